@@ -1,1 +1,26 @@
+//! burnish: fine-tune LLaMA-family language models with low-rank adapters, on Burn.
+//!
+//! Read `docs/architecture.md` first. Modules in the order they build on each other (nothing imports upward):
+//! [`error`], [`quant`], [`files`], [`ops`], [`nn`], [`model`], [`adapter`], [`text`], [`data`], [`train`],
+//! [`generate`], [`eval`], [`pull`], [`recipe`], [`cli`].
+
 #![recursion_limit = "512"]
+
+pub mod adapter;
+pub mod cli;
+pub mod data;
+pub mod device;
+pub mod error;
+pub mod eval;
+pub mod files;
+pub mod generate;
+pub mod model;
+pub mod nn;
+pub mod ops;
+pub mod pull;
+pub mod quant;
+pub mod recipe;
+pub mod text;
+pub mod train;
+
+pub use error::{Error, Result};

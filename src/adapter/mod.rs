@@ -1,0 +1,5 @@
+//! Low-rank adapters: what to adapt, the trainable factors, PEFT's file format, merging.
+
+pub mod file;
+pub mod merge;
+pub mod spec;

@@ -1,0 +1,9 @@
+//! The LLaMA family: configuration, tensor names, base files, and the decoder.
+
+pub mod base;
+pub mod config;
+pub mod decoder;
+pub mod names;
+
+pub use base::BaseFiles;
+pub use config::ModelConfig;
