@@ -1,1 +1,3 @@
-//! (being written)
+//! Inference: choosing tokens (and, with a decoder, producing them).
+
+pub mod sample;
