@@ -141,10 +141,7 @@ mod tests {
         ])
         .expect("two errors");
         assert_eq!(joined.exit_code(), 2);
-        assert_eq!(
-            joined.to_string(),
-            "error: a: disk full\nerror: b:3: expected a string, found 4\n  hint: quote it"
-        );
+        assert_eq!(joined.to_string(), "error: a: disk full\nerror: b:3: expected a string, found 4\n  hint: quote it");
         assert!(Error::join([]).is_none());
     }
 }

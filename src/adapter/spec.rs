@@ -18,8 +18,7 @@ pub enum Target {
 
 impl Target {
     /// Every target, in the order a layer uses them.
-    pub const ALL: [Target; 8] =
-        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down, Self::LmHead];
+    pub const ALL: [Target; 8] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down, Self::LmHead];
 
     /// The Hugging Face module name.
     pub fn name(self) -> &'static str {

@@ -1,37 +1,60 @@
 //! Files of weights: safetensors and GGUF, read without copying, written atomically.
 //!
-//! A reader hands out [`RawTensor`]s: the bytes as they lie in the file, with a name, a dtype and a shape.
+//! A reader hands out [`RawTensor`]s: the bytes as they lie in the file, with a dtype and a shape.
 //! What the numbers mean is `quant`'s business, what they are for is `model`'s.
 
+pub mod atomic;
 pub mod gguf;
+pub mod json;
+pub mod open;
 pub mod safetensors;
 
+use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use crate::quant::BlockType;
+use crate::error::{Error, Result};
+use crate::quant::{BlockType, float};
 
 /// Bytes that are either a slice of a memory-mapped file or owned. Cloning is cheap.
 #[derive(Clone)]
-pub struct Bytes(Repr);
+pub struct Bytes {
+    owner: Owner,
+    range: Range<usize>,
+}
 
 #[derive(Clone)]
-enum Repr {
-    Mapped { map: Arc<memmap2::Mmap>, range: Range<usize> },
-    Owned(Arc<Vec<u8>>),
+enum Owner {
+    Mapped(Arc<memmap2::Mmap>),
+    Heap(Arc<Vec<u8>>),
 }
 
 impl Bytes {
     /// A slice of a mapped file. `range` must lie inside the map.
     pub fn mapped(map: Arc<memmap2::Mmap>, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= map.len(), "a tensor's range lies inside its file");
-        Self(Repr::Mapped { map, range })
+        Self { owner: Owner::Mapped(map), range }
+    }
+
+    /// A part of these bytes, sharing their memory; `None` where it reaches beyond them.
+    pub fn slice(&self, part: Range<usize>) -> Option<Self> {
+        if part.start > part.end || part.end > self.len() {
+            return None;
+        }
+        let range = self.range.start + part.start..self.range.start + part.end;
+        Some(Self { owner: self.owner.clone(), range })
+    }
+
+    /// Whether they lie in a mapped file (and cost no memory of their own).
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.owner, Owner::Mapped(_))
     }
 }
 
 impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Self {
-        Self(Repr::Owned(Arc::new(bytes)))
+        let range = 0..bytes.len();
+        Self { owner: Owner::Heap(Arc::new(bytes)), range }
     }
 }
 
@@ -39,15 +62,15 @@ impl Deref for Bytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match &self.0 {
-            Repr::Mapped { map, range } => &map[range.clone()],
-            Repr::Owned(bytes) => bytes,
+        match &self.owner {
+            Owner::Mapped(map) => &map[self.range.clone()],
+            Owner::Heap(bytes) => &bytes[self.range.clone()],
         }
     }
 }
 
-impl std::fmt::Debug for Bytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Bytes({})", self.len())
     }
 }
@@ -66,6 +89,46 @@ pub enum Dtype {
     Block(BlockType),
 }
 
+impl Dtype {
+    /// The name users know: `F32`, `BF16`, `Q4_K`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::I8 => "I8",
+            Self::U8 => "U8",
+            Self::I32 => "I32",
+            Self::I64 => "I64",
+            Self::Block(block) => block.name(),
+        }
+    }
+
+    /// Bytes of a tensor of this shape; `None` where that overflows or the innermost dimension is not a
+    /// whole number of blocks.
+    pub fn bytes_of(self, shape: &[usize]) -> Option<usize> {
+        let values = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size))?;
+        match self {
+            Self::I8 | Self::U8 => Some(values),
+            Self::F16 | Self::Bf16 => values.checked_mul(2),
+            Self::F32 | Self::I32 => values.checked_mul(4),
+            Self::I64 => values.checked_mul(8),
+            Self::Block(block) => {
+                let row = shape.last().copied().unwrap_or(1);
+                (row % block.values_per_block() == 0)
+                    .then(|| values / block.values_per_block())?
+                    .checked_mul(block.bytes_per_block())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// A tensor as it lies in a file: row-major, outermost dimension first (`[out, in]` for a projection),
 /// whatever order the file format uses.
 #[derive(Debug, Clone)]
@@ -80,4 +143,65 @@ impl RawTensor {
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// Every value as `f32`: exact for 16-bit floats and 8-bit integers, the format's own formula for
+    /// blocks, rounded for `I32` and `I64`. An error where the bytes do not fit the shape.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        if self.dtype.bytes_of(&self.shape) != Some(self.bytes.len()) {
+            let message = format!("{} bytes do not fit shape {:?} of {}", self.bytes.len(), self.shape, self.dtype);
+            return Err(Error::input("", message));
+        }
+        let mut values = vec![0.0; self.elements()];
+        self.decode_into(&mut values);
+        Ok(values)
+    }
+
+    fn decode_into(&self, values: &mut [f32]) {
+        let bytes: &[u8] = &self.bytes;
+        match self.dtype {
+            Dtype::F32 => float::decode_f32(bytes, values),
+            Dtype::F16 => float::decode_f16(bytes, values),
+            Dtype::Bf16 => float::decode_bf16(bytes, values),
+            Dtype::I8 => convert(bytes, values, |[byte]| f32::from(byte as i8)),
+            Dtype::U8 => convert(bytes, values, |[byte]| f32::from(byte)),
+            Dtype::I32 => convert(bytes, values, |bytes| i32::from_le_bytes(bytes) as f32),
+            Dtype::I64 => convert(bytes, values, |bytes| i64::from_le_bytes(bytes) as f32),
+            Dtype::Block(block) => block.decode(bytes, values),
+        }
+    }
+
+    /// An error naming `place` where a value (for blocks: a scale) is infinite or NaN: such a weight makes
+    /// every loss NaN.
+    pub fn check_finite(&self, place: impl fmt::Display) -> Result<()> {
+        let bytes: &[u8] = &self.bytes;
+        let (what, index) = match self.dtype {
+            Dtype::F32 => ("value", any_special(bytes, |bytes| u32::from_le_bytes(bytes) & 0x7f80_0000 == 0x7f80_0000)),
+            Dtype::F16 => ("value", any_special(bytes, |bytes| u16::from_le_bytes(bytes) & 0x7c00 == 0x7c00)),
+            Dtype::Bf16 => ("value", any_special(bytes, |bytes| u16::from_le_bytes(bytes) & 0x7f80 == 0x7f80)),
+            Dtype::Block(block) => ("block scale", block.first_non_finite(bytes)),
+            Dtype::I8 | Dtype::U8 | Dtype::I32 | Dtype::I64 => return Ok(()),
+        };
+        match index {
+            None => Ok(()),
+            Some(index) => Err(Error::input(place, format!("{what} {index} is infinite or not a number"))
+                .hint("the file is damaged, or the model was saved after its training diverged")),
+        }
+    }
+}
+
+/// Values of `SIZE` bytes each, converted one by one.
+fn convert<const SIZE: usize>(bytes: &[u8], values: &mut [f32], convert: impl Fn([u8; SIZE]) -> f32) {
+    for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+        *value = convert(*bytes);
+    }
+}
+
+/// Index of the first item for which `special` holds. Looks at runs without leaving early, which
+/// vectorises, and searches only a run that has one.
+fn any_special<const SIZE: usize>(bytes: &[u8], special: impl Fn([u8; SIZE]) -> bool) -> Option<usize> {
+    const RUN: usize = 4096;
+    bytes.as_chunks::<SIZE>().0.chunks(RUN).enumerate().find_map(|(run, items)| {
+        let found = items.iter().fold(false, |found, item| found | special(*item));
+        if found { items.iter().position(|item| special(*item)).map(|index| run * RUN + index) } else { None }
+    })
 }

@@ -1,1 +1,386 @@
-//! (being written)
+//! The frozen base model's files: a Hugging Face folder or a GGUF file, under one set of names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::config::{Architecture, ModelConfig};
+use super::names::{self, TensorName};
+use crate::error::{Error, Result};
+use crate::files::gguf::Gguf;
+use crate::files::safetensors::SafeTensorsFile;
+use crate::files::{Bytes, Dtype, RawTensor, json};
+
+/// Beyond this many differences the rest is only counted.
+const MAX_DIFFERENCES: usize = 100;
+
+/// An open base model. Its tensors have the names of [`names::tensors`], the right shapes, and a dtype that
+/// is supported; their bytes stay in the mapped files until they are asked for.
+#[derive(Debug, Clone)]
+pub struct BaseFiles {
+    path: PathBuf,
+    config: ModelConfig,
+    tensors: Vec<TensorName>,
+    source: Source,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    Folder(Shards),
+    Gguf(Gguf),
+}
+
+impl BaseFiles {
+    /// Opens a folder with `config.json` and `model.safetensors` (or shards with their index), or a GGUF
+    /// file. Reads headers only, and reports every missing, unexpected or misshapen tensor at once.
+    pub fn open(path: &Path) -> Result<Self> {
+        let metadata = std::fs::metadata(path).map_err(|error| Error::read(path, &error))?;
+        let (config, source) = if metadata.is_dir() {
+            let config = ModelConfig::from_json_file(&path.join("config.json"))?;
+            (config, Source::Folder(Shards::open(path)?))
+        } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors")) {
+            return Err(Error::input(path.display(), "is one file of weights, without its config.json")
+                .hint("give the folder that it lies in"));
+        } else {
+            let gguf = Gguf::open(path)?;
+            (ModelConfig::from_gguf(&gguf)?, Source::Gguf(gguf))
+        };
+        let tensors = names::tensors(&config);
+        let base = Self { path: path.to_owned(), config, tensors, source };
+        base.check_tensors()?;
+        Ok(base)
+    }
+
+    /// What was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Whether it is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        self.gguf().is_some()
+    }
+
+    /// The GGUF file, for its tokenizer and other metadata.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match &self.source {
+            Source::Gguf(gguf) => Some(gguf),
+            Source::Folder(_) => None,
+        }
+    }
+
+    /// Hugging Face names of the model's tensors, in the order of [`names::tensors`]. Without the head
+    /// where it is tied.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().map(|tensor| tensor.hf.as_str())
+    }
+
+    /// Whether the model has a tensor of this Hugging Face name.
+    pub fn has(&self, hf_name: &str) -> bool {
+        self.tensors.iter().any(|tensor| tensor.hf == hf_name)
+    }
+
+    /// A tensor by its Hugging Face name, rows in Hugging Face's order. Reads all of it once to see that
+    /// every value (every scale of a block format) is finite.
+    pub fn tensor(&self, hf_name: &str) -> Result<RawTensor> {
+        let (place, tensor) = match &self.source {
+            Source::Folder(shards) => {
+                let file = shards.file_of(hf_name).ok_or_else(|| self.unknown(hf_name))?;
+                (format!("{}: tensor {hf_name}", file.place()), file.tensor(hf_name)?)
+            }
+            Source::Gguf(gguf) => {
+                let name = names::hf_to_gguf(hf_name).ok_or_else(|| self.unknown(hf_name))?;
+                (format!("{}: tensor {name}", gguf.place()), gguf.tensor(&name)?)
+            }
+        };
+        tensor.check_finite(&place)?;
+        match self.permuted_heads(hf_name) {
+            Some(heads) => restore_rows(&tensor, heads, self.config.head_dim)
+                .ok_or_else(|| Error::input(place, format!("shape {:?} does not hold {heads} heads", tensor.shape))),
+            None => Ok(tensor),
+        }
+    }
+
+    /// Heads of a tensor whose rows llama.cpp's converter has permuted: q and k of architecture `llama`
+    /// (which Mistral goes under too), weight and bias.
+    fn permuted_heads(&self, hf_name: &str) -> Option<usize> {
+        if !self.is_gguf() || self.config.architecture == Architecture::Qwen2 {
+            return None;
+        }
+        if hf_name.contains(".self_attn.q_proj.") {
+            Some(self.config.heads)
+        } else if hf_name.contains(".self_attn.k_proj.") {
+            Some(self.config.kv_heads)
+        } else {
+            None
+        }
+    }
+
+    fn unknown(&self, hf_name: &str) -> Error {
+        Error::input(format_args!("{}: tensor {hf_name}", self.path.display()), "the model has no such tensor")
+    }
+
+    /// SHA-256 in hexadecimal that identifies the weights: over the files in the order of their names, of
+    /// each its size, its header and its data. Of a file above 512 MiB the data is sampled: of every
+    /// tensor the first and last 64 KiB and 14 chunks spread evenly between. A weight changed anywhere in a
+    /// small file is seen; in a large one a fine-tune of the same base is, a single flipped bit may not be.
+    /// File names do not count.
+    pub fn content_hash(&self) -> Result<String> {
+        let mut hasher = Sha256::new();
+        match &self.source {
+            Source::Gguf(gguf) => {
+                hash_header(&mut hasher, gguf.header_bytes(), gguf.file_bytes());
+                hash_tensors(&mut hasher, gguf.file_bytes(), gguf.names(), |name| gguf.tensor(name))?;
+            }
+            Source::Folder(shards) => {
+                for file in &shards.files {
+                    hash_header(&mut hasher, file.header_bytes(), file.file_bytes());
+                    hash_tensors(&mut hasher, file.file_bytes(), file.names(), |name| file.tensor(name))?;
+                }
+            }
+        }
+        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Compares what the files hold with what the configuration needs.
+    fn check_tensors(&self) -> Result<()> {
+        let mut errors = match &self.source {
+            Source::Folder(shards) => self.folder_differences(shards),
+            Source::Gguf(gguf) => self.gguf_differences(gguf),
+        };
+        if errors.len() > MAX_DIFFERENCES {
+            let more = errors.len() - MAX_DIFFERENCES;
+            errors.truncate(MAX_DIFFERENCES);
+            errors.push(Error::input(self.path.display(), format!("and {more} more differences")));
+        }
+        Error::none_of(errors, ())
+    }
+
+    fn gguf_differences(&self, gguf: &Gguf) -> Vec<Error> {
+        let mut errors = Vec::new();
+        let place = |name: &str| format!("{}: tensor {name}", gguf.place());
+        for tensor in &self.tensors {
+            match gguf.shape(&tensor.gguf) {
+                None => errors.push(Error::input(place(&tensor.gguf), "is missing")),
+                Some(shape) if shape != tensor.shape => {
+                    errors.push(wrong_shape(place(&tensor.gguf), shape, &tensor.shape));
+                }
+                Some(_) => {}
+            }
+            if let Some(dtype @ (Dtype::I8 | Dtype::U8 | Dtype::I32 | Dtype::I64)) = gguf.dtype(&tensor.gguf) {
+                errors.push(Error::input(place(&tensor.gguf), format!("holds {dtype}; expected a kind of float")));
+            }
+        }
+        let expected: BTreeSet<&str> = self.tensors.iter().map(|tensor| tensor.gguf.as_str()).collect();
+        for name in gguf.names().filter(|name| !expected.contains(name) && !names::is_known_extra(name)) {
+            errors.push(Error::input(place(name), "is not part of a model of this configuration"));
+        }
+        errors
+    }
+
+    fn folder_differences(&self, shards: &Shards) -> Vec<Error> {
+        let mut errors = Vec::new();
+        for tensor in &self.tensors {
+            let Some(file) = shards.file_of(&tensor.hf) else {
+                let place = format!("{}: tensor {}", self.path.display(), tensor.hf);
+                errors.push(Error::input(place, "is missing"));
+                continue;
+            };
+            let place = format!("{}: tensor {}", file.place(), tensor.hf);
+            let shape = file.shape(&tensor.hf).unwrap_or_default();
+            if shape != tensor.shape {
+                errors.push(wrong_shape(place, shape, &tensor.shape));
+            } else if !matches!(file.dtype_name(&tensor.hf).as_deref(), Some("F32" | "F16" | "BF16")) {
+                let dtype = file.dtype_name(&tensor.hf).unwrap_or_default();
+                errors.push(Error::input(place, format!("is stored as {dtype}; supported are F32, F16 and BF16")));
+            }
+        }
+        let expected: BTreeSet<&str> = self.tensor_names().collect();
+        for (name, file) in &shards.file_of {
+            // A tied model may carry a copy of its embedding as head; transformers ignores it too.
+            let ignored = names::is_known_extra(name) || (self.config.tied_head && name == names::HEAD);
+            if !ignored && !expected.contains(name.as_str()) {
+                let place = format!("{}: tensor {name}", shards.files[*file].place());
+                errors.push(Error::input(place, "is not part of a model of this configuration"));
+            }
+        }
+        errors
+    }
+}
+
+fn wrong_shape(place: String, found: &[usize], expected: &[usize]) -> Error {
+    Error::input(place, format!("has shape {found:?}; the configuration needs {expected:?}"))
+}
+
+/// The safetensors files of a folder.
+#[derive(Debug, Clone)]
+struct Shards {
+    /// In the order of their names.
+    files: Vec<SafeTensorsFile>,
+    /// Index into `files` by tensor.
+    file_of: BTreeMap<String, usize>,
+}
+
+impl Shards {
+    fn open(folder: &Path) -> Result<Self> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        if single.exists() {
+            Self::collect(vec![SafeTensorsFile::open(&single)?])
+        } else if index.exists() {
+            Self::open_index(folder, &index)
+        } else {
+            let error = Error::input(folder.display(), "holds neither model.safetensors nor its index");
+            Err(error.hint("weights in another format (pytorch_model.bin) are never read; save them as safetensors"))
+        }
+    }
+
+    fn open_index(folder: &Path, index: &Path) -> Result<Self> {
+        let map = weight_map(index)?;
+        let names: BTreeSet<&str> = map.values().map(String::as_str).collect();
+        let errors = names.iter().filter_map(|name| check_shard_name(folder, index, name).err()).collect();
+        Error::none_of(errors, ())?;
+        let mut files = Vec::new();
+        let mut errors = Vec::new();
+        for name in &names {
+            match SafeTensorsFile::open(&folder.join(name)) {
+                Ok(file) => files.push(file),
+                Err(error) => errors.push(error),
+            }
+        }
+        let shards = Self::collect(Error::none_of(errors, files)?)?;
+        let errors = map.iter().filter(|(tensor, _)| !shards.file_of.contains_key(*tensor)).map(|(tensor, file)| {
+            Error::input(format_args!("{}: tensor {tensor}", index.display()), format!("is not in {file}"))
+        });
+        Error::none_of(errors.take(MAX_DIFFERENCES).collect(), shards)
+    }
+
+    fn collect(files: Vec<SafeTensorsFile>) -> Result<Self> {
+        let mut file_of = BTreeMap::new();
+        let mut errors = Vec::new();
+        for (index, file) in files.iter().enumerate() {
+            for name in file.names() {
+                if let Some(first) = file_of.insert(name.to_owned(), index) {
+                    let first: &SafeTensorsFile = &files[first];
+                    let place = format!("{}: tensor {name}", file.place());
+                    errors.push(Error::input(place, format!("is in {} too", first.place())));
+                }
+            }
+        }
+        errors.truncate(MAX_DIFFERENCES);
+        Error::none_of(errors, Self { files, file_of })
+    }
+
+    fn file_of(&self, tensor: &str) -> Option<&SafeTensorsFile> {
+        self.file_of.get(tensor).map(|&index| &self.files[index])
+    }
+}
+
+/// Tensor name to file name, from `model.safetensors.index.json`.
+fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
+    const MAX_SHARDS: usize = 10_000;
+    let place = index.display();
+    let value = json::read(index)?;
+    if let Some(total) = value.get("metadata").and_then(|metadata| metadata.get("total_size"))
+        && total.as_u64().is_none()
+        && total.as_f64().is_none_or(|size| size < 0.0 || size.fract() != 0.0 || size > u64::MAX as f64)
+    {
+        return Err(Error::input(
+            format_args!("{place}: total_size"),
+            format!("is {total}; expected a number of bytes"),
+        ));
+    }
+    let map = value.get("weight_map").and_then(serde_json::Value::as_object);
+    let map = map.ok_or_else(|| Error::input(&place, "has no object `weight_map`"))?;
+    let mut files = BTreeMap::new();
+    for (tensor, file) in map {
+        let file = file.as_str().ok_or_else(|| {
+            Error::input(format_args!("{place}: weight_map.{tensor}"), format!("is {file}; expected a file name"))
+        })?;
+        files.insert(tensor.clone(), file.to_owned());
+    }
+    let shards: BTreeSet<&String> = files.values().collect();
+    match shards.len() {
+        0 => Err(Error::input(place, "`weight_map` is empty")),
+        count if count > MAX_SHARDS => {
+            Err(Error::input(place, format!("{count} shards, above the limit of {MAX_SHARDS}")))
+        }
+        _ => Ok(files),
+    }
+}
+
+/// A shard is a plain file name in the folder. A link is followed inside the folder and, for the hub's cache,
+/// to the `blobs` folder beside `snapshots`; not elsewhere.
+fn check_shard_name(folder: &Path, index: &Path, name: &str) -> Result<()> {
+    let place = format!("{}: weight_map", index.display());
+    let plain = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0']);
+    if !plain {
+        return Err(Error::input(place, format!("names the file {name:?}; expected a plain file name")));
+    }
+    let shard = folder.join(name);
+    let real = shard.canonicalize().map_err(|error| Error::read(&shard, &error))?;
+    let inside = |root: PathBuf| root.canonicalize().is_ok_and(|root| real.starts_with(root));
+    if inside(folder.to_owned()) || inside(folder.join("../../blobs")) {
+        return Ok(());
+    }
+    Err(Error::input(place, format!("names {name:?}, a link that leads out of the folder to {}", real.display()))
+        .hint("give the folder that the files really lie in, or copy them"))
+}
+
+/// Undoes the row permutation of llama.cpp's converter (`permute` in `conversion/llama.py`), for rotary
+/// embedding of pairs to become rotary embedding of halves: within each head, GGUF row `2 j + p` is
+/// Hugging Face row `p * head_dim / 2 + j`. Whole rows move, so nothing is decoded.
+/// `None` where the shape does not hold these heads.
+fn restore_rows(tensor: &RawTensor, heads: usize, head_dim: usize) -> Option<RawTensor> {
+    let rows = *tensor.shape.first()?;
+    if rows == 0 || rows != heads * head_dim || !tensor.bytes.len().is_multiple_of(rows) {
+        return None;
+    }
+    let row_bytes = tensor.bytes.len() / rows;
+    let half = head_dim / 2;
+    let mut bytes = Vec::with_capacity(tensor.bytes.len());
+    for head in 0..heads {
+        for row in 0..head_dim {
+            let from = head * head_dim + 2 * (row % half) + row / half;
+            bytes.extend_from_slice(tensor.bytes.get(from * row_bytes..(from + 1) * row_bytes)?);
+        }
+    }
+    Some(RawTensor { dtype: tensor.dtype, shape: tensor.shape.clone(), bytes: Bytes::from(bytes) })
+}
+
+fn hash_header(hasher: &mut Sha256, header: &[u8], file_bytes: usize) {
+    hasher.update((file_bytes as u64).to_le_bytes());
+    hasher.update((header.len() as u64).to_le_bytes());
+    hasher.update(header);
+}
+
+fn hash_tensors<'a>(
+    hasher: &mut Sha256,
+    file_bytes: usize,
+    names: impl Iterator<Item = &'a str>,
+    tensor: impl Fn(&str) -> Result<RawTensor>,
+) -> Result<()> {
+    const WHOLE_FILE: usize = 512 << 20;
+    const CHUNK: usize = 64 << 10;
+    const CHUNKS: usize = 16;
+    for name in names {
+        let bytes = tensor(name)?.bytes;
+        if file_bytes <= WHOLE_FILE || bytes.len() <= CHUNK * CHUNKS {
+            hasher.update(&*bytes);
+            continue;
+        }
+        let last = bytes.len() - CHUNK;
+        for chunk in 0..CHUNKS {
+            let start = last / (CHUNKS - 1) * chunk;
+            let start = if chunk == CHUNKS - 1 { last } else { start };
+            hasher.update(&bytes[start..start + CHUNK]);
+        }
+    }
+    Ok(())
+}

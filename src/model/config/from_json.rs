@@ -1,0 +1,304 @@
+//! `config.json` and `generation_config.json` as transformers writes them, old and new style.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{Architecture, ModelConfig, RopeScaling, unsupported};
+use crate::error::{Error, Result};
+use crate::files::json;
+
+impl ModelConfig {
+    /// Reads `config.json`, and the end tokens of a `generation_config.json` beside it. Reports every
+    /// problem at once.
+    pub fn from_json_file(path: &Path) -> Result<Self> {
+        let config = json::read(path)?;
+        let generation_path = path.with_file_name("generation_config.json");
+        let generation = if generation_path.exists() { Some(json::read(&generation_path)?) } else { None };
+        Self::from_json(&path.display().to_string(), &config, generation.as_ref())
+    }
+
+    /// The configuration that `config` describes, with the end tokens of `generation` added; `place` names
+    /// the file.
+    pub fn from_json(place: &str, config: &Value, generation: Option<&Value>) -> Result<Self> {
+        let Value::Object(object) = config else {
+            return Err(Error::input(place, "is not a JSON object"));
+        };
+        let architecture = architecture(place, object)?;
+        let mut fields = Fields { place, object, errors: Vec::new() };
+        check_supported(architecture, &mut fields);
+        let hidden_size = fields.required_size("hidden_size");
+        let heads = fields.required_size("num_attention_heads");
+        let default_kv_heads = match architecture {
+            Architecture::Llama => heads,
+            Architecture::Mistral => 8,
+            Architecture::Qwen2 => 32,
+        };
+        let kv_heads = match object.get("num_key_value_heads") {
+            Some(Value::Null) => heads,
+            _ => fields.size("num_key_value_heads").unwrap_or(default_kv_heads),
+        };
+        let head_dim = fields.size("head_dim").unwrap_or_else(|| derived_head_dim(hidden_size, heads, &mut fields));
+        let attention_bias = fields.flag("attention_bias").unwrap_or(false);
+        let layers = fields.required_size("num_hidden_layers");
+        let (rope_theta, rope_scaling) = rope(&mut fields);
+        let config = Self {
+            architecture,
+            vocab_size: fields.required_size("vocab_size"),
+            hidden_size,
+            intermediate_size: fields.required_size("intermediate_size"),
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            norm_eps: fields.number("rms_norm_eps").unwrap_or(1e-6),
+            rope_theta,
+            rope_scaling,
+            tied_head: fields.flag("tie_word_embeddings").unwrap_or(false),
+            qkv_bias: match architecture {
+                Architecture::Llama => attention_bias,
+                Architecture::Mistral => false,
+                Architecture::Qwen2 => true,
+            },
+            o_bias: architecture == Architecture::Llama && attention_bias,
+            mlp_bias: architecture == Architecture::Llama && fields.flag("mlp_bias").unwrap_or(false),
+            sliding_window: sliding_window(architecture, layers, &mut fields),
+            max_positions: fields.size("max_position_embeddings").unwrap_or(match architecture {
+                Architecture::Llama => 2048,
+                Architecture::Mistral => 4096 * 32,
+                Architecture::Qwen2 => 32_768,
+            }),
+            bos_token: fields.tokens("bos_token_id").first().copied(),
+            eos_tokens: eos_tokens(&mut fields, generation),
+        };
+        let errors = fields.errors;
+        config.checked(place, errors)
+    }
+}
+
+fn architecture(place: &str, object: &Map<String, Value>) -> Result<Architecture> {
+    let known = [Architecture::Llama, Architecture::Mistral, Architecture::Qwen2];
+    match object.get("architectures") {
+        None | Some(Value::Null) => {
+            let model_type = object.get("model_type").and_then(Value::as_str).unwrap_or("(none named)");
+            known
+                .into_iter()
+                .find(|architecture| architecture.model_type() == model_type)
+                .ok_or_else(|| unsupported(place, model_type))
+        }
+        Some(Value::Array(names)) => match names.as_slice() {
+            [Value::String(name)] => known
+                .into_iter()
+                .find(|architecture| architecture.class_name() == name)
+                .ok_or_else(|| unsupported(place, name)),
+            names => Err(unsupported(place, &Value::from(names).to_string())),
+        },
+        Some(other) => Err(Error::input(
+            format_args!("{place}: architectures"),
+            format!("is {other}; expected a list with one name"),
+        )),
+    }
+}
+
+/// Settings that would make this another model than the decoder computes.
+fn check_supported(architecture: Architecture, fields: &mut Fields) {
+    if let Some(activation) = fields.text("hidden_act")
+        && !matches!(activation.as_str(), "silu" | "swish")
+    {
+        fields.problem("hidden_act", format!("is {activation:?}; supported is \"silu\""));
+    }
+    if architecture == Architecture::Mistral && fields.flag("attention_bias") == Some(true) {
+        fields.problem("attention_bias", "is true, which no Mistral has".to_owned());
+    }
+    let method = match fields.object.get("quantization_config") {
+        None | Some(Value::Null) => return,
+        Some(quantization) => quantization.get("quant_method").and_then(Value::as_str).unwrap_or("(none named)"),
+    };
+    if method != "bitsandbytes" {
+        let message = format!("the weights are quantised with {method}; supported is bitsandbytes");
+        fields.problem("quantization_config", message);
+    }
+}
+
+fn derived_head_dim(hidden_size: usize, heads: usize, fields: &mut Fields) -> usize {
+    if heads == 0 || hidden_size == 0 {
+        if fields.errors.is_empty() {
+            fields.problem("num_attention_heads", format!("{heads} heads for a hidden size of {hidden_size}"));
+        }
+        return 0;
+    }
+    if !hidden_size.is_multiple_of(heads) {
+        let message = format!("is {heads}, which does not divide hidden_size {hidden_size}, and there is no head_dim");
+        fields.problem("num_attention_heads", message);
+    }
+    hidden_size / heads
+}
+
+/// `rope_theta` with `rope_scaling`, or `rope_parameters` that hold both (transformers 5).
+fn rope(fields: &mut Fields) -> (f64, RopeScaling) {
+    const DEFAULT_THETA: f64 = 10_000.0;
+    if let Some(factor) = fields.number("partial_rotary_factor")
+        && factor != 1.0
+    {
+        fields.problem("partial_rotary_factor", format!("is {factor}; supported is 1"));
+    }
+    let theta = fields.number("rope_theta");
+    let key = ["rope_parameters", "rope_scaling"]
+        .into_iter()
+        .find(|key| fields.object.get(*key).is_some_and(|v| !v.is_null()));
+    let Some(key) = key else { return (theta.unwrap_or(DEFAULT_THETA), RopeScaling::None) };
+    let Some(Value::Object(object)) = fields.object.get(key) else {
+        fields.problem(key, "is not an object".to_owned());
+        return (theta.unwrap_or(DEFAULT_THETA), RopeScaling::None);
+    };
+    let place = format!("{}: {key}", fields.place);
+    let mut inner = Fields { place: &place, object, errors: Vec::new() };
+    let theta = inner.number("rope_theta").or(theta).unwrap_or(DEFAULT_THETA);
+    let kind = inner.text("rope_type").or_else(|| inner.text("type"));
+    let scaling = match kind.as_deref() {
+        Some("default") => RopeScaling::None,
+        Some("linear") => RopeScaling::Linear { factor: inner.required_number("factor") },
+        Some("llama3") => RopeScaling::Llama3 {
+            factor: inner.required_number("factor"),
+            low_freq_factor: inner.required_number("low_freq_factor"),
+            high_freq_factor: inner.required_number("high_freq_factor"),
+            original_max_positions: inner.required_size("original_max_position_embeddings"),
+        },
+        Some(other) => {
+            inner.problem("rope_type", format!("is {other:?}; supported are \"default\", \"linear\" and \"llama3\""));
+            RopeScaling::None
+        }
+        None if key == "rope_parameters" && !object.contains_key("factor") => RopeScaling::None,
+        None => {
+            inner.problem("rope_type", "is missing".to_owned());
+            RopeScaling::None
+        }
+    };
+    fields.errors.append(&mut inner.errors);
+    (theta, scaling)
+}
+
+/// The window, where every layer has it. Qwen2 turns it on apart, and from a layer on.
+fn sliding_window(architecture: Architecture, layers: usize, fields: &mut Fields) -> Option<usize> {
+    match architecture {
+        Architecture::Llama => None,
+        Architecture::Mistral if !fields.object.contains_key("sliding_window") => Some(4096),
+        Architecture::Mistral => fields.size("sliding_window"),
+        Architecture::Qwen2 => {
+            let used = fields.flag("use_sliding_window").unwrap_or(false);
+            let window = fields.size("sliding_window");
+            let first_layer = fields.count("max_window_layers").unwrap_or(28);
+            if !used || first_layer >= layers {
+                return None;
+            }
+            if first_layer > 0 {
+                let message =
+                    format!("is {first_layer} of {layers} layers; a window in some layers only is not supported");
+                fields.problem("max_window_layers", message);
+            }
+            window
+        }
+    }
+}
+
+/// Those of `config.json`, then those that only `generation_config.json` names.
+fn eos_tokens(fields: &mut Fields, generation: Option<&Value>) -> Vec<u32> {
+    let mut tokens = fields.tokens("eos_token_id");
+    if let Some(Value::Object(object)) = generation {
+        let place = format!("{} (generation_config.json)", fields.place);
+        let mut beside = Fields { place: &place, object, errors: Vec::new() };
+        for token in beside.tokens("eos_token_id") {
+            if !tokens.contains(&token) {
+                tokens.push(token);
+            }
+        }
+        fields.errors.append(&mut beside.errors);
+    }
+    tokens
+}
+
+/// Fields of a JSON object, read with their types checked; what is wrong collects in `errors`.
+struct Fields<'a> {
+    place: &'a str,
+    object: &'a Map<String, Value>,
+    errors: Vec<Error>,
+}
+
+impl Fields<'_> {
+    fn problem(&mut self, field: &str, message: String) {
+        self.errors.push(Error::input(format_args!("{}: {field}", self.place), message));
+    }
+
+    /// The field through `read`; `None` where it is absent, null, or (then a problem) not `expected`.
+    fn get<T>(&mut self, field: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Option<T> {
+        let value = self.object.get(field).filter(|value| !value.is_null())?;
+        let found = read(value);
+        if found.is_none() {
+            self.problem(field, format!("is {}; expected {expected}", shortened(value)));
+        }
+        found
+    }
+
+    fn count(&mut self, field: &str) -> Option<usize> {
+        self.get(field, "a whole number", |value| value.as_u64().and_then(|value| value.try_into().ok()))
+    }
+
+    /// A whole number above zero.
+    fn size(&mut self, field: &str) -> Option<usize> {
+        self.get(field, "a whole number above 0", |value| {
+            value.as_u64().and_then(|value| value.try_into().ok()).filter(|&size| size > 0)
+        })
+    }
+
+    /// [`Self::size`] of a field that must be there; 1 stands in where it is not.
+    fn required_size(&mut self, field: &str) -> usize {
+        let reported = self.errors.len();
+        self.size(field).unwrap_or_else(|| {
+            if self.errors.len() == reported {
+                self.problem(field, "is missing".to_owned());
+            }
+            1
+        })
+    }
+
+    fn number(&mut self, field: &str) -> Option<f64> {
+        self.get(field, "a number", Value::as_f64)
+    }
+
+    fn required_number(&mut self, field: &str) -> f64 {
+        let reported = self.errors.len();
+        self.number(field).unwrap_or_else(|| {
+            if self.errors.len() == reported {
+                self.problem(field, "is missing".to_owned());
+            }
+            1.0
+        })
+    }
+
+    fn flag(&mut self, field: &str) -> Option<bool> {
+        self.get(field, "true or false", Value::as_bool)
+    }
+
+    fn text(&mut self, field: &str) -> Option<String> {
+        self.get(field, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    /// A token id or a list of them.
+    fn tokens(&mut self, field: &str) -> Vec<u32> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let tokens = self.get(field, "a token id or a list of token ids", |value| match value {
+            Value::Array(values) => values.iter().map(id).collect(),
+            value => id(value).map(|id| vec![id]),
+        });
+        tokens.unwrap_or_default()
+    }
+}
+
+/// The value as JSON, cut where it is long.
+fn shortened(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
