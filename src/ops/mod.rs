@@ -1,1 +1,20 @@
-//! (being written)
+//! The numerics that Burn lacks, one folder an op: `reference.rs` is the definition of correct in plain tensor code
+//! on any backend, `cpu.rs` the processor's kernel with a hand-written backward.
+//!
+//! Activations are `[tokens, features]`: the sequences of a micro-batch lie end to end, so nothing is ever padded.
+
+pub mod attention;
+#[cfg(feature = "cpu")]
+pub mod cpu;
+pub mod cross_entropy;
+pub mod frozen;
+pub mod inject;
+pub mod linear;
+pub mod norm;
+pub mod swiglu;
+
+/// Whether the tensor lives where the processor's kernels run.
+#[cfg(feature = "cpu")]
+fn on_processor(tensor: &burn::tensor::Tensor<2>) -> bool {
+    tensor.device().inner() == burn::tensor::Device::flex()
+}

@@ -1,0 +1,27 @@
+//! What generation remembers of a sequence: its rotated keys and its values, per layer.
+
+use burn::tensor::Tensor;
+
+/// Keys and values of one sequence in one layer.
+#[derive(Debug, Clone, Default)]
+pub struct Cache {
+    pub(super) length: usize,
+    pub(super) store: Store,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) enum Store {
+    #[default]
+    Empty,
+    /// `[length, kv_heads · head_dim]`, grown in place.
+    #[cfg(feature = "cpu")]
+    Host { keys: Vec<f32>, values: Vec<f32> },
+    Tensors { keys: Tensor<2>, values: Tensor<2> },
+}
+
+impl Cache {
+    /// Tokens remembered.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+}

@@ -1,0 +1,111 @@
+//! Which instruction set the kernels use: found at start, lowered by `BURNISH_ISA`.
+
+use std::sync::OnceLock;
+
+/// Instruction sets with kernels of their own, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust, any processor.
+    Portable,
+    /// AVX2 and FMA, f32.
+    Avx2,
+    /// AVX-512 F/BW/DQ/VL, f32.
+    Avx512,
+    /// AVX-512 with `vdpbf16ps`: bf16 products, f32 sums.
+    Avx512Bf16,
+    /// Tile products of AMX-BF16 (with AVX-512-BF16 for the edges).
+    Amx,
+}
+
+impl Isa {
+    /// Every instruction set, weakest first.
+    pub const ALL: [Isa; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
+
+    /// The value of `BURNISH_ISA` that chooses it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
+            Self::Amx => "amx",
+        }
+    }
+
+    /// Has instructions that multiply bf16 pairs; without them bf16 is widened to f32 on the fly.
+    pub fn multiplies_bf16(self) -> bool {
+        self >= Self::Avx512Bf16
+    }
+
+    /// The best this machine has.
+    pub fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if avx512 && is_x86_feature_detected!("avx512bf16") {
+                return if super::amx::available() { Self::Amx } else { Self::Avx512Bf16 };
+            }
+            if avx512 {
+                return Self::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Self::Avx2;
+            }
+        }
+        Self::Portable
+    }
+
+    /// Those this machine runs, weakest first.
+    pub fn supported() -> impl Iterator<Item = Isa> {
+        Self::ALL.into_iter().filter(|&isa| isa <= Self::best())
+    }
+
+    /// The one in use: the best there is, or the lower one that `BURNISH_ISA` names.
+    pub fn current() -> Self {
+        static CURRENT: OnceLock<Isa> = OnceLock::new();
+        *CURRENT.get_or_init(|| {
+            let best = Self::best();
+            let named = std::env::var("BURNISH_ISA").ok();
+            let wanted = named.and_then(|name| Self::ALL.into_iter().find(|isa| isa.name() == name));
+            wanted.unwrap_or(best).min(best)
+        })
+    }
+
+    /// Whether `name` is a value that `BURNISH_ISA` takes.
+    pub fn is_known(name: &str) -> bool {
+        Self::ALL.iter().any(|isa| isa.name() == name)
+    }
+}
+
+/// Defines an element-wise function once and compiles it for AVX-512, AVX2 and the baseline; the call picks
+/// by [`Isa::current`]. The body must be plain loops that the compiler vectorises.
+macro_rules! vectorised {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                let isa = $crate::ops::cpu::isa::Isa::current();
+                // SAFETY: `current` never exceeds what the processor reports.
+                if isa >= $crate::ops::cpu::isa::Isa::Avx512 {
+                    return unsafe { avx512($($arg),*) };
+                }
+                if isa >= $crate::ops::cpu::isa::Isa::Avx2 {
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+pub(crate) use vectorised;

@@ -1,0 +1,405 @@
+//! The innermost product: a few rows of activations by a packed panel of 32 columns, into an f32 tile.
+//!
+//! A *panel* holds 32 columns of the right-hand matrix, depth first. For f32 it is `[depth][32]`; for bf16 the
+//! depth goes in pairs, `[depth / 2][32][2]`, as `vdpbf16ps` and `tdpbf16ps` read it. Every instruction set takes
+//! the same panel, adds along the depth in the same order for every row, and is tested against the portable one.
+
+use half::bf16;
+
+use super::isa::Isa;
+
+/// Columns of a panel.
+pub const PANEL: usize = 32;
+/// The most rows any kernel computes at once.
+pub const MAX_ROWS: usize = 32;
+/// An f32 accumulator tile, `[MAX_ROWS][PANEL]`, aligned as the kernels want it.
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub struct Tile(pub [f32; MAX_ROWS * PANEL]);
+
+impl Tile {
+    /// All zero.
+    pub const ZERO: Self = Self([0.0; MAX_ROWS * PANEL]);
+}
+
+/// A number format that panels come in: f32, or bf16 pairs.
+pub trait Element: bytemuck::Pod + Send + Sync + burn_backend::Element {
+    /// Depth is padded to a multiple of this.
+    const DEPTH_UNIT: usize;
+
+    /// Rounds to nearest.
+    fn round(value: f32) -> Self;
+    /// Exact.
+    fn widen(self) -> f32;
+    /// Rounds a slice to nearest.
+    fn narrow_from(from: &[f32], to: &mut [Self]);
+    /// Rows that one call of [`Element::tile`] takes at most.
+    fn rows_per_tile(isa: Isa) -> usize;
+
+    /// `tile[rows, 32] (+)= a[rows, depth] · panel[depth, 32]`.
+    ///
+    /// # Safety
+    /// `isa` is supported; `rows <= rows_per_tile(isa)`; `depth` is a multiple of `DEPTH_UNIT`; `a` has `rows` rows
+    /// of stride `lda`; `panel` has `depth * 32` values; `tile` has `rows * 32`, aligned to 64 bytes. Under [`Isa::Amx`] the call is inside `amx::with_tiles`.
+    unsafe fn tile(
+        isa: Isa,
+        rows: usize,
+        depth: usize,
+        a: *const Self,
+        lda: usize,
+        panel: *const Self,
+        tile: *mut f32,
+        accumulate: bool,
+    );
+}
+
+impl Element for f32 {
+    const DEPTH_UNIT: usize = 1;
+
+    fn round(value: f32) -> Self {
+        value
+    }
+
+    fn widen(self) -> f32 {
+        self
+    }
+
+    fn narrow_from(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+
+    fn rows_per_tile(isa: Isa) -> usize {
+        if isa >= Isa::Avx512 { x86::AVX512_ROWS } else { x86::AVX2_ROWS }
+    }
+
+    #[inline]
+    unsafe fn tile(
+        isa: Isa,
+        rows: usize,
+        depth: usize,
+        a: *const f32,
+        lda: usize,
+        panel: *const f32,
+        tile: *mut f32,
+        accumulate: bool,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller vouches for the instruction set and the buffers.
+        unsafe {
+            if isa >= Isa::Avx512 {
+                return x86::f32_avx512(rows, depth, a, lda, panel, tile, accumulate);
+            }
+            if isa == Isa::Avx2 {
+                return x86::f32_avx2(rows, depth, a, lda, panel, tile, accumulate);
+            }
+        }
+        // SAFETY: as above.
+        unsafe { portable(rows, depth, a, lda, panel, tile, accumulate) }
+    }
+}
+
+impl Element for bf16 {
+    const DEPTH_UNIT: usize = 2;
+
+    fn round(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    fn narrow_from(from: &[f32], to: &mut [bf16]) {
+        super::product::narrow(from, to);
+    }
+
+    fn rows_per_tile(isa: Isa) -> usize {
+        match isa {
+            Isa::Amx => 32,
+            _ => x86::AVX512_ROWS,
+        }
+    }
+
+    #[inline]
+    unsafe fn tile(
+        isa: Isa,
+        rows: usize,
+        depth: usize,
+        a: *const bf16,
+        lda: usize,
+        panel: *const bf16,
+        tile: *mut f32,
+        accumulate: bool,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller vouches for the instruction set and the buffers.
+        unsafe {
+            if isa == Isa::Amx && rows == super::amx::ROWS && depth >= super::amx::DEPTH {
+                let whole = depth / super::amx::DEPTH * super::amx::DEPTH;
+                super::amx::tile_product(whole, a, lda, panel, tile, accumulate);
+                if whole < depth {
+                    let (a, panel) = (a.add(whole), panel.add(whole * PANEL));
+                    return x86::bf16_avx512_tall(rows, depth - whole, a, lda, panel, tile, true);
+                }
+                return;
+            }
+            if isa >= Isa::Avx512Bf16 {
+                return x86::bf16_avx512_tall(rows, depth, a, lda, panel, tile, accumulate);
+            }
+        }
+        // SAFETY: as above.
+        unsafe { portable_pairs(rows, depth, a, lda, panel, tile, accumulate) }
+    }
+}
+
+/// Plain Rust, f32.
+unsafe fn portable(
+    rows: usize,
+    depth: usize,
+    a: *const f32,
+    lda: usize,
+    panel: *const f32,
+    tile: *mut f32,
+    accumulate: bool,
+) {
+    for row in 0..rows {
+        // SAFETY: the tile has room for `rows` rows.
+        let sums = unsafe { std::slice::from_raw_parts_mut(tile.add(row * PANEL), PANEL) };
+        if !accumulate {
+            sums.fill(0.0);
+        }
+        for k in 0..depth {
+            // SAFETY: `row < rows`, `k < depth`.
+            let (value, columns) =
+                unsafe { (*a.add(row * lda + k), std::slice::from_raw_parts(panel.add(k * PANEL), PANEL)) };
+            for (sum, &column) in sums.iter_mut().zip(columns) {
+                *sum += value * column;
+            }
+        }
+    }
+}
+
+/// Plain Rust, bf16 pairs; the definition that the bf16 kernels are tested against.
+unsafe fn portable_pairs(
+    rows: usize,
+    depth: usize,
+    a: *const bf16,
+    lda: usize,
+    panel: *const bf16,
+    tile: *mut f32,
+    accumulate: bool,
+) {
+    for row in 0..rows {
+        // SAFETY: the tile has room for `rows` rows.
+        let sums = unsafe { std::slice::from_raw_parts_mut(tile.add(row * PANEL), PANEL) };
+        if !accumulate {
+            sums.fill(0.0);
+        }
+        for pair in 0..depth / 2 {
+            // SAFETY: `row < rows`, `pair < depth / 2`.
+            let (left, right, columns) = unsafe {
+                let values = a.add(row * lda + pair * 2);
+                ((*values).to_f32(), (*values.add(1)).to_f32(), panel.add(pair * PANEL * 2))
+            };
+            for (column, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: `column < 32`.
+                let (first, second) =
+                    unsafe { ((*columns.add(column * 2)).to_f32(), (*columns.add(column * 2 + 1)).to_f32()) };
+                *sum += left * first;
+                *sum += right * second;
+            }
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod x86 {
+    pub const AVX512_ROWS: usize = 12;
+    pub const AVX2_ROWS: usize = 6;
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use half::bf16;
+
+    use super::PANEL;
+
+    /// 12 rows by two registers: 24 accumulators, two panel registers, the rest for broadcasts.
+    pub const AVX512_ROWS: usize = 12;
+    /// 6 rows by two registers of 8: 12 accumulators.
+    pub const AVX2_ROWS: usize = 6;
+
+    /// Picks the kernel with exactly `rows` rows, so that the accumulators live in registers.
+    macro_rules! by_rows {
+        ($rows:expr, $kernel:ident, $args:tt, [$($count:literal)*]) => {
+            match $rows {
+                $($count => by_rows!(@call $kernel, $count, $args),)*
+                _ => unreachable!("a tile has at most as many rows as its kernel"),
+            }
+        };
+        (@call $kernel:ident, $count:literal, ($($arg:expr),*)) => { $kernel::<$count>($($arg),*) };
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn f32_avx512(
+        rows: usize,
+        depth: usize,
+        a: *const f32,
+        lda: usize,
+        panel: *const f32,
+        tile: *mut f32,
+        accumulate: bool,
+    ) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            by_rows!(rows, f32_avx512_rows, (depth, a, lda, panel, tile, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12])
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn f32_avx512_rows<const ROWS: usize>(
+        depth: usize,
+        a: *const f32,
+        lda: usize,
+        panel: *const f32,
+        tile: *mut f32,
+        accumulate: bool,
+    ) {
+        // SAFETY: reads `ROWS` rows of `a`, `depth * 32` values of `panel`; the tile has room for `ROWS` rows.
+        unsafe {
+            let out = tile;
+            let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+            if accumulate {
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    *sum = [_mm512_load_ps(out.add(row * PANEL)), _mm512_load_ps(out.add(row * PANEL + 16))];
+                }
+            }
+            for k in 0..depth {
+                let left = _mm512_loadu_ps(panel.add(k * PANEL));
+                let right = _mm512_loadu_ps(panel.add(k * PANEL + 16));
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    let value = _mm512_set1_ps(*a.add(row * lda + k));
+                    sum[0] = _mm512_fmadd_ps(value, left, sum[0]);
+                    sum[1] = _mm512_fmadd_ps(value, right, sum[1]);
+                }
+            }
+            for (row, sum) in sums.iter().enumerate() {
+                _mm512_store_ps(out.add(row * PANEL), sum[0]);
+                _mm512_store_ps(out.add(row * PANEL + 16), sum[1]);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn f32_avx2(
+        rows: usize,
+        depth: usize,
+        a: *const f32,
+        lda: usize,
+        panel: *const f32,
+        tile: *mut f32,
+        accumulate: bool,
+    ) {
+        // SAFETY: as the caller vouches.
+        unsafe { by_rows!(rows, f32_avx2_rows, (depth, a, lda, panel, tile, accumulate), [1 2 3 4 5 6]) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn f32_avx2_rows<const ROWS: usize>(
+        depth: usize,
+        a: *const f32,
+        lda: usize,
+        panel: *const f32,
+        tile: *mut f32,
+        accumulate: bool,
+    ) {
+        // SAFETY: reads `ROWS` rows of `a`, `depth * 32` values of `panel`; the tile has room for `ROWS` rows.
+        unsafe {
+            for half in [0, 16] {
+                let out = tile.add(half);
+                let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+                if accumulate {
+                    for (row, sum) in sums.iter_mut().enumerate() {
+                        *sum = [_mm256_load_ps(out.add(row * PANEL)), _mm256_load_ps(out.add(row * PANEL + 8))];
+                    }
+                }
+                for k in 0..depth {
+                    let left = _mm256_loadu_ps(panel.add(k * PANEL + half));
+                    let right = _mm256_loadu_ps(panel.add(k * PANEL + half + 8));
+                    for (row, sum) in sums.iter_mut().enumerate() {
+                        let value = _mm256_set1_ps(*a.add(row * lda + k));
+                        sum[0] = _mm256_fmadd_ps(value, left, sum[0]);
+                        sum[1] = _mm256_fmadd_ps(value, right, sum[1]);
+                    }
+                }
+                for (row, sum) in sums.iter().enumerate() {
+                    _mm256_store_ps(out.add(row * PANEL), sum[0]);
+                    _mm256_store_ps(out.add(row * PANEL + 8), sum[1]);
+                }
+            }
+        }
+    }
+
+    /// Any number of rows, twelve at a time (the edges of AMX tiles come in as up to 32).
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub unsafe fn bf16_avx512_tall(
+        rows: usize,
+        depth: usize,
+        a: *const bf16,
+        lda: usize,
+        panel: *const bf16,
+        tile: *mut f32,
+        accumulate: bool,
+    ) {
+        let mut row = 0;
+        while row < rows {
+            let count = (rows - row).min(AVX512_ROWS);
+            // SAFETY: as the caller vouches; `row + count <= rows`.
+            unsafe {
+                let (a, out) = (a.add(row * lda), tile.add(row * PANEL));
+                by_rows!(count, bf16_avx512_rows, (depth, a, lda, panel, out, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12]);
+            }
+            row += count;
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn bf16_avx512_rows<const ROWS: usize>(
+        depth: usize,
+        a: *const bf16,
+        lda: usize,
+        panel: *const bf16,
+        out: *mut f32,
+        accumulate: bool,
+    ) {
+        // SAFETY: reads `ROWS` rows of `a`, `depth * 32` values of `panel`; `out` has room for `ROWS` rows.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+            if accumulate {
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    *sum = [_mm512_load_ps(out.add(row * PANEL)), _mm512_load_ps(out.add(row * PANEL + 16))];
+                }
+            }
+            for pair in 0..depth / 2 {
+                let pairs = panel.add(pair * PANEL * 2).cast::<__m512i>();
+                let left: __m512bh = std::mem::transmute(_mm512_loadu_si512(pairs));
+                let right: __m512bh = std::mem::transmute(_mm512_loadu_si512(pairs.add(1)));
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    let value = a.add(row * lda + pair * 2).cast::<i32>().read_unaligned();
+                    let value: __m512bh = std::mem::transmute(_mm512_set1_epi32(value));
+                    sum[0] = _mm512_dpbf16_ps(sum[0], value, left);
+                    sum[1] = _mm512_dpbf16_ps(sum[1], value, right);
+                }
+            }
+            for (row, sum) in sums.iter().enumerate() {
+                _mm512_store_ps(out.add(row * PANEL), sum[0]);
+                _mm512_store_ps(out.add(row * PANEL + 16), sum[1]);
+            }
+        }
+    }
+}

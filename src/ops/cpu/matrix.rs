@@ -1,0 +1,409 @@
+//! A frozen matrix as it was stored: memory-mapped, 16-bit, or packed blocks. It is the only copy there is.
+//!
+//! Products decode it a few panels at a time; nothing of its full decoded size is ever made.
+
+use std::cell::RefCell;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::isa::vectorised;
+use super::kernel::{Element, PANEL};
+use super::pack::{Columns, PlainColumns, Stored, pack_rows, pack_rows_bf16, pack_rows_f32, write_depth_row};
+use super::product::{Rows, SharedMut, narrow};
+use crate::files::Bytes;
+use crate::quant::BlockType;
+
+/// How the values of a [`Matrix`] are stored.
+#[derive(Debug, Clone)]
+pub enum Storage {
+    F32(Bytes),
+    F16(Bytes),
+    Bf16(Bytes),
+    /// GGUF blocks; a row is a whole number of blocks.
+    Blocks(BlockType, Bytes),
+}
+
+/// A frozen `[rows, columns]` matrix, row-major; for a projection `[out, in]`.
+#[derive(Debug, Clone)]
+pub struct Matrix {
+    rows: usize,
+    columns: usize,
+    storage: Storage,
+}
+
+thread_local! {
+    static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static NARROWED: RefCell<Vec<bf16>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends a thread-local buffer that keeps its size from call to call.
+fn lend<T: Clone, R>(
+    cell: &'static std::thread::LocalKey<RefCell<Vec<T>>>,
+    count: usize,
+    zero: T,
+    work: impl FnOnce(&mut [T]) -> R,
+) -> R {
+    let mut buffer = cell.with(|cell| std::mem::take(&mut *cell.borrow_mut()));
+    if buffer.len() < count {
+        buffer.resize(count, zero);
+    }
+    let result = work(&mut buffer[..count]);
+    cell.with(|cell| *cell.borrow_mut() = buffer);
+    result
+}
+
+impl Matrix {
+    /// Wraps stored values. Bytes that are not aligned for their type are copied once.
+    ///
+    /// Panics if the storage does not hold `rows * columns` values: loaders check sizes first.
+    pub fn new(rows: usize, columns: usize, storage: Storage) -> Self {
+        let storage = match storage {
+            Storage::F32(bytes) => Storage::F32(aligned::<f32>(bytes)),
+            Storage::F16(bytes) => Storage::F16(aligned::<f16>(bytes)),
+            Storage::Bf16(bytes) => Storage::Bf16(aligned::<bf16>(bytes)),
+            other => other,
+        };
+        let values = match &storage {
+            Storage::F32(bytes) => bytes.len() / 4,
+            Storage::F16(bytes) | Storage::Bf16(bytes) => bytes.len() / 2,
+            Storage::Blocks(block, bytes) => bytes.len() / block.bytes_per_block() * block.values_per_block(),
+        };
+        assert_eq!(values, rows * columns, "the storage holds the matrix");
+        Self { rows, columns, storage }
+    }
+
+    /// Number of rows (a projection's outputs).
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns (a projection's inputs).
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// How it is stored.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Decodes `out.len()` values of row `row` from column `first` on.
+    pub fn decode(&self, row: usize, first: usize, out: &mut [f32]) {
+        let start = row * self.columns + first;
+        match &self.storage {
+            Storage::F32(bytes) => out.copy_from_slice(&cast::<f32>(bytes)[start..][..out.len()]),
+            Storage::Bf16(bytes) => super::product::widen(&cast::<bf16>(bytes)[start..][..out.len()], out),
+            Storage::F16(bytes) => widen_f16(&cast::<f16>(bytes)[start..][..out.len()], out),
+            Storage::Blocks(block, bytes) => decode_blocks(*block, bytes, start, out),
+        }
+    }
+
+    /// The right-hand side of `x · Wᵀ`.
+    pub fn forward(&self) -> Forward<'_> {
+        Forward(self)
+    }
+
+    /// The right-hand side of `g · W`, for `count` of the matrix's rows from `first` on.
+    pub fn input_gradient(&self, first: usize, count: usize) -> InputGradient<'_> {
+        InputGradient { matrix: self, first, count }
+    }
+
+    /// `out[m, rows] = x[m, columns] · Wᵀ` for a handful of rows, where packing would cost more than it saves.
+    pub fn multiply_few(&self, x: Rows<'_>, m: usize, bias: Option<&[f32]>, out: &mut [f32]) {
+        const ROWS_PER_TASK: usize = 32;
+        let mut inputs = vec![0f32; m * self.columns];
+        for (row, values) in inputs.chunks_exact_mut(self.columns).enumerate() {
+            x.read(row, 0, values);
+        }
+        let target = SharedMut(out.as_mut_ptr());
+        let task = |task: usize| {
+            let target = &target;
+            lend(&DECODED, self.columns, 0.0, |decoded| {
+                for row in task * ROWS_PER_TASK..((task + 1) * ROWS_PER_TASK).min(self.rows) {
+                    let start = row * self.columns;
+                    let direct: Option<&[bf16]> = match &self.storage {
+                        Storage::Bf16(bytes) => Some(&cast::<bf16>(bytes)[start..][..self.columns]),
+                        _ => None,
+                    };
+                    let weights: &[f32] = match &self.storage {
+                        Storage::F32(bytes) => &cast::<f32>(bytes)[start..][..self.columns],
+                        Storage::Bf16(_) => &[],
+                        _ => {
+                            self.decode(row, 0, decoded);
+                            decoded
+                        }
+                    };
+                    for (m, values) in inputs.chunks_exact(self.columns).enumerate() {
+                        let sum = match direct {
+                            Some(weights) => dot_bf16(values, weights),
+                            None => dot(values, weights),
+                        };
+                        // SAFETY: `row` belongs to this task alone; `out` holds `m * rows` values.
+                        unsafe { *target.0.add(m * self.rows + row) = sum + bias.map_or(0.0, |bias| bias[row]) };
+                    }
+                }
+            });
+        };
+        assert!(out.len() >= m * self.rows);
+        let tasks = self.rows.div_ceil(ROWS_PER_TASK);
+        (0..tasks).into_par_iter().with_min_len(4).for_each(task);
+    }
+}
+
+/// Bytes whose address suits `T`: as they are, or a copy.
+fn aligned<T: bytemuck::Pod>(bytes: Bytes) -> Bytes {
+    if bytemuck::try_cast_slice::<u8, T>(&bytes).is_ok() { bytes } else { Bytes::from(bytes.to_vec()) }
+}
+
+/// The bytes as values; [`Matrix::new`] made sure they are aligned.
+fn cast<T: bytemuck::Pod>(bytes: &Bytes) -> &[T] {
+    bytemuck::cast_slice(bytes)
+}
+
+/// Values `start..start + out.len()` of a run of blocks; whole blocks are decoded in place.
+fn decode_blocks(block: BlockType, bytes: &[u8], start: usize, out: &mut [f32]) {
+    let (values, size) = (block.values_per_block(), block.bytes_per_block());
+    let mut done = 0;
+    while done < out.len() {
+        let (index, skip) = ((start + done) / values, (start + done) % values);
+        let left = out.len() - done;
+        if skip == 0 && left >= values {
+            let whole = left / values;
+            block.decode(&bytes[index * size..(index + whole) * size], &mut out[done..done + whole * values]);
+            done += whole * values;
+        } else {
+            let mut one = [0f32; 256];
+            block.decode(&bytes[index * size..(index + 1) * size], &mut one[..values]);
+            let count = (values - skip).min(left);
+            out[done..done + count].copy_from_slice(&one[skip..skip + count]);
+            done += count;
+        }
+    }
+}
+
+vectorised! {
+    fn widen_f16(from: &[f16], to: &mut [f32]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = crate::quant::float::f16_bits_to_f32(from.to_bits());
+        }
+    }
+}
+
+/// Lanes of a dot product; summed in a fixed order at the end.
+const LANES: usize = 32;
+
+vectorised! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let mut lanes = [0f32; LANES];
+        let (whole, rest) = a.as_chunks::<LANES>();
+        for (a, b) in whole.iter().zip(b.as_chunks::<LANES>().0) {
+            for lane in 0..LANES {
+                lanes[lane] += a[lane] * b[lane];
+            }
+        }
+        let tail: f32 = rest.iter().zip(&b[whole.len() * LANES..]).map(|(a, b)| a * b).sum();
+        lanes.iter().sum::<f32>() + tail
+    }
+}
+
+vectorised! {
+    fn dot_bf16(a: &[f32], b: &[bf16]) -> f32 {
+        let mut lanes = [0f32; LANES];
+        let (whole, rest) = a.as_chunks::<LANES>();
+        for (a, b) in whole.iter().zip(b.as_chunks::<LANES>().0) {
+            for lane in 0..LANES {
+                lanes[lane] += a[lane] * f32::from_bits(u32::from(b[lane].to_bits()) << 16);
+            }
+        }
+        let tail: f32 = rest.iter().zip(&b[whole.len() * LANES..]).map(|(a, b)| a * Stored::to_f32(*b)).sum();
+        lanes.iter().sum::<f32>() + tail
+    }
+}
+
+/// [`Matrix::forward`].
+pub struct Forward<'a>(&'a Matrix);
+
+/// [`Matrix::input_gradient`].
+pub struct InputGradient<'a> {
+    matrix: &'a Matrix,
+    first: usize,
+    count: usize,
+}
+
+/// The views of a frozen matrix in the number format of the kernel.
+pub trait Views<E: Element> {
+    /// `Wᵀ` on the right.
+    fn forward_columns(&self) -> Box<dyn Columns<E> + '_>;
+    /// `count` rows of `W` from `first` on, on the right.
+    fn gradient_columns_of(&self, first: usize, count: usize) -> Box<dyn Columns<E> + '_>;
+}
+
+impl Views<f32> for Matrix {
+    fn forward_columns(&self) -> Box<dyn Columns<f32> + '_> {
+        Box::new(self.forward())
+    }
+
+    fn gradient_columns_of(&self, first: usize, count: usize) -> Box<dyn Columns<f32> + '_> {
+        Box::new(self.input_gradient(first, count))
+    }
+}
+
+impl Views<bf16> for Matrix {
+    fn forward_columns(&self) -> Box<dyn Columns<bf16> + '_> {
+        Box::new(self.forward())
+    }
+
+    fn gradient_columns_of(&self, first: usize, count: usize) -> Box<dyn Columns<bf16> + '_> {
+        Box::new(self.input_gradient(first, count))
+    }
+}
+
+impl Forward<'_> {
+    /// Decodes the rows of one panel at a time and packs them.
+    fn pack_decoded(&self, first: usize, columns: usize, pack: impl FnOnce(&[f32])) {
+        let depth = self.0.columns;
+        lend(&DECODED, PANEL * depth, 0.0, |decoded| {
+            for (column, row) in decoded.chunks_exact_mut(depth).take(columns).enumerate() {
+                self.0.decode(first + column, 0, row);
+            }
+            pack(decoded);
+        });
+    }
+}
+
+/// Calls `pack(first column, columns, panel)` for each panel.
+fn each_panel<E: Element>(
+    first: usize,
+    count: usize,
+    depth: usize,
+    panels: &mut [E],
+    mut pack: impl FnMut(usize, usize, &mut [E]),
+) {
+    for (index, panel) in panels.chunks_exact_mut(depth * PANEL).enumerate() {
+        let column = first + index * PANEL;
+        pack(column, (first + count - column).min(PANEL), panel);
+    }
+}
+
+impl Columns<f32> for Forward<'_> {
+    fn depth(&self) -> usize {
+        self.0.columns
+    }
+
+    fn pack(&self, first: usize, count: usize, panels: &mut [f32]) {
+        let depth = self.0.columns;
+        each_panel(first, count, depth, panels, |column, columns, panel| match &self.0.storage {
+            Storage::F32(bytes) => pack_rows_f32(&cast(bytes)[column * depth..], depth, columns, depth, panel),
+            _ => self.pack_decoded(column, columns, |rows| pack_rows_f32(rows, depth, columns, depth, panel)),
+        });
+    }
+}
+
+impl Columns<bf16> for Forward<'_> {
+    fn depth(&self) -> usize {
+        self.0.columns
+    }
+
+    fn pack(&self, first: usize, count: usize, panels: &mut [bf16]) {
+        let depth = self.0.columns;
+        let padded = depth.next_multiple_of(2);
+        each_panel(first, count, padded, panels, |column, columns, panel| match &self.0.storage {
+            Storage::Bf16(bytes) => pack_rows_bf16(&cast(bytes)[column * depth..], depth, columns, depth, panel),
+            _ if depth == padded => self.pack_decoded(column, columns, |rows| {
+                lend(&NARROWED, PANEL * depth, bf16::ZERO, |narrowed| {
+                    narrow(rows, narrowed);
+                    pack_rows_bf16(narrowed, depth, columns, depth, panel);
+                });
+            }),
+            _ => self.pack_decoded(column, columns, |rows| pack_rows(rows, depth, columns, depth, 1.0, panel)),
+        });
+    }
+}
+
+impl InputGradient<'_> {
+    /// Decodes row after row of the wanted columns and hands each to `write(k, values)`.
+    fn rows_of(&self, first: usize, count: usize, mut write: impl FnMut(usize, &[f32])) {
+        lend(&DECODED, count, 0.0, |decoded| {
+            for k in 0..self.count {
+                self.matrix.decode(self.first + k, first, decoded);
+                write(k, decoded);
+            }
+        });
+    }
+}
+
+impl Columns<f32> for InputGradient<'_> {
+    fn depth(&self) -> usize {
+        self.count
+    }
+
+    fn pack(&self, first: usize, count: usize, panels: &mut [f32]) {
+        let (depth, stride) = (self.count, self.matrix.columns);
+        if let Storage::F32(bytes) = &self.matrix.storage {
+            let data = &cast::<f32>(bytes)[self.first * stride..];
+            return PlainColumns { data, stride, depth, scale: 1.0 }.pack(first, count, panels);
+        }
+        self.rows_of(first, count, |k, values| {
+            for (panel, values) in panels.chunks_exact_mut(depth * PANEL).zip(values.chunks(PANEL)) {
+                write_depth_row(values, 1.0, k, panel);
+            }
+        });
+    }
+}
+
+impl Columns<bf16> for InputGradient<'_> {
+    fn depth(&self) -> usize {
+        self.count
+    }
+
+    fn pack(&self, first: usize, count: usize, panels: &mut [bf16]) {
+        let (depth, stride) = (self.count, self.matrix.columns);
+        let padded = depth.next_multiple_of(2);
+        if let Storage::Bf16(bytes) = &self.matrix.storage {
+            let data = &cast::<bf16>(bytes)[self.first * stride..];
+            return each_panel(first, count, padded, panels, |column, columns, panel| {
+                interleave_rows(&data[column..], stride, columns, depth, panel);
+            });
+        }
+        if padded > depth {
+            panels.chunks_exact_mut(padded * PANEL).for_each(|panel| panel[(padded - 2) * PANEL..].fill(bf16::ZERO));
+        }
+        // Rows come in pairs: both are rounded, then interleaved.
+        let mut pair = vec![bf16::ZERO; 2 * count];
+        self.rows_of(first, count, |k, values| {
+            let half = k % 2;
+            narrow(values, &mut pair[half * count..][..count]);
+            if half == 1 || k + 1 == depth {
+                if half == 0 {
+                    pair[count..].fill(bf16::ZERO);
+                }
+                for (index, panel) in panels.chunks_exact_mut(padded * PANEL).enumerate() {
+                    let columns = (count - index * PANEL).min(PANEL);
+                    interleave_rows(&pair[index * PANEL..], count, columns, 2, &mut panel[k / 2 * 2 * PANEL..]);
+                }
+            }
+        });
+    }
+}
+
+vectorised! {
+    /// Rows `2i` and `2i + 1` of `data` become the pairs of depth `i`; missing columns and rows become zero.
+    pub fn interleave_rows(data: &[bf16], stride: usize, columns: usize, depth: usize, panel: &mut [bf16]) {
+        for (pair, target) in panel.chunks_exact_mut(2 * PANEL).take(depth.div_ceil(2)).enumerate() {
+            let lower = &data[2 * pair * stride..][..columns];
+            let upper: &[bf16] = if 2 * pair + 1 < depth { &data[(2 * pair + 1) * stride..][..columns] } else { &[] };
+            let words: &mut [u32] = bytemuck::cast_slice_mut(target);
+            if columns == PANEL && upper.len() == PANEL {
+                for column in 0..PANEL {
+                    words[column] = u32::from(lower[column].to_bits()) | u32::from(upper[column].to_bits()) << 16;
+                }
+            } else {
+                for (column, word) in words.iter_mut().enumerate() {
+                    let bits = |row: &[bf16]| row.get(column).map_or(0, |value| u32::from(value.to_bits()));
+                    *word = bits(lower) | bits(upper) << 16;
+                }
+            }
+        }
+    }
+}

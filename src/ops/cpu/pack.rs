@@ -1,0 +1,275 @@
+//! Laying the right-hand matrix of a product out in panels (see `kernel`).
+
+use half::{bf16, f16};
+
+use super::kernel::{Element, PANEL};
+
+/// A right-hand matrix `[depth, columns]` that can lay any of its columns out as panels.
+pub trait Columns<E: Element>: Sync {
+    /// Length of a column.
+    fn depth(&self) -> usize;
+
+    /// Fills `panels` with columns `first..first + count`, 32 to a panel, each panel `padded_depth * 32` values.
+    /// What lies beyond the depth or the last column is zero.
+    fn pack(&self, first: usize, count: usize, panels: &mut [E]);
+
+    /// The depth a panel has: rounded up to the element's unit.
+    fn padded_depth(&self) -> usize {
+        self.depth().next_multiple_of(E::DEPTH_UNIT)
+    }
+}
+
+/// A number that a matrix can be stored in.
+pub trait Stored: bytemuck::Pod + Send + Sync {
+    /// Exact.
+    fn to_f32(self) -> f32;
+}
+
+impl Stored for f32 {
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Stored for bf16 {
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Stored for f16 {
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+}
+
+/// Column `n` is row `n` of a row-major matrix: the forward product `x · Wᵀ`.
+pub struct RowsAsColumns<'a, S> {
+    /// Row-major values.
+    pub data: &'a [S],
+    /// Distance between rows.
+    pub stride: usize,
+    /// Values of a row that count.
+    pub depth: usize,
+    /// Multiplies every value.
+    pub scale: f32,
+}
+
+impl<S: Stored, E: Element> Columns<E> for RowsAsColumns<'_, S> {
+    fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn pack(&self, first: usize, count: usize, panels: &mut [E]) {
+        let depth = self.depth.next_multiple_of(E::DEPTH_UNIT);
+        for (index, panel) in panels.chunks_exact_mut(depth * PANEL).enumerate() {
+            let column = first + index * PANEL;
+            let columns = (first + count - column).min(PANEL);
+            pack_rows(&self.data[column * self.stride..], self.stride, columns, self.depth, self.scale, panel);
+        }
+    }
+}
+
+/// Row `k` of the right-hand matrix is row `k` of a row-major matrix: the input gradient `g · W`.
+pub struct PlainColumns<'a, S> {
+    /// Row-major values.
+    pub data: &'a [S],
+    /// Distance between rows.
+    pub stride: usize,
+    /// Number of rows.
+    pub depth: usize,
+    /// Multiplies every value.
+    pub scale: f32,
+}
+
+impl<S: Stored, E: Element> Columns<E> for PlainColumns<'_, S> {
+    fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn pack(&self, first: usize, count: usize, panels: &mut [E]) {
+        let depth = self.depth.next_multiple_of(E::DEPTH_UNIT);
+        for (index, panel) in panels.chunks_exact_mut(depth * PANEL).enumerate() {
+            let column = first + index * PANEL;
+            let columns = (first + count - column).min(PANEL);
+            for k in 0..depth {
+                if k < self.depth {
+                    let row = &self.data[k * self.stride + column..][..columns];
+                    write_depth_row(row, self.scale, k, panel);
+                } else {
+                    write_depth_row::<f32, E>(&[], 1.0, k, panel);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the values that a panel holds at depth `k`; missing columns become zero.
+#[inline(always)]
+pub fn write_depth_row<S: Stored, E: Element>(row: &[S], scale: f32, k: usize, panel: &mut [E]) {
+    let unit = E::DEPTH_UNIT;
+    let target = &mut panel[k / unit * unit * PANEL..][..PANEL * unit];
+    let lane = k % unit;
+    for (column, value) in row.iter().enumerate() {
+        target[column * unit + lane] = E::round(value.to_f32() * scale);
+    }
+    for column in row.len()..PANEL {
+        target[column * unit + lane] = E::zeroed();
+    }
+}
+
+/// Packs `columns` rows of `data` (stride `stride`, `depth` values each) as the columns of one panel.
+pub fn pack_rows<S: Stored, E: Element>(
+    data: &[S],
+    stride: usize,
+    columns: usize,
+    depth: usize,
+    scale: f32,
+    panel: &mut [E],
+) {
+    let unit = E::DEPTH_UNIT;
+    let padded = depth.next_multiple_of(unit);
+    if columns < PANEL || padded > depth {
+        panel.fill(E::zeroed());
+    }
+    // Sixteen depths at a time: the part of the panel that is written stays in the first-level cache.
+    const BLOCK: usize = 32;
+    for start in (0..depth).step_by(BLOCK) {
+        let end = (start + BLOCK).min(depth);
+        for column in 0..columns {
+            let row = &data[column * stride + start..column * stride + end];
+            let target = &mut panel[start / unit * unit * PANEL..];
+            if unit == 1 {
+                for (k, value) in row.iter().enumerate() {
+                    target[k * PANEL + column] = E::round(value.to_f32() * scale);
+                }
+            } else {
+                for (k, value) in row.iter().enumerate() {
+                    target[(k / 2 * PANEL + column) * 2 + k % 2] = E::round(value.to_f32() * scale);
+                }
+            }
+        }
+    }
+}
+
+/// [`pack_rows`] for values that are bf16 already: pairs move as one 32-bit word.
+pub fn pack_rows_bf16(data: &[bf16], stride: usize, columns: usize, depth: usize, panel: &mut [bf16]) {
+    if depth % 2 != 0 || columns < PANEL {
+        return pack_rows(data, stride, columns, depth, 1.0, panel);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if super::isa::Isa::current() >= super::isa::Isa::Avx512 {
+        // SAFETY: AVX-512 is there; 32 rows of `depth` values lie in `data`, the panel has room for them.
+        assert!(data.len() >= 31 * stride + depth && panel.len() >= depth * PANEL);
+        return unsafe { x86::transpose_words(data.as_ptr().cast(), stride, depth / 2, panel.as_mut_ptr().cast()) };
+    }
+    pack_rows(data, stride, columns, depth, 1.0, panel)
+}
+
+/// [`pack_rows`] for f32 values as they are.
+pub fn pack_rows_f32(data: &[f32], stride: usize, columns: usize, depth: usize, panel: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if columns == PANEL && super::isa::Isa::current() >= super::isa::Isa::Avx512 {
+        // SAFETY: AVX-512 is there; 32 rows of `depth` values lie in `data`, the panel has room for them.
+        assert!(data.len() >= 31 * stride + depth && panel.len() >= depth * PANEL);
+        return unsafe { x86::transpose_words(data.as_ptr().cast(), stride * 2, depth, panel.as_mut_ptr().cast()) };
+    }
+    pack_rows(data, stride, columns, depth, 1.0, panel)
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::PANEL;
+
+    /// 32 rows of `depth` 32-bit words (stride in 16-bit units) become `depth` rows of 32 words.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn transpose_words(data: *const u16, stride: usize, depth: usize, panel: *mut i32) {
+        // SAFETY: as the caller vouches: 32 rows, `depth` words each; masked loads at the edge.
+        unsafe {
+            for half in 0..2 {
+                let rows = data.add(half * 16 * stride);
+                let mut k = 0;
+                while k < depth {
+                    let count = (depth - k).min(16);
+                    let mask: __mmask16 = if count == 16 { !0 } else { (1 << count) - 1 };
+                    let mut block = [_mm512_setzero_si512(); 16];
+                    for (row, words) in block.iter_mut().enumerate() {
+                        *words = _mm512_maskz_loadu_epi32(mask, rows.add(row * stride + k * 2).cast());
+                    }
+                    let block = transpose(block);
+                    for (step, words) in block.iter().enumerate().take(count) {
+                        _mm512_storeu_si512(panel.add((k + step) * PANEL + half * 16).cast(), *words);
+                    }
+                    k += 16;
+                }
+            }
+        }
+    }
+
+    /// Transposes 16 by 16 words: pairs, quads, then 128-bit lanes in two rounds.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+        let mut pairs = rows;
+        for i in 0..8 {
+            pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+            pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+        }
+        let mut quads = pairs;
+        for i in 0..4 {
+            let [a, b, c, d] = [pairs[4 * i], pairs[4 * i + 1], pairs[4 * i + 2], pairs[4 * i + 3]];
+            quads[4 * i] = _mm512_unpacklo_epi64(a, c);
+            quads[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
+            quads[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
+            quads[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
+        }
+        let mut halves = quads;
+        for i in 0..4 {
+            let (a, b) = (quads[i], quads[4 + i]);
+            let (c, d) = (quads[8 + i], quads[12 + i]);
+            halves[i] = _mm512_shuffle_i32x4::<0x88>(a, b);
+            halves[4 + i] = _mm512_shuffle_i32x4::<0xdd>(a, b);
+            halves[8 + i] = _mm512_shuffle_i32x4::<0x88>(c, d);
+            halves[12 + i] = _mm512_shuffle_i32x4::<0xdd>(c, d);
+        }
+        let mut columns = halves;
+        for i in 0..4 {
+            columns[i] = _mm512_shuffle_i32x4::<0x88>(halves[i], halves[8 + i]);
+            columns[8 + i] = _mm512_shuffle_i32x4::<0xdd>(halves[i], halves[8 + i]);
+            columns[4 + i] = _mm512_shuffle_i32x4::<0x88>(halves[4 + i], halves[12 + i]);
+            columns[12 + i] = _mm512_shuffle_i32x4::<0xdd>(halves[4 + i], halves[12 + i]);
+        }
+        columns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packed_rows_are_the_transpose_for_odd_sizes_and_every_format() {
+        for (columns, depth) in [(32, 64), (32, 34), (32, 18), (7, 64), (31, 33), (1, 1)] {
+            let stride = depth + 3;
+            let data: Vec<f32> = (0..columns * stride).map(|i| ((i * 31 % 257) as f32 - 128.0) / 64.0).collect();
+            let narrow: Vec<bf16> = data.iter().map(|&v| bf16::from_f32(v)).collect();
+            let mut panel = vec![9f32; depth * PANEL];
+            pack_rows_f32(&data, stride, columns, depth, &mut panel);
+            let padded = depth.next_multiple_of(2);
+            let mut pairs = vec![bf16::from_f32(9.0); padded * PANEL];
+            pack_rows_bf16(&narrow, stride, columns, depth, &mut pairs);
+            for k in 0..padded {
+                for column in 0..PANEL {
+                    let inside = column < columns && k < depth;
+                    let expected = if inside { data[column * stride + k] } else { 0.0 };
+                    if k < depth {
+                        assert_eq!(panel[k * PANEL + column], expected, "{columns}x{depth} at {k},{column}");
+                    }
+                    assert_eq!(pairs[(k / 2 * PANEL + column) * 2 + k % 2], bf16::from_f32(expected));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Matrix products on the processor: rows of activations by packed columns, summed over several terms.
+//!
+//! `out[m, n] = Σ_terms a_t[m, ·] · columns_t[·, n] (+ bias[n]) (+ residual[m, n])`. A low-rank update is just one
+//! more term, so `x·Wᵀ + s·(x·Aᵀ)·Bᵀ` costs one pass over the output. Weights are packed a few panels at a time
+//! into per-thread scratch: no second copy of a weight ever exists. Every output value is summed along the depth,
+//! term by term, by one thread, so the result does not depend on the number of threads.
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::isa::{Isa, vectorised};
+use super::kernel::{Element, MAX_ROWS, PANEL, Tile};
+use super::pack::Columns;
+
+/// Precision of the products; sums are always f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    F32,
+    Bf16,
+}
+
+/// A row-major matrix, read only; `stride` is the distance between rows.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    F32 { data: &'a [f32], stride: usize },
+    Bf16 { data: &'a [bf16], stride: usize },
+}
+
+impl<'a> Rows<'a> {
+    /// The columns from `first` on, all rows.
+    pub fn from_column(self, first: usize) -> Self {
+        match self {
+            Self::F32 { data, stride } => Self::F32 { data: &data[first.min(data.len())..], stride },
+            Self::Bf16 { data, stride } => Self::Bf16 { data: &data[first.min(data.len())..], stride },
+        }
+    }
+
+    /// The rows from `first` on.
+    pub fn from_row(self, first: usize) -> Self {
+        match self {
+            Self::F32 { data, stride } => Self::F32 { data: &data[first * stride..], stride },
+            Self::Bf16 { data, stride } => Self::Bf16 { data: &data[first * stride..], stride },
+        }
+    }
+
+    /// Widens `count` values of row `row`, from column `first`, into `out`.
+    pub fn read(&self, row: usize, first: usize, out: &mut [f32]) {
+        match self {
+            Self::F32 { data, stride } => out.copy_from_slice(&data[row * stride + first..][..out.len()]),
+            Self::Bf16 { data, stride } => widen(&data[row * stride + first..][..out.len()], out),
+        }
+    }
+}
+
+/// Where a product goes, and what is added on the way.
+pub enum Target<'a> {
+    F32 { data: &'a mut [f32], stride: usize },
+    Bf16 { data: &'a mut [bf16], stride: usize },
+}
+
+/// One term of a product in the kernel's number format.
+pub struct Term<'a, E: Element> {
+    /// `[rows, depth]`.
+    pub rows: Rows<'a>,
+    /// `[depth, columns]`.
+    pub columns: &'a dyn Columns<E>,
+}
+
+/// Added to every output value.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// By column.
+    pub bias: Option<&'a [f32]>,
+    /// By row and column.
+    pub residual: Option<Rows<'a>>,
+    /// Adds to what the target holds.
+    pub accumulate: bool,
+}
+
+/// A pointer that tasks share to write disjoint parts of one buffer.
+pub struct SharedMut<T>(pub *mut T);
+// SAFETY: tasks write disjoint parts of the output.
+unsafe impl<T> Sync for SharedMut<T> {}
+// SAFETY: as above.
+unsafe impl<T> Send for SharedMut<T> {}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Panels of one task stay in the second-level cache.
+const PANEL_BYTES: usize = 512 << 10;
+
+/// Computes `rows` by `columns` values of `Σ terms` into `target`.
+///
+/// `E` is the number format of the kernel; pick it with [`Isa::multiplies_bf16`].
+pub fn product<E: Element>(
+    rows: usize,
+    columns: usize,
+    terms: &[Term<'_, E>],
+    epilogue: Epilogue<'_>,
+    target: Target<'_>,
+) {
+    match target {
+        Target::F32 { data, stride } => run(rows, columns, terms, epilogue, data, stride),
+        Target::Bf16 { data, stride } => run(rows, columns, terms, epilogue, data, stride),
+    }
+}
+
+fn run<E: Element, O: Element>(
+    rows: usize,
+    columns: usize,
+    terms: &[Term<'_, E>],
+    epilogue: Epilogue<'_>,
+    data: &mut [O],
+    stride: usize,
+) {
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    assert!(data.len() >= (rows - 1) * stride + columns, "the target holds every row");
+    let isa = Isa::current();
+    let threads = rayon::current_num_threads();
+    let depth: usize = terms.iter().map(|term| term.columns.padded_depth()).sum();
+    let panels = columns.div_ceil(PANEL);
+    let wanted_tasks = if threads == 1 { 1 } else { threads * 4 };
+    let by_cache = (PANEL_BYTES / (depth * PANEL * size_of::<E>()).max(1)).max(1);
+    let group = panels.div_ceil(wanted_tasks).clamp(1, by_cache);
+    let groups = panels.div_ceil(group);
+    // Rows are split only where there are too few panels to go round; pieces start at whole tiles of any kernel.
+    const ROW_UNIT: usize = MAX_ROWS * 12;
+    let row_pieces = wanted_tasks.div_ceil(groups).clamp(1, rows.div_ceil(ROW_UNIT));
+    let piece = rows.div_ceil(row_pieces).next_multiple_of(ROW_UNIT);
+    let row_pieces = rows.div_ceil(piece);
+    let out = SharedMut(data.as_mut_ptr());
+    let task = |index: usize| {
+        let (column, row) = (index % groups * group * PANEL, index / groups * piece);
+        let job = Job::<E, O> {
+            isa,
+            terms,
+            epilogue,
+            out: &out,
+            stride,
+            column,
+            columns: (columns - column).min(group * PANEL),
+            row,
+            rows: (rows - row).min(piece),
+            marker: PhantomData,
+        };
+        job.run(depth);
+    };
+    let tasks = groups * row_pieces;
+    if tasks == 1 || rows * columns * depth < 1 << 16 {
+        (0..tasks).for_each(task);
+    } else {
+        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+    }
+}
+
+/// A block of the output that one thread computes.
+struct Job<'a, E: Element, O> {
+    isa: Isa,
+    terms: &'a [Term<'a, E>],
+    epilogue: Epilogue<'a>,
+    out: &'a SharedMut<O>,
+    stride: usize,
+    column: usize,
+    columns: usize,
+    row: usize,
+    rows: usize,
+    marker: PhantomData<E>,
+}
+
+impl<E: Element, O: Element> Job<'_, E, O> {
+    fn run(&self, depth: usize) {
+        let panels = self.columns.div_ceil(PANEL);
+        let strip_rows = E::rows_per_tile(self.isa);
+        let packed = panels * depth * PANEL;
+        let strips = strip_rows * depth;
+        with_scratch::<E, ()>(packed + strips, |scratch| {
+            let (packed, strips) = scratch.split_at_mut(packed);
+            let mut rest = &mut *packed;
+            for term in self.terms {
+                let (these, after) = rest.split_at_mut(panels * term.columns.padded_depth() * PANEL);
+                term.columns.pack(self.column, self.columns, these);
+                rest = after;
+            }
+            #[cfg(target_arch = "x86_64")]
+            if self.isa == Isa::Amx && E::DEPTH_UNIT == 2 {
+                // SAFETY: AMX is available.
+                return unsafe { super::amx::with_tiles(|| self.strips(panels, strip_rows, packed, strips)) };
+            }
+            self.strips(panels, strip_rows, packed, strips);
+        });
+    }
+
+    fn strips(&self, panels: usize, strip_rows: usize, packed: &[E], copies: &mut [E]) {
+        let mut tile = Tile::ZERO;
+        let mut row = self.row;
+        let end = self.row + self.rows;
+        while row < end {
+            let rows = (end - row).min(strip_rows);
+            let mut copy_rest = &mut *copies;
+            // (pointer, stride) of this strip for each term, copied where the format differs.
+            let mut sources = [(std::ptr::null::<E>(), 0usize); MAX_TERMS];
+            for (term, source) in self.terms.iter().zip(&mut sources) {
+                let depth = term.columns.padded_depth();
+                let (copy, after) = copy_rest.split_at_mut(strip_rows * depth);
+                *source = strip(term.rows, row, rows, term.columns.depth(), depth, copy);
+                copy_rest = after;
+            }
+            for panel in 0..panels {
+                let mut offset = 0;
+                for (index, (term, &(a, lda))) in self.terms.iter().zip(&sources).enumerate() {
+                    let depth = term.columns.padded_depth();
+                    let columns = &packed[offset + panel * depth * PANEL..][..depth * PANEL];
+                    // SAFETY: `strip` vouches for `rows` rows of `depth` values at `a`; the panel is whole.
+                    unsafe { E::tile(self.isa, rows, depth, a, lda, columns.as_ptr(), tile.0.as_mut_ptr(), index > 0) };
+                    offset += panels * depth * PANEL;
+                }
+                self.store(row, rows, panel, &tile);
+            }
+            row += rows;
+        }
+    }
+
+    fn store(&self, row: usize, rows: usize, panel: usize, tile: &Tile) {
+        let column = self.column + panel * PANEL;
+        let count = (self.columns - panel * PANEL).min(PANEL);
+        let mut added = [0f32; PANEL];
+        for r in 0..rows {
+            // SAFETY: this block of the output belongs to this task alone.
+            let target =
+                unsafe { std::slice::from_raw_parts_mut(self.out.0.add((row + r) * self.stride + column), count) };
+            let sums = &tile.0[r * PANEL..r * PANEL + count];
+            let Epilogue { bias, residual, accumulate } = self.epilogue;
+            if bias.is_none() && residual.is_none() && !accumulate {
+                O::narrow_from(sums, target);
+                continue;
+            }
+            match residual {
+                Some(residual) => residual.read(row + r, column, &mut added[..count]),
+                None => added[..count].fill(0.0),
+            }
+            if accumulate {
+                added[..count].iter_mut().zip(&*target).for_each(|(sum, value)| *sum += value.widen());
+            }
+            if let Some(bias) = bias {
+                added[..count].iter_mut().zip(&bias[column..]).for_each(|(sum, bias)| *sum += bias);
+            }
+            added[..count].iter_mut().zip(sums).for_each(|(sum, value)| *sum += value);
+            O::narrow_from(&added[..count], target);
+        }
+    }
+}
+
+/// The most terms a product has: three projections with a low-rank pair each.
+pub const MAX_TERMS: usize = 8;
+
+/// `rows` rows of a term in the kernel's format, from `row` on: where they lie, or copied.
+fn strip<E: Element>(
+    source: Rows<'_>,
+    row: usize,
+    rows: usize,
+    depth: usize,
+    padded: usize,
+    copy: &mut [E],
+) -> (*const E, usize) {
+    match source {
+        Rows::F32 { data, stride } if depth == padded && E::dtype() == <f32 as burn_backend::Element>::dtype() => {
+            assert!(data.len() >= (row + rows - 1) * stride + depth);
+            (data[row * stride..].as_ptr().cast(), stride)
+        }
+        Rows::Bf16 { data, stride } if depth == padded && E::dtype() == <bf16 as burn_backend::Element>::dtype() => {
+            assert!(data.len() >= (row + rows - 1) * stride + depth);
+            (data[row * stride..].as_ptr().cast(), stride)
+        }
+        Rows::F32 { data, stride } => {
+            for (r, target) in copy.chunks_exact_mut(padded).take(rows).enumerate() {
+                E::narrow_from(&data[(row + r) * stride..][..depth], &mut target[..depth]);
+                target[depth..].fill(E::zeroed());
+            }
+            (copy.as_ptr(), padded)
+        }
+        Rows::Bf16 { data, stride } => {
+            for (r, target) in copy.chunks_exact_mut(padded).take(rows).enumerate() {
+                for (to, from) in target.iter_mut().zip(&data[(row + r) * stride..][..depth]) {
+                    *to = E::round(super::pack::Stored::to_f32(*from));
+                }
+                target[depth..].fill(E::zeroed());
+            }
+            (copy.as_ptr(), padded)
+        }
+    }
+}
+
+/// Lends this thread's scratch: `count` values, contents undefined but initialised.
+pub fn with_scratch<E: Element, R>(count: usize, work: impl FnOnce(&mut [E]) -> R) -> R {
+    let words = (count * size_of::<E>()).div_ceil(8) + 8;
+    let mut buffer = SCRATCH.with(|scratch| std::mem::take(&mut *scratch.borrow_mut()));
+    if buffer.len() < words {
+        buffer.resize(words, 0);
+    }
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut buffer);
+    let skip = bytes.as_ptr().align_offset(64);
+    let result = work(&mut bytemuck::cast_slice_mut(&mut bytes[skip..skip + count * size_of::<E>()])[..count]);
+    SCRATCH.with(|scratch| *scratch.borrow_mut() = buffer);
+    result
+}
+
+vectorised! {
+    /// bf16 to f32, exact.
+    pub fn widen(from: &[bf16], to: &mut [f32]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+        }
+    }
+}
+
+vectorised! {
+    /// f32 to bf16, to nearest, ties to even.
+    pub fn narrow(from: &[f32], to: &mut [bf16]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            let bits = from.to_bits();
+            let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
+            // A NaN must stay one: adding could carry it to infinity or to zero.
+            let quiet = (bits >> 16) | 0x40;
+            *to = bf16::from_bits(if from.is_nan() { quiet } else { rounded } as u16);
+        }
+    }
+}

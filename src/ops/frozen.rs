@@ -1,0 +1,66 @@
+//! A weight that never changes, where the device wants it.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+#[cfg(feature = "cpu")]
+use super::cpu::matrix::Matrix;
+
+/// A frozen `[rows, columns]` weight: on the processor as it was stored, elsewhere as a tensor.
+#[derive(Debug, Clone)]
+pub struct FrozenWeight {
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    #[cfg(feature = "cpu")]
+    Matrix(std::sync::Arc<Matrix>),
+    Tensor(Tensor<2>),
+}
+
+impl FrozenWeight {
+    /// A weight for the processor's kernels.
+    #[cfg(feature = "cpu")]
+    pub fn from_matrix(matrix: Matrix) -> Self {
+        Self { place: Place::Matrix(std::sync::Arc::new(matrix)) }
+    }
+
+    /// A weight for any other device: `rows * columns` values, row-major.
+    pub fn from_values(values: Vec<f32>, rows: usize, columns: usize, device: &Device) -> Self {
+        Self { place: Place::Tensor(Tensor::from_data(TensorData::new(values, [rows, columns]), device)) }
+    }
+
+    /// `[rows, columns]`.
+    pub fn dims(&self) -> [usize; 2] {
+        match &self.place {
+            #[cfg(feature = "cpu")]
+            Place::Matrix(matrix) => [matrix.rows(), matrix.columns()],
+            Place::Tensor(tensor) => tensor.dims(),
+        }
+    }
+
+    /// The processor's matrix, if it is one.
+    #[cfg(feature = "cpu")]
+    pub fn matrix(&self) -> Option<&std::sync::Arc<Matrix>> {
+        match &self.place {
+            Place::Matrix(matrix) => Some(matrix),
+            Place::Tensor(_) => None,
+        }
+    }
+
+    /// The decoded weight as a tensor on `device` (the reference's way; the kernels never decode it whole).
+    pub fn tensor(&self, device: &Device) -> Tensor<2> {
+        match &self.place {
+            #[cfg(feature = "cpu")]
+            Place::Matrix(matrix) => {
+                let [rows, columns] = self.dims();
+                let mut values = vec![0f32; rows * columns];
+                for (row, values) in values.chunks_exact_mut(columns).enumerate() {
+                    matrix.decode(row, 0, values);
+                }
+                Tensor::from_data(TensorData::new(values, [rows, columns]), device)
+            }
+            Place::Tensor(tensor) => tensor.clone(),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Projections by frozen weights, each with an optional low-rank pair.
+//!
+//! `y = x·Wᵀ + b + s·(drop(x)·Aᵀ)·Bᵀ` (Hu et al. 2021, "LoRA", eq. 3), for one or several projections that share
+//! their input; the outputs lie side by side. The gradient goes to `x`, `A` and `B`, never to `W`.
+
+#[cfg(feature = "cpu")]
+mod cpu;
+pub mod reference;
+
+use burn::tensor::Tensor;
+
+use super::frozen::FrozenWeight;
+
+/// Dropout on the input of a low-rank pair: element `i` is kept if a hash of (`seed`, `i`) says so.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dropout {
+    /// Probability of dropping a value, in `[0, 1)`.
+    pub probability: f32,
+    /// Differs for every projection and step.
+    pub seed: u64,
+}
+
+impl Dropout {
+    /// Factor for element `index`: 0, or `1 / (1 - probability)`.
+    ///
+    /// Counter-based (the finaliser of SplitMix64, Steele et al. 2014), so that the backward pass makes the same
+    /// mask again instead of keeping it.
+    #[inline(always)]
+    pub fn factor(self, index: u64) -> f32 {
+        let mut bits = self.seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^= bits >> 31;
+        let uniform = (bits >> 40) as f32 / (1u64 << 24) as f32;
+        if uniform < self.probability { 0.0 } else { 1.0 / (1.0 - self.probability) }
+    }
+}
+
+/// A low-rank pair in use.
+#[derive(Debug, Clone)]
+pub struct LowRankPair {
+    /// `[rank, in]`, f32.
+    pub a: Tensor<2>,
+    /// `[out, rank]`, f32.
+    pub b: Tensor<2>,
+    /// `alpha / rank`, or what the adapter's file says.
+    pub scale: f32,
+    /// Only while training.
+    pub dropout: Option<Dropout>,
+}
+
+/// One projection of a group.
+#[derive(Debug, Clone)]
+pub struct Projected<'a> {
+    /// `[out, in]`.
+    pub weight: &'a FrozenWeight,
+    /// `out` values.
+    pub bias: Option<&'a [f32]>,
+    pub low_rank: Option<LowRankPair>,
+}
+
+/// Projects `x` `[tokens, in]`: `[tokens, Σ out]`, plus `residual` of that shape if given.
+pub fn linear(x: Tensor<2>, group: &[Projected<'_>], residual: Option<Tensor<2>>) -> Tensor<2> {
+    #[cfg(feature = "cpu")]
+    if group.iter().all(|projected| projected.weight.matrix().is_some()) {
+        return cpu::linear(x, group, residual);
+    }
+    reference::linear(x, group, residual)
+}
