@@ -1,1 +1,4 @@
+//! Integration tests: one binary, one module an area.
 
+mod adapter_file;
+mod hostile_adapter;

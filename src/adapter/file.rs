@@ -1,6 +1,44 @@
 //! PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! Reading takes a LoRA folder of any PEFT version and refuses by name what cannot be applied (every problem at
+//! once). Writing keeps to the keys that every PEFT since 0.6 knows.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::adapter::peft_config::{CONFIG_FILE, PeftConfig};
+use crate::adapter::spec::Target;
+use crate::error::{Error, Result};
+use crate::files::safetensors::{self, SafeTensorsFile, TensorHeader};
+use crate::files::{Bytes, Dtype, RawTensor, atomic};
+use crate::model::ModelConfig;
+
+/// The weights' file name in an adapter folder.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// What PEFT puts before every module path.
+const PREFIX: &str = "base_model.model.";
+const A_SUFFIX: &str = ".lora_A.weight";
+const B_SUFFIX: &str = ".lora_B.weight";
+
+/// Provenance keys in the metadata of the weights' file.
+pub mod provenance {
+    /// SHA-256 of the base model's files.
+    pub const BASE_SHA256: &str = "burnish.base_sha256";
+    /// How the base was held while training: `none`, `nf4`, …
+    pub const QUANT: &str = "burnish.quant";
+    /// SHA-256 of the training data.
+    pub const DATA_SHA256: &str = "burnish.data_sha256";
+    /// SHA-256 of the chat template.
+    pub const TEMPLATE_SHA256: &str = "burnish.template_sha256";
+    /// The run's seed.
+    pub const SEED: &str = "burnish.seed";
+    /// The version that wrote the file.
+    pub const VERSION: &str = "burnish.version";
+}
 
 /// A low-rank pair on the host, in f32.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,4 +64,453 @@ pub struct HostAdapter {
     pub dropout: f64,
     /// Provenance from the safetensors metadata (`burnish.base_sha256`, …); empty for a foreign adapter.
     pub metadata: BTreeMap<String, String>,
+}
+
+/// What [`HostAdapter::save`] writes beside the numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct SaveOptions<'a> {
+    /// The projections that the pairs lie on, in every layer.
+    pub targets: &'a [Target],
+    /// `base_model_name_or_path`: a hub name where one is known.
+    pub base_name: Option<&'a str>,
+    /// The scales are `alpha / sqrt(rank)`.
+    pub rslora: bool,
+}
+
+impl HostAdapter {
+    /// Reads the adapter folder `dir`. The base that its configuration names is not followed.
+    ///
+    /// # Errors
+    /// Everything wrong with the folder, in one error: what plain LoRA arithmetic cannot apply (DoRA, biases,
+    /// `modules_to_save`, …), halves of pairs, ranks and shapes that disagree, numbers that are not finite.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let (config, (tensors, metadata)) = both(PeftConfig::read(dir), read_weights(dir))?;
+        let place = dir.join(WEIGHTS_FILE).display().to_string();
+        let mut errors = Vec::new();
+        let pairs = pairs_of(&place, &config, tensors, &mut errors);
+        if pairs.is_empty() && errors.is_empty() {
+            errors.push(Error::input(&place, "holds no low-rank pair"));
+        }
+        let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
+        let adapter = Self { pairs, rank: config.rank, alpha: config.alpha, dropout: config.dropout, metadata };
+        Error::none_of(errors, adapter)
+    }
+
+    /// Like [`load`](Self::load), for a base of the shape `base`: every pair fits it, and no module that the
+    /// configuration asks for lacks its pair.
+    pub fn load_for(dir: &Path, base: &ModelConfig) -> Result<Self> {
+        let adapter = Self::load(dir)?;
+        let missing = adapter.missing_pairs(&PeftConfig::read(dir)?, base)?;
+        let mut errors = Vec::from_iter(adapter.check_against(base).err());
+        if let Some((first, rest)) = missing.split_first() {
+            let more = and_more(rest.len());
+            errors.push(Error::input(
+                dir.join(WEIGHTS_FILE).display(),
+                format!("{CONFIG_FILE} targets `{first}`{more} of the base, and the file holds no pair for it"),
+            ));
+        }
+        Error::none_of(errors, adapter)
+    }
+
+    /// Modules of `base` that `config` targets and that have no pair here.
+    fn missing_pairs(&self, config: &PeftConfig, base: &ModelConfig) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        for module in module_shapes(base).into_keys() {
+            if !self.pairs.contains_key(&module) && config.covers(&module)? {
+                missing.push(module);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Whether every pair has its module in a base of this shape, with the right sizes.
+    ///
+    /// # Errors
+    /// All pairs that do not fit.
+    pub fn check_against(&self, base: &ModelConfig) -> Result<()> {
+        let shapes = module_shapes(base);
+        let mut errors = Vec::new();
+        for (module, pair) in &self.pairs {
+            match shapes.get(module) {
+                None => errors.push(unknown_module(module, base)),
+                Some(&(input, output)) if (input, output) != (pair.input, pair.output) => {
+                    errors.push(Error::input(
+                        format_args!("adapter: {module}"),
+                        format!(
+                            "is for a projection from {} to {} values; the base's goes from {input} to {output}",
+                            pair.input, pair.output
+                        ),
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        match Error::join(errors) {
+            None => Ok(()),
+            Some(error) => Err(error.hint("is this the base that the adapter was trained on?")),
+        }
+    }
+
+    /// Writes the two files into the folder `dir`, which is made if need be; numbers in f32.
+    ///
+    /// Both files are first written in full under temporary names. If the configuration on disk is already what
+    /// it shall be, renaming the weights replaces the adapter in one step. Otherwise the old configuration is
+    /// removed, then the weights and last the new configuration are renamed: a crash in between leaves a folder
+    /// that every reader refuses for want of a configuration, never the weights of one adapter under the
+    /// configuration of another.
+    pub fn save(&self, dir: &Path, options: &SaveOptions<'_>) -> Result<()> {
+        let config = self.config_json(options)?;
+        std::fs::create_dir_all(dir).map_err(|error| Error::write(dir, &error))?;
+        let staging = tempfile::Builder::new().prefix(".burnish-").tempdir_in(dir);
+        let staging = staging.map_err(|error| Error::write(dir, &error))?;
+        let staged = |name: &str| staging.path().join(name);
+        self.write_weights(&staged(WEIGHTS_FILE))?;
+        let config_path = dir.join(CONFIG_FILE);
+        if std::fs::read(&config_path).is_ok_and(|old| old == config.as_bytes()) {
+            return rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE));
+        }
+        atomic::write_bytes(&staged(CONFIG_FILE), config.as_bytes())?;
+        match std::fs::remove_file(&config_path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::write(&config_path, &error)),
+            _ => {}
+        }
+        rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE))?;
+        rename(&staged(CONFIG_FILE), &config_path)
+    }
+
+    /// `adapter_model.safetensors`: `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of every pair, in f32.
+    fn write_weights(&self, path: &Path) -> Result<()> {
+        let mut metadata = self.metadata.clone();
+        metadata.insert("format".to_owned(), "pt".to_owned());
+        let mut headers = Vec::with_capacity(2 * self.pairs.len());
+        let mut values: BTreeMap<String, &[f32]> = BTreeMap::new();
+        for (module, pair) in &self.pairs {
+            let halves = [
+                (A_SUFFIX, vec![pair.rank, pair.input], pair.a.as_slice()),
+                (B_SUFFIX, vec![pair.output, pair.rank], pair.b.as_slice()),
+            ];
+            for (suffix, shape, numbers) in halves {
+                let name = format!("{PREFIX}{module}{suffix}");
+                values.insert(name.clone(), numbers);
+                headers.push(TensorHeader { name, dtype: Dtype::F32, shape });
+            }
+        }
+        safetensors::write(path, &metadata, &headers, |header| {
+            let numbers = values.get(&header.name).copied().unwrap_or_default();
+            Ok(Bytes::from(numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>()))
+        })
+    }
+
+    /// `adapter_config.json`, keys sorted as PEFT writes them.
+    fn config_json(&self, options: &SaveOptions<'_>) -> Result<String> {
+        let mut ranks = Map::new();
+        let mut alphas = Map::new();
+        for (module, pair) in &self.pairs {
+            let projection = module.rsplit('.').next().unwrap_or(module);
+            if !options.targets.iter().any(|target| target.name() == projection) {
+                return Err(Error::failed(module, "has a pair, and is not among the targets to be saved"));
+            }
+            if pair.rank != self.rank {
+                ranks.insert(module.clone(), json!(pair.rank));
+            }
+            let root = if options.rslora { (pair.rank as f64).sqrt() } else { pair.rank as f64 };
+            if pair.scale != (self.alpha / root) as f32 {
+                alphas.insert(module.clone(), number(f64::from(pair.scale) * root));
+            }
+        }
+        let targets: Vec<&str> = options.targets.iter().map(|target| target.name()).collect();
+        let mut config = json!({
+            "alpha_pattern": alphas,
+            "base_model_name_or_path": options.base_name,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "layers_pattern": null,
+            "layers_to_transform": null,
+            "lora_alpha": number(self.alpha),
+            "lora_dropout": self.dropout,
+            "modules_to_save": null,
+            "peft_type": "LORA",
+            "r": self.rank,
+            "rank_pattern": ranks,
+            "revision": null,
+            "target_modules": targets,
+            "task_type": "CAUSAL_LM",
+        });
+        if options.rslora {
+            // Older PEFT does not know the key, so it stands only where it is needed.
+            config["use_rslora"] = json!(true);
+        }
+        Ok(format!("{config:#}\n"))
+    }
+}
+
+/// A whole number where it is one: PEFT's `lora_alpha` is an integer by convention.
+fn number(value: f64) -> Value {
+    const EXACT_INTEGERS: f64 = 9_007_199_254_740_992.0;
+    if value.fract() == 0.0 && value.abs() < EXACT_INTEGERS { json!(value as i64) } else { json!(value) }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|error| Error::write(to, &error))
+}
+
+/// The values of both, or the problems of both.
+fn both<T, U>(first: Result<T>, second: Result<U>) -> Result<(T, U)> {
+    match (first, second) {
+        (Ok(first), Ok(second)) => Ok((first, second)),
+        (Err(first), Err(second)) => Err(Error::join([first, second.clone()]).unwrap_or(second)),
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    }
+}
+
+/// Tensors and metadata of the weights' file.
+type Weights = (BTreeMap<String, RawTensor>, BTreeMap<String, String>);
+
+fn read_weights(dir: &Path) -> Result<Weights> {
+    let path = dir.join(WEIGHTS_FILE);
+    if !path.exists() && dir.join("adapter_model.bin").exists() {
+        return Err(Error::input(dir.display(), "holds adapter_model.bin, a pickle, which is never read")
+            .hint("save it again with PEFT's `save_pretrained(..., safe_serialization=True)`"));
+    }
+    let file = SafeTensorsFile::open(&path)?;
+    let mut tensors = BTreeMap::new();
+    let mut errors = Vec::new();
+    for name in file.names() {
+        match file.tensor(name) {
+            Ok(tensor) => drop(tensors.insert(name.to_owned(), tensor)),
+            Err(error) => errors.push(error),
+        }
+    }
+    Error::none_of(errors, (tensors, file.metadata().clone()))
+}
+
+/// What a tensor's name says it is.
+enum Role<'a> {
+    A(&'a str),
+    B(&'a str),
+    /// PEFT stores the base's own matrix along with an adapter on the head.
+    BaseCopy(&'a str),
+    /// Of no use to plain LoRA; why.
+    Refused(&'static str),
+}
+
+impl<'a> Role<'a> {
+    fn of(name: &'a str) -> Self {
+        let Some(path) = name.strip_prefix(PREFIX) else {
+            return Self::Refused("not named as PEFT names a tensor (`base_model.model.<path>.lora_A.weight`)");
+        };
+        if let Some(module) = path.strip_suffix(A_SUFFIX) {
+            return Self::A(module);
+        }
+        if let Some(module) = path.strip_suffix(B_SUFFIX) {
+            return Self::B(module);
+        }
+        if let Some(module) = path.strip_suffix(".base_layer.weight") {
+            return Self::BaseCopy(module);
+        }
+        let reason = REFUSED_NAMES.iter().find(|(part, _)| path.contains(part)).map(|(_, reason)| *reason);
+        Self::Refused(reason.unwrap_or("neither half of a low-rank pair"))
+    }
+}
+
+/// Parts of names that tell what else PEFT can store.
+const REFUSED_NAMES: [(&str, &str); 7] = [
+    (".lora_magnitude_vector", "a DoRA magnitude, which cannot be applied"),
+    (".lora_embedding_", "an adapter on an embedding, which cannot be applied"),
+    (".lora_B.bias", "a bias of the low-rank pair, which cannot be applied"),
+    (".token_adapter.", "trained tokens, which cannot be applied"),
+    (".lora_A.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
+    (".lora_B.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
+    (".weight", "a wholly trained module, which cannot be applied"),
+];
+
+/// The two halves of a pair, as far as the file has them.
+#[derive(Default)]
+struct Halves {
+    a: Option<RawTensor>,
+    b: Option<RawTensor>,
+}
+
+/// Sorts the tensors into pairs and checks every one; what is wrong goes to `errors`.
+fn pairs_of(
+    place: &str,
+    config: &PeftConfig,
+    tensors: BTreeMap<String, RawTensor>,
+    errors: &mut Vec<Error>,
+) -> BTreeMap<String, HostPair> {
+    let mut halves: BTreeMap<String, Halves> = BTreeMap::new();
+    let mut copies: Vec<(String, RawTensor)> = Vec::new();
+    let mut refused: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    errors.extend(mixed_dtypes(place, &tensors));
+    for (name, tensor) in tensors {
+        match Role::of(&name) {
+            Role::A(module) => halves.entry(module.to_owned()).or_default().a = Some(tensor),
+            Role::B(module) => halves.entry(module.to_owned()).or_default().b = Some(tensor),
+            Role::BaseCopy(module) => copies.push((module.to_owned(), tensor)),
+            Role::Refused(reason) => refused.entry(reason).or_default().push(name),
+        }
+    }
+    for (reason, names) in refused {
+        if let Some((first, rest)) = names.split_first() {
+            errors.push(Error::input(format_args!("{place}: tensor {first}{}", and_more(rest.len())), reason));
+        }
+    }
+    let mut pairs = BTreeMap::new();
+    let mut untargeted = Vec::new();
+    for (module, halves) in halves {
+        match config.covers(&module) {
+            Ok(true) => {}
+            Ok(false) => untargeted.push(module.clone()),
+            Err(error) => {
+                // A pattern that cannot be matched fails for every module alike.
+                errors.push(error);
+                return pairs;
+            }
+        }
+        match pair_of(place, config, &module, halves) {
+            Ok(pair) => drop(pairs.insert(module, pair)),
+            Err(error) => errors.push(error),
+        }
+    }
+    if let Some((first, rest)) = untargeted.split_first() {
+        errors.push(Error::input(
+            format_args!("{place}: module {first}{}", and_more(rest.len())),
+            format!("is not among the targets in {CONFIG_FILE}, so that PEFT would not load it"),
+        ));
+    }
+    errors.extend(misplaced_copies(place, &pairs, &copies));
+    pairs
+}
+
+/// ` (and 3 more)`, or nothing.
+fn and_more(count: usize) -> String {
+    if count == 0 { String::new() } else { format!(" (and {count} more)") }
+}
+
+/// PEFT writes all of an adapter in one dtype: several are a file pieced together.
+fn mixed_dtypes(place: &str, tensors: &BTreeMap<String, RawTensor>) -> Option<Error> {
+    let mut counts: Vec<(Dtype, usize)> = Vec::new();
+    for (name, tensor) in tensors {
+        if !matches!(Role::of(name), Role::A(_) | Role::B(_)) {
+            continue;
+        }
+        match counts.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((tensor.dtype, 1)),
+        }
+    }
+    (counts.len() > 1).then(|| {
+        let counts: Vec<String> = counts.iter().map(|(dtype, count)| format!("{count} in {dtype}")).collect();
+        Error::input(place, format!("mixes dtypes ({}); expected one for all pairs", counts.join(", ")))
+    })
+}
+
+/// Copies of the base's matrices that belong to no pair, or have another size than it.
+fn misplaced_copies<'a>(
+    place: &'a str,
+    pairs: &'a BTreeMap<String, HostPair>,
+    copies: &'a [(String, RawTensor)],
+) -> impl Iterator<Item = Error> + 'a {
+    copies.iter().filter_map(move |(module, tensor)| {
+        let expected = pairs.get(module).map(|pair| vec![pair.output, pair.input]);
+        (expected.as_ref() != Some(&tensor.shape)).then(|| {
+            Error::input(
+                format_args!("{place}: tensor {PREFIX}{module}.base_layer.weight"),
+                format!(
+                    "is a copy of a base matrix of shape {:?}, and no pair of these sizes goes with it",
+                    tensor.shape
+                ),
+            )
+        })
+    })
+}
+
+/// One pair, or everything that is wrong with it.
+fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Result<HostPair> {
+    let place = format!("{place}: module {module}");
+    let (a, b) = match (halves.a, halves.b) {
+        (Some(a), Some(b)) => (a, b),
+        (Some(_), None) => return Err(Error::input(place, "has lora_A and no lora_B")),
+        _ => return Err(Error::input(place, "has lora_B and no lora_A")),
+    };
+    let rank = config.rank_of(module)?;
+    let ([a_rank, input], [output, b_rank]) = both(matrix(&place, "lora_A", &a), matrix(&place, "lora_B", &b))?;
+    let mut errors = Vec::new();
+    if a_rank != rank {
+        errors.push(other_rank(&place, "lora_A", "[rank, in]", [a_rank, input], rank));
+    }
+    if b_rank != rank {
+        errors.push(other_rank(&place, "lora_B", "[out, rank]", [output, b_rank], rank));
+    }
+    let (a, b) = match both(numbers(&place, "lora_A", &a), numbers(&place, "lora_B", &b)) {
+        Ok(numbers) => numbers,
+        Err(error) => {
+            errors.push(error);
+            Default::default()
+        }
+    };
+    let scale = config.scale_of(module)? as f32;
+    Error::none_of(errors, HostPair { a, b, rank, input, output, scale })
+}
+
+/// A half whose shape does not have the rank that the configuration gives.
+fn other_rank(place: &str, half: &str, layout: &str, shape: [usize; 2], rank: usize) -> Error {
+    let turned = if shape.contains(&rank) { "; is it transposed?" } else { "" };
+    Error::input(
+        place,
+        format!("{half} has shape {shape:?}; expected {layout} with rank {rank} from {CONFIG_FILE}{turned}"),
+    )
+}
+
+/// The two sizes of a matrix.
+fn matrix(place: &str, half: &str, tensor: &RawTensor) -> Result<[usize; 2]> {
+    tensor
+        .shape
+        .as_slice()
+        .try_into()
+        .map_err(|_| Error::input(place, format!("{half} has shape {:?}; expected two dimensions", tensor.shape)))
+}
+
+/// The values in f32, all finite.
+fn numbers(place: &str, half: &str, tensor: &RawTensor) -> Result<Vec<f32>> {
+    if !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16) {
+        return Err(Error::input(place, format!("{half} is {}; expected F32, F16 or BF16", tensor.dtype)));
+    }
+    tensor.check_finite(format_args!("{place}: {half}"))?;
+    tensor.to_f32()
+}
+
+/// Every module that can carry a pair, with its input and output size.
+fn module_shapes(base: &ModelConfig) -> BTreeMap<String, (usize, usize)> {
+    let mut shapes = BTreeMap::new();
+    for layer in 0..base.layers {
+        for target in Target::ALL {
+            shapes.insert(target.path(layer), target_shape(base, target));
+        }
+    }
+    shapes
+}
+
+/// Input and output size of a projection.
+fn target_shape(base: &ModelConfig, target: Target) -> (usize, usize) {
+    let (queries, keys) = (base.heads * base.head_dim, base.kv_heads * base.head_dim);
+    match target {
+        Target::Q => (base.hidden_size, queries),
+        Target::K | Target::V => (base.hidden_size, keys),
+        Target::O => (queries, base.hidden_size),
+        Target::Gate | Target::Up => (base.hidden_size, base.intermediate_size),
+        Target::Down => (base.intermediate_size, base.hidden_size),
+        Target::LmHead => (base.hidden_size, base.vocab_size),
+    }
+}
+
+fn unknown_module(module: &str, base: &ModelConfig) -> Error {
+    let last = base.layers.saturating_sub(1);
+    let projections: Vec<&str> = Target::ALL.iter().map(|target| target.name()).collect();
+    Error::input(
+        format_args!("adapter: {module}"),
+        format!("the base has no such module; it has layers 0 to {last} with {}", projections.join(", ")),
+    )
 }

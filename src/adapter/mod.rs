@@ -2,4 +2,5 @@
 
 pub mod file;
 pub mod merge;
+pub mod peft_config;
 pub mod spec;

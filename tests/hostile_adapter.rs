@@ -1,0 +1,261 @@
+//! Adapter folders that are broken, or made to break a reader: a named error with exit code 2, never a panic.
+
+use std::path::Path;
+
+use burnish::adapter::file::HostAdapter;
+use burnish::model::config::{Architecture, ModelConfig, RopeScaling};
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+
+const Q0: &str = "model.layers.0.self_attn.q_proj";
+const V1: &str = "model.layers.1.self_attn.v_proj";
+
+/// A tensor to be written: dtype, shape, every byte.
+#[derive(Clone)]
+struct Tensor {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+/// A tensor of PEFT's naming, filled with 0.5.
+fn half(module: &str, half: &str, shape: [usize; 2]) -> Tensor {
+    named(&format!("base_model.model.{module}.lora_{half}.weight"), &shape)
+}
+
+fn named(name: &str, shape: &[usize]) -> Tensor {
+    let bytes = 0.5f32.to_le_bytes().repeat(shape.iter().product());
+    Tensor { name: name.to_owned(), dtype: Dtype::F32, shape: shape.to_vec(), bytes }
+}
+
+/// Rank 4 on two modules of a base with hidden size 32 and 16 values' width of v.
+fn sound() -> Vec<Tensor> {
+    vec![half(Q0, "A", [4, 32]), half(Q0, "B", [32, 4]), half(V1, "A", [4, 32]), half(V1, "B", [16, 4])]
+}
+
+const CONFIG: &str = r#"{"peft_type":"LORA","task_type":"CAUSAL_LM","r":4,"lora_alpha":8,
+    "target_modules":["q_proj","v_proj"],"base_model_name_or_path":"x"}"#;
+
+fn write(dir: &Path, config: &str, tensors: &[Tensor]) {
+    std::fs::write(dir.join("adapter_config.json"), config).expect("written");
+    let views = tensors.iter().map(|tensor| {
+        let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).expect("a tensor");
+        (tensor.name.clone(), view)
+    });
+    serialize_to_file(views, None, &dir.join("adapter_model.safetensors")).expect("written");
+}
+
+fn load(config: &str, tensors: &[Tensor]) -> burnish::Result<HostAdapter> {
+    let folder = tempfile::tempdir().expect("a folder");
+    write(folder.path(), config, tensors);
+    HostAdapter::load(folder.path())
+}
+
+/// The message of the error that this folder must give; its exit code is 2.
+fn refusal(config: &str, tensors: &[Tensor]) -> String {
+    let error = load(config, tensors).expect_err("a refusal");
+    assert_eq!(error.exit_code(), 2, "{error}");
+    error.to_string()
+}
+
+/// `CONFIG` with `from` replaced.
+fn config_with(from: &str, to: &str) -> String {
+    assert!(CONFIG.contains(from));
+    CONFIG.replace(from, to)
+}
+
+fn base() -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::Llama,
+        vocab_size: 96,
+        hidden_size: 32,
+        intermediate_size: 64,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        norm_eps: 1e-6,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::None,
+        tied_head: false,
+        qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+        sliding_window: None,
+        max_positions: 128,
+        bos_token: Some(1),
+        eos_tokens: vec![2],
+    }
+}
+
+#[test]
+fn the_sound_one_loads() {
+    let adapter = load(CONFIG, &sound()).expect("sound");
+    assert_eq!(adapter.pairs.len(), 2);
+    adapter.check_against(&base()).expect("fits");
+}
+
+#[test]
+fn halves_without_each_other_are_all_listed() {
+    let text = refusal(CONFIG, &[half(Q0, "A", [4, 32]), half(V1, "B", [16, 4])]);
+    assert!(text.contains(&format!("{Q0}: has lora_A and no lora_B")), "{text}");
+    assert!(text.contains(&format!("{V1}: has lora_B and no lora_A")), "{text}");
+}
+
+#[test]
+fn other_ranks_and_turned_matrices_are_all_listed() {
+    let tensors = [half(Q0, "A", [4, 32]), half(Q0, "B", [32, 8]), half(V1, "A", [32, 4]), half(V1, "B", [16, 4])];
+    let text = refusal(CONFIG, &tensors);
+    assert!(text.contains(&format!("{Q0}: lora_B has shape [32, 8]; expected [out, rank] with rank 4")), "{text}");
+    assert!(text.contains(&format!("{V1}: lora_A has shape [32, 4]")) && text.contains("transposed"), "{text}");
+    let text = refusal(&config_with(r#""r":4"#, r#""r":2"#), &sound());
+    assert_eq!(text.matches("expected [rank, in] with rank 2").count(), 2, "{text}");
+    let text = refusal(CONFIG, &[named(&format!("base_model.model.{Q0}.lora_A.weight"), &[4, 4, 8]), half(Q0, "B", [32, 4])]);
+    assert!(text.contains("two dimensions"), "{text}");
+}
+
+#[test]
+fn what_is_not_plain_lora_is_named() {
+    let mut tensors = sound();
+    tensors.push(named(&format!("base_model.model.{Q0}.lora_magnitude_vector"), &[32]));
+    tensors.push(named(&format!("base_model.model.{V1}.lora_magnitude_vector"), &[16]));
+    tensors.push(named(&format!("base_model.model.{Q0}.lora_B.bias"), &[32]));
+    tensors.push(named("base_model.model.model.embed_tokens.lora_embedding_A", &[4, 96]));
+    tensors.push(named("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", &[1, 32]));
+    tensors.push(named("base_model.model.lm_head.weight", &[96, 32]));
+    tensors.push(named(&format!("base_model.model.{Q0}.lora_A.default.weight"), &[4, 32]));
+    tensors.push(named("something.else", &[4]));
+    let config = config_with(r#""r":4"#, r#""r":4,"use_dora":true,"modules_to_save":["lm_head"],"lora_bias":true"#);
+    let text = refusal(&config, &sound());
+    for what in ["use_dora", "modules_to_save", "lora_bias"] {
+        assert!(text.contains(what), "{what}: {text}");
+    }
+    let text = refusal(CONFIG, &tensors);
+    for what in [
+        "lora_magnitude_vector (and 1 more): a DoRA magnitude", "a bias of the low-rank pair", "adapter on an embedding",
+        "trained tokens", "wholly trained module", "raw state dictionary", "something.else: not named as PEFT",
+    ] {
+        assert!(text.contains(what), "{what}: {text}");
+    }
+}
+
+#[test]
+fn numbers_must_be_floats_of_one_dtype_and_finite() {
+    let mut tensors = sound();
+    tensors[0].bytes[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
+    tensors[3].bytes[..4].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    let text = refusal(CONFIG, &tensors);
+    assert!(text.contains(&format!("{Q0}: lora_A")) && text.contains(&format!("{V1}: lora_B")), "{text}");
+
+    let mut tensors = sound();
+    tensors[1] = Tensor { dtype: Dtype::BF16, bytes: vec![0; 2 * 32 * 4], ..tensors[1].clone() };
+    assert!(refusal(CONFIG, &tensors).contains("mixes dtypes"));
+    for (dtype, size) in [(Dtype::I64, 8), (Dtype::U8, 1), (Dtype::F64, 8), (Dtype::F8_E4M3, 1)] {
+        let mut tensors = sound();
+        for tensor in &mut tensors {
+            let count: usize = tensor.shape.iter().product();
+            (tensor.dtype, tensor.bytes) = (dtype, vec![0; count * size]);
+        }
+        let text = refusal(CONFIG, &tensors);
+        assert!(text.contains(Q0) && text.contains(V1), "{text}");
+    }
+}
+
+#[test]
+fn tensors_outside_the_targets_are_refused() {
+    let text = refusal(&config_with(r#"["q_proj","v_proj"]"#, r#"["q_proj"]"#), &sound());
+    assert!(text.contains(&format!("module {V1}")) && text.contains("not among the targets"), "{text}");
+    let costly = config_with(r#"["q_proj","v_proj"]"#, r#""(?:(?=.)(\\w|\\.)+)+!(?<!x)""#);
+    assert!(refusal(&costly, &sound()).contains("cannot be matched"));
+}
+
+#[test]
+fn modules_and_sizes_of_another_base_are_all_listed() {
+    let config = config_with(r#"["q_proj","v_proj"]"#, r#"["q_proj","v_proj","experts","q_proj.x"]"#);
+    let other = "model.layers.7.self_attn.q_proj";
+    let tensors = [
+        half(Q0, "A", [4, 48]), half(Q0, "B", [32, 4]), half(V1, "A", [4, 32]), half(V1, "B", [17, 4]),
+        half(other, "A", [4, 32]), half(other, "B", [32, 4]),
+        half("model.layers.0.mlp.experts", "A", [4, 32]), half("model.layers.0.mlp.experts", "B", [32, 4]),
+    ];
+    let error = load(&config, &tensors).expect("sound in itself").check_against(&base()).expect_err("another base");
+    let text = error.to_string();
+    assert_eq!((error.exit_code(), error.problems().len()), (2, 4), "{text}");
+    assert!(text.contains("from 48 to 32 values; the base's goes from 32 to 32"), "{text}");
+    assert!(text.contains("from 32 to 17 values; the base's goes from 32 to 16"), "{text}");
+    assert!(text.contains(other) && text.contains("layers 0 to 1"), "{text}");
+    assert!(text.contains("model.layers.0.mlp.experts"), "{text}");
+}
+
+#[test]
+fn pairs_that_the_configuration_promises_must_be_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write(folder.path(), CONFIG, &sound());
+    let error = HostAdapter::load_for(folder.path(), &base()).expect_err("two of four modules have no pair");
+    let text = error.to_string();
+    assert!(text.contains("model.layers.0.self_attn.v_proj` (and 1 more)"), "{text}");
+}
+
+/// PEFT puts a copy of the base's matrix beside an adapter on the head.
+#[test]
+fn a_copy_of_the_base_matrix_is_passed_over_where_it_belongs_to_a_pair() {
+    let config = config_with(r#""v_proj"]"#, r#""v_proj","lm_head"]"#);
+    let mut tensors = sound();
+    tensors.extend([half("lm_head", "A", [4, 32]), half("lm_head", "B", [96, 4])]);
+    tensors.push(named("base_model.model.lm_head.base_layer.weight", &[96, 32]));
+    assert_eq!(load(&config, &tensors).expect("as PEFT writes it").pairs.len(), 3);
+    tensors.push(named("base_model.model.model.embed_tokens.base_layer.weight", &[96, 32]));
+    assert!(refusal(&config, &tensors).contains("embed_tokens.base_layer.weight"));
+}
+
+#[test]
+fn configurations_that_are_no_lora_configuration_are_refused() {
+    for (config, expected) in [
+        ("", "adapter_config.json"),
+        ("[]", "object"),
+        ("{\"r\":1,\"r\":2}", "twice"),
+        ("{}", "peft_type"),
+        (r#"{"peft_type":"ADALORA"}"#, "ADALORA"),
+        (r#"{"peft_type":"LORA","r":-1}"#, "`r`"),
+        (r#"{"peft_type":"LORA","r":1e30}"#, "`r`"),
+        (r#"{"peft_type":"LORA","r":18446744073709551615}"#, "`r`"),
+        (r#"{"peft_type":"LORA","lora_alpha":1e300}"#, "lora_alpha"),
+        (r#"{"peft_type":"LORA","lora_alpha":1e999}"#, "adapter_config.json"),
+        (r#"{"peft_type":"LORA","task_type":"SEQ_CLS"}"#, "SEQ_CLS"),
+        (r#"{"peft_type":"LORA","target_modules":7}"#, "target_modules"),
+        (r#"{"peft_type":"LORA","rank_pattern":{"(":3,"q_proj":0}}"#, "rank_pattern.q_proj"),
+    ] {
+        let text = refusal(config, &sound());
+        assert!(text.contains(expected), "{config}: {text}");
+    }
+    let deep = format!("{}{}", r#"{"peft_type":"LORA","x":"#, "[".repeat(100_000));
+    assert!(refusal(&deep, &sound()).contains("recursion"));
+}
+
+/// The name of the base is shown, never opened: a load with such a name is a load like any other.
+#[test]
+fn the_base_that_a_configuration_names_is_not_followed() {
+    for name in ["https://example.invalid/x", "../../../etc/passwd", "/dev/zero"] {
+        let config = config_with(r#""base_model_name_or_path":"x""#, &format!(r#""base_model_name_or_path":"{name}""#));
+        load(&config, &sound()).expect("the name has no say");
+    }
+}
+
+#[test]
+fn broken_and_missing_files_are_named_together() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let error = HostAdapter::load(folder.path()).expect_err("an empty folder");
+    assert_eq!((error.exit_code(), error.problems().len()), (2, 2), "{error}");
+    assert!(HostAdapter::load(&folder.path().join("absent")).is_err());
+
+    write(folder.path(), CONFIG, &sound());
+    let path = folder.path().join("adapter_model.safetensors");
+    let whole = std::fs::read(&path).expect("a file");
+    for length in [0, 7, 8, 100, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&path, &whole[..length]).expect("written");
+        assert_eq!(HostAdapter::load(folder.path()).expect_err("cut short").exit_code(), 2, "{length} bytes");
+    }
+    std::fs::remove_file(&path).expect("removed");
+    std::fs::write(folder.path().join("adapter_model.bin"), "pickle").expect("written");
+    assert!(HostAdapter::load(folder.path()).expect_err("a pickle").to_string().contains("never read"));
+}
