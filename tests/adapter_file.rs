@@ -26,8 +26,7 @@ fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
     file.iter().map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), view.data().to_vec()))).collect()
 }
 
-const SEVEN: [Target; 7] =
-    [Target::Q, Target::K, Target::V, Target::O, Target::Gate, Target::Up, Target::Down];
+const SEVEN: [Target; 7] = [Target::Q, Target::K, Target::V, Target::O, Target::Gate, Target::Up, Target::Down];
 
 #[test]
 fn sizes_ranks_and_scales_are_those_of_peft() {
@@ -163,7 +162,9 @@ fn the_same_adapter_gives_the_same_bytes() {
         .into();
     let bytes = ["a", "b"].map(|name| {
         let dir = folder.path().join(name);
-        adapter.save(&dir, &SaveOptions { targets: &SEVEN, base_name: Some("org/name"), rslora: false }).expect("saved");
+        adapter
+            .save(&dir, &SaveOptions { targets: &SEVEN, base_name: Some("org/name"), rslora: false })
+            .expect("saved");
         (std::fs::read(dir.join("adapter_config.json")).ok(), std::fs::read(dir.join("adapter_model.safetensors")).ok())
     });
     assert_eq!(bytes[0], bytes[1]);

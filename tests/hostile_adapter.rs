@@ -110,7 +110,8 @@ fn other_ranks_and_turned_matrices_are_all_listed() {
     assert!(text.contains(&format!("{V1}: lora_A has shape [32, 4]")) && text.contains("transposed"), "{text}");
     let text = refusal(&config_with(r#""r":4"#, r#""r":2"#), &sound());
     assert_eq!(text.matches("expected [rank, in] with rank 2").count(), 2, "{text}");
-    let text = refusal(CONFIG, &[named(&format!("base_model.model.{Q0}.lora_A.weight"), &[4, 4, 8]), half(Q0, "B", [32, 4])]);
+    let text =
+        refusal(CONFIG, &[named(&format!("base_model.model.{Q0}.lora_A.weight"), &[4, 4, 8]), half(Q0, "B", [32, 4])]);
     assert!(text.contains("two dimensions"), "{text}");
 }
 
@@ -132,8 +133,13 @@ fn what_is_not_plain_lora_is_named() {
     }
     let text = refusal(CONFIG, &tensors);
     for what in [
-        "lora_magnitude_vector (and 1 more): a DoRA magnitude", "a bias of the low-rank pair", "adapter on an embedding",
-        "trained tokens", "wholly trained module", "raw state dictionary", "something.else: not named as PEFT",
+        "lora_magnitude_vector (and 1 more): a DoRA magnitude",
+        "a bias of the low-rank pair",
+        "adapter on an embedding",
+        "trained tokens",
+        "wholly trained module",
+        "raw state dictionary",
+        "something.else: not named as PEFT",
     ] {
         assert!(text.contains(what), "{what}: {text}");
     }
@@ -174,9 +180,14 @@ fn modules_and_sizes_of_another_base_are_all_listed() {
     let config = config_with(r#"["q_proj","v_proj"]"#, r#"["q_proj","v_proj","experts","q_proj.x"]"#);
     let other = "model.layers.7.self_attn.q_proj";
     let tensors = [
-        half(Q0, "A", [4, 48]), half(Q0, "B", [32, 4]), half(V1, "A", [4, 32]), half(V1, "B", [17, 4]),
-        half(other, "A", [4, 32]), half(other, "B", [32, 4]),
-        half("model.layers.0.mlp.experts", "A", [4, 32]), half("model.layers.0.mlp.experts", "B", [32, 4]),
+        half(Q0, "A", [4, 48]),
+        half(Q0, "B", [32, 4]),
+        half(V1, "A", [4, 32]),
+        half(V1, "B", [17, 4]),
+        half(other, "A", [4, 32]),
+        half(other, "B", [32, 4]),
+        half("model.layers.0.mlp.experts", "A", [4, 32]),
+        half("model.layers.0.mlp.experts", "B", [32, 4]),
     ];
     let error = load(&config, &tensors).expect("sound in itself").check_against(&base()).expect_err("another base");
     let text = error.to_string();

@@ -2,3 +2,4 @@
 
 mod adapter_file;
 mod hostile_adapter;
+mod scores;
