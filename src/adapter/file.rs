@@ -14,7 +14,7 @@ use crate::adapter::spec::Target;
 use crate::error::{Error, Result};
 use crate::files::safetensors::{self, SafeTensorsFile, TensorHeader};
 use crate::files::{Bytes, Dtype, RawTensor, atomic};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, names};
 
 /// The weights' file name in an adapter folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -482,28 +482,22 @@ fn numbers(place: &str, half: &str, tensor: &RawTensor) -> Result<Vec<f32>> {
     tensor.to_f32()
 }
 
-/// Every module that can carry a pair, with its input and output size.
+/// Every module that can carry a pair, with its input and output size. The head counts even where it is tied.
 fn module_shapes(base: &ModelConfig) -> BTreeMap<String, (usize, usize)> {
-    let mut shapes = BTreeMap::new();
-    for layer in 0..base.layers {
-        for target in Target::ALL {
-            shapes.insert(target.path(layer), target_shape(base, target));
+    let mut shapes = BTreeMap::from([(Target::LmHead.path(0), (base.hidden_size, base.vocab_size))]);
+    for tensor in names::tensors(base) {
+        let module = tensor.hf.strip_suffix(".weight");
+        let adaptable = module.filter(|module| is_projection(module));
+        if let (Some(module), [output, input]) = (adaptable, tensor.shape.as_slice()) {
+            shapes.insert(module.to_owned(), (*input, *output));
         }
     }
     shapes
 }
 
-/// Input and output size of a projection.
-fn target_shape(base: &ModelConfig, target: Target) -> (usize, usize) {
-    let (queries, keys) = (base.heads * base.head_dim, base.kv_heads * base.head_dim);
-    match target {
-        Target::Q => (base.hidden_size, queries),
-        Target::K | Target::V => (base.hidden_size, keys),
-        Target::O => (queries, base.hidden_size),
-        Target::Gate | Target::Up => (base.hidden_size, base.intermediate_size),
-        Target::Down => (base.intermediate_size, base.hidden_size),
-        Target::LmHead => (base.hidden_size, base.vocab_size),
-    }
+/// Whether a module's last segment names a projection.
+fn is_projection(module: &str) -> bool {
+    module.rsplit('.').next().is_some_and(|name| name.parse::<Target>().is_ok())
 }
 
 fn unknown_module(module: &str, base: &ModelConfig) -> Error {
