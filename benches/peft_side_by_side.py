@@ -1,0 +1,340 @@
+"""Trains LoRA with PEFT + PyTorch and with burnish on the same model, data, batches and threads, and compares.
+
+    pip install -r tests/reference/requirements.txt
+    python benches/peft_side_by_side.py --model MODEL_FOLDER [--burnish target/release/burnish --base BASE]
+        [--workloads qv,seven,1k,4k,wikisql] [--modes f32,bf16,...] [--rounds 5] [--threads 2]
+
+MODEL_FOLDER is the base as a Hugging Face folder (f32 or bf16 weights, with its tokenizer); BASE is what burnish calls
+the same base (a name, folder or .gguf). Every measurement runs in a process of its own; the tools alternate, round after
+round. One JSON object a measurement goes to stdout, a table of medians to stderr.
+
+tokens_per_second counts all tokens that are no padding, prompts included, over the steps after the first two.
+peak_bytes is the largest resident size of the whole process (`ru_maxrss`), interpreter and libraries included.
+
+Modes of PEFT:
+    f32            weights and arithmetic in f32
+    bf16           weights in bf16, autocast to bf16, adapters in f32: what the transformers Trainer does with bf16=True
+    bf16-plain     weights in bf16, no autocast: PEFT then computes the adapters in f32
+    bf16-recompute bf16 with gradient checkpointing
+    bf16-compile   bf16 under torch.compile; the compiling (first two steps) is reported apart
+    nf4            bitsandbytes NF4 weights, bf16 compute
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+QV = ["q_proj", "v_proj"]
+SEVEN = QV + ["k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+MODES = ["f32", "bf16", "bf16-plain", "bf16-recompute", "bf16-compile", "nf4"]
+# name -> (sequences in a batch, tokens in a sequence, targets); wikisql's sequences are as long as they are.
+WORKLOADS = {
+    "qv": (4, 256, QV),
+    "seven": (4, 256, SEVEN),
+    "1k": (1, 1024, QV),
+    "4k": (1, 4096, QV),
+    "wikisql": (4, None, QV),
+}
+WARM_UP_STEPS = 2
+RANK, ALPHA, LEARNING_RATE = 8, 16, 2e-4
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="base as a Hugging Face folder")
+    parser.add_argument("--workloads", default="qv,seven,1k,4k,wikisql")
+    parser.add_argument("--modes", default="f32,bf16,bf16-recompute,bf16-compile")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6, help="measured steps of a made-up workload")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--wikisql", type=Path, default=Path("/work/shared/data/wikisql"))
+    parser.add_argument("--wikisql-steps", type=int, default=250, help="250 is one epoch in batches of 4")
+    parser.add_argument("--burnish", type=Path, help="the burnish binary; without it only PEFT is measured")
+    parser.add_argument("--base", help="what burnish calls the base (default: MODEL)")
+    parser.add_argument("--burnish-modes", default="f32,bf16,bf16-recompute")
+    parser.add_argument("--child", nargs=3, metavar=("MODE", "WORKLOAD", "DATA"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# --- the data: one file both tools read -------------------------------------------------------------------------------
+
+
+def write_made_up(path, model, workload, steps):
+    """Texts of words that are one token each: with the end token, exactly the tokens of the workload."""
+    sequences, tokens, _ = WORKLOADS[workload]
+    vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
+    words = sorted(token[1:] for token in vocabulary if re.fullmatch("Ġ[a-z]{3,8}", token))
+    choice = random.Random(0)
+    with path.open("w") as file:
+        for _ in range(sequences * (WARM_UP_STEPS + steps)):
+            text = "".join(" " + word for word in choice.choices(words, k=tokens - 1))
+            file.write(json.dumps({"text": text}) + "\n")
+
+
+def read_examples(path, tokenizer):
+    """Token ids and how many of them, from the start, are not trained on."""
+    examples = []
+    for line in path.open(encoding="utf-8"):
+        row = json.loads(line)
+        prompt, completion = (row["prompt"], row["completion"]) if "prompt" in row else ("", row["text"])
+        prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids if prompt else []
+        ids = tokenizer(completion, add_special_tokens=False).input_ids
+        examples.append((prompt_ids + ids + [tokenizer.eos_token_id], len(prompt_ids)))
+    return examples
+
+
+# --- PEFT, in a process of its own ------------------------------------------------------------------------------------
+
+
+def collate(torch, examples, padding):
+    """Padded to the longest of the batch, no loss on prompt and padding: how a PEFT user does it."""
+    longest = max(len(ids) for ids, _ in examples)
+    ids = torch.full((len(examples), longest), padding)
+    mask = torch.zeros((len(examples), longest), dtype=torch.long)
+    labels = torch.full((len(examples), longest), -100)
+    for row, (tokens, prompt) in enumerate(examples):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
+        labels[row, prompt : len(tokens)] = torch.tensor(tokens[prompt:])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def open_peft(torch, options, mode, targets):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    more = {}
+    if mode == "nf4":
+        more["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    dtype = torch.float32 if mode == "f32" else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, **more)
+    model.config.use_cache = False
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, task_type="CAUSAL_LM")
+    model = get_peft_model(model, config).train()
+    if mode == "bf16-recompute":
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def validation_loss(torch, model, examples, padding, autocast):
+    model.eval()
+    total, tokens = 0.0, 0
+    with torch.no_grad(), autocast():
+        for example in examples:
+            batch = collate(torch, [example], padding)
+            trained = (batch["labels"][:, 1:] != -100).sum().item()
+            total += model(**batch).loss.item() * trained
+            tokens += trained
+    return total / tokens
+
+
+def child(options):
+    mode, workload, data = options.child
+    started = time.time()
+    import torch
+    from transformers import AutoTokenizer
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    sequences, _, targets = WORKLOADS[workload]
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    examples = read_examples(Path(data), tokenizer)
+    model = open_peft(torch, options, mode, targets)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
+    order = list(range(len(examples)))
+    if workload == "wikisql":
+        random.Random(0).shuffle(order)
+    batches = [[examples[at] for at in order[start : start + sequences]] for start in range(0, len(order), sequences)]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))
+    forward = torch.compile(model) if mode == "bf16-compile" else model
+
+    def autocast():
+        return torch.autocast("cpu", torch.bfloat16, enabled=mode not in ("f32", "bf16-plain"))
+
+    if workload == "wikisql":
+        batches = batches[: options.wikisql_steps]
+    loaded = time.time()
+    seconds, tokens, losses = [], [], []
+    for examples_of_step in batches:
+        begin = time.perf_counter()
+        batch = collate(torch, examples_of_step, padding)
+        with autocast():
+            loss = forward(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - begin)
+        tokens.append(sum(len(ids) for ids, _ in examples_of_step))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    report = {
+        "load_seconds": round(loaded - started, 2),
+        "first_steps_seconds": round(sum(seconds[:WARM_UP_STEPS]), 2),
+        "steps": len(seconds),
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+    }
+    if workload == "wikisql":
+        measured = slice(WARM_UP_STEPS, None)
+        report["tokens_per_second"] = sum(tokens[measured]) / sum(seconds[measured])
+        if len(batches) * sequences >= len(examples):
+            valid = read_examples(options.wikisql / "valid.jsonl", tokenizer)
+            report["valid_loss"] = validation_loss(torch, model, valid, padding, autocast)
+    else:
+        rates = [count / second for count, second in zip(tokens, seconds)]
+        report["tokens_per_second"] = statistics.median(rates[WARM_UP_STEPS:])
+    report["peak_bytes"] = peak
+    print(json.dumps(report))
+
+
+def measure_peft(options, mode, workload, data):
+    command = [sys.executable, __file__, "--model", str(options.model), "--threads", str(options.threads)]
+    command += ["--wikisql", str(options.wikisql), "--wikisql-steps", str(options.wikisql_steps)]
+    command += ["--child", mode, workload, str(data)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    if done.returncode != 0:
+        return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# --- burnish ----------------------------------------------------------------------------------------------------------
+
+RECIPE = """
+[base]
+model = {base}
+compute = "{compute}"
+
+[data]
+train = {data}
+max_seq_tokens = 8192
+
+[adapter]
+rank = {rank}
+alpha = {alpha}
+dropout = 0.0
+targets = {targets}
+
+[train]
+epochs = 1
+micro_batch_seqs = {sequences}
+learning_rate = {learning_rate}
+schedule = "linear"
+recompute = "{recompute}"
+seed = 0
+
+[output]
+dir = {output}
+"""
+
+
+def measure_burnish(options, mode, workload, data, folder):
+    """`burnish train RECIPE --json`; the figures come from the run folder's metrics.jsonl."""
+    sequences, _, targets = WORKLOADS[workload]
+    output = folder / f"burnish-{workload}-{mode}-{time.time_ns()}"
+    recipe = folder / "recipe.toml"
+    recipe.write_text(
+        RECIPE.format(
+            base=json.dumps(options.base or str(options.model)),
+            compute=mode.split("-")[0],
+            recompute="block" if mode.endswith("-recompute") else "none",
+            data=json.dumps(str(data)),
+            rank=RANK,
+            alpha=ALPHA,
+            targets=json.dumps(targets),
+            sequences=sequences,
+            learning_rate=LEARNING_RATE,
+            output=json.dumps(str(output)),
+        )
+    )
+    command = [str(options.burnish), "train", str(recipe), "--json", "--threads", str(options.threads)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        return {"error": done.stderr.strip()[-500:] or f"exit {done.returncode}"}
+    steps = [json.loads(line) for line in (output / "metrics.jsonl").open()]
+    steps = [step for step in steps if "tokens_per_second" in step and "peak_bytes" in step]
+    rates = [step["tokens_per_second"] for step in steps[WARM_UP_STEPS:]]
+    return {
+        "steps": len(steps),
+        "last_loss": steps[-1].get("loss"),
+        "tokens_per_second": statistics.median(rates),
+        "peak_bytes": max(step["peak_bytes"] for step in steps),
+    }
+
+
+# --- rounds and table -------------------------------------------------------------------------------------------------
+
+
+def main():
+    options = arguments()
+    if options.child:
+        return child(options)
+    modes, workloads = options.modes.split(","), options.workloads.split(",")
+    unknown = [name for name in modes if name not in MODES] + [name for name in workloads if name not in WORKLOADS]
+    if unknown:
+        sys.exit(f"unknown: {', '.join(unknown)}; modes are {', '.join(MODES)}; workloads {', '.join(WORKLOADS)}")
+    results = {}
+    with tempfile.TemporaryDirectory(prefix="side_by_side_") as folder:
+        folder = Path(folder)
+        for workload in workloads:
+            data = options.wikisql / "train.jsonl"
+            if workload != "wikisql":
+                data = folder / f"{workload}.jsonl"
+                write_made_up(data, options.model, workload, options.steps)
+            contestants = [("peft", mode) for mode in modes]
+            if options.burnish:
+                contestants += [("burnish", mode) for mode in options.burnish_modes.split(",")]
+            for round_number in range(options.rounds):
+                for tool, mode in contestants:
+                    load = os.getloadavg()[0]
+                    if tool == "peft":
+                        result = measure_peft(options, mode, workload, data)
+                    else:
+                        result = measure_burnish(options, mode, workload, data, folder)
+                    line = {"tool": tool, "mode": mode, "workload": workload, "round": round_number}
+                    line |= {**result, "load_before": round(load, 2)}
+                    print(json.dumps(line), flush=True)
+                    if "error" not in result:
+                        results.setdefault((workload, tool, mode), []).append(result)
+    report(results, options)
+
+
+def report(results, options):
+    def median(key, what):
+        return statistics.median(result[what] for result in results[key])
+
+    say = lambda text: print(text, file=sys.stderr)
+    say(f"\n{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {options.threads} threads")
+    say("| workload | tool | mode | runs | tokens/s | peak MiB | against PEFT bf16: speed | memory |")
+    say("|---|---|---|---|---|---|---|---|")
+    for key in results:
+        workload, tool, mode = key
+        speed, peak = median(key, "tokens_per_second"), median(key, "peak_bytes")
+        against = (workload, "peft", "bf16")
+        ratios = " | "
+        if against in results:
+            ratios = f"{speed / median(against, 'tokens_per_second'):.2f} | {peak / median(against, 'peak_bytes'):.2f}"
+        say(f"| {workload} | {tool} | {mode} | {len(results[key])} | {speed:.0f} | {peak / 2**20:.0f} | {ratios} |")
+
+
+if __name__ == "__main__":
+    main()
