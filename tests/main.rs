@@ -2,4 +2,5 @@
 
 mod adapter_file;
 mod hostile_adapter;
+mod model;
 mod scores;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::model::ModelConfig;
+
 /// A projection that can carry a low-rank pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
@@ -31,6 +33,19 @@ impl Target {
             Self::Up => "up_proj",
             Self::Down => "down_proj",
             Self::LmHead => "lm_head",
+        }
+    }
+
+    /// `[out, in]` of the projection in a model of this shape.
+    pub fn dims(self, config: &ModelConfig) -> [usize; 2] {
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        match self {
+            Self::Q => [config.heads * config.head_dim, hidden],
+            Self::K | Self::V => [config.kv_heads * config.head_dim, hidden],
+            Self::O => [hidden, config.heads * config.head_dim],
+            Self::Gate | Self::Up => [intermediate, hidden],
+            Self::Down => [hidden, intermediate],
+            Self::LmHead => [config.vocab_size, hidden],
         }
     }
 

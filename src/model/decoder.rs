@@ -1,1 +1,286 @@
-//! (being written)
+//! The decoder: embedding, layers, norm, head. Frozen; what is trainable comes in with the [`Pass`].
+
+use std::sync::Arc;
+
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use super::config::{ModelConfig, RopeScaling};
+use crate::data::Batch;
+use crate::nn::{Layer, LowRanks, Pass, Projection};
+use crate::ops::attention::{Cache, Geometry, Rope};
+use crate::ops::cross_entropy::{cross_entropy, losses};
+use crate::ops::frozen::FrozenWeight;
+use crate::ops::inject::inject;
+use crate::ops::linear::linear;
+use crate::ops::norm::rms_norm;
+
+/// Projections of a layer, in the order of their sites.
+pub const SITES_PER_LAYER: usize = 7;
+
+/// What the backward pass keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recompute {
+    /// Every activation.
+    None,
+    /// The input of each layer; the layer runs again when its gradient is due.
+    Block,
+}
+
+/// A LLaMA-family decoder on a device.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    pub(super) config: ModelConfig,
+    pub(super) device: Device,
+    /// Number format of the activations: f32 or bf16.
+    pub(super) compute: DType,
+    pub(super) embedding: FrozenWeight,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: Vec<f32>,
+    pub(super) head: Projection,
+    pub(super) geometry: Geometry,
+}
+
+/// The past of one sequence, layer by layer.
+#[derive(Debug, Clone)]
+pub struct Sequence {
+    caches: Vec<Cache>,
+}
+
+impl Sequence {
+    /// Tokens seen so far.
+    pub fn length(&self) -> usize {
+        self.caches.first().map_or(0, Cache::length)
+    }
+}
+
+/// Summed loss of a micro-batch with the gradients of the adapter.
+pub struct LossAndGradients {
+    /// Summed over the trained tokens, not averaged.
+    pub loss: f64,
+    /// Of the summed loss times the factor that was asked for.
+    pub gradients: GradientsParams,
+}
+
+impl Decoder {
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// `[out, in]` of the projection at a site; the last site is the head.
+    pub fn site_dims(&self, site: usize) -> [usize; 2] {
+        match self.layers.get(site / SITES_PER_LAYER) {
+            Some(layer) => {
+                let projections = [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down];
+                projections[site % SITES_PER_LAYER].weight.dims()
+            }
+            None => self.head.weight.dims(),
+        }
+    }
+
+    /// Number of projections that can be adapted.
+    pub fn sites(&self) -> usize {
+        self.layers.len() * SITES_PER_LAYER + 1
+    }
+
+    /// Hidden states before the final norm, `[tokens, hidden]`.
+    fn hidden(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
+        let x = self.embed(ids);
+        self.layers.iter().fold(x, |x, layer| layer.forward(x, lengths, &self.geometry, pass))
+    }
+
+    fn embed(&self, ids: &[u32]) -> Tensor<2> {
+        self.embedding.rows(ids, self.compute, &self.device)
+    }
+
+    fn normed(&self, x: Tensor<2>) -> Tensor<2> {
+        rms_norm(x, &self.norm, self.config.norm_eps)
+    }
+
+    /// Summed loss of the batch's trained tokens, `[1, 1]`.
+    fn loss(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
+        let x = self.hidden(&batch.ids, &batch.lengths, pass);
+        cross_entropy(self.normed(x), &self.head.in_pass(pass), &batch.targets())
+    }
+
+    /// Loss of each trained token of the batch, in order.
+    pub fn losses(&self, batch: &Batch, adapter: Option<&LowRanks>) -> Vec<f32> {
+        let pass = Pass { adapter, dropout_seed: None };
+        let x = self.hidden(&batch.ids, &batch.lengths, &pass);
+        losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets())
+    }
+
+    /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
+    pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&LowRanks>) -> Tensor<2> {
+        let pass = Pass { adapter, dropout_seed: None };
+        let x = self.hidden(ids, lengths, &pass);
+        linear(self.normed(x), &[self.head.in_pass(&pass)], None)
+    }
+
+    /// The past of a sequence that has not begun.
+    pub fn begin(&self) -> Sequence {
+        Sequence { caches: vec![Cache::default(); self.layers.len()] }
+    }
+
+    /// Feeds new tokens of several sequences (at least one each); logits after the last of each, `[vocabulary]`.
+    pub fn next_logits(
+        &self,
+        new: &[&[u32]],
+        sequences: &mut [&mut Sequence],
+        adapter: Option<&LowRanks>,
+    ) -> Vec<Vec<f32>> {
+        let pass = Pass { adapter, dropout_seed: None };
+        let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
+        let mut x = self.embed(&new.concat());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut caches: Vec<&mut Cache> =
+                sequences.iter_mut().map(|sequence| &mut sequence.caches[index]).collect();
+            x = layer.forward_cached(x, &lengths, &mut caches, &self.geometry, &pass);
+        }
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end - 1)
+        });
+        let last = Tensor::cat(ends.map(|row| x.clone().narrow(0, row, 1)).collect(), 0);
+        let logits = linear(self.normed(last), &[self.head.in_pass(&pass)], None).cast(DType::F32).into_data();
+        let values: Vec<f32> = logits.iter::<f32>().collect();
+        values.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect()
+    }
+
+    /// Summed loss of the batch and `factor` times its gradients. `adapter` is on an autodiff device.
+    pub fn loss_and_gradients(
+        &self,
+        batch: &Batch,
+        adapter: &LowRanks,
+        dropout_seed: u64,
+        factor: f32,
+        recompute: Recompute,
+    ) -> LossAndGradients {
+        let pass = Pass { adapter: Some(adapter), dropout_seed: Some(dropout_seed) };
+        match recompute {
+            Recompute::None => {
+                let loss = self.loss(batch, &pass);
+                let gradients = loss.clone().mul_scalar(factor).backward();
+                let gradients = GradientsParams::from_grads(gradients, adapter);
+                LossAndGradients { loss: scalar(loss), gradients }
+            }
+            Recompute::Block => self.by_block(batch, adapter, &pass, factor),
+        }
+    }
+
+    /// Runs the layers without a tape, keeping their inputs; then, from the last to the first, each again with one.
+    ///
+    /// Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+    fn by_block(&self, batch: &Batch, adapter: &LowRanks, pass: &Pass<'_>, factor: f32) -> LossAndGradients {
+        let frozen = burn::module::Module::valid(adapter);
+        let untracked = Pass { adapter: Some(&frozen), ..*pass };
+        let lowest = self.lowest_adapted_layer(adapter);
+        let mut x = self.embed(&batch.ids);
+        let mut inputs = Vec::with_capacity(self.layers.len());
+        for (index, layer) in self.layers.iter().enumerate() {
+            if index >= lowest {
+                inputs.push(x.clone());
+            }
+            x = layer.forward(x, &batch.lengths, &self.geometry, &untracked);
+        }
+        let mut gradients = GradientsParams::new();
+        let end = x.autodiff().require_grad();
+        let loss = cross_entropy(self.normed(end.clone()), &self.head.in_pass(pass), &batch.targets());
+        let mut tape = loss.clone().mul_scalar(factor).backward();
+        let mut upstream = end.grad_remove(&mut tape);
+        collect(&mut gradients, &mut tape, adapter, self.head.site..self.head.site + 1);
+        drop((end, tape));
+        for (index, layer) in self.layers.iter().enumerate().skip(lowest).rev() {
+            let (Some(input), Some(known)) = (inputs.pop(), upstream.take()) else { break };
+            let input = input.autodiff().require_grad();
+            let y = layer.forward(input.clone(), &batch.lengths, &self.geometry, pass);
+            let mut tape = inject(y, known).backward();
+            upstream = input.grad_remove(&mut tape);
+            collect(&mut gradients, &mut tape, adapter, index * SITES_PER_LAYER..(index + 1) * SITES_PER_LAYER);
+        }
+        LossAndGradients { loss: scalar(loss), gradients }
+    }
+
+    /// The first layer with a pair; the number of layers if only the head has one.
+    fn lowest_adapted_layer(&self, adapter: &LowRanks) -> usize {
+        let first = adapter.by_site.iter().position(Option::is_some).unwrap_or(self.head.site);
+        first / SITES_PER_LAYER
+    }
+}
+
+/// Moves the gradients of the pairs at `sites` from a tape.
+fn collect(
+    gradients: &mut GradientsParams,
+    tape: &mut burn::tensor::Gradients,
+    adapter: &LowRanks,
+    sites: std::ops::Range<usize>,
+) {
+    for pair in sites.filter_map(|site| adapter.at(site)) {
+        for parameter in [&pair.a, &pair.b] {
+            if let Some(gradient) = parameter.val().grad_remove(tape) {
+                gradients.register(parameter.id, gradient);
+            }
+        }
+    }
+}
+
+fn scalar(loss: Tensor<2>) -> f64 {
+    f64::from(loss.into_scalar::<f32>())
+}
+
+/// Frequencies of the rotary embedding, as transformers computes them (f32, `modeling_rope_utils.py`).
+pub(super) fn rope(config: &ModelConfig) -> Rope {
+    let half = config.head_dim / 2;
+    let plain = (0..half).map(|i| {
+        let exponent = (2 * i) as f32 / config.head_dim as f32;
+        1.0 / (config.rope_theta as f32).powf(exponent)
+    });
+    let frequencies: Vec<f32> = match &config.rope_scaling {
+        RopeScaling::None => plain.collect(),
+        RopeScaling::Linear { factor } => plain.map(|frequency| frequency / *factor as f32).collect(),
+        RopeScaling::Factors(factors) => plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect(),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+            let context = *original_max_positions as f32;
+            let (factor, low, high) = (*factor as f32, *low_freq_factor as f32, *high_freq_factor as f32);
+            let scale = |frequency: f32| {
+                let wavelength = 2.0 * std::f32::consts::PI / frequency;
+                if wavelength < context / high {
+                    frequency
+                } else if wavelength > context / low {
+                    frequency / factor
+                } else {
+                    let smooth = (context / wavelength - low) / (high - low);
+                    (1.0 - smooth) * frequency / factor + smooth * frequency
+                }
+            };
+            plain.map(scale).collect()
+        }
+    };
+    Rope::new(frequencies)
+}
+
+/// Attention's shape for a configuration.
+pub(super) fn geometry(config: &ModelConfig) -> Geometry {
+    Geometry {
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        window: config.sliding_window,
+        rope: Arc::new(rope(config)),
+    }
+}
+
+impl FrozenWeight {
+    /// Rows `ids` as a tensor of `dtype` (the embedding).
+    fn rows(&self, ids: &[u32], dtype: DType, device: &Device) -> Tensor<2> {
+        let width = self.dims()[1];
+        let values = self.select(ids);
+        Tensor::<2>::from_data(TensorData::new(values, [ids.len(), width]), device).cast(dtype)
+    }
+}

@@ -3,7 +3,9 @@
 pub mod base;
 pub mod config;
 pub mod decoder;
+pub mod load;
 pub mod names;
 
 pub use base::BaseFiles;
 pub use config::ModelConfig;
+pub use decoder::Decoder;

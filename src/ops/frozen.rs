@@ -63,4 +63,25 @@ impl FrozenWeight {
             Place::Tensor(tensor) => tensor.clone(),
         }
     }
+
+    /// The values of rows `ids`, one after another.
+    pub fn select(&self, ids: &[u32]) -> Vec<f32> {
+        let [_, columns] = self.dims();
+        match &self.place {
+            #[cfg(feature = "cpu")]
+            Place::Matrix(matrix) => {
+                let mut values = vec![0f32; ids.len() * columns];
+                for (id, values) in ids.iter().zip(values.chunks_exact_mut(columns)) {
+                    matrix.decode(*id as usize, 0, values);
+                }
+                values
+            }
+            Place::Tensor(tensor) => {
+                let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+                let count = ids.len();
+                let ids = Tensor::<1, burn::tensor::Int>::from_data(TensorData::new(ids, [count]), &tensor.device());
+                tensor.clone().select(0, ids).into_data().iter::<f32>().collect()
+            }
+        }
+    }
 }

@@ -15,8 +15,14 @@ pub(super) enum Store {
     Empty,
     /// `[length, kv_heads · head_dim]`, grown in place.
     #[cfg(feature = "cpu")]
-    Host { keys: Vec<f32>, values: Vec<f32> },
-    Tensors { keys: Tensor<2>, values: Tensor<2> },
+    Host {
+        keys: Vec<f32>,
+        values: Vec<f32>,
+    },
+    Tensors {
+        keys: Tensor<2>,
+        values: Tensor<2>,
+    },
 }
 
 impl Cache {

@@ -54,11 +54,8 @@ pub fn cached_attention(
     let qkv = plain(qkv);
     let [tokens, _] = dims(&qkv);
     let (q_width, kv_width) = (geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim);
-    let positions: Vec<usize> = lengths
-        .iter()
-        .zip(caches.iter())
-        .flat_map(|(&length, cache)| cache.length..cache.length + length)
-        .collect();
+    let positions: Vec<usize> =
+        lengths.iter().zip(caches.iter()).flat_map(|(&length, cache)| cache.length..cache.length + length).collect();
     let rotated = rotate(&qkv, &positions, geometry, DType::F32, 1.0);
     let values = f32s(&rotated);
     let mut start = 0;
@@ -649,8 +646,7 @@ impl Head<'_> {
                 for row in 0..rows {
                     for (index, values) in dq_row.chunks_exact_mut(PANEL).enumerate() {
                         // SAFETY: this row was just written.
-                        let sums =
-                            unsafe { std::slice::from_raw_parts(dq.add((index * block + row) * PANEL), PANEL) };
+                        let sums = unsafe { std::slice::from_raw_parts(dq.add((index * block + row) * PANEL), PANEL) };
                         values.copy_from_slice(sums);
                     }
                     emit(first + row, &dq_row[..dim]);

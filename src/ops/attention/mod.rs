@@ -3,9 +3,9 @@
 //! `softmax(q·kᵀ / sqrt(head_dim))·v`, each query over the keys of its own sequence up to itself (and within the
 //! sliding window, if there is one). The score matrix of a sequence is never held: a few rows of it at a time.
 
+mod cache;
 #[cfg(feature = "cpu")]
 mod cpu;
-mod cache;
 pub mod reference;
 pub mod rope;
 
@@ -56,7 +56,12 @@ pub fn attention(qkv: Tensor<2>, lengths: &[usize], geometry: &Geometry) -> Tens
 
 /// Attends from new tokens to everything their sequences hold, and remembers them. Sequence `i` has the next
 /// `lengths[i]` rows of `qkv`; no gradient.
-pub fn cached_attention(qkv: Tensor<2>, lengths: &[usize], caches: &mut [&mut Cache], geometry: &Geometry) -> Tensor<2> {
+pub fn cached_attention(
+    qkv: Tensor<2>,
+    lengths: &[usize],
+    caches: &mut [&mut Cache],
+    geometry: &Geometry,
+) -> Tensor<2> {
     #[cfg(feature = "cpu")]
     if super::on_processor(&qkv) {
         return cpu::cached_attention(qkv, lengths, caches, geometry);

@@ -83,8 +83,7 @@ fn self_test() -> bool {
 /// # Safety
 /// AMX must be available.
 pub unsafe fn with_tiles<R>(work: impl FnOnce() -> R) -> R {
-    let mut config =
-        TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
+    let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
     for register in 0..8 {
         config.bytes_per_row[register] = 64;
         config.rows[register] = 16;

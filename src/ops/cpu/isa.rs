@@ -1,6 +1,9 @@
 //! Which instruction set the kernels use: found at start, lowered by `BURNISH_ISA`.
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// The one in use, plus one; 0 until it is first asked for.
+static CURRENT: AtomicU8 = AtomicU8::new(0);
 
 /// Instruction sets with kernels of their own, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,15 +66,26 @@ impl Isa {
         Self::ALL.into_iter().filter(|&isa| isa <= Self::best())
     }
 
-    /// The one in use: the best there is, or the lower one that `BURNISH_ISA` names.
+    /// The one in use: the best there is, or the lower one that `BURNISH_ISA` or [`Isa::choose`] names.
+    #[inline]
     pub fn current() -> Self {
-        static CURRENT: OnceLock<Isa> = OnceLock::new();
-        *CURRENT.get_or_init(|| {
-            let best = Self::best();
-            let named = std::env::var("BURNISH_ISA").ok();
-            let wanted = named.and_then(|name| Self::ALL.into_iter().find(|isa| isa.name() == name));
-            wanted.unwrap_or(best).min(best)
-        })
+        match CURRENT.load(Ordering::Relaxed) {
+            0 => Self::from_environment(),
+            chosen => Self::ALL[usize::from(chosen) - 1],
+        }
+    }
+
+    /// Uses `self`, or the best there is if that is less, from now on in every thread.
+    pub fn choose(self) {
+        CURRENT.store(self.min(Self::best()) as u8 + 1, Ordering::Relaxed);
+    }
+
+    #[cold]
+    fn from_environment() -> Self {
+        let named = std::env::var("BURNISH_ISA").ok();
+        let wanted = named.and_then(|name| Self::ALL.into_iter().find(|isa| isa.name() == name));
+        wanted.unwrap_or(Self::Amx).choose();
+        Self::current()
     }
 
     /// Whether `name` is a value that `BURNISH_ISA` takes.

@@ -144,12 +144,8 @@ impl CrossEntropy {
         (losses, saved)
     }
 
-    fn logits<E: Element>(
-        &self,
-        hidden: Rows<'_>,
-        low: Option<(&[f32], &(FlexTensor, FlexTensor))>,
-        logits: &mut [f32],
-    ) where
+    fn logits<E: Element>(&self, hidden: Rows<'_>, low: Option<(&[f32], &(FlexTensor, FlexTensor))>, logits: &mut [f32])
+    where
         Matrix: Views<E>,
     {
         let vocabulary = self.weight.rows();

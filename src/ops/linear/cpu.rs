@@ -231,18 +231,13 @@ impl Group {
     }
 
     /// `dx = Σ g·W + drop'(s·g·B·A)`.
-    fn input_gradient<E: Element>(
-        &self,
-        saved: &Saved,
-        gradient: &FlexTensor,
-        low_gradients: &[Vec<f32>],
-    ) -> FlexTensor
+    fn input_gradient<E: Element>(&self, saved: &Saved, gradient: &FlexTensor, low_gradients: &[Vec<f32>]) -> FlexTensor
     where
         Matrix: Views<E>,
     {
         let [tokens, input] = dims(&saved.x);
-        let weights: Vec<_> =
-            self.members
+        let weights: Vec<_> = self
+            .members
             .iter()
             .map(|member| Views::<E>::gradient_columns_of(&*member.weight, 0, member.weight.rows()))
             .collect();

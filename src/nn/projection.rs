@@ -1,0 +1,52 @@
+//! A projection by a frozen weight, and what one pass through the model carries.
+
+use burn::tensor::Tensor;
+
+use super::low_rank::LowRanks;
+use crate::ops::frozen::FrozenWeight;
+use crate::ops::linear::{Dropout, LowRankPair, Projected, linear};
+
+/// What one pass through the model carries: the adapter, if any, and the seed of its dropout while training.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pass<'a> {
+    pub adapter: Option<&'a LowRanks>,
+    /// Differs from step to step; `None` when not training.
+    pub dropout_seed: Option<u64>,
+}
+
+/// A frozen projection at a site of the model. Whether it is adapted is a property of the pass.
+#[derive(Debug, Clone)]
+pub struct Projection {
+    /// `[out, in]`.
+    pub weight: FrozenWeight,
+    pub bias: Option<Vec<f32>>,
+    /// Its number, counted through the model.
+    pub site: usize,
+}
+
+impl Projection {
+    /// The projection as `ops::linear` takes it, with its low-rank pair if the pass has one for it.
+    pub fn in_pass<'a>(&'a self, pass: &Pass<'_>) -> Projected<'a> {
+        let low_rank = pass.adapter.and_then(|adapter| adapter.at(self.site)).map(|pair| LowRankPair {
+            a: pair.a.val(),
+            b: pair.b.val(),
+            scale: pair.scale,
+            dropout: pass
+                .dropout_seed
+                .filter(|_| pair.dropout > 0.0)
+                .map(|seed| Dropout { probability: pair.dropout, seed: mix(seed, self.site as u64) }),
+        });
+        Projected { weight: &self.weight, bias: self.bias.as_deref(), low_rank }
+    }
+}
+
+/// Projects `x` by several projections that share it; their outputs lie side by side.
+pub fn project(x: Tensor<2>, group: &[&Projection], residual: Option<Tensor<2>>, pass: &Pass<'_>) -> Tensor<2> {
+    let group: Vec<_> = group.iter().map(|projection| projection.in_pass(pass)).collect();
+    linear(x, &group, residual)
+}
+
+/// A seed of its own for every (step, site).
+fn mix(seed: u64, site: u64) -> u64 {
+    (seed ^ site.wrapping_mul(0xd6e8_feb8_6659_fd93)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31)
+}

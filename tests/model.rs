@@ -1,0 +1,172 @@
+//! The decoder against transformers and PEFT: logits, losses and gradients, on every instruction set of the machine.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use burn::tensor::{DType, Device};
+use burnish::adapter::file::HostAdapter;
+use burnish::data::Batch;
+use burnish::model::decoder::Recompute;
+use burnish::model::load::{Compute, LoadOptions, Quant};
+use burnish::model::{BaseFiles, Decoder};
+use burnish::ops::cpu::isa::Isa;
+
+/// The instruction set is a setting of the whole process: tests that change it take turns.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+pub fn fixtures(kind: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(kind);
+    let mut entries: Vec<_> =
+        std::fs::read_dir(folder).expect("fixtures").map(|entry| entry.expect("entry").path()).collect();
+    entries.sort();
+    entries
+}
+
+pub struct Expected {
+    bytes: Vec<u8>,
+}
+
+impl Expected {
+    pub fn read(folder: &Path) -> Self {
+        Self { bytes: std::fs::read(folder.join("expected.safetensors")).expect("expected values") }
+    }
+
+    fn tensor(&self, name: &str) -> (Vec<usize>, Vec<u8>) {
+        let file = safetensors::SafeTensors::deserialize(&self.bytes).expect("valid");
+        let view = file.tensor(name).unwrap_or_else(|_| panic!("{name} is there"));
+        (view.shape().to_vec(), view.data().to_vec())
+    }
+
+    pub fn floats(&self, name: &str) -> Vec<f32> {
+        self.tensor(name).1.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    pub fn ids(&self) -> Vec<u32> {
+        self.tensor("ids").1.chunks_exact(8).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+}
+
+pub fn load(path: &Path, compute: Compute) -> Decoder {
+    let base = BaseFiles::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let options = LoadOptions { device: Device::flex(), compute, quant: Quant::None };
+    Decoder::load(&base, &options, |_, _| {}).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |largest, d| if d.is_nan() { f32::NAN } else { largest.max(d) })
+}
+
+fn logits(decoder: &Decoder, ids: &[u32], adapter: Option<&burnish::nn::LowRanks>) -> Vec<f32> {
+    decoder.logits(ids, &[ids.len()], adapter).cast(DType::F32).into_data().iter::<f32>().collect()
+}
+
+#[test]
+fn logits_are_those_of_transformers_for_every_shape_of_model() {
+    let _turn = turn();
+    for isa in Isa::supported() {
+        isa.choose();
+        for folder in fixtures("models") {
+            let expected = Expected::read(&folder);
+            let decoder = load(&folder, Compute::F32);
+            let difference = largest_difference(&logits(&decoder, &expected.ids(), None), &expected.floats("logits"));
+            assert!(difference <= 5e-5, "{} on {}: {difference}", folder.display(), isa.name());
+        }
+    }
+    Isa::best().choose();
+}
+
+#[test]
+fn bf16_logits_stay_near_those_of_f32() {
+    let _turn = turn();
+    for isa in Isa::supported() {
+        isa.choose();
+        for folder in fixtures("models") {
+            let expected = Expected::read(&folder);
+            let decoder = load(&folder, Compute::Bf16);
+            let (ours, exact) = (logits(&decoder, &expected.ids(), None), expected.floats("logits"));
+            let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|value| value * value).sum::<f32>().sqrt();
+            let error = norm(&mut ours.iter().zip(&exact).map(|(a, b)| a - b)) / norm(&mut exact.iter().copied());
+            assert!(error <= 3e-2, "{} on {}: {error}", folder.display(), isa.name());
+        }
+    }
+    Isa::best().choose();
+}
+
+#[test]
+fn generation_with_a_cache_gives_the_logits_of_the_whole_sequence() {
+    let _turn = turn();
+    for folder in fixtures("models") {
+        let expected = Expected::read(&folder);
+        let (ids, logits) = (expected.ids(), expected.floats("logits"));
+        let decoder = load(&folder, Compute::F32);
+        let vocabulary = decoder.config().vocab_size;
+        // Two sequences side by side: one fed in two pieces and then token by token, one from its second token on.
+        let (mut first, mut other) = (decoder.begin(), decoder.begin());
+        let half = ids.len() / 2;
+        decoder.next_logits(&[&ids[..half - 2]], &mut [&mut first], None);
+        decoder.next_logits(&[&ids[half - 2..half], &ids[1..3]], &mut [&mut first, &mut other], None);
+        for position in half..ids.len() {
+            let new = [&ids[position..position + 1], &ids[3..4]];
+            let next = decoder.next_logits(&new, &mut [&mut first, &mut other], None);
+            let row = &logits[position * vocabulary..(position + 1) * vocabulary];
+            let difference = largest_difference(&next[0], row);
+            assert!(difference <= 5e-5, "{} at {position}: {difference}", folder.display());
+        }
+    }
+}
+
+fn base_of(adapter: &Path) -> PathBuf {
+    let config = std::fs::read_to_string(adapter.join("adapter_config.json")).expect("a config");
+    let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(config["base_model_name_or_path"].as_str().expect("a base"))
+}
+
+#[test]
+fn adapters_written_by_peft_give_its_logits_losses_and_gradients() {
+    let _turn = turn();
+    for isa in Isa::supported() {
+        isa.choose();
+        for folder in fixtures("adapters") {
+            let expected = Expected::read(&folder);
+            let decoder = load(&base_of(&folder), Compute::F32);
+            let adapter = HostAdapter::load(&folder).expect("an adapter");
+            let ids = expected.ids();
+            let place = format!("{} on {}", folder.display(), isa.name());
+
+            let attached = adapter.attach(decoder.config(), &Device::flex()).expect("fits");
+            let difference = largest_difference(&logits(&decoder, &ids, Some(&attached)), &expected.floats("logits"));
+            assert!(difference <= 5e-5, "{place}: logits {difference}");
+
+            let trainable = adapter.attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
+            let batch = Batch { trained: vec![true; ids.len()], lengths: vec![ids.len()], ids };
+            let tokens = batch.trained_tokens() as f32;
+            for recompute in [Recompute::None, Recompute::Block] {
+                let mut result = decoder.loss_and_gradients(&batch, &trainable, 0, 1.0 / tokens, recompute);
+                let loss = result.loss / f64::from(tokens);
+                assert!((loss - f64::from(expected.floats("loss")[0])).abs() < 1e-5, "{place}: loss {loss}");
+                let paths: Vec<_> =
+                    (0..decoder.sites()).filter_map(|site| trainable.at(site).map(|pair| (site, pair))).collect();
+                assert_eq!(paths.len(), adapter.pairs.len());
+                for (site, pair) in paths {
+                    let module = burnish::adapter::attach::module_path(decoder.config(), site);
+                    for (parameter, name) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {
+                        let gradient = result.gradients.remove::<2>(parameter.id).expect("a gradient");
+                        let gradient: Vec<f32> = gradient.into_data().iter::<f32>().collect();
+                        let wanted = expected.floats(&format!("grad.{module}.{name}"));
+                        let scale = wanted.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+                        let difference = largest_difference(&gradient, &wanted) / scale;
+                        assert!(difference <= 1e-4, "{place} {recompute:?}: {module}.{name} {difference} of {scale}");
+                    }
+                }
+            }
+        }
+    }
+    Isa::best().choose();
+}
