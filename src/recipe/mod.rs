@@ -1,1 +1,209 @@
-//! (being written)
+//! From a recipe (TOML, what the user typed) to a [`Plan`] (what it means): defaults filled, every problem collected.
+//!
+//! ```text
+//! Recipe::load(path, overrides)   reads, parses, lays `--set` over it
+//! Recipe::settings()              types, limits, contradictions; touches no file
+//! Recipe::plan()                  the same, and looks at the files it names
+//! ```
+//!
+//! Paths in a recipe are relative to the current folder, not to the recipe: a recipe that is copied elsewhere
+//! goes on meaning the same files when it is run from the same place.
+
+mod plan;
+mod reader;
+mod section;
+mod tree;
+
+use std::fs;
+use std::path::Path;
+
+pub use plan::{
+    Adapter, Base, Compute, Data, DataFormat, EarlyStopping, Output, Overlong, Plan, Quant, Recompute, Sample,
+    Schedule, Train,
+};
+pub use section::Setting;
+
+use crate::error::{Error, Result};
+use crate::pull::Source;
+use reader::{FromNode, Reader};
+use section::Describe;
+use tree::{Node, Place, Value};
+
+/// The largest recipe that is read, in bytes.
+const MAX_RECIPE_BYTES: u64 = 1 << 20;
+
+/// A recipe as it was typed.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// What errors call it: its path as given.
+    pub name: String,
+    /// The file as it is.
+    pub text: String,
+    /// The `--set key=value` laid over it, in order.
+    pub overrides: Vec<String>,
+    root: Node,
+}
+
+impl Recipe {
+    /// Reads a recipe file and lays `overrides` (`section.key=value`) over it, the last one winning.
+    ///
+    /// # Errors
+    /// Input: no such file, not a regular file, not UTF-8, not TOML (every syntax error at once, `path:line:column`),
+    /// or an override that has no `key=value` form.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let metadata = fs::metadata(path).map_err(|error| Error::read(path, &error))?;
+        if !metadata.is_file() {
+            return Err(Error::input(path.display(), "is not a file").hint("a recipe is a TOML file"));
+        }
+        if metadata.len() > MAX_RECIPE_BYTES {
+            let message = format!("has {} bytes; a recipe has at most {MAX_RECIPE_BYTES}", metadata.len());
+            return Err(Error::input(path.display(), message));
+        }
+        let bytes = fs::read(path).map_err(|error| Error::read(path, &error))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            Error::input(path.display(), format!("is not UTF-8 text: the byte at offset {at} is wrong"))
+        })?;
+        Self::parse(&text, &path.display().to_string(), overrides)
+    }
+
+    /// Parses the text of a recipe that errors call `name`, and lays `overrides` over it.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`], less what concerns the file.
+    pub fn parse(text: &str, name: &str, overrides: &[String]) -> Result<Self> {
+        let mut root = tree::parse(text, name)?;
+        let errors = overrides.iter().filter_map(|setting| tree::set(&mut root, setting).err());
+        let errors = errors.collect();
+        Error::none_of(
+            errors,
+            Self { name: name.to_owned(), text: text.to_owned(), overrides: overrides.to_vec(), root },
+        )
+    }
+
+    /// What the recipe means, without a look at any file.
+    ///
+    /// # Errors
+    /// Input: every unknown key, wrong type, value out of range and contradiction, each at its line and column.
+    pub fn settings(&self) -> Result<Plan> {
+        let mut reader = Reader::new(&self.name);
+        let plan = self.read(&mut reader);
+        reader.finish(plan)
+    }
+
+    /// What the recipe means, checked against the files it names: the base and the data are there, the run folder is not.
+    ///
+    /// # Errors
+    /// As [`Recipe::settings`], and Input for each file that is missing or in the way.
+    pub fn plan(&self) -> Result<Plan> {
+        let mut reader = Reader::new(&self.name);
+        let plan = self.read(&mut reader);
+        if let Some(plan) = &plan {
+            self.check_files(plan, &mut reader);
+        }
+        reader.finish(plan)
+    }
+
+    fn read(&self, reader: &mut Reader) -> Option<Plan> {
+        let plan = Plan::from_node(&self.root, "", reader)?;
+        self.check_contradictions(&plan, reader);
+        Some(plan)
+    }
+
+    fn check_contradictions(&self, plan: &Plan, reader: &mut Reader) {
+        let Plan { data, adapter, train, .. } = plan;
+        if data.valid.is_some() && data.valid_fraction.is_some() {
+            let place = self.place("data.valid_fraction");
+            reader.problem(&place, "`data.valid` and `data.valid_fraction` exclude each other: keep one");
+        }
+        if train.early_stopping.is_some() && data.valid.is_none() && data.valid_fraction.is_none() {
+            let place = self.place("train.early_stopping");
+            let message = "`train.early_stopping` needs validation examples, and there are none";
+            reader.problem_with_hint(&place, message, "give `data.valid` or `data.valid_fraction`");
+        }
+        if let Some(max_steps) = train.max_steps.filter(|&max_steps| train.warmup_steps > max_steps) {
+            let message =
+                format!("`train.warmup_steps` is {}, more than the {max_steps} steps there are", train.warmup_steps);
+            reader.problem(&self.place("train.warmup_steps"), message);
+        }
+        for (index, target) in adapter.targets.iter().enumerate() {
+            if adapter.targets[..index].contains(target) {
+                let place = self.element_place("adapter.targets", index);
+                reader.problem(&place, format!("`adapter.targets` names {target} twice"));
+            }
+        }
+        if let Err(error) = Source::parse(&plan.base.model) {
+            let place = self.place("base.model");
+            for problem in error.problems() {
+                let message = format!("`base.model`: {}", problem.message);
+                match &problem.hint {
+                    Some(hint) => reader.problem_with_hint(&place, message, hint),
+                    None => reader.problem(&place, message),
+                }
+            }
+        }
+    }
+
+    fn check_files(&self, plan: &Plan, reader: &mut Reader) {
+        if let Ok(Source::Path(path)) = Source::parse(&plan.base.model)
+            && let Err(error) = fs::metadata(&path)
+        {
+            let message = format!("`base.model`: {} cannot be read: {error}", path.display());
+            reader.problem_with_hint(&self.place("base.model"), message, crate::pull::names_hint(&plan.base.model));
+        }
+        self.check_data("data.train", &plan.data.train, reader);
+        if let Some(valid) = &plan.data.valid {
+            self.check_data("data.valid", valid, reader);
+        }
+        let dir = &plan.output.dir;
+        if fs::symlink_metadata(dir).is_ok() {
+            let message = format!("`output.dir`: {} exists, and a run never writes over another", dir.display());
+            let hint = "give it another name, or remove the folder";
+            reader.problem_with_hint(&self.place("output.dir"), message, hint);
+        }
+    }
+
+    fn check_data(&self, key: &str, path: &Path, reader: &mut Reader) {
+        let problem = match fs::metadata(path) {
+            Ok(metadata) if metadata.is_file() => return,
+            Ok(_) => format!("`{key}`: {} is not a file", path.display()),
+            Err(error) => format!("`{key}`: {} cannot be read: {error}", path.display()),
+        };
+        let hint = if path.is_relative() { current_folder_hint() } else { None };
+        match hint {
+            Some(hint) => reader.problem_with_hint(&self.place(key), problem, hint),
+            None => reader.problem(&self.place(key), problem),
+        }
+    }
+
+    /// Where the value of `key` was typed; the recipe as a whole if it was not.
+    fn place(&self, key: &str) -> Place {
+        self.node(key).map_or(Place::Recipe, |node| node.place.clone())
+    }
+
+    fn element_place(&self, key: &str, index: usize) -> Place {
+        match self.node(key).map(|node| (&node.value, &node.place)) {
+            Some((Value::Array(nodes), place)) => nodes.get(index).map_or(place, |node| &node.place).clone(),
+            _ => self.place(key),
+        }
+    }
+
+    fn node(&self, key: &str) -> Option<&Node> {
+        key.split('.').try_fold(&self.root, |node, part| match &node.value {
+            Value::Table(table) => table.get(part).map(|(_, node)| node),
+            _ => None,
+        })
+    }
+}
+
+fn current_folder_hint() -> Option<String> {
+    let folder = std::env::current_dir().ok()?;
+    Some(format!("paths in a recipe are relative to the current folder, {}", folder.display()))
+}
+
+/// Every setting of a recipe, in the order of the plan.
+pub fn settings() -> Vec<Setting> {
+    let mut settings = Vec::new();
+    Plan::describe("", &mut settings);
+    settings
+}

