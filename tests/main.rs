@@ -5,3 +5,4 @@ mod hostile_adapter;
 mod model;
 mod recipe;
 mod scores;
+mod weights;

@@ -4,6 +4,7 @@
 //! What the numbers mean is `quant`'s business, what they are for is `model`'s.
 
 pub mod atomic;
+pub mod bitsandbytes;
 pub mod gguf;
 pub mod json;
 pub mod open;

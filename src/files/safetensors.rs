@@ -79,6 +79,12 @@ impl SafeTensorsFile {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Names that begin with `prefix`, sorted.
+    pub fn names_from<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+        let names = self.tensors.range(prefix.to_owned()..).map(|(name, _)| name.as_str());
+        names.take_while(move |name| name.starts_with(prefix))
+    }
+
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

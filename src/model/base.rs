@@ -3,17 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::config::{Architecture, ModelConfig};
 use super::names::{self, TensorName};
 use crate::error::{Error, Result};
+use crate::files::bitsandbytes::{self, Int8Tensor, Nf4Tensor, Storage};
 use crate::files::gguf::Gguf;
 use crate::files::safetensors::SafeTensorsFile;
 use crate::files::{Bytes, Dtype, RawTensor, json};
+use crate::quant::float;
 
 /// Beyond this many differences the rest is only counted.
 const MAX_DIFFERENCES: usize = 100;
+/// Files up to this size are hashed whole, larger ones by samples.
+const MAX_HASHED_WHOLE: usize = 512 << 20;
 
 /// An open base model. Its tensors have the names of [`names::tensors`], the right shapes, and a dtype that
 /// is supported; their bytes stay in the mapped files until they are asked for.
@@ -29,6 +34,37 @@ pub struct BaseFiles {
 enum Source {
     Folder(Shards),
     Gguf(Gguf),
+}
+
+/// A weight as the base keeps it.
+#[derive(Debug, Clone)]
+pub enum StoredWeight {
+    /// Floats, or GGUF blocks.
+    Dense(RawTensor),
+    /// bitsandbytes' 4-bit format.
+    Nf4(Nf4Tensor),
+    /// bitsandbytes' 8-bit format.
+    Int8(Int8Tensor),
+}
+
+impl StoredWeight {
+    /// Outermost dimension first.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Self::Dense(tensor) => &tensor.shape,
+            Self::Nf4(tensor) => &tensor.shape,
+            Self::Int8(tensor) => &tensor.shape,
+        }
+    }
+
+    /// Every value, decoded.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        match self {
+            Self::Dense(tensor) => tensor.to_f32(),
+            Self::Nf4(tensor) => Ok(tensor.to_f32()),
+            Self::Int8(tensor) => Ok(tensor.to_f32()),
+        }
+    }
 }
 
 impl BaseFiles {
@@ -86,19 +122,43 @@ impl BaseFiles {
         self.tensors.iter().any(|tensor| tensor.hf == hf_name)
     }
 
-    /// A tensor by its Hugging Face name, rows in Hugging Face's order. Reads all of it once to see that
-    /// every value (every scale of a block format) is finite.
+    /// A tensor by its Hugging Face name, rows in Hugging Face's order. A weight that bitsandbytes packed is
+    /// decoded to `F32` (see [`Self::weight`] for the packed one). Reads all of it once to see that every
+    /// value (every scale of a block format) is finite.
     pub fn tensor(&self, hf_name: &str) -> Result<RawTensor> {
-        let (place, tensor) = match &self.source {
+        match self.weight(hf_name)? {
+            StoredWeight::Dense(tensor) => Ok(tensor),
+            packed => Ok(RawTensor {
+                dtype: Dtype::F32,
+                shape: packed.shape().to_vec(),
+                bytes: float::encode_f32(&packed.to_f32()?).into(),
+            }),
+        }
+    }
+
+    /// A tensor by its Hugging Face name as it is stored, packed or not. Checked as in [`Self::tensor`].
+    pub fn weight(&self, hf_name: &str) -> Result<StoredWeight> {
+        match &self.source {
             Source::Folder(shards) => {
                 let file = shards.file_of(hf_name).ok_or_else(|| self.unknown(hf_name))?;
-                (format!("{}: tensor {hf_name}", file.place()), file.tensor(hf_name)?)
+                match bitsandbytes::storage(file, hf_name) {
+                    Storage::FourBit => bitsandbytes::read_nf4(file, hf_name).map(StoredWeight::Nf4),
+                    Storage::EightBit => bitsandbytes::read_int8(file, hf_name).map(StoredWeight::Int8),
+                    Storage::Dense => {
+                        let tensor = file.tensor(hf_name)?;
+                        tensor.check_finite(format_args!("{}: tensor {hf_name}", file.place()))?;
+                        Ok(StoredWeight::Dense(tensor))
+                    }
+                }
             }
-            Source::Gguf(gguf) => {
-                let name = names::hf_to_gguf(hf_name).ok_or_else(|| self.unknown(hf_name))?;
-                (format!("{}: tensor {name}", gguf.place()), gguf.tensor(&name)?)
-            }
-        };
+            Source::Gguf(gguf) => self.gguf_tensor(gguf, hf_name).map(StoredWeight::Dense),
+        }
+    }
+
+    fn gguf_tensor(&self, gguf: &Gguf, hf_name: &str) -> Result<RawTensor> {
+        let name = names::hf_to_gguf(hf_name).ok_or_else(|| self.unknown(hf_name))?;
+        let tensor = gguf.tensor(&name)?;
+        let place = format!("{}: tensor {name}", gguf.place());
         tensor.check_finite(&place)?;
         match self.permuted_heads(hf_name) {
             Some(heads) => restore_rows(&tensor, heads, self.config.head_dim)
@@ -127,21 +187,21 @@ impl BaseFiles {
     }
 
     /// SHA-256 in hexadecimal that identifies the weights: over the files in the order of their names, of
-    /// each its size, its header and its data. Of a file above 512 MiB the data is sampled: of every
-    /// tensor the first and last 64 KiB and 14 chunks spread evenly between. A weight changed anywhere in a
+    /// each its size, its header and the digest of each tensor. Of a file above 512 MiB tensors are sampled: of each
+    /// the first and last 64 KiB and 14 chunks spread evenly between. A weight changed anywhere in a
     /// small file is seen; in a large one a fine-tune of the same base is, a single flipped bit may not be.
     /// File names do not count.
     pub fn content_hash(&self) -> Result<String> {
         let mut hasher = Sha256::new();
         match &self.source {
             Source::Gguf(gguf) => {
-                hash_header(&mut hasher, gguf.header_bytes(), gguf.file_bytes());
-                hash_tensors(&mut hasher, gguf.file_bytes(), gguf.names(), |name| gguf.tensor(name))?;
+                let (header, size) = (gguf.header_bytes(), gguf.file_bytes());
+                hash_file(&mut hasher, header, size, gguf.names(), |name| gguf.tensor(name))?;
             }
             Source::Folder(shards) => {
                 for file in &shards.files {
-                    hash_header(&mut hasher, file.header_bytes(), file.file_bytes());
-                    hash_tensors(&mut hasher, file.file_bytes(), file.names(), |name| file.tensor(name))?;
+                    let (header, size) = (file.header_bytes(), file.file_bytes());
+                    hash_file(&mut hasher, header, size, file.names(), |name| file.tensor(name))?;
                 }
             }
         }
@@ -192,25 +252,39 @@ impl BaseFiles {
                 errors.push(Error::input(place, "is missing"));
                 continue;
             };
-            let place = format!("{}: tensor {}", file.place(), tensor.hf);
-            let shape = file.shape(&tensor.hf).unwrap_or_default();
-            if shape != tensor.shape {
-                errors.push(wrong_shape(place, shape, &tensor.shape));
-            } else if !matches!(file.dtype_name(&tensor.hf).as_deref(), Some("F32" | "F16" | "BF16")) {
-                let dtype = file.dtype_name(&tensor.hf).unwrap_or_default();
-                errors.push(Error::input(place, format!("is stored as {dtype}; supported are F32, F16 and BF16")));
-            }
+            errors.extend(stored_difference(file, tensor));
         }
         let expected: BTreeSet<&str> = self.tensor_names().collect();
         for (name, file) in &shards.file_of {
             // A tied model may carry a copy of its embedding as head; transformers ignores it too.
             let ignored = names::is_known_extra(name) || (self.config.tied_head && name == names::HEAD);
-            if !ignored && !expected.contains(name.as_str()) {
+            let part = bitsandbytes::weight_of_part(name).is_some_and(|weight| expected.contains(weight.as_str()));
+            if !ignored && !part && !expected.contains(name.as_str()) {
                 let place = format!("{}: tensor {name}", shards.files[*file].place());
                 errors.push(Error::input(place, "is not part of a model of this configuration"));
             }
         }
         errors
+    }
+}
+
+/// What is wrong with a tensor of a folder: its shape, its dtype, or the parts of a packed weight.
+fn stored_difference(file: &SafeTensorsFile, tensor: &TensorName) -> Option<Error> {
+    let place = || format!("{}: tensor {}", file.place(), tensor.hf);
+    let shape = match bitsandbytes::storage(file, &tensor.hf) {
+        Storage::Dense => {
+            let dtype = file.dtype_name(&tensor.hf).unwrap_or_default();
+            if !matches!(dtype.as_str(), "F32" | "F16" | "BF16") {
+                return Some(Error::input(place(), format!("is stored as {dtype}; supported are F32, F16 and BF16")));
+            }
+            Ok(file.shape(&tensor.hf).unwrap_or_default().to_vec())
+        }
+        Storage::FourBit => bitsandbytes::read_nf4(file, &tensor.hf).map(|weight| weight.shape),
+        Storage::EightBit => bitsandbytes::read_int8(file, &tensor.hf).map(|weight| weight.shape.to_vec()),
+    };
+    match shape {
+        Ok(shape) => (shape != tensor.shape).then(|| wrong_shape(place(), &shape, &tensor.shape)),
+        Err(error) => Some(error),
     }
 }
 
@@ -354,33 +428,38 @@ fn restore_rows(tensor: &RawTensor, heads: usize, head_dim: usize) -> Option<Raw
     Some(RawTensor { dtype: tensor.dtype, shape: tensor.shape.clone(), bytes: Bytes::from(bytes) })
 }
 
-fn hash_header(hasher: &mut Sha256, header: &[u8], file_bytes: usize) {
+/// Feeds a file: its size, its header, and the digest of each tensor.
+fn hash_file<'a>(
+    hasher: &mut Sha256,
+    header: &[u8],
+    file_bytes: usize,
+    names: impl Iterator<Item = &'a str>,
+    tensor: impl Fn(&str) -> Result<RawTensor> + Sync,
+) -> Result<()> {
     hasher.update((file_bytes as u64).to_le_bytes());
     hasher.update((header.len() as u64).to_le_bytes());
     hasher.update(header);
-}
-
-fn hash_tensors<'a>(
-    hasher: &mut Sha256,
-    file_bytes: usize,
-    names: impl Iterator<Item = &'a str>,
-    tensor: impl Fn(&str) -> Result<RawTensor>,
-) -> Result<()> {
-    const WHOLE_FILE: usize = 512 << 20;
-    const CHUNK: usize = 64 << 10;
-    const CHUNKS: usize = 16;
-    for name in names {
-        let bytes = tensor(name)?.bytes;
-        if file_bytes <= WHOLE_FILE || bytes.len() <= CHUNK * CHUNKS {
-            hasher.update(&*bytes);
-            continue;
-        }
-        let last = bytes.len() - CHUNK;
-        for chunk in 0..CHUNKS {
-            let start = last / (CHUNKS - 1) * chunk;
-            let start = if chunk == CHUNKS - 1 { last } else { start };
-            hasher.update(&bytes[start..start + CHUNK]);
-        }
+    let names: Vec<&str> = names.collect();
+    let sample = file_bytes > MAX_HASHED_WHOLE;
+    let digests: Result<Vec<_>> =
+        names.par_iter().map(|name| Ok(tensor_digest(&tensor(name)?.bytes, sample))).collect();
+    for digest in digests? {
+        hasher.update(digest);
     }
     Ok(())
+}
+
+fn tensor_digest(bytes: &[u8], sample: bool) -> [u8; 32] {
+    const CHUNK: usize = 64 << 10;
+    const CHUNKS: usize = 16;
+    if !sample || bytes.len() <= CHUNK * CHUNKS {
+        return Sha256::digest(bytes).into();
+    }
+    let mut hasher = Sha256::new();
+    let last = bytes.len() - CHUNK;
+    for chunk in 0..CHUNKS {
+        let start = if chunk == CHUNKS - 1 { last } else { last / (CHUNKS - 1) * chunk };
+        hasher.update(&bytes[start..start + CHUNK]);
+    }
+    hasher.finalize().into()
 }

@@ -6,6 +6,6 @@ pub mod decoder;
 pub mod load;
 pub mod names;
 
-pub use base::BaseFiles;
+pub use base::{BaseFiles, StoredWeight};
 pub use config::ModelConfig;
 pub use decoder::Decoder;

@@ -1,6 +1,7 @@
 //! Number formats: 16-bit floats, GGUF blocks, NF4, int8. Pure functions from bytes to `f32` and back.
 
 pub mod blocks;
+mod dynamic_map;
 pub mod float;
 pub mod int8;
 pub mod nf4;

@@ -1,0 +1,165 @@
+//! Weight files and number formats against gguf-py, bitsandbytes and transformers (fixtures/blocks).
+
+use std::path::{Path, PathBuf};
+
+use burnish::files::bitsandbytes::{Int8Tensor, Nf4Scales, Nf4Tensor};
+use burnish::files::safetensors::SafeTensorsFile;
+use burnish::files::{Dtype, RawTensor};
+use burnish::model::config::RopeScaling;
+use burnish::model::{BaseFiles, ModelConfig, StoredWeight};
+use burnish::quant::{BlockType, nf4};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn open(name: &str) -> SafeTensorsFile {
+    SafeTensorsFile::open(&fixture(name)).expect("a fixture")
+}
+
+fn values(file: &SafeTensorsFile, name: &str) -> Vec<f32> {
+    file.tensor(name).and_then(|tensor| tensor.to_f32()).expect("a fixture's tensor")
+}
+
+/// Equal to the bit, or both zero: the sign of a zero carries no weight.
+fn assert_identical(found: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!(found == expected, "{what}[{index}]: {found} instead of {expected}");
+    }
+}
+
+#[test]
+fn every_block_format_decodes_as_gguf_py_does() {
+    let file = open("blocks/gguf.safetensors");
+    for block in BlockType::ALL {
+        let bytes = file.tensor(&format!("{block}.blocks")).expect("a fixture's tensor").bytes;
+        let expected = values(&file, &format!("{block}.values"));
+        let tensor = RawTensor { dtype: Dtype::Block(block), shape: vec![expected.len()], bytes };
+        assert_identical(&tensor.to_f32().expect("decoded"), &expected, block.name());
+    }
+}
+
+#[test]
+fn nf4_codes_and_scales_are_those_of_bitsandbytes() {
+    let file = open("blocks/nf4.safetensors");
+    for case in ["wide", "odd", "ties"] {
+        let tensor = file.tensor(&format!("{case}.input")).expect("a fixture's tensor");
+        let input = tensor.to_f32().expect("decoded");
+        let ours = Nf4Tensor::quantise(case, &tensor.shape, &input, false).expect("finite");
+        let packed = file.tensor(&format!("{case}.packed")).expect("a fixture's tensor").bytes;
+        assert!(*ours.packed == *packed, "{case}: packed codes");
+        let Nf4Scales::Single(scales) = &ours.scales else { panic!("scales are single") };
+        assert_identical(scales, &values(&file, &format!("{case}.absmax")), case);
+        assert_identical(&ours.to_f32(), &values(&file, &format!("{case}.values")), case);
+    }
+}
+
+#[test]
+fn double_quantised_scales_decode_as_in_bitsandbytes_and_are_made_within_its_spread() {
+    let file = open("blocks/nf4.safetensors");
+    let codes = file.tensor("double.codes").expect("a fixture's tensor").bytes;
+    let nested_absmax = values(&file, "double.nested_absmax");
+    let offset = values(&file, "double.offset")[0];
+    let map: [f32; 256] = values(&file, "double.map").try_into().expect("256 values");
+    assert_eq!(map, nf4::DYNAMIC_MAP);
+    let packed = file.tensor("wide.packed").expect("a fixture's tensor").bytes;
+    let scale = |block| nf4::nested_scale(&codes, &nested_absmax, &map, nf4::NESTED_BLOCK, offset, block);
+    let mut found = vec![0.0; 2 * packed.len()];
+    nf4::decode(&packed, nf4::BLOCK, scale, 0, &mut found);
+    assert_identical(&found, &values(&file, "double.values"), "decoded");
+
+    let ours = nf4::quantise_scales(&values(&file, "wide.absmax"));
+    assert!((ours.offset - offset).abs() <= offset.abs() * 1e-6);
+    // bitsandbytes on the CPU looks codes up in a coarse table: neighbours are as good.
+    assert!(ours.codes.iter().zip(codes.iter()).all(|(ours, theirs)| ours.abs_diff(*theirs) <= 1));
+}
+
+#[test]
+fn int8_rows_are_those_of_bitsandbytes() {
+    let file = open("blocks/int8.safetensors");
+    let tensor = file.tensor("input").expect("a fixture's tensor");
+    let shape = [tensor.shape[0], tensor.shape[1]];
+    let ours = Int8Tensor::quantise("input", shape, &tensor.to_f32().expect("decoded")).expect("finite");
+    assert!(*ours.codes == *file.tensor("codes").expect("a fixture's tensor").bytes);
+    assert_identical(&ours.row_absmax, &values(&file, "absmax"), "scales");
+    let expected = values(&file, "values");
+    for (found, expected) in ours.to_f32().iter().zip(&expected) {
+        // bitsandbytes' result on the CPU is f32; compared as such.
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn a_gguf_base_has_the_names_and_rows_of_the_checkpoint_it_came_from() {
+    let base = BaseFiles::open(&fixture("blocks/tiny.gguf")).expect("a base");
+    let source = ModelConfig::from_json_file(&fixture("models/llama_gqa/config.json")).expect("a config");
+    assert_eq!(base.config(), &source);
+    let expected = open("blocks/tiny_values.safetensors");
+    assert_eq!(base.tensor_names().count(), expected.names().count());
+    for name in base.tensor_names() {
+        let found = base.tensor(name).and_then(|tensor| tensor.to_f32()).expect("a tensor");
+        assert_identical(&found, &values(&expected, name), name);
+    }
+}
+
+#[test]
+fn bitsandbytes_checkpoints_stay_packed_and_decode_as_bitsandbytes_does() {
+    for (folder, bits) in [("nf4_model", 4), ("nf4_double_model", 4), ("int8_model", 8)] {
+        let base = BaseFiles::open(&fixture("blocks").join(folder)).expect("a base");
+        let expected = open(&format!("blocks/{folder}/expected.safetensors"));
+        assert_eq!(expected.names().count(), 7, "{folder}");
+        for name in base.tensor_names() {
+            let weight = base.weight(name).expect("a weight");
+            match (&weight, expected.has(name)) {
+                (StoredWeight::Dense(_), false) => {}
+                (StoredWeight::Nf4(_), true) => assert_eq!(bits, 4),
+                (StoredWeight::Int8(_), true) => assert_eq!(bits, 8),
+                _ => panic!("{folder}: {name} is stored otherwise"),
+            }
+            if expected.has(name) {
+                assert_identical(&weight.to_f32().expect("decoded"), &values(&expected, name), name);
+                let decoded = base.tensor(name).and_then(|tensor| tensor.to_f32()).expect("decoded");
+                assert_identical(&decoded, &values(&expected, name), name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_configuration_written_for_transformers_reads_back_the_same() {
+    for name in ["llama_bias", "llama_rope_llama3", "llama_rope_linear", "mistral_window", "qwen2_tied", "llama_odd"] {
+        let path = fixture("models").join(name).join("config.json");
+        let config = ModelConfig::from_json_file(&path).expect("a config");
+        let written = config.to_hf_json(Dtype::F32);
+        assert_eq!(ModelConfig::from_json("written", &written, None).expect("a config"), config, "{name}");
+    }
+}
+
+#[test]
+fn frequency_factors_of_llama_3_are_recognised() {
+    let path = fixture("models/llama_gqa/config.json");
+    let mut config = ModelConfig::from_json_file(&path).expect("a config");
+    (config.head_dim, config.rope_theta) = (128, 500_000.0);
+    let factors = values(&open("blocks/gguf.safetensors"), "llama3.rope_freqs");
+    config.rope_scaling = RopeScaling::Factors(factors);
+    assert_eq!(config.to_hf_json(Dtype::F32)["rope_scaling"]["rope_type"], "llama3");
+    config.rope_scaling = RopeScaling::Factors(vec![1.5; 64]);
+    assert_eq!(config.to_hf_json(Dtype::F32)["rope_scaling"]["rope_type"], "longrope");
+}
+
+#[test]
+fn the_content_hash_follows_the_weights_and_not_the_path() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("renamed.gguf");
+    let mut bytes = std::fs::read(fixture("blocks/tiny.gguf")).expect("a fixture");
+    std::fs::write(&path, &bytes).expect("written");
+    let hash = |path: &Path| BaseFiles::open(path).and_then(|base| base.content_hash()).expect("a hash");
+    let original = hash(&fixture("blocks/tiny.gguf"));
+    assert_eq!(hash(&path), original);
+    assert_eq!(original.len(), 64);
+    let last = bytes.len() - 33;
+    bytes[last] ^= 1;
+    std::fs::write(&path, &bytes).expect("written");
+    assert_ne!(hash(&path), original);
+}
