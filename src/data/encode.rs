@@ -1,4 +1,20 @@
-//! Examples to token ids with a mask of what is trained.
+//! Examples to token ids with a mask of what is trained: the one path for training, evaluation and generation.
+//!
+//! What a template renders is text in which control tokens are spelled out. What people wrote may spell them
+//! too; there they must stay text. So before rendering, every such spelling in a message is replaced by one
+//! private-use character, which survives whatever the template does with the message, and after rendering
+//! each of those is encoded as the ordinary text it stands for.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::str::FromStr;
+
+use rayon::prelude::*;
+
+use super::example::{Example, Message, Role};
+use super::template::ChatTemplate;
+use crate::error::{Error, Result};
+use crate::text::Tokenizer;
 
 /// An encoded example.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -8,5 +24,527 @@ pub struct Encoded {
     pub trained: Vec<bool>,
 }
 
+impl Encoded {
+    fn new() -> Self {
+        Self { ids: Vec::new(), trained: Vec::new() }
+    }
+
+    fn push(&mut self, ids: &[u32], trained: bool) {
+        self.ids.extend_from_slice(ids);
+        self.trained.resize(self.ids.len(), trained);
+    }
+
+    /// Tokens that loss is taken on. The first token of a sequence has nothing before it to be predicted from.
+    pub fn trained_tokens(&self) -> usize {
+        self.trained.iter().skip(1).filter(|trained| **trained).count()
+    }
+}
+
+/// What happens to an example with more than `max_seq_tokens` tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LongPolicy {
+    /// It is left out, and counted.
+    #[default]
+    Drop,
+    /// The prompt loses tokens from the left (the beginning-of-text token stays); left out if that is not enough.
+    TruncatePrompt,
+    /// It is an error.
+    Error,
+}
+
+impl FromStr for LongPolicy {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "drop" => Ok(LongPolicy::Drop),
+            "truncate-prompt" => Ok(LongPolicy::TruncatePrompt),
+            "error" => Ok(LongPolicy::Error),
+            other => Err(format!("unknown policy {other:?}; expected drop, truncate-prompt, error")),
+        }
+    }
+}
+
+/// Encoded examples, and what was left out on the way.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EncodedSet {
+    /// In the order of the examples; those left out are missing.
+    pub sequences: Vec<Encoded>,
+    /// Left out because they have too many tokens.
+    pub dropped_long: usize,
+    /// Prompt cut because they had too many tokens.
+    pub truncated: usize,
+    /// Left out because nothing in them is trained.
+    pub dropped_untrained: usize,
+    /// Tokens of the kept sequences.
+    pub tokens: usize,
+    /// Of these, the ones loss is taken on.
+    pub trained_tokens: usize,
+}
+
+/// Alpaca's own prompt (stanford_alpaca `train.py`), for models without a chat template.
+const ALPACA_WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that provides \
+                                 further context. Write a response that appropriately completes the request.";
+const ALPACA_WITHOUT_INPUT: &str = "Below is an instruction that describes a task. Write a response that \
+                                    appropriately completes the request.";
+
+/// How many over-long examples are reported one by one.
+const MAX_REPORTED: usize = 20;
+
+/// Private-use characters (plane 15) stand for the texts of special tokens.
+const PRIVATE_USE: Range<u32> = 0xF_0000..0xF_FFFE;
+
 /// Renders and encodes: the one path for training, evaluation and generation.
-pub struct Encoder;
+#[derive(Debug)]
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    specials: SpecialTexts,
+}
+
+impl Encoder {
+    /// An encoder for a model. Without a template, chat data is an error and Alpaca data gets Alpaca's prompt.
+    pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
+        let specials = SpecialTexts::of(&tokenizer);
+        Self { tokenizer, template, specials }
+    }
+
+    /// An encoder with the chat template that the tokenizer brings. `place` names the model in messages.
+    pub fn of(tokenizer: Tokenizer, place: &str) -> Result<Self> {
+        let template = ChatTemplate::of(&tokenizer, place)?;
+        Ok(Self::new(tokenizer, template))
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Whether there is a chat template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// Ids and mask of one example.
+    pub fn encode(&self, example: &Example) -> Result<Encoded> {
+        match example {
+            Example::PromptCompletion { prompt, completion } => self.completion(prompt, completion),
+            Example::Text { text } => {
+                let mut encoded = Encoded::new();
+                encoded.push(&self.encode_raw_prompt(text)?, true);
+                encoded.push(&self.end(), true);
+                Ok(encoded)
+            }
+            Example::Chat { messages } => match &self.template {
+                Some(template) => self.chat(messages, template),
+                None => Err(no_template()),
+            },
+            Example::Alpaca { instruction, input, output, system } => match &self.template {
+                Some(template) => self.chat(&alpaca_messages(instruction, input, output, system.as_deref()), template),
+                None => self.completion(&alpaca_prompt(instruction, input, system.as_deref()), output),
+            },
+        }
+    }
+
+    /// Ids and masks of all examples, in parallel. `policy` decides about examples of more than
+    /// `max_seq_tokens` tokens; what has no trained token is left out and counted.
+    pub fn encode_all(&self, examples: &[Example], max_seq_tokens: usize, policy: LongPolicy) -> Result<EncodedSet> {
+        let encoded: Vec<Result<Encoded>> = examples.par_iter().map(|example| self.encode(example)).collect();
+        let mut set = EncodedSet::default();
+        let mut problems = Vec::new();
+        for (index, encoded) in encoded.into_iter().enumerate() {
+            let place = format!("example {}", index + 1);
+            let mut encoded = match encoded {
+                Ok(encoded) => encoded,
+                Err(error) => {
+                    problems.push(within(&place, &error));
+                    continue;
+                }
+            };
+            let length = encoded.ids.len();
+            if length > max_seq_tokens {
+                let fits = match policy {
+                    LongPolicy::Drop => false,
+                    LongPolicy::TruncatePrompt => self.truncate(&mut encoded, max_seq_tokens),
+                    LongPolicy::Error => {
+                        let message = format!("has {length} tokens; max_seq_tokens is {max_seq_tokens}");
+                        problems.push(Error::input(place, message));
+                        continue;
+                    }
+                };
+                set.truncated += usize::from(fits);
+                set.dropped_long += usize::from(!fits);
+                if !fits {
+                    continue;
+                }
+            }
+            let trained = encoded.trained_tokens();
+            if trained == 0 {
+                set.dropped_untrained += 1;
+                continue;
+            }
+            set.tokens += encoded.ids.len();
+            set.trained_tokens += trained;
+            set.sequences.push(encoded);
+        }
+        let count = problems.len();
+        problems.truncate(MAX_REPORTED);
+        if count > MAX_REPORTED {
+            problems.push(Error::input("", format!("and {} more examples", count - MAX_REPORTED)));
+        }
+        Error::none_of(problems, set)
+    }
+
+    /// Takes tokens from the left of the prompt until `max` are left; false if the prompt is too short for that.
+    fn truncate(&self, encoded: &mut Encoded, max: usize) -> bool {
+        let keep_first = usize::from(encoded.ids.first().copied() == self.tokenizer.bos() && !encoded.ids.is_empty());
+        let excess = encoded.ids.len() - max;
+        let prompt = encoded.trained.iter().position(|trained| *trained).unwrap_or(encoded.ids.len());
+        // One token must stay before the first trained one, to predict it from.
+        if keep_first + excess + usize::from(keep_first == 0) > prompt {
+            return false;
+        }
+        encoded.ids.drain(keep_first..keep_first + excess);
+        encoded.trained.drain(keep_first..keep_first + excess);
+        true
+    }
+
+    /// Ids of a conversation up to where the assistant's next answer begins.
+    pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        match &self.template {
+            Some(template) => {
+                let (messages, stand_ins) = self.specials.hide(messages)?;
+                self.rendered(&template.render(&messages, true)?, &stand_ins, false)
+            }
+            None => match messages {
+                [Message { role: Role::User, content }] => self.encode_raw_prompt(&alpaca_prompt(content, "", None)),
+                [Message { role: Role::System, content: system }, Message { role: Role::User, content }] => {
+                    self.encode_raw_prompt(&alpaca_prompt(content, "", Some(system)))
+                }
+                _ => Err(no_template()),
+            },
+        }
+    }
+
+    /// Ids of a prompt taken as it is: the beginning-of-text token if the model expects one, and the text.
+    pub fn encode_raw_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids: Vec<u32> = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos()).into_iter().collect();
+        ids.extend(self.tokenizer.encode(text)?);
+        Ok(ids)
+    }
+
+    /// The prompt ids of an example and the answer it expects; `None` for plain text and for conversations
+    /// that do not end with the assistant.
+    pub fn prompt_and_answer(&self, example: &Example) -> Result<Option<(Vec<u32>, String)>> {
+        let from_messages = |messages: &[Message]| match messages.split_last() {
+            Some((Message { role: Role::Assistant, content }, before)) => {
+                Ok(Some((self.encode_prompt(before)?, content.clone())))
+            }
+            _ => Ok(None),
+        };
+        match example {
+            Example::PromptCompletion { prompt, completion } => {
+                Ok(Some((self.encode_raw_prompt(prompt)?, completion.clone())))
+            }
+            Example::Alpaca { instruction, input, output, system } => match &self.template {
+                Some(_) => from_messages(&alpaca_messages(instruction, input, output, system.as_deref())),
+                None => {
+                    let prompt = alpaca_prompt(instruction, input, system.as_deref());
+                    Ok(Some((self.encode_raw_prompt(&prompt)?, output.clone())))
+                }
+            },
+            Example::Chat { messages } => from_messages(messages),
+            Example::Text { .. } => Ok(None),
+        }
+    }
+
+    /// The tokens at which generation stops: the tokenizer's, and the one the template ends a turn with.
+    pub fn stop_tokens(&self) -> Vec<u32> {
+        let mut tokens = self.tokenizer.eos_tokens();
+        if let Some(template) = &self.template {
+            let probe = self.chat(&[Message::user("a"), Message::assistant("b")], template).ok();
+            let last = probe.and_then(|probe| {
+                probe.ids.iter().zip(&probe.trained).rev().find(|(_, trained)| **trained).map(|(id, _)| *id)
+            });
+            tokens.extend(last.filter(|id| self.tokenizer.is_special(*id) && !tokens.contains(id)));
+        }
+        tokens
+    }
+
+    /// The end token that follows a completion.
+    fn end(&self) -> Vec<u32> {
+        self.tokenizer.eos_tokens().into_iter().take(1).collect()
+    }
+
+    /// Prompt and completion encoded separately, since that is what generation will see.
+    fn completion(&self, prompt: &str, completion: &str) -> Result<Encoded> {
+        let mut encoded = Encoded::new();
+        encoded.push(&self.encode_raw_prompt(prompt)?, false);
+        encoded.push(&self.tokenizer.encode(completion)?, true);
+        encoded.push(&self.end(), true);
+        Ok(encoded)
+    }
+
+    /// A conversation by the template, with loss on the assistant's turns.
+    fn chat(&self, messages: &[Message], template: &ChatTemplate) -> Result<Encoded> {
+        let (messages, stand_ins) = self.specials.hide(messages)?;
+        let text = template.render(&messages, false)?;
+        let answers = self.answers(&messages, &text, template)?;
+        let mut encoded = Encoded::new();
+        let mut done = 0;
+        for answer in &answers {
+            self.extend(&mut encoded, &text, done..answer.start, &stand_ins, false)?;
+            self.extend(&mut encoded, &text, answer.clone(), &stand_ins, true)?;
+            done = answer.end;
+        }
+        let last_is_open = answers.last().is_some_and(|answer| {
+            text[answer.end..].trim().is_empty() && !self.specials.ends(text[answer.clone()].trim_end())
+        });
+        if last_is_open {
+            // The template writes no end of turn: without one, generation would never learn to stop.
+            encoded.push(&self.end(), true);
+        } else {
+            self.extend(&mut encoded, &text, done..text.len(), &stand_ins, false)?;
+        }
+        Ok(encoded)
+    }
+
+    /// Appends the ids of `text[part]`, where `text[..part.start]` is encoded already. If encoding the text up to
+    /// `part.end` at once gives the same beginning, that is what counts; otherwise a token lies across the start
+    /// of the part, and the part is encoded on its own, as generation will see it.
+    fn extend(
+        &self,
+        encoded: &mut Encoded,
+        text: &str,
+        part: Range<usize>,
+        stand_ins: &StandIns,
+        trained: bool,
+    ) -> Result<()> {
+        if part.is_empty() {
+            return Ok(());
+        }
+        let whole = self.rendered(&text[..part.end], stand_ins, false)?;
+        match whole.strip_prefix(encoded.ids.as_slice()) {
+            Some(added) => encoded.push(added, trained),
+            None => encoded.push(&self.rendered(&text[part], stand_ins, true)?, trained),
+        }
+        Ok(())
+    }
+
+    /// Where the assistant's turns stand in the rendered `text`, end of turn included, by rendering the
+    /// conversation up to each turn and again with it.
+    fn answers(&self, messages: &[Message], text: &str, template: &ChatTemplate) -> Result<Vec<Range<usize>>> {
+        let mut answers = Vec::new();
+        for index in 0..messages.len() {
+            if messages[index].role != Role::Assistant {
+                continue;
+            }
+            let is_last = index + 1 == messages.len();
+            let with = match is_last {
+                true => text.to_owned(),
+                false => template.render(&messages[..=index], false)?,
+            };
+            if !text.starts_with(&with) {
+                // The template shows this turn differently once the conversation goes on (some drop a turn's
+                // reasoning): there is no text in the whole that the model would have had to write.
+                continue;
+            }
+            let start = self.answer_start(messages, index, &with, template)?;
+            let written = text[start..with.len()].trim_end();
+            // Whitespace after the end of turn belongs to the markup between turns.
+            let end = if self.specials.ends(written) { start + written.len() } else { with.len() };
+            answers.push(start..end);
+        }
+        Ok(answers)
+    }
+
+    /// Where the turn `index` begins in `with`, the rendering that ends with this turn.
+    fn answer_start(
+        &self,
+        messages: &[Message],
+        index: usize,
+        with: &str,
+        template: &ChatTemplate,
+    ) -> Result<usize> {
+        if index > 0 {
+            let prompt = template.render(&messages[..index], true)?;
+            if with.starts_with(&prompt) {
+                return Ok(prompt.len());
+            }
+            // Some templates begin the answer for generation ("<think>") but not in a finished turn.
+            let before = template.render(&messages[..index], false)?;
+            let shared = shared_prefix(&prompt, with);
+            if shared >= before.len() {
+                return Ok(shared);
+            }
+        } else {
+            // Nothing before it: it begins where two different answers begin to differ.
+            let mut other = messages[..=index].to_vec();
+            other[index].content = format!("-{}", other[index].content);
+            return Ok(shared_prefix(&template.render(&other, false)?, with));
+        }
+        Err(Error::input(
+            template.place(),
+            format!("rewrites what came before turn {}: what the assistant wrote cannot be told apart", index + 1),
+        ))
+    }
+
+    /// Ids of rendered text: control tokens where the template spelled them, ordinary text where a message did.
+    /// `continues`: text came before.
+    fn rendered(&self, text: &str, stand_ins: &StandIns, continues: bool) -> Result<Vec<u32>> {
+        if stand_ins.texts.is_empty() {
+            return match continues {
+                true => self.tokenizer.encode_continuation(text),
+                false => self.tokenizer.encode_with_special(text),
+            };
+        }
+        let mut ids = Vec::new();
+        let mut continues = continues;
+        for piece in text.split_inclusive(|symbol| stand_ins.texts.contains_key(&symbol)) {
+            let hidden = piece.chars().next_back().and_then(|last| Some((last, stand_ins.texts.get(&last)?)));
+            let plain = hidden.map_or(piece, |(last, _)| &piece[..piece.len() - last.len_utf8()]);
+            if !plain.is_empty() {
+                ids.extend(match continues {
+                    true => self.tokenizer.encode_continuation(plain)?,
+                    false => self.tokenizer.encode_with_special(plain)?,
+                });
+            }
+            if let Some((_, spelled)) = hidden {
+                ids.extend(self.tokenizer.encode_ordinary_continuation(spelled)?);
+            }
+            continues = true;
+        }
+        Ok(ids)
+    }
+}
+
+/// An error of an example, with the example as its place.
+fn within(place: &str, error: &Error) -> Error {
+    let text: Vec<String> = error
+        .problems()
+        .iter()
+        .map(|problem| match problem.place.is_empty() {
+            true => problem.message.clone(),
+            false => format!("{}: {}", problem.place, problem.message),
+        })
+        .collect();
+    Error::input(place, text.join("; "))
+}
+
+fn no_template() -> Error {
+    Error::input("", "the model has no chat template, and chat data needs one")
+        .hint("use an instruct model, or data in the shape {\"prompt\", \"completion\"} or {\"instruction\", \"output\"}")
+}
+
+/// Bytes that both begin with, ending at a character.
+fn shared_prefix(a: &str, b: &str) -> usize {
+    a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y).map_or(a.len().min(b.len()), |((at, _), _)| at)
+}
+
+/// An Alpaca example as a conversation.
+fn alpaca_messages(instruction: &str, input: &str, output: &str, system: Option<&str>) -> Vec<Message> {
+    let question = match input.trim().is_empty() {
+        true => instruction.to_owned(),
+        false => format!("{instruction}\n\n{input}"),
+    };
+    let mut messages: Vec<Message> = system.into_iter().map(Message::system).collect();
+    messages.extend([Message::user(question), Message::assistant(output)]);
+    messages
+}
+
+/// Alpaca's own prompt up to the response. A system text takes the place of its first sentence.
+fn alpaca_prompt(instruction: &str, input: &str, system: Option<&str>) -> String {
+    let has_input = !input.trim().is_empty();
+    let opening = system.unwrap_or(if has_input { ALPACA_WITH_INPUT } else { ALPACA_WITHOUT_INPUT });
+    let input = if has_input { format!("### Input:\n{input}\n\n") } else { String::new() };
+    format!("{opening}\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n")
+}
+
+/// The texts of the special tokens, for finding them in what people wrote.
+#[derive(Debug)]
+struct SpecialTexts {
+    /// By first character; the longest text first.
+    by_first: HashMap<char, Vec<String>>,
+}
+
+/// Which text each stand-in character is for.
+#[derive(Debug, Default)]
+struct StandIns {
+    texts: HashMap<char, String>,
+}
+
+impl SpecialTexts {
+    fn of(tokenizer: &Tokenizer) -> Self {
+        let mut by_first: HashMap<char, Vec<String>> = HashMap::new();
+        for (text, _) in tokenizer.special_tokens() {
+            if let Some(first) = text.chars().next() {
+                by_first.entry(first).or_default().push(text.to_owned());
+            }
+        }
+        for texts in by_first.values_mut() {
+            texts.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
+        }
+        Self { by_first }
+    }
+
+    /// The special text that `text` starts with, the longest if several.
+    fn at_start(&self, text: &str) -> Option<&str> {
+        let candidates = self.by_first.get(&text.chars().next()?)?;
+        candidates.iter().find(|candidate| text.starts_with(candidate.as_str())).map(String::as_str)
+    }
+
+    /// Whether `text` ends with a special text.
+    fn ends(&self, text: &str) -> bool {
+        self.by_first.values().flatten().any(|special| text.ends_with(special.as_str()))
+    }
+
+    /// The first special text in `text`, with its position.
+    fn find<'a>(&'a self, text: &str) -> Option<(usize, &'a str)> {
+        text.char_indices().find_map(|(at, first)| {
+            self.by_first.get(&first)?;
+            Some((at, self.at_start(&text[at..])?))
+        })
+    }
+
+    /// Replaces the special texts that messages spell by one stand-in character each.
+    fn hide(&self, messages: &[Message]) -> Result<(Vec<Message>, StandIns)> {
+        let texts = || messages.iter().flat_map(|message| [message.role.name(), message.content.as_str()]);
+        if texts().all(|text| self.find(text).is_none()) {
+            return Ok((messages.to_vec(), StandIns::default()));
+        }
+        let used: HashSet<char> = texts().flat_map(str::chars).filter(|symbol| is_private(*symbol)).collect();
+        let mut free = PRIVATE_USE.filter_map(char::from_u32).filter(|symbol| !used.contains(symbol));
+        let mut stand_ins: HashMap<&str, char> = HashMap::new();
+        let mut replaced = |text: &str| -> Result<String> {
+            let mut out = String::with_capacity(text.len());
+            let mut rest = text;
+            while let Some((at, special)) = self.find(rest) {
+                let stand_in = match stand_ins.get(special) {
+                    Some(stand_in) => *stand_in,
+                    None => {
+                        let next = free.next().ok_or_else(|| Error::input("", "the text uses up all private-use characters"))?;
+                        stand_ins.insert(special, next);
+                        next
+                    }
+                };
+                out.push_str(&rest[..at]);
+                out.push(stand_in);
+                rest = &rest[at + special.len()..];
+            }
+            out.push_str(rest);
+            Ok(out)
+        };
+        let hidden = messages
+            .iter()
+            .map(|message| {
+                Ok(Message { role: Role::of(&replaced(message.role.name())?), content: replaced(&message.content)? })
+            })
+            .collect::<Result<_>>()?;
+        let texts = stand_ins.into_iter().map(|(text, symbol)| (symbol, text.to_owned())).collect();
+        Ok((hidden, StandIns { texts }))
+    }
+}
+
+fn is_private(symbol: char) -> bool {
+    PRIVATE_USE.contains(&u32::from(symbol))
+}

@@ -10,6 +10,45 @@ pub enum Role {
     Other(String),
 }
 
+impl Role {
+    /// The role of a name; ShareGPT's `human` and `gpt` are users and assistants.
+    pub fn of(name: &str) -> Self {
+        match name {
+            "system" => Role::System,
+            "user" | "human" => Role::User,
+            "assistant" | "gpt" | "chatgpt" => Role::Assistant,
+            other => Role::Other(other.to_owned()),
+        }
+    }
+
+    /// The name that chat templates know.
+    pub fn name(&self) -> &str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+            Role::Other(name) => name,
+        }
+    }
+}
+
+impl Message {
+    /// A turn of the user.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self { role: Role::User, content: content.into() }
+    }
+
+    /// A turn of the assistant.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self { role: Role::Assistant, content: content.into() }
+    }
+
+    /// Instructions that come before the conversation.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self { role: Role::System, content: content.into() }
+    }
+}
+
 /// A turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {

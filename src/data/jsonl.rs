@@ -1,1 +1,388 @@
-//! (being written)
+//! Data files of one JSON object a line (JSONL), or of one JSON list (`.json`), in four shapes.
+//!
+//! | format | object |
+//! |---|---|
+//! | `prompt-completion` | `{"prompt": …, "completion": …}` |
+//! | `alpaca` | `{"instruction": …, "input": …, "output": …}`, `input` and `system` may be missing |
+//! | `chat` | `{"messages": [{"role": …, "content": …}, …]}`, or ShareGPT's `{"conversations": [{"from": …, "value": …}]}` |
+//! | `text` | `{"text": …}` |
+//!
+//! Keys beside these are ignored. Every bad line is reported, up to 20 of them.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde_json::{Map, Value};
+
+use super::example::{Example, Message, Role};
+use crate::error::{Error, Result};
+use crate::files::{json, open};
+
+/// The largest data file read.
+const MAX_FILE_BYTES: u64 = 4 << 30;
+/// The longest line: no training example is near it, and a file without line ends is something else.
+const MAX_LINE_BYTES: usize = 16 << 20;
+/// How many bad lines are reported one by one.
+const MAX_REPORTED: usize = 20;
+
+/// The shape of the objects of a data file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    PromptCompletion,
+    Alpaca,
+    Chat,
+    Text,
+}
+
+impl Format {
+    /// All of them, in the order in which detection tries them.
+    pub const ALL: [Format; 4] = [Format::PromptCompletion, Format::Alpaca, Format::Chat, Format::Text];
+
+    /// The name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::PromptCompletion => "prompt-completion",
+            Format::Alpaca => "alpaca",
+            Format::Chat => "chat",
+            Format::Text => "text",
+        }
+    }
+
+    /// The format that has these keys.
+    pub(super) fn of_keys(has: impl Fn(&str) -> bool) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| match format {
+            Format::PromptCompletion => has("prompt") && has("completion"),
+            Format::Alpaca => has("instruction"),
+            Format::Chat => has("messages") || has("conversations"),
+            Format::Text => has("text"),
+        })
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|format| format.name()).collect();
+            format!("unknown data format {name:?}; expected auto, {}", names.join(", "))
+        })
+    }
+}
+
+/// What the keys must be, for messages.
+pub(super) const SHAPES: &str = "expected one of {\"prompt\", \"completion\"}, {\"instruction\", \"output\"}, \
+                                 {\"messages\"}, {\"text\"}";
+
+/// Reads a JSONL file. Without a `format`, the first object decides.
+pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Example>> {
+    parse(&open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
+}
+
+/// Parses the bytes of a JSONL file; `name` stands in messages. A byte-order mark, CRLF, blank lines and a
+/// missing last line end are fine.
+pub fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Example>> {
+    let bytes = without_mark(bytes, name)?;
+    let mut reader = Rows::new(format);
+    for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let place = format_args!("{name}:{}", index + 1).to_string();
+        if line.len() > MAX_LINE_BYTES {
+            reader.bad(Error::input(place, format!("a line of {} bytes; at most {MAX_LINE_BYTES}", line.len())));
+            continue;
+        }
+        match parse_line(line, &place) {
+            Ok(value) => reader.row(&place, value),
+            Err(error) => reader.bad(error),
+        }
+    }
+    reader.finish(name)
+}
+
+/// Reads a `.json` file: one list of objects.
+pub fn read_list(path: &Path, format: Option<Format>) -> Result<Vec<Example>> {
+    parse_list(&open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
+}
+
+/// Parses the bytes of a JSON list of objects.
+pub fn parse_list(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Example>> {
+    let Value::Array(rows) = json::parse(name, without_mark(bytes, name)?)? else {
+        return Err(Error::input(name, "expected a list of objects").hint("one object a line is a .jsonl file"));
+    };
+    let mut reader = Rows::new(format);
+    for (index, row) in rows.into_iter().enumerate() {
+        let place = format!("{name}: item {}", index + 1);
+        match check_numbers(&row, &place) {
+            Ok(()) => reader.row(&place, row),
+            Err(error) => reader.bad(error),
+        }
+    }
+    reader.finish(name)
+}
+
+/// Takes off the byte-order mark of UTF-8 and refuses the ones of UTF-16.
+fn without_mark<'a>(bytes: &'a [u8], name: &str) -> Result<&'a [u8]> {
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(Error::input(name, "is UTF-16; expected UTF-8").hint("save it again as UTF-8"));
+    }
+    Ok(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes))
+}
+
+/// Parses one line strictly: no duplicate keys, no numbers beyond 64 bits.
+fn parse_line(line: &[u8], place: &str) -> Result<Value> {
+    let value = json::parse("", line).map_err(|error| match error.problems() {
+        [problem] => {
+            let column = problem.place.rsplit(':').next().unwrap_or_default();
+            let error = Error::input(place, format!("{} at column {column}", problem.message));
+            match line.first() {
+                Some(b'[') => error.hint("a file that is one JSON list must be named .json"),
+                _ => error,
+            }
+        }
+        _ => error,
+    })?;
+    check_numbers(&value, place)?;
+    Ok(value)
+}
+
+/// Integers beyond 64 bits would silently become floats.
+fn check_numbers(value: &Value, place: &str) -> Result<()> {
+    let mut pending = vec![value];
+    while let Some(value) = pending.pop() {
+        match value {
+            Value::Array(items) => pending.extend(items),
+            Value::Object(fields) => pending.extend(fields.values()),
+            Value::Number(number) if number.is_f64() && number.as_f64().is_some_and(|x| x.abs() >= 2f64.powi(63)) => {
+                return Err(Error::input(place, format!("the number {number} does not fit in 64 bits")));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Collects examples and problems.
+struct Rows {
+    format: Option<Format>,
+    examples: Vec<Example>,
+    problems: Vec<Error>,
+    bad: usize,
+}
+
+impl Rows {
+    fn new(format: Option<Format>) -> Self {
+        Self { format, examples: Vec::new(), problems: Vec::new(), bad: 0 }
+    }
+
+    fn bad(&mut self, error: Error) {
+        self.bad += 1;
+        if self.bad <= MAX_REPORTED {
+            self.problems.push(error);
+        }
+    }
+
+    fn row(&mut self, place: &str, value: Value) {
+        let Value::Object(fields) = value else {
+            return self.bad(Error::input(place, format!("found {}; expected an object", kind(&value))));
+        };
+        let Some(format) = self.format.or_else(|| Format::of_keys(|key| fields.contains_key(key))) else {
+            let keys: Vec<&str> = fields.keys().map(String::as_str).take(10).collect();
+            return self.bad(Error::input(place, format!("found the keys {keys:?}; {SHAPES}")));
+        };
+        self.format = Some(format);
+        match example(format, fields) {
+            Ok(example) => self.examples.push(example),
+            Err(message) => {
+                self.bad(Error::input(place, message).hint(format!("the file is read as `{format}`")));
+            }
+        }
+    }
+
+    fn finish(mut self, name: &str) -> Result<Vec<Example>> {
+        if self.bad > MAX_REPORTED {
+            self.problems.push(Error::input(name, format!("and {} more bad rows", self.bad - MAX_REPORTED)));
+        }
+        if self.bad == 0 && self.examples.is_empty() {
+            return Err(Error::input(name, "has no examples").hint(SHAPES));
+        }
+        Error::none_of(self.problems, self.examples)
+    }
+}
+
+/// One object as an example, or what is wrong with it: field, found, expected.
+fn example(format: Format, mut fields: Map<String, Value>) -> Result<Example, String> {
+    Ok(match format {
+        Format::PromptCompletion => Example::PromptCompletion {
+            prompt: text(&mut fields, "prompt")?,
+            completion: text(&mut fields, "completion")?,
+        },
+        Format::Alpaca => Example::Alpaca {
+            instruction: text(&mut fields, "instruction")?,
+            input: optional_text(&mut fields, "input")?.unwrap_or_default(),
+            output: text(&mut fields, "output")?,
+            system: optional_text(&mut fields, "system")?.filter(|system| !system.is_empty()),
+        },
+        Format::Chat => Example::Chat { messages: messages(&mut fields)? },
+        Format::Text => Example::Text { text: text(&mut fields, "text")? },
+    })
+}
+
+fn text(fields: &mut Map<String, Value>, key: &str) -> Result<String, String> {
+    optional_text(fields, key)?.ok_or_else(|| format!("`{key}` is missing; expected a text"))
+}
+
+/// A text; `None` where it is missing or null.
+fn optional_text(fields: &mut Map<String, Value>, key: &str) -> Result<Option<String>, String> {
+    match fields.remove(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(format!("`{key}` is {}; expected a text", shown(&other))),
+    }
+}
+
+fn messages(fields: &mut Map<String, Value>) -> Result<Vec<Message>, String> {
+    let (list, role, content) = match fields.contains_key("messages") {
+        true => ("messages", "role", "content"),
+        false => ("conversations", "from", "value"),
+    };
+    let turns = match fields.remove(list) {
+        Some(Value::Array(turns)) if !turns.is_empty() => turns,
+        Some(other) => return Err(format!("`{list}` is {}; expected a list of turns", shown(&other))),
+        None => return Err(format!("`{list}` is missing; expected a list of turns")),
+    };
+    let message = |(index, turn): (usize, Value)| {
+        let within = |message: String| format!("`{list}[{index}]`: {message}");
+        let Value::Object(mut turn) = turn else { return Err(within(format!("found {}", shown(&turn)))) };
+        let role = text(&mut turn, role).map_err(within)?;
+        if role.is_empty() {
+            return Err(within("the role is empty".into()));
+        }
+        // Leaving out what a turn says would train on something else than the file says.
+        if turn.get("tool_calls").is_some_and(|calls| !calls.is_null()) {
+            return Err(within("`tool_calls` are not supported".into()));
+        }
+        let content = turn_text(&mut turn, content).map_err(within)?;
+        Ok(Message { role: Role::of(&role), content })
+    };
+    turns.into_iter().enumerate().map(message).collect()
+}
+
+/// The content of a turn: a text, or a list of `{"type": "text", "text": …}` parts.
+fn turn_text(turn: &mut Map<String, Value>, key: &str) -> Result<String, String> {
+    let Some(Value::Array(parts)) = turn.get(key) else { return text(turn, key) };
+    let texts: Option<Vec<&str>> = parts.iter().map(|part| part["text"].as_str()).collect();
+    let texts = texts.ok_or_else(|| format!("`{key}` has a part that is not {{\"type\": \"text\", \"text\": …}}"))?;
+    Ok(texts.concat())
+}
+
+/// What a value is, with its beginning, for messages.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null | Value::Array(_) | Value::Object(_) => kind(value).into(),
+        other => {
+            let text: String = other.to_string().chars().take(40).collect();
+            format!("{} {text}", kind(other))
+        }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "the boolean",
+        Value::Number(_) => "the number",
+        Value::String(_) => "a text",
+        Value::Array(items) if items.is_empty() => "an empty list",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> String {
+        parse(text.as_bytes(), "d.jsonl", None).expect_err("bad").to_string()
+    }
+
+    #[test]
+    fn each_shape_is_detected() {
+        let one = |line: &str| parse(line.as_bytes(), "d.jsonl", None).expect("good").remove(0);
+        assert_eq!(
+            one(r#"{"prompt":"a","completion":"b","id":3}"#),
+            Example::PromptCompletion { prompt: "a".into(), completion: "b".into() }
+        );
+        assert_eq!(
+            one(r#"{"instruction":"a","output":"b","input":null,"text":"c"}"#),
+            Example::Alpaca { instruction: "a".into(), input: "".into(), output: "b".into(), system: None }
+        );
+        let turns = vec![
+            Message { role: Role::User, content: "你好".into() },
+            Message { role: Role::Assistant, content: "您好".into() },
+        ];
+        assert_eq!(
+            one(r#"{"messages":[{"role":"user","content":"你好"},{"role":"assistant","content":[{"type":"text","text":"您好"}]}]}"#),
+            Example::Chat { messages: turns.clone() }
+        );
+        assert_eq!(
+            one(r#"{"conversations":[{"from":"human","value":"你好"},{"from":"gpt","value":"您好"}]}"#),
+            Example::Chat { messages: turns }
+        );
+        assert_eq!(one(r#"{"text":"a"}"#), Example::Text { text: "a".into() });
+    }
+
+    #[test]
+    fn line_ends_marks_and_blank_lines_do_not_matter() {
+        let examples = parse(b"\xef\xbb\xbf\r\n{\"text\":\"a\"}\r\n\n  \n{\"text\":\"b\"}", "d.jsonl", None).expect("good");
+        assert_eq!(examples.len(), 2);
+    }
+
+    #[test]
+    fn every_bad_line_is_reported_with_its_number() {
+        let text = "{\"prompt\":\"a\",\"completion\":\"b\"}\n{\"prompt\":1,\"completion\":\"b\"}\n\n{\"prompt\":\"a\"}\n{\"prompt\":\"a\",,}\n[]\n";
+        let text = problems(text);
+        for expected in [
+            "d.jsonl:2: `prompt` is the number 1; expected a text",
+            "d.jsonl:4: `completion` is missing",
+            "d.jsonl:5: not valid JSON",
+            "at column 15",
+            "d.jsonl:6: found an empty list; expected an object",
+        ] {
+            assert!(text.contains(expected), "{expected} in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn after_twenty_bad_lines_only_their_count_is_given() {
+        let text = problems(&"{}\n".repeat(50));
+        assert_eq!(text.matches("d.jsonl:").count(), 21, "{text}");
+        assert!(text.contains("and 30 more bad rows"), "{text}");
+    }
+
+    #[test]
+    fn empty_files_and_numbers_that_lose_digits_are_errors() {
+        for text in ["", "\n\r\n \n", "\u{feff}"] {
+            assert!(problems(text).contains("has no examples"), "{text:?}");
+        }
+        for text in [
+            r#"{"text":"a","id":NaN}"#,
+            r#"{"text":"a","id":1e999}"#,
+            r#"{"text":"a","id":1180591620717411303424}"#,
+            r#"{"text":"a","text":"b"}"#,
+            r#"{"text":"\ud800"}"#,
+        ] {
+            assert!(problems(text).starts_with("error: d.jsonl:1: "), "{text}");
+        }
+        assert!(parse(b"{\"text\":\"\xff\"}", "d.jsonl", None).is_err());
+    }
+}

@@ -10,3 +10,5 @@ pub mod template;
 pub use batch::Batch;
 pub use encode::{Encoded, Encoder};
 pub use example::{Example, Message, Role};
+pub use jsonl::Format;
+pub use template::ChatTemplate;

@@ -1,1 +1,404 @@
-//! (being written)
+//! Chat templates: a model's own Jinja program that turns messages into text.
+//!
+//! A template comes with the model, so it is someone else's program. It has no loader (nothing to include), it
+//! runs on a thread of its own with a large stack, on a budget of steps and memory, and against a deadline.
+//! Size and chain length are limited before compiling, because minijinja compiles long chains of operators by
+//! recursion and in quadratic time.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Environment, ErrorKind};
+use time::OffsetDateTime;
+
+use super::example::Message;
+use crate::error::{Error, Result};
+use crate::text::Tokenizer;
+
+/// The longest templates of known models have about 25 KB.
+const MAX_TEMPLATE_BYTES: usize = 128 * 1024;
+/// Operators in one `{{ … }}` or `{% … %}`.
+const MAX_CHAIN: usize = 400;
+/// Operators in the whole template.
+const MAX_OPERATORS: usize = 20_000;
+const MAX_ELIFS: usize = 500;
+/// Enough for the deepest chain that fits into the largest template, with a wide margin.
+const STACK_BYTES: usize = 64 << 20;
+/// Steps of one rendering; each 64 bytes made cost a step too, which bounds memory to 256 MB.
+const FUEL: u64 = 4_000_000;
+/// The longest a template may take to compile or render.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// How deep `tojson` goes.
+const MAX_JSON_DEPTH: usize = 64;
+
+/// A compiled chat template. Renders from any thread.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    jobs: Sender<Job>,
+    place: String,
+}
+
+/// Messages to render, and where the text goes.
+struct Job {
+    messages: Vec<(String, String)>,
+    add_generation_prompt: bool,
+    reply: Sender<Result<String, String>>,
+}
+
+impl ChatTemplate {
+    /// The template of a tokenizer; `None` if it has none. `place` names the model in messages.
+    pub fn of(tokenizer: &Tokenizer, place: &str) -> Result<Option<Self>> {
+        match tokenizer.chat_template() {
+            Some(source) => Self::compile(source, place, &tokenizer.named_tokens()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Compiles a template. `named_tokens` are what it may refer to: `("bos_token", "<s>")` and so on. The
+    /// date that `strftime_now` gives is that of the compilation, the same for the whole run.
+    pub fn compile(source: &str, place: &str, named_tokens: &[(&str, &str)]) -> Result<Self> {
+        let now = OffsetDateTime::now_local().unwrap_or_else(|_| OffsetDateTime::now_utc());
+        Self::compile_at(source, place, named_tokens, now)
+    }
+
+    /// [`Self::compile`] with the time that `strftime_now` gives.
+    pub fn compile_at(source: &str, place: &str, named_tokens: &[(&str, &str)], now: OffsetDateTime) -> Result<Self> {
+        let place = format!("{place}: chat template");
+        check_size(source).map_err(|message| Error::input(&place, message))?;
+        let source = without_generation_tags(source);
+        let globals: Vec<(String, String)> =
+            named_tokens.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        let (jobs, inbox) = channel();
+        let (compiled, outcome) = channel();
+        std::thread::Builder::new()
+            .name("chat-template".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || work(source, globals, now, &compiled, &inbox))
+            .map_err(|error| Error::failed(&place, format!("cannot start a thread: {error}")))?;
+        wait(&outcome, &place, "compile")?;
+        Ok(Self { jobs, place })
+    }
+
+    /// Renders messages to text. With `add_generation_prompt` the text ends where the assistant's answer begins.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let messages = messages.iter().map(|message| (message.role.name().to_owned(), message.content.clone())).collect();
+        let (reply, outcome) = channel();
+        let job = Job { messages, add_generation_prompt, reply };
+        self.jobs.send(job).map_err(|_| Error::input(&self.place, "stopped working on an earlier conversation"))?;
+        wait(&outcome, &self.place, "render")
+    }
+
+    /// Where the template comes from, for messages.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+}
+
+/// Waits for the template's thread, but not for ever.
+fn wait<T>(outcome: &Receiver<Result<T, String>>, place: &str, doing: &str) -> Result<T> {
+    match outcome.recv_timeout(DEADLINE) {
+        Ok(result) => result.map_err(|message| Error::input(place, message)),
+        Err(RecvTimeoutError::Timeout) => {
+            Err(Error::input(place, format!("takes more than {} s to {doing}", DEADLINE.as_secs())))
+        }
+        Err(RecvTimeoutError::Disconnected) => Err(Error::input(place, format!("minijinja failed to {doing} it"))),
+    }
+}
+
+/// The life of the template's thread: compile once, render until the handle is gone.
+fn work(
+    source: String,
+    globals: Vec<(String, String)>,
+    now: OffsetDateTime,
+    compiled: &Sender<Result<(), String>>,
+    inbox: &Receiver<Job>,
+) {
+    let environment = environment(now);
+    let template = match environment.template_from_named_str("chat", &source) {
+        Ok(template) => template,
+        Err(error) => {
+            // Nobody may be listening any more: the deadline has passed.
+            let _ = compiled.send(Err(format!("does not compile: {error}")));
+            return;
+        }
+    };
+    if compiled.send(Ok(())).is_err() {
+        return;
+    }
+    while let Ok(job) = inbox.recv() {
+        let rendered = template.render(context(&job, &globals)).map_err(|error| explain(&error));
+        let _ = job.reply.send(rendered);
+    }
+}
+
+/// What went wrong in a template, without minijinja's own words where the template raised it itself.
+fn explain(error: &minijinja::Error) -> String {
+    match error.kind() {
+        ErrorKind::OutOfFuel => "does too much work for one conversation".into(),
+        _ => format!("cannot render the conversation: {error}"),
+    }
+}
+
+/// What a template sees: the names that transformers' `apply_chat_template` gives it.
+fn context(job: &Job, globals: &[(String, String)]) -> Value {
+    let messages: Vec<Value> = job
+        .messages
+        .iter()
+        .map(|(role, content)| Value::from_pairs([("role", role.as_str()), ("content", content.as_str())]))
+        .collect();
+    let mut pairs = vec![
+        ("messages", Value::from(messages)),
+        ("tools", Value::from(())),
+        ("documents", Value::from(())),
+        ("add_generation_prompt", Value::from(job.add_generation_prompt)),
+    ];
+    pairs.extend(globals.iter().map(|(name, text)| (name.as_str(), Value::from(text.as_str()))));
+    Value::from_pairs(pairs)
+}
+
+/// Jinja as transformers sets it up: blocks trimmed, Python's string methods, three functions.
+fn environment(now: OffsetDateTime) -> Environment<'static> {
+    let mut environment = Environment::new();
+    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
+        environment.set_syntax(syntax);
+    }
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_function("strftime_now", move |format: String| strftime(&format, now));
+    environment.add_filter("tojson", tojson);
+    environment
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False, indent=…)`, which transformers puts under this name.
+fn tojson(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let _ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
+    options.assert_all_used()?;
+    let mut text = String::new();
+    write_json(&mut text, value, indent, 0)?;
+    Ok(Value::from(text))
+}
+
+fn write_json(out: &mut String, value: &Value, indent: Option<usize>, depth: usize) -> Result<(), minijinja::Error> {
+    if depth > MAX_JSON_DEPTH {
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "tojson: nested too deep"));
+    }
+    let line = |out: &mut String, depth: usize| {
+        if let Some(indent) = indent {
+            out.push('\n');
+            out.extend(std::iter::repeat_n(' ', indent.min(16) * depth));
+        }
+    };
+    let comma = if indent.is_some() { "," } else { ", " };
+    let (open, close) = match value.kind() {
+        ValueKind::Map => ('{', '}'),
+        ValueKind::Seq | ValueKind::Iterable => ('[', ']'),
+        ValueKind::String => {
+            let text = serde_json::Value::from(value.as_str().unwrap_or_default());
+            out.push_str(&text.to_string());
+            return Ok(());
+        }
+        ValueKind::None | ValueKind::Undefined => {
+            out.push_str("null");
+            return Ok(());
+        }
+        ValueKind::Bool => {
+            out.push_str(if value.is_true() { "true" } else { "false" });
+            return Ok(());
+        }
+        ValueKind::Number => {
+            out.push_str(&value.to_string());
+            return Ok(());
+        }
+        other => {
+            let message = format!("tojson: cannot write {other}");
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+        }
+    };
+    out.push(open);
+    let mut empty = true;
+    for item in value.try_iter()? {
+        if !empty {
+            out.push_str(comma);
+        }
+        empty = false;
+        line(out, depth + 1);
+        if open == '{' {
+            write_json(out, &Value::from(item.to_string()), indent, depth + 1)?;
+            out.push_str(": ");
+            write_json(out, &value.get_item(&item)?, indent, depth + 1)?;
+        } else {
+            write_json(out, &item, indent, depth + 1)?;
+        }
+    }
+    if !empty {
+        line(out, depth);
+    }
+    out.push(close);
+    Ok(())
+}
+
+/// The directives of C's `strftime` that templates use, in the C locale; others stay as they are.
+fn strftime(format: &str, now: OffsetDateTime) -> String {
+    let mut text = String::new();
+    let mut rest = format.chars();
+    while let Some(symbol) = rest.next() {
+        if symbol != '%' {
+            text.push(symbol);
+            continue;
+        }
+        let month = now.month().to_string();
+        let weekday = now.weekday().to_string();
+        let hour12 = (now.hour() + 11) % 12 + 1;
+        let Some(directive) = rest.next() else {
+            text.push('%');
+            break;
+        };
+        text.push_str(&match directive {
+            'Y' => now.year().to_string(),
+            'y' => format!("{:02}", now.year().rem_euclid(100)),
+            'm' => format!("{:02}", u8::from(now.month())),
+            'B' => month,
+            'b' | 'h' => month.chars().take(3).collect(),
+            'd' => format!("{:02}", now.day()),
+            'e' => format!("{:2}", now.day()),
+            'j' => format!("{:03}", now.ordinal()),
+            'A' => weekday,
+            'a' => weekday.chars().take(3).collect(),
+            'H' => format!("{:02}", now.hour()),
+            'I' => format!("{hour12:02}"),
+            'p' => if now.hour() < 12 { "AM" } else { "PM" }.to_owned(),
+            'M' => format!("{:02}", now.minute()),
+            'S' => format!("{:02}", now.second()),
+            'F' => strftime("%Y-%m-%d", now),
+            'T' => strftime("%H:%M:%S", now),
+            'D' => strftime("%m/%d/%y", now),
+            'R' => strftime("%H:%M", now),
+            '%' => "%".to_owned(),
+            other => format!("%{other}"),
+        });
+    }
+    text
+}
+
+/// Refuses what minijinja would compile by deep recursion or in minutes.
+fn check_size(source: &str) -> Result<(), String> {
+    if source.len() > MAX_TEMPLATE_BYTES {
+        return Err(format!("has {} bytes; at most {MAX_TEMPLATE_BYTES} are supported", source.len()));
+    }
+    let (mut operators, mut elifs) = (0, 0);
+    let mut rest = source;
+    while let Some(start) = rest.find('{') {
+        rest = &rest[start + 1..];
+        let is_block = match rest.as_bytes().first() {
+            Some(b'#') => {
+                rest = rest.split_once("#}").map_or("", |(_, after)| after);
+                continue;
+            }
+            Some(b'%') => true,
+            Some(b'{') => false,
+            _ => continue,
+        };
+        let tag = Tag::read(&rest[1..], is_block);
+        if tag.operators > MAX_CHAIN {
+            return Err(format!("chain too long: more than {MAX_CHAIN} operators in one tag"));
+        }
+        operators += tag.operators;
+        elifs += usize::from(tag.is_elif);
+        rest = tag.rest;
+    }
+    if operators > MAX_OPERATORS || elifs > MAX_ELIFS {
+        return Err(format!(
+            "chain too long: {operators} operators and {elifs} `elif`; at most {MAX_OPERATORS} and {MAX_ELIFS}"
+        ));
+    }
+    Ok(())
+}
+
+/// What stands in one `{{ … }}` or `{% … %}`.
+struct Tag<'a> {
+    operators: usize,
+    is_elif: bool,
+    /// What follows the tag.
+    rest: &'a str,
+}
+
+impl<'a> Tag<'a> {
+    /// Reads a tag from after its opening mark: texts are skipped, everything that chains is counted.
+    fn read(body: &'a str, is_block: bool) -> Self {
+        let bytes = body.as_bytes();
+        let (mut at, mut operators, mut braces, mut words) = (0, 0usize, 0i32, 0);
+        let mut is_elif = false;
+        while let Some(&byte) = bytes.get(at) {
+            let next = bytes.get(at + 1).copied();
+            match byte {
+                b'%' if is_block && next == Some(b'}') => break,
+                b'}' if !is_block && braces <= 0 && next == Some(b'}') => break,
+                b'{' => braces += 1,
+                b'}' => braces -= 1,
+                b'"' | b'\'' => at = end_of_text(bytes, at),
+                b'a'..=b'z' | b'A'..=b'Z' | b'_' => {
+                    let end = bytes[at..]
+                        .iter()
+                        .position(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_')
+                        .map_or(bytes.len(), |length| at + length);
+                    let word = &bytes[at..end];
+                    is_elif |= words == 0 && is_block && word == b"elif";
+                    words += 1;
+                    operators += usize::from([&b"and"[..], b"or", b"not", b"is", b"in", b"if", b"else"].contains(&word));
+                    at = end - 1;
+                }
+                byte if b"~.|([+-*/%<>=!".contains(&byte) => operators += 1,
+                _ => {}
+            }
+            at += 1;
+        }
+        // Both closing marks are two ASCII characters; without one the tag goes on to the end.
+        Self { operators, is_elif, rest: body.get(at + 2..).unwrap_or_default() }
+    }
+}
+
+/// The position of the quote that ends the text opened at `start`, or the last position.
+fn end_of_text(bytes: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'\\' => at += 1,
+            byte if byte == bytes[start] => return at,
+            _ => {}
+        }
+        at += 1;
+    }
+    bytes.len()
+}
+
+/// `{% generation %}` marks the assistant's words for transformers; what is trained is found without it here,
+/// so it becomes an `if` that always holds, its whitespace control kept.
+fn without_generation_tags(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start + 2);
+        text.push_str(before);
+        let end = tag.find("%}").unwrap_or(tag.len());
+        let inner = &tag[..end];
+        let word = inner.trim_matches(|symbol: char| symbol.is_whitespace() || "-+".contains(symbol));
+        let replacement = match word {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        match replacement {
+            Some(replacement) => text.push_str(&inner.replacen(word, replacement, 1)),
+            None => text.push_str(inner),
+        }
+        rest = &tag[end..];
+    }
+    text.push_str(rest);
+    text
+}

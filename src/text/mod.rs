@@ -1,1 +1,13 @@
-//! Tokenizers: `tokenizer.json`, or built from GGUF metadata.
+//! Text to token ids and back: Hugging Face `tokenizer.json` files and the vocabularies inside GGUF files.
+//!
+//! Everything goes through one door: [`Tokenizer`] is built from the JSON form, which is checked first
+//! (`check`), because the crate underneath panics on some broken files. A GGUF vocabulary is rewritten into
+//! that JSON form (`gguf`).
+
+mod check;
+mod gguf;
+mod stream;
+mod tokenizer;
+
+pub use stream::TextStream;
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,345 @@
+//! The vocabulary in a GGUF file's metadata, rewritten as a `tokenizer.json`.
+//!
+//! Keys: `tokenizer.ggml.*` (ggml `docs/gguf.md`). Two models: `gpt2`, byte-level BPE with its merges, and
+//! `llama`, SentencePiece BPE, whose merges follow from the scores. How text is split before the merges stands
+//! in the file only as a name (`tokenizer.ggml.pre`); the patterns behind the names are those of llama.cpp's
+//! `llama-vocab.cpp` and of transformers' `gguf_tokenizer_mapping.py`.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::{Map, Value, json};
+
+use super::Tokenizer;
+use super::tokenizer::{NamedTokens, Surroundings};
+use crate::error::{Error, Result};
+use crate::files::gguf::{Gguf, Value as Metadata};
+
+/// `tokenizer.ggml.token_type` (llama.cpp `llama_token_type`).
+const NORMAL: i64 = 1;
+const UNKNOWN: i64 = 2;
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+
+/// How byte-level BPE splits text before merging.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Split {
+    /// GPT-2's own pattern.
+    Gpt2,
+    /// A pattern of its own.
+    Pattern(&'static str),
+}
+
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// One kind of pre-tokenizer.
+struct PreTokenizer {
+    name: &'static str,
+    split: Split,
+    /// A word that is in the vocabulary is taken whole, without going through the merges.
+    whole_words: bool,
+    /// Whether the beginning-of-text token is added where the file does not say.
+    adds_bos: bool,
+}
+
+/// The names of `tokenizer.ggml.pre` that the supported architectures use.
+///
+/// `smollm`: llama.cpp first splits off every digit; transformers does not know the name and falls back to
+/// GPT-2's pattern. The two differ only where several spaces or line feeds come before a digit. Ids here are
+/// transformers' (docs/tokenizers.md).
+const PRE_TOKENIZERS: [PreTokenizer; 15] = [
+    pre("default", Split::Gpt2, false, false),
+    pre("gpt-2", Split::Gpt2, false, false),
+    pre("smollm", Split::Gpt2, false, false),
+    pre("llama3", Split::Pattern(LLAMA3), true, true),
+    pre("llama-v3", Split::Pattern(LLAMA3), true, true),
+    pre("llama-bpe", Split::Pattern(LLAMA3), true, true),
+    pre("falcon3", Split::Pattern(LLAMA3), true, true),
+    pre("lfm2", Split::Pattern(LLAMA3), true, true),
+    pre("smaug-bpe", Split::Pattern(LLAMA3), false, false),
+    pre("dbrx", Split::Pattern(LLAMA3), false, false),
+    pre("qwen2", Split::Pattern(QWEN2), false, false),
+    pre("deepseek-r1-qwen", Split::Pattern(QWEN2), false, false),
+    pre("megrez", Split::Pattern(QWEN2), false, false),
+    pre("stablelm2", Split::Pattern(QWEN2), false, false),
+    pre("tekken", Split::Pattern(TEKKEN), true, true),
+];
+
+const fn pre(name: &'static str, split: Split, whole_words: bool, adds_bos: bool) -> PreTokenizer {
+    PreTokenizer { name, split, whole_words, adds_bos }
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer of a GGUF file from its metadata.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        Vocabulary::of(gguf)?.tokenizer(gguf.place())
+    }
+}
+
+/// The metadata of a GGUF vocabulary. The reader has checked that the arrays belong together.
+#[derive(Debug, Default)]
+struct Vocabulary<'a> {
+    model: &'a str,
+    pre: Option<&'a str>,
+    tokens: &'a [String],
+    token_types: Vec<i64>,
+    scores: Option<&'a [f32]>,
+    merges: Option<&'a [String]>,
+    bos: Option<u64>,
+    eos: Option<u64>,
+    /// End-of-turn and end-of-message tokens.
+    more_eos: Vec<u64>,
+    unk: Option<u64>,
+    pad: Option<u64>,
+    adds_bos: Option<bool>,
+    adds_space: Option<bool>,
+    chat_template: Option<&'a str>,
+}
+
+/// `tokenizer.KEY` as the type that `read` takes it for; an error where it has another type.
+fn field<'a, T>(gguf: &'a Gguf, key: &str, expected: &str, read: impl Fn(&'a Metadata) -> Option<T>) -> Result<Option<T>> {
+    let key = format!("tokenizer.{key}");
+    let Some(value) = gguf.get(&key) else { return Ok(None) };
+    match read(value) {
+        Some(value) => Ok(Some(value)),
+        None => Err(Error::input(gguf.place(), format!("`{key}` is of type {}; expected {expected}", value.type_name()))),
+    }
+}
+
+impl<'a> Vocabulary<'a> {
+    fn of(gguf: &'a Gguf) -> Result<Self> {
+        let id = |key: &str| field(gguf, &format!("ggml.{key}_token_id"), "an integer", Metadata::as_u64);
+        let text = |key: &str| field(gguf, key, "a string", Metadata::as_str);
+        let flag = |key: &str| field(gguf, key, "a boolean", Metadata::as_bool);
+        let strings = |key: &str| field(gguf, key, "an array of strings", Metadata::as_strings);
+        let Some(model) = text("ggml.model")? else {
+            return Err(Error::input(gguf.place(), "`tokenizer.ggml.model` is missing: this file has no tokenizer"));
+        };
+        Ok(Self {
+            model,
+            pre: text("ggml.pre")?,
+            tokens: strings("ggml.tokens")?.unwrap_or_default(),
+            token_types: field(gguf, "ggml.token_type", "an array of integers", Metadata::as_integers)?.unwrap_or_default(),
+            scores: field(gguf, "ggml.scores", "an array of f32", Metadata::as_f32s)?,
+            merges: strings("ggml.merges")?,
+            bos: id("bos")?,
+            eos: id("eos")?,
+            more_eos: [id("eot")?, id("eom")?].into_iter().flatten().collect(),
+            unk: id("unknown")?,
+            pad: id("padding")?,
+            adds_bos: flag("ggml.add_bos_token")?,
+            adds_space: flag("ggml.add_space_prefix")?,
+            chat_template: text("chat_template")?,
+        })
+    }
+
+    /// Builds the tokenizer. `place` is the GGUF file.
+    fn tokenizer(self, place: &str) -> Result<Tokenizer> {
+        self.check(place)?;
+        let (model, pre_tokenizer, decoder, adds_bos) = match self.model {
+            "gpt2" => self.byte_level(place)?,
+            "llama" => self.sentencepiece(place)?,
+            other => {
+                let message = format!("`tokenizer.ggml.model` {other:?} is not supported; supported: gpt2, llama");
+                return Err(Error::input(place, message));
+            }
+        };
+        let adds_bos = self.adds_bos.unwrap_or(adds_bos);
+        let named = NamedTokens {
+            bos: self.token(self.bos),
+            eos: self.token(self.eos),
+            unk: self.token(self.unk),
+            pad: self.token(self.pad),
+        };
+        let json = json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": self.added_tokens(),
+            "normalizer": null,
+            "pre_tokenizer": pre_tokenizer,
+            "post_processor": post_processor(named.bos.as_deref().filter(|_| adds_bos), self.bos),
+            "decoder": decoder,
+            "model": model,
+        });
+        let more_eos_ids = self.more_eos.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
+        let chat_template = self.chat_template.filter(|text| !text.trim().is_empty()).map(str::to_owned);
+        Tokenizer::from_parts(place.into(), json, Surroundings { named, more_eos_ids, adds_bos, chat_template })
+    }
+
+    fn token(&self, id: Option<u64>) -> Option<String> {
+        self.tokens.get(usize::try_from(id?).ok()?).cloned()
+    }
+
+    fn check(&self, place: &str) -> Result<()> {
+        let count = self.tokens.len();
+        if count == 0 {
+            return Err(Error::input(place, "`tokenizer.ggml.tokens` is missing or empty"));
+        }
+        let ids = [("bos", self.bos), ("eos", self.eos), ("unknown", self.unk), ("padding", self.pad)];
+        for (key, id) in ids {
+            if let Some(id) = id.filter(|id| *id >= count as u64) {
+                let message = format!("`tokenizer.ggml.{key}_token_id` {id} is outside the {count} tokens");
+                return Err(Error::input(place, message));
+            }
+        }
+        let mut seen = HashMap::with_capacity(count);
+        for (id, token) in self.tokens.iter().enumerate() {
+            if let Some(first) = seen.insert(token.as_str(), id) {
+                return Err(Error::input(place, format!("token {id} {token:?} is also token {first}")));
+            }
+        }
+        match self.scores.unwrap_or_default().iter().position(|score| !score.is_finite()) {
+            Some(id) => Err(Error::input(place, format!("`tokenizer.ggml.scores[{id}]` is not finite"))),
+            None => Ok(()),
+        }
+    }
+
+    fn token_type(&self, id: usize) -> i64 {
+        self.token_types.get(id).copied().unwrap_or(NORMAL)
+    }
+
+    /// Control tokens and the tokens with a name are special; user-defined ones are matched whole in any text.
+    fn added_tokens(&self) -> Value {
+        let named: HashSet<usize> =
+            [self.bos, self.eos, self.unk, self.pad].into_iter().flatten().filter_map(|id| id.try_into().ok()).collect();
+        let added = self.tokens.iter().enumerate().filter_map(|(id, token)| {
+            let token_type = self.token_type(id);
+            let special = matches!(token_type, CONTROL | UNKNOWN) || named.contains(&id);
+            (special || token_type == USER_DEFINED).then(|| {
+                json!({
+                    "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": special,
+                })
+            })
+        });
+        added.collect()
+    }
+
+    fn vocab(&self) -> Value {
+        Value::Object(self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect())
+    }
+
+    /// Model, pre-tokenizer and decoder of byte-level BPE, and whether it adds BOS by default.
+    fn byte_level(&self, place: &str) -> Result<(Value, Value, Value, bool)> {
+        let name = self.pre.unwrap_or("default");
+        let Some(pre) = PRE_TOKENIZERS.iter().find(|pre| pre.name == name) else {
+            let known: Vec<&str> = PRE_TOKENIZERS.iter().map(|pre| pre.name).collect();
+            let message = format!("pre-tokenizer {name:?} is not supported; supported: {}", known.join(", "));
+            return Err(Error::input(place, message));
+        };
+        let Some(merges) = self.merges else {
+            return Err(Error::input(place, "`tokenizer.ggml.merges` is missing"));
+        };
+        let pairs: Vec<Value> = merges
+            .iter()
+            .enumerate()
+            .map(|(index, merge)| match merge.split_once(' ') {
+                Some((left, right)) => Ok(json!([left, right])),
+                None => Err(Error::input(place, format!("`tokenizer.ggml.merges[{index}]` {merge:?} is not a pair"))),
+            })
+            .collect::<Result<_>>()?;
+        let model = bpe(self.vocab(), pairs, Map::from_iter([("ignore_merges".into(), json!(pre.whole_words))]));
+        let byte_level = |use_regex: bool| {
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex})
+        };
+        let pre_tokenizer = match pre.split {
+            Split::Gpt2 => byte_level(true),
+            Split::Pattern(pattern) => json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
+                byte_level(false),
+            ]}),
+        };
+        Ok((model, pre_tokenizer, byte_level(true), pre.adds_bos))
+    }
+
+    /// Model, pre-tokenizer and decoder of SentencePiece BPE, and whether it adds BOS by default.
+    fn sentencepiece(&self, place: &str) -> Result<(Value, Value, Value, bool)> {
+        let merges = match (self.merges, self.scores) {
+            (Some(merges), _) => merges.iter().filter_map(|merge| merge.split_once(' ')).collect(),
+            (None, Some(scores)) => merges_from_scores(self.tokens, scores),
+            (None, None) => return Err(Error::input(place, "`tokenizer.ggml.scores` is missing")),
+        };
+        let pairs = merges.into_iter().map(|(left, right)| json!([left, right])).collect();
+        let mut options = Map::from_iter([
+            ("fuse_unk".into(), json!(true)),
+            ("byte_fallback".into(), json!(true)),
+        ]);
+        if let Some(unknown) = self.token(self.unk) {
+            options.insert("unk_token".into(), json!(unknown));
+        }
+        let adds_space = self.adds_space.unwrap_or(true);
+        let scheme = if adds_space { "first" } else { "never" };
+        let pre_tokenizer = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+        let mut decoders = vec![
+            json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+            json!({"type": "ByteFallback"}),
+            json!({"type": "Fuse"}),
+        ];
+        if adds_space {
+            decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+        }
+        let decoder = json!({"type": "Sequence", "decoders": decoders});
+        Ok((bpe(self.vocab(), pairs, options), pre_tokenizer, decoder, true))
+    }
+}
+
+/// A BPE model with options beside the defaults.
+fn bpe(vocab: Value, merges: Vec<Value>, options: Map<String, Value>) -> Value {
+    let mut model = Map::from_iter([
+        ("type".into(), json!("BPE")),
+        ("dropout".into(), Value::Null),
+        ("unk_token".into(), Value::Null),
+        ("continuing_subword_prefix".into(), Value::Null),
+        ("end_of_word_suffix".into(), Value::Null),
+        ("fuse_unk".into(), json!(false)),
+        ("byte_fallback".into(), json!(false)),
+        ("ignore_merges".into(), json!(false)),
+    ]);
+    model.extend(options);
+    model.insert("vocab".into(), vocab);
+    model.insert("merges".into(), Value::Array(merges));
+    Value::Object(model)
+}
+
+/// The merges that a scored vocabulary implies: every way to cut a piece into two pieces, best score first,
+/// longer left parts first among equals, then longer right parts (transformers' `generate_merges`).
+fn merges_from_scores<'a>(tokens: &'a [String], scores: &[f32]) -> Vec<(&'a str, &'a str)> {
+    let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+    let mut merges = Vec::new();
+    for (token, score) in tokens.iter().zip(scores) {
+        let mut cuts: Vec<_> = token
+            .char_indices()
+            .enumerate()
+            .skip(1)
+            .filter_map(|(left_chars, (at, _))| {
+                let (left, right) = token.split_at(at);
+                Some((ids.get(left)?, ids.get(right)?, left_chars, left, right))
+            })
+            .collect();
+        cuts.sort_by_key(|(left, right, ..)| (**left, **right));
+        let chars = token.chars().count();
+        merges.extend(cuts.into_iter().map(|(_, _, left_chars, left, right)| {
+            (*score, left_chars, chars - left_chars, left, right)
+        }));
+    }
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((b.1, b.2).cmp(&(a.1, a.2))));
+    merges.into_iter().map(|(_, _, _, left, right)| (left, right)).collect()
+}
+
+/// Puts `bos` before a text, or nothing.
+fn post_processor(bos: Option<&str>, id: Option<u64>) -> Value {
+    let sequence = |name: &str, type_id: u32| json!({"Sequence": {"id": name, "type_id": type_id}});
+    let mut single = vec![sequence("A", 0)];
+    let mut pair = vec![sequence("A", 0), sequence("B", 1)];
+    let mut special_tokens = json!({});
+    if let (Some(bos), Some(id)) = (bos, id) {
+        let token = |type_id: u32| json!({"SpecialToken": {"id": bos, "type_id": type_id}});
+        single.insert(0, token(0));
+        pair.insert(0, token(0));
+        pair.insert(2, token(1));
+        special_tokens[bos] = json!({"id": bos, "ids": [id], "tokens": [bos]});
+    }
+    json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special_tokens})
+}
