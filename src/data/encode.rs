@@ -359,13 +359,7 @@ impl Encoder {
     }
 
     /// Where the turn `index` begins in `with`, the rendering that ends with this turn.
-    fn answer_start(
-        &self,
-        messages: &[Message],
-        index: usize,
-        with: &str,
-        template: &ChatTemplate,
-    ) -> Result<usize> {
+    fn answer_start(&self, messages: &[Message], index: usize, with: &str, template: &ChatTemplate) -> Result<usize> {
         if index > 0 {
             let prompt = template.render(&messages[..index], true)?;
             if with.starts_with(&prompt) {
@@ -432,8 +426,9 @@ fn within(place: &str, error: &Error) -> Error {
 }
 
 fn no_template() -> Error {
-    Error::input("", "the model has no chat template, and chat data needs one")
-        .hint("use an instruct model, or data in the shape {\"prompt\", \"completion\"} or {\"instruction\", \"output\"}")
+    Error::input("", "the model has no chat template, and chat data needs one").hint(
+        "use an instruct model, or data in the shape {\"prompt\", \"completion\"} or {\"instruction\", \"output\"}",
+    )
 }
 
 /// Bytes that both begin with, ending at a character.
@@ -522,7 +517,9 @@ impl SpecialTexts {
                 let stand_in = match stand_ins.get(special) {
                     Some(stand_in) => *stand_in,
                     None => {
-                        let next = free.next().ok_or_else(|| Error::input("", "the text uses up all private-use characters"))?;
+                        let next = free
+                            .next()
+                            .ok_or_else(|| Error::input("", "the text uses up all private-use characters"))?;
                         stand_ins.insert(special, next);
                         next
                     }

@@ -331,7 +331,9 @@ mod tests {
             Message { role: Role::Assistant, content: "您好".into() },
         ];
         assert_eq!(
-            one(r#"{"messages":[{"role":"user","content":"你好"},{"role":"assistant","content":[{"type":"text","text":"您好"}]}]}"#),
+            one(
+                r#"{"messages":[{"role":"user","content":"你好"},{"role":"assistant","content":[{"type":"text","text":"您好"}]}]}"#
+            ),
             Example::Chat { messages: turns.clone() }
         );
         assert_eq!(
@@ -343,7 +345,8 @@ mod tests {
 
     #[test]
     fn line_ends_marks_and_blank_lines_do_not_matter() {
-        let examples = parse(b"\xef\xbb\xbf\r\n{\"text\":\"a\"}\r\n\n  \n{\"text\":\"b\"}", "d.jsonl", None).expect("good");
+        let examples =
+            parse(b"\xef\xbb\xbf\r\n{\"text\":\"a\"}\r\n\n  \n{\"text\":\"b\"}", "d.jsonl", None).expect("good");
         assert_eq!(examples.len(), 2);
     }
 

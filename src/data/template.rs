@@ -5,11 +5,12 @@
 //! Size and chain length are limited before compiling, because minijinja compiles long chains of operators by
 //! recursion and in quadratic time.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::value::{Enumerator, Kwargs, Object, Value, ValueKind};
 use minijinja::{Environment, ErrorKind};
 use time::OffsetDateTime;
 
@@ -42,7 +43,7 @@ pub struct ChatTemplate {
 
 /// Messages to render, and where the text goes.
 struct Job {
-    messages: Vec<(String, String)>,
+    messages: Vec<Turn>,
     add_generation_prompt: bool,
     reply: Sender<Result<String, String>>,
 }
@@ -83,7 +84,8 @@ impl ChatTemplate {
 
     /// Renders messages to text. With `add_generation_prompt` the text ends where the assistant's answer begins.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let messages = messages.iter().map(|message| (message.role.name().to_owned(), message.content.clone())).collect();
+        let turn = |message: &Message| Turn { role: message.role.name().into(), content: message.content.clone() };
+        let messages = messages.iter().map(turn).collect();
         let (reply, outcome) = channel();
         let job = Job { messages, add_generation_prompt, reply };
         self.jobs.send(job).map_err(|_| Error::input(&self.place, "stopped working on an earlier conversation"))?;
@@ -93,6 +95,27 @@ impl ChatTemplate {
     /// Where the template comes from, for messages.
     pub fn place(&self) -> &str {
         &self.place
+    }
+}
+
+/// A message as a template sees it: a map of `role` and `content`, in this order.
+#[derive(Debug, Clone)]
+struct Turn {
+    role: String,
+    content: String,
+}
+
+impl Object for Turn {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        match key.as_str()? {
+            "role" => Some(Value::from(self.role.as_str())),
+            "content" => Some(Value::from(self.content.as_str())),
+            _ => None,
+        }
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Str(&["role", "content"])
     }
 }
 
@@ -143,11 +166,7 @@ fn explain(error: &minijinja::Error) -> String {
 
 /// What a template sees: the names that transformers' `apply_chat_template` gives it.
 fn context(job: &Job, globals: &[(String, String)]) -> Value {
-    let messages: Vec<Value> = job
-        .messages
-        .iter()
-        .map(|(role, content)| Value::from_pairs([("role", role.as_str()), ("content", content.as_str())]))
-        .collect();
+    let messages: Vec<Value> = job.messages.iter().cloned().map(Value::from_object).collect();
     let mut pairs = vec![
         ("messages", Value::from(messages)),
         ("tools", Value::from(())),
@@ -350,7 +369,8 @@ impl<'a> Tag<'a> {
                     let word = &bytes[at..end];
                     is_elif |= words == 0 && is_block && word == b"elif";
                     words += 1;
-                    operators += usize::from([&b"and"[..], b"or", b"not", b"is", b"in", b"if", b"else"].contains(&word));
+                    operators +=
+                        usize::from([&b"and"[..], b"or", b"not", b"is", b"in", b"if", b"else"].contains(&word));
                     at = end - 1;
                 }
                 byte if b"~.|([+-*/%<>=!".contains(&byte) => operators += 1,

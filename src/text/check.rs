@@ -115,7 +115,8 @@ fn steps(place: &str, field: &str, root: &Value) -> Result<()> {
             }
             // A step before the text only ever lengthens it by what it writes for what it finds.
             Some("Replace" | "Prepend") if field == "normalizer" => {
-                let written = ["content", "prepend"].iter().filter_map(|key| step.get(*key)?.as_str()).map(str::len).sum();
+                let written =
+                    ["content", "prepend"].iter().filter_map(|key| step.get(*key)?.as_str()).map(str::len).sum();
                 let is_text = step.get("pattern").is_some_and(|pattern| pattern.get("String").is_some());
                 let found = if is_text { pattern.map_or(1, str::len).max(1) } else { 1 };
                 let factor = usize::max(written, 1).div_ceil(found).saturating_add(usize::from(!is_text));
@@ -156,8 +157,7 @@ fn charsmap(step: &Map<String, Value>) -> Result<(), String> {
     }
     let (trie, replacements) = rest.split_at(size);
     let replacements = str::from_utf8(replacements).map_err(|_| broken("its replacements are not UTF-8"))?;
-    let units: Vec<usize> =
-        trie.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit) as usize).collect();
+    let units: Vec<usize> = trie.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit) as usize).collect();
     check_trie(&units, replacements).map_err(broken)
 }
 
@@ -329,9 +329,9 @@ fn check_unigram(place: &str, model: &Map<String, Value>) -> Result<()> {
         return Err(Error::input(place, format!("`model.vocab` has {} pieces", pieces.len())));
     }
     for (index, piece) in pieces.iter().enumerate() {
-        let well_formed = piece.as_array().is_some_and(|piece| {
-            matches!(piece.as_slice(), [Value::String(_), score] if score.as_f64().is_some_and(f64::is_finite))
-        });
+        let well_formed = piece.as_array().is_some_and(
+            |piece| matches!(piece.as_slice(), [Value::String(_), score] if score.as_f64().is_some_and(f64::is_finite)),
+        );
         if !well_formed {
             let message = format!("`model.vocab[{index}]`: {piece} is not [piece, finite score]");
             return Err(Error::input(place, message));

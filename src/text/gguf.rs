@@ -30,7 +30,8 @@ enum Split {
 }
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// One kind of pre-tokenizer.
@@ -98,12 +99,19 @@ struct Vocabulary<'a> {
 }
 
 /// `tokenizer.KEY` as the type that `read` takes it for; an error where it has another type.
-fn field<'a, T>(gguf: &'a Gguf, key: &str, expected: &str, read: impl Fn(&'a Metadata) -> Option<T>) -> Result<Option<T>> {
+fn field<'a, T>(
+    gguf: &'a Gguf,
+    key: &str,
+    expected: &str,
+    read: impl Fn(&'a Metadata) -> Option<T>,
+) -> Result<Option<T>> {
     let key = format!("tokenizer.{key}");
     let Some(value) = gguf.get(&key) else { return Ok(None) };
     match read(value) {
         Some(value) => Ok(Some(value)),
-        None => Err(Error::input(gguf.place(), format!("`{key}` is of type {}; expected {expected}", value.type_name()))),
+        None => {
+            Err(Error::input(gguf.place(), format!("`{key}` is of type {}; expected {expected}", value.type_name())))
+        }
     }
 }
 
@@ -120,7 +128,8 @@ impl<'a> Vocabulary<'a> {
             model,
             pre: text("ggml.pre")?,
             tokens: strings("ggml.tokens")?.unwrap_or_default(),
-            token_types: field(gguf, "ggml.token_type", "an array of integers", Metadata::as_integers)?.unwrap_or_default(),
+            token_types: field(gguf, "ggml.token_type", "an array of integers", Metadata::as_integers)?
+                .unwrap_or_default(),
             scores: field(gguf, "ggml.scores", "an array of f32", Metadata::as_f32s)?,
             merges: strings("ggml.merges")?,
             bos: id("bos")?,
@@ -202,8 +211,11 @@ impl<'a> Vocabulary<'a> {
 
     /// Control tokens and the tokens with a name are special; user-defined ones are matched whole in any text.
     fn added_tokens(&self) -> Value {
-        let named: HashSet<usize> =
-            [self.bos, self.eos, self.unk, self.pad].into_iter().flatten().filter_map(|id| id.try_into().ok()).collect();
+        let named: HashSet<usize> = [self.bos, self.eos, self.unk, self.pad]
+            .into_iter()
+            .flatten()
+            .filter_map(|id| id.try_into().ok())
+            .collect();
         let added = self.tokens.iter().enumerate().filter_map(|(id, token)| {
             let token_type = self.token_type(id);
             let special = matches!(token_type, CONTROL | UNKNOWN) || named.contains(&id);
@@ -241,9 +253,7 @@ impl<'a> Vocabulary<'a> {
             })
             .collect::<Result<_>>()?;
         let model = bpe(self.vocab(), pairs, Map::from_iter([("ignore_merges".into(), json!(pre.whole_words))]));
-        let byte_level = |use_regex: bool| {
-            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex})
-        };
+        let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex});
         let pre_tokenizer = match pre.split {
             Split::Gpt2 => byte_level(true),
             Split::Pattern(pattern) => json!({"type": "Sequence", "pretokenizers": [
@@ -262,10 +272,7 @@ impl<'a> Vocabulary<'a> {
             (None, None) => return Err(Error::input(place, "`tokenizer.ggml.scores` is missing")),
         };
         let pairs = merges.into_iter().map(|(left, right)| json!([left, right])).collect();
-        let mut options = Map::from_iter([
-            ("fuse_unk".into(), json!(true)),
-            ("byte_fallback".into(), json!(true)),
-        ]);
+        let mut options = Map::from_iter([("fuse_unk".into(), json!(true)), ("byte_fallback".into(), json!(true))]);
         if let Some(unknown) = self.token(self.unk) {
             options.insert("unk_token".into(), json!(unknown));
         }
@@ -320,9 +327,10 @@ fn merges_from_scores<'a>(tokens: &'a [String], scores: &[f32]) -> Vec<(&'a str,
             .collect();
         cuts.sort_by_key(|(left, right, ..)| (**left, **right));
         let chars = token.chars().count();
-        merges.extend(cuts.into_iter().map(|(_, _, left_chars, left, right)| {
-            (*score, left_chars, chars - left_chars, left, right)
-        }));
+        merges.extend(
+            cuts.into_iter()
+                .map(|(_, _, left_chars, left, right)| (*score, left_chars, chars - left_chars, left, right)),
+        );
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((b.1, b.2).cmp(&(a.1, a.2))));
     merges.into_iter().map(|(_, _, _, left, right)| (left, right)).collect()

@@ -156,7 +156,10 @@ impl Tokenizer {
         let ids = self.ids(&self.0.ordinary, text)?;
         if ids.iter().any(|id| self.is_special(*id)) {
             // Only models that look whole words up in the vocabulary can get here.
-            return Err(Error::input(&self.0.place, "text spells a control token, and this tokenizer cannot tell them apart"));
+            return Err(Error::input(
+                &self.0.place,
+                "text spells a control token, and this tokenizer cannot tell them apart",
+            ));
         }
         Ok(ids)
     }
@@ -328,8 +331,12 @@ fn read_surroundings(folder: &Path, tokenizer: &Value) -> Result<Surroundings> {
     let map = read_optional(folder, "special_tokens_map.json")?;
     let generation = read_optional(folder, "generation_config.json")?;
     let named = |name: &str| token_text(&config[name]).or_else(|| token_text(&map[name]));
-    let named =
-        NamedTokens { bos: named("bos_token"), eos: named("eos_token"), unk: named("unk_token"), pad: named("pad_token") };
+    let named = NamedTokens {
+        bos: named("bos_token"),
+        eos: named("eos_token"),
+        unk: named("unk_token"),
+        pad: named("pad_token"),
+    };
     let more_eos_ids = match &generation["eos_token_id"] {
         Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),
         id => Vec::from_iter(id.as_u64()),
@@ -394,7 +401,8 @@ fn read_template(folder: &Path, config: &Value) -> Result<Option<String>> {
             let text = default.and_then(|template| template["template"].as_str());
             let names: Vec<String> = named.iter().map(|template| template["name"].to_string()).collect();
             let error = || {
-                let message = format!("`chat_template` is a list with {}; one named \"default\" is needed", names.join(", "));
+                let message =
+                    format!("`chat_template` is a list with {}; one named \"default\" is needed", names.join(", "));
                 Error::input(&place, message)
             };
             Some(text.ok_or_else(error)?.to_owned())
@@ -429,7 +437,8 @@ fn written_files(tokenizer: &Value, surroundings: &Surroundings) -> Vec<(&'stati
         "model_max_length": 1_000_000_000u64,
     });
     let mut map = json!({});
-    let texts = [("bos_token", &named.bos), ("eos_token", &named.eos), ("unk_token", &named.unk), ("pad_token", &named.pad)];
+    let texts =
+        [("bos_token", &named.bos), ("eos_token", &named.eos), ("unk_token", &named.unk), ("pad_token", &named.pad)];
     for (name, text) in texts {
         if let Some(text) = text {
             config[name] = json!(text);
