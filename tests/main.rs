@@ -3,6 +3,7 @@
 mod adapter_file;
 mod hostile_adapter;
 mod model;
+mod pull;
 mod recipe;
 mod scores;
 mod weights;

