@@ -2,6 +2,7 @@
 
 mod adapter_file;
 mod hostile_adapter;
+mod hostile_weights;
 mod model;
 mod pull;
 mod recipe;

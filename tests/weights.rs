@@ -163,3 +163,24 @@ fn the_content_hash_follows_the_weights_and_not_the_path() {
     std::fs::write(&path, &bytes).expect("written");
     assert_ne!(hash(&path), original);
 }
+
+#[test]
+fn gguf_models_of_every_vocabulary_and_type_open() {
+    for (name, tied) in [("smollm", true), ("llama_bpe", false), ("spm", false), ("qwen2", false)] {
+        let base = BaseFiles::open(&fixture("gguf").join(format!("{name}.gguf"))).expect(name);
+        for tensor in base.tensor_names() {
+            let weight = base.weight(tensor).expect(tensor);
+            assert_eq!(weight.to_f32().expect(tensor).len(), weight.shape().iter().product::<usize>());
+        }
+        if tied {
+            assert!(base.config().tied_head, "{name}");
+        }
+    }
+    let gguf = burnish::files::gguf::Gguf::open(&fixture("gguf/blocks.gguf")).expect("a file");
+    let expected = open("gguf/blocks.expected.safetensors");
+    assert_eq!(gguf.names().count(), 11);
+    for name in gguf.names() {
+        let found = gguf.tensor(name).and_then(|tensor| tensor.to_f32()).expect("decoded");
+        assert_identical(&found, &values(&expected, name), name);
+    }
+}

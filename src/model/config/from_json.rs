@@ -121,10 +121,8 @@ fn check_supported(architecture: Architecture, fields: &mut Fields) {
 }
 
 fn derived_head_dim(hidden_size: usize, heads: usize, fields: &mut Fields) -> usize {
+    // Either has been reported where it could not be read.
     if heads == 0 || hidden_size == 0 {
-        if fields.errors.is_empty() {
-            fields.problem("num_attention_heads", format!("{heads} heads for a hidden size of {hidden_size}"));
-        }
         return 0;
     }
     if !hidden_size.is_multiple_of(heads) {
@@ -250,14 +248,14 @@ impl Fields<'_> {
         })
     }
 
-    /// [`Self::size`] of a field that must be there; 1 stands in where it is not.
+    /// [`Self::size`] of a field that must be there; 0 stands in where it is not.
     fn required_size(&mut self, field: &str) -> usize {
         let reported = self.errors.len();
         self.size(field).unwrap_or_else(|| {
             if self.errors.len() == reported {
                 self.problem(field, "is missing".to_owned());
             }
-            1
+            0
         })
     }
 
