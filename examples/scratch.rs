@@ -1,87 +1,69 @@
-use burnish::ops::cpu::{isa::Isa, kernel::*, pack::*, product::*};
-use half::bf16;
+use burn::tensor::Device;
+use burnish::{
+    adapter::{attach::AdapterSpec, spec::Target},
+    data::Batch,
+    model::{decoder::Recompute, load::*, *},
+};
 use std::time::Instant;
-struct W<'a>(&'a [bf16], usize);
-impl Columns<bf16> for W<'_> {
-    fn depth(&self) -> usize {
-        self.1
-    }
-    fn pack(&self, first: usize, count: usize, p: &mut [bf16]) {
-        let d = self.1;
-        for (i, pan) in p.chunks_exact_mut(d * PANEL).enumerate() {
-            let c = first + i * PANEL;
-            pack_rows_bf16(&self.0[c * d..], d, (first + count - c).min(PANEL), d, pan);
-        }
-    }
-}
-struct F<'a>(&'a [f32], usize);
-impl Columns<f32> for F<'_> {
-    fn depth(&self) -> usize {
-        self.1
-    }
-    fn pack(&self, first: usize, count: usize, p: &mut [f32]) {
-        let d = self.1;
-        for (i, pan) in p.chunks_exact_mut(d * PANEL).enumerate() {
-            let c = first + i * PANEL;
-            pack_rows_f32(&self.0[c * d..], d, (first + count - c).min(PANEL), d, pan);
-        }
-    }
-}
+#[global_allocator]
+static G: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() {
-    println!("{:?} threads {}", Isa::current(), rayon::current_num_threads());
-    for (m, k, n) in [(1024, 576, 1536), (1024, 576, 960), (1024, 1536, 576), (2048, 2048, 8192), (360, 576, 1536)] {
-        let a: Vec<bf16> = (0..m * k).map(|i| bf16::from_f32(((i * 31 % 257) as f32 - 128.0) / 128.0)).collect();
-        let w: Vec<bf16> = (0..n * k).map(|i| bf16::from_f32(((i * 37 % 251) as f32 - 125.0) / 128.0)).collect();
-        let mut o = vec![bf16::ZERO; m * n];
-        let af: Vec<f32> = a.iter().map(|v| v.to_f32()).collect();
-        let wf: Vec<f32> = w.iter().map(|v| v.to_f32()).collect();
-        let mut of = vec![0f32; m * n];
-        let fl = 2.0 * (m * n * k) as f64 / 1e9;
-        let mut t = vec![];
-        for _ in 0..15 {
-            let s = Instant::now();
-            product::<bf16>(
-                m,
-                n,
-                &[Term { rows: Rows::Bf16 { data: &a, stride: k }, columns: &W(&w, k) }],
-                Epilogue::default(),
-                Target::Bf16 { data: &mut o, stride: n },
-            );
-            t.push(fl / s.elapsed().as_secs_f64());
-        }
-        t.sort_by(f64::total_cmp);
-        let mut g = vec![];
-        for _ in 0..15 {
-            let s = Instant::now();
-            product::<bf16>(
-                m,
-                k,
-                &[Term {
-                    rows: Rows::Bf16 { data: &o, stride: n },
-                    columns: &PlainColumns { data: &w, stride: k, depth: n, scale: 1.0 },
-                }],
-                Epilogue::default(),
-                Target::Bf16 { data: &mut a.clone(), stride: k },
-            );
-            g.push(fl / s.elapsed().as_secs_f64());
-        }
-        g.sort_by(f64::total_cmp);
-        let mut f = vec![];
-        for _ in 0..15 {
-            let s = Instant::now();
-            product::<f32>(
-                m,
-                n,
-                &[Term { rows: Rows::F32 { data: &af, stride: k }, columns: &F(&wf, k) }],
-                Epilogue::default(),
-                Target::F32 { data: &mut of, stride: n },
-            );
-            f.push(fl / s.elapsed().as_secs_f64());
-        }
-        f.sort_by(f64::total_cmp);
-        println!(
-            "{m}x{k}x{n}: bf16 {:.0} (max {:.0}) back {:.0} f32 {:.0} (max {:.0}) GFLOP/s",
-            t[7], t[14], g[7], f[7], f[14]
-        );
+    let args: Vec<String> = std::env::args().collect();
+    let bf16 = args[1] == "bf16";
+    let seqs: usize = args[2].parse().unwrap();
+    let len: usize = args[3].parse().unwrap();
+    let all = args[4] == "all";
+    let rec = if args[5] == "block" { Recompute::Block } else { Recompute::None };
+    let keep = args.get(6).is_some_and(|s| s == "keep");
+    let t = Instant::now();
+    let base = BaseFiles::open(std::path::Path::new("/root/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
+    let d = Decoder::load(
+        &base,
+        &LoadOptions {
+            device: Device::flex(),
+            compute: if bf16 { Compute::Bf16 } else { Compute::F32 },
+            quant: if keep { Quant::Keep } else { Quant::None },
+        },
+        |_, _| {},
+    )
+    .unwrap();
+    eprintln!("load {:.2}s", t.elapsed().as_secs_f64());
+    let targets = if all { Target::ALL[..7].to_vec() } else { vec![Target::Q, Target::V] };
+    let h =
+        AdapterSpec { rank: 8, alpha: 16.0, dropout: 0.0, rslora: false, targets }.initialise(d.config(), 0).unwrap();
+    let a = h.attach(d.config(), &Device::flex().autodiff()).unwrap();
+    let ids: Vec<u32> = (0..seqs * len).map(|i| ((i * 7919 + 13) % 49152) as u32).collect();
+    let b = Batch { ids, lengths: vec![len; seqs], trained: vec![true; seqs * len] };
+    let cpu = || {
+        let mut u: libc::rusage = unsafe { std::mem::zeroed() };
+        unsafe { libc::getrusage(0, &mut u) };
+        (
+            u.ru_utime.tv_sec as f64 + u.ru_utime.tv_usec as f64 / 1e6,
+            u.ru_stime.tv_sec as f64 + u.ru_stime.tv_usec as f64 / 1e6,
+        )
+    };
+    let mut ts = vec![];
+    let mut cs = vec![];
+    for _ in 0..6 {
+        let c0 = cpu();
+        let t = Instant::now();
+        let r = d.loss_and_gradients(&b, &a, 0, 1.0, rec);
+        let s = t.elapsed().as_secs_f64();
+        ts.push(s);
+        let c1 = cpu();
+        cs.push((c1.0 - c0.0, c1.1 - c0.1));
+        let _ = r;
     }
+    ts.sort_by(f64::total_cmp);
+    let mut u: libc::rusage = unsafe { std::mem::zeroed() };
+    unsafe { libc::getrusage(0, &mut u) };
+    println!("cpu user/sys {:?}", cs);
+    println!(
+        "{:?}: median {:.3}s {:.0} tok/s best {:.0}; peak {} MB",
+        &args[1..],
+        ts[3],
+        (seqs * len) as f64 / ts[3],
+        (seqs * len) as f64 / ts[0],
+        u.ru_maxrss / 1024
+    );
 }

@@ -7,4 +7,5 @@ mod model;
 mod pull;
 mod recipe;
 mod scores;
+mod training;
 mod weights;

@@ -1,3 +1,4 @@
 //! Inference: choosing tokens (and, with a decoder, producing them).
 
+pub mod run;
 pub mod sample;

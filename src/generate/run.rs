@@ -1,0 +1,99 @@
+//! Generation: several sequences at once, each until its end token or its limit.
+
+use super::sample::{Sampler, SamplerConfig};
+use crate::error::{Error, Result};
+use crate::model::Decoder;
+use crate::model::decoder::Sequence;
+use crate::nn::LowRanks;
+
+/// Sequences that are decoded together: each weight is then read once for all of them.
+const SEQUENCES_AT_ONCE: usize = 16;
+
+/// How to continue prompts.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    pub sampler: SamplerConfig,
+    /// The most tokens to add.
+    pub max_tokens: usize,
+    /// Any of these ends a continuation; it is not part of it.
+    pub end_tokens: &'a [u32],
+}
+
+struct Live {
+    index: usize,
+    sequence: Sequence,
+    sampler: Sampler,
+    /// Prompt and continuation.
+    history: Vec<u32>,
+    /// Tokens that the model has not seen yet start here.
+    fed: usize,
+    added: usize,
+}
+
+/// Continues each prompt; `emit(prompt's index, token)` sees every token as it comes. Sampling depends on the seed
+/// and the prompt's index, not on what is decoded beside it.
+///
+/// # Errors
+/// An empty prompt; more tokens than the model has positions; logits that are not numbers; what `emit` returns.
+pub fn generate(
+    decoder: &Decoder,
+    adapter: Option<&LowRanks>,
+    prompts: &[Vec<u32>],
+    request: &Request<'_>,
+    mut emit: impl FnMut(usize, u32) -> Result<()>,
+) -> Result<Vec<Vec<u32>>> {
+    let positions = decoder.config().max_positions;
+    let mut continuations = vec![Vec::new(); prompts.len()];
+    for (group, prompts) in prompts.chunks(SEQUENCES_AT_ONCE).enumerate() {
+        let mut live = Vec::with_capacity(prompts.len());
+        for (offset, prompt) in prompts.iter().enumerate() {
+            if prompt.is_empty() {
+                return Err(Error::input("prompt", "has no tokens"));
+            }
+            if prompt.len() >= positions {
+                let message = format!("has {} tokens; the model has {positions} positions", prompt.len());
+                return Err(Error::input("prompt", message));
+            }
+            let index = group * SEQUENCES_AT_ONCE + offset;
+            let seed = request.sampler.seed.wrapping_add(index as u64);
+            live.push(Live {
+                index,
+                sequence: decoder.begin(),
+                sampler: Sampler::new(SamplerConfig { seed, ..request.sampler.clone() })?,
+                history: prompt.clone(),
+                fed: 0,
+                added: 0,
+            });
+        }
+        while !live.is_empty() && request.max_tokens > 0 {
+            let logits = advance(decoder, adapter, &mut live);
+            let mut next = Vec::with_capacity(live.len());
+            for (mut one, logits) in live.into_iter().zip(logits) {
+                let token = one.sampler.sample(&logits, &one.history)?;
+                if request.end_tokens.contains(&token) {
+                    continue;
+                }
+                emit(one.index, token)?;
+                continuations[one.index].push(token);
+                one.history.push(token);
+                one.added += 1;
+                if one.added < request.max_tokens && one.history.len() < positions {
+                    next.push(one);
+                }
+            }
+            live = next;
+        }
+    }
+    Ok(continuations)
+}
+
+/// Feeds what each sequence has not seen; the logits after each.
+fn advance(decoder: &Decoder, adapter: Option<&LowRanks>, live: &mut [Live]) -> Vec<Vec<f32>> {
+    let (mut new, mut sequences) = (Vec::with_capacity(live.len()), Vec::with_capacity(live.len()));
+    for Live { sequence, history, fed, .. } in live {
+        new.push(&history[*fed..]);
+        *fed = history.len();
+        sequences.push(sequence);
+    }
+    decoder.next_logits(&new, &mut sequences, adapter)
+}

@@ -1,0 +1,39 @@
+//! The learning rate of each step, as a closed form of the step's number.
+
+/// How the rate goes on after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScheduleKind {
+    Constant,
+    /// To 0 in a straight line.
+    Linear,
+    /// To 0 along half a cosine.
+    Cosine,
+}
+
+/// transformers' schedules (`get_linear_schedule_with_warmup` and its siblings).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Schedule {
+    pub kind: ScheduleKind,
+    /// The rate at the end of the warm-up.
+    pub peak: f64,
+    pub warmup_steps: u64,
+    pub total_steps: u64,
+}
+
+impl Schedule {
+    /// The rate of update number `step`, counted from 0: `step / warmup_steps` of the peak during the warm-up, so
+    /// the very first update of a warm-up has a rate of 0.
+    pub fn rate(&self, step: u64) -> f64 {
+        if step < self.warmup_steps {
+            return self.peak * step as f64 / self.warmup_steps as f64;
+        }
+        let span = (self.total_steps.saturating_sub(self.warmup_steps)).max(1) as f64;
+        let progress = ((step - self.warmup_steps) as f64 / span).min(1.0);
+        self.peak
+            * match self.kind {
+                ScheduleKind::Constant => 1.0,
+                ScheduleKind::Linear => 1.0 - progress,
+                ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+            }
+    }
+}

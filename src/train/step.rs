@@ -1,0 +1,117 @@
+//! One update of the adapter: micro-batches, one division by the trained tokens, clipping, AdamW.
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::tensor::Tensor;
+
+use crate::data::Batch;
+use crate::model::Decoder;
+use crate::model::decoder::Recompute;
+use crate::nn::LowRanks;
+
+/// AdamW (Loshchilov and Hutter 2019) with PyTorch's semantics.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Optimiser {
+    pub beta1: f64,
+    pub beta2: f64,
+    /// Decoupled: `p ← p·(1 − rate·weight_decay)` before the update.
+    pub weight_decay: f64,
+    /// Global norm that gradients are scaled down to; 0 for none.
+    pub max_grad_norm: f64,
+    pub recompute: Recompute,
+}
+
+/// An adapter in training.
+pub struct Trainee {
+    /// On an autodiff device.
+    pub adapter: LowRanks,
+    optimiser: ModuleOptimizer,
+    settings: Optimiser,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Mean over the trained tokens, before the update.
+    pub loss: f64,
+    /// Global norm before clipping.
+    pub grad_norm: f64,
+    /// Tokens that went through the model.
+    pub tokens: usize,
+    /// Tokens that loss was taken on.
+    pub trained_tokens: usize,
+}
+
+impl Trainee {
+    /// An adapter with a fresh optimiser.
+    pub fn new(adapter: LowRanks, settings: Optimiser) -> Self {
+        let optimiser = AdamWConfig::new()
+            .with_beta_1(settings.beta1 as f32)
+            .with_beta_2(settings.beta2 as f32)
+            .with_epsilon(1e-8)
+            .with_weight_decay(settings.weight_decay as f32)
+            .init();
+        Self { adapter, optimiser, settings }
+    }
+
+    /// One update from the mean loss over the trained tokens of all `micro_batches`. `seed` decides dropout.
+    ///
+    /// A loss or a gradient that is not finite is reported and changes nothing.
+    pub fn step(&mut self, decoder: &Decoder, micro_batches: &[Batch], rate: f64, seed: u64) -> StepReport {
+        let trained_tokens: usize = micro_batches.iter().map(Batch::trained_tokens).sum();
+        let tokens = micro_batches.iter().map(|batch| batch.ids.len()).sum();
+        let mut report = StepReport { loss: 0.0, grad_norm: 0.0, tokens, trained_tokens };
+        if trained_tokens == 0 {
+            return report;
+        }
+        let factor = 1.0 / trained_tokens as f32;
+        let mut sum = GradientsAccumulator::new();
+        for (index, batch) in micro_batches.iter().enumerate().filter(|(_, batch)| batch.trained_tokens() > 0) {
+            let seed = seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(index as u64);
+            let result = decoder.loss_and_gradients(batch, &self.adapter, seed, factor, self.settings.recompute);
+            report.loss += result.loss / trained_tokens as f64;
+            sum.accumulate(&self.adapter, result.gradients);
+        }
+        let gradients = sum.grads();
+        report.grad_norm = global_norm(&self.adapter, &gradients);
+        if report.loss.is_finite() && report.grad_norm.is_finite() {
+            let gradients = self.clipped(gradients, report.grad_norm);
+            self.adapter = self.optimiser.step(rate, self.adapter.clone(), gradients);
+        }
+        report
+    }
+
+    /// `torch.nn.utils.clip_grad_norm_`: scaled by `max / (norm + 1e-6)` where that is below 1.
+    fn clipped(&self, mut gradients: GradientsParams, norm: f64) -> GradientsParams {
+        let factor = self.settings.max_grad_norm / (norm + 1e-6);
+        if self.settings.max_grad_norm == 0.0 || factor >= 1.0 {
+            return gradients;
+        }
+        for pair in &self.adapter.pairs {
+            for parameter in [&pair.a, &pair.b] {
+                if let Some(gradient) = gradients.remove::<2>(parameter.id) {
+                    gradients.register(parameter.id, gradient.mul_scalar(factor));
+                }
+            }
+        }
+        gradients
+    }
+}
+
+/// `sqrt(Σ g²)` over every parameter, summed in f64.
+fn global_norm(adapter: &LowRanks, gradients: &GradientsParams) -> f64 {
+    struct SquareSum<'a> {
+        gradients: &'a GradientsParams,
+        sum: f64,
+    }
+    impl ModuleVisitor for SquareSum<'_> {
+        fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
+            if let Some(gradient) = self.gradients.get::<D>(parameter.id) {
+                self.sum += gradient.into_data().iter::<f64>().map(|value| value * value).sum::<f64>();
+            }
+        }
+    }
+    let mut visitor = SquareSum { gradients, sum: 0.0 };
+    adapter.visit(&mut visitor);
+    visitor.sum.sqrt()
+}

@@ -1,0 +1,88 @@
+//! Training against torch.optim.AdamW over a PEFT model: losses, gradient norms and the final adapter.
+
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::Device;
+use burnish::adapter::file::HostAdapter;
+use burnish::data::Batch;
+use burnish::model::decoder::Recompute;
+use burnish::model::load::Compute;
+use burnish::train::schedule::{Schedule, ScheduleKind};
+use burnish::train::step::{Optimiser, Trainee};
+use serde_json::Value;
+
+use crate::model::{fixtures, load, turn};
+
+fn batch(micro_batch: &Value) -> Batch {
+    let mut batch = Batch { ids: Vec::new(), lengths: Vec::new(), trained: Vec::new() };
+    for sequence in micro_batch.as_array().expect("sequences") {
+        let ids = sequence["ids"].as_array().expect("ids");
+        batch.ids.extend(ids.iter().map(|id| id.as_u64().expect("an id") as u32));
+        let trained = sequence["trained"].as_array().expect("trained").iter();
+        batch
+            .trained
+            .extend(trained.map(|trained| trained.as_bool().or(trained.as_u64().map(|t| t == 1)).expect("a mask")));
+        batch.lengths.push(ids.len());
+    }
+    batch
+}
+
+fn close(ours: f64, theirs: f64, tolerance: f64, what: &str) {
+    assert!((ours - theirs).abs() <= tolerance * theirs.abs().max(1.0), "{what}: {ours}, not {theirs}");
+}
+
+#[test]
+fn eight_steps_follow_torch_and_peft() {
+    let _turn = turn();
+    for folder in fixtures("training") {
+        let text = std::fs::read_to_string(folder.join("run.json")).expect("run.json");
+        let run: Value = serde_json::from_str(&text).expect("JSON");
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(run["base"].as_str().expect("a base"));
+        let decoder = load(&base, Compute::F32);
+        let start = HostAdapter::load(&folder.join("start")).expect("an adapter");
+        let steps = run["steps"].as_array().expect("steps");
+        let number = |key: &str| run[key].as_f64().expect("a number");
+        let schedule = Schedule {
+            kind: match run["schedule"].as_str().expect("a schedule") {
+                "linear" => ScheduleKind::Linear,
+                "cosine" => ScheduleKind::Cosine,
+                _ => ScheduleKind::Constant,
+            },
+            peak: number("learning_rate"),
+            warmup_steps: number("warmup_steps") as u64,
+            total_steps: steps.len() as u64,
+        };
+        for recompute in [Recompute::None, Recompute::Block] {
+            let optimiser = Optimiser {
+                beta1: 0.9,
+                beta2: 0.999,
+                weight_decay: run["optimizer"]["weight_decay"].as_f64().expect("a number"),
+                max_grad_norm: run["clip"].as_f64().unwrap_or(0.0),
+                recompute,
+            };
+            let adapter = start.attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
+            let mut trainee = Trainee::new(adapter, optimiser);
+            for (index, step) in steps.iter().enumerate() {
+                let place = format!("{} {recompute:?} step {index}", folder.display());
+                let batches: Vec<Batch> =
+                    step["micro_batches"].as_array().expect("batches").iter().map(batch).collect();
+                let rate = schedule.rate(index as u64);
+                close(rate, step["learning_rate"].as_f64().expect("a rate"), 1e-9, &place);
+                let report = trainee.step(&decoder, &batches, rate, 0);
+                assert_eq!(report.trained_tokens as u64, step["trained_tokens"].as_u64().expect("tokens"), "{place}");
+                close(report.loss, step["loss"].as_f64().expect("a loss"), 1e-4, &place);
+                close(report.grad_norm, step["grad_norm"].as_f64().expect("a norm"), 1e-3, &place);
+            }
+            let ours = start.with_values(decoder.config(), &trainee.adapter.valid());
+            let theirs = HostAdapter::load(&folder.join("final")).expect("an adapter");
+            for (module, pair) in &ours.pairs {
+                let wanted = &theirs.pairs[module];
+                for (ours, theirs) in pair.a.iter().chain(&pair.b).zip(wanted.a.iter().chain(&wanted.b)) {
+                    // Adam divides by the root of the squared gradient: a tiny gradient's sign is worth a step.
+                    assert!((ours - theirs).abs() <= 2e-3, "{} {module}: {ours}, not {theirs}", folder.display());
+                }
+            }
+        }
+    }
+}
