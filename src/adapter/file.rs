@@ -54,6 +54,16 @@ pub struct HostPair {
     pub scale: f32,
 }
 
+impl HostPair {
+    /// Whether there are as many values as the sizes say, and at least one.
+    fn is_whole(&self) -> bool {
+        !self.a.is_empty()
+            && !self.b.is_empty()
+            && Some(self.a.len()) == self.rank.checked_mul(self.input)
+            && Some(self.b.len()) == self.output.checked_mul(self.rank)
+    }
+}
+
 /// An adapter on the host: what a folder holds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostAdapter {
@@ -131,6 +141,9 @@ impl HostAdapter {
         let shapes = module_shapes(base);
         let mut errors = Vec::new();
         for (module, pair) in &self.pairs {
+            if !pair.is_whole() {
+                errors.push(Error::input(format_args!("adapter: {module}"), "its values do not fill its shape"));
+            }
             match shapes.get(module) {
                 None => errors.push(unknown_module(module, base)),
                 Some(&(input, output)) if (input, output) != (pair.input, pair.output) => {

@@ -95,6 +95,11 @@ impl SafeTensorsFile {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// The tensor's dtype, where it is a supported one.
+    pub fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.tensors.get(name).and_then(|entry| supported_dtype(entry.dtype))
+    }
+
     /// The tensor's dtype as the file names it (`BF16`, `F8_E4M3`), supported or not.
     pub fn dtype_name(&self, name: &str) -> Option<String> {
         self.tensors.get(name).map(|entry| entry.dtype.to_string())

@@ -122,6 +122,25 @@ impl BaseFiles {
         self.tensors.iter().any(|tensor| tensor.hf == hf_name)
     }
 
+    /// The shape of a tensor by its Hugging Face name, outermost dimension first.
+    pub fn shape(&self, hf_name: &str) -> Option<&[usize]> {
+        self.tensors.iter().find(|tensor| tensor.hf == hf_name).map(|tensor| tensor.shape.as_slice())
+    }
+
+    /// The type that [`Self::tensor`] hands out, without reading it; `None` for a name that the model does not have.
+    pub fn dtype(&self, hf_name: &str) -> Option<Dtype> {
+        match &self.source {
+            Source::Folder(shards) => {
+                let file = shards.file_of(hf_name)?;
+                match bitsandbytes::storage(file, hf_name) {
+                    Storage::Dense => file.dtype(hf_name),
+                    Storage::FourBit | Storage::EightBit => Some(Dtype::F32),
+                }
+            }
+            Source::Gguf(gguf) => gguf.dtype(&names::hf_to_gguf(hf_name)?),
+        }
+    }
+
     /// A tensor by its Hugging Face name, rows in Hugging Face's order. A weight that bitsandbytes packed is
     /// decoded to `F32` (see [`Self::weight`] for the packed one). Reads all of it once to see that every
     /// value (every scale of a block format) is finite.

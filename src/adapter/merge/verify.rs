@@ -1,0 +1,120 @@
+//! Reading a merged folder again, and comparing it with sums formed another way.
+
+use std::path::Path;
+
+use super::plan::{Plan, Planned};
+use crate::adapter::file::HostPair;
+use crate::error::{Error, Result};
+use crate::files::{Dtype, RawTensor};
+use crate::model::BaseFiles;
+
+/// Rows compared of every matrix that was changed or converted, evenly spread.
+const ROWS: usize = 32;
+
+/// What the comparison found.
+#[derive(Debug, Default)]
+pub(super) struct Checked {
+    pub tensors: usize,
+    pub values: usize,
+    pub max_difference: f64,
+}
+
+/// Opens `folder` as a base model and compares every tensor: bytes with bytes where nothing should have
+/// changed, otherwise rows with `W + scale * B * A` formed value by value in f64.
+///
+/// # Errors
+/// A difference beyond the rounding of the stored type; a folder that does not open.
+pub(super) fn reread(base: &BaseFiles, plan: &Plan<'_>, folder: &Path) -> Result<Checked> {
+    let merged = BaseFiles::open(folder).map_err(|error| {
+        let found = Error::failed(folder.display(), "the merged folder does not open again");
+        Error::join([found.clone(), error]).unwrap_or(found)
+    })?;
+    let mut checked = Checked::default();
+    for planned in plan.tensors() {
+        let (before, after) = (base.tensor(&planned.source)?, merged.tensor(&planned.header.name)?);
+        if planned.pair.is_none() && before.dtype == after.dtype {
+            compare_bytes(planned, &before, &after)?;
+            checked.values += after.elements();
+        } else {
+            compare_rows(planned, &before, &after, &mut checked)?;
+        }
+        checked.tensors += 1;
+    }
+    Ok(checked)
+}
+
+fn compare_bytes(planned: &Planned<'_>, before: &RawTensor, after: &RawTensor) -> Result<()> {
+    if before.bytes[..] == after.bytes[..] {
+        return Ok(());
+    }
+    Err(differs(planned, "reads back with other bytes than the base's"))
+}
+
+fn differs(planned: &Planned<'_>, message: impl Into<String>) -> Error {
+    Error::failed(format_args!("tensor {}", planned.header.name), message)
+        .hint("nothing was kept; is the disk sound, and did nothing else write to the base?")
+}
+
+fn compare_rows(planned: &Planned<'_>, before: &RawTensor, after: &RawTensor, checked: &mut Checked) -> Result<()> {
+    let columns = planned.header.shape.last().copied().unwrap_or(1);
+    let rows = after.elements() / columns.max(1);
+    for row in spread(rows) {
+        let expected = row_values(before, row, columns)?;
+        let found = row_values(after, row, columns)?;
+        for (column, (expected, found)) in expected.into_iter().zip(found).enumerate() {
+            let sum = exact(f64::from(expected), planned.pair, row, column);
+            let difference = (f64::from(found) - sum.value).abs();
+            if difference > bound(after.dtype, &sum) {
+                let message = format!("row {row}, column {column} is {found}; the sum is {}", sum.value);
+                return Err(differs(planned, message));
+            }
+            checked.max_difference = checked.max_difference.max(difference);
+            checked.values += 1;
+        }
+    }
+    Ok(())
+}
+
+/// At most [`ROWS`] of `rows` indices, the first and the last among them.
+fn spread(rows: usize) -> impl Iterator<Item = usize> {
+    let count = rows.min(ROWS);
+    (0..count).map(move |index| if count < 2 { 0 } else { index * (rows - 1) / (count - 1) })
+}
+
+/// One row in f32.
+fn row_values(tensor: &RawTensor, row: usize, columns: usize) -> Result<Vec<f32>> {
+    let bytes = tensor.dtype.bytes_of(&[columns]).and_then(|bytes| tensor.bytes.slice(row * bytes..(row + 1) * bytes));
+    let bytes = bytes.ok_or_else(|| Error::failed("merge", "a row lies outside its tensor"))?;
+    RawTensor { dtype: tensor.dtype, shape: vec![columns], bytes }.to_f32()
+}
+
+/// A sum and the sum of its terms' magnitudes.
+struct Sum {
+    value: f64,
+    magnitude: f64,
+}
+
+/// `weight + scale * sum over k of B[row, k] * A[k, column]`.
+fn exact(weight: f64, pair: Option<&HostPair>, row: usize, column: usize) -> Sum {
+    let mut sum = Sum { value: weight, magnitude: weight.abs() };
+    let Some(pair) = pair else { return sum };
+    let b_row = pair.b.chunks_exact(pair.rank).nth(row).unwrap_or_default();
+    let a_column = pair.a.iter().skip(column).step_by(pair.input);
+    for (b, a) in b_row.iter().zip(a_column) {
+        let term = f64::from(pair.scale) * f64::from(*b) * f64::from(*a);
+        sum.value += term;
+        sum.magnitude += term.abs();
+    }
+    sum
+}
+
+/// How far a stored value may lie from the exact sum: half a unit in the last place of its type, and what a sum
+/// of this size loses in f32.
+fn bound(dtype: Dtype, sum: &Sum) -> f64 {
+    let (rounding, least) = match dtype {
+        Dtype::F16 => (2f64.powi(-11), 2f64.powi(-25)),
+        Dtype::Bf16 => (2f64.powi(-8), f64::from(f32::MIN_POSITIVE)),
+        _ => (2f64.powi(-24), f64::from(f32::MIN_POSITIVE)),
+    };
+    rounding * sum.value.abs() + 2f64.powi(-18) * sum.magnitude + least
+}
