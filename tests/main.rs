@@ -3,6 +3,7 @@
 mod adapter_file;
 mod hostile_adapter;
 mod hostile_weights;
+mod merge;
 mod model;
 mod pull;
 mod recipe;

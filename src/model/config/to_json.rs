@@ -76,19 +76,22 @@ impl ModelConfig {
     fn factors_json(&self, factors: &[f32]) -> Value {
         const LOW: f64 = 1.0;
         const HIGH: f64 = 4.0;
-        const ORIGINAL: usize = 8192;
         let factor = f64::from(factors.iter().copied().fold(1.0, f32::max));
-        let same = factors.iter().enumerate().all(|(index, found)| {
-            let expected = self.llama3_factor(index, factor, LOW, HIGH, ORIGINAL);
-            (f64::from(*found) - expected).abs() <= 1e-4 * expected
-        });
-        if same {
+        let same = |original: usize| {
+            factors.iter().enumerate().all(|(index, found)| {
+                let expected = self.llama3_factor(index, factor, LOW, HIGH, original);
+                (f64::from(*found) - expected).abs() <= 1e-4 * expected
+            })
+        };
+        // GGUF does not say the original length: 8192 in every published model, else another power of two.
+        let lengths = std::iter::once(8192).chain((5..=20).map(|power| 1 << power));
+        if let Some(original) = lengths.into_iter().find(|original| same(*original)) {
             return json!({
                 "rope_type": "llama3",
                 "factor": factor,
                 "low_freq_factor": LOW,
                 "high_freq_factor": HIGH,
-                "original_max_position_embeddings": ORIGINAL,
+                "original_max_position_embeddings": original,
             });
         }
         json!({
