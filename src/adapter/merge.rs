@@ -118,7 +118,7 @@ pub fn merge(
         shard.write(staging.path(), |planned| merged_tensor(base, planned))?;
     }
     folder::write_index(&plan, staging.path())?;
-    folder::write_configs(base, &plan, staging.path())?;
+    folder::write_configs(base, &plan, options, staging.path())?;
     write_tokenizer(staging.path())?;
     let checked = verify::reread(base, &plan, staging.path())?;
     staging.publish(out)?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::MergeOptions;
 use super::plan::Plan;
 use crate::error::{Error, Result};
 use crate::files::{Dtype, atomic, json as strict_json, open};
@@ -74,8 +75,8 @@ pub(super) fn write_index(plan: &Plan<'_>, folder: &Path) -> Result<()> {
 }
 
 /// `config.json`, `generation_config.json` and licences.
-pub(super) fn write_configs(base: &BaseFiles, plan: &Plan<'_>, folder: &Path) -> Result<()> {
-    write_json(&folder.join(CONFIG), &config(base, plan)?)?;
+pub(super) fn write_configs(base: &BaseFiles, plan: &Plan<'_>, options: &MergeOptions, folder: &Path) -> Result<()> {
+    write_json(&folder.join(CONFIG), &config(base, plan, options)?)?;
     if base.is_gguf() {
         return write_json(&folder.join(GENERATION_CONFIG), &generation_config(base));
     }
@@ -87,16 +88,18 @@ pub(super) fn write_configs(base: &BaseFiles, plan: &Plan<'_>, folder: &Path) ->
 }
 
 /// The folder's own configuration with what changes, or one made from a GGUF file's metadata.
-fn config(base: &BaseFiles, plan: &Plan<'_>) -> Result<Value> {
+fn config(base: &BaseFiles, plan: &Plan<'_>, options: &MergeOptions) -> Result<Value> {
     let mut config = if base.is_gguf() {
-        base.config().to_hf_json(plan.config_dtype.unwrap_or(Dtype::F32))
+        base.config().to_hf_json(plan.matrix_dtype)
     } else {
         strict_json::read(&base.path().join(CONFIG))?
     };
-    if let Some(dtype) = plan.config_dtype {
+    // The merged weights are plain floats, whatever the base's were.
+    let was_packed = config.as_object_mut().and_then(|object| object.shift_remove("quantization_config")).is_some();
+    if was_packed || options.float_type.is_some() {
         // transformers 5 writes `dtype`, older ones `torch_dtype`; both are read.
         let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
-        config[key] = Value::from(torch_name(dtype));
+        config[key] = Value::from(torch_name(plan.matrix_dtype));
     }
     if plan.untied_head {
         config["tie_word_embeddings"] = Value::Bool(false);

@@ -16,8 +16,8 @@ pub(super) struct Plan<'a> {
     pub shards: Vec<Shard<'a>>,
     /// The head gets a matrix of its own.
     pub untied_head: bool,
-    /// The type to name in `config.json`; `None` to leave the base's word.
-    pub config_dtype: Option<Dtype>,
+    /// The type of the matrices, f32 where they have several.
+    pub matrix_dtype: Dtype,
 }
 
 /// One tensor of the merged model.
@@ -57,8 +57,8 @@ impl<'a> Plan<'a> {
                 format!("{} pairs of the adapter found no tensor to go to", unused.len()),
             ));
         }
-        let config_dtype = config_dtype(base, &planned, options);
-        Ok(Self { shards: shards(planned, options.max_shard_bytes)?, untied_head, config_dtype })
+        let matrix_dtype = matrix_dtype(&planned);
+        Ok(Self { shards: shards(planned, options.max_shard_bytes)?, untied_head, matrix_dtype })
     }
 
     /// Every tensor, file by file.
@@ -105,18 +105,11 @@ fn stored_as(dtype: Dtype) -> Dtype {
     }
 }
 
-/// The one type of all matrices; f32 where they differ. A folder's own configuration is left alone unless a type
-/// is asked for.
-fn config_dtype(base: &BaseFiles, planned: &[Planned<'_>], options: &MergeOptions) -> Option<Dtype> {
-    if let Some(float_type) = options.float_type {
-        return Some(float_type.dtype());
-    }
-    if !base.is_gguf() {
-        return None;
-    }
+/// The type of all matrices, f32 where they differ.
+fn matrix_dtype(planned: &[Planned<'_>]) -> Dtype {
     let mut matrices = planned.iter().filter(|one| one.header.shape.len() > 1).map(|one| one.header.dtype);
     let first = matrices.next().unwrap_or(Dtype::F32);
-    Some(if matrices.all(|dtype| dtype == first) { first } else { Dtype::F32 })
+    if matrices.all(|dtype| dtype == first) { first } else { Dtype::F32 }
 }
 
 /// Fills files in order up to `max_bytes`.
