@@ -289,7 +289,10 @@ impl Encoder {
     fn chat(&self, messages: &[Message], template: &ChatTemplate) -> Result<Encoded> {
         let (messages, stand_ins) = self.specials.hide(messages)?;
         let text = template.render(&messages, false)?;
-        let answers = self.answers(&messages, &text, template)?;
+        let (text, answers) = match self.answers(&messages, &text, template)? {
+            Some(answers) => (text, answers),
+            None => self.last_answer(&messages, template)?,
+        };
         let mut encoded = Encoded::new();
         let mut done = 0;
         for answer in &answers {
@@ -332,15 +335,12 @@ impl Encoder {
     }
 
     /// Where the assistant's turns stand in the rendered `text`, end of turn included, by rendering the
-    /// conversation up to each turn and again with it.
-    fn answers(&self, messages: &[Message], text: &str, template: &ChatTemplate) -> Result<Vec<Range<usize>>> {
+    /// conversation up to each turn and again with it. `None` if the rendering with a turn does not begin like
+    /// the one that generation of this turn sees.
+    fn answers(&self, messages: &[Message], text: &str, template: &ChatTemplate) -> Result<Option<Vec<Range<usize>>>> {
         let mut answers = Vec::new();
-        for index in 0..messages.len() {
-            if messages[index].role != Role::Assistant {
-                continue;
-            }
-            let is_last = index + 1 == messages.len();
-            let with = match is_last {
+        for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
+            let with = match index + 1 == messages.len() {
                 true => text.to_owned(),
                 false => template.render(&messages[..=index], false)?,
             };
@@ -349,38 +349,42 @@ impl Encoder {
                 // reasoning): there is no text in the whole that the model would have had to write.
                 continue;
             }
-            let start = self.answer_start(messages, index, &with, template)?;
-            let written = text[start..with.len()].trim_end();
-            // Whitespace after the end of turn belongs to the markup between turns.
-            let end = if self.specials.ends(written) { start + written.len() } else { with.len() };
-            answers.push(start..end);
+            let Some(start) = answer_start(&messages[..=index], &with, template)? else { return Ok(None) };
+            answers.push(start..self.end_of_turn(&with, start));
         }
-        Ok(answers)
+        Ok(Some(answers))
     }
 
-    /// Where the turn `index` begins in `with`, the rendering that ends with this turn.
-    fn answer_start(&self, messages: &[Message], index: usize, with: &str, template: &ChatTemplate) -> Result<usize> {
-        if index > 0 {
-            let prompt = template.render(&messages[..index], true)?;
-            if with.starts_with(&prompt) {
-                return Ok(prompt.len());
-            }
-            // Some templates begin the answer for generation ("<think>") but not in a finished turn.
-            let before = template.render(&messages[..index], false)?;
-            let shared = shared_prefix(&prompt, with);
-            if shared >= before.len() {
-                return Ok(shared);
-            }
-        } else {
-            // Nothing before it: it begins where two different answers begin to differ.
-            let mut other = messages[..=index].to_vec();
-            other[index].content = format!("-{}", other[index].content);
-            return Ok(shared_prefix(&template.render(&other, false)?, with));
-        }
-        Err(Error::input(
-            template.place(),
-            format!("rewrites what came before turn {}: what the assistant wrote cannot be told apart", index + 1),
-        ))
+    /// Where the turn that begins at `start` ends: whitespace after the end of turn belongs to the markup
+    /// between turns.
+    fn end_of_turn(&self, text: &str, start: usize) -> usize {
+        let written = text[start..].trim_end();
+        if self.specials.ends(written) { start + written.len() } else { text.len() }
+    }
+
+    /// For templates that write what comes before an answer differently once the answer is there (Mistral's puts
+    /// the system text into the last message, if that is the user's): the text that generation of the last answer
+    /// sees, and after it the answer as the template ends it.
+    fn last_answer(&self, messages: &[Message], template: &ChatTemplate) -> Result<(String, Vec<Range<usize>>)> {
+        let last = messages.iter().rposition(|message| message.role == Role::Assistant).unwrap_or_default();
+        let messages = &messages[..=last];
+        let with = template.render(messages, false)?;
+        let prompt = template.render(&messages[..last], true)?;
+        let words = content_start(messages, &with, template)?;
+        // The markup between prompt and words: cut where the text before looks most like the prompt's end.
+        let cut = with[..words]
+            .char_indices()
+            .map(|(at, _)| at)
+            .chain([words])
+            .max_by_key(|at| shared_suffix(&with[..*at], &prompt))
+            .filter(|at| shared_suffix(&with[..*at], &prompt) > 0);
+        let Some(cut) = cut else {
+            let message = "writes a finished answer so differently from its prompt that they cannot be matched";
+            return Err(Error::input(template.place(), message));
+        };
+        let text = format!("{prompt}{}", &with[cut..]);
+        let end = self.end_of_turn(&text, prompt.len());
+        Ok((text, vec![prompt.len()..end]))
     }
 
     /// Ids of rendered text: control tokens where the template spelled them, ordinary text where a message did.
@@ -429,6 +433,38 @@ fn no_template() -> Error {
     Error::input("", "the model has no chat template, and chat data needs one").hint(
         "use an instruct model, or data in the shape {\"prompt\", \"completion\"} or {\"instruction\", \"output\"}",
     )
+}
+
+/// Where the last of `messages`, the assistant's, begins in `with`, its rendering.
+fn answer_start(messages: &[Message], with: &str, template: &ChatTemplate) -> Result<Option<usize>> {
+    let Some((_, before)) = messages.split_last() else { return Ok(None) };
+    if before.is_empty() {
+        return content_start(messages, with, template).map(Some);
+    }
+    let prompt = template.render(before, true)?;
+    if with.starts_with(&prompt) {
+        return Ok(Some(prompt.len()));
+    }
+    // Some templates begin the answer for generation ("<think>") but not in a finished turn.
+    let plain = template.render(before, false)?;
+    let shared = shared_prefix(&prompt, with);
+    Ok(Some(shared).filter(|shared| *shared >= plain.len()))
+}
+
+/// Where the words of the last message begin in `with`, its rendering: where another content first differs.
+fn content_start(messages: &[Message], with: &str, template: &ChatTemplate) -> Result<usize> {
+    let mut other = messages.to_vec();
+    if let Some(last) = other.last_mut() {
+        // Letters that the content does not begin with.
+        let letter = if last.content.trim_start().starts_with('x') { 'y' } else { 'x' };
+        last.content = letter.to_string();
+    }
+    Ok(shared_prefix(&template.render(&other, false)?, with))
+}
+
+/// Bytes that both end with, beginning at a character.
+fn shared_suffix(a: &str, b: &str) -> usize {
+    a.chars().rev().zip(b.chars().rev()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum()
 }
 
 /// Bytes that both begin with, ending at a character.

@@ -1,0 +1,181 @@
+//! Token ids against transformers' and tokenizers' (tests/reference/make_text_fixtures.py).
+
+use std::path::{Path, PathBuf};
+
+use burnish::files::gguf::Gguf;
+use burnish::text::{TextStream, Tokenizer};
+use serde_json::Value;
+
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text")
+}
+
+pub fn read(name: &str) -> Value {
+    let text = std::fs::read_to_string(fixtures().join(name)).expect("the fixture is there");
+    serde_json::from_str(&text).expect("the fixture is JSON")
+}
+
+/// A folder, or a GGUF file.
+pub fn open(name: &str) -> Tokenizer {
+    let path = fixtures().join(name);
+    match name.ends_with(".gguf") {
+        true => Tokenizer::from_gguf(&Gguf::open(&path).expect("a GGUF file")).expect("a tokenizer"),
+        false => Tokenizer::from_folder(&path).expect("a tokenizer"),
+    }
+}
+
+fn texts(list: &Value) -> Vec<&str> {
+    list.as_array().expect("a list").iter().map(|text| text.as_str().expect("a text")).collect()
+}
+
+pub fn ids(list: &Value) -> Vec<u32> {
+    list.as_array().expect("a list").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
+}
+
+#[test]
+fn ids_and_texts_are_those_of_transformers() {
+    let expected = read("tokens.json");
+    let (plain, special) = (texts(&expected["texts"]), texts(&expected["special_texts"]));
+    for (name, theirs) in expected["tokenizers"].as_object().expect("tokenizers") {
+        let tokenizer = open(name);
+        for (index, text) in plain.iter().enumerate() {
+            let want = ids(&theirs["texts"][index]);
+            assert_eq!(tokenizer.encode(text).expect("encodes"), want, "{name}: {text:?}");
+            assert_eq!(tokenizer.encode_with_special(text).expect("encodes"), want, "{name}: {text:?}");
+        }
+        for (index, text) in special.iter().enumerate() {
+            let want = ids(&theirs["special_texts"][index]);
+            assert_eq!(tokenizer.encode_with_special(text).expect("encodes"), want, "{name}: {text:?}");
+        }
+        for (index, text) in plain.iter().chain(&special).enumerate() {
+            let parsed = tokenizer.encode_with_special(text).expect("encodes");
+            let want = theirs["decoded"][index].as_str().expect("a text");
+            assert_eq!(tokenizer.decode(&parsed, true).expect("decodes"), want, "{name}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn text_that_spells_a_control_token_stays_text() {
+    let expected = read("tokens.json");
+    let special = texts(&expected["special_texts"]);
+    for (name, theirs) in expected["tokenizers"].as_object().expect("tokenizers") {
+        let tokenizer = open(name);
+        for (index, text) in special.iter().enumerate() {
+            let ours = tokenizer.encode(text).expect("encodes");
+            assert!(!ours.iter().any(|id| tokenizer.is_special(*id)), "{name}: {text:?} gives {ours:?}");
+            let reads_back = tokenizer.decode(&ours, true).expect("decodes");
+            assert_eq!(reads_back.trim_start(), *text, "{name}");
+            // tokenizers itself lets merges rebuild a control token of a SentencePiece vocabulary.
+            let want = ids(&theirs["ordinary"][index]);
+            if !want.iter().any(|id| tokenizer.is_special(*id)) {
+                assert_eq!(ours, want, "{name}: {text:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stream_gives_the_whole_text_and_never_half_a_character() {
+    let expected = read("tokens.json");
+    for name in ["bytelevel", "smollm.gguf", "llama.gguf"] {
+        let tokenizer = open(name);
+        for text in texts(&expected["texts"]) {
+            let ids = tokenizer.encode(text).expect("encodes");
+            let mut stream = TextStream::new(&tokenizer, true);
+            let mut streamed = String::new();
+            for id in &ids {
+                let piece = stream.push(*id).expect("decodes");
+                assert!(!piece.contains(char::REPLACEMENT_CHARACTER), "{name}: {text:?} gives {piece:?}");
+                streamed.push_str(&piece);
+            }
+            streamed.push_str(&stream.finish().expect("decodes"));
+            assert_eq!(streamed, tokenizer.decode(&ids, true).expect("decodes"), "{name}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn a_stream_ends_with_what_was_cut_off() {
+    let tokenizer = open("bytelevel");
+    let ids = tokenizer.encode("😀").expect("encodes");
+    assert!(ids.len() > 1, "the fixture has no token for this character");
+    let mut stream = TextStream::new(&tokenizer, true);
+    assert_eq!(stream.push(ids[0]).expect("decodes"), "");
+    assert_eq!(stream.finish().expect("decodes"), "\u{fffd}");
+    assert_eq!(stream.push(tokenizer.encode("A").expect("encodes")[0]).expect("decodes"), "A");
+}
+
+#[test]
+fn named_tokens_come_from_the_files() {
+    let folder = open("bytelevel");
+    assert_eq!((folder.bos(), folder.eos_tokens(), folder.adds_bos()), (Some(1), vec![2], false));
+    assert!(folder.chat_template().is_some_and(|template| template.contains("im_start")));
+    let smollm = open("smollm.gguf");
+    assert_eq!((smollm.bos(), smollm.eos_tokens(), smollm.adds_bos()), (Some(1), vec![2], false));
+    assert_eq!(smollm.chat_template(), folder.chat_template());
+    // llama.cpp adds the beginning-of-text token for these where the file does not say.
+    assert!(open("llama-bpe.gguf").adds_bos() && open("llama.gguf").adds_bos());
+    assert_eq!(smollm.vocab_size(), 421);
+}
+
+#[test]
+fn a_saved_tokenizer_reads_back_the_same() {
+    let expected = read("tokens.json");
+    for name in ["bytelevel", "smollm.gguf", "llama-bpe.gguf", "llama.gguf"] {
+        let tokenizer = open(name);
+        let folder = tempfile::tempdir().expect("a folder");
+        tokenizer.save(folder.path()).expect("saved");
+        let again = Tokenizer::from_folder(folder.path()).expect("reads back");
+        for text in texts(&expected["texts"]).into_iter().chain(texts(&expected["special_texts"])) {
+            let both = |tokenizer: &Tokenizer| {
+                (tokenizer.encode(text).expect("encodes"), tokenizer.encode_with_special(text).expect("encodes"))
+            };
+            assert_eq!(both(&again), both(&tokenizer), "{name}: {text:?}");
+        }
+        assert_eq!(again.eos_tokens(), tokenizer.eos_tokens(), "{name}");
+        assert_eq!(again.adds_bos(), tokenizer.adds_bos(), "{name}");
+        assert_eq!(again.chat_template(), tokenizer.chat_template(), "{name}");
+    }
+}
+
+#[test]
+fn text_that_goes_on_gets_no_space_of_its_own() {
+    let tokenizer = open("llama.gguf");
+    let whole = tokenizer.encode("Please send").expect("encodes");
+    let mut parts = tokenizer.encode("Please").expect("encodes");
+    parts.extend(tokenizer.encode_continuation(" send").expect("encodes"));
+    assert_eq!(parts, whole);
+    // The first word alone gets one.
+    let alone = tokenizer.encode("send").expect("encodes");
+    assert_ne!(alone, tokenizer.encode_continuation("send").expect("encodes"));
+    assert_eq!(alone, tokenizer.encode_continuation(" send").expect("encodes"));
+}
+
+/// Writes the ids of every text field of data files, for tests/reference/compare_tokens.py, which sets the
+/// variables. Does nothing without them.
+#[test]
+fn ids_of_data_files_for_a_comparison() {
+    let Ok(model) = std::env::var("BURNISH_TOKENS_MODEL") else { return };
+    let variable = |name: &str| std::env::var(name).expect("set together with BURNISH_TOKENS_MODEL");
+    let path = Path::new(&model);
+    let tokenizer = match path.is_dir() {
+        true => Tokenizer::from_folder(path).expect("a tokenizer"),
+        false => Tokenizer::from_gguf(&Gguf::open(path).expect("a GGUF file")).expect("a tokenizer"),
+    };
+    if let Ok(folder) = std::env::var("BURNISH_TOKENS_SAVE") {
+        tokenizer.save(Path::new(&folder)).expect("saved");
+    }
+    let mut lines = String::new();
+    for file in variable("BURNISH_TOKENS_DATA").split(':') {
+        for row in std::fs::read_to_string(file).expect("readable").lines() {
+            let row: Value = serde_json::from_str(row).expect("a JSON object");
+            for text in row.as_object().expect("an object").values().filter_map(Value::as_str) {
+                let ids = tokenizer.encode(text).expect("encodes");
+                assert_eq!(tokenizer.decode(&ids, false).expect("decodes"), text);
+                lines.push_str(&format!("{}\n", serde_json::json!({"text": text, "ids": ids})));
+            }
+        }
+    }
+    std::fs::write(variable("BURNISH_TOKENS_OUT"), lines).expect("written");
+}
