@@ -1,12 +1,15 @@
 //! Integration tests: one binary, one module an area.
 
 mod adapter_file;
+mod data;
 mod hostile_adapter;
+mod hostile_text;
 mod hostile_weights;
 mod merge;
 mod model;
 mod pull;
 mod recipe;
 mod scores;
+mod tokenizer;
 mod training;
 mod weights;
