@@ -2,12 +2,12 @@
 
 use burn::tensor::{DType, Device};
 
-use super::base::BaseFiles;
+use super::base::{BaseFiles, StoredWeight};
 use super::config::ModelConfig;
 use super::decoder::{Decoder, SITES_PER_LAYER, geometry};
 use super::names;
 use crate::error::{Error, Result};
-use crate::files::{Dtype, RawTensor};
+use crate::files::Dtype;
 use crate::nn::{Layer, Projection};
 use crate::ops::frozen::FrozenWeight;
 
@@ -18,13 +18,33 @@ pub enum Compute {
     Bf16,
 }
 
-/// What becomes of the base's weights in memory.
+/// What becomes of the base's weights in memory. A weight that a checkpoint holds packed stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quant {
     /// As stored if dense; GGUF blocks are decoded.
     None,
     /// GGUF blocks stay as they are.
     Keep,
+    /// The layers' projections in bitsandbytes' NF4; embedding, norms and head stay dense.
+    Nf4 {
+        /// Block scales are quantised too.
+        double: bool,
+    },
+    /// The layers' projections in int8, a scale a row.
+    Int8,
+}
+
+impl Quant {
+    /// The name that recipes and adapters use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Keep => "keep",
+            Self::Nf4 { double: false } => "nf4",
+            Self::Nf4 { double: true } => "nf4-double",
+            Self::Int8 => "int8",
+        }
+    }
 }
 
 /// How to load a base.
@@ -61,10 +81,10 @@ impl Decoder {
                 progress(done, total);
             },
         };
-        let embedding = loader.weight(names::EMBEDDING)?;
+        let embedding = loader.weight(names::EMBEDDING, false)?;
         let layers = (0..config.layers).map(|layer| loader.layer(layer)).collect::<Result<_>>()?;
         let norm = loader.vector(names::FINAL_NORM)?;
-        let head = if config.tied_head { embedding.clone() } else { loader.weight(names::HEAD)? };
+        let head = if config.tied_head { embedding.clone() } else { loader.weight(names::HEAD, false)? };
         let head = Projection { weight: head, bias: None, site: config.layers * SITES_PER_LAYER };
         let geometry = geometry(&config);
         Ok(Self { config, device: options.device.clone(), compute, embedding, layers, norm, head, geometry })
@@ -85,7 +105,7 @@ impl Loader<'_> {
         let mut projections = modules.iter().chain(&mlp).enumerate().map(|(index, module)| {
             let bias = names::layer(layer, module, "bias");
             Ok(Projection {
-                weight: self.weight(&names::layer(layer, module, "weight"))?,
+                weight: self.weight(&names::layer(layer, module, "weight"), true)?,
                 bias: if self.base.has(&bias) { Some(self.vector(&bias)?) } else { None },
                 site: layer * SITES_PER_LAYER + index,
             })
@@ -114,45 +134,85 @@ impl Loader<'_> {
         Ok(values)
     }
 
-    fn weight(&mut self, name: &str) -> Result<FrozenWeight> {
-        let raw = self.base.tensor(name)?;
+    /// `quantise`: whether the recipe's quantisation applies to it.
+    fn weight(&mut self, name: &str, quantise: bool) -> Result<FrozenWeight> {
+        let stored = self.base.weight(name)?;
         (self.advance)();
-        let &[rows, columns] = raw.shape.as_slice() else {
-            return Err(Error::input(format!("{}: tensor {name}", self.base.path().display()), "is not a matrix"));
+        let place = format!("{}: tensor {name}", self.base.path().display());
+        let &[rows, columns] = stored.shape() else {
+            return Err(Error::input(place, "is not a matrix"));
         };
-        place(raw, rows, columns, self.options)
+        let quant = if quantise || self.options.quant == Quant::Keep { self.options.quant } else { Quant::None };
+        match stored {
+            stored if !is_processor(&self.options.device) => elsewhere(&stored, quant, rows, columns, self.options),
+            stored => place_matrix(&place, stored, quant, rows, columns, self.options.compute),
+        }
     }
 }
 
 #[cfg(feature = "cpu")]
-fn place(raw: RawTensor, rows: usize, columns: usize, options: &LoadOptions) -> Result<FrozenWeight> {
+fn is_processor(device: &Device) -> bool {
+    *device == Device::flex()
+}
+
+#[cfg(not(feature = "cpu"))]
+fn is_processor(_: &Device) -> bool {
+    false
+}
+
+#[cfg(feature = "cpu")]
+fn place_matrix(
+    place: &str,
+    stored: StoredWeight,
+    quant: Quant,
+    rows: usize,
+    columns: usize,
+    compute: Compute,
+) -> Result<FrozenWeight> {
     use crate::files::Bytes;
+    use crate::files::bitsandbytes::{Int8Tensor, Nf4Tensor};
     use crate::ops::cpu::matrix::{Matrix, Storage};
     use crate::quant::float;
 
-    if options.device != Device::flex() {
-        return elsewhere(&raw, rows, columns, options);
-    }
-    let storage = match (raw.dtype, options.compute, options.quant) {
-        (Dtype::Block(block), _, Quant::Keep) => Storage::Blocks(block, raw.bytes),
-        (Dtype::Bf16, _, _) => Storage::Bf16(raw.bytes),
-        (Dtype::F32, Compute::F32, _) => Storage::F32(raw.bytes),
-        (Dtype::F16, Compute::F32, _) => Storage::F16(raw.bytes),
-        (_, Compute::F32, _) => Storage::F32(Bytes::from(float::encode_f32(&raw.to_f32()?))),
-        (_, Compute::Bf16, _) => Storage::Bf16(Bytes::from(float::encode_bf16(&raw.to_f32()?))),
+    let storage = match stored {
+        StoredWeight::Nf4(tensor) => Storage::Nf4(tensor),
+        StoredWeight::Int8(tensor) => Storage::Int8(tensor),
+        StoredWeight::Dense(raw) => match (quant, raw.dtype, compute) {
+            (Quant::Nf4 { double }, _, _) => {
+                Storage::Nf4(Nf4Tensor::quantise(place, &[rows, columns], &raw.to_f32()?, double)?)
+            }
+            (Quant::Int8, _, _) => Storage::Int8(Int8Tensor::quantise(place, [rows, columns], &raw.to_f32()?)?),
+            (Quant::Keep, Dtype::Block(block), _) => Storage::Blocks(block, raw.bytes),
+            (_, Dtype::Bf16, _) => Storage::Bf16(raw.bytes),
+            (_, Dtype::F32, Compute::F32) => Storage::F32(raw.bytes),
+            (_, Dtype::F16, Compute::F32) => Storage::F16(raw.bytes),
+            (_, _, Compute::F32) => Storage::F32(Bytes::from(float::encode_f32(&raw.to_f32()?))),
+            (_, _, Compute::Bf16) => Storage::Bf16(Bytes::from(float::encode_bf16(&raw.to_f32()?))),
+        },
     };
     Ok(FrozenWeight::from_matrix(Matrix::new(rows, columns, storage)))
 }
 
 #[cfg(not(feature = "cpu"))]
-fn place(raw: RawTensor, rows: usize, columns: usize, options: &LoadOptions) -> Result<FrozenWeight> {
-    elsewhere(&raw, rows, columns, options)
+fn place_matrix(_: &str, _: StoredWeight, _: Quant, _: usize, _: usize, _: Compute) -> Result<FrozenWeight> {
+    unreachable!("without the processor's kernels no device is the processor")
 }
 
 /// Any other device holds dense f32 tensors.
-fn elsewhere(raw: &RawTensor, rows: usize, columns: usize, options: &LoadOptions) -> Result<FrozenWeight> {
-    if matches!((raw.dtype, options.quant), (Dtype::Block(_), Quant::Keep)) {
-        return Err(Error::input("base.quant", "blocks that stay packed need `--device cpu`"));
+fn elsewhere(
+    stored: &StoredWeight,
+    quant: Quant,
+    rows: usize,
+    columns: usize,
+    options: &LoadOptions,
+) -> Result<FrozenWeight> {
+    let packed = match stored {
+        StoredWeight::Dense(raw) => quant == Quant::Keep && matches!(raw.dtype, Dtype::Block(_)),
+        StoredWeight::Nf4(_) | StoredWeight::Int8(_) => true,
+    };
+    if packed || matches!(quant, Quant::Nf4 { .. } | Quant::Int8) {
+        return Err(Error::input("base.quant", "weights that stay packed need `--device cpu`")
+            .hint("on this device use a dense base and `quant = \"none\"`"));
     }
-    Ok(FrozenWeight::from_values(raw.to_f32()?, rows, columns, &options.device))
+    Ok(FrozenWeight::from_values(stored.to_f32()?, rows, columns, &options.device))
 }

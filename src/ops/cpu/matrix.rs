@@ -12,6 +12,7 @@ use super::kernel::{Element, PANEL};
 use super::pack::{Columns, PlainColumns, Stored, pack_rows, pack_rows_bf16, pack_rows_f32, write_depth_row};
 use super::product::{Rows, SharedMut, narrow};
 use crate::files::Bytes;
+use crate::files::bitsandbytes::{Int8Tensor, Nf4Tensor};
 use crate::quant::BlockType;
 
 /// How the values of a [`Matrix`] are stored.
@@ -22,6 +23,10 @@ pub enum Storage {
     Bf16(Bytes),
     /// GGUF blocks; a row is a whole number of blocks.
     Blocks(BlockType, Bytes),
+    /// bitsandbytes' 4-bit format, its scales single or quantised themselves.
+    Nf4(Nf4Tensor),
+    /// One scale a row.
+    Int8(Int8Tensor),
 }
 
 /// A frozen `[rows, columns]` matrix, row-major; for a projection `[out, in]`.
@@ -68,6 +73,8 @@ impl Matrix {
             Storage::F32(bytes) => bytes.len() / 4,
             Storage::F16(bytes) | Storage::Bf16(bytes) => bytes.len() / 2,
             Storage::Blocks(block, bytes) => bytes.len() / block.bytes_per_block() * block.values_per_block(),
+            Storage::Nf4(tensor) => tensor.elements(),
+            Storage::Int8(tensor) => tensor.elements(),
         };
         assert_eq!(values, rows * columns, "the storage holds the matrix");
         Self { rows, columns, storage }
@@ -96,6 +103,8 @@ impl Matrix {
             Storage::Bf16(bytes) => super::product::widen(&cast::<bf16>(bytes)[start..][..out.len()], out),
             Storage::F16(bytes) => widen_f16(&cast::<f16>(bytes)[start..][..out.len()], out),
             Storage::Blocks(block, bytes) => decode_blocks(*block, bytes, start, out),
+            Storage::Nf4(tensor) => decode_nf4(tensor, start, out),
+            Storage::Int8(tensor) => decode_int8(tensor, row, first, out),
         }
     }
 
@@ -161,24 +170,39 @@ fn cast<T: bytemuck::Pod>(bytes: &Bytes) -> &[T] {
     bytemuck::cast_slice(bytes)
 }
 
-/// Values `start..start + out.len()` of a run of blocks; whole blocks are decoded in place.
-fn decode_blocks(block: BlockType, bytes: &[u8], start: usize, out: &mut [f32]) {
-    let (values, size) = (block.values_per_block(), block.bytes_per_block());
-    let mut done = 0;
-    while done < out.len() {
-        let (index, skip) = ((start + done) / values, (start + done) % values);
-        let left = out.len() - done;
-        if skip == 0 && left >= values {
-            let whole = left / values;
-            block.decode(&bytes[index * size..(index + whole) * size], &mut out[done..done + whole * values]);
-            done += whole * values;
-        } else {
-            let mut one = [0f32; 256];
-            block.decode(&bytes[index * size..(index + 1) * size], &mut one[..values]);
-            let count = (values - skip).min(left);
-            out[done..done + count].copy_from_slice(&one[skip..skip + count]);
-            done += count;
+vectorised! {
+    /// Values `start..start + out.len()` of a run of blocks; whole blocks are decoded in place.
+    fn decode_blocks(block: BlockType, bytes: &[u8], start: usize, out: &mut [f32]) {
+        let (values, size) = (block.values_per_block(), block.bytes_per_block());
+        let mut done = 0;
+        while done < out.len() {
+            let (index, skip) = ((start + done) / values, (start + done) % values);
+            let left = out.len() - done;
+            if skip == 0 && left >= values {
+                let whole = left / values;
+                block.decode(&bytes[index * size..(index + whole) * size], &mut out[done..done + whole * values]);
+                done += whole * values;
+            } else {
+                let mut one = [0f32; 256];
+                block.decode(&bytes[index * size..(index + 1) * size], &mut one[..values]);
+                let count = (values - skip).min(left);
+                out[done..done + count].copy_from_slice(&one[skip..skip + count]);
+                done += count;
+            }
         }
+    }
+}
+
+vectorised! {
+    fn decode_nf4(tensor: &Nf4Tensor, first: usize, out: &mut [f32]) {
+        tensor.decode(first, out);
+    }
+}
+
+vectorised! {
+    fn decode_int8(tensor: &Int8Tensor, row: usize, first: usize, out: &mut [f32]) {
+        let start = row * tensor.shape[1] + first;
+        crate::quant::int8::decode_row(&tensor.codes[start..start + out.len()], tensor.row_absmax[row], out);
     }
 }
 
