@@ -20,6 +20,7 @@ pub mod ops;
 pub mod pull;
 pub mod quant;
 pub mod recipe;
+pub mod run;
 pub mod text;
 pub mod train;
 

@@ -11,7 +11,7 @@ use super::step::{Optimiser, StepReport, Trainee};
 use crate::adapter::file::HostAdapter;
 use crate::data::{Batch, Encoded, batch};
 use crate::error::{Error, Result};
-use crate::eval::loss::mean_loss;
+use crate::eval::loss::{ExampleLoss, mean_loss};
 use crate::model::Decoder;
 
 /// Stop when the validation loss no longer falls.
@@ -69,8 +69,9 @@ pub struct Outcome {
     /// Steps done.
     pub steps: u64,
     pub best_step: u64,
-    /// Validation loss before the first step and at the best one.
-    pub valid_loss: Option<(f64, f64)>,
+    /// Loss of each validation sequence before the first step and at the best one; empty without validation data.
+    pub valid_before: Vec<ExampleLoss>,
+    pub valid_after: Vec<ExampleLoss>,
     pub stopped_early: bool,
     /// Tokens through the model in training, by second of training.
     pub tokens_per_second: f64,
@@ -144,7 +145,8 @@ pub fn fit(
         adapter: race.best,
         steps: step,
         best_step: race.best_step,
-        valid_loss: race.first_loss.zip(race.best_loss),
+        valid_before: race.first,
+        valid_after: race.best_by_example,
         stopped_early,
         tokens_per_second: tokens as f64 / seconds,
     })
@@ -185,7 +187,8 @@ struct Race {
     best: HostAdapter,
     best_step: u64,
     best_loss: Option<f64>,
-    first_loss: Option<f64>,
+    first: Vec<ExampleLoss>,
+    best_by_example: Vec<ExampleLoss>,
     early_stopping: Option<EarlyStopping>,
     without_improvement: u64,
 }
@@ -196,7 +199,8 @@ impl Race {
             best: start.clone(),
             best_step: 0,
             best_loss: None,
-            first_loss: None,
+            first: Vec::new(),
+            best_by_example: Vec::new(),
             early_stopping,
             without_improvement: 0,
         }
@@ -219,11 +223,14 @@ impl Race {
             let min_delta = self.early_stopping.map_or(0.0, |stopping| stopping.min_delta);
             is_best = self.best_loss.is_none_or(|best| valid_loss < best);
             improved = self.best_loss.is_none_or(|best| valid_loss < best - min_delta);
-            self.first_loss.get_or_insert(valid_loss);
-            if is_best {
-                self.best_loss = Some(valid_loss);
+            if self.best_loss.is_none() {
+                self.first = losses.clone();
             }
             let tokens = losses.iter().map(|loss| loss.tokens).sum();
+            if is_best {
+                self.best_loss = Some(valid_loss);
+                self.best_by_example = losses;
+            }
             watch(Event::Evaluation { step, valid_loss, tokens, is_best })?;
         }
         if is_best {

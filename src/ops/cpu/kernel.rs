@@ -56,10 +56,12 @@ pub trait Element: bytemuck::Pod + Send + Sync + burn_backend::Element {
 impl Element for f32 {
     const DEPTH_UNIT: usize = 1;
 
+    #[inline(always)]
     fn round(value: f32) -> Self {
         value
     }
 
+    #[inline(always)]
     fn widen(self) -> f32 {
         self
     }
@@ -101,12 +103,14 @@ impl Element for f32 {
 impl Element for bf16 {
     const DEPTH_UNIT: usize = 2;
 
+    #[inline(always)]
     fn round(value: f32) -> Self {
-        bf16::from_f32(value)
+        bf16::from_bits(crate::quant::float::f32_to_bf16_bits(value))
     }
 
+    #[inline(always)]
     fn widen(self) -> f32 {
-        self.to_f32()
+        f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
     fn narrow_from(from: &[f32], to: &mut [bf16]) {

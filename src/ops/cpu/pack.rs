@@ -26,20 +26,23 @@ pub trait Stored: bytemuck::Pod + Send + Sync {
 }
 
 impl Stored for f32 {
+    #[inline(always)]
     fn to_f32(self) -> f32 {
         self
     }
 }
 
 impl Stored for bf16 {
+    #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 }
 
 impl Stored for f16 {
+    #[inline(always)]
     fn to_f32(self) -> f32 {
-        f16::to_f32(self)
+        crate::quant::float::f16_bits_to_f32(self.to_bits())
     }
 }
 

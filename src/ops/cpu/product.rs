@@ -324,11 +324,7 @@ vectorised! {
     /// f32 to bf16, to nearest, ties to even.
     pub fn narrow(from: &[f32], to: &mut [bf16]) {
         for (to, from) in to.iter_mut().zip(from) {
-            let bits = from.to_bits();
-            let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
-            // A NaN must stay one: adding could carry it to infinity or to zero.
-            let quiet = (bits >> 16) | 0x40;
-            *to = bf16::from_bits(if from.is_nan() { quiet } else { rounded } as u16);
+            *to = bf16::from_bits(crate::quant::float::f32_to_bf16_bits(*from));
         }
     }
 }

@@ -15,8 +15,8 @@ use crate::ops::cpu::isa::{Isa, vectorised};
 use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::math::exp;
 use crate::ops::cpu::matrix::{Matrix, Views};
-use crate::ops::cpu::pack::{PlainColumns, RowsAsColumns};
-use crate::ops::cpu::product::{Epilogue, Rows, Term, product};
+use crate::ops::cpu::pack::{Columns, PlainColumns, RowsAsColumns};
+use crate::ops::cpu::product::{Epilogue, Rows, Target, Term, product};
 use crate::ops::cpu::reduce::{sum_outer, transpose};
 use crate::ops::cpu::rowwise::for_each_row;
 use crate::ops::linear::Projected;
@@ -118,7 +118,7 @@ impl CrossEntropy {
             if !gradient {
                 continue;
             }
-            let d_logits = Rows::F32 { data: logits, stride: vocabulary };
+            let d_logits = in_format_of::<E>(logits, vocabulary);
             let mut d_picked = vec![0f32; count * width];
             self.sum_over_vocabulary::<E>(d_logits, count, &mut d_picked);
             if let (Some((a, b)), Some(low), Some(scale)) = (factors, &low, self.pair) {
@@ -126,7 +126,7 @@ impl CrossEntropy {
                 let d_low = multiply::<E>(count, rank, d_logits, &columns);
                 let d_low_rows = Rows::F32 { data: &d_low, stride: rank };
                 let columns = PlainColumns { data: f32s(a), stride: width, depth: rank, scale: 1.0 };
-                let target = crate::ops::cpu::product::Target::F32 { data: &mut d_picked, stride: width };
+                let target = Target::F32 { data: &mut d_picked, stride: width };
                 let term = Term::<E> { rows: d_low_rows, columns: &columns };
                 product(count, width, &[term], Epilogue { accumulate: true, ..Epilogue::default() }, target);
                 add(&mut da, &sum_outer(&d_low, rank, picked_rows, width, count, 1.0));
@@ -160,7 +160,7 @@ impl CrossEntropy {
         if let Some((rows, columns)) = &update {
             terms.push(Term { rows: *rows, columns });
         }
-        let target = crate::ops::cpu::product::Target::F32 { data: logits, stride: vocabulary };
+        let target = Target::F32 { data: logits, stride: vocabulary };
         let epilogue = Epilogue { bias: self.bias.as_deref(), ..Epilogue::default() };
         product(count, vocabulary, &terms, epilogue, target);
     }
@@ -175,7 +175,7 @@ impl CrossEntropy {
             let block = VOCABULARY_BLOCK.min(self.weight.rows() - first);
             let columns = Views::<E>::gradient_columns_of(&*self.weight, first, block);
             let term = Term { rows: d_logits.from_column(first), columns: &*columns };
-            let target = crate::ops::cpu::product::Target::F32 { data: d_hidden, stride: width };
+            let target = Target::F32 { data: d_hidden, stride: width };
             let epilogue = Epilogue { accumulate: first > 0, ..Epilogue::default() };
             product(count, width, &[term], epilogue, target);
         }
@@ -218,12 +218,38 @@ fn multiply<E: Element>(
     count: usize,
     columns: usize,
     left: Rows<'_>,
-    right: &dyn crate::ops::cpu::pack::Columns<E>,
+    right: &dyn Columns<E>,
 ) -> Vec<f32> {
     let mut out = vec![0f32; count * columns];
-    let target = crate::ops::cpu::product::Target::F32 { data: &mut out, stride: columns };
+    let target = Target::F32 { data: &mut out, stride: columns };
     product(count, columns, &[Term { rows: left, columns: right }], Epilogue::default(), target);
     out
+}
+
+/// The rows of `values` in the kernel's number format. bf16 is written over the first half of each row, once, rather
+/// than converted again by every product that reads it.
+fn in_format_of<E: Element>(values: &mut [f32], width: usize) -> Rows<'_> {
+    if E::DEPTH_UNIT == 1 {
+        return Rows::F32 { data: values, stride: width };
+    }
+    for_each_row(values, width, 0, |_, row, _| narrow_in_place(row));
+    Rows::Bf16 { data: bytemuck::cast_slice(values), stride: 2 * width }
+}
+
+vectorised! {
+    fn narrow_in_place(row: &mut [f32]) {
+        const LANES: usize = 32;
+        let width = row.len();
+        for first in (0..width).step_by(LANES) {
+            let count = LANES.min(width - first);
+            let mut values = [0f32; LANES];
+            values[..count].copy_from_slice(&row[first..first + count]);
+            let narrowed = values.map(<bf16 as Element>::round);
+            // What is overwritten has been read: value `i` moves to half of its place.
+            let halves: &mut [bf16] = bytemuck::cast_slice_mut(row);
+            halves[first..first + count].copy_from_slice(&narrowed[..count]);
+        }
+    }
 }
 
 fn add(sums: &mut [f32], values: &[f32]) {

@@ -1,0 +1,120 @@
+//! Evaluation of a base, or of a base with an adapter, on a data file.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::base::OpenBase;
+use super::infer::{Answering, answer_ids};
+use super::train::Validation;
+use crate::adapter::file::HostAdapter;
+use crate::data::{Example, encode::LongPolicy};
+use crate::error::{Error, Result};
+use crate::eval::loss::{compare, mean_loss, perplexity};
+use crate::eval::text::{exact_match, rouge_l};
+use crate::generate::sample::SamplerConfig;
+use crate::model::Decoder;
+use crate::train::evaluate::evaluate as losses_of;
+
+/// What to measure beside the loss.
+#[derive(Debug, Clone)]
+pub struct EvalOptions {
+    /// Answer every example greedily and score the answers.
+    pub generate: bool,
+    /// The longest answer, in tokens.
+    pub max_tokens: usize,
+    /// Decides the bootstrap's resamples.
+    pub seed: u64,
+}
+
+/// What an evaluation says.
+#[derive(Debug, Clone, Serialize)]
+pub struct EvalReport {
+    /// Mean over the trained tokens, with the adapter if there is one.
+    pub loss: f64,
+    pub perplexity: f64,
+    /// Trained tokens.
+    pub tokens: usize,
+    pub examples: usize,
+    /// The base against base and adapter; none without an adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against_base: Option<Validation>,
+    /// Share of answers that are the expected text, white space at the ends aside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact_match: Option<f64>,
+    /// Mean ROUGE-L F1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rouge_l: Option<f64>,
+}
+
+/// Evaluates `examples`.
+///
+/// # Errors
+/// An example that cannot be encoded; no trained token; an adapter that does not fit; no answers to score.
+pub fn evaluate(
+    base: &OpenBase,
+    decoder: &Decoder,
+    adapter: Option<&HostAdapter>,
+    examples: &[Example],
+    data: &Path,
+    options: &EvalOptions,
+) -> Result<EvalReport> {
+    let limit = decoder.config().max_positions;
+    let set = base.encoder.encode_all(examples, limit, LongPolicy::Error)?;
+    if set.sequences.is_empty() {
+        return Err(Error::input(data.display(), "no example has a token to evaluate"));
+    }
+    let attached = adapter.map(|adapter| adapter.attach(decoder.config(), decoder.device())).transpose()?;
+    let losses = losses_of(decoder, attached.as_ref(), &set.sequences);
+    let tokens = losses.iter().map(|loss| loss.tokens).sum();
+    let against_base = match &attached {
+        Some(_) => {
+            let before = losses_of(decoder, None, &set.sequences);
+            Some(Validation::of(&compare(&before, &losses, options.seed)?, tokens))
+        }
+        None => None,
+    };
+    let loss = mean_loss(&losses)?;
+    let mut report = EvalReport {
+        loss,
+        perplexity: perplexity(loss),
+        tokens,
+        examples: set.sequences.len(),
+        against_base,
+        exact_match: None,
+        rouge_l: None,
+    };
+    if options.generate {
+        let asked = examples.iter().map(|example| base.encoder.prompt_and_answer(example)).collect::<Result<Vec<_>>>()?;
+        let (prompts, expected): (Vec<_>, Vec<_>) = asked.into_iter().flatten().unzip();
+        if prompts.is_empty() {
+            return Err(Error::input(data.display(), "no example has an answer to compare with")
+                .hint("--generate needs prompts with completions, Alpaca examples or conversations"));
+        }
+        let answering = Answering { sampler: SamplerConfig::default(), max_tokens: options.max_tokens, raw: true };
+        let answers = answer_ids(decoder, &base.encoder, attached.as_ref(), &prompts, &answering, |_, _| Ok(()))?;
+        let pairs = || answers.iter().zip(&expected);
+        let count = answers.len() as f64;
+        report.exact_match = Some(pairs().filter(|(answer, expected)| exact_match(expected, answer)).count() as f64 / count);
+        report.rouge_l = Some(pairs().map(|(answer, expected)| rouge_l(expected, answer)).sum::<f64>() / count);
+    }
+    Ok(report)
+}
+
+impl fmt::Display for EvalReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "loss {:.4}, perplexity {:.3} over {} tokens of {} examples",
+            self.loss, self.perplexity, self.tokens, self.examples
+        )?;
+        if let Some(against) = &self.against_base {
+            write!(f, "\n{against}")?;
+        }
+        if let (Some(exact), Some(rouge)) = (self.exact_match, self.rouge_l) {
+            write!(f, "\nexact match {:.1}%, ROUGE-L {:.3}", 100.0 * exact, rouge)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,9 @@
+//! Whole jobs: what a command does, without its arguments and its printing.
+
+pub mod base;
+pub mod evaluate;
+pub mod folder;
+pub mod infer;
+pub mod train;
+
+pub use base::OpenBase;
