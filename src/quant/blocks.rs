@@ -4,7 +4,7 @@
 //! the same order of `f32` operations, so that results equal theirs to the bit.
 //!
 //! The decoders are what the packed products call per tile: plain loops of fixed length without branches,
-//! always inlined, so that a caller compiled for AVX-512 gets AVX-512 code.
+//! compiled for several instruction sets, of which [`BlockType::decode`] takes the best there is.
 
 use super::float::f16_bits_to_f32;
 
@@ -104,22 +104,61 @@ impl BlockType {
 
     /// Decodes whole blocks: `blocks.len() / bytes_per_block()` of them to as many times
     /// `values_per_block()` values. Lengths that do not agree decode as far as both reach.
-    #[inline(always)]
+    ///
+    /// Takes the widest vectors the machine has; the results are the same to the bit with any.
+    #[inline]
     pub fn decode(self, blocks: &[u8], out: &mut [f32]) {
         debug_assert_eq!(
             blocks.len() / self.bytes_per_block() * self.values_per_block(),
             out.len(),
             "as many blocks as values"
         );
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+                // SAFETY: the machine has the instructions.
+                return unsafe { self.decode_avx512(blocks, out) };
+            }
+            if is_x86_feature_detected!("avx2") {
+                // SAFETY: the machine has the instructions.
+                return unsafe { self.decode_avx2(blocks, out) };
+            }
+        }
+        self.decode_inlined(blocks, out);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn decode_avx512(self, blocks: &[u8], out: &mut [f32]) {
+        self.decode_inlined(blocks, out);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn decode_avx2(self, blocks: &[u8], out: &mut [f32]) {
+        self.decode_inlined(blocks, out);
+    }
+
+    /// The loops over blocks, compiled for whatever instructions the caller is compiled for.
+    #[inline(always)]
+    fn decode_inlined(self, blocks: &[u8], out: &mut [f32]) {
+        // A loop and not a closure: a closure is not compiled for the caller's instructions.
+        macro_rules! each {
+            ($decode:ident) => {
+                for (block, values) in blocks.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+                    $decode(block, values);
+                }
+            };
+        }
         match self {
-            Self::Q4_0 => each(blocks, out, q4_0),
-            Self::Q4_1 => each(blocks, out, q4_1),
-            Self::Q5_0 => each(blocks, out, q5_0),
-            Self::Q5_1 => each(blocks, out, q5_1),
-            Self::Q8_0 => each(blocks, out, q8_0),
-            Self::Q4K => each(blocks, out, q4_k),
-            Self::Q5K => each(blocks, out, q5_k),
-            Self::Q6K => each(blocks, out, q6_k),
+            Self::Q4_0 => each!(q4_0),
+            Self::Q4_1 => each!(q4_1),
+            Self::Q5_0 => each!(q5_0),
+            Self::Q5_1 => each!(q5_1),
+            Self::Q8_0 => each!(q8_0),
+            Self::Q4K => each!(q4_k),
+            Self::Q5K => each!(q5_k),
+            Self::Q6K => each!(q6_k),
         }
     }
 }
@@ -130,43 +169,42 @@ impl std::fmt::Display for BlockType {
     }
 }
 
-/// Applies the decoder of one block of `BYTES` bytes and `VALUES` values to each block.
-#[inline(always)]
-fn each<const BYTES: usize, const VALUES: usize>(
-    blocks: &[u8],
-    out: &mut [f32],
-    decode: impl Fn(&[u8; BYTES], &mut [f32; VALUES]),
-) {
-    for (block, values) in blocks.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
-        decode(block, values);
-    }
-}
-
 /// The `f16` at byte `offset`.
 #[inline(always)]
 fn f16_at<const BYTES: usize>(block: &[u8; BYTES], offset: usize) -> f32 {
     f16_bits_to_f32(u16::from_le_bytes([block[offset], block[offset + 1]]))
 }
 
+/// Keeps the compiler from vectorising across blocks, with gathers: loops as short as those of Q4_0 and Q4_1
+/// are unrolled, and then the loop over blocks is the innermost. Three times as fast (AVX-512).
+#[inline(always)]
+fn opaque<const BYTES: usize>(block: &[u8; BYTES]) -> &[u8; BYTES] {
+    std::hint::black_box(block)
+}
+
 /// `d * (q - 8)`; low nibbles are the first half of the values.
 #[inline(always)]
 fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
+    let block = opaque(block);
     let scale = f16_at(block, 0);
     for i in 0..16 {
-        let byte = i32::from(block[2 + i]);
-        out[i] = scale * ((byte & 15) - 8) as f32;
-        out[16 + i] = scale * ((byte >> 4) - 8) as f32;
+        out[i] = scale * (i32::from(block[2 + i] & 15) - 8) as f32;
+    }
+    for i in 0..16 {
+        out[16 + i] = scale * (i32::from(block[2 + i] >> 4) - 8) as f32;
     }
 }
 
 /// `d * q + m`.
 #[inline(always)]
 fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
+    let block = opaque(block);
     let (scale, minimum) = (f16_at(block, 0), f16_at(block, 2));
     for i in 0..16 {
-        let byte = i32::from(block[4 + i]);
-        out[i] = scale * (byte & 15) as f32 + minimum;
-        out[16 + i] = scale * (byte >> 4) as f32 + minimum;
+        out[i] = scale * i32::from(block[4 + i] & 15) as f32 + minimum;
+    }
+    for i in 0..16 {
+        out[16 + i] = scale * i32::from(block[4 + i] >> 4) as f32 + minimum;
     }
 }
 
