@@ -2,7 +2,7 @@
 //!
 //! Read `docs/architecture.md` first. Modules in the order they build on each other (nothing imports upward):
 //! [`error`], [`quant`], [`files`], [`ops`], [`nn`], [`model`], [`adapter`], [`text`], [`data`], [`train`],
-//! [`generate`], [`eval`], [`pull`], [`recipe`], [`cli`].
+//! [`generate`], [`eval`], [`inspect`], [`pull`], [`recipe`], [`cli`].
 
 #![recursion_limit = "512"]
 
@@ -14,6 +14,7 @@ pub mod error;
 pub mod eval;
 pub mod files;
 pub mod generate;
+pub mod inspect;
 pub mod model;
 pub mod nn;
 pub mod ops;

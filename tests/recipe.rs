@@ -29,7 +29,7 @@ fn problems(result: Result<Plan, Error>) -> Vec<String> {
 fn the_smallest_recipe_gets_the_documented_defaults() {
     let plan = settings(SMALLEST).expect("valid");
     assert_eq!((plan.base.compute, plan.base.quant), (Compute::Bf16, Quant::None));
-    assert_eq!((plan.data.format, plan.data.overlong), (DataFormat::Auto, Overlong::Error));
+    assert_eq!((plan.data.format, plan.data.overlong), (DataFormat::Auto, Overlong::Drop));
     assert_eq!((plan.data.max_seq_tokens, plan.data.packing), (512, false));
     assert_eq!((plan.adapter.rank, plan.adapter.alpha, plan.adapter.dropout), (8, 16.0, 0.0));
     assert_eq!(plan.adapter.targets, [Target::Q, Target::V]);

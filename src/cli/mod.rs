@@ -1,1 +1,113 @@
-//! (being written)
+//! The command line: one file a command. Nothing here computes.
+//!
+//! The result goes to stdout, and nothing else does; everything else goes to stderr. Exit codes: 0 done, 1 failed,
+//! 2 used wrongly (arguments, recipe, bad input).
+
+mod inspect;
+mod panic;
+mod progress;
+mod pull;
+mod terminal;
+
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::device::DeviceChoice;
+use crate::error::{Error, Result};
+use terminal::{Colour, Terminal};
+
+/// Fine-tune LLaMA-family language models with LoRA and QLoRA.
+#[derive(Debug, Parser)]
+#[command(name = "burnish", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// Where to compute: cpu, wgpu, wgpu:N, cuda or cuda:N
+    #[arg(long, global = true, env = "BURNISH_DEVICE", default_value_t, value_name = "DEVICE")]
+    device: DeviceChoice,
+    /// Threads to compute with [default: one for each core]
+    #[arg(long, global = true, env = "BURNISH_THREADS", value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Print the result as one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+    /// Print nothing but the result and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Print more of what happens
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Colour on stderr
+    #[arg(long, global = true, env = "BURNISH_COLOR", value_enum, default_value_t, value_name = "WHEN")]
+    color: Colour,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Pull(pull::Arguments),
+    Inspect(inspect::Arguments),
+}
+
+/// Runs the program with the arguments of the process.
+pub fn main() -> ExitCode {
+    panic::keep_quiet();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come as errors too, for stdout and with code 0. A closed pipe is no reason to complain.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let terminal = Terminal::new(&cli.global);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&cli, &terminal)));
+    let result = outcome.unwrap_or_else(|_| Err(panic::as_error()));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal.error(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
+    use_threads(cli.global.threads)?;
+    terminal.detail(|| {
+        let (version, threads) = (env!("CARGO_PKG_VERSION"), rayon::current_num_threads());
+        let compiled = crate::device::compiled_in().join(", ");
+        format!("burnish {version}, built for {compiled}; device {}, {threads} threads", cli.global.device)
+    });
+    match &cli.command {
+        Command::Pull(arguments) => pull::run(arguments, terminal),
+        Command::Inspect(arguments) => inspect::run(arguments, terminal),
+    }
+}
+
+/// Sizes the pool that every kernel runs in.
+fn use_threads(threads: Option<NonZeroUsize>) -> Result<()> {
+    let Some(threads) = threads else { return Ok(()) };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();
+    pool.map_err(|error| Error::failed("--threads", format!("{threads} threads cannot be started: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

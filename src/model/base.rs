@@ -174,6 +174,29 @@ impl BaseFiles {
         }
     }
 
+    /// How a tensor is stored: `BF16`, `Q4_K`, or `NF4` and `INT8` for what bitsandbytes packed. Reads headers only.
+    pub fn storage_name(&self, hf_name: &str) -> Option<String> {
+        match &self.source {
+            Source::Folder(shards) => {
+                let file = shards.file_of(hf_name)?;
+                match bitsandbytes::storage(file, hf_name) {
+                    Storage::Dense => file.dtype_name(hf_name),
+                    Storage::FourBit => Some("NF4".to_owned()),
+                    Storage::EightBit => Some("INT8".to_owned()),
+                }
+            }
+            Source::Gguf(gguf) => gguf.dtype(&names::hf_to_gguf(hf_name)?).map(|dtype| dtype.name().to_owned()),
+        }
+    }
+
+    /// Size of the files of weights.
+    pub fn file_bytes(&self) -> usize {
+        match &self.source {
+            Source::Folder(shards) => shards.files.iter().map(SafeTensorsFile::file_bytes).sum(),
+            Source::Gguf(gguf) => gguf.file_bytes(),
+        }
+    }
+
     fn gguf_tensor(&self, gguf: &Gguf, hf_name: &str) -> Result<RawTensor> {
         let name = names::hf_to_gguf(hf_name).ok_or_else(|| self.unknown(hf_name))?;
         let tensor = gguf.tensor(&name)?;

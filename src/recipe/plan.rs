@@ -90,7 +90,7 @@ section! {
         /// The longest sequence, in tokens.
         max_seq_tokens: usize = Take(512), between(2..=1 << 24);
         /// What happens to an example longer than `max_seq_tokens`.
-        overlong: Overlong = Take(Overlong::Error), any();
+        overlong: Overlong = Take(Overlong::Drop), any();
         /// Fill each sequence slot up to `max_seq_tokens` with several examples; attention never crosses from one to the next.
         packing: bool = Take(false), any();
     }
@@ -115,12 +115,12 @@ choice! {
 choice! {
     /// What happens to an example that is longer than the limit.
     Overlong {
-        /// It is a problem, reported before training.
-        Error = "error",
         /// It is left out, and counted.
         Drop = "drop",
         /// The start of its prompt is cut off.
         TruncatePrompt = "truncate-prompt",
+        /// It is a problem, reported before training.
+        Error = "error",
     }
 }
 

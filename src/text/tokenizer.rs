@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::check;
 use crate::error::{Error, Result};
 use crate::files::{atomic, json as strict_json, open};
+use crate::model::BaseFiles;
 
 /// The largest `tokenizer.json` read; the largest known ones are about 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
@@ -87,6 +88,14 @@ impl Tokenizer {
         let value = strict_json::parse(&place, &open::read(&path, MAX_TOKENIZER_BYTES)?)?;
         let surroundings = read_surroundings(folder, &value)?;
         Self::build(place, value, surroundings, Source::Folder(folder.to_owned()))
+    }
+
+    /// The tokenizer that a base model brings: in its folder, or in its GGUF file.
+    pub fn of_base(base: &BaseFiles) -> Result<Self> {
+        match base.gguf() {
+            Some(gguf) => Self::from_gguf(gguf),
+            None => Self::from_folder(base.path()),
+        }
     }
 
     /// Reads the tokenizer from the bytes of a `tokenizer.json` alone. `name` stands in messages.

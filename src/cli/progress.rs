@@ -1,0 +1,68 @@
+//! Progress on stderr: a bar where that is a terminal, plain lines otherwise.
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::terminal::Terminal;
+use crate::pull::Event;
+
+/// Shows downloads.
+pub(super) struct Downloads<'t> {
+    terminal: &'t Terminal,
+    bar: Option<ProgressBar>,
+}
+
+impl<'t> Downloads<'t> {
+    pub(super) fn new(terminal: &'t Terminal) -> Self {
+        Self { terminal, bar: None }
+    }
+
+    /// Shows what happened.
+    pub(super) fn show(&mut self, event: Event) {
+        match event {
+            Event::Notice(text) => {
+                self.end();
+                self.terminal.message(text);
+            }
+            Event::Start { file, bytes_done, bytes_total } => {
+                self.end();
+                match (self.terminal.shows_bars(), bytes_total) {
+                    (true, total) => self.bar = Some(bytes_bar(file, bytes_done, total)),
+                    (false, Some(total)) => self.terminal.message(format!("{file}: {:.1} MB", total as f64 / 1e6)),
+                    (false, None) => self.terminal.message(file),
+                }
+            }
+            Event::Advance { bytes } => {
+                if let Some(bar) = &self.bar {
+                    bar.inc(bytes);
+                }
+            }
+            Event::Finish => {
+                if let Some(bar) = self.bar.take() {
+                    bar.finish();
+                }
+            }
+        }
+    }
+
+    /// Leaves a bar that is not finished as it is.
+    fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.abandon();
+        }
+    }
+}
+
+fn bytes_bar(file: &str, done: u64, total: Option<u64>) -> ProgressBar {
+    let (bar, template) = match total {
+        Some(total) => {
+            (ProgressBar::new(total), "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}")
+        }
+        None => (ProgressBar::new_spinner(), "{msg} {spinner} {decimal_bytes} {decimal_bytes_per_sec}"),
+    };
+    // A template that does not parse would only cost us its looks.
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message(file.to_owned());
+    bar.set_position(done);
+    bar.reset_eta();
+    bar
+}

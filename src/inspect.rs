@@ -1,0 +1,271 @@
+//! What a path is: a base model, an adapter or a run, from headers and configurations alone.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::adapter::file::{HostAdapter, WEIGHTS_FILE};
+use crate::adapter::peft_config::{CONFIG_FILE, PeftConfig};
+use crate::error::{Error, Result};
+use crate::files::json;
+use crate::model::BaseFiles;
+use crate::text::Tokenizer;
+
+/// The file in a run folder that says what was run.
+pub const RUN_FILE: &str = "run.json";
+
+/// What a path is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Inspection {
+    Base(Base),
+    Adapter(Adapter),
+    Run(Run),
+}
+
+/// A base model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Base {
+    pub path: PathBuf,
+    /// `huggingface` or `gguf`.
+    pub format: &'static str,
+    /// The class name that `config.json` uses.
+    pub architecture: &'static str,
+    /// A tied head counts once.
+    pub parameters: usize,
+    /// Size of the files of weights.
+    pub bytes: usize,
+    /// By how they are stored.
+    pub storage: BTreeMap<String, Storage>,
+    pub layers: usize,
+    pub hidden_size: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub vocab_size: usize,
+    pub max_positions: usize,
+    pub tied_head: bool,
+    /// `None` where there is none; training and generation need one.
+    pub tokenizer: Option<TokenizerFacts>,
+    /// Identifies the weights; an adapter carries its base's.
+    pub sha256: String,
+}
+
+/// Tensors that are stored alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Storage {
+    pub tensors: usize,
+    pub parameters: usize,
+}
+
+/// A base's tokenizer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TokenizerFacts {
+    pub vocab_size: usize,
+    pub bos: Option<String>,
+    /// Any of these ends a text.
+    pub eos: Vec<String>,
+    pub chat_template: bool,
+}
+
+/// An adapter in PEFT's format.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Adapter {
+    pub path: PathBuf,
+    pub rank: usize,
+    pub alpha: f64,
+    pub dropout: f64,
+    pub rslora: bool,
+    /// The base it names; nothing follows it.
+    pub base: Option<String>,
+    pub parameters: usize,
+    /// Pairs by projection.
+    pub targets: BTreeMap<String, usize>,
+    /// `burnish.…` from the file of weights; empty for a foreign adapter.
+    pub provenance: BTreeMap<String, String>,
+}
+
+/// A run folder: its adapter, and what was run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Run {
+    pub adapter: Adapter,
+    /// `run.json` as it is.
+    pub run: Value,
+}
+
+/// Finds out what `path` is.
+///
+/// # Errors
+/// Input: neither a base, an adapter nor a run folder, or a broken one.
+pub fn inspect(path: &Path) -> Result<Inspection> {
+    let metadata = std::fs::metadata(path).map_err(|error| Error::read(path, &error))?;
+    let has = |file: &str| path.join(file).is_file();
+    if metadata.is_dir() && (has(CONFIG_FILE) || has(WEIGHTS_FILE)) {
+        let adapter = adapter(path)?;
+        return Ok(match has(RUN_FILE) {
+            true => Inspection::Run(Run { adapter, run: json::read(&path.join(RUN_FILE))? }),
+            false => Inspection::Adapter(adapter),
+        });
+    }
+    if metadata.is_dir() && !has("config.json") {
+        let message = format!("holds neither config.json nor {CONFIG_FILE}");
+        return Err(Error::input(path.display(), message).hint("expected a model, an adapter or a run folder"));
+    }
+    base(path).map(Inspection::Base)
+}
+
+fn base(path: &Path) -> Result<Base> {
+    let base = BaseFiles::open(path)?;
+    let config = base.config();
+    let mut storage: BTreeMap<String, Storage> = BTreeMap::new();
+    for tensor in crate::model::names::tensors(config) {
+        let Some(name) = base.storage_name(&tensor.hf) else { continue };
+        let entry = storage.entry(name).or_default();
+        entry.tensors += 1;
+        entry.parameters += tensor.shape.iter().product::<usize>();
+    }
+    Ok(Base {
+        path: path.to_owned(),
+        format: if base.is_gguf() { "gguf" } else { "huggingface" },
+        architecture: config.architecture.class_name(),
+        parameters: config.parameters(),
+        bytes: base.file_bytes(),
+        storage,
+        layers: config.layers,
+        hidden_size: config.hidden_size,
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        vocab_size: config.vocab_size,
+        max_positions: config.max_positions,
+        tied_head: config.tied_head,
+        tokenizer: tokenizer(&base)?,
+        sha256: base.content_hash()?,
+    })
+}
+
+fn tokenizer(base: &BaseFiles) -> Result<Option<TokenizerFacts>> {
+    let has_tokenizer = match base.gguf() {
+        Some(gguf) => gguf.get("tokenizer.ggml.tokens").is_some(),
+        None => base.path().join("tokenizer.json").is_file(),
+    };
+    if !has_tokenizer {
+        return Ok(None);
+    }
+    let tokenizer = Tokenizer::of_base(base)?;
+    let name = |id: u32| tokenizer.id_to_token(id).unwrap_or_else(|| id.to_string());
+    Ok(Some(TokenizerFacts {
+        vocab_size: tokenizer.vocab_size(),
+        bos: tokenizer.bos().map(name),
+        eos: tokenizer.eos_tokens().into_iter().map(name).collect(),
+        chat_template: tokenizer.chat_template().is_some(),
+    }))
+}
+
+fn adapter(path: &Path) -> Result<Adapter> {
+    let loaded = HostAdapter::load(path)?;
+    let config = PeftConfig::read(path)?;
+    let mut targets = BTreeMap::new();
+    for module in loaded.pairs.keys() {
+        let projection = module.rsplit('.').next().unwrap_or(module);
+        *targets.entry(projection.to_owned()).or_insert(0) += 1;
+    }
+    Ok(Adapter {
+        path: path.to_owned(),
+        rank: loaded.rank,
+        alpha: loaded.alpha,
+        dropout: loaded.dropout,
+        rslora: config.rslora,
+        base: config.base_name,
+        parameters: loaded.pairs.values().map(|pair| pair.a.len() + pair.b.len()).sum(),
+        targets,
+        provenance: loaded.metadata,
+    })
+}
+
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Base(base) => base.fmt(f),
+            Self::Adapter(adapter) => adapter.fmt(f),
+            Self::Run(run) => {
+                writeln!(f, "{}", run.adapter)?;
+                let lines = run.run.as_object().into_iter().flatten();
+                let plain = lines.filter(|(_, value)| !value.is_object() && !value.is_array());
+                let plain: Vec<(&str, String)> = plain.map(|(key, value)| (key.as_str(), text(value))).collect();
+                table(f, &plain)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let storage = self.storage.iter().map(|(name, storage)| format!("{name} × {}", storage.tensors));
+        let attention = if self.heads == self.kv_heads { "" } else { " (grouped)" };
+        let mut lines = vec![
+            ("base", self.path.display().to_string()),
+            ("architecture", format!("{}, {}", self.architecture, self.format)),
+            ("parameters", format!("{} ({})", self.parameters, in_millions(self.parameters))),
+            ("files", format!("{:.1} MB", self.bytes as f64 / 1e6)),
+            ("stored as", storage.collect::<Vec<_>>().join(", ")),
+            ("layers", self.layers.to_string()),
+            ("hidden size", self.hidden_size.to_string()),
+            ("heads", format!("{} query, {} key/value{attention}", self.heads, self.kv_heads)),
+            ("positions", self.max_positions.to_string()),
+            ("vocabulary", format!("{}{}", self.vocab_size, if self.tied_head { ", head tied" } else { "" })),
+        ];
+        match &self.tokenizer {
+            Some(tokenizer) => {
+                let bos = tokenizer.bos.as_deref().unwrap_or("none");
+                let tokens = format!("{} tokens, begin {bos}, end {}", tokenizer.vocab_size, tokenizer.eos.join(" "));
+                lines.push(("tokenizer", tokens));
+                lines.push(("chat template", if tokenizer.chat_template { "yes" } else { "none" }.to_owned()));
+            }
+            None => lines.push(("tokenizer", "none".to_owned())),
+        }
+        lines.push(("sha256", self.sha256.clone()));
+        table(f, &lines)
+    }
+}
+
+impl fmt::Display for Adapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let targets = self.targets.iter().map(|(target, count)| format!("{target} × {count}"));
+        let scaling = if self.rslora { ", alpha / √rank" } else { "" };
+        let mut lines = vec![
+            ("adapter", self.path.display().to_string()),
+            ("rank", self.rank.to_string()),
+            ("alpha", format!("{}{scaling}", self.alpha)),
+            ("dropout", self.dropout.to_string()),
+            ("targets", targets.collect::<Vec<_>>().join(", ")),
+            ("parameters", format!("{} ({})", self.parameters, in_millions(self.parameters))),
+            ("base", self.base.clone().unwrap_or_else(|| "not named".to_owned())),
+        ];
+        lines.extend(self.provenance.iter().map(|(key, value)| (key.as_str(), value.clone())));
+        table(f, &lines)
+    }
+}
+
+fn in_millions(count: usize) -> String {
+    match count {
+        0..1_000_000 => format!("{:.1} k", count as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", count as f64 / 1e6),
+        _ => format!("{:.2} B", count as f64 / 1e9),
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Two columns; no line break after the last line.
+fn table(f: &mut fmt::Formatter<'_>, lines: &[(&str, String)]) -> fmt::Result {
+    let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    for (index, (name, value)) in lines.iter().enumerate() {
+        let end = if index + 1 == lines.len() { "" } else { "\n" };
+        write!(f, "{name:width$}  {value}{end}")?;
+    }
+    Ok(())
+}
