@@ -3,11 +3,16 @@
 //! The result goes to stdout, and nothing else does; everything else goes to stderr. Exit codes: 0 done, 1 failed,
 //! 2 used wrongly (arguments, recipe, bad input).
 
+mod eval;
+mod generate;
 mod inspect;
+mod merge;
+mod model;
 mod panic;
 mod progress;
 mod pull;
 mod terminal;
+mod train;
 
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
@@ -54,6 +59,10 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::Arguments),
+    Train(train::Arguments),
+    Eval(eval::Arguments),
+    Merge(merge::Arguments),
+    Generate(generate::Arguments),
     Inspect(inspect::Arguments),
 }
 
@@ -89,6 +98,10 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
     });
     match &cli.command {
         Command::Pull(arguments) => pull::run(arguments, terminal),
+        Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
+        Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
+        Command::Merge(arguments) => merge::run(arguments, terminal),
+        Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),
     }
 }

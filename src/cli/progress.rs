@@ -54,9 +54,10 @@ impl<'t> Downloads<'t> {
 
 fn bytes_bar(file: &str, done: u64, total: Option<u64>) -> ProgressBar {
     let (bar, template) = match total {
-        Some(total) => {
-            (ProgressBar::new(total), "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}")
-        }
+        Some(total) => (
+            ProgressBar::new(total),
+            "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
+        ),
         None => (ProgressBar::new_spinner(), "{msg} {spinner} {decimal_bytes} {decimal_bytes_per_sec}"),
     };
     // A template that does not parse would only cost us its looks.

@@ -77,16 +77,28 @@ impl Terminal {
     /// # Errors
     /// Failed: stdout cannot be written to. A reader that has gone away is no error.
     pub(super) fn result(&self, result: &(impl Display + Serialize)) -> Result<()> {
-        let text = match self.json {
-            true => serde_json::to_string(result).map_err(|error| Error::failed("stdout", error.to_string()))?,
-            false => result.to_string(),
-        };
-        match writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush()) {
-            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-                Err(Error::failed("stdout", format!("cannot be written: {error}")))
-            }
-            _ => Ok(()),
+        match self.json {
+            true => self.json(result),
+            false => line(&result.to_string()),
         }
+    }
+
+    /// One JSON object, on stdout.
+    ///
+    /// # Errors
+    /// As [`Self::result`].
+    pub(super) fn json(&self, result: &impl Serialize) -> Result<()> {
+        line(&serde_json::to_string(result).map_err(|error| Error::failed("stdout", error.to_string()))?)
+    }
+}
+
+/// A line on stdout.
+fn line(text: &str) -> Result<()> {
+    match writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::failed("stdout", format!("cannot be written: {error}")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -86,7 +86,8 @@ pub fn evaluate(
         rouge_l: None,
     };
     if options.generate {
-        let asked = examples.iter().map(|example| base.encoder.prompt_and_answer(example)).collect::<Result<Vec<_>>>()?;
+        let asked =
+            examples.iter().map(|example| base.encoder.prompt_and_answer(example)).collect::<Result<Vec<_>>>()?;
         let (prompts, expected): (Vec<_>, Vec<_>) = asked.into_iter().flatten().unzip();
         if prompts.is_empty() {
             return Err(Error::input(data.display(), "no example has an answer to compare with")
@@ -96,7 +97,8 @@ pub fn evaluate(
         let answers = answer_ids(decoder, &base.encoder, attached.as_ref(), &prompts, &answering, |_, _| Ok(()))?;
         let pairs = || answers.iter().zip(&expected);
         let count = answers.len() as f64;
-        report.exact_match = Some(pairs().filter(|(answer, expected)| exact_match(expected, answer)).count() as f64 / count);
+        report.exact_match =
+            Some(pairs().filter(|(answer, expected)| exact_match(expected, answer)).count() as f64 / count);
         report.rouge_l = Some(pairs().map(|(answer, expected)| rouge_l(expected, answer)).sum::<f64>() / count);
     }
     Ok(report)

@@ -152,11 +152,13 @@ pub fn train(recipe: &Recipe, choice: &DeviceChoice, watch: &mut dyn Watch) -> R
         watch.event(&event);
         match event {
             Event::Begin { parameters: count, .. } => parameters = count,
-            Event::Step { step, learning_rate, report, tokens_per_second, peak_bytes, epoch } => folder.record(&json!({
-                "step": step, "epoch": epoch, "loss": report.loss, "learning_rate": learning_rate,
-                "grad_norm": report.grad_norm, "tokens": report.tokens, "trained_tokens": report.trained_tokens,
-                "tokens_per_second": tokens_per_second, "peak_bytes": peak_bytes,
-            }))?,
+            Event::Step { step, learning_rate, report, tokens_per_second, peak_bytes, epoch } => {
+                folder.record(&json!({
+                    "step": step, "epoch": epoch, "loss": report.loss, "learning_rate": learning_rate,
+                    "grad_norm": report.grad_norm, "tokens": report.tokens, "trained_tokens": report.trained_tokens,
+                    "tokens_per_second": tokens_per_second, "peak_bytes": peak_bytes,
+                }))?
+            }
             Event::Evaluation { step, valid_loss, tokens, is_best } => folder.record(&json!({
                 "step": step, "valid_loss": valid_loss, "valid_tokens": tokens, "is_best": is_best,
             }))?,
@@ -302,10 +304,10 @@ fn settings(plan: &plan::Plan) -> Settings {
                 plan::Recompute::Block => decoder::Recompute::Block,
             },
         },
-        early_stopping: train.early_stopping.as_ref().map(|stopping| EarlyStopping {
-            patience_evals: stopping.patience_evals,
-            min_delta: stopping.min_delta,
-        }),
+        early_stopping: train
+            .early_stopping
+            .as_ref()
+            .map(|stopping| EarlyStopping { patience_evals: stopping.patience_evals, min_delta: stopping.min_delta }),
         seed: train.seed,
     }
 }
@@ -323,7 +325,11 @@ impl fmt::Display for TrainReport {
         let (steps, best) = (self.steps, self.best_step);
         let early = if self.stopped_early { ", stopped early" } else { "" };
         let megabytes = self.peak_bytes / 1_000_000;
-        writeln!(f, "{steps} steps{early}, best at {best}; {:.0} tokens/s; peak memory {megabytes} MB", self.tokens_per_second)?;
+        writeln!(
+            f,
+            "{steps} steps{early}, best at {best}; {:.0} tokens/s; peak memory {megabytes} MB",
+            self.tokens_per_second
+        )?;
         write!(f, "adapter: {} ({} parameters)", self.dir.display(), self.parameters)
     }
 }

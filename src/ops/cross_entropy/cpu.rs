@@ -214,12 +214,7 @@ impl<const N: usize> Kernel<N> for CrossEntropy {
 }
 
 /// A small product in f32.
-fn multiply<E: Element>(
-    count: usize,
-    columns: usize,
-    left: Rows<'_>,
-    right: &dyn Columns<E>,
-) -> Vec<f32> {
+fn multiply<E: Element>(count: usize, columns: usize, left: Rows<'_>, right: &dyn Columns<E>) -> Vec<f32> {
     let mut out = vec![0f32; count * columns];
     let target = Target::F32 { data: &mut out, stride: columns };
     product(count, columns, &[Term { rows: left, columns: right }], Epilogue::default(), target);

@@ -1,0 +1,41 @@
+//! `burnish eval`: what a model scores on a data file.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Global;
+use super::model::Model;
+use super::terminal::Terminal;
+use crate::data;
+use crate::error::Result;
+use crate::run::evaluate::{EvalOptions, evaluate};
+
+/// Measure loss and perplexity on a data file, and with --generate exact match and ROUGE-L
+#[derive(Debug, Args)]
+#[command(after_help = "With an adapter the base is measured too, and the difference gets a 95% interval.")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    model: Model,
+    /// The data file, in any of the shapes that train reads
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Answer every example greedily and score the answers
+    #[arg(long)]
+    generate: bool,
+    /// The longest answer, in tokens
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    max_tokens: usize,
+    /// Decides the resamples of the interval
+    #[arg(long, default_value_t = 0, env = "BURNISH_SEED", value_name = "N")]
+    seed: u64,
+}
+
+pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
+    let examples = data::read(&arguments.data, None)?;
+    let model = arguments.model.load(global, terminal)?;
+    let options = EvalOptions { generate: arguments.generate, max_tokens: arguments.max_tokens, seed: arguments.seed };
+    let adapter = model.adapter.as_ref();
+    let report = evaluate(&model.base, &model.decoder, adapter, &examples, &arguments.data, &options)?;
+    terminal.result(&report)
+}

@@ -1,0 +1,117 @@
+//! `burnish train`: fine-tunes as a recipe says.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::Global;
+use super::progress::Downloads;
+use super::terminal::Terminal;
+use crate::error::Result;
+use crate::pull;
+use crate::recipe::Recipe;
+use crate::run::train::{Watch, train};
+use crate::train::Event;
+
+/// Fine-tune as a recipe says, and write the run folder
+#[derive(Debug, Args)]
+#[command(after_help = "The adapter with the lowest validation loss stands in the run folder in PEFT's format. \
+                        docs/recipe.md explains every setting.")]
+pub(super) struct Arguments {
+    /// The recipe, a TOML file
+    recipe: PathBuf,
+    /// Set a key of the recipe: `--set train.epochs=3`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Decides the adapter's first values, the order of examples and dropout (short for --set train.seed=N)
+    #[arg(long, env = "BURNISH_SEED", value_name = "N")]
+    seed: Option<u64>,
+}
+
+pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
+    let mut overrides = arguments.set.clone();
+    overrides.extend(arguments.seed.map(|seed| format!("train.seed={seed}")));
+    let recipe = Recipe::load(&arguments.recipe, &overrides)?;
+    let mut screen = Screen { terminal, downloads: Downloads::new(terminal), bar: None, last_line: None, total: 0 };
+    let report = train(&recipe, &global.device, &mut screen)?;
+    terminal.result(&report)
+}
+
+/// Shows a run: a bar where stderr is a terminal, otherwise a line every few seconds.
+struct Screen<'t> {
+    terminal: &'t Terminal,
+    downloads: Downloads<'t>,
+    bar: Option<ProgressBar>,
+    last_line: Option<Instant>,
+    total: u64,
+}
+
+/// Seconds between two lines where there is no bar.
+const SECONDS_BETWEEN_LINES: u64 = 5;
+
+impl Screen<'_> {
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.terminal.message(text)),
+            None => self.terminal.message(text),
+        }
+    }
+}
+
+impl Watch for Screen<'_> {
+    fn pull(&mut self, event: pull::Event<'_>) {
+        self.downloads.show(event);
+    }
+
+    fn notice(&mut self, text: &str) {
+        self.terminal.message(text);
+    }
+
+    fn event(&mut self, event: &Event<'_>) {
+        match *event {
+            Event::Begin { total_steps, parameters } => {
+                self.total = total_steps;
+                self.line(&format!("{parameters} trainable parameters, {total_steps} steps"));
+                if self.terminal.shows_bars() {
+                    let bar = ProgressBar::new(total_steps);
+                    let template = "{wide_bar} {pos}/{len} {msg} {eta} left";
+                    bar.set_style(
+                        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+                    );
+                    self.bar = Some(bar);
+                }
+            }
+            Event::Step { step, ref report, tokens_per_second, .. } => match &self.bar {
+                Some(bar) => {
+                    bar.set_message(format!("loss {:.4}, {tokens_per_second:.0} tokens/s", report.loss));
+                    bar.set_position(step);
+                    if step == self.total {
+                        bar.finish();
+                    }
+                }
+                None => {
+                    let is_due = self.last_line.is_none_or(|last| last.elapsed().as_secs() >= SECONDS_BETWEEN_LINES);
+                    if is_due || step == self.total {
+                        self.last_line = Some(Instant::now());
+                        let total = self.total;
+                        self.line(&format!(
+                            "step {step}/{total}: loss {:.4}, {tokens_per_second:.0} tokens/s",
+                            report.loss
+                        ));
+                    }
+                }
+            },
+            Event::Evaluation { step, valid_loss, is_best, .. } => {
+                let best = if is_best && step > 0 { ", the best so far" } else { "" };
+                self.line(&format!("step {step}: validation loss {valid_loss:.4}{best}"));
+            }
+            Event::Stopped { step, evaluations_without_improvement } => {
+                let evaluations = evaluations_without_improvement;
+                self.line(&format!("stopped early at step {step}: no improvement in {evaluations} evaluations"));
+            }
+            Event::Best { .. } => {}
+        }
+    }
+}
