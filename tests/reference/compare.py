@@ -38,6 +38,11 @@ def open_model(folder, adapter=None, quantization=None):
     )
     if report["missing_keys"] or report["unexpected_keys"]:
         sys.exit(f"{folder}: missing {report['missing_keys']}, unexpected {report['unexpected_keys']}")
+    for module in model.modules():
+        # On processors with AVX512-BF16 bitsandbytes would repack the weights for a kernel that rounds the scales to bf16
+        # (logits of SmolLM2 move by 0.5); without it the weights are decoded in f32.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if adapter:
         model = open_adapter(model, adapter)[0]
     return model.eval()
