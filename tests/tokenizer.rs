@@ -56,6 +56,23 @@ fn ids_and_texts_are_those_of_transformers() {
 }
 
 #[test]
+fn ids_of_gguf_vocabularies_are_those_of_llama_cpp() {
+    // Written by tests/reference/make_gguf.py.
+    for name in ["llama_bpe", "qwen2", "smollm", "spm"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf");
+        let gguf = Gguf::open(&folder.join(format!("{name}.gguf"))).expect("a GGUF file");
+        let tokenizer = Tokenizer::from_gguf(&gguf).expect("a tokenizer");
+        let lines = std::fs::read_to_string(folder.join(format!("{name}.tokens.jsonl"))).expect("the fixture");
+        for line in lines.lines() {
+            let line: Value = serde_json::from_str(line).expect("JSON");
+            let text = line["text"].as_str().expect("a text");
+            let ours = tokenizer.encode_with_special(text).expect("encodes");
+            assert_eq!(ours, ids(&line["ids"]), "{name}: {text:?}");
+        }
+    }
+}
+
+#[test]
 fn text_that_spells_a_control_token_stays_text() {
     let expected = read("tokens.json");
     let special = texts(&expected["special_texts"]);

@@ -25,6 +25,8 @@ const USER_DEFINED: i64 = 4;
 enum Split {
     /// GPT-2's own pattern.
     Gpt2,
+    /// Every digit alone, and GPT-2's pattern between them.
+    DigitsThenGpt2,
     /// A pattern of its own.
     Pattern(&'static str),
 }
@@ -46,13 +48,13 @@ struct PreTokenizer {
 
 /// The names of `tokenizer.ggml.pre` that the supported architectures use.
 ///
-/// `smollm`: llama.cpp first splits off every digit; transformers does not know the name and falls back to
-/// GPT-2's pattern. The two differ only where several spaces or line feeds come before a digit. Ids here are
-/// transformers' (docs/tokenizers.md).
+/// `smollm` is as in llama.cpp and in the models' own `tokenizer.json`. transformers 5.23 does not know the name
+/// when it reads a GGUF file and takes GPT-2's pattern: there, spaces and line ends before a digit come out
+/// differently (docs/tokenizers.md).
 const PRE_TOKENIZERS: [PreTokenizer; 15] = [
     pre("default", Split::Gpt2, false, false),
     pre("gpt-2", Split::Gpt2, false, false),
-    pre("smollm", Split::Gpt2, false, false),
+    pre("smollm", Split::DigitsThenGpt2, false, false),
     pre("llama3", Split::Pattern(LLAMA3), true, true),
     pre("llama-v3", Split::Pattern(LLAMA3), true, true),
     pre("llama-bpe", Split::Pattern(LLAMA3), true, true),
@@ -146,7 +148,7 @@ impl<'a> Vocabulary<'a> {
     /// Builds the tokenizer. `place` is the GGUF file.
     fn tokenizer(self, place: &str) -> Result<Tokenizer> {
         self.check(place)?;
-        let (model, pre_tokenizer, decoder, adds_bos) = match self.model {
+        let parts = match self.model {
             "gpt2" => self.byte_level(place)?,
             "llama" => self.sentencepiece(place)?,
             other => {
@@ -154,7 +156,7 @@ impl<'a> Vocabulary<'a> {
                 return Err(Error::input(place, message));
             }
         };
-        let adds_bos = self.adds_bos.unwrap_or(adds_bos);
+        let adds_bos = self.adds_bos.unwrap_or(parts.adds_bos);
         let named = NamedTokens {
             bos: self.token(self.bos),
             eos: self.token(self.eos),
@@ -166,11 +168,11 @@ impl<'a> Vocabulary<'a> {
             "truncation": null,
             "padding": null,
             "added_tokens": self.added_tokens(),
-            "normalizer": null,
-            "pre_tokenizer": pre_tokenizer,
+            "normalizer": parts.normalizer,
+            "pre_tokenizer": parts.pre_tokenizer,
             "post_processor": post_processor(named.bos.as_deref().filter(|_| adds_bos), self.bos),
-            "decoder": decoder,
-            "model": model,
+            "decoder": parts.decoder,
+            "model": parts.model,
         });
         let more_eos_ids = self.more_eos.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
         let chat_template = self.chat_template.filter(|text| !text.trim().is_empty()).map(str::to_owned);
@@ -233,8 +235,8 @@ impl<'a> Vocabulary<'a> {
         Value::Object(self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect())
     }
 
-    /// Model, pre-tokenizer and decoder of byte-level BPE, and whether it adds BOS by default.
-    fn byte_level(&self, place: &str) -> Result<(Value, Value, Value, bool)> {
+    /// Byte-level BPE.
+    fn byte_level(&self, place: &str) -> Result<Parts> {
         let name = self.pre.unwrap_or("default");
         let Some(pre) = PRE_TOKENIZERS.iter().find(|pre| pre.name == name) else {
             let known: Vec<&str> = PRE_TOKENIZERS.iter().map(|pre| pre.name).collect();
@@ -256,16 +258,22 @@ impl<'a> Vocabulary<'a> {
         let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex});
         let pre_tokenizer = match pre.split {
             Split::Gpt2 => byte_level(true),
+            Split::DigitsThenGpt2 => json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Digits", "individual_digits": true},
+                byte_level(true),
+            ]}),
             Split::Pattern(pattern) => json!({"type": "Sequence", "pretokenizers": [
                 {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
                 byte_level(false),
             ]}),
         };
-        Ok((model, pre_tokenizer, byte_level(true), pre.adds_bos))
+        let decoder = byte_level(true);
+        Ok(Parts { model, normalizer: Value::Null, pre_tokenizer, decoder, adds_bos: pre.adds_bos })
     }
 
-    /// Model, pre-tokenizer and decoder of SentencePiece BPE, and whether it adds BOS by default.
-    fn sentencepiece(&self, place: &str) -> Result<(Value, Value, Value, bool)> {
+    /// SentencePiece BPE. A space comes before the text and after every control token, as in SentencePiece and
+    /// llama.cpp; transformers 5.23 leaves it out where the text begins with one.
+    fn sentencepiece(&self, place: &str) -> Result<Parts> {
         let merges = match (self.merges, self.scores) {
             (Some(merges), _) => merges.iter().filter_map(|merge| merge.split_once(' ')).collect(),
             (None, Some(scores)) => merges_from_scores(self.tokens, scores),
@@ -277,8 +285,6 @@ impl<'a> Vocabulary<'a> {
             options.insert("unk_token".into(), json!(unknown));
         }
         let adds_space = self.adds_space.unwrap_or(true);
-        let scheme = if adds_space { "first" } else { "never" };
-        let pre_tokenizer = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
         let mut decoders = vec![
             json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
             json!({"type": "ByteFallback"}),
@@ -287,9 +293,28 @@ impl<'a> Vocabulary<'a> {
         if adds_space {
             decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
         }
-        let decoder = json!({"type": "Sequence", "decoders": decoders});
-        Ok((bpe(self.vocab(), pairs, options), pre_tokenizer, decoder, true))
+        let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})];
+        if adds_space {
+            normalizers.insert(0, json!({"type": "Prepend", "prepend": "▁"}));
+        }
+        Ok(Parts {
+            model: bpe(self.vocab(), pairs, options),
+            normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
+            pre_tokenizer: Value::Null,
+            decoder: json!({"type": "Sequence", "decoders": decoders}),
+            adds_bos: true,
+        })
     }
+}
+
+/// What a vocabulary becomes in a `tokenizer.json`.
+struct Parts {
+    model: Value,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+    /// Whether the beginning-of-text token is added where the file does not say.
+    adds_bos: bool,
 }
 
 /// A BPE model with options beside the defaults.

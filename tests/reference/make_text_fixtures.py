@@ -383,9 +383,19 @@ def main():
     for pre in ["smollm", "llama-bpe", "smaug-bpe", "qwen2", "tekken", "default"]:
         path = OUT / f"{pre}.gguf"
         write_byte_level_gguf(path, pre)
-        record(path.name, convert_gguf_tokenizer(*get_gguf_tokenizer(str(path))[:2])[0])
+        backend = convert_gguf_tokenizer(*get_gguf_tokenizer(str(path))[:2])[0]
+        if pre == "smollm":
+            # transformers 5.23 does not know this name; this is what SmolLM2's own tokenizer.json has.
+            digits = pre_tokenizers.Digits(individual_digits=True)
+            backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        record(path.name, backend)
     write_sentencepiece_gguf(OUT / "llama.gguf")
-    record("llama.gguf", convert_gguf_tokenizer(*get_gguf_tokenizer(str(OUT / "llama.gguf"))[:2])[0])
+    backend = convert_gguf_tokenizer(*get_gguf_tokenizer(str(OUT / "llama.gguf"))[:2])[0]
+    # transformers 5.23 writes `Metaspace` here, which adds no space before a text that begins with one. SentencePiece,
+    # llama.cpp and the tokenizer.json files of LLaMA 1 and 2 do.
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = None
+    record("llama.gguf", backend)
 
     (OUT / "tokens.json").write_text(json.dumps(expected, ensure_ascii=False, indent=None) + "\n")
     (OUT / "templates.json").write_text(json.dumps(renderings(), ensure_ascii=False) + "\n")
