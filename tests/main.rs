@@ -7,6 +7,7 @@ mod hostile_text;
 mod hostile_weights;
 mod merge;
 mod model;
+mod ops;
 mod pull;
 mod recipe;
 mod scores;

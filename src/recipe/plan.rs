@@ -219,7 +219,8 @@ section! {
 section! {
     /// Samples that show the difference: each prompt is answered before and after the training.
     Sample {
-        /// The prompts, through the chat template; none by default.
+        /// The prompts, rendered as the training examples are: through the chat template, or as they stand where the
+        /// examples are prompts with completions. None by default.
         prompts: Vec<String> = Take(Vec::new()), Limit::new("prompts that are not empty", |prompts: &Vec<String>| prompts.iter().all(|prompt| !prompt.is_empty()));
         /// The longest answer, in tokens.
         max_tokens: usize = Take(64), between(1..=1 << 20);

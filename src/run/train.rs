@@ -93,6 +93,8 @@ impl Validation {
 struct Splits {
     train: EncodedSet,
     valid: EncodedSet,
+    /// The examples do not go through the chat template, so samples do not either.
+    raw: bool,
 }
 
 /// Trains as `recipe` says and writes its run folder.
@@ -121,7 +123,7 @@ pub fn train(recipe: &Recipe, choice: &DeviceChoice, watch: &mut dyn Watch) -> R
     );
     let decoder = base.load(&device, compute, quant)?;
     let answering = |prompts: &[String], adapter: Option<&crate::nn::LowRanks>| {
-        let request = Answering { sampler: SamplerConfig::default(), max_tokens: plan.sample.max_tokens, raw: false };
+        let request = Answering { sampler: SamplerConfig::default(), max_tokens: plan.sample.max_tokens, raw: splits.raw };
         answer(&decoder, &base.encoder, adapter, prompts, &request, |_, _| Ok(()))
     };
     let before = answering(&plan.sample.prompts, None)?;
@@ -238,7 +240,8 @@ fn read_splits(plan: &plan::Plan, base: &OpenBase, watch: &mut dyn Watch) -> Res
         (None, None) => (train, Vec::new()),
     };
     let encode = |examples: &[Example]| base.encoder.encode_all(examples, plan.data.max_seq_tokens, policy);
-    let splits = Splits { train: encode(&train)?, valid: encode(&valid)? };
+    let raw = matches!(train.first(), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
+    let splits = Splits { train: encode(&train)?, valid: encode(&valid)?, raw };
     for (name, set) in [("train", &splits.train), ("valid", &splits.valid)] {
         for (count, what) in [
             (set.dropped_long, "left out: longer than max_seq_tokens"),
