@@ -111,7 +111,8 @@ fn linear_with_and_without_low_rank_pairs_bias_residual_and_dropout() {
             .collect();
         for probability in [None, Some(0.4)] {
             let op = |leaves: Vec<Tensor<2>>, dtype: DType, is_kernel: bool| {
-                let weights: Vec<FrozenWeight> = outputs.iter().map(|&out| weight(out, input, dtype, out as u64)).collect();
+                let weights: Vec<FrozenWeight> =
+                    outputs.iter().map(|&out| weight(out, input, dtype, out as u64)).collect();
                 let biases: Vec<Vec<f32>> = outputs.iter().map(|&out| values(out, 5)).collect();
                 let group: Vec<Projected<'_>> = (0..outputs.len())
                     .map(|index| Projected {
@@ -128,10 +129,16 @@ fn linear_with_and_without_low_rank_pairs_bias_residual_and_dropout() {
                 let width: usize = outputs.iter().sum();
                 let residual = tensor(tokens, width, 77).inner().cast(leaves[0].dtype());
                 let x = leaves[0].clone();
-                if is_kernel { linear::linear(x, &group, Some(residual)) } else { linear::reference::linear(x, &group, Some(residual)) }
+                if is_kernel {
+                    linear::linear(x, &group, Some(residual))
+                } else {
+                    linear::reference::linear(x, &group, Some(residual))
+                }
             };
             let what = format!("linear {tokens}x{input}x{outputs:?} dropout {probability:?}");
-            compare(&what, &inputs, &|leaves, dtype| op(leaves, dtype, true), &|leaves, dtype| op(leaves, dtype, false));
+            compare(&what, &inputs, &|leaves, dtype| op(leaves, dtype, true), &|leaves, dtype| {
+                op(leaves, dtype, false)
+            });
         }
     }
 }
@@ -169,7 +176,8 @@ fn attention_over_ragged_sequences_grouped_heads_and_windows() {
         (vec![200], 2, 1, 40, Some(64)),
     ] {
         let frequencies = (0..head_dim / 2).map(|i| 1.0 / 100f32.powf(2.0 * i as f32 / head_dim as f32)).collect();
-        let geometry = Geometry { heads, kv_heads, head_dim, window, rope: std::sync::Arc::new(Rope::new(frequencies)) };
+        let geometry =
+            Geometry { heads, kv_heads, head_dim, window, rope: std::sync::Arc::new(Rope::new(frequencies)) };
         let inputs = [tensor(lengths.iter().sum(), geometry.qkv_width(), 8).mul_scalar(2.0)];
         compare(
             &format!("attention {lengths:?} {heads}/{kv_heads}x{head_dim} window {window:?}"),

@@ -384,7 +384,7 @@ impl Encoder {
         };
         let text = format!("{prompt}{}", &with[cut..]);
         let end = self.end_of_turn(&text, prompt.len());
-        Ok((text, vec![prompt.len()..end]))
+        Ok((text, std::iter::once(prompt.len()..end).collect()))
     }
 
     /// Ids of rendered text: control tokens where the template spelled them, ordinary text where a message did.

@@ -15,7 +15,7 @@ pub struct FrozenWeight {
 enum Place {
     #[cfg(feature = "cpu")]
     Matrix(std::sync::Arc<Matrix>),
-    Tensor(Tensor<2>),
+    Tensor(Box<Tensor<2>>),
 }
 
 impl FrozenWeight {
@@ -27,7 +27,7 @@ impl FrozenWeight {
 
     /// A weight for any other device: `rows * columns` values, row-major.
     pub fn from_values(values: Vec<f32>, rows: usize, columns: usize, device: &Device) -> Self {
-        Self { place: Place::Tensor(Tensor::from_data(TensorData::new(values, [rows, columns]), device)) }
+        Self { place: Place::Tensor(Box::new(Tensor::from_data(TensorData::new(values, [rows, columns]), device))) }
     }
 
     /// `[rows, columns]`.
@@ -60,7 +60,7 @@ impl FrozenWeight {
                 }
                 Tensor::from_data(TensorData::new(values, [rows, columns]), device)
             }
-            Place::Tensor(tensor) => tensor.clone(),
+            Place::Tensor(tensor) => (**tensor).clone(),
         }
     }
 
@@ -80,7 +80,7 @@ impl FrozenWeight {
                 let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
                 let count = ids.len();
                 let ids = Tensor::<1, burn::tensor::Int>::from_data(TensorData::new(ids, [count]), &tensor.device());
-                tensor.clone().select(0, ids).into_data().iter::<f32>().collect()
+                (**tensor).clone().select(0, ids).into_data().iter::<f32>().collect()
             }
         }
     }

@@ -123,7 +123,8 @@ pub fn train(recipe: &Recipe, choice: &DeviceChoice, watch: &mut dyn Watch) -> R
     );
     let decoder = base.load(&device, compute, quant)?;
     let answering = |prompts: &[String], adapter: Option<&crate::nn::LowRanks>| {
-        let request = Answering { sampler: SamplerConfig::default(), max_tokens: plan.sample.max_tokens, raw: splits.raw };
+        let request =
+            Answering { sampler: SamplerConfig::default(), max_tokens: plan.sample.max_tokens, raw: splits.raw };
         answer(&decoder, &base.encoder, adapter, prompts, &request, |_, _| Ok(()))
     };
     let before = answering(&plan.sample.prompts, None)?;

@@ -64,7 +64,7 @@ fn added_tokens(place: &str, fields: &mut Map<String, Value>) -> Result<HashSet<
         if content.is_empty() || content.len() > MAX_TOKEN_BYTES {
             return Err(at("`content` must be a text of 1 to 65,536 bytes"));
         }
-        if !token.get("id").and_then(Value::as_u64).is_some_and(|id| id <= MAX_ID) {
+        if token.get("id").and_then(Value::as_u64).is_none_or(|id| id > MAX_ID) {
             return Err(at("`id` must be an integer from 0 to 10,000,000"));
         }
         if !seen.insert(content.clone()) {
@@ -152,7 +152,7 @@ fn charsmap(step: &Map<String, Value>) -> Result<(), String> {
     let broken = |what: &str| format!("`precompiled_charsmap` is broken: {what}");
     let (size, rest) = bytes.split_first_chunk::<4>().ok_or_else(|| broken("shorter than its header"))?;
     let size = u32::from_le_bytes(*size) as usize;
-    if size == 0 || size % 4 != 0 || size > rest.len() {
+    if size == 0 || !size.is_multiple_of(4) || size > rest.len() {
         return Err(broken("its trie does not fit"));
     }
     let (trie, replacements) = rest.split_at(size);
@@ -258,10 +258,10 @@ fn vocabulary<'a>(place: &str, model: &'a Map<String, Value>) -> Result<HashMap<
         }
         vocabulary.insert(token.as_str(), id);
     }
-    if let Some(unknown) = model.get("unk_token").filter(|unknown| !unknown.is_null()) {
-        if !unknown.as_str().is_some_and(|unknown| vocabulary.contains_key(unknown)) {
-            return Err(Error::input(place, format!("`model.unk_token` {unknown} is not in the vocabulary")));
-        }
+    if let Some(unknown) = model.get("unk_token").filter(|unknown| !unknown.is_null())
+        && !unknown.as_str().is_some_and(|unknown| vocabulary.contains_key(unknown))
+    {
+        return Err(Error::input(place, format!("`model.unk_token` {unknown} is not in the vocabulary")));
     }
     Ok(vocabulary)
 }

@@ -21,7 +21,7 @@ impl ModelConfig {
         keys.check_supported();
         let hidden_size = keys.required("embedding_length");
         let heads = keys.required("attention.head_count");
-        let derived_head_dim = if heads > 0 { hidden_size / heads } else { 0 };
+        let derived_head_dim = hidden_size.checked_div(heads).unwrap_or(0);
         let head_dim = keys.size("attention.key_length").unwrap_or(derived_head_dim);
         keys.check_equal("attention.value_length", head_dim, "the head's dimension");
         keys.check_equal("rope.dimension_count", head_dim, "the head's dimension");

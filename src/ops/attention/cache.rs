@@ -19,10 +19,14 @@ pub(super) enum Store {
         keys: Vec<f32>,
         values: Vec<f32>,
     },
-    Tensors {
-        keys: Tensor<2>,
-        values: Tensor<2>,
-    },
+    Tensors(Box<Tensors>),
+}
+
+/// `[length, kv_heads · head_dim]` each.
+#[derive(Debug, Clone)]
+pub(super) struct Tensors {
+    pub(super) keys: Tensor<2>,
+    pub(super) values: Tensor<2>,
 }
 
 impl Cache {

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, DType, Tensor, TensorData, activation};
 
-use super::cache::{Cache, Store};
+use super::cache::{Cache, Store, Tensors};
 use super::{Geometry, Rope};
 
 /// See [`attention`](super::attention).
@@ -35,11 +35,11 @@ pub fn cached_attention(
         let q = rotate(q, geometry.heads, &geometry.rope, past);
         let k = rotate(k, geometry.kv_heads, &geometry.rope, past);
         let (keys, values) = match std::mem::take(&mut cache.store) {
-            Store::Tensors { keys, values } => (Tensor::cat(vec![keys, k], 0), Tensor::cat(vec![values, v], 0)),
+            Store::Tensors(past) => (Tensor::cat(vec![past.keys, k], 0), Tensor::cat(vec![past.values, v], 0)),
             _ => (k, v),
         };
         cache.length += length;
-        cache.store = Store::Tensors { keys: keys.clone(), values: values.clone() };
+        cache.store = Store::Tensors(Box::new(Tensors { keys: keys.clone(), values: values.clone() }));
         attend(q, keys, values, past, geometry)
     });
     Tensor::cat(outputs.collect(), 0)

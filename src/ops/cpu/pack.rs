@@ -157,7 +157,7 @@ pub fn pack_rows<S: Stored, E: Element>(
 
 /// [`pack_rows`] for values that are bf16 already: pairs move as one 32-bit word.
 pub fn pack_rows_bf16(data: &[bf16], stride: usize, columns: usize, depth: usize, panel: &mut [bf16]) {
-    if depth % 2 != 0 || columns < PANEL {
+    if !depth.is_multiple_of(2) || columns < PANEL {
         return pack_rows(data, stride, columns, depth, 1.0, panel);
     }
     #[cfg(target_arch = "x86_64")]
