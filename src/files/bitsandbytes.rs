@@ -151,19 +151,18 @@ impl Int8Tensor {
         if rows * columns != values.len() || columns == 0 {
             return Err(Error::input(place, format!("{} values do not fit shape {shape:?}", values.len())));
         }
-        let mut codes = vec![0i8; values.len()];
+        let mut codes = vec![0u8; values.len()];
         let row_absmax: Vec<f32> = codes
             .par_chunks_mut(columns)
             .zip(values.par_chunks(columns))
             .map(|(codes, row)| {
                 let finite = row.iter().all(|value| value.is_finite());
-                if finite { int8::quantise_row(row, codes) } else { f32::NAN }
+                if finite { int8::quantise_row(row, bytemuck::cast_slice_mut(codes)) } else { f32::NAN }
             })
             .collect();
         if row_absmax.iter().any(|absmax| absmax.is_nan()) {
             return Err(Error::input(place, "holds a value that is infinite or not a number"));
         }
-        let codes = bytemuck::allocation::cast_vec::<i8, u8>(codes);
         Ok(Self { shape, codes: codes.into(), row_absmax: row_absmax.into() })
     }
 

@@ -21,8 +21,7 @@ impl ModelConfig {
         keys.check_supported();
         let hidden_size = keys.required("embedding_length");
         let heads = keys.required("attention.head_count");
-        let derived_head_dim = hidden_size.checked_div(heads).unwrap_or(0);
-        let head_dim = keys.size("attention.key_length").unwrap_or(derived_head_dim);
+        let head_dim = keys.size("attention.key_length").unwrap_or_else(|| keys.derived_head_dim(hidden_size, heads));
         keys.check_equal("attention.value_length", head_dim, "the head's dimension");
         keys.check_equal("rope.dimension_count", head_dim, "the head's dimension");
         let sliding_window = keys.size("attention.sliding_window").filter(|&window| window > 0);
@@ -122,6 +121,14 @@ impl Keys<'_> {
             Value::F32(number) => number.to_string().parse().ok(),
             _ => number,
         }
+    }
+
+    fn derived_head_dim(&mut self, hidden_size: usize, heads: usize) -> usize {
+        if hidden_size.checked_rem(heads) != Some(0) {
+            let message = format!("is {heads}, which does not divide embedding_length {hidden_size}");
+            self.problem(&self.key("attention.head_count"), message);
+        }
+        hidden_size.checked_div(heads).unwrap_or_default()
     }
 
     fn check_equal(&mut self, name: &str, expected: usize, what: &str) {
