@@ -89,6 +89,24 @@ impl Error {
         }
     }
 
+    /// Both values, or what is wrong with either: for two things that can fail independently of each other.
+    pub fn both<A, B>(first: Result<A>, second: Result<B>) -> Result<(A, B)> {
+        match (first, second) {
+            (Ok(first), Ok(second)) => Ok((first, second)),
+            (Err(first), Err(second)) => Err(Self::join([first.clone(), second]).unwrap_or(first)),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
+    }
+
+    /// The same problems, each at a place within `whole`.
+    pub fn within(mut self, whole: impl fmt::Display) -> Self {
+        for problem in &mut self.problems {
+            problem.place =
+                if problem.place.is_empty() { whole.to_string() } else { format!("{whole}: {}", problem.place) };
+        }
+        self
+    }
+
     /// Who has to act.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -143,5 +161,14 @@ mod tests {
         assert_eq!(joined.exit_code(), 2);
         assert_eq!(joined.to_string(), "error: a: disk full\nerror: b:3: expected a string, found 4\n  hint: quote it");
         assert!(Error::join([]).is_none());
+    }
+
+    #[test]
+    fn of_two_results_every_problem_is_told() {
+        let wrong = |place: &str| Err::<(), _>(Error::input(place, "wrong"));
+        assert_eq!(Error::both(Ok(1), Ok("b")), Ok((1, "b")));
+        assert_eq!(Error::both(wrong("a"), Ok(())).expect_err("one").problems().len(), 1);
+        assert_eq!(Error::both(wrong("a"), wrong("b")).expect_err("two").problems().len(), 2);
+        assert_eq!(Error::input("line 3", "wrong").within("file").problems()[0].place, "file: line 3");
     }
 }

@@ -3,6 +3,7 @@
 //! The result goes to stdout, and nothing else does; everything else goes to stderr. Exit codes: 0 done, 1 failed,
 //! 2 used wrongly (arguments, recipe, bad input).
 
+mod check;
 mod eval;
 mod generate;
 mod inspect;
@@ -59,6 +60,10 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::Arguments),
+    /// Find every problem with a recipe, its base and its data, before any weight is loaded
+    Check(train::Arguments),
+    #[command(after_help = "The adapter with the lowest validation loss stands in the run folder, in PEFT's format. \
+                            docs/recipe.md explains every setting.")]
     Train(train::Arguments),
     Eval(eval::Arguments),
     Merge(merge::Arguments),
@@ -98,6 +103,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
     });
     match &cli.command {
         Command::Pull(arguments) => pull::run(arguments, terminal),
+        Command::Check(arguments) => check::run(arguments, &cli.global, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
         Command::Merge(arguments) => merge::run(arguments, terminal),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::Global;
 use super::progress::Downloads;
@@ -17,8 +17,6 @@ use crate::train::Event;
 
 /// Fine-tune as a recipe says, and write the run folder
 #[derive(Debug, Args)]
-#[command(after_help = "The adapter with the lowest validation loss stands in the run folder in PEFT's format. \
-                        docs/recipe.md explains every setting.")]
 pub(super) struct Arguments {
     /// The recipe, a TOML file
     recipe: PathBuf,
@@ -30,20 +28,26 @@ pub(super) struct Arguments {
     seed: Option<u64>,
 }
 
+impl Arguments {
+    /// The recipe, with what the command line sets in it.
+    pub(super) fn recipe(&self) -> Result<Recipe> {
+        let seed = self.seed.map(|seed| format!("train.seed={seed}"));
+        let overrides: Vec<String> = self.set.iter().cloned().chain(seed).collect();
+        Recipe::load(&self.recipe, &overrides)
+    }
+}
+
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let mut overrides = arguments.set.clone();
-    overrides.extend(arguments.seed.map(|seed| format!("train.seed={seed}")));
-    let recipe = Recipe::load(&arguments.recipe, &overrides)?;
-    let mut screen = Screen { terminal, downloads: Downloads::new(terminal), bar: None, last_line: None, total: 0 };
-    let report = train(&recipe, &global.device, &mut screen)?;
+    let report = train(&arguments.recipe()?, &global.device, &mut Screen::new(terminal))?;
     terminal.result(&report)
 }
 
 /// Shows a run: a bar where stderr is a terminal, otherwise a line every few seconds.
-struct Screen<'t> {
+pub(super) struct Screen<'t> {
     terminal: &'t Terminal,
     downloads: Downloads<'t>,
     bar: Option<ProgressBar>,
+    began: Instant,
     last_line: Option<Instant>,
     total: u64,
 }
@@ -51,7 +55,12 @@ struct Screen<'t> {
 /// Seconds between two lines where there is no bar.
 const SECONDS_BETWEEN_LINES: u64 = 5;
 
-impl Screen<'_> {
+impl<'t> Screen<'t> {
+    pub(super) fn new(terminal: &'t Terminal) -> Self {
+        let downloads = Downloads::new(terminal);
+        Self { terminal, downloads, bar: None, began: Instant::now(), last_line: None, total: 0 }
+    }
+
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| self.terminal.message(text)),
@@ -72,7 +81,7 @@ impl Watch for Screen<'_> {
     fn event(&mut self, event: &Event<'_>) {
         match *event {
             Event::Begin { total_steps, parameters } => {
-                self.total = total_steps;
+                (self.total, self.began) = (total_steps, Instant::now());
                 self.line(&format!("{parameters} trainable parameters, {total_steps} steps"));
                 if self.terminal.shows_bars() {
                     let bar = ProgressBar::new(total_steps);
@@ -95,10 +104,11 @@ impl Watch for Screen<'_> {
                     let is_due = self.last_line.is_none_or(|last| last.elapsed().as_secs() >= SECONDS_BETWEEN_LINES);
                     if is_due || step == self.total {
                         self.last_line = Some(Instant::now());
-                        let total = self.total;
+                        let (total, loss) = (self.total, report.loss);
+                        let left = self.began.elapsed().mul_f64(total.saturating_sub(step) as f64 / step as f64);
+                        let left = HumanDuration(left);
                         self.line(&format!(
-                            "step {step}/{total}: loss {:.4}, {tokens_per_second:.0} tokens/s",
-                            report.loss
+                            "step {step}/{total}: loss {loss:.4}, {tokens_per_second:.0} tokens/s, {left} left"
                         ));
                     }
                 }

@@ -23,7 +23,7 @@ pub use plan::{
 };
 pub use section::Setting;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::pull::Source;
 use reader::{FromNode, Reader};
 use section::Describe;
@@ -104,6 +104,26 @@ impl Recipe {
         reader.finish(plan)
     }
 
+    /// The same problems; where a place is the key of a setting (`adapter.rank`), it becomes the line and column of it.
+    pub fn locate(&self, error: &Error) -> Error {
+        let located = error.problems().iter().map(|problem| {
+            let is_key = settings().iter().any(|setting| setting.key == problem.place);
+            let (place, message) = match is_key {
+                true => (self.place(&problem.place).of(&self.name), format!("`{}` {}", problem.place, problem.message)),
+                false => (problem.place.clone(), problem.message.clone()),
+            };
+            let located = match error.kind() {
+                Kind::Input => Error::input(place, message),
+                Kind::Failed => Error::failed(place, message),
+            };
+            match &problem.hint {
+                Some(hint) => located.hint(hint),
+                None => located,
+            }
+        });
+        Error::join(located).unwrap_or_else(|| error.clone())
+    }
+
     fn read(&self, reader: &mut Reader) -> Option<Plan> {
         let plan = Plan::from_node(&self.root, "", reader)?;
         self.check_contradictions(&plan, reader);
@@ -156,7 +176,12 @@ impl Recipe {
             self.check_data("data.valid", valid, reader);
         }
         let dir = &plan.output.dir;
-        if fs::symlink_metadata(dir).is_ok() {
+        // An empty folder is no run.
+        let is_taken = match fs::read_dir(dir) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(_) => fs::symlink_metadata(dir).is_ok(),
+        };
+        if is_taken {
             let message = format!("`output.dir`: {} exists, and a run never writes over another", dir.display());
             let hint = "give it another name, or remove the folder";
             reader.problem_with_hint(&self.place("output.dir"), message, hint);

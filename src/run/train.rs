@@ -1,8 +1,9 @@
 //! The main job: from a plan to a run folder with the best adapter.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use serde::Serialize;
 use serde_json::json;
 
@@ -10,7 +11,7 @@ use super::base::{OpenBase, sha256_of};
 use super::folder::RunFolder;
 use super::infer::{Answering, answer};
 use crate::adapter::attach::AdapterSpec;
-use crate::adapter::file::{SaveOptions, provenance};
+use crate::adapter::file::{HostAdapter, SaveOptions, provenance};
 use crate::data::encode::{EncodedSet, LongPolicy};
 use crate::data::{self, Example, batch, jsonl};
 use crate::device::{self, DeviceChoice};
@@ -89,42 +90,103 @@ impl Validation {
     }
 }
 
-/// Examples of both splits, encoded.
-struct Splits {
-    train: EncodedSet,
-    valid: EncodedSet,
+/// All that a run needs, short of the weights.
+pub struct Prepared {
+    pub plan: plan::Plan,
+    pub device: Device,
+    pub base: OpenBase,
+    pub base_sha256: String,
+    pub data_sha256: String,
+    pub train: EncodedSet,
+    /// Empty without validation data.
+    pub valid: EncodedSet,
+    /// Validation sequences that are training sequences too.
+    pub seen_in_training: usize,
+    /// The adapter before the first step.
+    pub start: HostAdapter,
+    pub settings: Settings,
+    pub total_steps: u64,
     /// The examples do not go through the chat template, so samples do not either.
-    raw: bool,
+    pub raw: bool,
 }
 
-/// Trains as `recipe` says and writes its run folder.
+/// Prepares what `recipe` asks for, and loads no weight.
 ///
 /// # Errors
-/// Everything that is wrong with the recipe's files, before a weight is loaded; what training says.
-pub fn train(recipe: &Recipe, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<TrainReport> {
-    let plan = &recipe.plan()?;
+/// All that is wrong with the recipe and the files it names; then all that is wrong with the data, the base and what
+/// they make of each other, at the line of the recipe where a setting is to blame.
+pub fn prepare(recipe: &Recipe, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<Prepared> {
+    let plan = recipe.plan()?;
     RunFolder::check_free(&plan.output.dir)?;
+    let prepared = prepare_plan(plan, choice, watch).map_err(|error| recipe.locate(&error))?;
+    tell_left_out(&prepared, watch);
+    Ok(prepared)
+}
+
+fn prepare_plan(plan: plan::Plan, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<Prepared> {
     let device = device::open(choice)?;
-    let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event))?;
-    let splits = read_splits(plan, &base, watch)?;
-    let (compute, quant) = precision(plan);
-    let spec = adapter_spec(plan);
-    let mut start = spec.initialise(base.files.config(), plan.train.seed)?;
-    let (base_hash, data_hash) = (base.files.content_hash()?, sha256_of(&plan.data.train)?);
+    let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event));
+    let ((train, valid), base) = Error::both(read_examples(&plan), base)?;
+    let raw = matches!(train.first(), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
+    let config = base.files.config();
+    let start = Error::both(check_quant(&plan, &base), adapter_spec(&plan).initialise(config, plan.train.seed));
+    let limit = plan.data.max_seq_tokens.min(config.max_positions);
+    let encode = |path: &Path, examples: &[Example]| {
+        let encoded = base.encoder.encode_all(examples, limit, long_policy(&plan));
+        encoded.map_err(|error| error.within(path.display()))
+    };
+    let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
+    let encoded = Error::both(encode(&plan.data.train, &train), encode(valid_path, &valid));
+    let (((), mut start), (train, valid)) = Error::both(start, encoded)?;
+    let settings = settings(&plan);
+    let total_steps = settings.total_steps(&train.sequences)?;
+    if settings.warmup_steps > total_steps {
+        let message = format!("is {}, more than the {total_steps} steps there are", settings.warmup_steps);
+        return Err(Error::input("train.warmup_steps", message));
+    }
+    if valid.sequences.is_empty() && (plan.data.valid.is_some() || plan.data.valid_fraction.is_some()) {
+        return Err(Error::input(valid_path.display(), "no validation example has a token to evaluate"));
+    }
+    let (base_sha256, data_sha256) = (base.files.content_hash()?, sha256_of(&plan.data.train)?);
     start.metadata.extend(
         [
-            (provenance::BASE_SHA256, base_hash.clone()),
-            (provenance::QUANT, quant.name().to_owned()),
-            (provenance::DATA_SHA256, data_hash.clone()),
+            (provenance::BASE_SHA256, base_sha256.clone()),
+            (provenance::QUANT, plan.base.quant.to_string()),
+            (provenance::DATA_SHA256, data_sha256.clone()),
             (provenance::SEED, plan.train.seed.to_string()),
             (provenance::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
-    let decoder = base.load(&device, compute, quant)?;
+    let seen_in_training = batch::seen_in_training(&train.sequences, &valid.sequences);
+    Ok(Prepared {
+        plan,
+        device,
+        base,
+        base_sha256,
+        data_sha256,
+        train,
+        valid,
+        seen_in_training,
+        start,
+        settings,
+        total_steps,
+        raw,
+    })
+}
+
+/// Trains as `recipe` says and writes its run folder.
+///
+/// # Errors
+/// What [`prepare`] says, before a weight is loaded; what training says.
+pub fn train(recipe: &Recipe, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<TrainReport> {
+    let prepared = prepare(recipe, choice, watch)?;
+    let Prepared { plan, device, base, base_sha256, data_sha256, train, valid, start, settings, .. } = &prepared;
+    let (compute, quant) = precision(plan);
+    let decoder = base.load(device, compute, quant).map_err(|error| recipe.locate(&error))?;
     let answering = |prompts: &[String], adapter: Option<&crate::nn::LowRanks>| {
         let request =
-            Answering { sampler: SamplerConfig::default(), max_tokens: plan.sample.max_tokens, raw: splits.raw };
+            Answering { sampler: SamplerConfig::default(), max_tokens: plan.sample.max_tokens, raw: prepared.raw };
         answer(&decoder, &base.encoder, adapter, prompts, &request, |_, _| Ok(()))
     };
     let before = answering(&plan.sample.prompts, None)?;
@@ -137,21 +199,21 @@ pub fn train(recipe: &Recipe, choice: &DeviceChoice, watch: &mut dyn Watch) -> R
         "overrides": recipe.overrides,
         "plan": plan,
         "device": choice.to_string(),
-        "base": { "name": base.name, "path": base.path(), "sha256": base_hash },
+        "base": { "name": base.name, "path": base.path(), "sha256": base_sha256 },
         "data": {
-            "train_sha256": data_hash,
-            "train": describe(&splits.train),
-            "valid": describe(&splits.valid),
+            "train_sha256": data_sha256,
+            "train": describe(train),
+            "valid": describe(valid),
         },
     });
     folder.write("run.json", &format!("{about:#}\n"))?;
     base.encoder.tokenizer().save(folder.path())?;
 
     let hub_name = base.hub_name();
-    let options = SaveOptions { targets: &spec.targets, base_name: Some(&hub_name), rslora: spec.rslora };
-    let settings = settings(plan);
+    let options =
+        SaveOptions { targets: &plan.adapter.targets, base_name: Some(&hub_name), rslora: plan.adapter.rslora };
     let mut parameters = 0;
-    let outcome = fit(&decoder, &start, &splits.train.sequences, &splits.valid.sequences, &settings, |event| {
+    let outcome = fit(&decoder, start, &train.sequences, &valid.sequences, settings, |event| {
         watch.event(&event);
         match event {
             Event::Begin { parameters: count, .. } => parameters = count,
@@ -178,7 +240,7 @@ pub fn train(recipe: &Recipe, choice: &DeviceChoice, watch: &mut dyn Watch) -> R
         let tokens = outcome.valid_after.iter().map(|loss| loss.tokens).sum();
         Some(Validation::of(&comparison, tokens))
     };
-    let after = answering(&plan.sample.prompts, Some(&outcome.adapter.attach(decoder.config(), &device)?))?;
+    let after = answering(&plan.sample.prompts, Some(&outcome.adapter.attach(decoder.config(), device)?))?;
     let samples = plan.sample.prompts.iter().zip(before).zip(after);
     let samples = samples.map(|((prompt, before), after)| Sample { prompt: prompt.clone(), before, after });
     let report = TrainReport {
@@ -212,8 +274,8 @@ fn describe(set: &EncodedSet) -> serde_json::Value {
     })
 }
 
-/// Reads and encodes the data; tells what was left out.
-fn read_splits(plan: &plan::Plan, base: &OpenBase, watch: &mut dyn Watch) -> Result<Splits> {
+/// Reads the examples of both splits.
+fn read_examples(plan: &plan::Plan) -> Result<(Vec<Example>, Vec<Example>)> {
     let format = match plan.data.format {
         plan::DataFormat::Auto => None,
         plan::DataFormat::Alpaca => Some(jsonl::Format::Alpaca),
@@ -221,29 +283,38 @@ fn read_splits(plan: &plan::Plan, base: &OpenBase, watch: &mut dyn Watch) -> Res
         plan::DataFormat::PromptCompletion => Some(jsonl::Format::PromptCompletion),
         plan::DataFormat::Text => Some(jsonl::Format::Text),
     };
-    let policy = match plan.data.overlong {
+    let valid = plan.data.valid.as_ref().map(|path| data::read(path, format)).transpose();
+    let (train, valid) = Error::both(data::read(&plan.data.train, format), valid)?;
+    match (valid, plan.data.valid_fraction) {
+        (Some(valid), _) => Ok((train, valid)),
+        (None, Some(fraction)) => batch::split_valid(train, fraction, plan.train.seed),
+        (None, None) => Ok((train, Vec::new())),
+    }
+}
+
+fn long_policy(plan: &plan::Plan) -> LongPolicy {
+    match plan.data.overlong {
         plan::Overlong::Error => LongPolicy::Error,
         plan::Overlong::Drop => LongPolicy::Drop,
         plan::Overlong::TruncatePrompt => LongPolicy::TruncatePrompt,
-    };
-    let train = data::read(&plan.data.train, format);
-    let valid = plan.data.valid.as_ref().map(|path| data::read(path, format)).transpose();
-    let (train, valid) = match (train, valid) {
-        (Ok(train), Ok(valid)) => (train, valid),
-        (train, valid) => {
-            let errors = [train.err(), valid.err()].into_iter().flatten();
-            return Err(Error::join(errors).unwrap_or_else(|| Error::input("data", "cannot be read")));
-        }
-    };
-    let (train, valid): (Vec<Example>, Vec<Example>) = match (valid, plan.data.valid_fraction) {
-        (Some(valid), _) => (train, valid),
-        (None, Some(fraction)) => batch::split_valid(train, fraction, plan.train.seed)?,
-        (None, None) => (train, Vec::new()),
-    };
-    let encode = |examples: &[Example]| base.encoder.encode_all(examples, plan.data.max_seq_tokens, policy);
-    let raw = matches!(train.first(), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
-    let splits = Splits { train: encode(&train)?, valid: encode(&valid)?, raw };
-    for (name, set) in [("train", &splits.train), ("valid", &splits.valid)] {
+    }
+}
+
+/// Whether the base can be kept as the plan says.
+fn check_quant(plan: &plan::Plan, base: &OpenBase) -> Result<()> {
+    if plan.base.quant == plan::Quant::Keep && !base.files.is_gguf() {
+        return Err(Error::input(
+            "base.quant",
+            "is `keep`: training over a GGUF file's own blocks; this base has none",
+        )
+        .hint("`nf4`, `nf4-double` and `int8` quantise any base"));
+    }
+    Ok(())
+}
+
+/// What of the data is not used, and what flatters.
+fn tell_left_out(prepared: &Prepared, watch: &mut dyn Watch) {
+    for (name, set) in [("train", &prepared.train), ("valid", &prepared.valid)] {
         for (count, what) in [
             (set.dropped_long, "left out: longer than max_seq_tokens"),
             (set.truncated, "had their prompt cut to max_seq_tokens"),
@@ -254,11 +325,10 @@ fn read_splits(plan: &plan::Plan, base: &OpenBase, watch: &mut dyn Watch) -> Res
             }
         }
     }
-    let seen = batch::seen_in_training(&splits.train.sequences, &splits.valid.sequences);
-    if seen > 0 {
+    if prepared.seen_in_training > 0 {
+        let seen = prepared.seen_in_training;
         watch.notice(&format!("valid: {seen} examples are in the training data too: the validation loss flatters"));
     }
-    Ok(splits)
 }
 
 fn precision(plan: &plan::Plan) -> (Compute, Quant) {

@@ -47,6 +47,20 @@ pub struct Settings {
     pub seed: u64,
 }
 
+impl Settings {
+    /// How many steps a run over `train` has, unless it stops early.
+    ///
+    /// # Errors
+    /// There is no step: no sequence with a trained token.
+    pub fn total_steps(&self, train: &[Encoded]) -> Result<u64> {
+        let steps_per_epoch = Epochs::new(self, train).steps(0).len() as u64;
+        if steps_per_epoch == 0 || train.iter().all(|sequence| sequence.trained_tokens() == 0) {
+            return Err(Error::input("data.train", "there is not one token to train on"));
+        }
+        Ok(self.epochs.saturating_mul(steps_per_epoch).min(self.max_steps.unwrap_or(u64::MAX)))
+    }
+}
+
 /// What the loop tells whoever watches, in order.
 pub enum Event<'a> {
     /// Before the first step.
@@ -90,11 +104,7 @@ pub fn fit(
     mut watch: impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Outcome> {
     let epochs = Epochs::new(settings, train);
-    let steps_per_epoch = epochs.steps(0).len() as u64;
-    if steps_per_epoch == 0 || train.iter().all(|sequence| sequence.trained_tokens() == 0) {
-        return Err(Error::input("data.train", "there is not one token to train on"));
-    }
-    let total_steps = (settings.epochs * steps_per_epoch).min(settings.max_steps.unwrap_or(u64::MAX));
+    let total_steps = settings.total_steps(train)?;
     let schedule = Schedule {
         kind: settings.schedule,
         peak: settings.learning_rate,

@@ -1,0 +1,95 @@
+//! `burnish check`: every problem with a recipe, its base and its data, before any weight is loaded.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::Global;
+use super::terminal::Terminal;
+use super::train::{Arguments, Screen};
+use crate::data::encode::EncodedSet;
+use crate::error::Result;
+use crate::run::train::{Prepared, prepare};
+
+/// What a recipe will do.
+#[derive(Debug, Serialize)]
+struct Checked {
+    total_steps: u64,
+    train: Split,
+    /// `None` without validation data.
+    valid: Option<Split>,
+    seen_in_training: usize,
+    base_parameters: usize,
+    adapter_parameters: usize,
+    chat_template: bool,
+}
+
+/// Examples of one kind.
+#[derive(Debug, Serialize)]
+struct Split {
+    examples: usize,
+    tokens: usize,
+    trained_tokens: usize,
+    longest_tokens: usize,
+    left_out: usize,
+    truncated: usize,
+}
+
+impl Split {
+    fn of(set: &EncodedSet) -> Self {
+        Self {
+            examples: set.sequences.len(),
+            tokens: set.tokens,
+            trained_tokens: set.trained_tokens,
+            longest_tokens: set.sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0),
+            left_out: set.dropped_long + set.dropped_untrained,
+            truncated: set.truncated,
+        }
+    }
+}
+
+impl Checked {
+    fn of(prepared: &Prepared) -> Self {
+        let pairs = prepared.start.pairs.values();
+        Self {
+            total_steps: prepared.total_steps,
+            train: Split::of(&prepared.train),
+            valid: (!prepared.valid.sequences.is_empty()).then(|| Split::of(&prepared.valid)),
+            seen_in_training: prepared.seen_in_training,
+            base_parameters: prepared.base.files.config().parameters(),
+            adapter_parameters: pairs.map(|pair| pair.a.len() + pair.b.len()).sum(),
+            chat_template: prepared.base.encoder.has_template(),
+        }
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { examples, tokens, trained_tokens, longest_tokens, .. } = self;
+        write!(
+            f,
+            "{examples} examples, {tokens} tokens, {trained_tokens} of them trained; the longest has {longest_tokens}"
+        )
+    }
+}
+
+impl fmt::Display for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "training    {}", self.train)?;
+        if let Some(valid) = &self.valid {
+            writeln!(f, "validation  {valid}")?;
+        }
+        let share = 100.0 * self.adapter_parameters as f64 / self.base_parameters as f64;
+        writeln!(
+            f,
+            "adapter     {} parameters, {share:.2}% of the base's {}",
+            self.adapter_parameters, self.base_parameters
+        )?;
+        write!(f, "steps       {}", self.total_steps)
+    }
+}
+
+pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
+    let prepared = prepare(&arguments.recipe()?, &global.device, &mut Screen::new(terminal))?;
+    terminal.result(&Checked::of(&prepared))
+}
