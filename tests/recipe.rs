@@ -290,3 +290,14 @@ proptest! {
         let _ = with(&[&format!("{key}={value}"), &value]);
     }
 }
+
+#[test]
+fn every_shipped_recipe_is_valid() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let paths = fs::read_dir(folder).expect("recipes").flatten().map(|entry| entry.path());
+    let recipes: Vec<_> = paths.filter(|path| path.extension().is_some_and(|extension| extension == "toml")).collect();
+    assert!(!recipes.is_empty());
+    for path in recipes {
+        Recipe::load(&path, &[]).and_then(|recipe| recipe.settings()).expect("valid");
+    }
+}

