@@ -7,7 +7,8 @@ use burn::tensor::Device;
 use burnish::adapter::file::HostAdapter;
 use burnish::data::Batch;
 use burnish::model::decoder::Recompute;
-use burnish::model::load::Compute;
+use burnish::model::load::{Compute, LoadOptions, Quant};
+use burnish::model::{BaseFiles, Decoder};
 use burnish::train::schedule::{Schedule, ScheduleKind};
 use burnish::train::step::{Optimiser, Trainee};
 use serde_json::Value;
@@ -84,5 +85,38 @@ fn eight_steps_follow_torch_and_peft() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn training_changes_not_one_byte_of_the_base() {
+    let _turn = turn();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training/seven_and_head");
+    let text = std::fs::read_to_string(folder.join("run.json")).expect("run.json");
+    let run: Value = serde_json::from_str(&text).expect("JSON");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(run["base"].as_str().expect("a base"));
+    let base = BaseFiles::open(&path).expect("a base");
+    let bytes = || -> Vec<Vec<u8>> {
+        base.tensor_names().map(|name| base.tensor(name).expect("a tensor").bytes.to_vec()).collect()
+    };
+    // Dense weights lie in the mapped file; quantised ones only in memory, where the logits tell.
+    for quant in [Quant::None, Quant::Nf4 { double: true }, Quant::Int8] {
+        let options = LoadOptions { device: Device::flex(), compute: Compute::F32, quant };
+        let decoder = Decoder::load(&base, &options, |_, _| {}).expect("loads");
+        let ids: Vec<u32> = (0..20).collect();
+        let logits = || -> Vec<f32> { decoder.logits(&ids, &[20], None).into_data().iter::<f32>().collect() };
+        let (bytes_before, logits_before) = (bytes(), logits());
+        let adapter = HostAdapter::load(&folder.join("start")).expect("an adapter");
+        let adapter = adapter.attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
+        let recompute = Recompute::None;
+        let optimiser = Optimiser { beta1: 0.9, beta2: 0.999, weight_decay: 0.1, max_grad_norm: 1.0, recompute };
+        let mut trainee = Trainee::new(adapter, optimiser);
+        for step in run["steps"].as_array().expect("steps") {
+            let batches: Vec<Batch> = step["micro_batches"].as_array().expect("batches").iter().map(batch).collect();
+            let report = trainee.step(&decoder, &batches, 1e-2, 0);
+            assert!(report.loss.is_finite() && report.grad_norm > 0.0);
+        }
+        assert_eq!(bytes(), bytes_before, "{quant:?}");
+        assert_eq!(logits(), logits_before, "{quant:?}");
     }
 }
