@@ -301,3 +301,41 @@ fn every_shipped_recipe_is_valid() {
         Recipe::load(&path, &[]).and_then(|recipe| recipe.settings()).expect("valid");
     }
 }
+
+/// The settings as `docs/recipe.md` lists them.
+fn reference() -> String {
+    let validated = ["data.valid=v.jsonl", "train.early_stopping={}"];
+    let defaults = serde_json::to_value(with(&validated).expect("valid")).expect("serialisable");
+    let mut text = String::new();
+    let mut open_section = "";
+    let settings = burnish::recipe::settings();
+    for setting in &settings {
+        let (section, name) = setting.key.rsplit_once('.').expect("every setting is in a section");
+        if section != open_section {
+            text += &format!("\n## `[{section}]`\n\n| key | default | accepted | what it does |\n|---|---|---|---|\n");
+            open_section = section;
+        }
+        let default = setting.key.split('.').fold(&defaults, |value, part| &value[part]);
+        let default = match default {
+            _ if setting.required => "required".to_owned(),
+            serde_json::Value::Null => "none".to_owned(),
+            _ if setting.key == "data.valid" => "none".to_owned(),
+            value => format!("`{value}`"),
+        };
+        text += &format!("| `{name}` | {default} | {} | {} |\n", setting.expected, setting.doc.replace('|', "\\|"));
+    }
+    text
+}
+
+#[test]
+fn the_reference_lists_every_setting() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/recipe.md");
+    let page = fs::read_to_string(&path).expect("docs/recipe.md");
+    let (introduction, listed) = page.split_once("<!-- settings -->\n").expect("the mark where the list begins");
+    let expected = reference();
+    if std::env::var_os("BURNISH_WRITE_DOCS").is_some() {
+        fs::write(&path, format!("{introduction}<!-- settings -->\n{expected}")).expect("written");
+    } else {
+        assert_eq!(listed, expected, "run the tests with BURNISH_WRITE_DOCS=1 to write docs/recipe.md anew");
+    }
+}

@@ -15,10 +15,9 @@ mod pull;
 mod terminal;
 mod train;
 
-use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
 
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
@@ -41,8 +40,8 @@ struct Global {
     #[arg(long, global = true, env = "BURNISH_DEVICE", default_value_t, value_name = "DEVICE")]
     device: DeviceChoice,
     /// Threads to compute with [default: one for each core]
-    #[arg(long, global = true, env = "BURNISH_THREADS", value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, global = true, env = "BURNISH_THREADS", value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
     /// Print the result as one JSON object
     #[arg(long, global = true)]
     json: bool,
@@ -113,9 +112,9 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
 }
 
 /// Sizes the pool that every kernel runs in.
-fn use_threads(threads: Option<NonZeroUsize>) -> Result<()> {
+fn use_threads(threads: Option<u16>) -> Result<()> {
     let Some(threads) = threads else { return Ok(()) };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
     pool.map_err(|error| Error::failed("--threads", format!("{threads} threads cannot be started: {error}")))
 }
 

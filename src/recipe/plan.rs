@@ -91,7 +91,8 @@ section! {
         max_seq_tokens: usize = Take(512), between(2..=1 << 24);
         /// What happens to an example longer than `max_seq_tokens`.
         overlong: Overlong = Take(Overlong::Drop), any();
-        /// Fill each sequence slot up to `max_seq_tokens` with several examples; attention never crosses from one to the next.
+        /// Fill a micro-batch up to `micro_batch_seqs` × `max_seq_tokens` tokens instead of counting sequences; attention
+        /// never crosses from one example to the next.
         packing: bool = Take(false), any();
     }
 }
@@ -211,7 +212,7 @@ choice! {
 section! {
     /// Where the results go.
     Output {
-        /// The run folder; it must not exist yet. A path is relative to the current folder.
+        /// The run folder; it must be empty or not exist yet. A path is relative to the current folder.
         dir: PathBuf = Refuse, not_empty();
     }
 }
