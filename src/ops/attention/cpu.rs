@@ -18,7 +18,8 @@ use crate::ops::cpu::autograd::{Kernel, Output, apply, dims, f32s, from_f32, pla
 use crate::ops::cpu::isa::{Isa, vectorised};
 use crate::ops::cpu::kernel::{Element, PANEL, Tile};
 use crate::ops::cpu::math::exp;
-use crate::ops::cpu::pack::{pack_rows, write_depth_row};
+use crate::ops::cpu::matrix::interleave_rows;
+use crate::ops::cpu::pack::{pack_rows, pack_rows_bf16, write_depth_row};
 use crate::ops::cpu::product::{Rows, SharedMut, Target, narrow};
 use crate::ops::cpu::rowwise::{for_each_row, map_rows};
 
@@ -379,7 +380,10 @@ impl Head<'_> {
             let columns = (count - first).min(PANEL);
             match source {
                 Rows::F32 { data, stride } => pack_rows(&data[first * stride..], stride, columns, dim, 1.0, panel),
-                Rows::Bf16 { data, stride } => pack_rows(&data[first * stride..], stride, columns, dim, 1.0, panel),
+                Rows::Bf16 { data, stride } => match E::as_bf16(panel) {
+                    Some(panel) => pack_rows_bf16(&data[first * stride..], stride, columns, dim, panel),
+                    None => pack_rows(&data[first * stride..], stride, columns, dim, 1.0, panel),
+                },
             }
         }
         packed
@@ -389,6 +393,14 @@ impl Head<'_> {
     /// `depth >= count`, the rest zero.
     fn pack_as_rows<E: Element>(&self, source: Rows<'_>, count: usize, depth: usize, packed: &mut [E]) {
         let dim = self.geometry.head_dim;
+        if let (Rows::Bf16 { data, stride }, Some(packed)) = (source, E::as_bf16(packed)) {
+            for (index, panel) in packed.chunks_exact_mut(depth * PANEL).enumerate() {
+                let columns = (dim - index * PANEL).min(PANEL);
+                interleave_rows(&data[index * PANEL..], stride, columns, count, panel);
+                panel[count.next_multiple_of(2) * PANEL..].fill(bf16::ZERO);
+            }
+            return;
+        }
         let mut row = vec![0f32; dim];
         for k in 0..depth {
             let values: &[f32] = if k < count {
@@ -494,20 +506,22 @@ impl Head<'_> {
                     let score = |panel: usize| unsafe {
                         std::slice::from_raw_parts_mut(scores.add((panel * strip + row) * PANEL), PANEL)
                     };
-                    let mut largest = f32::NEG_INFINITY;
+                    let mut largest = [f32::NEG_INFINITY; PANEL];
                     for panel in from..to {
                         let values = score(panel);
                         hide(values, panel * PANEL, &seen);
-                        largest = largest.max(maximum(values));
+                        raise(&mut largest, values);
                     }
-                    largest *= self.geometry.scale();
-                    let mut sum = 0f32;
+                    let largest = largest.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+                    let largest = largest * self.geometry.scale();
+                    let mut sums = [0f32; PANEL];
                     for panel in from..to {
                         let values = score(panel);
-                        sum += exponentiate(values, self.geometry.scale(), largest);
+                        exponentiate(values, self.geometry.scale(), largest, &mut sums);
                         let at = row * value_depth + (panel - from) * PANEL;
                         E::narrow_from(values, &mut probabilities.as_mut()[at..at + PANEL]);
                     }
+                    let sum: f32 = sums.iter().sum();
                     log_sums[row] = largest + sum.ln();
                     scales[row] = 1.0 / sum;
                 }
@@ -600,19 +614,20 @@ impl Head<'_> {
                     let part = |buffer: *mut f32, panel: usize| unsafe {
                         std::slice::from_raw_parts_mut(buffer.add((panel * block + row) * PANEL), PANEL)
                     };
-                    let mut shared = 0f32;
+                    let (mut sums, mut shared) = ([0f32; PANEL], [0f32; PANEL]);
                     for panel in from..to {
                         let p = part(p, panel);
                         hide(p, panel * PANEL, &seen);
-                        exponentiate(p, scale, log_sum(first + row));
-                        shared += dot_panel(p, part(ds, panel));
+                        exponentiate(p, scale, log_sum(first + row), &mut sums);
+                        add_products(&mut shared, p, part(ds, panel));
                     }
+                    let shared: f32 = shared.iter().sum();
                     for panel in from..to {
                         let (p, ds) = (part(p, panel), part(ds, panel));
                         score_gradient(p, ds, shared, scale);
                         let at = panel * block * PANEL;
-                        write_depth_row(p, 1.0, row, &mut right_p.as_mut()[at..at + block * PANEL]);
-                        write_depth_row(ds, 1.0, row, &mut right_ds.as_mut()[at..at + block * PANEL]);
+                        write_right(p, row, &mut right_p.as_mut()[at..at + block * PANEL]);
+                        write_right(ds, row, &mut right_ds.as_mut()[at..at + block * PANEL]);
                         let at = row * key_depth + (panel - from) * PANEL;
                         E::narrow_from(ds, &mut left_ds.as_mut()[at..at + PANEL]);
                     }
@@ -657,6 +672,26 @@ impl Head<'_> {
     }
 }
 
+/// Depth row `row` of a right-hand panel, from all of its 32 values.
+fn write_right<E: Element>(values: &[f32], row: usize, panel: &mut [E]) {
+    match E::as_bf16(panel) {
+        Some(panel) => write_half_pair(values, row % 2 == 1, &mut panel[row / 2 * 2 * PANEL..][..2 * PANEL]),
+        None => write_depth_row(values, 1.0, row, panel),
+    }
+}
+
+vectorised! {
+    /// The lower or the upper halves of a row of pairs, rounded to bf16.
+    fn write_half_pair(values: &[f32], upper: bool, pairs: &mut [bf16]) {
+        let words: &mut [u32] = bytemuck::cast_slice_mut(pairs);
+        let (keep, shift) = if upper { (0x0000_ffff, 16) } else { (0xffff_0000, 0) };
+        for (word, value) in words.iter_mut().zip(values) {
+            let bits = u32::from(crate::quant::float::f32_to_bf16_bits(*value));
+            *word = *word & keep | bits << shift;
+        }
+    }
+}
+
 /// `[rows, dim]` (stride `padded`) to `[dim, block]`; columns beyond `rows` are zero.
 fn across<E: Element>(values: &[E], padded: usize, rows: usize, dim: usize, block: usize, out: &mut [E]) {
     for (d, out) in out.chunks_exact_mut(block).take(dim).enumerate() {
@@ -678,32 +713,29 @@ fn hide(scores: &mut [f32], first: usize, seen: &std::ops::Range<usize>) {
 }
 
 vectorised! {
-    fn maximum(values: &[f32]) -> f32 {
-        let mut lanes = [f32::NEG_INFINITY; PANEL];
-        for (lane, value) in lanes.iter_mut().zip(values) {
-            *lane = if *value > *lane { *value } else { *lane };
+    /// The larger of each lane.
+    fn raise(largest: &mut [f32; PANEL], values: &[f32]) {
+        for (largest, value) in largest.iter_mut().zip(values) {
+            *largest = if *value > *largest { *value } else { *largest };
         }
-        lanes.iter().fold(f32::NEG_INFINITY, |largest, &value| if value > largest { value } else { largest })
     }
 }
 
 vectorised! {
-    /// `exp(scale·score − shift)` in place; their sum.
-    fn exponentiate(scores: &mut [f32], scale: f32, shift: f32) -> f32 {
-        for score in scores.iter_mut() {
+    /// `exp(scale·score − shift)` in place, added to `sums` lane by lane.
+    fn exponentiate(scores: &mut [f32], scale: f32, shift: f32, sums: &mut [f32; PANEL]) {
+        for (score, sum) in scores.iter_mut().zip(sums) {
             *score = exp(*score * scale - shift);
+            *sum += *score;
         }
-        scores.iter().sum()
     }
 }
 
 vectorised! {
-    fn dot_panel(a: &[f32], b: &[f32]) -> f32 {
-        let mut lanes = [0f32; PANEL];
-        for lane in 0..PANEL {
-            lanes[lane] = a[lane] * b[lane];
+    fn add_products(sums: &mut [f32; PANEL], a: &[f32], b: &[f32]) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
         }
-        lanes.iter().sum()
     }
 }
 

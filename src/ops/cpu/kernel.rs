@@ -31,6 +31,10 @@ pub trait Element: bytemuck::Pod + Send + Sync + burn_backend::Element {
     fn round(value: f32) -> Self;
     /// Exact.
     fn widen(self) -> f32;
+    /// The slice itself where the format is f32.
+    fn as_f32(values: &mut [Self]) -> Option<&mut [f32]>;
+    /// The slice itself where the format is bf16.
+    fn as_bf16(values: &mut [Self]) -> Option<&mut [bf16]>;
     /// Rounds a slice to nearest.
     fn narrow_from(from: &[f32], to: &mut [Self]);
     /// Rows that one call of [`Element::tile`] takes at most.
@@ -64,6 +68,14 @@ impl Element for f32 {
     #[inline(always)]
     fn widen(self) -> f32 {
         self
+    }
+
+    fn as_f32(values: &mut [f32]) -> Option<&mut [f32]> {
+        Some(values)
+    }
+
+    fn as_bf16(_: &mut [f32]) -> Option<&mut [bf16]> {
+        None
     }
 
     fn narrow_from(from: &[f32], to: &mut [f32]) {
@@ -111,6 +123,14 @@ impl Element for bf16 {
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    fn as_f32(_: &mut [bf16]) -> Option<&mut [f32]> {
+        None
+    }
+
+    fn as_bf16(values: &mut [bf16]) -> Option<&mut [bf16]> {
+        Some(values)
     }
 
     fn narrow_from(from: &[f32], to: &mut [bf16]) {

@@ -23,6 +23,11 @@ pub trait Columns<E: Element>: Sync {
 pub trait Stored: bytemuck::Pod + Send + Sync {
     /// Exact.
     fn to_f32(self) -> f32;
+
+    /// Exact, a slice at once.
+    fn widen_into(from: &[Self], to: &mut [f32]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f32());
+    }
 }
 
 impl Stored for f32 {
@@ -30,12 +35,20 @@ impl Stored for f32 {
     fn to_f32(self) -> f32 {
         self
     }
+
+    fn widen_into(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
 }
 
 impl Stored for bf16 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    fn widen_into(from: &[bf16], to: &mut [f32]) {
+        super::product::widen(from, to);
     }
 }
 
@@ -95,6 +108,12 @@ impl<S: Stored, E: Element> Columns<E> for PlainColumns<'_, S> {
         for (index, panel) in panels.chunks_exact_mut(depth * PANEL).enumerate() {
             let column = first + index * PANEL;
             let columns = (first + count - column).min(PANEL);
+            if let (Some(panel), true, PANEL) = (E::as_f32(panel), self.scale == 1.0, columns) {
+                for (k, target) in panel.chunks_exact_mut(PANEL).enumerate() {
+                    S::widen_into(&self.data[k * self.stride + column..][..PANEL], target);
+                }
+                continue;
+            }
             for k in 0..depth {
                 if k < self.depth {
                     let row = &self.data[k * self.stride + column..][..columns];

@@ -11,14 +11,15 @@ pub fn sum_outer(left: &[f32], rank: usize, right: Rows<'_>, width: usize, token
     let rows = Rows::F32 { data: &transposed, stride: tokens };
     match right {
         Rows::F32 { data, stride } => {
-            let columns = PlainColumns { data, stride, depth: tokens, scale };
+            let columns = PlainColumns { data, stride, depth: tokens, scale: 1.0 };
             product::<f32>(rank, width, &[Term { rows, columns: &columns }], Epilogue::default(), target);
         }
         Rows::Bf16 { data, stride } => {
-            let columns = PlainColumns { data, stride, depth: tokens, scale };
+            let columns = PlainColumns { data, stride, depth: tokens, scale: 1.0 };
             product::<f32>(rank, width, &[Term { rows, columns: &columns }], Epilogue::default(), target);
         }
     }
+    sums.iter_mut().for_each(|sum| *sum *= scale);
     sums
 }
 
