@@ -216,7 +216,7 @@ def measure_peft(options, mode, workload, data):
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     if done.returncode != 0:
-        return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"}
+        return {"error": f"exit {done.returncode}: {done.stderr.strip()[-300:]}"}
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -272,7 +272,7 @@ def measure_burnish(options, mode, workload, data, folder):
     command = [str(options.burnish), "train", str(recipe), "--json", "--threads", str(options.threads)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
-        return {"error": done.stderr.strip()[-500:] or f"exit {done.returncode}"}
+        return {"error": f"exit {done.returncode}: {done.stderr.strip()[-300:]}"}
     steps = [json.loads(line) for line in (output / "metrics.jsonl").open()]
     steps = [step for step in steps if "tokens_per_second" in step and "peak_bytes" in step]
     rates = [step["tokens_per_second"] for step in steps[WARM_UP_STEPS:]]
