@@ -51,19 +51,28 @@ pub fn decode_f16(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// `SIZE` bytes a value, in a buffer of exactly that size.
+fn encode<const SIZE: usize>(values: &[f32], bytes_of: impl Fn(f32) -> [u8; SIZE]) -> Vec<u8> {
+    let mut bytes = vec![0; SIZE * values.len()];
+    for (bytes, value) in bytes.as_chunks_mut::<SIZE>().0.iter_mut().zip(values) {
+        *bytes = bytes_of(*value);
+    }
+    bytes
+}
+
 /// Values as little-endian `f32` bytes.
 pub fn encode_f32(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    encode(values, |value| value.to_le_bytes())
 }
 
 /// Values rounded once to `bf16`, as little-endian bytes.
 pub fn encode_bf16(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| f32_to_bf16_bits(*value).to_le_bytes()).collect()
+    encode(values, |value| f32_to_bf16_bits(value).to_le_bytes())
 }
 
 /// Values rounded once to `f16` (beyond 65,504: infinity), as little-endian bytes.
 pub fn encode_f16(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect()
+    encode(values, |value| half::f16::from_f32(value).to_le_bytes())
 }
 
 #[cfg(test)]

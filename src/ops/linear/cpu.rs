@@ -32,7 +32,10 @@ struct Member {
 
 #[derive(Debug, Clone)]
 struct Saved {
-    x: FlexTensor,
+    /// The input, where a low-rank pair needs it; frozen weights do not.
+    x: Option<FlexTensor>,
+    dims: [usize; 2],
+    dtype: DType,
     /// `drop(x)·Aᵀ` of each pair, `[tokens, rank]`.
     low: Vec<Vec<f32>>,
     /// `(A, B)` of each pair.
@@ -74,17 +77,19 @@ impl<const N: usize> Kernel<N> for Group {
     fn forward(&self, inputs: [&FlexTensor; N], save: bool) -> (FlexTensor, Option<Saved>) {
         let factors: Vec<_> = inputs[2..].chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
         let residual = self.has_residual.then_some(inputs[1]);
-        let (y, low) = if uses_bf16(inputs[0]) {
+        let (y, low) = if uses_bf16(inputs[0].dtype()) {
             self.run::<bf16>(inputs[0], residual, &factors)
         } else {
             self.run::<f32>(inputs[0], residual, &factors)
         };
-        (y, save.then(|| Saved { x: inputs[0].clone(), low, factors }))
+        let x = inputs[0];
+        let kept = (!factors.is_empty()).then(|| x.clone());
+        (y, save.then(|| Saved { x: kept, dims: dims(x), dtype: x.dtype(), low, factors }))
     }
 
     fn backward(&self, saved: Saved, gradient: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
         let mut gradients = [const { None }; N];
-        let (dx, pairs) = if uses_bf16(&saved.x) {
+        let (dx, pairs) = if uses_bf16(saved.dtype) {
             self.gradients::<bf16>(&saved, &gradient, wanted[0])
         } else {
             self.gradients::<f32>(&saved, &gradient, wanted[0])
@@ -99,8 +104,8 @@ impl<const N: usize> Kernel<N> for Group {
 }
 
 /// Activations in bf16 on a processor that multiplies bf16.
-fn uses_bf16(x: &FlexTensor) -> bool {
-    x.dtype() == DType::BF16 && Isa::current().multiplies_bf16()
+fn uses_bf16(dtype: DType) -> bool {
+    dtype == DType::BF16 && Isa::current().multiplies_bf16()
 }
 
 /// Fewer rows than this go through dot products: packing the weight would cost more.
@@ -201,12 +206,12 @@ impl Group {
     where
         Matrix: Views<E>,
     {
-        let [tokens, input] = dims(&saved.x);
+        let [tokens, input] = saved.dims;
         let mut pair_gradients = Vec::new();
         // s·g·B of each pair, [tokens, rank].
         let mut low_gradients = Vec::new();
         for (member, column, pair) in self.laid_out() {
-            let (Some(pair), Some((scale, dropout))) = (pair, member.pair) else { continue };
+            let (Some(pair), Some((scale, dropout)), Some(x)) = (pair, member.pair, &saved.x) else { continue };
             let (a, b) = &saved.factors[pair];
             let (rank, out) = (dims(a)[0], member.weight.rows());
             let g = rows(gradient).from_column(column);
@@ -216,10 +221,10 @@ impl Group {
             let target = Target::F32 { data: &mut low_gradient, stride: rank };
             product(tokens, rank, &[term], Epilogue::default(), target);
 
-            let dropped = dropout.map(|dropout| drop_values(rows(&saved.x), tokens, input, dropout));
+            let dropped = dropout.map(|dropout| drop_values(rows(x), tokens, input, dropout));
             let x = match &dropped {
                 Some(values) => Rows::F32 { data: values, stride: input },
-                None => rows(&saved.x),
+                None => rows(x),
             };
             let da = sum_outer(&low_gradient, rank, x, input, tokens, 1.0);
             let db = transpose(&sum_outer(&saved.low[pair], rank, g, out, tokens, scale), rank, out);
@@ -235,7 +240,7 @@ impl Group {
     where
         Matrix: Views<E>,
     {
-        let [tokens, input] = dims(&saved.x);
+        let [tokens, input] = saved.dims;
         let weights: Vec<_> = self
             .members
             .iter()
@@ -273,7 +278,7 @@ impl Group {
             .collect();
         terms.extend(updates.iter().map(|(low, columns)| Term::<E> { rows: *low, columns }));
         let residual = dropped.as_ref().map(|data| Rows::F32 { data, stride: input });
-        let mut dx = Output::new(saved.x.dtype(), tokens * input);
+        let mut dx = Output::new(saved.dtype, tokens * input);
         product(tokens, input, &terms, Epilogue { residual, ..Epilogue::default() }, dx.target(input, 0));
         dx.into_tensor(tokens, input)
     }
