@@ -46,6 +46,21 @@ impl Bytes {
         Some(Self { owner: self.owner.clone(), range })
     }
 
+    /// Gives the memory of a mapped file's pages back; they are read again should they be needed. Owned bytes stay.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Owner::Mapped(map) = &self.owner {
+            // The first and the last page may belong to a neighbour as well.
+            const PAGE: usize = 4096;
+            let (start, end) = (self.range.start.next_multiple_of(PAGE), self.range.end / PAGE * PAGE);
+            if start < end {
+                // SAFETY: the map is a read-only view of a file: dropped pages come back with the same contents. That
+                // the system does not take the advice is no error.
+                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            }
+        }
+    }
+
     /// Whether they lie in a mapped file (and cost no memory of their own).
     pub fn is_mapped(&self) -> bool {
         matches!(self.owner, Owner::Mapped(_))

@@ -177,18 +177,25 @@ fn place_matrix(
     let storage = match stored {
         StoredWeight::Nf4(tensor) => Storage::Nf4(tensor),
         StoredWeight::Int8(tensor) => Storage::Int8(tensor),
-        StoredWeight::Dense(raw) => match (quant, raw.dtype, compute) {
-            (Quant::Nf4 { double }, _, _) => {
-                Storage::Nf4(Nf4Tensor::quantise(place, &[rows, columns], &raw.to_f32()?, double)?)
+        StoredWeight::Dense(raw) => {
+            let decoded = || {
+                let values = raw.to_f32();
+                raw.bytes.release();
+                values
+            };
+            match (quant, raw.dtype, compute) {
+                (Quant::Nf4 { double }, _, _) => {
+                    Storage::Nf4(Nf4Tensor::quantise(place, &[rows, columns], &decoded()?, double)?)
+                }
+                (Quant::Int8, _, _) => Storage::Int8(Int8Tensor::quantise(place, [rows, columns], &decoded()?)?),
+                (Quant::Keep, Dtype::Block(block), _) => Storage::Blocks(block, raw.bytes.clone()),
+                (_, Dtype::Bf16, _) => Storage::Bf16(raw.bytes.clone()),
+                (_, Dtype::F32, Compute::F32) => Storage::F32(raw.bytes.clone()),
+                (_, Dtype::F16, Compute::F32) => Storage::F16(raw.bytes.clone()),
+                (_, _, Compute::F32) => Storage::F32(Bytes::from(float::encode_f32(&decoded()?))),
+                (_, _, Compute::Bf16) => Storage::Bf16(Bytes::from(float::encode_bf16(&decoded()?))),
             }
-            (Quant::Int8, _, _) => Storage::Int8(Int8Tensor::quantise(place, [rows, columns], &raw.to_f32()?)?),
-            (Quant::Keep, Dtype::Block(block), _) => Storage::Blocks(block, raw.bytes),
-            (_, Dtype::Bf16, _) => Storage::Bf16(raw.bytes),
-            (_, Dtype::F32, Compute::F32) => Storage::F32(raw.bytes),
-            (_, Dtype::F16, Compute::F32) => Storage::F16(raw.bytes),
-            (_, _, Compute::F32) => Storage::F32(Bytes::from(float::encode_f32(&raw.to_f32()?))),
-            (_, _, Compute::Bf16) => Storage::Bf16(Bytes::from(float::encode_bf16(&raw.to_f32()?))),
-        },
+        }
     };
     Ok(FrozenWeight::from_matrix(Matrix::new(rows, columns, storage)))
 }
