@@ -141,6 +141,10 @@ fn files_that_are_no_tokenizer_are_named() {
         let error = Tokenizer::from_json(text.as_bytes(), "t.json").expect_err("broken").to_string();
         assert!(error.contains("t.json"), "{error}");
     }
+    let start = Instant::now();
+    let error =
+        Tokenizer::from_json(format!("[{}1]", "1,".repeat(20 << 20)).as_bytes(), "t.json").expect_err("too much");
+    assert!(error.to_string().contains("at most 5000000") && start.elapsed() < Duration::from_secs(1), "{error}");
     let folder = tempfile::tempdir().expect("a folder");
     let error = Tokenizer::from_folder(folder.path()).expect_err("nothing there").to_string();
     assert!(error.contains("tokenizer.json") && error.contains("hint"), "{error}");

@@ -12,6 +12,7 @@ mod ops;
 mod pull;
 mod recipe;
 mod scores;
+mod tables;
 mod tokenizer;
 mod training;
 mod weights;

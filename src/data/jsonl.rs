@@ -50,7 +50,7 @@ impl Format {
     }
 
     /// The format that has these keys.
-    pub(super) fn of_keys(has: impl Fn(&str) -> bool) -> Option<Self> {
+    fn of_keys(has: impl Fn(&str) -> bool) -> Option<Self> {
         Self::ALL.into_iter().find(|format| match format {
             Format::PromptCompletion => has("prompt") && has("completion"),
             Format::Alpaca => has("instruction"),
@@ -113,20 +113,71 @@ pub fn read_list(path: &Path, format: Option<Format>) -> Result<Vec<Example>> {
     parse_list(&open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
 }
 
-/// Parses the bytes of a JSON list of objects.
+/// Parses the bytes of a JSON list of objects, one after the other: the whole list as JSON values would take many
+/// times the memory of the file. Places are the lines on which the objects begin.
 pub fn parse_list(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Example>> {
-    let Value::Array(rows) = json::parse(name, without_mark(bytes, name)?)? else {
-        return Err(Error::input(name, "expected a list of objects").hint("one object a line is a .jsonl file"));
-    };
+    let bytes = without_mark(bytes, name)?;
     let mut reader = Rows::new(format);
-    for (index, row) in rows.into_iter().enumerate() {
-        let place = format!("{name}: item {}", index + 1);
-        match check_numbers(&row, &place) {
-            Ok(()) => reader.row(&place, row),
+    let (mut at, mut line) = (0, 1);
+    let skip = |at: &mut usize, line: &mut usize| {
+        while let Some(space) = bytes.get(*at).filter(|byte| byte.is_ascii_whitespace()) {
+            *line += usize::from(*space == b'\n');
+            *at += 1;
+        }
+        bytes.get(*at).copied()
+    };
+    if skip(&mut at, &mut line) != Some(b'[') {
+        return Err(Error::input(name, "expected a list of objects").hint("one object a line is a .jsonl file"));
+    }
+    at += 1;
+    let mut closed = skip(&mut at, &mut line) == Some(b']');
+    at += usize::from(closed);
+    while !closed {
+        let place = format!("{name}:{line}");
+        let row = &bytes[at..at + value_length(&bytes[at..])];
+        match parse_line(row, &place) {
+            Ok(value) => reader.row(&place, value),
             Err(error) => reader.bad(error),
         }
+        line += row.iter().filter(|byte| **byte == b'\n').count();
+        at += row.len();
+        closed = match skip(&mut at, &mut line) {
+            Some(b',') => false,
+            Some(b']') => true,
+            _ => {
+                reader
+                    .bad(Error::input(format_args!("{name}:{line}"), "expected `,` or `]` after an item of the list"));
+                return reader.finish(name);
+            }
+        };
+        at += 1;
+        if !closed {
+            skip(&mut at, &mut line);
+        }
+    }
+    if skip(&mut at, &mut line).is_some() {
+        reader.bad(Error::input(format_args!("{name}:{line}"), "something follows the list"));
     }
     reader.finish(name)
+}
+
+/// The length of the JSON value at the start of `bytes`, by its brackets and quotes alone; whether it is valid is
+/// found when it is parsed.
+fn value_length(bytes: &[u8]) -> usize {
+    let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
+    for (at, byte) in bytes.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            _ if quoted => {}
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' | b',' if depth == 0 => return at,
+            b']' | b'}' => depth -= 1,
+            _ => {}
+        }
+    }
+    bytes.len()
 }
 
 /// Takes off the byte-order mark of UTF-8 and refuses the ones of UTF-16.
@@ -171,7 +222,7 @@ fn check_numbers(value: &Value, place: &str) -> Result<()> {
 }
 
 /// Collects examples and problems.
-struct Rows {
+pub(super) struct Rows {
     format: Option<Format>,
     examples: Vec<Example>,
     problems: Vec<Error>,
@@ -179,18 +230,18 @@ struct Rows {
 }
 
 impl Rows {
-    fn new(format: Option<Format>) -> Self {
+    pub(super) fn new(format: Option<Format>) -> Self {
         Self { format, examples: Vec::new(), problems: Vec::new(), bad: 0 }
     }
 
-    fn bad(&mut self, error: Error) {
+    pub(super) fn bad(&mut self, error: Error) {
         self.bad += 1;
         if self.bad <= MAX_REPORTED {
             self.problems.push(error);
         }
     }
 
-    fn row(&mut self, place: &str, value: Value) {
+    pub(super) fn row(&mut self, place: &str, value: Value) {
         let Value::Object(fields) = value else {
             return self.bad(Error::input(place, format!("found {}; expected an object", kind(&value))));
         };
@@ -207,7 +258,7 @@ impl Rows {
         }
     }
 
-    fn finish(mut self, name: &str) -> Result<Vec<Example>> {
+    pub(super) fn finish(mut self, name: &str) -> Result<Vec<Example>> {
         if self.bad > MAX_REPORTED {
             self.problems.push(Error::input(name, format!("and {} more bad rows", self.bad - MAX_REPORTED)));
         }
@@ -370,6 +421,28 @@ mod tests {
         let text = problems(&"{}\n".repeat(50));
         assert_eq!(text.matches("d.jsonl:").count(), 21, "{text}");
         assert!(text.contains("and 30 more bad rows"), "{text}");
+    }
+
+    #[test]
+    fn a_list_reads_like_lines() {
+        let list = "\u{feff}[\n  {\"text\": \"a, ] } \\\" [\"},\n{\"text\": \"b\"} ]\n";
+        let expected = [Example::Text { text: "a, ] } \" [".into() }, Example::Text { text: "b".into() }];
+        assert_eq!(parse_list(list.as_bytes(), "d.json", None).expect("good"), expected);
+        for (text, expected) in [
+            ("", "expected a list of objects"),
+            ("{\"text\": \"a\"}", "expected a list of objects"),
+            ("[]", "has no examples"),
+            ("[\n{\"text\": \"a\"},\n{\"text\": 1}]", "d.json:3: `text` is the number 1"),
+            ("[{\"text\": \"a\"}", "d.json:1: expected `,` or `]`"),
+            ("[{\"text\": \"a\"},]", "d.json:1: not valid JSON"),
+            ("[{\"text\": \"a\"} {\"text\": \"b\"}]", "d.json:1: not valid JSON"),
+            ("[{\"text\": \"a\"}]\n x", "d.json:2: something follows"),
+            ("[1, 2]", "d.json:1: found the number; expected an object"),
+            ("[{\"text\": \"a", "d.json:1: not valid JSON"),
+        ] {
+            let error = parse_list(text.as_bytes(), "d.json", None).expect_err(text).to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
     }
 
     #[test]

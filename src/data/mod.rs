@@ -4,27 +4,33 @@ pub mod batch;
 pub mod encode;
 pub mod example;
 pub mod jsonl;
+pub mod statistics;
+#[cfg_attr(not(feature = "tables"), path = "tables_absent.rs")]
 pub mod tables;
 pub mod template;
 
+use std::path::Path;
+
 pub use batch::Batch;
-pub use encode::{Encoded, Encoder};
+pub use encode::{Encoded, EncodedSet, Encoder, LongPolicy};
 pub use example::{Example, Message, Role};
 pub use jsonl::Format;
+pub use statistics::Statistics;
 pub use template::ChatTemplate;
-
-use std::path::Path;
 
 use crate::error::Result;
 
-/// Reads a data file by its extension: `.json` is a list of objects, anything else an object a line. Without a
-/// `format` the first object decides.
+/// Reads a data file by its ending: `.json` is one list of objects, `.csv` and `.parquet` are tables, anything else
+/// has an object a line. Without a `format`, the first example decides.
 ///
 /// # Errors
 /// Every bad row, as far as there are not too many.
 pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Example>> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("json") => jsonl::read_list(path, format),
+    let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    match ending.as_str() {
+        "json" => jsonl::read_list(path, format),
+        "csv" => tables::read_csv(path, format),
+        "parquet" => tables::read_parquet(path, format),
         _ => jsonl::read(path, format),
     }
 }

@@ -14,6 +14,8 @@ use crate::model::BaseFiles;
 
 /// The largest `tokenizer.json` read; the largest known ones are about 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
+/// The most values in it; the largest known ones have two million. Each takes 32 bytes or more in memory.
+const MAX_JSON_ITEMS: usize = 5_000_000;
 /// The largest of the small files beside it.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
 /// Files that make up a tokenizer in a Hugging Face folder, and go along when it is saved.
@@ -77,7 +79,7 @@ pub(super) struct Surroundings {
 
 impl Tokenizer {
     /// Reads the tokenizer of a Hugging Face folder: `tokenizer.json`, and beside it `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `chat_template.jinja` and `generation_config.json` where they exist.
+    /// `special_tokens_map.json`, `chat_template.jinja`, `generation_config.json` and `config.json` where they exist.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
         if !path.exists() {
@@ -85,7 +87,7 @@ impl Tokenizer {
                 .hint("a base model's folder needs tokenizer.json; transformers' save_pretrained writes it"));
         }
         let place = path.display().to_string();
-        let value = strict_json::parse(&place, &open::read(&path, MAX_TOKENIZER_BYTES)?)?;
+        let value = Self::parse(&place, &open::read(&path, MAX_TOKENIZER_BYTES)?)?;
         let surroundings = read_surroundings(folder, &value)?;
         Self::build(place, value, surroundings, Source::Folder(folder.to_owned()))
     }
@@ -100,7 +102,7 @@ impl Tokenizer {
 
     /// Reads the tokenizer from the bytes of a `tokenizer.json` alone. `name` stands in messages.
     pub fn from_json(bytes: &[u8], name: &str) -> Result<Self> {
-        let value = strict_json::parse(name, bytes)?;
+        let value = Self::parse(name, bytes)?;
         let text = value.to_string();
         Self::build(name.into(), value, Surroundings::default(), Source::Written(vec![("tokenizer.json", text)]))
     }
@@ -109,6 +111,18 @@ impl Tokenizer {
     pub(super) fn from_parts(place: String, value: Value, surroundings: Surroundings) -> Result<Self> {
         let files = written_files(&value, &surroundings);
         Self::build(place, value, surroundings, Source::Written(files))
+    }
+
+    /// Parses the JSON of a tokenizer, unless it would take many times the memory of the file.
+    fn parse(place: &str, bytes: &[u8]) -> Result<Value> {
+        let items = bytes.iter().filter(|byte| b",[{".contains(byte)).count();
+        if items > MAX_JSON_ITEMS {
+            return Err(Error::input(
+                place,
+                format!("has about {items} items; at most {MAX_JSON_ITEMS} are supported"),
+            ));
+        }
+        strict_json::parse(place, bytes)
     }
 
     fn build(place: String, mut value: Value, surroundings: Surroundings, source: Source) -> Result<Self> {
@@ -231,8 +245,8 @@ impl Tokenizer {
         self.0.named.bos.as_deref().and_then(|bos| self.token_to_id(bos))
     }
 
-    /// The tokens that end a text or a turn: the tokenizer's own first, then those of `generation_config.json`
-    /// or of the GGUF file. May be empty.
+    /// The tokens that end a text or a turn: the tokenizer's own first, then those of `generation_config.json`,
+    /// `config.json` or the GGUF file. May be empty.
     pub fn eos_tokens(&self) -> Vec<u32> {
         self.0.eos_tokens.clone()
     }
@@ -346,20 +360,18 @@ fn read_surroundings(folder: &Path, tokenizer: &Value) -> Result<Surroundings> {
         unk: named("unk_token"),
         pad: named("pad_token"),
     };
-    let more_eos_ids = match &generation["eos_token_id"] {
-        Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),
-        id => Vec::from_iter(id.as_u64()),
-    };
+    let model = read_optional(folder, "config.json")?;
+    // One id, or a list of them.
+    let more_eos_ids = [&generation["eos_token_id"], &model["eos_token_id"]]
+        .into_iter()
+        .flat_map(|ids| ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice))
+        .filter_map(|id| u32::try_from(id.as_u64()?).ok())
+        .collect();
     let adds_bos = match config["add_bos_token"].as_bool() {
         Some(adds) => adds,
         None => named.bos.as_deref().is_some_and(|bos| begins_with(&tokenizer["post_processor"], bos)),
     };
-    Ok(Surroundings {
-        named,
-        more_eos_ids: more_eos_ids.into_iter().filter_map(|id| u32::try_from(id).ok()).collect(),
-        adds_bos,
-        chat_template: read_template(folder, &config)?,
-    })
+    Ok(Surroundings { named, more_eos_ids, adds_bos, chat_template: read_template(folder, &config)? })
 }
 
 /// A JSON object, or null where the file does not exist.

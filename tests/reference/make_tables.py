@@ -1,0 +1,33 @@
+"""Writes tests/fixtures/tables: Parquet files by pyarrow (pip install pyarrow).
+
+    python tests/reference/make_tables.py
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+OUT = Path(__file__).resolve().parent.parent / "fixtures" / "tables"
+
+
+def main():
+    OUT.mkdir(parents=True, exist_ok=True)
+    prompts = ["Q: 1 + 1\nA: ", "请问，几点了？", 'a "quoted", text']
+    completions = ["2", "三点。", ""]
+    for compression in ["snappy", "zstd", "none"]:
+        table = pa.table({"id": [1, 2, 3], "prompt": prompts, "completion": completions})
+        pq.write_table(table, OUT / f"prompts.{compression}.parquet", compression=compression)
+    alpaca = pa.table(
+        {"instruction": ["Add.", "Greet."], "input": ["1 and 2", None], "output": ["3", "Hello!"]},
+        schema=pa.schema([("instruction", pa.large_string()), ("input", pa.string()), ("output", pa.large_string())]),
+    )
+    pq.write_table(alpaca, OUT / "alpaca.parquet")
+    pq.write_table(pa.table({"prompt": ["a"], "completion": [7]}), OUT / "numbers.parquet")
+    pq.write_table(pa.table({"question": ["a"]}), OUT / "columns.parquet")
+    turns = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]]
+    pq.write_table(pa.table({"messages": turns}), OUT / "messages.parquet")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+//! CSV and Parquet data files; without the feature `tables`, the error that names it.
+
+use std::path::{Path, PathBuf};
+
+use burnish::data;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tables").join(name)
+}
+
+#[cfg(not(feature = "tables"))]
+#[test]
+fn a_build_without_tables_says_so() {
+    for path in [fixture("alpaca.parquet"), fixture("any.csv")] {
+        let error = data::read(&path, None).expect_err("not compiled in");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("feature `tables`"), "{error}");
+    }
+    assert!(data::tables::parse_csv(Vec::new(), "a.csv", None).is_err());
+    assert!(data::tables::parse_parquet(Vec::new(), "a.parquet", None).is_err());
+}
+
+#[cfg(feature = "tables")]
+mod with_polars {
+    use super::*;
+    use burnish::data::{Example, Message, tables};
+
+    fn pair(prompt: &str, completion: &str) -> Example {
+        Example::PromptCompletion { prompt: prompt.into(), completion: completion.into() }
+    }
+
+    fn csv(text: &str) -> burnish::Result<Vec<Example>> {
+        tables::parse_csv(text.as_bytes().to_vec(), "d.csv", None)
+    }
+
+    #[test]
+    fn csv_columns_become_examples() {
+        let expected = vec![pair("Q: 1 + 1\nA: ", "2"), pair("请问，几点了？", "a \"quoted\", text")];
+        let rows = "7,\"Q: 1 + 1\nA: \",2\n8,请问，几点了？,\"a \"\"quoted\"\", text\"";
+        for (mark, end) in [("", ""), ("", "\n"), ("\u{feff}", "\n")] {
+            assert_eq!(csv(&format!("{mark}id,prompt,completion\n{rows}{end}")).expect("reads"), expected);
+        }
+        let windows = csv("prompt,completion\r\na,b\r\nc,007\r\n").expect("reads");
+        assert_eq!(windows, [pair("a", "b"), pair("c", "007")]);
+        let alpaca = csv("instruction,input,output\nAdd.,,3\n").expect("reads");
+        let expected =
+            Example::Alpaca { instruction: "Add.".into(), input: "".into(), output: "3".into(), system: None };
+        assert_eq!(alpaca, [expected]);
+        assert_eq!(csv("text\nhello\n").expect("reads"), [Example::Text { text: "hello".into() }]);
+        let chat = "messages\n\"[{\"\"role\"\":\"\"user\"\",\"\"content\"\":\"\"Hi\"\"}]\"\n";
+        assert_eq!(csv(chat).expect("reads"), [Example::Chat { messages: vec![Message::user("Hi")] }]);
+        // What a spreadsheet would calculate is text here.
+        assert_eq!(csv("text\n=1+1\n").expect("reads"), [Example::Text { text: "=1+1".into() }]);
+    }
+
+    #[test]
+    fn broken_csv_is_named_with_its_line() {
+        for (text, expected) in [
+            ("", "d.csv"),
+            ("prompt,completion\n", "has no examples"),
+            ("question,answer\na,b\n", "found the columns"),
+            ("prompt,completion\na,b\n\"c,d\ne,f\n", "d.csv:3: a quote opened in this row is never closed"),
+            ("prompt,completion\na,b\nc\n", "d.csv:3: 1 fields; the header has 2"),
+            ("prompt,completion\n\"a\nb\",c\nd,e,f\n", "d.csv:4: 3 fields; the header has 2"),
+            ("prompt,prompt\na,b\n", "d.csv:1: the column \"prompt\" stands twice"),
+            ("prompt,completion\na,\n", "d.csv: row 1: `completion` is missing"),
+            ("messages\n{\n", "d.csv: row 1, `messages`"),
+        ] {
+            let error = csv(text).expect_err(text);
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(expected), "{text:?}: {error}");
+        }
+        let long = format!("text\n{}\n", "a".repeat(17 << 20));
+        assert!(csv(&long).expect_err("a long field").to_string().contains("at most"));
+        assert!(tables::parse_csv(b"text\n\xff\xfe\n".to_vec(), "d.csv", None).is_err(), "not UTF-8");
+        assert!(tables::parse_csv(b"\x1f\x8b\x08\0\0\0".to_vec(), "d.csv", None).is_err(), "compressed");
+    }
+
+    #[test]
+    fn parquet_columns_become_examples() {
+        let expected = [pair("Q: 1 + 1\nA: ", "2"), pair("请问，几点了？", "三点。"), pair("a \"quoted\", text", "")];
+        for name in ["prompts.snappy.parquet", "prompts.zstd.parquet", "prompts.none.parquet"] {
+            assert_eq!(data::read(&fixture(name), None).expect("reads"), expected, "{name}");
+        }
+        let alpaca = data::read(&fixture("alpaca.parquet"), None).expect("reads");
+        let example = |instruction: &str, input: &str, output: &str| Example::Alpaca {
+            instruction: instruction.into(),
+            input: input.into(),
+            output: output.into(),
+            system: None,
+        };
+        assert_eq!(alpaca, [example("Add.", "1 and 2", "3"), example("Greet.", "", "Hello!")]);
+    }
+
+    #[test]
+    fn broken_parquet_is_named() {
+        let error = |name: &str| data::read(&fixture(name), None).expect_err(name).to_string();
+        assert!(
+            error("numbers.parquet").contains("the column `completion` is of type"),
+            "{}",
+            error("numbers.parquet")
+        );
+        assert!(error("columns.parquet").contains("columns.parquet"), "{}", error("columns.parquet"));
+        assert!(error("messages.parquet").contains("messages.parquet"), "{}", error("messages.parquet"));
+        let whole = std::fs::read(fixture("prompts.snappy.parquet")).expect("the fixture");
+        for length in [0, 1, 4, 8, 50, whole.len() / 2, whole.len() - 1] {
+            let cut = tables::parse_parquet(whole[..length].to_vec(), "d.parquet", None);
+            assert!(cut.expect_err("cut short").to_string().contains("d.parquet"), "{length}");
+        }
+        // Any damage is an error or other rows, never a panic.
+        for at in (0..whole.len()).step_by(7) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0xFF;
+            let _ = tables::parse_parquet(damaged, "d.parquet", None);
+        }
+    }
+}
