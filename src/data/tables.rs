@@ -55,7 +55,8 @@ pub fn parse_parquet(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Resu
     let read = || -> Result<DataFrame> {
         let mut reader = ParquetReader::new(Cursor::new(bytes));
         let metadata = reader.get_metadata().map_err(|error| broken(&error))?;
-        let unpacked: usize = metadata.row_groups.iter().map(|group| group.total_byte_size()).sum();
+        let sizes = metadata.row_groups.iter().map(|group| group.total_byte_size());
+        let unpacked = sizes.fold(0usize, usize::saturating_add);
         if unpacked > MAX_UNPACKED_BYTES {
             return Err(Error::input(name, format!("unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES}")));
         }
