@@ -36,9 +36,9 @@ mod with_polars {
     #[test]
     fn csv_columns_become_examples() {
         let expected = vec![pair("Q: 1 + 1\nA: ", "2"), pair("请问，几点了？", "a \"quoted\", text")];
-        let rows = "7,\"Q: 1 + 1\nA: \",2\n8,请问，几点了？,\"a \"\"quoted\"\", text\"";
+        let rows = "\"Q: 1 + 1\nA: \",2,7\n请问，几点了？,\"a \"\"quoted\"\", text\",8";
         for (mark, end) in [("", ""), ("", "\n"), ("\u{feff}", "\n")] {
-            assert_eq!(csv(&format!("{mark}id,prompt,completion\n{rows}{end}")).expect("reads"), expected);
+            assert_eq!(csv(&format!("{mark}prompt,completion,id\n{rows}{end}")).expect("reads"), expected);
         }
         let windows = csv("prompt,completion\r\na,b\r\nc,007\r\n").expect("reads");
         assert_eq!(windows, [pair("a", "b"), pair("c", "007")]);

@@ -32,7 +32,11 @@ pub fn read_csv(path: &Path, format: Option<Format>) -> Result<Vec<Example>> {
 }
 
 /// Parses the bytes of a CSV file; `name` stands in messages.
-pub fn parse_csv(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn parse_csv(mut bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Example>> {
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        // The byte-order mark would become part of the first column's name.
+        bytes.drain(..3);
+    }
     check_csv(&bytes, name)?;
     // No types are guessed: a completion "100" is a text.
     let options = CsvReadOptions::default().with_has_header(true).with_infer_schema_length(Some(0));
@@ -71,7 +75,6 @@ pub fn parse_parquet(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Resu
 
 /// Checks quotes, widths and the header, which polars would partly overlook: every problem with its line.
 fn check_csv(bytes: &[u8], name: &str) -> Result<()> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut problems = Vec::new();
     let mut header: Vec<String> = Vec::new();
     let (mut line, mut at) = (1, 0);
