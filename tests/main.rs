@@ -16,3 +16,5 @@ mod tables;
 mod tokenizer;
 mod training;
 mod weights;
+#[cfg(feature = "wgpu")]
+mod wgpu;

@@ -31,7 +31,11 @@ pub struct Expected {
 
 impl Expected {
     pub fn read(folder: &Path) -> Self {
-        Self { bytes: std::fs::read(folder.join("expected.safetensors")).expect("expected values") }
+        Self::read_file(&folder.join("expected.safetensors"))
+    }
+
+    pub fn read_file(path: &Path) -> Self {
+        Self { bytes: std::fs::read(path).expect("expected values") }
     }
 
     fn tensor(&self, name: &str) -> (Vec<usize>, Vec<u8>) {
@@ -50,8 +54,12 @@ impl Expected {
 }
 
 pub fn load(path: &Path, compute: Compute) -> Decoder {
+    load_on(&Device::flex(), path, compute)
+}
+
+pub fn load_on(device: &Device, path: &Path, compute: Compute) -> Decoder {
     let base = BaseFiles::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let options = LoadOptions { device: Device::flex(), compute, quant: Quant::None };
+    let options = LoadOptions { device: device.clone(), compute, quant: Quant::None };
     Decoder::load(&base, &options, |_, _| {}).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -63,7 +71,7 @@ pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
         .fold(0.0, |largest, d| if d.is_nan() { f32::NAN } else { largest.max(d) })
 }
 
-fn logits(decoder: &Decoder, ids: &[u32], adapter: Option<&burnish::nn::LowRanks>) -> Vec<f32> {
+pub fn logits(decoder: &Decoder, ids: &[u32], adapter: Option<&burnish::nn::LowRanks>) -> Vec<f32> {
     decoder.logits(ids, &[ids.len()], adapter).cast(DType::F32).into_data().iter::<f32>().collect()
 }
 

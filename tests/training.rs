@@ -1,16 +1,16 @@
 //! Training against torch.optim.AdamW over a PEFT model: losses, gradient norms and the final adapter.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::module::Module;
-use burn::tensor::Device;
 use burnish::adapter::file::HostAdapter;
 use burnish::data::Batch;
+use burnish::model::Decoder;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Decoder};
 use burnish::train::schedule::{Schedule, ScheduleKind};
-use burnish::train::step::{Optimiser, Trainee};
+use burnish::train::step::{Optimiser, StepReport, Trainee};
 use serde_json::Value;
 
 use crate::model::{fixtures, load, turn};
@@ -33,49 +33,77 @@ fn close(ours: f64, theirs: f64, tolerance: f64, what: &str) {
     assert!((ours - theirs).abs() <= tolerance * theirs.abs().max(1.0), "{what}: {ours}, not {theirs}");
 }
 
-#[test]
-fn eight_steps_follow_torch_and_peft() {
-    let _turn = turn();
-    for folder in fixtures("training") {
+/// A recorded run: where it starts, how it is optimised, and what torch and PEFT came to at every step.
+pub struct Run {
+    pub base: PathBuf,
+    start: HostAdapter,
+    schedule: Schedule,
+    weight_decay: f64,
+    max_grad_norm: f64,
+    steps: Vec<Value>,
+}
+
+impl Run {
+    pub fn read(folder: &Path) -> Self {
         let text = std::fs::read_to_string(folder.join("run.json")).expect("run.json");
         let run: Value = serde_json::from_str(&text).expect("JSON");
-        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(run["base"].as_str().expect("a base"));
-        let decoder = load(&base, Compute::F32);
-        let start = HostAdapter::load(&folder.join("start")).expect("an adapter");
-        let steps = run["steps"].as_array().expect("steps");
-        let number = |key: &str| run[key].as_f64().expect("a number");
+        let steps = run["steps"].as_array().expect("steps").clone();
         let schedule = Schedule {
             kind: match run["schedule"].as_str().expect("a schedule") {
                 "linear" => ScheduleKind::Linear,
                 "cosine" => ScheduleKind::Cosine,
                 _ => ScheduleKind::Constant,
             },
-            peak: number("learning_rate"),
-            warmup_steps: number("warmup_steps") as u64,
+            peak: run["learning_rate"].as_f64().expect("a rate"),
+            warmup_steps: run["warmup_steps"].as_u64().expect("a number"),
             total_steps: steps.len() as u64,
         };
+        Self {
+            base: Path::new(env!("CARGO_MANIFEST_DIR")).join(run["base"].as_str().expect("a base")),
+            start: HostAdapter::load(&folder.join("start")).expect("an adapter"),
+            schedule,
+            weight_decay: run["optimizer"]["weight_decay"].as_f64().expect("a number"),
+            max_grad_norm: run["clip"].as_f64().unwrap_or(0.0),
+            steps,
+        }
+    }
+
+    /// Runs it again on the decoder's device: a report for each step, and the adapter it ends with.
+    pub fn replay(&self, decoder: &Decoder, recompute: Recompute) -> (Vec<StepReport>, HostAdapter) {
+        let optimiser = Optimiser {
+            beta1: 0.9,
+            beta2: 0.999,
+            weight_decay: self.weight_decay,
+            max_grad_norm: self.max_grad_norm,
+            recompute,
+        };
+        let device = decoder.device().clone().autodiff();
+        let mut trainee = Trainee::new(self.start.attach(decoder.config(), &device).expect("fits"), optimiser);
+        let reports = self.steps.iter().enumerate().map(|(index, step)| {
+            let batches: Vec<Batch> = step["micro_batches"].as_array().expect("batches").iter().map(batch).collect();
+            trainee.step(decoder, &batches, self.schedule.rate(index as u64), 0)
+        });
+        let reports = reports.collect();
+        (reports, self.start.with_values(decoder.config(), &trainee.adapter.valid()))
+    }
+}
+
+#[test]
+fn eight_steps_follow_torch_and_peft() {
+    let _turn = turn();
+    for folder in fixtures("training") {
+        let run = Run::read(&folder);
+        let decoder = load(&run.base, Compute::F32);
         for recompute in [Recompute::None, Recompute::Block] {
-            let optimiser = Optimiser {
-                beta1: 0.9,
-                beta2: 0.999,
-                weight_decay: run["optimizer"]["weight_decay"].as_f64().expect("a number"),
-                max_grad_norm: run["clip"].as_f64().unwrap_or(0.0),
-                recompute,
-            };
-            let adapter = start.attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
-            let mut trainee = Trainee::new(adapter, optimiser);
-            for (index, step) in steps.iter().enumerate() {
+            let (reports, ours) = run.replay(&decoder, recompute);
+            for (index, (report, step)) in reports.iter().zip(&run.steps).enumerate() {
                 let place = format!("{} {recompute:?} step {index}", folder.display());
-                let batches: Vec<Batch> =
-                    step["micro_batches"].as_array().expect("batches").iter().map(batch).collect();
-                let rate = schedule.rate(index as u64);
+                let rate = run.schedule.rate(index as u64);
                 close(rate, step["learning_rate"].as_f64().expect("a rate"), 1e-9, &place);
-                let report = trainee.step(&decoder, &batches, rate, 0);
                 assert_eq!(report.trained_tokens as u64, step["trained_tokens"].as_u64().expect("tokens"), "{place}");
                 close(report.loss, step["loss"].as_f64().expect("a loss"), 1e-4, &place);
                 close(report.grad_norm, step["grad_norm"].as_f64().expect("a norm"), 1e-3, &place);
             }
-            let ours = start.with_values(decoder.config(), &trainee.adapter.valid());
             let theirs = HostAdapter::load(&folder.join("final")).expect("an adapter");
             for (module, pair) in &ours.pairs {
                 let wanted = &theirs.pairs[module];
