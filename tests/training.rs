@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
+use burn::tensor::Device;
 use burnish::adapter::file::HostAdapter;
 use burnish::data::Batch;
-use burnish::model::Decoder;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Decoder};
