@@ -10,7 +10,7 @@ use burnish::device::{self, DeviceChoice};
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Decoder};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::model::{Expected, largest_difference, load_on, logits, turn};
 use crate::training::Run;
@@ -155,32 +155,50 @@ fn recorded_losses(folder: &Path) -> Vec<f64> {
     lines.map(|line| line["loss"].as_f64().or(line["valid_loss"].as_f64()).expect("a loss")).collect()
 }
 
-#[test]
-fn the_whole_job_comes_to_the_same_on_both_devices() {
-    let work = tempfile::tempdir().expect("a folder");
-    let path = |name: &str| work.path().join(name).display().to_string();
-    let example =
-        |number: usize| format!(r#"{{"prompt": "boats: {number}, sea: ", "completion": "{} boats"}}"#, number + 1);
+/// A recipe over a tiny base with a tokenizer, and its data.
+fn write_job(folder: &Path) -> String {
+    let path = |name: &str| folder.join(name).display().to_string();
     let write = |name: &str, numbers: std::ops::Range<usize>| {
-        let lines: Vec<String> = numbers.map(example).collect();
-        std::fs::write(path(name), lines.join("\n")).expect("written");
+        let lines: Vec<_> = numbers
+            .map(|number| json!({ "prompt": format!("boats: {number}, sea: "), "completion": format!("{number} boats") }))
+            .map(|example| example.to_string())
+            .collect();
+        std::fs::write(folder.join(name), lines.join("\n")).expect("written");
     };
     write("train.jsonl", 0..11);
     write("valid.jsonl", 20..25);
-    let (base, train, valid) =
-        (fixture("gguf/smollm.gguf").display().to_string(), path("train.jsonl"), path("valid.jsonl"));
+    let (base, train, valid) = (fixture("gguf/smollm.gguf"), path("train.jsonl"), path("valid.jsonl"));
     let recipe = format!(
         "[base]\nmodel = {base:?}\ncompute = \"f32\"\n\
          [data]\ntrain = {train:?}\nvalid = {valid:?}\nmax_seq_tokens = 96\n\
          [adapter]\nrank = 4\ndropout = 0.1\ntargets = [\"q_proj\", \"v_proj\", \"down_proj\"]\n\
          [train]\nepochs = 2\nmicro_batch_seqs = 4\nlearning_rate = 1e-2\neval_steps = 3\nrecompute = \"block\"\n\
          [output]\ndir = {:?}\n[sample]\nprompts = [\"boats: 3, sea: \"]\nmax_tokens = 4\n",
-        path("unused")
+        path("run")
     );
-    std::fs::write(path("recipe.toml"), recipe).expect("written");
+    std::fs::write(folder.join("recipe.toml"), recipe).expect("written");
+    path("recipe.toml")
+}
+
+#[test]
+fn a_recipe_for_the_processor_is_refused_before_a_weight_is_loaded() {
+    let work = tempfile::tempdir().expect("a folder");
+    let recipe = write_job(work.path());
+    let overrides = ["--set", "base.compute=\"bf16\"", "--set", "base.quant=\"nf4\""];
+    let output = burnish("wgpu", &[&["check", &recipe], &overrides[..]].concat(), false);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("base.compute") && error.contains("base.quant"), "{error}");
+}
+
+#[test]
+fn the_whole_job_comes_to_the_same_on_both_devices() {
+    let work = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| work.path().join(name).display().to_string();
+    let recipe = write_job(work.path());
     let runs = ["cpu", "wgpu"].map(|device| {
         let output = format!("output.dir={:?}", path(device));
-        let report = result(burnish(device, &["train", &path("recipe.toml"), "--set", &output], false));
+        let report = result(burnish(device, &["train", &recipe, "--set", &output], false));
         (report, recorded_losses(&work.path().join(device)))
     });
     let [(here, expected), (there, ours)] = runs;
@@ -193,10 +211,11 @@ fn the_whole_job_comes_to_the_same_on_both_devices() {
     assert_eq!(there["samples"], here["samples"]);
 
     let evaluate = |device| {
-        let arguments = ["eval", "--base", &base, "--adapter", &path("wgpu"), "--data", &valid];
+        let base = fixture("gguf/smollm.gguf").display().to_string();
+        let arguments = ["eval", "--base", &base, "--adapter", &path("wgpu"), "--data", &path("valid.jsonl")];
         result(burnish(device, &arguments, false))["loss"].as_f64().expect("a loss")
     };
-    let losses = [evaluate("cpu"), evaluate("wgpu"), validation(&there, "loss_after")];
+    let losses = [evaluate("cpu"), evaluate("wgpu:0"), validation(&there, "loss_after")];
     assert!((losses[0] - losses[1]).abs() <= f64::from(TOLERANCE), "{losses:?}");
     assert!((losses[0] - losses[2]).abs() <= f64::from(TOLERANCE), "{losses:?}");
 }

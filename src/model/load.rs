@@ -18,6 +18,15 @@ pub enum Compute {
     Bf16,
 }
 
+impl Compute {
+    fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
 /// What becomes of the base's weights in memory. A weight that a checkpoint holds packed stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quant {
@@ -55,20 +64,34 @@ pub struct LoadOptions {
     pub quant: Quant,
 }
 
+impl LoadOptions {
+    /// Whether the device can do this, as far as that does not depend on the base.
+    ///
+    /// # Errors
+    /// Input: bf16 on a device without it; quantised weights anywhere but on the processor.
+    pub fn check(&self) -> Result<()> {
+        let mut problems = Vec::new();
+        if !self.device.supports_dtype(self.compute.dtype()) {
+            problems.push(
+                Error::input("base.compute", "this device does not compute in bf16")
+                    .hint("set `compute = \"f32\"` under [base]"),
+            );
+        }
+        if matches!(self.quant, Quant::Nf4 { .. } | Quant::Int8) && !is_processor(&self.device) {
+            problems.push(packed_elsewhere());
+        }
+        Error::none_of(problems, ())
+    }
+}
+
 impl Decoder {
     /// Loads a base. `progress` is told (tensors done, tensors in all).
     ///
     /// # Errors
-    /// A tensor that cannot be read, or that holds a value that is not finite; bf16 on a device without it.
+    /// A tensor that cannot be read, or that holds a value that is not finite; what [`LoadOptions::check`] says.
     pub fn load(base: &BaseFiles, options: &LoadOptions, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
-        let compute = match options.compute {
-            Compute::F32 => DType::F32,
-            Compute::Bf16 => DType::BF16,
-        };
-        if !options.device.supports_dtype(compute) {
-            return Err(Error::input("base.compute", "this device does not compute in bf16")
-                .hint("set `compute = \"f32\"` under [base]"));
-        }
+        options.check()?;
+        let compute = options.compute.dtype();
         let config = base.config().clone();
         let total = base.tensor_names().count();
         let mut done = 0;
@@ -205,6 +228,12 @@ fn place_matrix(_: &str, _: StoredWeight, _: Quant, _: usize, _: usize, _: Compu
     unreachable!("without the processor's kernels no device is the processor")
 }
 
+/// Only the processor's kernels read packed weights.
+fn packed_elsewhere() -> Error {
+    Error::input("base.quant", "weights that stay packed need `--device cpu`")
+        .hint("on this device use a dense base and `quant = \"none\"`")
+}
+
 /// Any other device holds dense f32 tensors.
 fn elsewhere(
     stored: &StoredWeight,
@@ -217,9 +246,8 @@ fn elsewhere(
         StoredWeight::Dense(raw) => quant == Quant::Keep && matches!(raw.dtype, Dtype::Block(_)),
         StoredWeight::Nf4(_) | StoredWeight::Int8(_) => true,
     };
-    if packed || matches!(quant, Quant::Nf4 { .. } | Quant::Int8) {
-        return Err(Error::input("base.quant", "weights that stay packed need `--device cpu`")
-            .hint("on this device use a dense base and `quant = \"none\"`"));
+    if packed {
+        return Err(packed_elsewhere());
     }
     Ok(FrozenWeight::from_values(stored.to_f32()?, rows, columns, &options.device))
 }

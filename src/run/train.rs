@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::eval::loss::{Comparison, compare, perplexity};
 use crate::generate::sample::SamplerConfig;
 use crate::model::decoder;
-use crate::model::load::{Compute, Quant};
+use crate::model::load::{Compute, LoadOptions, Quant};
 use crate::pull;
 use crate::recipe::{self as plan, Recipe};
 use crate::train::step::Optimiser;
@@ -129,7 +129,10 @@ fn prepare_plan(plan: plan::Plan, choice: &DeviceChoice, watch: &mut dyn Watch) 
     let ((train, valid), base) = Error::both(read_examples(&plan), base)?;
     let raw = matches!(train.first(), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
     let config = base.files.config();
-    let start = Error::both(check_quant(&plan, &base), adapter_spec(&plan).initialise(config, plan.train.seed));
+    let (compute, quant) = precision(&plan);
+    let fits_device = LoadOptions { device: device.clone(), compute, quant }.check();
+    let precise = Error::both(check_quant(&plan, &base), fits_device);
+    let start = Error::both(precise, adapter_spec(&plan).initialise(config, plan.train.seed));
     let limit = plan.data.max_seq_tokens.min(config.max_positions);
     let encode = |path: &Path, examples: &[Example]| {
         let encoded = base.encoder.encode_all(examples, limit, long_policy(&plan));
@@ -137,7 +140,7 @@ fn prepare_plan(plan: plan::Plan, choice: &DeviceChoice, watch: &mut dyn Watch) 
     };
     let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
     let encoded = Error::both(encode(&plan.data.train, &train), encode(valid_path, &valid));
-    let (((), mut start), (train, valid)) = Error::both(start, encoded)?;
+    let ((_, mut start), (train, valid)) = Error::both(start, encoded)?;
     let settings = settings(&plan);
     let total_steps = settings.total_steps(&train.sequences)?;
     if settings.warmup_steps > total_steps {
