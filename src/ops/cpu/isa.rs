@@ -87,11 +87,6 @@ impl Isa {
         wanted.unwrap_or(Self::Amx).choose();
         Self::current()
     }
-
-    /// Whether `name` is a value that `BURNISH_ISA` takes.
-    pub fn is_known(name: &str) -> bool {
-        Self::ALL.iter().any(|isa| isa.name() == name)
-    }
 }
 
 /// Defines an element-wise function once and compiles it for AVX-512, AVX2 and the baseline; the call picks

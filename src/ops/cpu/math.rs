@@ -1,5 +1,10 @@
 //! Elementary functions that vectorise.
 
+use super::isa::vectorised;
+
+/// Lanes of a dot product; summed in a fixed order at the end.
+pub const LANES: usize = 32;
+
 /// `eˣ` for `x <= 88`; 0 far below. Relative error under 2e-7.
 ///
 /// `x = n·ln 2 + r`, a polynomial for `eʳ` on `|r| <= ln 2 / 2` (Cephes `expf` splits `ln 2` the same way), and `2ⁿ`
@@ -29,6 +34,21 @@ pub fn exp(x: f32) -> f32 {
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
+}
+
+vectorised! {
+    /// Sum of `a·b`, in lanes that are added in a fixed order.
+    pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let mut lanes = [0f32; LANES];
+        let (whole, rest) = a.as_chunks::<LANES>();
+        for (a, b) in whole.iter().zip(b.as_chunks::<LANES>().0) {
+            for lane in 0..LANES {
+                lanes[lane] += a[lane] * b[lane];
+            }
+        }
+        let tail: f32 = rest.iter().zip(&b[whole.len() * LANES..]).map(|(a, b)| a * b).sum();
+        lanes.iter().sum::<f32>() + tail
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,10 @@ use rayon::prelude::*;
 
 use super::isa::vectorised;
 use super::kernel::{Element, PANEL};
-use super::pack::{Columns, PlainColumns, Stored, pack_rows, pack_rows_bf16, pack_rows_f32, write_depth_row};
+use super::math::{LANES, dot};
+use super::pack::{
+    Columns, PlainColumns, Stored, each_panel, pack_rows, pack_rows_bf16, pack_rows_f32, write_depth_row,
+};
 use super::product::{Rows, SharedMut, narrow};
 use crate::files::Bytes;
 use crate::files::bitsandbytes::{Int8Tensor, Nf4Tensor};
@@ -214,23 +217,6 @@ vectorised! {
     }
 }
 
-/// Lanes of a dot product; summed in a fixed order at the end.
-const LANES: usize = 32;
-
-vectorised! {
-    fn dot(a: &[f32], b: &[f32]) -> f32 {
-        let mut lanes = [0f32; LANES];
-        let (whole, rest) = a.as_chunks::<LANES>();
-        for (a, b) in whole.iter().zip(b.as_chunks::<LANES>().0) {
-            for lane in 0..LANES {
-                lanes[lane] += a[lane] * b[lane];
-            }
-        }
-        let tail: f32 = rest.iter().zip(&b[whole.len() * LANES..]).map(|(a, b)| a * b).sum();
-        lanes.iter().sum::<f32>() + tail
-    }
-}
-
 vectorised! {
     fn dot_bf16(a: &[f32], b: &[bf16]) -> f32 {
         let mut lanes = [0f32; LANES];
@@ -293,20 +279,6 @@ impl Forward<'_> {
             }
             pack(decoded);
         });
-    }
-}
-
-/// Calls `pack(first column, columns, panel)` for each panel.
-fn each_panel<E: Element>(
-    first: usize,
-    count: usize,
-    depth: usize,
-    panels: &mut [E],
-    mut pack: impl FnMut(usize, usize, &mut [E]),
-) {
-    for (index, panel) in panels.chunks_exact_mut(depth * PANEL).enumerate() {
-        let column = first + index * PANEL;
-        pack(column, (first + count - column).min(PANEL), panel);
     }
 }
 

@@ -78,11 +78,9 @@ impl<S: Stored, E: Element> Columns<E> for RowsAsColumns<'_, S> {
 
     fn pack(&self, first: usize, count: usize, panels: &mut [E]) {
         let depth = self.depth.next_multiple_of(E::DEPTH_UNIT);
-        for (index, panel) in panels.chunks_exact_mut(depth * PANEL).enumerate() {
-            let column = first + index * PANEL;
-            let columns = (first + count - column).min(PANEL);
+        each_panel(first, count, depth, panels, |column, columns, panel| {
             pack_rows(&self.data[column * self.stride..], self.stride, columns, self.depth, self.scale, panel);
-        }
+        });
     }
 }
 
@@ -105,14 +103,12 @@ impl<S: Stored, E: Element> Columns<E> for PlainColumns<'_, S> {
 
     fn pack(&self, first: usize, count: usize, panels: &mut [E]) {
         let depth = self.depth.next_multiple_of(E::DEPTH_UNIT);
-        for (index, panel) in panels.chunks_exact_mut(depth * PANEL).enumerate() {
-            let column = first + index * PANEL;
-            let columns = (first + count - column).min(PANEL);
+        each_panel(first, count, depth, panels, |column, columns, panel| {
             if let (Some(panel), true, PANEL) = (E::as_f32(panel), self.scale == 1.0, columns) {
                 for (k, target) in panel.chunks_exact_mut(PANEL).enumerate() {
                     S::widen_into(&self.data[k * self.stride + column..][..PANEL], target);
                 }
-                continue;
+                return;
             }
             for k in 0..depth {
                 if k < self.depth {
@@ -122,7 +118,21 @@ impl<S: Stored, E: Element> Columns<E> for PlainColumns<'_, S> {
                     write_depth_row::<f32, E>(&[], 1.0, k, panel);
                 }
             }
-        }
+        });
+    }
+}
+
+/// Calls `pack(first column, columns, panel)` for each panel.
+pub fn each_panel<E: Element>(
+    first: usize,
+    count: usize,
+    depth: usize,
+    panels: &mut [E],
+    mut pack: impl FnMut(usize, usize, &mut [E]),
+) {
+    for (index, panel) in panels.chunks_exact_mut(depth * PANEL).enumerate() {
+        let column = first + index * PANEL;
+        pack(column, (first + count - column).min(PANEL), panel);
     }
 }
 

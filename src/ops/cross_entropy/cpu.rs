@@ -45,7 +45,7 @@ struct Saved {
 /// See [`cross_entropy`](super::cross_entropy()).
 pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets) -> Tensor<2> {
     let kernel = CrossEntropy::new(head, targets);
-    match super::pair(head) {
+    match &head.low_rank {
         Some(pair) => apply::<3, _>(kernel, [hidden, pair.a.clone(), pair.b.clone()]),
         None => apply::<1, _>(kernel, [hidden]),
     }
@@ -55,7 +55,7 @@ pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets)
 pub fn losses(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets) -> Vec<f32> {
     let kernel = CrossEntropy::new(head, targets);
     let hidden = plain(hidden);
-    let factors = super::pair(head).map(|pair| (plain(pair.a.clone()), plain(pair.b.clone())));
+    let factors = head.low_rank.as_ref().map(|pair| (plain(pair.a.clone()), plain(pair.b.clone())));
     kernel.run_any(&hidden, factors.as_ref(), false).0
 }
 
@@ -65,7 +65,7 @@ impl CrossEntropy {
             weight: head.weight.matrix().expect("the caller checked").clone(),
             bias: head.bias.map(Arc::from),
             targets: targets.into(),
-            pair: super::pair(head).map(|pair| pair.scale),
+            pair: head.low_rank.as_ref().map(|pair| pair.scale),
         }
     }
 

@@ -9,7 +9,7 @@ pub mod reference;
 
 use burn::tensor::Tensor;
 
-use super::linear::{LowRankPair, Projected};
+use super::linear::Projected;
 
 /// `(row of the hidden states, token id that it must predict)`.
 pub type Targets = [(u32, u32)];
@@ -30,9 +30,4 @@ pub fn losses(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets) -> Vec
         return cpu::losses(hidden, head, targets);
     }
     reference::losses(hidden, head, targets)
-}
-
-/// The head's low-rank pair, if it has one: only ever used in full precision order by both implementations.
-fn pair<'a>(head: &'a Projected<'_>) -> Option<&'a LowRankPair> {
-    head.low_rank.as_ref()
 }

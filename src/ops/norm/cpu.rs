@@ -7,6 +7,7 @@ use burn_flex::FlexTensor;
 
 use crate::ops::cpu::autograd::{Kernel, Output, apply, dims, rows};
 use crate::ops::cpu::isa::vectorised;
+use crate::ops::cpu::math::dot;
 use crate::ops::cpu::rowwise::{for_each_row, map_rows};
 
 #[derive(Debug, Clone)]
@@ -45,20 +46,6 @@ impl Kernel<1> for RmsNorm {
             backward_row(x, g, &self.weight, self.eps, dx);
         });
         [Some(Output::F32(dx).into_tensor(tokens, width))]
-    }
-}
-
-vectorised! {
-    /// Sum of `a·b`, in 32 lanes that are added in a fixed order.
-    fn dot(a: &[f32], b: &[f32]) -> f32 {
-        let mut lanes = [0f32; 32];
-        let (whole, rest) = a.as_chunks::<32>();
-        for (a, b) in whole.iter().zip(b.as_chunks::<32>().0) {
-            for lane in 0..32 {
-                lanes[lane] += a[lane] * b[lane];
-            }
-        }
-        lanes.iter().sum::<f32>() + rest.iter().zip(&b[whole.len() * 32..]).map(|(a, b)| a * b).sum::<f32>()
     }
 }
 
