@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burnish::adapter::file::{HostAdapter, HostPair, provenance};
-use burnish::adapter::merge::{FloatType, MergeOptions, MergeReport, merge};
+use burnish::adapter::merge::{MergeOptions, MergeReport, merge};
+use burnish::files::FloatType;
 use burnish::model::BaseFiles;
 use burnish::{Error, Result};
 use safetensors::{Dtype, SafeTensors};

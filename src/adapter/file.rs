@@ -14,6 +14,7 @@ use crate::adapter::spec::Target;
 use crate::error::{Error, Result};
 use crate::files::safetensors::{self, SafeTensorsFile, TensorHeader};
 use crate::files::{Bytes, Dtype, RawTensor, atomic};
+use crate::model::load::Quant;
 use crate::model::{ModelConfig, names};
 
 /// The weights' file name in an adapter folder.
@@ -104,6 +105,19 @@ impl HostAdapter {
         let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
         let adapter = Self { pairs, rank: config.rank, alpha: config.alpha, dropout: config.dropout, metadata };
         Error::none_of(errors, adapter)
+    }
+
+    /// How the base was quantised while this adapter learned; `None` where it was not, or the file does not say.
+    ///
+    /// # Errors
+    /// Input: a scheme that this program does not know.
+    pub fn trained_over(&self) -> Result<Option<Quant>> {
+        let Some(name) = self.metadata.get(provenance::QUANT) else { return Ok(None) };
+        let quant = Quant::from_name(name).ok_or_else(|| {
+            let schemes = Quant::ALL.map(Quant::name).join(", ");
+            Error::input(provenance::QUANT, format!("is `{name}`; known are {schemes}"))
+        })?;
+        Ok((quant != Quant::None).then_some(quant))
     }
 
     /// Like [`load`](Self::load), for a base of the shape `base`: every pair fits it, and no module that the

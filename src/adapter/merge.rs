@@ -4,58 +4,43 @@
 //! The folder grows under a temporary name beside its place, is read again and compared with sums formed
 //! independently, and only then gets its name.
 
-mod folder;
 mod plan;
 mod product;
+mod source;
 mod verify;
 
 use std::path::Path;
-use std::str::FromStr;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::adapter::file::{HostAdapter, provenance};
 use crate::error::{Error, Result};
-use crate::files::{Dtype, RawTensor};
+use crate::files::shards::Entry;
+use crate::files::staging::Staging;
+use crate::files::{FloatType, RawTensor};
 use crate::model::BaseFiles;
-use crate::quant::float;
+use crate::model::folder::write_configs;
+use crate::model::load::Quant;
 
 use plan::{Plan, Planned};
+use source::Source;
 
-/// A number format that merged weights can have.
+/// The weights that the adapter is added to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FloatType {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl FloatType {
-    fn dtype(self) -> Dtype {
-        match self {
-            Self::F32 => Dtype::F32,
-            Self::F16 => Dtype::F16,
-            Self::Bf16 => Dtype::Bf16,
-        }
-    }
-}
-
-impl FromStr for FloatType {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "f32" => Ok(Self::F32),
-            "f16" => Ok(Self::F16),
-            "bf16" => Ok(Self::Bf16),
-            _ => Err(format!("unknown type `{name}`; there are f32, f16, bf16")),
-        }
-    }
+pub enum MergeBase {
+    /// The base's own.
+    Original,
+    /// The base's projections packed by this scheme and decoded again: what an adapter trained over packed weights has
+    /// seen. A base that is stored packed has no other weights.
+    Dequantized(Quant),
 }
 
 /// How to merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MergeOptions {
+    /// What the adapter is added to.
+    pub weights: MergeBase,
     /// The type of every tensor. `None`: as the base stores it, and f32 for what it stores in blocks, which no
     /// 16-bit float holds exactly.
     pub float_type: Option<FloatType>,
@@ -67,7 +52,7 @@ pub struct MergeOptions {
 
 impl Default for MergeOptions {
     fn default() -> Self {
-        Self { float_type: None, max_shard_bytes: 5_000_000_000, force: false }
+        Self { weights: MergeBase::Original, float_type: None, max_shard_bytes: 5_000_000_000, force: false }
     }
 }
 
@@ -86,8 +71,10 @@ pub struct MergeReport {
     pub untied_head: bool,
     /// The adapter names this very base. `None`: it names none.
     pub base_matches: Option<bool>,
-    /// How the base was quantised while the adapter learned, if it was: the merged weights are not.
-    pub trained_over: Option<String>,
+    /// How the base was quantised while the adapter learned, if it was.
+    pub trained_over: Option<&'static str>,
+    /// `original` or `dequantized`: what the adapter was added to.
+    pub merged_into: &'static str,
     /// Tensors compared with an independent sum after reading them again: every one.
     pub tensors_compared: usize,
     /// Values compared: some rows of what was changed, all of what was not.
@@ -111,37 +98,57 @@ pub fn merge(
     options: &MergeOptions,
     write_tokenizer: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<MergeReport> {
+    let (staging, report) = stage(base, adapter, out, options, write_tokenizer)?;
+    staging.publish(out)?;
+    Ok(report)
+}
+
+/// [`merge`] without the last step: the merged folder, checked, under a temporary name beside `out`.
+///
+/// # Errors
+/// As [`merge`].
+pub fn stage(
+    base: &BaseFiles,
+    adapter: &HostAdapter,
+    out: &Path,
+    options: &MergeOptions,
+    write_tokenizer: impl FnOnce(&Path) -> Result<()>,
+) -> Result<(Staging, MergeReport)> {
     let base_matches = check(base, adapter, out, options)?;
     let plan = Plan::new(base, adapter, options)?;
-    let staging = folder::Staging::beside(out)?;
-    for shard in &plan.shards {
-        shard.write(staging.path(), |planned| merged_tensor(base, planned))?;
-    }
-    folder::write_index(&plan, staging.path())?;
-    folder::write_configs(base, &plan, options, staging.path())?;
+    let source = Source { base, weights: options.weights };
+    let staging = Staging::beside(out)?;
+    plan.shards.write(staging.path(), |planned| Ok(merged_tensor(&source, planned)?.bytes))?;
+    write_configs(base, plan.matrix_dtype, staging.path(), |config| {
+        if plan.untied_head {
+            config.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
+        }
+    })?;
     write_tokenizer(staging.path())?;
-    let checked = verify::reread(base, &plan, staging.path())?;
-    staging.publish(out)?;
-    Ok(MergeReport {
+    let checked = verify::reread(&source, &plan, staging.path())?;
+    let report = MergeReport {
         modules_changed: adapter.pairs.len(),
-        tensors: plan.tensors().count(),
-        files: plan.shards.iter().map(|shard| shard.file.clone()).collect(),
-        bytes: plan.bytes()?,
+        tensors: plan.shards.entries().count(),
+        files: plan.shards.files(),
+        bytes: plan.shards.bytes()?,
         untied_head: plan.untied_head,
         base_matches,
-        trained_over: adapter.metadata.get(provenance::QUANT).filter(|quant| *quant != "none").cloned(),
+        trained_over: adapter.trained_over()?.map(Quant::name),
+        merged_into: match options.weights {
+            MergeBase::Original => "original",
+            MergeBase::Dequantized(_) => "dequantized",
+        },
         tensors_compared: checked.tensors,
         values_compared: checked.values,
         max_difference: checked.max_difference,
-    })
+    };
+    Ok((staging, report))
 }
 
 /// Whether merging can start at all; every obstacle in one error. Returns whether the adapter names this base.
 fn check(base: &BaseFiles, adapter: &HostAdapter, out: &Path, options: &MergeOptions) -> Result<Option<bool>> {
     let mut errors = Vec::new();
-    if out.symlink_metadata().is_ok() {
-        errors.push(Error::input(out.display(), "exists already").hint("name a folder that does not exist"));
-    }
+    errors.extend(Staging::check_free(out).err());
     if options.max_shard_bytes == 0 {
         errors.push(Error::input("max_shard_bytes", "expected at least 1, found 0"));
     }
@@ -161,36 +168,26 @@ fn check(base: &BaseFiles, adapter: &HostAdapter, out: &Path, options: &MergeOpt
 }
 
 /// A tensor as it goes into the file: the base's bytes untouched where nothing changes.
-fn merged_tensor(base: &BaseFiles, planned: &Planned<'_>) -> Result<RawTensor> {
-    let tensor = base.tensor(&planned.source)?;
-    if planned.pair.is_none() && tensor.dtype == planned.header.dtype {
+fn merged_tensor(source: &Source<'_>, planned: &Planned<'_>) -> Result<RawTensor> {
+    let Entry { header, origin } = planned;
+    let tensor = source.tensor(&origin.source)?;
+    let dtype = origin.float_type.dtype();
+    if origin.pair.is_none() && tensor.dtype == dtype {
         return Ok(tensor);
     }
     let mut values = tensor.to_f32()?;
     drop(tensor);
-    if let Some(pair) = planned.pair {
+    if let Some(pair) = origin.pair {
         product::add_low_rank(&mut values, pair);
     }
-    let stored = RawTensor {
-        dtype: planned.header.dtype,
-        shape: planned.header.shape.clone(),
-        bytes: encode(planned.header.dtype, &values).into(),
-    };
+    let bytes = origin.float_type.encode(&values).into();
+    let stored = RawTensor { dtype, shape: header.shape.clone(), bytes };
     match stored.check_finite("") {
         Ok(()) => Ok(stored),
-        Err(_) => Err(Error::failed(
-            format_args!("tensor {}", planned.header.name),
-            format!("a merged value is beyond what {} holds", planned.header.dtype),
-        )
-        .hint("merge with `--type bf16` or `--type f32`")),
-    }
-}
-
-/// Values rounded once to `dtype`, one of the three floats.
-fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
-    match dtype {
-        Dtype::F16 => float::encode_f16(values),
-        Dtype::Bf16 => float::encode_bf16(values),
-        _ => float::encode_f32(values),
+        Err(_) => {
+            let message = format!("a merged value is beyond what {dtype} holds");
+            Err(Error::failed(format_args!("tensor {}", header.name), message)
+                .hint("merge with `--type bf16` or `--type f32`"))
+        }
     }
 }

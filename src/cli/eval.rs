@@ -34,7 +34,12 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
     let examples = data::read(&arguments.data, None)?;
     let model = arguments.model.load(global, terminal)?;
-    let options = EvalOptions { generate: arguments.generate, max_tokens: arguments.max_tokens, seed: arguments.seed };
+    let options = EvalOptions {
+        generate: arguments.generate,
+        max_tokens: arguments.max_tokens,
+        seed: arguments.seed,
+        quant: model.quant,
+    };
     let adapter = model.adapter.as_ref();
     let report = evaluate(&model.base, &model.decoder, adapter, &examples, &arguments.data, &options)?;
     terminal.result(&report)

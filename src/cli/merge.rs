@@ -3,67 +3,134 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::Global;
 use super::model::Model;
 use super::terminal::Terminal;
-use crate::adapter::merge::{FloatType, MergeOptions, MergeReport, merge};
+use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
 use crate::error::{Error, Result};
+use crate::files::FloatType;
+use crate::model::load::Quant;
+use crate::run::merge::{self, Bench, Comparison, Place};
+use crate::{data, device};
 
 /// Fold an adapter into its base and write a Hugging Face folder
 #[derive(Debug, Args)]
+#[command(after_help = "An adapter trained over packed weights (QLoRA) has learned to make up for their rounding: it \
+                        belongs to those weights, decoded. --compare measures whether that is so.")]
 pub(super) struct Arguments {
     #[command(flatten)]
     model: Model,
     /// The folder to write; it must not exist
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "compare")]
+    out: Option<PathBuf>,
+    /// The weights that the adapter is added to [default: those that it was trained over]
+    #[arg(long, value_enum, value_name = "WEIGHTS")]
+    merge_base: Option<Weights>,
     /// Type of the weights: f32, f16 or bf16 [default: as in the base; f32 for a packed base]
     #[arg(long = "type", value_name = "TYPE")]
     float_type: Option<FloatType>,
     /// Files of weights grow to this many bytes
     #[arg(long, default_value_t = 5_000_000_000, value_name = "BYTES")]
     max_shard_bytes: u64,
+    /// Measure the adapter on the packed weights and merged both ways; without --out nothing is kept
+    #[arg(long, requires = "data")]
+    compare: bool,
+    /// The data file to measure on
+    #[arg(long, value_name = "FILE", requires = "compare")]
+    data: Option<PathBuf>,
+}
+
+/// The weights that an adapter is added to.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Weights {
+    /// The base's own
+    Original,
+    /// The base's weights as they were packed in training, decoded
+    Dequantized,
 }
 
 #[derive(Debug, Serialize)]
 struct Merged {
+    #[serde(flatten)]
+    written: Option<Written>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comparison: Option<Comparison>,
+}
+
+#[derive(Debug, Serialize)]
+struct Written {
     out: PathBuf,
     #[serde(flatten)]
     report: MergeReport,
 }
 
-pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
+pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
     let (base, adapter) = arguments.model.open(terminal)?;
-    let adapter = adapter.ok_or_else(|| {
-        Error::input("--adapter", "is missing").hint("name the adapter's folder, as `--adapter adapters/my-run`")
-    })?;
+    let (Some(adapter), Some(folder)) = (adapter, &arguments.model.adapter) else {
+        return Err(Error::input("--adapter", "is missing")
+            .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
+    };
+    let quant = arguments.model.quant(&base, Some(&adapter))?;
+    let packing = matches!(quant, Quant::Nf4 { .. } | Quant::Int8).then_some(quant);
+    let weights = match (arguments.merge_base, packing) {
+        (Some(Weights::Original), _) | (None, None) => MergeBase::Original,
+        (_, Some(packing)) => MergeBase::Dequantized(packing),
+        (Some(Weights::Dequantized), None) => return Err(not_packed("--merge-base")),
+    };
     let options = MergeOptions {
+        weights,
         float_type: arguments.float_type,
         max_shard_bytes: arguments.max_shard_bytes,
         force: arguments.model.force,
     };
-    let report =
-        merge(&base.files, &adapter, &arguments.out, &options, |folder| base.encoder.tokenizer().save(folder))?;
-    terminal.result(&Merged { out: arguments.out.clone(), report })
+    let (report, comparison) = match &arguments.data {
+        Some(data) if arguments.compare => {
+            let packing = packing.ok_or_else(|| not_packed("--compare"))?;
+            let examples = data::read(data, None)?;
+            let bench = Bench { device: device::open(&global.device)?, compute: arguments.model.compute() };
+            let place = arguments.out.as_deref().map_or_else(|| Place::Measure(folder), Place::Keep);
+            let (comparison, report) = merge::compare(&base, &adapter, packing, &examples, &bench, &options, place)?;
+            (report, Some(comparison))
+        }
+        _ => match &arguments.out {
+            Some(out) => (Some(merge::merge(&base, &adapter, out, &options)?), None),
+            None => (None, None),
+        },
+    };
+    let written = report.zip(arguments.out.clone()).map(|(report, out)| Written { out, report });
+    terminal.result(&Merged { written, comparison })
+}
+
+fn not_packed(option: &str) -> Error {
+    Error::input(option, "the adapter was not trained over weights that burnish packed: there is one base to merge into")
+        .hint("`--quant nf4` (nf4-double, int8) says how, where the adapter does not")
 }
 
 impl fmt::Display for Merged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MergeReport { modules_changed, tensors, bytes, tensors_compared, max_difference, .. } = &self.report;
+        if let Some(comparison) = &self.comparison {
+            write!(f, "{comparison}")?;
+        }
+        let Some(Written { out, report }) = &self.written else { return Ok(()) };
+        if self.comparison.is_some() {
+            writeln!(f)?;
+        }
+        let MergeReport { modules_changed, tensors, bytes, tensors_compared, max_difference, .. } = report;
         let megabytes = bytes / 1_000_000;
         write!(
             f,
             "{}: {tensors} tensors, {megabytes} MB, {modules_changed} changed; read back and compared {tensors_compared}, \
              greatest difference {max_difference:.1e}",
-            self.out.display()
+            out.display()
         )?;
-        if self.report.untied_head {
+        if report.untied_head {
             write!(f, "\nthe head is no longer tied to the embedding: the adapter changes it")?;
         }
-        if let Some(quant) = &self.report.trained_over {
-            write!(f, "\nthe adapter was trained over {quant} weights; it was merged into the original ones")?;
+        if let Some(quant) = &report.trained_over {
+            write!(f, "\nthe adapter was trained over {quant} weights; it was merged into the {} ones", report.merged_into)?;
         }
         Ok(())
     }

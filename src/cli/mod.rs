@@ -12,6 +12,7 @@ mod model;
 mod panic;
 mod progress;
 mod pull;
+mod quantize;
 mod terminal;
 mod train;
 
@@ -66,6 +67,7 @@ enum Command {
     Train(train::Arguments),
     Eval(eval::Arguments),
     Merge(merge::Arguments),
+    Quantize(quantize::Arguments),
     Generate(generate::Arguments),
     Inspect(inspect::Arguments),
 }
@@ -105,7 +107,8 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
         Command::Check(arguments) => check::run(arguments, &cli.global, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
-        Command::Merge(arguments) => merge::run(arguments, terminal),
+        Command::Merge(arguments) => merge::run(arguments, &cli.global, terminal),
+        Command::Quantize(arguments) => quantize::run(arguments, terminal),
         Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),
     }

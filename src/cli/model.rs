@@ -26,9 +26,9 @@ pub(super) struct Model {
     /// Precision of the frozen matrix products
     #[arg(long, value_enum, default_value_t = Compute::F32, value_name = "TYPE")]
     compute: Compute,
-    /// How the frozen weights are kept in memory
-    #[arg(long, value_enum, default_value_t = Quant::None, value_name = "SCHEME")]
-    quant: Quant,
+    /// How the frozen weights are kept in memory [default: as the adapter was trained; without one, none]
+    #[arg(long, value_enum, value_name = "SCHEME")]
+    quant: Option<Quant>,
     /// Use the adapter though it says that it belongs to another base
     #[arg(long)]
     pub(super) force: bool,
@@ -58,11 +58,24 @@ enum Quant {
     Int8,
 }
 
+impl Quant {
+    fn scheme(self) -> load::Quant {
+        match self {
+            Self::None => load::Quant::None,
+            Self::Keep => load::Quant::Keep,
+            Self::Nf4 => load::Quant::Nf4 { double: false },
+            Self::Nf4Double => load::Quant::Nf4 { double: true },
+            Self::Int8 => load::Quant::Int8,
+        }
+    }
+}
+
 /// A model ready to run.
 pub(super) struct Ready {
     pub(super) base: OpenBase,
     pub(super) adapter: Option<HostAdapter>,
     pub(super) decoder: Decoder,
+    pub(super) quant: load::Quant,
 }
 
 impl Model {
@@ -88,18 +101,30 @@ impl Model {
     pub(super) fn load(&self, global: &Global, terminal: &Terminal) -> Result<Ready> {
         let device = device::open(&global.device)?;
         let (base, adapter) = self.open(terminal)?;
-        let compute = match self.compute {
+        let quant = self.quant(&base, adapter.as_ref())?;
+        let decoder = base.load(&device, self.compute(), quant)?;
+        Ok(Ready { base, adapter, decoder, quant })
+    }
+
+    /// The precision asked for.
+    pub(super) fn compute(&self) -> load::Compute {
+        match self.compute {
             Compute::F32 => load::Compute::F32,
             Compute::Bf16 => load::Compute::Bf16,
-        };
-        let quant = match self.quant {
-            Quant::None => load::Quant::None,
-            Quant::Keep => load::Quant::Keep,
-            Quant::Nf4 => load::Quant::Nf4 { double: false },
-            Quant::Nf4Double => load::Quant::Nf4 { double: true },
-            Quant::Int8 => load::Quant::Int8,
-        };
-        let decoder = base.load(&device, compute, quant)?;
-        Ok(Ready { base, adapter, decoder })
+        }
+    }
+
+    /// The scheme asked for, or else the one that the adapter was trained over.
+    pub(super) fn quant(&self, base: &OpenBase, adapter: Option<&HostAdapter>) -> Result<load::Quant> {
+        if let Some(quant) = self.quant {
+            return Ok(quant.scheme());
+        }
+        let trained_over = adapter.map(HostAdapter::trained_over).transpose()?.flatten();
+        Ok(match trained_over {
+            // The blocks of a GGUF file, and this base is none.
+            Some(load::Quant::Keep) if !base.files.is_gguf() => load::Quant::None,
+            Some(quant) => quant,
+            None => load::Quant::None,
+        })
     }
 }

@@ -9,9 +9,12 @@ pub mod gguf;
 pub mod json;
 pub mod open;
 pub mod safetensors;
+pub mod shards;
+pub mod staging;
 
 use std::fmt;
 use std::ops::{Deref, Range};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -142,6 +145,47 @@ impl Dtype {
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// A number format that weights can be written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FloatType {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl FloatType {
+    /// As a tensor's dtype.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::Bf16,
+        }
+    }
+
+    /// `values` rounded once to this type.
+    pub fn encode(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Self::F32 => float::encode_f32(values),
+            Self::F16 => float::encode_f16(values),
+            Self::Bf16 => float::encode_bf16(values),
+        }
+    }
+}
+
+impl FromStr for FloatType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(format!("unknown type `{name}`; there are f32, f16, bf16")),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::config::{Architecture, ModelConfig};
+use super::load::Quant;
 use super::names::{self, TensorName};
 use crate::error::{Error, Result};
 use crate::files::bitsandbytes::{self, Int8Tensor, Nf4Tensor, Storage};
@@ -54,6 +55,28 @@ impl StoredWeight {
             Self::Dense(tensor) => &tensor.shape,
             Self::Nf4(tensor) => &tensor.shape,
             Self::Int8(tensor) => &tensor.shape,
+        }
+    }
+
+    /// Packed as `quant` packs a projection; what is packed already, and under a scheme that packs nothing, it stays
+    /// as it is. `place` names it in errors.
+    ///
+    /// # Errors
+    /// A value that is not finite; not a matrix.
+    pub fn packed(self, place: &str, quant: Quant) -> Result<Self> {
+        let Self::Dense(raw) = &self else { return Ok(self) };
+        let decoded = || {
+            let values = raw.to_f32();
+            raw.bytes.release();
+            values
+        };
+        match (quant, raw.shape.as_slice()) {
+            (Quant::None | Quant::Keep, _) => Ok(self),
+            (Quant::Nf4 { double }, _) => Nf4Tensor::quantise(place, &raw.shape, &decoded()?, double).map(Self::Nf4),
+            (Quant::Int8, &[rows, columns]) => {
+                Int8Tensor::quantise(place, [rows, columns], &decoded()?).map(Self::Int8)
+            }
+            (Quant::Int8, _) => Err(Error::input(place, "is not a matrix")),
         }
     }
 

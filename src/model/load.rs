@@ -44,6 +44,15 @@ pub enum Quant {
 }
 
 impl Quant {
+    /// Every scheme.
+    pub const ALL: [Self; 5] =
+        [Self::None, Self::Keep, Self::Nf4 { double: false }, Self::Nf4 { double: true }, Self::Int8];
+
+    /// The scheme of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|quant| quant.name() == name)
+    }
+
     /// The name that recipes and adapters use.
     pub fn name(self) -> &'static str {
         match self {
@@ -104,10 +113,10 @@ impl Decoder {
                 progress(done, total);
             },
         };
-        let embedding = loader.weight(names::EMBEDDING, false)?;
+        let embedding = loader.weight(names::EMBEDDING)?;
         let layers = (0..config.layers).map(|layer| loader.layer(layer)).collect::<Result<_>>()?;
         let norm = loader.vector(names::FINAL_NORM)?;
-        let head = if config.tied_head { embedding.clone() } else { loader.weight(names::HEAD, false)? };
+        let head = if config.tied_head { embedding.clone() } else { loader.weight(names::HEAD)? };
         let head = Projection { weight: head, bias: None, site: config.layers * SITES_PER_LAYER };
         let geometry = geometry(&config);
         Ok(Self { config, device: options.device.clone(), compute, embedding, layers, norm, head, geometry })
@@ -128,7 +137,7 @@ impl Loader<'_> {
         let mut projections = modules.iter().chain(&mlp).enumerate().map(|(index, module)| {
             let bias = names::layer(layer, module, "bias");
             Ok(Projection {
-                weight: self.weight(&names::layer(layer, module, "weight"), true)?,
+                weight: self.weight(&names::layer(layer, module, "weight"))?,
                 bias: if self.base.has(&bias) { Some(self.vector(&bias)?) } else { None },
                 site: layer * SITES_PER_LAYER + index,
             })
@@ -157,15 +166,14 @@ impl Loader<'_> {
         Ok(values)
     }
 
-    /// `quantise`: whether the recipe's quantisation applies to it.
-    fn weight(&mut self, name: &str, quantise: bool) -> Result<FrozenWeight> {
+    fn weight(&mut self, name: &str) -> Result<FrozenWeight> {
         let stored = self.base.weight(name)?;
         (self.advance)();
         let place = format!("{}: tensor {name}", self.base.path().display());
         let &[rows, columns] = stored.shape() else {
             return Err(Error::input(place, "is not a matrix"));
         };
-        let quant = if quantise || self.options.quant == Quant::Keep { self.options.quant } else { Quant::None };
+        let quant = if names::is_projection(name) || self.options.quant == Quant::Keep { self.options.quant } else { Quant::None };
         match stored {
             stored if !is_processor(&self.options.device) => elsewhere(&stored, quant, rows, columns, self.options),
             stored => place_matrix(&place, stored, quant, rows, columns, self.options.compute),
@@ -193,11 +201,10 @@ fn place_matrix(
     compute: Compute,
 ) -> Result<FrozenWeight> {
     use crate::files::Bytes;
-    use crate::files::bitsandbytes::{Int8Tensor, Nf4Tensor};
     use crate::ops::cpu::matrix::{Matrix, Storage};
     use crate::quant::float;
 
-    let storage = match stored {
+    let storage = match stored.packed(place, quant)? {
         StoredWeight::Nf4(tensor) => Storage::Nf4(tensor),
         StoredWeight::Int8(tensor) => Storage::Int8(tensor),
         StoredWeight::Dense(raw) => {
@@ -207,10 +214,6 @@ fn place_matrix(
                 values
             };
             match (quant, raw.dtype, compute) {
-                (Quant::Nf4 { double }, _, _) => {
-                    Storage::Nf4(Nf4Tensor::quantise(place, &[rows, columns], &decoded()?, double)?)
-                }
-                (Quant::Int8, _, _) => Storage::Int8(Int8Tensor::quantise(place, [rows, columns], &decoded()?)?),
                 (Quant::Keep, Dtype::Block(block), _) => Storage::Blocks(block, raw.bytes.clone()),
                 (_, Dtype::Bf16, _) => Storage::Bf16(raw.bytes.clone()),
                 (_, Dtype::F32, Compute::F32) => Storage::F32(raw.bytes.clone()),

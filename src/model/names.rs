@@ -45,6 +45,11 @@ pub fn layer(layer: usize, module: &str, parameter: &str) -> String {
     format!("model.layers.{layer}.{module}.{parameter}")
 }
 
+/// Whether it is the weight of a layer's projection, which is what quantisation applies to.
+pub fn is_projection(name: &str) -> bool {
+    name.ends_with("_proj.weight")
+}
+
 /// Every tensor of a model, embedding first, then layer by layer, then norm and head (not where it is tied).
 pub fn tensors(config: &ModelConfig) -> Vec<TensorName> {
     let hidden = config.hidden_size;

@@ -15,6 +15,7 @@ use crate::eval::loss::{compare, mean_loss, perplexity};
 use crate::eval::text::{exact_match, rouge_l};
 use crate::generate::sample::SamplerConfig;
 use crate::model::Decoder;
+use crate::model::load::Quant;
 use crate::train::evaluate::evaluate as losses_of;
 
 /// What to measure beside the loss.
@@ -26,6 +27,8 @@ pub struct EvalOptions {
     pub max_tokens: usize,
     /// Decides the bootstrap's resamples.
     pub seed: u64,
+    /// How the base's weights are kept in memory, for the report.
+    pub quant: Quant,
 }
 
 /// What an evaluation says.
@@ -37,6 +40,8 @@ pub struct EvalReport {
     /// Trained tokens.
     pub tokens: usize,
     pub examples: usize,
+    /// How the base's weights were kept in memory: `none`, `nf4`, …
+    pub quant: &'static str,
     /// The base against base and adapter; none without an adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub against_base: Option<Validation>,
@@ -81,6 +86,7 @@ pub fn evaluate(
         perplexity: perplexity(loss),
         tokens,
         examples: set.sequences.len(),
+        quant: options.quant.name(),
         against_base,
         exact_match: None,
         rouge_l: None,
@@ -111,6 +117,9 @@ impl fmt::Display for EvalReport {
             "loss {:.4}, perplexity {:.3} over {} tokens of {} examples",
             self.loss, self.perplexity, self.tokens, self.examples
         )?;
+        if self.quant != Quant::None.name() {
+            write!(f, ", base held as {}", self.quant)?;
+        }
         if let Some(against) = &self.against_base {
             write!(f, "\n{against}")?;
         }

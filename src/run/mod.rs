@@ -4,6 +4,7 @@ pub mod base;
 pub mod evaluate;
 pub mod folder;
 pub mod infer;
+pub mod merge;
 pub mod train;
 
 pub use base::OpenBase;

@@ -1,19 +1,19 @@
 //! Which tensors the merged folder holds, in which type and in which file.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use super::{FloatType, MergeOptions};
+use super::MergeOptions;
 use crate::adapter::file::{HostAdapter, HostPair};
 use crate::adapter::spec::Target;
 use crate::error::{Error, Result};
-use crate::files::safetensors::{self, TensorHeader};
-use crate::files::{Dtype, RawTensor};
+use crate::files::safetensors::TensorHeader;
+use crate::files::shards::{Entry, Shards};
+use crate::files::{Dtype, FloatType};
 use crate::model::{BaseFiles, names};
 
 /// Everything that will be written.
 pub(super) struct Plan<'a> {
-    pub shards: Vec<Shard<'a>>,
+    pub shards: Shards<Origin<'a>>,
     /// The head gets a matrix of its own.
     pub untied_head: bool,
     /// The type of the matrices, f32 where they have several.
@@ -21,18 +21,16 @@ pub(super) struct Plan<'a> {
 }
 
 /// One tensor of the merged model.
-pub(super) struct Planned<'a> {
-    pub header: TensorHeader,
+pub(super) type Planned<'a> = Entry<Origin<'a>>;
+
+/// What a tensor is made from.
+pub(super) struct Origin<'a> {
     /// The base's tensor that it comes from.
     pub source: String,
+    /// The type it gets.
+    pub float_type: FloatType,
     /// What is added to it.
     pub pair: Option<&'a HostPair>,
-}
-
-/// One file of weights.
-pub(super) struct Shard<'a> {
-    pub file: String,
-    pub tensors: Vec<Planned<'a>>,
 }
 
 impl<'a> Plan<'a> {
@@ -45,11 +43,10 @@ impl<'a> Plan<'a> {
         let mut planned = Vec::new();
         for name in base.tensor_names() {
             let pair = name.strip_suffix(".weight").and_then(|module| unused.remove(module));
-            planned.push(Planned { header: header(base, name, name, options)?, source: name.to_owned(), pair });
+            planned.push(plan_one(base, name, name, pair, options)?);
         }
         if untied_head {
-            let header = header(base, names::HEAD, names::EMBEDDING, options)?;
-            planned.push(Planned { header, source: names::EMBEDDING.to_owned(), pair: unused.remove(head.as_str()) });
+            planned.push(plan_one(base, names::HEAD, names::EMBEDDING, unused.remove(head.as_str()), options)?);
         }
         if let Some(module) = unused.keys().next() {
             return Err(Error::failed(
@@ -58,50 +55,33 @@ impl<'a> Plan<'a> {
             ));
         }
         let matrix_dtype = matrix_dtype(&planned);
-        Ok(Self { shards: shards(planned, options.max_shard_bytes)?, untied_head, matrix_dtype })
-    }
-
-    /// Every tensor, file by file.
-    pub fn tensors(&self) -> impl Iterator<Item = &Planned<'a>> {
-        self.shards.iter().flat_map(|shard| &shard.tensors)
-    }
-
-    /// Bytes of all tensors.
-    pub fn bytes(&self) -> Result<u64> {
-        self.tensors().map(|planned| planned.header.bytes().map(|bytes| bytes as u64)).sum()
+        Ok(Self { shards: Shards::plan(planned, options.max_shard_bytes)?, untied_head, matrix_dtype })
     }
 }
 
-impl Shard<'_> {
-    /// Writes the file into `folder`, asking `produce` for one tensor at a time.
-    pub fn write(&self, folder: &Path, mut produce: impl FnMut(&Planned<'_>) -> Result<RawTensor>) -> Result<()> {
-        let headers: Vec<TensorHeader> = self.tensors.iter().map(|planned| planned.header.clone()).collect();
-        let by_name: BTreeMap<&str, &Planned<'_>> =
-            self.tensors.iter().map(|planned| (planned.header.name.as_str(), planned)).collect();
-        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors::write(&folder.join(&self.file), &metadata, &headers, |header| {
-            let planned = by_name.get(header.name.as_str());
-            let planned = planned.ok_or_else(|| Error::failed(&header.name, "was not planned"))?;
-            Ok(produce(planned)?.bytes)
-        })
-    }
-}
-
-fn header(base: &BaseFiles, name: &str, source: &str, options: &MergeOptions) -> Result<TensorHeader> {
+fn plan_one<'a>(
+    base: &BaseFiles,
+    name: &str,
+    source: &str,
+    pair: Option<&'a HostPair>,
+    options: &MergeOptions,
+) -> Result<Planned<'a>> {
     let unknown = || Error::failed(source, "the base has no such tensor");
-    let dtype = match options.float_type {
-        Some(float_type) => float_type.dtype(),
+    let float_type = match options.float_type {
+        Some(float_type) => float_type,
         None => stored_as(base.dtype(source).ok_or_else(unknown)?),
     };
     let shape = base.shape(source).ok_or_else(unknown)?.to_vec();
-    Ok(TensorHeader { name: name.to_owned(), dtype, shape })
+    let header = TensorHeader { name: name.to_owned(), dtype: float_type.dtype(), shape };
+    Ok(Entry { header, origin: Origin { source: source.to_owned(), float_type, pair } })
 }
 
 /// A float stays what it is; blocks become f32.
-fn stored_as(dtype: Dtype) -> Dtype {
+fn stored_as(dtype: Dtype) -> FloatType {
     match dtype {
-        Dtype::F16 | Dtype::Bf16 => dtype,
-        _ => FloatType::F32.dtype(),
+        Dtype::F16 => FloatType::F16,
+        Dtype::Bf16 => FloatType::Bf16,
+        _ => FloatType::F32,
     }
 }
 
@@ -110,32 +90,4 @@ fn matrix_dtype(planned: &[Planned<'_>]) -> Dtype {
     let mut matrices = planned.iter().filter(|one| one.header.shape.len() > 1).map(|one| one.header.dtype);
     let first = matrices.next().unwrap_or(Dtype::F32);
     if matrices.all(|dtype| dtype == first) { first } else { Dtype::F32 }
-}
-
-/// Fills files in order up to `max_bytes`.
-fn shards(planned: Vec<Planned<'_>>, max_bytes: u64) -> Result<Vec<Shard<'_>>> {
-    let mut groups: Vec<Vec<Planned<'_>>> = Vec::new();
-    let mut filled = 0u64;
-    for one in planned {
-        let bytes = one.header.bytes()? as u64;
-        match groups.last_mut() {
-            Some(group) if filled.saturating_add(bytes) <= max_bytes => {
-                filled += bytes;
-                group.push(one);
-            }
-            _ => {
-                filled = bytes;
-                groups.push(vec![one]);
-            }
-        }
-    }
-    let count = groups.len();
-    let named = groups.into_iter().enumerate().map(|(index, tensors)| {
-        let file = match count {
-            1 => "model.safetensors".to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
-        };
-        Shard { file, tensors }
-    });
-    Ok(named.collect())
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::plan::{Plan, Planned};
+use super::source::Source;
 use crate::adapter::file::HostPair;
 use crate::error::{Error, Result};
 use crate::files::{Dtype, RawTensor};
@@ -24,15 +25,15 @@ pub(super) struct Checked {
 ///
 /// # Errors
 /// A difference beyond the rounding of the stored type; a folder that does not open.
-pub(super) fn reread(base: &BaseFiles, plan: &Plan<'_>, folder: &Path) -> Result<Checked> {
+pub(super) fn reread(source: &Source<'_>, plan: &Plan<'_>, folder: &Path) -> Result<Checked> {
     let merged = BaseFiles::open(folder).map_err(|error| {
         let found = Error::failed(folder.display(), "the merged folder does not open again");
         Error::join([found.clone(), error]).unwrap_or(found)
     })?;
     let mut checked = Checked::default();
-    for planned in plan.tensors() {
-        let (before, after) = (base.tensor(&planned.source)?, merged.tensor(&planned.header.name)?);
-        if planned.pair.is_none() && before.dtype == after.dtype {
+    for planned in plan.shards.entries() {
+        let (before, after) = (source.tensor(&planned.origin.source)?, merged.tensor(&planned.header.name)?);
+        if planned.origin.pair.is_none() && before.dtype == after.dtype {
             compare_bytes(planned, &before, &after)?;
             checked.values += after.elements();
         } else {
@@ -62,7 +63,7 @@ fn compare_rows(planned: &Planned<'_>, before: &RawTensor, after: &RawTensor, ch
         let expected = row_values(before, row, columns)?;
         let found = row_values(after, row, columns)?;
         for (column, (expected, found)) in expected.into_iter().zip(found).enumerate() {
-            let sum = exact(f64::from(expected), planned.pair, row, column);
+            let sum = exact(f64::from(expected), planned.origin.pair, row, column);
             let difference = (f64::from(found) - sum.value).abs();
             if difference > bound(after.dtype, &sum) {
                 let message = format!("row {row}, column {column} is {found}; the sum is {}", sum.value);

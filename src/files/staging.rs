@@ -1,0 +1,64 @@
+//! Writing a folder so that it is either there whole or not there at all.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// A folder that grows beside its place. Dropped before it is published, it is gone.
+#[derive(Debug)]
+pub struct Staging(tempfile::TempDir);
+
+impl Staging {
+    /// Whether `out` is free.
+    ///
+    /// # Errors
+    /// Input: something lies there.
+    pub fn check_free(out: &Path) -> Result<()> {
+        match out.symlink_metadata() {
+            Ok(_) => Err(Error::input(out.display(), "exists already").hint("name a folder that does not exist")),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// A new folder in the folder that `out` shall lie in.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn beside(out: &Path) -> Result<Self> {
+        let parent = parent(out);
+        std::fs::create_dir_all(&parent).map_err(|error| Error::write(&parent, &error))?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".burnish-").suffix(".part");
+        // tempfile's own default is 0700; the finished folder gets what the umask leaves.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+        builder.tempdir_in(&parent).map(Self).map_err(|error| Error::write(&parent, &error))
+    }
+
+    /// Where the folder is for now.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Gives the folder its name.
+    ///
+    /// # Errors
+    /// Input: something has come to lie at `out`. Failed: it cannot be renamed.
+    pub fn publish(self, out: &Path) -> Result<()> {
+        // Renaming onto an empty folder would succeed.
+        if out.symlink_metadata().is_ok() {
+            return Err(Error::input(out.display(), "exists already: it was made meanwhile"));
+        }
+        std::fs::rename(self.path(), out).map_err(|error| Error::write(out, &error))?;
+        // What it would remove is no longer there.
+        drop(self.0);
+        Ok(())
+    }
+}
+
+fn parent(out: &Path) -> PathBuf {
+    match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}

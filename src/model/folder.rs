@@ -1,0 +1,95 @@
+//! A Hugging Face folder around its weights, made from a base: configurations and licences.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::BaseFiles;
+use crate::error::{Error, Result};
+use crate::files::{Dtype, atomic, json as strict_json, open};
+
+const CONFIG: &str = "config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
+/// Beginnings of the names of files that have to stay with the weights.
+const LICENCES: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
+const MAX_LICENCE_BYTES: u64 = 1 << 20;
+const MAX_GENERATION_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Writes `config.json`, `generation_config.json` and the licences of a model made from `base` into `folder`.
+///
+/// `matrix_dtype` is the type of its unpacked matrices; `edit` makes the other changes to the configuration.
+///
+/// # Errors
+/// The base's files cannot be read, or the folder not be written.
+pub fn write_configs(
+    base: &BaseFiles,
+    matrix_dtype: Dtype,
+    folder: &Path,
+    edit: impl FnOnce(&mut serde_json::Map<String, Value>),
+) -> Result<()> {
+    let mut config = if base.is_gguf() {
+        base.config().to_hf_json(matrix_dtype)
+    } else {
+        strict_json::read(&base.path().join(CONFIG))?
+    };
+    let object = config.as_object_mut().ok_or_else(|| Error::input(base.path().display(), "has no configuration"))?;
+    object.shift_remove("quantization_config");
+    // transformers 5 writes `dtype`, older ones `torch_dtype`; both are read.
+    let key = if object.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    let says = object.get(key).and_then(Value::as_str);
+    if says.is_none_or(|says| says != torch_name(matrix_dtype)) {
+        object.insert(key.to_owned(), Value::from(torch_name(matrix_dtype)));
+    }
+    edit(object);
+    write_json(&folder.join(CONFIG), &config)?;
+    if base.is_gguf() {
+        return write_json(&folder.join(GENERATION_CONFIG), &generation_config(base));
+    }
+    let generation_config = base.path().join(GENERATION_CONFIG);
+    if generation_config.exists() {
+        copy(&generation_config, &folder.join(GENERATION_CONFIG), MAX_GENERATION_CONFIG_BYTES)?;
+    }
+    copy_licences(base.path(), folder)
+}
+
+/// PyTorch's name of a float type.
+pub fn torch_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F16 => "float16",
+        Dtype::Bf16 => "bfloat16",
+        _ => "float32",
+    }
+}
+
+/// The tokens at which a generation starts and ends, for a base that has no such file.
+fn generation_config(base: &BaseFiles) -> Value {
+    let config = base.config();
+    let mut generation = json!({ "_from_model_config": true });
+    if !config.eos_tokens.is_empty() {
+        generation["eos_token_id"] = json!(config.eos_tokens);
+    }
+    if let Some(bos) = config.bos_token {
+        generation["bos_token_id"] = Value::from(bos);
+    }
+    generation
+}
+
+fn copy_licences(from: &Path, to: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(from).map_err(|error| Error::read(from, &error))?;
+    for entry in entries {
+        let name = entry.map_err(|error| Error::read(from, &error))?.file_name();
+        let is_licence = name.to_str().is_some_and(|name| LICENCES.iter().any(|start| name.starts_with(start)));
+        if is_licence && from.join(&name).is_file() {
+            copy(&from.join(&name), &to.join(&name), MAX_LICENCE_BYTES)?;
+        }
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path, max_bytes: u64) -> Result<()> {
+    atomic::write_bytes(to, &open::read(from, max_bytes)?)
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    atomic::write_bytes(path, format!("{value:#}\n").as_bytes())
+}

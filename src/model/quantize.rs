@@ -1,0 +1,156 @@
+//! `burnish quantize`: a base written as a checkpoint that transformers and bitsandbytes load packed.
+//!
+//! The layers' projections are packed; embedding, norms and head stay floats, as bitsandbytes leaves them. One weight
+//! at a time is in memory. A header says how long the quantisation state of every weight is before the first byte
+//! is written, so a weight is quantised twice: for its scales and state when the files are planned, and for its codes
+//! when they are written.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::folder::{torch_name, write_configs};
+use super::load::Quant;
+use super::{BaseFiles, StoredWeight, names};
+use crate::error::{Error, Result};
+use crate::files::bitsandbytes::{self, Part};
+use crate::files::safetensors::TensorHeader;
+use crate::files::shards::{Entry, Shards};
+use crate::files::staging::Staging;
+use crate::files::{Bytes, Dtype, FloatType};
+
+/// How to quantise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuantizeOptions {
+    /// `Nf4` or `Int8`.
+    pub scheme: Quant,
+    /// The type of what stays unpacked. `None`: as in the base where that has 16 bits, else bf16.
+    pub float_type: Option<FloatType>,
+    /// Files of weights grow to this size.
+    pub max_shard_bytes: u64,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct QuantizeReport {
+    /// Weights that were packed.
+    pub packed: usize,
+    /// Tensors written, the parts of packed weights counted one by one.
+    pub tensors: usize,
+    /// Files of weights, in order.
+    pub files: Vec<String>,
+    /// Size of all tensors.
+    pub bytes: u64,
+    /// Size of the base's files of weights.
+    pub base_bytes: u64,
+}
+
+/// What a tensor of the checkpoint is made from.
+enum Origin {
+    /// The base's tensor of the same name, as this type.
+    Float(FloatType),
+    /// The codes of the weight of the same name.
+    Codes,
+    /// Known since planning.
+    Known(Bytes),
+}
+
+/// Quantises `base` into a Hugging Face folder at `out`, where nothing may be yet.
+///
+/// `write_tokenizer` writes the tokenizer's files into the folder it is given.
+///
+/// # Errors
+/// Bad input: `out` exists, the base is packed already, a value is not finite. Failed: a full disk. After any of them
+/// there is nothing at `out` and nothing beside it.
+pub fn quantize(
+    base: &BaseFiles,
+    out: &Path,
+    options: &QuantizeOptions,
+    write_tokenizer: impl FnOnce(&Path) -> Result<()>,
+) -> Result<QuantizeReport> {
+    Staging::check_free(out)?;
+    let float_type = options.float_type.unwrap_or_else(|| float_type_of(base));
+    let mut entries = Vec::new();
+    let mut packed = 0;
+    for name in base.tensor_names() {
+        if names::is_projection(name) {
+            entries.extend(packed_entries(base, name, options.scheme, float_type)?);
+            packed += 1;
+        } else {
+            let shape = base.shape(name).unwrap_or_default().to_vec();
+            let header = TensorHeader { name: name.to_owned(), dtype: float_type.dtype(), shape };
+            entries.push(Entry { header, origin: Origin::Float(float_type) });
+        }
+    }
+    let shards = Shards::plan(entries, options.max_shard_bytes)?;
+    let staging = Staging::beside(out)?;
+    shards.write(staging.path(), |entry| contents(base, entry, options.scheme))?;
+    let double = match options.scheme {
+        Quant::Nf4 { double } => Some(double),
+        _ => None,
+    };
+    write_configs(base, float_type.dtype(), staging.path(), |config| {
+        let quantization = bitsandbytes::quantization_config(double, torch_name(float_type.dtype()));
+        config.insert("quantization_config".to_owned(), quantization);
+    })?;
+    write_tokenizer(staging.path())?;
+    // Opening it again checks every part of every weight against the others.
+    BaseFiles::open(staging.path())?;
+    staging.publish(out)?;
+    Ok(QuantizeReport {
+        packed,
+        tensors: shards.entries().count(),
+        files: shards.files(),
+        bytes: shards.bytes()?,
+        base_bytes: base.file_bytes() as u64,
+    })
+}
+
+/// The type of the base's embedding if it has 16 bits, else bf16.
+fn float_type_of(base: &BaseFiles) -> FloatType {
+    match base.dtype(names::EMBEDDING) {
+        Some(Dtype::F16) => FloatType::F16,
+        _ => FloatType::Bf16,
+    }
+}
+
+fn parts(base: &BaseFiles, name: &str, scheme: Quant, float_type: FloatType) -> Result<Vec<Part>> {
+    let place = format!("{}: tensor {name}", base.path().display());
+    let stored = base.weight(name)?;
+    if !matches!(stored, StoredWeight::Dense(_)) {
+        return Err(Error::input(place, "is packed already").hint("quantise the model that it was made from"));
+    }
+    match stored.packed(&place, scheme)? {
+        StoredWeight::Nf4(tensor) => Ok(tensor.parts(name, torch_name(float_type.dtype()))),
+        StoredWeight::Int8(tensor) => Ok(tensor.parts(name)),
+        StoredWeight::Dense(_) => Err(Error::failed(place, format!("`{}` packs nothing", scheme.name()))),
+    }
+}
+
+fn packed_entries(base: &BaseFiles, name: &str, scheme: Quant, float_type: FloatType) -> Result<Vec<Entry<Origin>>> {
+    let parts = parts(base, name, scheme, float_type)?;
+    let entries = parts.into_iter().map(|Part { header, bytes }| {
+        let origin = if header.name == name { Origin::Codes } else { Origin::Known(bytes) };
+        Entry { header, origin }
+    });
+    Ok(entries.collect())
+}
+
+fn contents(base: &BaseFiles, entry: &Entry<Origin>, scheme: Quant) -> Result<Bytes> {
+    let name = &entry.header.name;
+    match &entry.origin {
+        Origin::Known(bytes) => Ok(bytes.clone()),
+        Origin::Float(float_type) => {
+            let tensor = base.tensor(name)?;
+            if tensor.dtype == float_type.dtype() {
+                return Ok(tensor.bytes);
+            }
+            Ok(float_type.encode(&tensor.to_f32()?).into())
+        }
+        Origin::Codes => {
+            let parts = parts(base, name, scheme, FloatType::Bf16)?;
+            let codes = parts.into_iter().find(|part| part.header.name == *name);
+            codes.map(|part| part.bytes).ok_or_else(|| Error::failed(name, "has no codes"))
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Merging an adapter into the weights that suit it, and measuring which do.
+
+use std::fmt;
+use std::path::Path;
+
+use burn::tensor::Device;
+use serde::Serialize;
+
+use super::base::OpenBase;
+use crate::adapter::file::HostAdapter;
+use crate::adapter::merge::{self, MergeBase, MergeOptions, MergeReport};
+use crate::data::{Encoded, Example, encode::LongPolicy};
+use crate::error::{Error, Result};
+use crate::eval::loss::mean_loss;
+use crate::files::staging::Staging;
+use crate::model::load::{Compute, LoadOptions, Quant};
+use crate::model::{BaseFiles, Decoder};
+use crate::train::evaluate::evaluate;
+
+/// The scheme that `adapter` was trained over, as far as it changes weights: a GGUF file's own blocks do not.
+///
+/// # Errors
+/// The adapter names a scheme that this program does not know.
+pub fn packing_of(adapter: &HostAdapter) -> Result<Option<Quant>> {
+    Ok(adapter.trained_over()?.filter(|quant| matches!(quant, Quant::Nf4 { .. } | Quant::Int8)))
+}
+
+/// Merges into a folder at `out`.
+///
+/// # Errors
+/// As [`merge::merge`].
+pub fn merge(base: &OpenBase, adapter: &HostAdapter, out: &Path, options: &MergeOptions) -> Result<MergeReport> {
+    merge::merge(&base.files, adapter, out, options, |folder| base.encoder.tokenizer().save(folder))
+}
+
+/// Where losses are measured.
+#[derive(Debug, Clone)]
+pub struct Bench {
+    pub device: Device,
+    pub compute: Compute,
+}
+
+/// The losses that tell which weights an adapter belongs to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// How the base was packed.
+    pub packed_as: &'static str,
+    /// Trained tokens of the data.
+    pub tokens: usize,
+    /// The adapter over the packed base, as it was trained.
+    pub adapter_on_packed: f64,
+    /// The folder merged into the base's own weights.
+    pub merged_on_original: f64,
+    /// The folder merged into the packed weights, decoded.
+    pub merged_on_dequantized: f64,
+    /// `original` or `dequantized`: whose loss is nearer to the first.
+    pub nearer: &'static str,
+}
+
+/// What becomes of the folders that a comparison merges. They grow beside the path.
+#[derive(Debug, Clone, Copy)]
+pub enum Place<'a> {
+    /// The one that the options ask for gets this name.
+    Keep(&'a Path),
+    /// None stays.
+    Measure(&'a Path),
+}
+
+/// Merges both ways and measures all three on `examples`.
+///
+/// # Errors
+/// What merging, loading and encoding say.
+pub fn compare(
+    base: &OpenBase,
+    adapter: &HostAdapter,
+    packing: Quant,
+    examples: &[Example],
+    bench: &Bench,
+    options: &MergeOptions,
+    place: Place<'_>,
+) -> Result<(Comparison, Option<MergeReport>)> {
+    let (out, scratch) = match place {
+        Place::Keep(out) => (Some(out), out),
+        Place::Measure(scratch) => (None, scratch),
+    };
+    let set = base.encoder.encode_all(examples, base.files.config().max_positions, LongPolicy::Error)?;
+    let adapter_on_packed = {
+        let decoder = base.load(&bench.device, bench.compute, packing)?;
+        let attached = adapter.attach(decoder.config(), &bench.device)?;
+        mean_loss(&evaluate(&decoder, Some(&attached), &set.sequences))?
+    };
+    let mut kept = None;
+    let mut loss_of = |weights: MergeBase| {
+        let save = |folder: &Path| base.encoder.tokenizer().save(folder);
+        let both = MergeOptions { weights, ..*options };
+        let (staging, report) = merge::stage(&base.files, adapter, scratch, &both, save)?;
+        let loss = loss_of_folder(&staging, &set.sequences, bench)?;
+        if weights == options.weights {
+            kept = Some((staging, report));
+        }
+        Ok::<_, Error>(loss)
+    };
+    let merged_on_original = loss_of(MergeBase::Original)?;
+    let merged_on_dequantized = loss_of(MergeBase::Dequantized(packing))?;
+    let original_is_nearer =
+        (merged_on_original - adapter_on_packed).abs() < (merged_on_dequantized - adapter_on_packed).abs();
+    let report = match (kept, out) {
+        (Some((staging, report)), Some(out)) => {
+            staging.publish(out)?;
+            Some(report)
+        }
+        _ => None,
+    };
+    let comparison = Comparison {
+        packed_as: packing.name(),
+        tokens: set.trained_tokens,
+        adapter_on_packed,
+        merged_on_original,
+        merged_on_dequantized,
+        nearer: if original_is_nearer { "original" } else { "dequantized" },
+    };
+    Ok((comparison, report))
+}
+
+fn loss_of_folder(folder: &Staging, sequences: &[Encoded], bench: &Bench) -> Result<f64> {
+    let files = BaseFiles::open(folder.path())?;
+    let options = LoadOptions { device: bench.device.clone(), compute: bench.compute, quant: Quant::None };
+    let decoder = Decoder::load(&files, &options, |_, _| {})?;
+    mean_loss(&evaluate(&decoder, None, sequences))
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { packed_as, tokens, adapter_on_packed, merged_on_original, merged_on_dequantized, nearer } = self;
+        writeln!(f, "validation loss over {tokens} tokens")?;
+        writeln!(f, "  adapter on {packed_as:<20} {adapter_on_packed:.4}")?;
+        writeln!(f, "  merged into original weights    {merged_on_original:.4}")?;
+        writeln!(f, "  merged into dequantized weights {merged_on_dequantized:.4}")?;
+        write!(f, "nearer to what was trained: {nearer}")
+    }
+}
