@@ -2,10 +2,22 @@
 
 use std::process::ExitCode;
 
-/// The system's allocator hands large buffers back and forth with the kernel at every step.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    keep_freed_memory();
     burnish::cli::main()
+}
+
+/// The allocator keeps freed memory for the next step rather than giving its pages back: a step needs the same buffers
+/// again, and fresh pages cost a quarter of its time (docs/performance.md).
+fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        /// The largest that glibc takes: larger buffers are mapped one by one.
+        const LARGEST_THRESHOLD: libc::c_int = 32 << 20;
+        // SAFETY: sets two numbers of the allocator, before there is a second thread.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_THRESHOLD);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+        }
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A LLaMA of 86,336 parameters with tokenizer and chat template.
-fn tiny_model() -> PathBuf {
+pub fn tiny_model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/smollm.gguf")
 }
 
@@ -27,16 +27,16 @@ fn burnish(folder: &TempDir) -> Command {
     command
 }
 
-fn run(folder: &TempDir, arguments: &[&str]) -> Output {
+pub fn run(folder: &TempDir, arguments: &[&str]) -> Output {
     burnish(folder).args(arguments).output().expect("the program starts")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("UTF-8")
 }
 
 /// The one JSON object on stdout.
-fn json(output: &Output) -> Value {
+pub fn json(output: &Output) -> Value {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let stdout = text(&output.stdout);
     assert_eq!(stdout.lines().count(), 1, "one object and nothing else: {stdout}");
@@ -44,7 +44,7 @@ fn json(output: &Output) -> Value {
 }
 
 /// What is wrong, after the exit code has been seen to be 2 and stdout to be empty.
-fn refused(output: &Output) -> String {
+pub fn refused(output: &Output) -> String {
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert!(output.stdout.is_empty(), "nothing on stdout");
@@ -53,7 +53,7 @@ fn refused(output: &Output) -> String {
 }
 
 /// A folder with a recipe that trains the tiny model on a few sums.
-fn tiny_job() -> TempDir {
+pub fn tiny_job() -> TempDir {
     let folder = tempfile::tempdir().expect("folder");
     let row = |a: usize, b: usize| format!("{{\"prompt\": \"{a} and {b} is \", \"completion\": \"{}\"}}\n", a + b);
     let rows: Vec<String> = (1..6).flat_map(|a| (1..6).map(move |b| row(a, b))).collect();

@@ -10,6 +10,7 @@ mod merge;
 mod model;
 mod ops;
 mod pull;
+mod qlora;
 mod recipe;
 mod scores;
 mod tables;

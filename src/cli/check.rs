@@ -9,6 +9,7 @@ use super::terminal::Terminal;
 use super::train::{Arguments, Screen};
 use crate::data::encode::EncodedSet;
 use crate::error::Result;
+use crate::run::memory_plan::{MemoryPlan, Size};
 use crate::run::train::{Prepared, prepare};
 
 /// What a recipe will do.
@@ -22,6 +23,10 @@ struct Checked {
     base_parameters: usize,
     adapter_parameters: usize,
     chat_template: bool,
+    /// Bytes, by what they are for.
+    memory: MemoryPlan,
+    /// Their peak.
+    memory_bytes: u64,
 }
 
 /// Examples of one kind.
@@ -59,6 +64,8 @@ impl Checked {
             base_parameters: prepared.base.files.config().parameters(),
             adapter_parameters: pairs.map(|pair| pair.a.len() + pair.b.len()).sum(),
             chat_template: prepared.base.encoder.has_template(),
+            memory: prepared.memory,
+            memory_bytes: prepared.memory.total(),
         }
     }
 }
@@ -85,11 +92,12 @@ impl fmt::Display for Checked {
             "adapter     {} parameters, {share:.2}% of the base's {}",
             self.adapter_parameters, self.base_parameters
         )?;
-        write!(f, "steps       {}", self.total_steps)
+        writeln!(f, "steps       {}", self.total_steps)?;
+        write!(f, "memory      {}: {}", Size(self.memory_bytes), self.memory)
     }
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let prepared = prepare(&arguments.recipe()?, &global.device, &mut Screen::new(terminal))?;
+    let prepared = prepare(&arguments.recipe()?, &global.device, arguments.max_memory, &mut Screen::new(terminal))?;
     terminal.result(&Checked::of(&prepared))
 }

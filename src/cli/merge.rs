@@ -70,8 +70,9 @@ struct Written {
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
     let (base, adapter) = arguments.model.open(terminal)?;
     let (Some(adapter), Some(folder)) = (adapter, &arguments.model.adapter) else {
-        return Err(Error::input("--adapter", "is missing")
-            .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
+        return Err(
+            Error::input("--adapter", "is missing").hint("name the adapter's folder, as `--adapter adapters/my-run`")
+        );
     };
     let quant = arguments.model.quant(&base, Some(&adapter))?;
     let packing = matches!(quant, Quant::Nf4 { .. } | Quant::Int8).then_some(quant);
@@ -91,7 +92,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let packing = packing.ok_or_else(|| not_packed("--compare"))?;
             let examples = data::read(data, None)?;
             let bench = Bench { device: device::open(&global.device)?, compute: arguments.model.compute() };
-            let place = arguments.out.as_deref().map_or_else(|| Place::Measure(folder), Place::Keep);
+            let scratch = folder.join("merged");
+            let place = arguments.out.as_deref().map_or_else(|| Place::Measure(&scratch), Place::Keep);
             let (comparison, report) = merge::compare(&base, &adapter, packing, &examples, &bench, &options, place)?;
             (report, Some(comparison))
         }
@@ -105,8 +107,11 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
 }
 
 fn not_packed(option: &str) -> Error {
-    Error::input(option, "the adapter was not trained over weights that burnish packed: there is one base to merge into")
-        .hint("`--quant nf4` (nf4-double, int8) says how, where the adapter does not")
+    Error::input(
+        option,
+        "the adapter was not trained over weights that burnish packed: there is one base to merge into",
+    )
+    .hint("`--quant nf4` (nf4-double, int8) says how, where the adapter does not")
 }
 
 impl fmt::Display for Merged {
@@ -130,7 +135,11 @@ impl fmt::Display for Merged {
             write!(f, "\nthe head is no longer tied to the embedding: the adapter changes it")?;
         }
         if let Some(quant) = &report.trained_over {
-            write!(f, "\nthe adapter was trained over {quant} weights; it was merged into the {} ones", report.merged_into)?;
+            write!(
+                f,
+                "\nthe adapter was trained over {quant} weights; it was merged into the {} ones",
+                report.merged_into
+            )?;
         }
         Ok(())
     }

@@ -62,8 +62,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
     };
     let options =
         QuantizeOptions { scheme, float_type: arguments.float_type, max_shard_bytes: arguments.max_shard_bytes };
-    let report =
-        quantize(&base.files, &arguments.out, &options, |folder| base.encoder.tokenizer().save(folder))?;
+    let report = quantize(&base.files, &arguments.out, &options, |folder| base.encoder.tokenizer().save(folder))?;
     terminal.result(&Quantized { out: arguments.out.clone(), report })
 }
 
@@ -71,6 +70,10 @@ impl fmt::Display for Quantized {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let QuantizeReport { packed, tensors, bytes, base_bytes, .. } = &self.report;
         let (megabytes, before) = (bytes / 1_000_000, base_bytes / 1_000_000);
-        write!(f, "{}: {packed} weights packed, {tensors} tensors, {megabytes} MB; the base has {before} MB", self.out.display())
+        write!(
+            f,
+            "{}: {packed} weights packed, {tensors} tensors, {megabytes} MB; the base has {before} MB",
+            self.out.display()
+        )
     }
 }

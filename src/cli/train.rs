@@ -12,6 +12,7 @@ use super::terminal::Terminal;
 use crate::error::Result;
 use crate::pull;
 use crate::recipe::Recipe;
+use crate::run::memory_plan::Size;
 use crate::run::train::{Watch, train};
 use crate::train::Event;
 
@@ -23,6 +24,9 @@ pub(super) struct Arguments {
     /// Set a key of the recipe: `--set train.epochs=3`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// The most memory the run may take, as 8GiB: makes micro-batches smaller and computes again until it fits
+    #[arg(long, env = "BURNISH_MAX_MEMORY", value_name = "SIZE")]
+    pub(super) max_memory: Option<Size>,
     /// Decides the adapter's first values, the order of examples and dropout (short for --set train.seed=N)
     #[arg(long, env = "BURNISH_SEED", value_name = "N")]
     seed: Option<u64>,
@@ -38,7 +42,7 @@ impl Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let report = train(&arguments.recipe()?, &global.device, &mut Screen::new(terminal))?;
+    let report = train(&arguments.recipe()?, &global.device, arguments.max_memory, &mut Screen::new(terminal))?;
     terminal.result(&report)
 }
 
@@ -81,7 +85,6 @@ impl Watch for Screen<'_> {
     fn event(&mut self, event: &Event<'_>) {
         match *event {
             Event::Begin { total_steps, parameters } => {
-                keep_freed_memory();
                 (self.total, self.began) = (total_steps, Instant::now());
                 self.line(&format!("{parameters} trainable parameters, {total_steps} steps"));
                 if self.terminal.shows_bars() {
@@ -125,13 +128,4 @@ impl Watch for Screen<'_> {
             Event::Best { .. } => {}
         }
     }
-}
-
-/// From now on the program's allocator keeps freed memory for the next step rather than giving its pages back: a step needs
-/// the same buffers again, and fresh pages cost a fifth of its time (docs/performance.md). Loading is over by then.
-fn keep_freed_memory() {
-    // `mi_option_purge_delay` in mimalloc.h; -1 is never.
-    const PURGE_DELAY: i32 = 15;
-    // SAFETY: sets a number in the allocator's own table.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
 }

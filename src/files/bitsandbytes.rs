@@ -10,8 +10,10 @@ mod write;
 
 use std::sync::Arc;
 
-use super::Bytes;
+use rayon::prelude::*;
+
 use super::safetensors::SafeTensorsFile;
+use super::{Bytes, PIECE, RawTensor};
 use crate::error::{Error, Result};
 use crate::quant::{int8, nf4};
 
@@ -74,20 +76,26 @@ impl Nf4Scales {
 }
 
 impl Nf4Tensor {
-    /// Quantises `values` of this shape, with nested scales where `double`. A value that is not finite is
+    /// Quantises `raw`, with nested scales where `double`; a piece at a time is decoded. A value that is not finite is
     /// an error naming `place`.
-    pub fn quantise(place: &str, shape: &[usize], values: &[f32], double: bool) -> Result<Self> {
-        if shape.iter().product::<usize>() != values.len() {
-            return Err(Error::input(place, format!("{} values do not fit shape {shape:?}", values.len())));
-        }
-        let mut packed = vec![0; nf4::packed_bytes(values.len())];
-        let mut scales = vec![0.0; values.len().div_ceil(nf4::BLOCK)];
-        quantise_parallel(values, &mut packed, &mut scales);
-        if scales.iter().any(|scale| !scale.is_finite()) || values.iter().any(|value| value.is_nan()) {
+    pub fn quantise(place: &str, raw: &RawTensor, double: bool) -> Result<Self> {
+        const _: () = assert!(PIECE.is_multiple_of(nf4::BLOCK));
+        raw.check_size()?;
+        let count = raw.elements();
+        let mut packed = vec![0; nf4::packed_bytes(count)];
+        let mut scales = vec![0.0; count.div_ceil(nf4::BLOCK)];
+        let pieces = packed.par_chunks_mut(PIECE / 2).zip(scales.par_chunks_mut(PIECE / nf4::BLOCK));
+        let finite = pieces.enumerate().map(|(piece, (packed, scales))| {
+            let mut values = vec![0.0; PIECE.min(count - piece * PIECE)];
+            raw.decode(piece * PIECE, &mut values);
+            nf4::quantise(&values, packed, scales);
+            values.iter().all(|value| value.is_finite())
+        });
+        if !finite.reduce(|| true, |all, one| all && one) {
             return Err(Error::input(place, "holds a value that is infinite or not a number"));
         }
         let scales = if double { nested(&scales) } else { Nf4Scales::Single(scales.into()) };
-        Ok(Self { shape: shape.to_vec(), block: nf4::BLOCK, packed: packed.into(), scales })
+        Ok(Self { shape: raw.shape.clone(), block: nf4::BLOCK, packed: packed.into(), scales })
     }
 
     /// Number of values.
@@ -114,16 +122,6 @@ impl Nf4Tensor {
     }
 }
 
-/// [`nf4::quantise`] in pieces of whole blocks.
-fn quantise_parallel(values: &[f32], packed: &mut [u8], scales: &mut [f32]) {
-    use rayon::prelude::*;
-    const BLOCKS: usize = 1024;
-    let pieces = values.par_chunks(BLOCKS * nf4::BLOCK);
-    let packed = packed.par_chunks_mut(BLOCKS * nf4::BLOCK / 2);
-    let scales = scales.par_chunks_mut(BLOCKS);
-    pieces.zip(packed).zip(scales).for_each(|((values, packed), scales)| nf4::quantise(values, packed, scales));
-}
-
 fn nested(scales: &[f32]) -> Nf4Scales {
     let nested = nf4::quantise_scales(scales);
     Nf4Scales::Nested {
@@ -147,26 +145,26 @@ pub struct Int8Tensor {
 }
 
 impl Int8Tensor {
-    /// Quantises `values` of shape `[rows, columns]`. A value that is not finite is an error naming `place`.
-    pub fn quantise(place: &str, shape: [usize; 2], values: &[f32]) -> Result<Self> {
-        use rayon::prelude::*;
-        let [rows, columns] = shape;
-        if rows * columns != values.len() || columns == 0 {
-            return Err(Error::input(place, format!("{} values do not fit shape {shape:?}", values.len())));
-        }
-        let mut codes = vec![0u8; values.len()];
+    /// Quantises a matrix, decoded a row at a time. A value that is not finite is an error naming `place`, as is a
+    /// tensor that is no matrix.
+    pub fn quantise(place: &str, raw: &RawTensor) -> Result<Self> {
+        raw.check_size()?;
+        let &[rows, columns] = raw.shape.as_slice() else { return Err(Error::input(place, "is not a matrix")) };
+        let mut codes = vec![0u8; raw.elements()];
         let row_absmax: Vec<f32> = codes
-            .par_chunks_mut(columns)
-            .zip(values.par_chunks(columns))
-            .map(|(codes, row)| {
-                let finite = row.iter().all(|value| value.is_finite());
-                if finite { int8::quantise_row(row, bytemuck::cast_slice_mut(codes)) } else { f32::NAN }
+            .par_chunks_mut(columns.max(1))
+            .enumerate()
+            .map(|(row, codes)| {
+                let mut values = vec![0.0; columns];
+                raw.decode(row * columns, &mut values);
+                let finite = values.iter().all(|value| value.is_finite());
+                if finite { int8::quantise_row(&values, bytemuck::cast_slice_mut(codes)) } else { f32::NAN }
             })
             .collect();
         if row_absmax.iter().any(|absmax| absmax.is_nan()) {
             return Err(Error::input(place, "holds a value that is infinite or not a number"));
         }
-        Ok(Self { shape, codes: codes.into(), row_absmax: row_absmax.into() })
+        Ok(Self { shape: [rows, columns], codes: codes.into(), row_absmax: row_absmax.into() })
     }
 
     /// Number of values.

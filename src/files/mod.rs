@@ -17,6 +17,8 @@ use std::ops::{Deref, Range};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
 use crate::quant::{BlockType, float};
 
@@ -207,17 +209,50 @@ impl RawTensor {
     /// Every value as `f32`: exact for 16-bit floats and 8-bit integers, the format's own formula for
     /// blocks, rounded for `I32` and `I64`. An error where the bytes do not fit the shape.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
-        if self.dtype.bytes_of(&self.shape) != Some(self.bytes.len()) {
-            let message = format!("{} bytes do not fit shape {:?} of {}", self.bytes.len(), self.shape, self.dtype);
-            return Err(Error::input("", message));
-        }
+        self.check_size()?;
         let mut values = vec![0.0; self.elements()];
-        self.decode_into(&mut values);
+        values.par_chunks_mut(PIECE).enumerate().for_each(|(piece, values)| self.decode(piece * PIECE, values));
         Ok(values)
     }
 
-    fn decode_into(&self, values: &mut [f32]) {
+    /// Every value rounded once to `float_type`, as bytes; a piece at a time is decoded in full.
+    ///
+    /// # Errors
+    /// The bytes do not fit the shape.
+    pub fn encoded(&self, float_type: FloatType) -> Result<Vec<u8>> {
+        self.check_size()?;
+        let size = float_type.dtype().bytes_of(&[1]).unwrap_or(4);
+        let mut encoded = vec![0; size * self.elements()];
+        encoded.par_chunks_mut(size * PIECE).enumerate().for_each(|(piece, encoded)| {
+            let mut values = vec![0.0; encoded.len() / size];
+            self.decode(piece * PIECE, &mut values);
+            encoded.copy_from_slice(&float_type.encode(&values));
+        });
+        Ok(encoded)
+    }
+
+    /// Whether the bytes are as many as dtype and shape say.
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn check_size(&self) -> Result<()> {
+        if self.dtype.bytes_of(&self.shape) == Some(self.bytes.len()) {
+            return Ok(());
+        }
+        let message = format!("{} bytes do not fit shape {:?} of {}", self.bytes.len(), self.shape, self.dtype);
+        Err(Error::input("", message))
+    }
+
+    /// Decodes the values `first..first + values.len()`: whole blocks, where the format has blocks. They must lie inside
+    /// a tensor that [`Self::check_size`] has passed.
+    pub fn decode(&self, first: usize, values: &mut [f32]) {
+        let (per_block, block_bytes) = match self.dtype {
+            Dtype::Block(block) => (block.values_per_block(), block.bytes_per_block()),
+            dtype => (1, dtype.bytes_of(&[1]).unwrap_or(1)),
+        };
+        debug_assert!(first.is_multiple_of(per_block) && values.len().is_multiple_of(per_block));
         let bytes: &[u8] = &self.bytes;
+        let bytes = &bytes[first / per_block * block_bytes..][..values.len() / per_block * block_bytes];
         match self.dtype {
             Dtype::F32 => float::decode_f32(bytes, values),
             Dtype::F16 => float::decode_f16(bytes, values),
@@ -248,6 +283,9 @@ impl RawTensor {
         }
     }
 }
+
+/// Values that one task decodes at once: whole blocks of every format.
+pub const PIECE: usize = 1 << 16;
 
 /// Values of `SIZE` bytes each, converted one by one.
 fn convert<const SIZE: usize>(bytes: &[u8], values: &mut [f32], convert: impl Fn([u8; SIZE]) -> f32) {

@@ -30,28 +30,30 @@ pub struct Shard<T> {
 pub struct Shards<T>(Vec<Shard<T>>);
 
 impl<T> Shards<T> {
-    /// Fills files in order, each up to `max_bytes`; a single tensor above that gets a file of its own.
+    /// Fills files in order, each up to `max_bytes`. What is one weight, a tensor or the parts of a packed one, stays
+    /// together; above that size it gets a file of its own.
     ///
     /// # Errors
     /// A tensor that safetensors cannot hold.
-    pub fn plan(entries: Vec<Entry<T>>, max_bytes: u64) -> Result<Self> {
-        let mut groups: Vec<Vec<Entry<T>>> = Vec::new();
+    pub fn plan(weights: impl IntoIterator<Item = Vec<Entry<T>>>, max_bytes: u64) -> Result<Self> {
+        let mut files: Vec<Vec<Entry<T>>> = Vec::new();
         let mut filled = 0u64;
-        for entry in entries {
-            let bytes = entry.header.bytes()? as u64;
-            match groups.last_mut() {
-                Some(group) if filled.saturating_add(bytes) <= max_bytes => {
+        for weight in weights {
+            let bytes =
+                weight.iter().map(|entry| entry.header.bytes().map(|bytes| bytes as u64)).sum::<Result<u64>>()?;
+            match files.last_mut() {
+                Some(file) if filled.saturating_add(bytes) <= max_bytes => {
                     filled += bytes;
-                    group.push(entry);
+                    file.extend(weight);
                 }
                 _ => {
                     filled = bytes;
-                    groups.push(vec![entry]);
+                    files.push(weight);
                 }
             }
         }
-        let count = groups.len();
-        let named = groups.into_iter().enumerate().map(|(index, entries)| {
+        let count = files.len();
+        let named = files.into_iter().enumerate().map(|(index, entries)| {
             let file = match count {
                 1 => "model.safetensors".to_owned(),
                 _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),

@@ -65,19 +65,13 @@ impl StoredWeight {
     /// A value that is not finite; not a matrix.
     pub fn packed(self, place: &str, quant: Quant) -> Result<Self> {
         let Self::Dense(raw) = &self else { return Ok(self) };
-        let decoded = || {
-            let values = raw.to_f32();
-            raw.bytes.release();
-            values
+        let packed = match quant {
+            Quant::None | Quant::Keep => return Ok(self),
+            Quant::Nf4 { double } => Nf4Tensor::quantise(place, raw, double).map(Self::Nf4),
+            Quant::Int8 => Int8Tensor::quantise(place, raw).map(Self::Int8),
         };
-        match (quant, raw.shape.as_slice()) {
-            (Quant::None | Quant::Keep, _) => Ok(self),
-            (Quant::Nf4 { double }, _) => Nf4Tensor::quantise(place, &raw.shape, &decoded()?, double).map(Self::Nf4),
-            (Quant::Int8, &[rows, columns]) => {
-                Int8Tensor::quantise(place, [rows, columns], &decoded()?).map(Self::Int8)
-            }
-            (Quant::Int8, _) => Err(Error::input(place, "is not a matrix")),
-        }
+        raw.bytes.release();
+        packed
     }
 
     /// Every value, decoded.
@@ -197,6 +191,17 @@ impl BaseFiles {
         }
     }
 
+    /// Whether bitsandbytes packed the tensor.
+    pub fn is_packed(&self, hf_name: &str) -> bool {
+        match &self.source {
+            Source::Folder(shards) => {
+                let file = shards.file_of(hf_name);
+                file.is_some_and(|file| bitsandbytes::storage(file, hf_name) != Storage::Dense)
+            }
+            Source::Gguf(_) => false,
+        }
+    }
+
     /// How a tensor is stored: `BF16`, `Q4_K`, or `NF4` and `INT8` for what bitsandbytes packed. Reads headers only.
     pub fn storage_name(&self, hf_name: &str) -> Option<String> {
         match &self.source {
@@ -210,6 +215,15 @@ impl BaseFiles {
             }
             Source::Gguf(gguf) => gguf.dtype(&names::hf_to_gguf(hf_name)?).map(|dtype| dtype.name().to_owned()),
         }
+    }
+
+    /// Size of a tensor in its file; 0 for a name that the model does not have.
+    pub fn stored_bytes(&self, hf_name: &str) -> usize {
+        let bytes = match &self.source {
+            Source::Folder(shards) => shards.file_of(hf_name).and_then(|file| file.tensor(hf_name).ok()),
+            Source::Gguf(gguf) => names::hf_to_gguf(hf_name).and_then(|name| gguf.tensor(&name).ok()),
+        };
+        bytes.map_or(0, |tensor| tensor.bytes.len())
     }
 
     /// Size of the files of weights.
@@ -506,8 +520,14 @@ fn hash_file<'a>(
     hasher.update(header);
     let names: Vec<&str> = names.collect();
     let sample = file_bytes > MAX_HASHED_WHOLE;
-    let digests: Result<Vec<_>> =
-        names.par_iter().map(|name| Ok(tensor_digest(&tensor(name)?.bytes, sample))).collect();
+    let digest = |name: &&str| {
+        let tensor = tensor(name)?;
+        let digest = tensor_digest(&tensor.bytes, sample);
+        // What was read for its digest need not stay in memory until the weights are loaded.
+        tensor.bytes.release();
+        Ok(digest)
+    };
+    let digests: Result<Vec<_>> = names.par_iter().map(digest).collect();
     for digest in digests? {
         hasher.update(digest);
     }

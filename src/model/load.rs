@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::files::Dtype;
 use crate::nn::{Layer, Projection};
 use crate::ops::frozen::FrozenWeight;
+use crate::quant::nf4;
 
 /// Precision of the frozen products and of the activations. Adapters are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +94,34 @@ impl LoadOptions {
     }
 }
 
+impl LoadOptions {
+    /// Bytes that a tensor of `base` will take in memory.
+    pub fn bytes_of(&self, base: &BaseFiles, name: &str) -> usize {
+        let shape = base.shape(name).unwrap_or_default();
+        let values: usize = shape.iter().product();
+        let [rows, _] = *shape else { return 4 * values };
+        let stored = base.dtype(name);
+        let is_projection = names::is_projection(name);
+        if !is_processor(&self.device) && !(is_projection && matches!(self.quant, Quant::Nf4 { .. })) {
+            return 4 * values;
+        }
+        if base.is_packed(name) {
+            return base.stored_bytes(name) + 4 * values / nf4::BLOCK;
+        }
+        match (self.quant, stored, self.compute) {
+            (Quant::Nf4 { double }, _, _) if is_projection => {
+                let blocks = values.div_ceil(nf4::BLOCK);
+                nf4::packed_bytes(values)
+                    + if double { blocks + 4 * blocks.div_ceil(nf4::NESTED_BLOCK) } else { 4 * blocks }
+            }
+            (Quant::Int8, _, _) if is_projection => values + 4 * rows,
+            (Quant::Keep, Some(Dtype::Block(_)), _) => base.stored_bytes(name),
+            (_, Some(Dtype::Bf16), _) | (_, Some(Dtype::F16), Compute::F32) | (_, _, Compute::Bf16) => 2 * values,
+            _ => 4 * values,
+        }
+    }
+}
+
 impl Decoder {
     /// Loads a base. `progress` is told (tensors done, tensors in all).
     ///
@@ -173,7 +202,11 @@ impl Loader<'_> {
         let &[rows, columns] = stored.shape() else {
             return Err(Error::input(place, "is not a matrix"));
         };
-        let quant = if names::is_projection(name) || self.options.quant == Quant::Keep { self.options.quant } else { Quant::None };
+        let quant = if names::is_projection(name) || self.options.quant == Quant::Keep {
+            self.options.quant
+        } else {
+            Quant::None
+        };
         match stored {
             stored if !is_processor(&self.options.device) => elsewhere(&stored, quant, rows, columns, self.options),
             stored => place_matrix(&place, stored, quant, rows, columns, self.options.compute),
@@ -200,26 +233,25 @@ fn place_matrix(
     columns: usize,
     compute: Compute,
 ) -> Result<FrozenWeight> {
-    use crate::files::Bytes;
+    use crate::files::{Bytes, FloatType};
     use crate::ops::cpu::matrix::{Matrix, Storage};
-    use crate::quant::float;
 
     let storage = match stored.packed(place, quant)? {
         StoredWeight::Nf4(tensor) => Storage::Nf4(tensor),
         StoredWeight::Int8(tensor) => Storage::Int8(tensor),
         StoredWeight::Dense(raw) => {
-            let decoded = || {
-                let values = raw.to_f32();
+            let encoded = |float_type| {
+                let bytes = raw.encoded(float_type);
                 raw.bytes.release();
-                values
+                bytes.map(Bytes::from)
             };
             match (quant, raw.dtype, compute) {
                 (Quant::Keep, Dtype::Block(block), _) => Storage::Blocks(block, raw.bytes.clone()),
                 (_, Dtype::Bf16, _) => Storage::Bf16(raw.bytes.clone()),
                 (_, Dtype::F32, Compute::F32) => Storage::F32(raw.bytes.clone()),
                 (_, Dtype::F16, Compute::F32) => Storage::F16(raw.bytes.clone()),
-                (_, _, Compute::F32) => Storage::F32(Bytes::from(float::encode_f32(&decoded()?))),
-                (_, _, Compute::Bf16) => Storage::Bf16(Bytes::from(float::encode_bf16(&decoded()?))),
+                (_, _, Compute::F32) => Storage::F32(encoded(FloatType::F32)?),
+                (_, _, Compute::Bf16) => Storage::Bf16(encoded(FloatType::Bf16)?),
             }
         }
     };

@@ -70,19 +70,19 @@ pub fn quantize(
 ) -> Result<QuantizeReport> {
     Staging::check_free(out)?;
     let float_type = options.float_type.unwrap_or_else(|| float_type_of(base));
-    let mut entries = Vec::new();
+    let mut weights = Vec::new();
     let mut packed = 0;
     for name in base.tensor_names() {
         if names::is_projection(name) {
-            entries.extend(packed_entries(base, name, options.scheme, float_type)?);
+            weights.push(packed_entries(base, name, options.scheme, float_type)?);
             packed += 1;
         } else {
             let shape = base.shape(name).unwrap_or_default().to_vec();
             let header = TensorHeader { name: name.to_owned(), dtype: float_type.dtype(), shape };
-            entries.push(Entry { header, origin: Origin::Float(float_type) });
+            weights.push(vec![Entry { header, origin: Origin::Float(float_type) }]);
         }
     }
-    let shards = Shards::plan(entries, options.max_shard_bytes)?;
+    let shards = Shards::plan(weights, options.max_shard_bytes)?;
     let staging = Staging::beside(out)?;
     shards.write(staging.path(), |entry| contents(base, entry, options.scheme))?;
     let double = match options.scheme {
@@ -145,7 +145,7 @@ fn contents(base: &BaseFiles, entry: &Entry<Origin>, scheme: Quant) -> Result<By
             if tensor.dtype == float_type.dtype() {
                 return Ok(tensor.bytes);
             }
-            Ok(float_type.encode(&tensor.to_f32()?).into())
+            Ok(tensor.encoded(*float_type)?.into())
         }
         Origin::Codes => {
             let parts = parts(base, name, scheme, FloatType::Bf16)?;

@@ -4,6 +4,7 @@ pub mod base;
 pub mod evaluate;
 pub mod folder;
 pub mod infer;
+pub mod memory_plan;
 pub mod merge;
 pub mod train;
 

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::base::{OpenBase, sha256_of};
 use super::folder::RunFolder;
 use super::infer::{Answering, answer};
+use super::memory_plan::{MemoryPlan, Size, Workload, does_not_fit, layouts};
 use crate::adapter::attach::AdapterSpec;
 use crate::adapter::file::{HostAdapter, SaveOptions, provenance};
 use crate::data::encode::{EncodedSet, LongPolicy};
@@ -18,10 +19,11 @@ use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::eval::loss::{Comparison, compare, perplexity};
 use crate::generate::sample::SamplerConfig;
-use crate::model::decoder;
+use crate::model::decoder::Recompute;
 use crate::model::load::{Compute, LoadOptions, Quant};
 use crate::pull;
 use crate::recipe::{self as plan, Recipe};
+use crate::train::evaluate::TOKENS_AT_ONCE;
 use crate::train::step::Optimiser;
 use crate::train::{EarlyStopping, Event, ScheduleKind, Settings, fit, memory};
 
@@ -53,6 +55,8 @@ pub struct TrainReport {
     pub parameters: usize,
     pub tokens_per_second: f64,
     pub peak_bytes: u64,
+    /// What the memory plan said the peak would be.
+    pub planned_bytes: u64,
     /// Validation loss before and after, with a 95% interval of the difference; none without validation data.
     pub validation: Option<Validation>,
     pub samples: Vec<Sample>,
@@ -106,6 +110,8 @@ pub struct Prepared {
     pub start: HostAdapter,
     pub settings: Settings,
     pub total_steps: u64,
+    /// What the run will take.
+    pub memory: MemoryPlan,
     /// The examples do not go through the chat template, so samples do not either.
     pub raw: bool,
 }
@@ -115,22 +121,33 @@ pub struct Prepared {
 /// # Errors
 /// All that is wrong with the recipe and the files it names; then all that is wrong with the data, the base and what
 /// they make of each other, at the line of the recipe where a setting is to blame.
-pub fn prepare(recipe: &Recipe, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<Prepared> {
+pub fn prepare(
+    recipe: &Recipe,
+    choice: &DeviceChoice,
+    max_memory: Option<Size>,
+    watch: &mut dyn Watch,
+) -> Result<Prepared> {
     let plan = recipe.plan()?;
     RunFolder::check_free(&plan.output.dir)?;
-    let prepared = prepare_plan(plan, choice, watch).map_err(|error| recipe.locate(&error))?;
+    let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(&error))?;
     tell_left_out(&prepared, watch);
     Ok(prepared)
 }
 
-fn prepare_plan(plan: plan::Plan, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<Prepared> {
+fn prepare_plan(
+    mut plan: plan::Plan,
+    choice: &DeviceChoice,
+    max_memory: Option<Size>,
+    watch: &mut dyn Watch,
+) -> Result<Prepared> {
     let device = device::open(choice)?;
     let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event));
     let ((train, valid), base) = Error::both(read_examples(&plan), base)?;
     let raw = matches!(train.first(), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
     let config = base.files.config();
     let (compute, quant) = precision(&plan);
-    let fits_device = LoadOptions { device: device.clone(), compute, quant }.check();
+    let load = LoadOptions { device: device.clone(), compute, quant };
+    let fits_device = load.check();
     let precise = Error::both(check_quant(&plan, &base), fits_device);
     let start = Error::both(precise, adapter_spec(&plan).initialise(config, plan.train.seed));
     let limit = plan.data.max_seq_tokens.min(config.max_positions);
@@ -141,6 +158,16 @@ fn prepare_plan(plan: plan::Plan, choice: &DeviceChoice, watch: &mut dyn Watch) 
     let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
     let encoded = Error::both(encode(&plan.data.train, &train), encode(valid_path, &valid));
     let ((_, mut start), (train, valid)) = Error::both(start, encoded)?;
+    let (layout, memory) = fit_memory(&plan, &base, &load, &start, (&train, &valid), max_memory)?;
+    if layout != (plan.train.micro_batch_seqs, plan.train.accumulate_steps, recompute(plan.train.recompute)) {
+        let (micro_batch_seqs, accumulate_steps, recompute) = layout;
+        let recompute = if recompute == Recompute::Block { plan::Recompute::Block } else { plan::Recompute::None };
+        (plan.train.micro_batch_seqs, plan.train.accumulate_steps) = (micro_batch_seqs, accumulate_steps);
+        plan.train.recompute = recompute;
+        watch.notice(&format!(
+            "to fit --max-memory: micro_batch_seqs {micro_batch_seqs}, accumulate_steps {accumulate_steps}, recompute {recompute}"
+        ));
+    }
     let settings = settings(&plan);
     let total_steps = settings.total_steps(&train.sequences)?;
     if settings.warmup_steps > total_steps {
@@ -174,6 +201,7 @@ fn prepare_plan(plan: plan::Plan, choice: &DeviceChoice, watch: &mut dyn Watch) 
         start,
         settings,
         total_steps,
+        memory,
         raw,
     })
 }
@@ -182,8 +210,13 @@ fn prepare_plan(plan: plan::Plan, choice: &DeviceChoice, watch: &mut dyn Watch) 
 ///
 /// # Errors
 /// What [`prepare`] says, before a weight is loaded; what training says.
-pub fn train(recipe: &Recipe, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<TrainReport> {
-    let prepared = prepare(recipe, choice, watch)?;
+pub fn train(
+    recipe: &Recipe,
+    choice: &DeviceChoice,
+    max_memory: Option<Size>,
+    watch: &mut dyn Watch,
+) -> Result<TrainReport> {
+    let prepared = prepare(recipe, choice, max_memory, watch)?;
     let Prepared { plan, device, base, base_sha256, data_sha256, train, valid, start, settings, .. } = &prepared;
     let (compute, quant) = precision(plan);
     let decoder = base.load(device, compute, quant).map_err(|error| recipe.locate(&error))?;
@@ -203,6 +236,7 @@ pub fn train(recipe: &Recipe, choice: &DeviceChoice, watch: &mut dyn Watch) -> R
         "plan": plan,
         "device": choice.to_string(),
         "base": { "name": base.name, "path": base.path(), "sha256": base_sha256 },
+        "memory_plan": prepared.memory,
         "data": {
             "train_sha256": data_sha256,
             "train": describe(train),
@@ -254,6 +288,7 @@ pub fn train(recipe: &Recipe, choice: &DeviceChoice, watch: &mut dyn Watch) -> R
         parameters,
         tokens_per_second: outcome.tokens_per_second,
         peak_bytes: memory::peak_bytes(),
+        planned_bytes: prepared.memory.total(),
         validation,
         samples: samples.collect(),
     };
@@ -349,6 +384,54 @@ fn precision(plan: &plan::Plan) -> (Compute, Quant) {
     (compute, quant)
 }
 
+fn recompute(recompute: plan::Recompute) -> Recompute {
+    match recompute {
+        plan::Recompute::None => Recompute::None,
+        plan::Recompute::Block => Recompute::Block,
+    }
+}
+
+/// The first layout of micro-batches that fits, with what it takes; without a limit, the plan's own.
+fn fit_memory(
+    plan: &plan::Plan,
+    base: &OpenBase,
+    load: &LoadOptions,
+    start: &HostAdapter,
+    (train, valid): (&EncodedSet, &EncodedSet),
+    limit: Option<Size>,
+) -> Result<((usize, usize, Recompute), MemoryPlan)> {
+    let mut lengths: Vec<(usize, usize)> =
+        train.sequences.iter().map(|sequence| (sequence.ids.len(), sequence.trained_tokens())).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    let largest_trained = lengths.iter().map(|(_, trained)| *trained).max().unwrap_or(0);
+    let evaluated: usize = valid.sequences.iter().map(|sequence| sequence.ids.len()).sum();
+    let of = |micro_batch_seqs: usize, recompute: Recompute| {
+        let (tokens, trained_tokens) = if plan.data.packing {
+            let tokens = (micro_batch_seqs * plan.data.max_seq_tokens).min(train.tokens);
+            (tokens, tokens)
+        } else {
+            let tokens = lengths.iter().take(micro_batch_seqs).map(|(length, _)| length).sum();
+            (tokens, largest_trained * micro_batch_seqs)
+        };
+        let evaluated_tokens = evaluated.min(TOKENS_AT_ONCE);
+        let work = Workload { tokens, trained_tokens: trained_tokens.min(tokens), evaluated_tokens, recompute };
+        MemoryPlan::of(&base.files, load, start, &work)
+    };
+    let train = &plan.train;
+    let mut tried = None;
+    for layout in layouts(train.micro_batch_seqs, train.accumulate_steps, recompute(train.recompute)) {
+        let memory = of(layout.0, layout.2);
+        if limit.is_none_or(|limit| memory.total() <= limit.0) {
+            return Ok((layout, memory));
+        }
+        tried = Some(memory);
+    }
+    match (limit, tried) {
+        (Some(limit), Some(least)) => Err(does_not_fit(limit, &least)),
+        _ => unreachable!("without a limit the first layout fits"),
+    }
+}
+
 fn adapter_spec(plan: &plan::Plan) -> AdapterSpec {
     let plan::Adapter { rank, alpha, dropout, targets, rslora } = &plan.adapter;
     AdapterSpec { rank: *rank, alpha: *alpha, dropout: *dropout, rslora: *rslora, targets: targets.clone() }
@@ -376,10 +459,7 @@ fn settings(plan: &plan::Plan) -> Settings {
             beta2: train.beta2,
             weight_decay: train.weight_decay,
             max_grad_norm: train.max_grad_norm,
-            recompute: match train.recompute {
-                plan::Recompute::None => decoder::Recompute::None,
-                plan::Recompute::Block => decoder::Recompute::Block,
-            },
+            recompute: recompute(train.recompute),
         },
         early_stopping: train
             .early_stopping
@@ -401,11 +481,11 @@ impl fmt::Display for TrainReport {
         }
         let (steps, best) = (self.steps, self.best_step);
         let early = if self.stopped_early { ", stopped early" } else { "" };
-        let megabytes = self.peak_bytes / 1_000_000;
+        let (peak, planned) = (Size(self.peak_bytes), Size(self.planned_bytes));
+        let speed = self.tokens_per_second;
         writeln!(
             f,
-            "{steps} steps{early}, best at {best}; {:.0} tokens/s; peak memory {megabytes} MB",
-            self.tokens_per_second
+            "{steps} steps{early}, best at {best}; {speed:.0} tokens/s; peak memory {peak} (planned {planned})"
         )?;
         write!(f, "adapter: {} ({} parameters)", self.dir.display(), self.parameters)
     }

@@ -6,7 +6,7 @@ use crate::model::Decoder;
 use crate::nn::LowRanks;
 
 /// Tokens that go through the model at once.
-const TOKENS_AT_ONCE: usize = 2048;
+pub const TOKENS_AT_ONCE: usize = 2048;
 
 /// The loss of each sequence, in order. `adapter` is on the decoder's device, without autodiff.
 pub fn evaluate(decoder: &Decoder, adapter: Option<&LowRanks>, sequences: &[Encoded]) -> Vec<ExampleLoss> {

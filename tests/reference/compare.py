@@ -43,6 +43,14 @@ def open_model(folder, adapter=None, quantization=None):
         # (logits of SmolLM2 move by 0.5); without it the weights are decoded in f32.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+        # A checkpoint that is packed already asks for its own types; compared is f32.
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype, module.compute_type_is_set = torch.float32, True
+            module.weight.quant_state.dtype = torch.float32
+    # transformers leaves the floats of a packed checkpoint in 16 bits, whatever it is asked for.
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
     if adapter:
         model = open_adapter(model, adapter)[0]
     return model.eval()

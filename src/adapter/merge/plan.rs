@@ -55,7 +55,11 @@ impl<'a> Plan<'a> {
             ));
         }
         let matrix_dtype = matrix_dtype(&planned);
-        Ok(Self { shards: Shards::plan(planned, options.max_shard_bytes)?, untied_head, matrix_dtype })
+        Ok(Self {
+            shards: Shards::plan(planned.into_iter().map(|one| vec![one]), options.max_shard_bytes)?,
+            untied_head,
+            matrix_dtype,
+        })
     }
 }
 

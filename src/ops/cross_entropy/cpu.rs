@@ -9,7 +9,7 @@ use burn::tensor::{DType, Tensor};
 use burn_flex::FlexTensor;
 use half::bf16;
 
-use super::Targets;
+use super::{LOGITS_BYTES, Targets};
 use crate::ops::cpu::autograd::{Kernel, apply, dims, f32s, from_f32, plain, rows};
 use crate::ops::cpu::isa::{Isa, vectorised};
 use crate::ops::cpu::kernel::Element;
@@ -21,8 +21,6 @@ use crate::ops::cpu::reduce::{sum_outer, transpose};
 use crate::ops::cpu::rowwise::for_each_row;
 use crate::ops::linear::Projected;
 
-/// Logits held at once, in bytes.
-const CHUNK_BYTES: usize = 48 << 20;
 /// Vocabulary entries summed over in one product of the backward pass.
 const VOCABULARY_BLOCK: usize = 4096;
 
@@ -95,7 +93,7 @@ impl CrossEntropy {
         let [tokens, width] = dims(hidden);
         let vocabulary = self.weight.rows();
         let rank = factors.map_or(0, |(a, _)| dims(a)[0]);
-        let chunk = (CHUNK_BYTES / (vocabulary * 4).max(1)).clamp(16, 1024);
+        let chunk = (LOGITS_BYTES / (vocabulary * 4).max(1)).clamp(16, 1024);
         let source = rows(hidden);
         let mut losses = Vec::with_capacity(self.targets.len());
         let mut d_hidden = if gradient { vec![0f32; tokens * width] } else { Vec::new() };

@@ -11,6 +11,9 @@ use burn::tensor::Tensor;
 
 use super::linear::Projected;
 
+/// Logits that the processor's kernel holds at once, in bytes.
+pub const LOGITS_BYTES: usize = 48 << 20;
+
 /// `(row of the hidden states, token id that it must predict)`.
 pub type Targets = [(u32, u32)];
 

@@ -1,0 +1,271 @@
+//! What a run will take in memory, before anything is loaded, and how to make it fit.
+//!
+//! The sums follow the code: what `model/load.rs` makes of each weight, what the ops keep for their backward pass
+//! (`ops/*/cpu.rs`, `Saved`), and the largest of what they hold for a moment. `tests/memory.rs` holds them against
+//! measured peaks.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use crate::adapter::file::HostAdapter;
+use crate::adapter::spec::Target;
+use crate::error::{Error, Result};
+use crate::model::decoder::Recompute;
+use crate::model::load::{Compute, LoadOptions};
+use crate::model::{BaseFiles, ModelConfig};
+use crate::ops::cross_entropy::LOGITS_BYTES;
+
+/// What the program itself takes: its code and the buffers of its threads. Measured (docs/performance.md).
+const PROGRAM: u64 = 34 << 20;
+/// What the tokenizer takes for each token of its vocabulary. Measured.
+const PER_TOKEN: u64 = 1 << 10;
+/// One part in so many is lost between the allocator's blocks. Measured.
+const LOST: u64 = 25;
+
+/// An amount of memory, as `8GiB`, `500MB` or a number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const UNITS: [(&str, u64); 7] = [
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("kB", 1000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("B", 1),
+        ];
+        let found = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
+        let (number, unit) = found.unwrap_or((text, 1));
+        let bytes = number.trim().parse::<f64>().ok().map(|number| number * unit as f64);
+        match bytes {
+            Some(bytes) if (1.0..=1e18).contains(&bytes) => Ok(Self(bytes as u64)),
+            _ => Err(format!("`{text}` is no amount of memory; expected one like 8GiB, 500MB or 1000000")),
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 as f64 / (1u64 << 20) as f64 {
+            megabytes if megabytes >= 10_000.0 => write!(f, "{:.1} GiB", megabytes / 1024.0),
+            megabytes => write!(f, "{megabytes:.0} MiB"),
+        }
+    }
+}
+
+/// What decides how much a step takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Workload {
+    /// Tokens of the largest micro-batch.
+    pub tokens: usize,
+    /// Trained tokens in it, at most.
+    pub trained_tokens: usize,
+    /// Tokens that go through the model at once in an evaluation; 0 without one.
+    pub evaluated_tokens: usize,
+    pub recompute: Recompute,
+}
+
+/// Bytes that a run takes at its peak, by what they are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// The base, as it stays in memory.
+    pub weights: u64,
+    /// What loading takes beside them for a moment: the largest tensor in its file.
+    pub loading: u64,
+    /// The adapter's factors, their gradients and the two moments of the optimiser.
+    pub adapter: u64,
+    /// What the forward pass keeps for the backward pass.
+    pub activations: u64,
+    /// What one op holds for a moment, gradients and logits included.
+    pub working: u64,
+    /// Code, tokenizer, threads.
+    pub program: u64,
+}
+
+impl MemoryPlan {
+    /// Plans a run of `base` with `adapter` under `options`.
+    pub fn of(base: &BaseFiles, options: &LoadOptions, adapter: &HostAdapter, work: &Workload) -> Self {
+        let config = base.config();
+        let weights = base.tensor_names().map(|name| options.bytes_of(base, name) as u64).sum();
+        let loading = base.tensor_names().map(|name| base.stored_bytes(name) as u64).max().unwrap_or(0);
+        let parameters: u64 = adapter.pairs.values().map(|pair| (pair.a.len() + pair.b.len()) as u64).sum();
+        // Factors on the host (as they started, and the best so far) and on the device, gradient, two moments.
+        let adapter_bytes = 4 * parameters * 6;
+        let layers = Layers { config, adapter, compute: options.compute };
+        let (activations, working) = layers.step(work);
+        let program = PROGRAM + PER_TOKEN * config.vocab_size as u64;
+        Self { weights, loading, adapter: adapter_bytes, activations, working, program }
+    }
+
+    /// The peak.
+    pub fn total(&self) -> u64 {
+        let used = self.program + self.weights + self.loading.max(self.adapter + self.activations + self.working);
+        used + used / LOST
+    }
+}
+
+const LAYER_TARGETS: &[Target] = Target::ALL.split_at(7).0;
+
+/// The layers of a model, for counting.
+struct Layers<'a> {
+    config: &'a ModelConfig,
+    adapter: &'a HostAdapter,
+    compute: Compute,
+}
+
+impl Layers<'_> {
+    /// Bytes of an activation.
+    fn size(&self) -> u64 {
+        match self.compute {
+            Compute::F32 => 4,
+            Compute::Bf16 => 2,
+        }
+    }
+
+    fn rank(&self, target: Target, layer: usize) -> u64 {
+        self.adapter.pairs.get(&target.path(layer)).map_or(0, |pair| pair.rank as u64)
+    }
+
+    fn is_adapted(&self, layer: usize) -> bool {
+        LAYER_TARGETS.iter().any(|target| self.rank(*target, layer) > 0)
+    }
+
+    /// Bytes a token that the tape of one layer keeps.
+    fn kept(&self, layer: usize) -> u64 {
+        let config = self.config;
+        let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
+        let q_width = (config.heads * config.head_dim) as u64;
+        let qkv = q_width + 2 * (config.kv_heads * config.head_dim) as u64;
+        let rank = |target| self.rank(target, layer);
+        let has = |targets: &[Target]| u64::from(targets.iter().any(|target| rank(*target) > 0));
+        // The inputs of both norms, rotated q, k and v, gate and up; a projection's input where it has a pair.
+        let values = 2 * hidden
+            + qkv
+            + 2 * inner
+            + has(&[Target::Q, Target::K, Target::V]) * hidden
+            + has(&[Target::O]) * q_width
+            + has(&[Target::Gate, Target::Up]) * hidden
+            + has(&[Target::Down]) * inner;
+        // In f32: log-sums of attention, inputs between the factors of each pair.
+        let floats = config.heads as u64 + LAYER_TARGETS.iter().map(|target| rank(*target)).sum::<u64>();
+        self.size() * values + 4 * floats
+    }
+
+    /// What the backward pass of one layer holds at its worst, beside what the tape keeps.
+    fn transient(&self, work: &Workload) -> u64 {
+        let config = self.config;
+        let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
+        let qkv = ((config.heads + 2 * config.kv_heads) * config.head_dim) as u64;
+        let tokens = work.tokens as u64;
+        // Feed-forward: the gradient of the gated product, of gate and up, and the residual stream's in f32.
+        let feed_forward = tokens * (self.size() * 3 * inner + 4 * 2 * hidden);
+        // Attention: the gradient of q, k and v in f32 and again in the activations' format; each query head's share of
+        // its keys' and values' gradient.
+        let heads = (config.heads * config.head_dim.next_multiple_of(32)) as u64;
+        let attention = tokens * (4 * qkv + self.size() * qkv + 4 * 2 * heads + 4 * 2 * hidden);
+        feed_forward.max(attention)
+    }
+
+    /// Logits of a chunk and the gradient of the last hidden states.
+    fn head(&self, work: &Workload) -> u64 {
+        let (hidden, vocabulary) = (self.config.hidden_size as u64, self.config.vocab_size as u64);
+        let chunk = (LOGITS_BYTES as u64 / (4 * vocabulary)).clamp(16, 1024).min(work.trained_tokens as u64);
+        chunk * (4 * vocabulary + 2 * 4 * hidden) + 2 * 4 * work.tokens as u64 * hidden
+    }
+
+    /// What an evaluation holds.
+    fn evaluation(&self, work: &Workload) -> u64 {
+        let config = self.config;
+        let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
+        let tokens = work.evaluated_tokens as u64;
+        let chunk = (LOGITS_BYTES as u64 / (4 * config.vocab_size as u64)).clamp(16, 1024).min(tokens);
+        tokens * self.size() * (3 * hidden + 3 * inner) + chunk * 4 * (config.vocab_size as u64 + hidden)
+    }
+
+    /// What a step keeps, and what it holds for a moment.
+    fn step(&self, work: &Workload) -> (u64, u64) {
+        let tokens = work.tokens as u64;
+        let layers = self.config.layers;
+        let lowest = (0..layers).find(|&layer| self.is_adapted(layer)).unwrap_or(layers);
+        let elsewhere = self.head(work).max(self.evaluation(work));
+        match work.recompute {
+            Recompute::None => {
+                let kept: u64 = (lowest..layers).map(|layer| self.kept(layer)).sum();
+                (tokens * kept, self.transient(work).max(elsewhere))
+            }
+            Recompute::Block => {
+                let inputs = self.size() * (self.config.hidden_size * (layers - lowest)) as u64;
+                let largest = (lowest..layers).map(|layer| self.kept(layer)).max().unwrap_or(0);
+                (tokens * inputs, (self.transient(work) + tokens * largest).max(elsewhere))
+            }
+        }
+    }
+}
+
+/// How the micro-batches of a step may be laid out: as the recipe says first, then what takes less memory.
+///
+/// The product of the two, and so the optimiser's steps, stays the same. Smaller micro-batches come before computing
+/// again, which costs a third more arithmetic.
+pub fn layouts(
+    micro_batch_seqs: usize,
+    accumulate_steps: usize,
+    recompute: Recompute,
+) -> impl Iterator<Item = (usize, usize, Recompute)> {
+    let ways = if recompute == Recompute::Block { vec![recompute] } else { vec![Recompute::None, Recompute::Block] };
+    ways.into_iter().flat_map(move |recompute| {
+        let divisors = (1..=micro_batch_seqs).rev().filter(move |size| micro_batch_seqs.is_multiple_of(*size));
+        divisors.map(move |size| (size, accumulate_steps * (micro_batch_seqs / size), recompute))
+    })
+}
+
+/// The error where nothing fits.
+pub fn does_not_fit(limit: Size, least: &MemoryPlan) -> Error {
+    let message = format!("{limit} is not enough: {} at least ({least})", Size(least.total()));
+    let hint = "`base.quant = \"nf4\"` makes weights smaller, a lower `data.max_seq_tokens` activations";
+    Error::input("--max-memory", message).hint(hint)
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { weights, adapter, activations, working, program, .. } = *self;
+        let [weights, adapter, activations, working, program] =
+            [weights, adapter, activations, working, program].map(Size);
+        write!(
+            f,
+            "weights {weights}, adapter and optimiser {adapter}, activations {activations}, working {working}, program \
+             {program}"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_written() {
+        for (text, bytes) in [("8GiB", 8 << 30), ("1.5 GB", 1_500_000_000), ("350MiB", 350 << 20), ("4096", 4096)] {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["", "GiB", "-1GB", "8 gigs", "nan", "1e30"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+        assert_eq!(Size(350 << 20).to_string(), "350 MiB");
+        assert_eq!(Size(64 << 30).to_string(), "64.0 GiB");
+    }
+
+    #[test]
+    fn layouts_keep_the_sequences_of_a_step() {
+        let all: Vec<_> = layouts(4, 2, Recompute::None).collect();
+        assert_eq!(all[0], (4, 2, Recompute::None));
+        assert_eq!(all.last(), Some(&(1, 8, Recompute::Block)));
+        assert!(all.iter().all(|(size, steps, _)| size * steps == 8) && all.len() == 6);
+    }
+}
