@@ -1,7 +1,7 @@
 //! burnish: fine-tune LLaMA-family language models with low-rank adapters, on Burn.
 //!
 //! Read `docs/architecture.md` first. Modules in the order they build on each other (nothing imports upward):
-//! [`error`], [`quant`], [`files`], [`ops`], [`nn`], [`model`], [`adapter`], [`text`], [`data`], [`train`],
+//! [`error`], [`quant`], [`files`], [`interrupt`], [`ops`], [`nn`], [`model`], [`adapter`], [`text`], [`data`], [`train`],
 //! [`generate`], [`eval`], [`inspect`], [`pull`], [`recipe`], [`cli`].
 
 #![recursion_limit = "512"]
@@ -15,6 +15,7 @@ pub mod eval;
 pub mod files;
 pub mod generate;
 pub mod inspect;
+pub mod interrupt;
 pub mod model;
 pub mod nn;
 pub mod ops;

@@ -277,3 +277,47 @@ fn colour_is_for_those_who_ask() {
     let coloured = run(&folder, &["inspect", "nothing", "--color", "always"]);
     assert!(text(&coloured.stderr).starts_with("\x1b[1;31merror:\x1b[0m"));
 }
+
+/// Waits until `path` is there.
+#[cfg(unix)]
+fn wait_for(path: &Path) {
+    for _ in 0..600 {
+        if path.exists() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("{} does not come", path.display());
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_ends_with_what_it_has_learned() {
+    let folder = tiny_job();
+    let mut command = burnish(&folder);
+    command.args(["train", "recipe.toml", "--set", "train.epochs=100000", "--json"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    wait_for(&folder.path().join("runs/sums/adapter_model.safetensors"));
+    // SAFETY: sends a signal to the child.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("stopping after this step"));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["interrupted"], true);
+    let about = fs::read_to_string(folder.path().join("runs/sums/run.json")).expect("run.json");
+    assert!(about.contains("finished"));
+    let base = tiny_model().display().to_string();
+    let evaluated =
+        json(&run(&folder, &["eval", "--base", &base, "--adapter", "runs/sums", "--data", "valid.jsonl", "--json"]));
+    let (measured, reported) = (evaluated["loss"].as_f64(), report["validation"]["loss_after"].as_f64());
+    assert!((measured.expect("a loss") - reported.expect("a loss")).abs() < 1e-6);
+}
+
+#[test]
+fn an_unknown_instruction_set_is_named() {
+    let folder = tiny_job();
+    let output = burnish(&folder).args(["check", "recipe.toml"]).env("BURNISH_ISA", "avx9").output().expect("runs");
+    let error = refused(&output);
+    assert!(error.contains("BURNISH_ISA") && error.contains("avx512bf16"), "{error}");
+}

@@ -13,7 +13,7 @@ use crate::adapter::peft_config::{CONFIG_FILE, PeftConfig};
 use crate::adapter::spec::Target;
 use crate::error::{Error, Result};
 use crate::files::safetensors::{self, SafeTensorsFile, TensorHeader};
-use crate::files::{Bytes, Dtype, RawTensor, atomic};
+use crate::files::{Bytes, Dtype, RawTensor, atomic, temporary};
 use crate::model::load::Quant;
 use crate::model::{ModelConfig, names};
 
@@ -190,6 +190,7 @@ impl HostAdapter {
         std::fs::create_dir_all(dir).map_err(|error| Error::write(dir, &error))?;
         let staging = tempfile::Builder::new().prefix(".burnish-").tempdir_in(dir);
         let staging = staging.map_err(|error| Error::write(dir, &error))?;
+        let _tracked = temporary::track(staging.path());
         let staged = |name: &str| staging.path().join(name);
         self.write_weights(&staged(WEIGHTS_FILE))?;
         let config_path = dir.join(CONFIG_FILE);

@@ -1,7 +1,7 @@
 //! The command line: one file a command. Nothing here computes.
 //!
 //! The result goes to stdout, and nothing else does; everything else goes to stderr. Exit codes: 0 done, 1 failed,
-//! 2 used wrongly (arguments, recipe, bad input).
+//! 2 used wrongly (arguments, recipe, bad input), 130 interrupted.
 
 mod check;
 mod eval;
@@ -16,12 +16,14 @@ mod quantize;
 mod terminal;
 mod train;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
 
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
+use crate::interrupt;
 use terminal::{Colour, Terminal};
 
 /// Fine-tune LLaMA-family language models with LoRA and QLoRA.
@@ -75,6 +77,10 @@ enum Command {
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
     panic::keep_quiet();
+    interrupt::listen(|| {
+        let _ =
+            writeln!(std::io::stderr(), "\nstopping after this step; again stops at once, and keeps the best adapter");
+    });
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -87,6 +93,7 @@ pub fn main() -> ExitCode {
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&cli, &terminal)));
     let result = outcome.unwrap_or_else(|_| Err(panic::as_error()));
     match result {
+        Ok(()) if interrupt::requested() => ExitCode::from(interrupt::EXIT_CODE),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             terminal.error(&error);
@@ -97,6 +104,8 @@ pub fn main() -> ExitCode {
 
 fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
     use_threads(cli.global.threads)?;
+    #[cfg(feature = "cpu")]
+    crate::ops::cpu::isa::Isa::check_environment()?;
     terminal.detail(|| {
         let (version, threads) = (env!("CARGO_PKG_VERSION"), rayon::current_num_threads());
         let compiled = crate::device::compiled_in().join(", ");

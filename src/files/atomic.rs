@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use super::temporary;
 use crate::error::{Error, Result};
 
 /// Writes `path` through `fill`: into a temporary file beside it, flushed to the disk, then renamed over
@@ -20,6 +21,7 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> Result<()>
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let temporary = builder.tempfile_in(folder).map_err(failed)?;
+    let _tracked = temporary::track(temporary.path());
     let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file());
     fill(&mut writer)?;
     writer.flush().map_err(failed)?;

@@ -11,6 +11,7 @@ pub mod open;
 pub mod safetensors;
 pub mod shards;
 pub mod staging;
+pub mod temporary;
 
 use std::fmt;
 use std::ops::{Deref, Range};

@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use super::temporary::{self, Tracked};
 use crate::error::{Error, Result};
 
 /// A folder that grows beside its place. Dropped before it is published, it is gone.
 #[derive(Debug)]
-pub struct Staging(tempfile::TempDir);
+pub struct Staging {
+    folder: tempfile::TempDir,
+    tracked: Tracked,
+}
 
 impl Staging {
     /// Whether `out` is free.
@@ -32,12 +36,14 @@ impl Staging {
         // tempfile's own default is 0700; the finished folder gets what the umask leaves.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        builder.tempdir_in(&parent).map(Self).map_err(|error| Error::write(&parent, &error))
+        let folder = builder.tempdir_in(&parent).map_err(|error| Error::write(&parent, &error))?;
+        let tracked = temporary::track(folder.path());
+        Ok(Self { folder, tracked })
     }
 
     /// Where the folder is for now.
     pub fn path(&self) -> &Path {
-        self.0.path()
+        self.folder.path()
     }
 
     /// Gives the folder its name.
@@ -50,8 +56,8 @@ impl Staging {
             return Err(Error::input(out.display(), "exists already: it was made meanwhile"));
         }
         std::fs::rename(self.path(), out).map_err(|error| Error::write(out, &error))?;
-        // What it would remove is no longer there.
-        drop(self.0);
+        // What they would remove is no longer there.
+        drop((self.folder, self.tracked));
         Ok(())
     }
 }

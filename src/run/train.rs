@@ -19,6 +19,7 @@ use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::eval::loss::{Comparison, compare, perplexity};
 use crate::generate::sample::SamplerConfig;
+use crate::interrupt;
 use crate::model::decoder::Recompute;
 use crate::model::load::{Compute, LoadOptions, Quant};
 use crate::pull;
@@ -52,6 +53,7 @@ pub struct TrainReport {
     pub steps: u64,
     pub best_step: u64,
     pub stopped_early: bool,
+    pub interrupted: bool,
     pub parameters: usize,
     pub tokens_per_second: f64,
     pub peak_bytes: u64,
@@ -250,7 +252,8 @@ pub fn train(
     let options =
         SaveOptions { targets: &plan.adapter.targets, base_name: Some(&hub_name), rslora: plan.adapter.rslora };
     let mut parameters = 0;
-    let outcome = fit(&decoder, start, &train.sequences, &valid.sequences, settings, |event| {
+    let finishing = interrupt::finish_first();
+    let outcome = fit(&decoder, start, &train.sequences, &valid.sequences, settings, interrupt::requested, |event| {
         watch.event(&event);
         match event {
             Event::Begin { parameters: count, .. } => parameters = count,
@@ -270,6 +273,7 @@ pub fn train(
         Ok(())
     })?;
 
+    drop(finishing);
     let validation = if outcome.valid_before.is_empty() {
         None
     } else {
@@ -277,7 +281,9 @@ pub fn train(
         let tokens = outcome.valid_after.iter().map(|loss| loss.tokens).sum();
         Some(Validation::of(&comparison, tokens))
     };
-    let after = answering(&plan.sample.prompts, Some(&outcome.adapter.attach(decoder.config(), device)?))?;
+    // Whoever interrupts a run does not want to wait for samples.
+    let prompts = if outcome.interrupted { &[][..] } else { &plan.sample.prompts[..] };
+    let after = answering(prompts, Some(&outcome.adapter.attach(decoder.config(), device)?))?;
     let samples = plan.sample.prompts.iter().zip(before).zip(after);
     let samples = samples.map(|((prompt, before), after)| Sample { prompt: prompt.clone(), before, after });
     let report = TrainReport {
@@ -285,6 +291,7 @@ pub fn train(
         steps: outcome.steps,
         best_step: outcome.best_step,
         stopped_early: outcome.stopped_early,
+        interrupted: outcome.interrupted,
         parameters,
         tokens_per_second: outcome.tokens_per_second,
         peak_bytes: memory::peak_bytes(),
@@ -480,7 +487,11 @@ impl fmt::Display for TrainReport {
             writeln!(f, "{valid}")?;
         }
         let (steps, best) = (self.steps, self.best_step);
-        let early = if self.stopped_early { ", stopped early" } else { "" };
+        let early = match (self.interrupted, self.stopped_early) {
+            (true, _) => ", interrupted",
+            (_, true) => ", stopped early",
+            _ => "",
+        };
         let (peak, planned) = (Size(self.peak_bytes), Size(self.planned_bytes));
         let speed = self.tokens_per_second;
         writeln!(

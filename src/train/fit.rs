@@ -87,11 +87,14 @@ pub struct Outcome {
     pub valid_before: Vec<ExampleLoss>,
     pub valid_after: Vec<ExampleLoss>,
     pub stopped_early: bool,
+    /// The user stopped it.
+    pub interrupted: bool,
     /// Tokens through the model in training, by second of training.
     pub tokens_per_second: f64,
 }
 
-/// Trains `start` and returns the best adapter. `watch` sees every [`Event`]; its error ends the run.
+/// Trains `start` and returns the best adapter. `watch` sees every [`Event`]; its error ends the run. Once `stop` says so,
+/// the run ends after the step, evaluated as after its last.
 ///
 /// # Errors
 /// No sequence with a trained token; a loss that is not finite; what `watch` returns.
@@ -101,6 +104,7 @@ pub fn fit(
     train: &[Encoded],
     valid: &[Encoded],
     settings: &Settings,
+    stop: impl Fn() -> bool,
     mut watch: impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Outcome> {
     let epochs = Epochs::new(settings, train);
@@ -123,7 +127,7 @@ pub fn fit(
         evaluate_at(0, &trainee, &mut watch)?;
     }
     let (mut step, mut tokens, mut seconds) = (0, 0usize, 0f64);
-    let mut stopped_early = false;
+    let (mut stopped_early, mut interrupted) = (false, false);
     'epochs: for epoch in 0..settings.epochs {
         for micro_batches in epochs.steps(epoch) {
             let began = Instant::now();
@@ -142,7 +146,8 @@ pub fn fit(
             let tokens_per_second = report.tokens as f64 / elapsed;
             let peak_bytes = peak_bytes();
             watch(Event::Step { step, epoch, learning_rate, report, tokens_per_second, peak_bytes })?;
-            let is_last = step == total_steps;
+            interrupted = step < total_steps && stop();
+            let is_last = step == total_steps || interrupted;
             if is_last || (!valid.is_empty() && step % settings.eval_steps == 0) {
                 stopped_early = evaluate_at(step, &trainee, &mut watch)? && !is_last;
             }
@@ -158,6 +163,7 @@ pub fn fit(
         valid_before: race.first,
         valid_after: race.best_by_example,
         stopped_early,
+        interrupted,
         tokens_per_second: tokens as f64 / seconds,
     })
 }

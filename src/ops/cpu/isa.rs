@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use crate::error::{Error, Result};
+
 /// The one in use, plus one; 0 until it is first asked for.
 static CURRENT: AtomicU8 = AtomicU8::new(0);
 
@@ -78,6 +80,20 @@ impl Isa {
     /// Uses `self`, or the best there is if that is less, from now on in every thread.
     pub fn choose(self) {
         CURRENT.store(self.min(Self::best()) as u8 + 1, Ordering::Relaxed);
+    }
+
+    /// Whether `BURNISH_ISA` names an instruction set, if it is set.
+    ///
+    /// # Errors
+    /// Input: it names none.
+    pub fn check_environment() -> Result<()> {
+        match std::env::var("BURNISH_ISA") {
+            Ok(name) if Self::ALL.into_iter().all(|isa| isa.name() != name) => {
+                let known = Self::ALL.map(Self::name).join(", ");
+                Err(Error::input("BURNISH_ISA", format!("is `{name}`; known are {known}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     #[cold]
