@@ -15,7 +15,7 @@ use burnish::quant::float;
 use crate::model::turn;
 
 /// Reproducible values around zero.
-fn values(count: usize, seed: u64) -> Vec<f32> {
+pub fn values(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;

@@ -5,14 +5,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor, TensorData};
 use burnish::device::{self, DeviceChoice};
+use burnish::files::bitsandbytes::{Nf4Scales, Nf4Tensor};
+use burnish::files::{Bytes, Dtype, RawTensor};
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Decoder};
+use burnish::ops::frozen::FrozenWeight;
+use burnish::ops::inject::inject;
+use burnish::ops::linear::{Dropout, LowRankPair, Projected, linear};
+use burnish::quant::float;
 use serde_json::{Value, json};
 
 use crate::model::{Expected, largest_difference, load_on, logits, turn};
+use crate::ops::values;
 use crate::training::Run;
 
 const TOLERANCE: f32 = 1e-3;
@@ -26,6 +33,12 @@ fn gpu() -> &'static Device {
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn load_quantised(device: &Device, path: &Path, quant: Quant) -> Decoder {
+    let files = BaseFiles::open(path).expect("a base");
+    let options = LoadOptions { device: device.clone(), compute: Compute::F32, quant };
+    Decoder::load(&files, &options, |_, _| {}).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 #[test]
@@ -68,30 +81,130 @@ fn generation_with_a_cache_gives_the_logits_of_the_whole_sequence() {
     }
 }
 
+/// Packed `[rows, columns]` weights of every kind: as burnish makes them, and with another of bitsandbytes' block sizes.
+fn packed(rows: usize, columns: usize) -> [Nf4Tensor; 3] {
+    let values = values(rows * columns, 7);
+    let bytes = Bytes::from(float::encode_f32(&values));
+    let raw = RawTensor { dtype: Dtype::F32, shape: vec![rows, columns], bytes };
+    let quantise = |double| Nf4Tensor::quantise("a weight", &raw, double).expect("finite");
+    let (single, double) = (quantise(false), quantise(true));
+    let scales: Vec<f32> = values.iter().step_by(32).map(|value| value.abs()).collect();
+    let other = Nf4Tensor { block: 32, scales: Nf4Scales::Single(scales.into()), ..single.clone() };
+    [single, double, other]
+}
+
+/// Sizes at, below and above those of a tile; blocks that end within rows; more than one block of nested scales.
+const SIZES: [(usize, usize, usize); 7] =
+    [(1, 1, 1), (3, 5, 7), (16, 64, 64), (17, 65, 130), (64, 128, 16), (70, 131, 129), (130, 67, 301)];
+
+/// `y`, and the gradients of `x`, the factors and the residual, of a projection with all that it can have.
+fn project(weight: &FrozenWeight, tokens: usize, device: &Device) -> Vec<Vec<f32>> {
+    let [out, input] = weight.dims();
+    let leaf = |rows: usize, columns: usize, seed| {
+        let data = TensorData::new(values(rows * columns, seed), [rows, columns]);
+        Tensor::<2>::from_data(data, &device.clone().autodiff()).require_grad()
+    };
+    let [x, a, b, residual] = [leaf(tokens, input, 1), leaf(3, input, 2), leaf(out, 3, 3), leaf(tokens, out, 4)];
+    let dropout = Some(Dropout { probability: 0.25, seed: 5 });
+    let low_rank = Some(LowRankPair { a: a.clone(), b: b.clone(), scale: 0.5, dropout });
+    let bias = values(out, 6);
+    let group = [Projected { weight, bias: Some(&bias), low_rank }, Projected { weight, bias: None, low_rank: None }];
+    let both = Tensor::cat(vec![residual.clone(), residual.clone()], 1);
+    let y = linear(x.clone(), &group, Some(both));
+    let upstream = TensorData::new(values(tokens * 2 * out, 8), [tokens, 2 * out]);
+    let gradients = inject(y.clone(), Tensor::from_data(upstream, device)).backward();
+    let floats = |tensor: Tensor<2>| tensor.into_data().iter::<f32>().collect();
+    let leaves = [x, a, b, residual].map(|leaf| floats(leaf.grad(&gradients).expect("a gradient")));
+    [vec![floats(y.inner())], leaves.into()].concat()
+}
+
+#[test]
+fn products_by_a_packed_weight_are_those_of_the_decoded_one() {
+    for (tokens, out, input) in SIZES {
+        for tensor in packed(out, input) {
+            let there = FrozenWeight::from_nf4(&tensor, out, input, gpu());
+            let here = FrozenWeight::from_values(tensor.to_f32(), out, input, &Device::flex());
+            let (ours, expected) = (project(&there, tokens, gpu()), project(&here, tokens, &Device::flex()));
+            for (index, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
+                let difference = largest_difference(ours, expected);
+                let place = format!("{tokens} x {out} x {input}, block {}, value {index}", tensor.block);
+                assert!(difference <= 5e-5, "{place}: {difference}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_packed_weight_decodes_on_the_device_as_on_the_processor() {
+    for (_, out, input) in SIZES {
+        for tensor in packed(out, input) {
+            let there = FrozenWeight::from_nf4(&tensor, out, input, gpu());
+            let expected = tensor.to_f32();
+            let ours: Vec<f32> = there.tensor(gpu()).into_data().iter::<f32>().collect();
+            // A device may fuse the multiplication and addition of a nested scale.
+            let tolerance = if matches!(tensor.scales, Nf4Scales::Single(_)) { 0.0 } else { 1e-6 };
+            let difference = largest_difference(&ours, &expected);
+            assert!(difference <= tolerance, "{out} x {input}, block {}: {difference}", tensor.block);
+            let last = out - 1;
+            assert_eq!(there.select(&[last as u32, 0]), [&ours[last * input..], &ours[..input]].concat());
+        }
+    }
+}
+
+/// How many of a decoder's weights lie packed on the device.
+fn packed_weights(decoder: &Decoder) -> usize {
+    format!("{decoder:?}").matches("DeviceNf4 {").count()
+}
+
+#[test]
+fn what_bitsandbytes_packed_in_nf4_stays_packed() {
+    for name in ["nf4_model", "nf4_double_model"] {
+        let ids: Vec<u32> = (0..20).collect();
+        let [there, here] =
+            [gpu(), &Device::flex()].map(|device| load_on(device, &fixture("blocks").join(name), Compute::F32));
+        assert_eq!(packed_weights(&there), 7 * there.config().layers, "{name}");
+        let files = BaseFiles::open(&fixture("blocks").join(name)).expect("a base");
+        let [there_bytes, here_bytes] = [gpu(), &Device::flex()].map(|device| {
+            let options = LoadOptions { device: device.clone(), compute: Compute::F32, quant: Quant::None };
+            options.bytes_of(&files, "model.layers.0.mlp.down_proj.weight")
+        });
+        assert_eq!(there_bytes, here_bytes, "{name}");
+        let difference = largest_difference(&logits(&there, &ids, None), &logits(&here, &ids, None));
+        assert!(difference <= TOLERANCE, "{name}: {difference}");
+    }
+}
+
+/// Replays a recorded run on both devices: every step's loss and gradient norm must agree.
+fn compare_run(name: &str, quant: Quant, recompute: Recompute) {
+    let run = Run::read(&fixture("training").join(name));
+    let [there, here] = [gpu(), &Device::flex()].map(|device| load_quantised(device, &run.base, quant));
+    let projections = if quant == Quant::None { 0 } else { 7 * there.config().layers };
+    assert_eq!(packed_weights(&there), projections, "{name} {quant:?}");
+    let [ours, expected] = [&there, &here].map(|decoder| run.replay(decoder, recompute).0);
+    assert!(!ours.is_empty());
+    for (index, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
+        let place = format!("{name} {quant:?} {recompute:?} step {index}");
+        let (loss, norm) = (ours.loss - expected.loss, ours.grad_norm - expected.grad_norm);
+        assert!(loss.abs() <= f64::from(TOLERANCE), "{place}: loss {} - {}", ours.loss, expected.loss);
+        assert!(norm.abs() <= 1e-3 * expected.grad_norm, "{place}: {} - {}", ours.grad_norm, expected.grad_norm);
+    }
+}
+
 #[test]
 fn the_losses_of_a_run_are_the_processors() {
     let _turn = turn();
     for name in ["qv", "seven_and_head"] {
-        let folder = fixture("training").join(name);
-        let run = Run::read(&folder);
-        let (there, here) =
-            (load_on(gpu(), &run.base, Compute::F32), load_on(&Device::flex(), &run.base, Compute::F32));
         for recompute in [Recompute::None, Recompute::Block] {
-            let ((ours, _), (expected, _)) = (run.replay(&there, recompute), run.replay(&here, recompute));
-            assert!(!ours.is_empty());
-            for (index, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
-                let place = format!("{} {recompute:?} step {index}", folder.display());
-                let (loss, norm) = (ours.loss - expected.loss, ours.grad_norm - expected.grad_norm);
-                assert!(loss.abs() <= f64::from(TOLERANCE), "{place}: loss {} - {}", ours.loss, expected.loss);
-                assert!(
-                    norm.abs() <= 1e-3 * expected.grad_norm,
-                    "{place}: {} - {}",
-                    ours.grad_norm,
-                    expected.grad_norm
-                );
-            }
+            compare_run(name, Quant::None, recompute);
         }
     }
+}
+
+#[test]
+fn the_losses_of_a_run_over_nf4_are_the_processors() {
+    let _turn = turn();
+    compare_run("qv", Quant::Nf4 { double: false }, Recompute::None);
+    compare_run("seven_and_head", Quant::Nf4 { double: true }, Recompute::Block);
 }
 
 #[test]
@@ -99,11 +212,8 @@ fn what_only_the_processor_can_do_is_a_named_error() {
     let dense = fixture("models/llama_gqa");
     for (base, compute, quant, place) in [
         (&dense, Compute::Bf16, Quant::None, "base.compute"),
-        (&dense, Compute::F32, Quant::Nf4 { double: false }, "base.quant"),
-        (&dense, Compute::F32, Quant::Nf4 { double: true }, "base.quant"),
         (&dense, Compute::F32, Quant::Int8, "base.quant"),
         (&fixture("gguf/smollm.gguf"), Compute::F32, Quant::Keep, "base.quant"),
-        (&fixture("blocks/nf4_model"), Compute::F32, Quant::None, "base.quant"),
         (&fixture("blocks/int8_model"), Compute::F32, Quant::None, "base.quant"),
     ] {
         let files = BaseFiles::open(base).expect("a base");
@@ -184,7 +294,7 @@ fn write_job(folder: &Path) -> String {
 fn a_recipe_for_the_processor_is_refused_before_a_weight_is_loaded() {
     let work = tempfile::tempdir().expect("a folder");
     let recipe = write_job(work.path());
-    let overrides = ["--set", "base.compute=\"bf16\"", "--set", "base.quant=\"nf4\""];
+    let overrides = ["--set", "base.compute=\"bf16\"", "--set", "base.quant=\"int8\""];
     let output = burnish("wgpu", &[&["check", &recipe], &overrides[..]].concat(), false);
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{error}");

@@ -78,7 +78,7 @@ impl LoadOptions {
     /// Whether the device can do this, as far as that does not depend on the base.
     ///
     /// # Errors
-    /// Input: bf16 on a device without it; quantised weights anywhere but on the processor.
+    /// Input: bf16 on a device without it; int8 anywhere but on the processor.
     pub fn check(&self) -> Result<()> {
         let mut problems = Vec::new();
         if !self.device.supports_dtype(self.compute.dtype()) {
@@ -87,8 +87,8 @@ impl LoadOptions {
                     .hint("set `compute = \"f32\"` under [base]"),
             );
         }
-        if matches!(self.quant, Quant::Nf4 { .. } | Quant::Int8) && !is_processor(&self.device) {
-            problems.push(packed_elsewhere());
+        if self.quant == Quant::Int8 && !is_processor(&self.device) {
+            problems.push(only_on_the_processor());
         }
         Error::none_of(problems, ())
     }
@@ -102,7 +102,8 @@ impl LoadOptions {
         let [rows, _] = *shape else { return 4 * values };
         let stored = base.dtype(name);
         let is_projection = names::is_projection(name);
-        if !is_processor(&self.device) && !(is_projection && matches!(self.quant, Quant::Nf4 { .. })) {
+        let is_nf4 = is_projection && (base.is_packed(name) || matches!(self.quant, Quant::Nf4 { .. }));
+        if !is_nf4 && !is_processor(&self.device) {
             return 4 * values;
         }
         if base.is_packed(name) {
@@ -126,7 +127,8 @@ impl Decoder {
     /// Loads a base. `progress` is told (tensors done, tensors in all).
     ///
     /// # Errors
-    /// A tensor that cannot be read, or that holds a value that is not finite; what [`LoadOptions::check`] says.
+    /// A tensor that cannot be read, or that holds a value that is not finite; what [`LoadOptions::check`] says; a
+    /// weight that would stay in int8 or GGUF blocks anywhere but on the processor.
     pub fn load(base: &BaseFiles, options: &LoadOptions, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
         options.check()?;
         let compute = options.compute.dtype();
@@ -208,7 +210,11 @@ impl Loader<'_> {
             Quant::None
         };
         match stored {
-            stored if !is_processor(&self.options.device) => elsewhere(&stored, quant, rows, columns, self.options),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            stored if !is_processor(&self.options.device) => {
+                let packed = stored.packed(&place, quant)?;
+                elsewhere(packed, names::is_projection(name), quant, rows, columns, &self.options.device)
+            }
             stored => place_matrix(&place, stored, quant, rows, columns, self.options.compute),
         }
     }
@@ -263,26 +269,29 @@ fn place_matrix(_: &str, _: StoredWeight, _: Quant, _: usize, _: usize, _: Compu
     unreachable!("without the processor's kernels no device is the processor")
 }
 
-/// Only the processor's kernels read packed weights.
-fn packed_elsewhere() -> Error {
-    Error::input("base.quant", "weights that stay packed need `--device cpu`")
-        .hint("on this device use a dense base and `quant = \"none\"`")
+/// Int8 and GGUF blocks have kernels on the processor only.
+fn only_on_the_processor() -> Error {
+    Error::input("base.quant", "int8 weights and GGUF blocks stay packed with `--device cpu` only")
+        .hint("this device has `quant = \"nf4\"`, `\"nf4-double\"` and `\"none\"`, for a base that is not itself int8")
 }
 
-/// Any other device holds dense f32 tensors.
+/// Any other device holds the layers' projections packed in NF4 or dense, and all else dense, in f32: rows of an
+/// embedding are looked up, which a packed weight is slow at there.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn elsewhere(
-    stored: &StoredWeight,
+    stored: StoredWeight,
+    is_projection: bool,
     quant: Quant,
     rows: usize,
     columns: usize,
-    options: &LoadOptions,
+    device: &Device,
 ) -> Result<FrozenWeight> {
-    let packed = match stored {
-        StoredWeight::Dense(raw) => quant == Quant::Keep && matches!(raw.dtype, Dtype::Block(_)),
-        StoredWeight::Nf4(_) | StoredWeight::Int8(_) => true,
-    };
-    if packed {
-        return Err(packed_elsewhere());
+    match stored {
+        StoredWeight::Nf4(tensor) if is_projection => Ok(FrozenWeight::from_nf4(&tensor, rows, columns, device)),
+        StoredWeight::Int8(_) => Err(only_on_the_processor()),
+        StoredWeight::Dense(raw) if quant == Quant::Keep && matches!(raw.dtype, Dtype::Block(_)) => {
+            Err(only_on_the_processor())
+        }
+        stored => Ok(FrozenWeight::from_values(stored.to_f32()?, rows, columns, device)),
     }
-    Ok(FrozenWeight::from_values(stored.to_f32()?, rows, columns, &options.device))
 }

@@ -4,8 +4,12 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 #[cfg(feature = "cpu")]
 use super::cpu::matrix::Matrix;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use super::cube::{autograd, nf4::DeviceNf4};
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use crate::files::bitsandbytes::Nf4Tensor;
 
-/// A frozen `[rows, columns]` weight: on the processor as it was stored, elsewhere as a tensor.
+/// A frozen `[rows, columns]` weight: on the processor as it was stored, elsewhere as a tensor or packed in NF4.
 #[derive(Debug, Clone)]
 pub struct FrozenWeight {
     place: Place,
@@ -15,6 +19,8 @@ pub struct FrozenWeight {
 enum Place {
     #[cfg(feature = "cpu")]
     Matrix(std::sync::Arc<Matrix>),
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    Nf4(std::sync::Arc<DeviceNf4>),
     Tensor(Box<Tensor<2>>),
 }
 
@@ -30,11 +36,20 @@ impl FrozenWeight {
         Self { place: Place::Tensor(Box::new(Tensor::from_data(TensorData::new(values, [rows, columns]), device))) }
     }
 
+    /// A weight of shape `[rows, columns]` that stays packed on a wgpu or CUDA device; products decode it a tile at a
+    /// time.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub fn from_nf4(weight: &Nf4Tensor, rows: usize, columns: usize, device: &Device) -> Self {
+        Self { place: Place::Nf4(std::sync::Arc::new(DeviceNf4::new(weight, [rows, columns], device))) }
+    }
+
     /// `[rows, columns]`.
     pub fn dims(&self) -> [usize; 2] {
         match &self.place {
             #[cfg(feature = "cpu")]
             Place::Matrix(matrix) => [matrix.rows(), matrix.columns()],
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Place::Nf4(weight) => weight.dims(),
             Place::Tensor(tensor) => tensor.dims(),
         }
     }
@@ -44,7 +59,20 @@ impl FrozenWeight {
     pub fn matrix(&self) -> Option<&std::sync::Arc<Matrix>> {
         match &self.place {
             Place::Matrix(matrix) => Some(matrix),
-            Place::Tensor(_) => None,
+            _ => None,
+        }
+    }
+
+    /// `x·Wᵀ` for `x` `[tokens, columns]`, differentiable: by the kernel where the weight lies packed on a GPU, or else
+    /// in plain tensor code with the decoded weight.
+    pub fn times_transposed(&self, x: Tensor<2>) -> Tensor<2> {
+        match &self.place {
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Place::Nf4(weight) => autograd::times_transposed(x, weight),
+            _ => {
+                let weight = self.tensor(&x.device()).cast(x.dtype());
+                x.matmul(weight.transpose())
+            }
         }
     }
 
@@ -59,6 +87,11 @@ impl FrozenWeight {
                     matrix.decode(row, 0, values);
                 }
                 Tensor::from_data(TensorData::new(values, [rows, columns]), device)
+            }
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Place::Nf4(weight) => {
+                let all: Vec<u32> = (0..weight.dims()[0] as u32).collect();
+                autograd::rows(weight, &all)
             }
             Place::Tensor(tensor) => (**tensor).clone(),
         }
@@ -76,6 +109,8 @@ impl FrozenWeight {
                 }
                 values
             }
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Place::Nf4(weight) => autograd::rows(weight, ids).into_data().iter::<f32>().collect(),
             Place::Tensor(tensor) => {
                 let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
                 let count = ids.len();

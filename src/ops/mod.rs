@@ -1,5 +1,6 @@
 //! The numerics that Burn lacks, one folder an op: `reference.rs` is the definition of correct in plain tensor code
-//! on any backend, `cpu.rs` the processor's kernel with a hand-written backward.
+//! on any backend, `cpu.rs` the processor's kernel with a hand-written backward. GPUs have one kernel, the product by a
+//! packed weight (`cube`).
 //!
 //! Activations are `[tokens, features]`: the sequences of a micro-batch lie end to end, so nothing is ever padded.
 
@@ -7,6 +8,8 @@ pub mod attention;
 #[cfg(feature = "cpu")]
 pub mod cpu;
 pub mod cross_entropy;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub mod cube;
 pub mod frozen;
 pub mod inject;
 pub mod linear;

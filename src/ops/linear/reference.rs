@@ -16,8 +16,7 @@ pub fn linear(x: Tensor<2>, group: &[Projected<'_>], residual: Option<Tensor<2>>
 
 fn one(x: Tensor<2>, projected: &Projected<'_>) -> Tensor<2> {
     let device = x.device();
-    let weight = projected.weight.tensor(&device).cast(x.dtype());
-    let mut y = x.clone().matmul(weight.transpose());
+    let mut y = projected.weight.times_transposed(x.clone());
     if let Some(bias) = projected.bias {
         let bias = Tensor::<1>::from_data(TensorData::from(bias), &device).cast(x.dtype());
         y = y + bias.unsqueeze();
