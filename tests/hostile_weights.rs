@@ -18,7 +18,7 @@ fn fixture(name: &str) -> PathBuf {
 fn refused<T: std::fmt::Debug>(what: &str, expected: &[&str], read: impl FnOnce() -> Result<T>) -> Error {
     let start = Instant::now();
     let error = read().expect_err(what);
-    assert!(start.elapsed() < Duration::from_secs(2), "{what} took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{what} took {:?}", start.elapsed());
     assert_eq!(error.exit_code(), 2, "{what}: {error}");
     for part in expected {
         assert!(error.to_string().contains(part), "{what}: expected {part:?} in\n{error}");
@@ -648,7 +648,7 @@ fn gguf_with_a_hole_of_a_terabyte_is_not_read_through() {
     let start = Instant::now();
     assert_eq!(Gguf::open(&path).expect("valid").shape("a"), Some([1 << 38].as_slice()));
     refused("no model", &["architecture"], || BaseFiles::open(&path));
-    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() < Duration::from_secs(20));
 }
 
 #[test]

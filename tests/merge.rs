@@ -229,7 +229,7 @@ fn another_base_is_refused_unless_forced() {
     nothing_is_left(folder.path());
     let options = MergeOptions { force: true, ..MergeOptions::default() };
     let report = merged(folder.path(), &base, &adapter, options).expect("forced");
-    assert_eq!((report.base_matches, report.trained_over.as_deref()), (Some(false), Some("nf4")));
+    assert_eq!((report.base_matches, report.trained_over), (Some(false), Some("nf4")));
 
     let folder = tempfile::tempdir().expect("a folder");
     adapter.metadata.insert(provenance::BASE_SHA256.to_owned(), base.content_hash().expect("a hash"));
