@@ -18,6 +18,8 @@ Modes of PEFT:
     bf16-recompute bf16 with gradient checkpointing
     bf16-compile   bf16 under torch.compile; the compiling (first two steps) is reported apart
     nf4            bitsandbytes NF4 weights, bf16 compute
+
+Modes of burnish: f32, bf16, or a quantisation (nf4, nf4-double, int8, keep) with bf16 compute; each with -recompute.
 """
 
 import argparse
@@ -226,6 +228,7 @@ RECIPE = """
 [base]
 model = {base}
 compute = "{compute}"
+quant = "{quant}"
 
 [data]
 train = {data}
@@ -255,10 +258,12 @@ def measure_burnish(options, mode, workload, data, folder):
     sequences, _, targets = WORKLOADS[workload]
     output = folder / f"burnish-{workload}-{mode}-{time.time_ns()}"
     recipe = folder / "recipe.toml"
+    kind = mode.removesuffix("-recompute")
     recipe.write_text(
         RECIPE.format(
             base=json.dumps(options.base or str(options.model)),
-            compute=mode.split("-")[0],
+            compute=kind if kind in ("f32", "bf16") else "bf16",
+            quant="none" if kind in ("f32", "bf16") else kind,
             recompute="block" if mode.endswith("-recompute") else "none",
             data=json.dumps(str(data)),
             rank=RANK,
