@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::Global;
-use super::progress::Downloads;
+use super::progress::{Downloads, Loading};
 use super::terminal::Terminal;
 use crate::adapter::file::{HostAdapter, provenance};
 use crate::device;
@@ -102,7 +102,8 @@ impl Model {
         let device = device::open(&global.device)?;
         let (base, adapter) = self.open(terminal)?;
         let quant = self.quant(&base, adapter.as_ref())?;
-        let decoder = base.load(&device, self.compute(), quant)?;
+        let mut loading = Loading::new(terminal);
+        let decoder = base.load(&device, self.compute(), quant, |done, total| loading.show(done, total))?;
         Ok(Ready { base, adapter, decoder, quant })
     }
 

@@ -1,5 +1,7 @@
 //! Progress on stderr: a bar where that is a terminal, plain lines otherwise.
 
+use std::time::{Duration, Instant};
+
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::terminal::Terminal;
@@ -48,6 +50,53 @@ impl<'t> Downloads<'t> {
     fn end(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.abandon();
+        }
+    }
+}
+
+/// Shows a base being loaded, if that takes long enough to be looked at.
+pub(super) struct Loading<'t> {
+    terminal: &'t Terminal,
+    began: Instant,
+    bar: Option<ProgressBar>,
+    last_line: Instant,
+}
+
+/// What is over sooner needs no bar.
+const SHORT: Duration = Duration::from_secs(1);
+/// Between two lines where there is no bar.
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
+
+impl<'t> Loading<'t> {
+    pub(super) fn new(terminal: &'t Terminal) -> Self {
+        Self { terminal, began: Instant::now(), bar: None, last_line: Instant::now() }
+    }
+
+    /// Shows that `done` tensors of `total` are loaded.
+    pub(super) fn show(&mut self, done: usize, total: usize) {
+        if done <= 1 {
+            (self.began, self.last_line) = (Instant::now(), Instant::now());
+        }
+        if self.terminal.shows_bars() {
+            if self.bar.is_none() && self.began.elapsed() > SHORT {
+                let bar = ProgressBar::new(total as u64).with_message("loading");
+                bar.set_style(
+                    ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} tensors {eta}")
+                        .unwrap_or_else(|_| ProgressStyle::default_bar()),
+                );
+                self.bar = Some(bar);
+            }
+            if let Some(bar) = &self.bar {
+                bar.set_position(done as u64);
+            }
+        } else if self.last_line.elapsed() > BETWEEN_LINES {
+            self.last_line = Instant::now();
+            self.terminal.message(format!("loading: {done} of {total} tensors"));
+        }
+        if done >= total
+            && let Some(bar) = self.bar.take()
+        {
+            bar.finish_and_clear();
         }
     }
 }

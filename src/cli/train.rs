@@ -7,7 +7,7 @@ use clap::Args;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::Global;
-use super::progress::Downloads;
+use super::progress::{Downloads, Loading};
 use super::terminal::Terminal;
 use crate::error::Result;
 use crate::pull;
@@ -50,6 +50,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
 pub(super) struct Screen<'t> {
     terminal: &'t Terminal,
     downloads: Downloads<'t>,
+    loading: Loading<'t>,
     bar: Option<ProgressBar>,
     began: Instant,
     last_line: Option<Instant>,
@@ -61,8 +62,8 @@ const SECONDS_BETWEEN_LINES: u64 = 5;
 
 impl<'t> Screen<'t> {
     pub(super) fn new(terminal: &'t Terminal) -> Self {
-        let downloads = Downloads::new(terminal);
-        Self { terminal, downloads, bar: None, began: Instant::now(), last_line: None, total: 0 }
+        let (downloads, loading) = (Downloads::new(terminal), Loading::new(terminal));
+        Self { terminal, downloads, loading, bar: None, began: Instant::now(), last_line: None, total: 0 }
     }
 
     fn line(&self, text: &str) {
@@ -76,6 +77,10 @@ impl<'t> Screen<'t> {
 impl Watch for Screen<'_> {
     fn pull(&mut self, event: pull::Event<'_>) {
         self.downloads.show(event);
+    }
+
+    fn loading(&mut self, done: usize, total: usize) {
+        self.loading.show(done, total);
     }
 
     fn notice(&mut self, text: &str) {

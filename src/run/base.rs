@@ -41,13 +41,19 @@ impl OpenBase {
         self.files.path()
     }
 
-    /// Loads the weights onto `device`.
+    /// Loads the weights onto `device`; `progress` is told (tensors done, tensors in all).
     ///
     /// # Errors
     /// What [`Decoder::load`] says.
-    pub fn load(&self, device: &Device, compute: Compute, quant: Quant) -> Result<Decoder> {
+    pub fn load(
+        &self,
+        device: &Device,
+        compute: Compute,
+        quant: Quant,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<Decoder> {
         let options = LoadOptions { device: device.clone(), compute, quant };
-        Decoder::load(&self.files, &options, |_, _| {})
+        Decoder::load(&self.files, &options, progress)
     }
 
     /// What an adapter's configuration calls it: the hub's name where there is one, else as the user named it.

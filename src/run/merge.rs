@@ -85,7 +85,7 @@ pub fn compare(
     };
     let set = base.encoder.encode_all(examples, base.files.config().max_positions, LongPolicy::Error)?;
     let adapter_on_packed = {
-        let decoder = base.load(&bench.device, bench.compute, packing)?;
+        let decoder = base.load(&bench.device, bench.compute, packing, |_, _| {})?;
         let attached = adapter.attach(decoder.config(), &bench.device)?;
         mean_loss(&evaluate(&decoder, Some(&attached), &set.sequences))?
     };

@@ -32,6 +32,8 @@ use crate::train::{EarlyStopping, Event, ScheduleKind, Settings, fit, memory};
 pub trait Watch {
     /// A download.
     fn pull(&mut self, event: pull::Event<'_>);
+    /// The base is being loaded: tensors done, tensors in all.
+    fn loading(&mut self, done: usize, total: usize);
     /// A line for the user.
     fn notice(&mut self, text: &str);
     /// The training.
@@ -57,8 +59,8 @@ pub struct TrainReport {
     pub parameters: usize,
     pub tokens_per_second: f64,
     pub peak_bytes: u64,
-    /// What the memory plan said the peak would be.
-    pub planned_bytes: u64,
+    /// What the memory plan said the peak would be; none where the model lies in another memory than the process.
+    pub planned_bytes: Option<u64>,
     /// Validation loss before and after, with a 95% interval of the difference; none without validation data.
     pub validation: Option<Validation>,
     pub samples: Vec<Sample>,
@@ -221,7 +223,9 @@ pub fn train(
     let prepared = prepare(recipe, choice, max_memory, watch)?;
     let Prepared { plan, device, base, base_sha256, data_sha256, train, valid, start, settings, .. } = &prepared;
     let (compute, quant) = precision(plan);
-    let decoder = base.load(device, compute, quant).map_err(|error| recipe.locate(&error))?;
+    let decoder = base
+        .load(device, compute, quant, |done, total| watch.loading(done, total))
+        .map_err(|error| recipe.locate(&error))?;
     let answering = |prompts: &[String], adapter: Option<&crate::nn::LowRanks>| {
         let request =
             Answering { sampler: SamplerConfig::default(), max_tokens: plan.sample.max_tokens, raw: prepared.raw };
@@ -295,7 +299,7 @@ pub fn train(
         parameters,
         tokens_per_second: outcome.tokens_per_second,
         peak_bytes: memory::peak_bytes(),
-        planned_bytes: prepared.memory.total(),
+        planned_bytes: (*choice == DeviceChoice::Cpu).then(|| prepared.memory.total()),
         validation,
         samples: samples.collect(),
     };
@@ -492,12 +496,12 @@ impl fmt::Display for TrainReport {
             (_, true) => ", stopped early",
             _ => "",
         };
-        let (peak, planned) = (Size(self.peak_bytes), Size(self.planned_bytes));
-        let speed = self.tokens_per_second;
-        writeln!(
-            f,
-            "{steps} steps{early}, best at {best}; {speed:.0} tokens/s; peak memory {peak} (planned {planned})"
-        )?;
+        let (speed, peak) = (self.tokens_per_second, Size(self.peak_bytes));
+        write!(f, "{steps} steps{early}, best at {best}; {speed:.0} tokens/s; peak memory {peak}")?;
+        match self.planned_bytes {
+            Some(planned) => writeln!(f, " (planned {})", Size(planned))?,
+            None => writeln!(f)?,
+        }
         write!(f, "adapter: {} ({} parameters)", self.dir.display(), self.parameters)
     }
 }
