@@ -80,6 +80,8 @@ fn weights() -> Vec<(&'static str, Storage)> {
 
 #[test]
 fn packed_weights_are_never_decoded_whole() {
+    // Every thread keeps buffers of its own: as many threads everywhere.
+    rayon::ThreadPoolBuilder::new().num_threads(2).build_global().expect("no pool yet");
     let device = Device::flex();
     let decoded = ROWS * COLUMNS * 2;
     for (name, storage) in weights() {

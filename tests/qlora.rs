@@ -205,6 +205,7 @@ fn a_limit_on_memory_changes_the_layout_or_is_refused() {
 }
 
 /// A model large enough for its buffers to outweigh the program, with random weights.
+#[cfg(target_os = "linux")]
 fn middling_model(folder: &Path) {
     let tokenizer = Tokenizer::of_base(&BaseFiles::open(&crate::cli::tiny_model()).expect("a base")).expect("one");
     tokenizer.save(folder).expect("saved");
@@ -233,6 +234,7 @@ fn middling_model(folder: &Path) {
     .expect("written");
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn the_planned_peak_is_near_the_measured_one() {
     let folder = tiny_job();

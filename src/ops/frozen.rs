@@ -93,16 +93,16 @@ impl FrozenWeight {
                 let all: Vec<u32> = (0..weight.dims()[0] as u32).collect();
                 autograd::rows(weight, &all)
             }
-            Place::Tensor(tensor) => (**tensor).clone(),
+            Place::Tensor(tensor) => (**tensor).clone().to_device(&device.clone().inner()),
         }
     }
 
     /// The values of rows `ids`, one after another.
     pub fn select(&self, ids: &[u32]) -> Vec<f32> {
-        let [_, columns] = self.dims();
         match &self.place {
             #[cfg(feature = "cpu")]
             Place::Matrix(matrix) => {
+                let columns = matrix.columns();
                 let mut values = vec![0f32; ids.len() * columns];
                 for (id, values) in ids.iter().zip(values.chunks_exact_mut(columns)) {
                     matrix.decode(*id as usize, 0, values);
