@@ -3,7 +3,8 @@
     python tests/reference/compare.py decode        --gguf FILE --out DIR [--dtype bf16]
     python tests/reference/compare.py ids           --gguf FILE --data F... --out IDS.jsonl   token ids of every text field
     python tests/reference/compare.py make-logits   --model DIR --text FILE --out DUMP [--tokens 256] [--adapter DIR]
-    python tests/reference/compare.py logits        --model DIR --dump DUMP [--adapter DIR]   against a dump of burnish
+    python tests/reference/compare.py logits        --model DIR --dump DUMP [--adapter DIR]   against a dump of burnish:
+                                                    cargo run --release --example logits -- BASE TEXT DUMP [ADAPTER]
     python tests/reference/compare.py adapter       --model DIR --adapter DIR                 strict reading by PEFT
     python tests/reference/compare.py make-adapter  --model DIR --out DIR --dump DUMP         a random PEFT adapter, its logits
     python tests/reference/compare.py merged        --model DIR --adapter DIR --merged DIR    merged against base + adapter
