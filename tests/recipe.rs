@@ -339,3 +339,14 @@ fn the_reference_lists_every_setting() {
         assert_eq!(listed, expected, "run the tests with BURNISH_WRITE_DOCS=1 to write docs/recipe.md anew");
     }
 }
+
+#[test]
+fn every_recipe_of_the_project_is_valid() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let paths: Vec<_> = std::fs::read_dir(folder).expect("recipes").map(|entry| entry.expect("one").path()).collect();
+    assert!(paths.len() >= 5);
+    for path in paths {
+        let recipe = Recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+        recipe.settings().unwrap_or_else(|error| panic!("{error}"));
+    }
+}
