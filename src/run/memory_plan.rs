@@ -1,7 +1,7 @@
 //! What a run will take in memory, before anything is loaded, and how to make it fit.
 //!
 //! The sums follow the code: what `model/load.rs` makes of each weight, what the ops keep for their backward pass
-//! (`ops/*/cpu.rs`, `Saved`), and the largest of what they hold for a moment. `tests/memory.rs` holds them against
+//! (`ops/*/cpu.rs`, `Saved`), and the largest of what they hold for a moment. `tests/qlora.rs` holds them against
 //! measured peaks.
 
 use std::fmt;
