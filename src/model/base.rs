@@ -74,6 +74,21 @@ impl StoredWeight {
         packed
     }
 
+    /// As a dense tensor: what is packed is decoded to `F32`.
+    ///
+    /// # Errors
+    /// The bytes do not fit the shape.
+    pub fn into_dense(self) -> Result<RawTensor> {
+        match self {
+            Self::Dense(tensor) => Ok(tensor),
+            packed => Ok(RawTensor {
+                dtype: Dtype::F32,
+                shape: packed.shape().to_vec(),
+                bytes: float::encode_f32(&packed.to_f32()?).into(),
+            }),
+        }
+    }
+
     /// Every value, decoded.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         match self {
@@ -162,14 +177,7 @@ impl BaseFiles {
     /// decoded to `F32` (see [`Self::weight`] for the packed one). Reads all of it once to see that every
     /// value (every scale of a block format) is finite.
     pub fn tensor(&self, hf_name: &str) -> Result<RawTensor> {
-        match self.weight(hf_name)? {
-            StoredWeight::Dense(tensor) => Ok(tensor),
-            packed => Ok(RawTensor {
-                dtype: Dtype::F32,
-                shape: packed.shape().to_vec(),
-                bytes: float::encode_f32(&packed.to_f32()?).into(),
-            }),
-        }
+        self.weight(hf_name)?.into_dense()
     }
 
     /// A tensor by its Hugging Face name as it is stored, packed or not. Checked as in [`Self::tensor`].

@@ -17,14 +17,6 @@ use crate::model::load::{Compute, LoadOptions, Quant};
 use crate::model::{BaseFiles, Decoder};
 use crate::train::evaluate::evaluate;
 
-/// The scheme that `adapter` was trained over, as far as it changes weights: a GGUF file's own blocks do not.
-///
-/// # Errors
-/// The adapter names a scheme that this program does not know.
-pub fn packing_of(adapter: &HostAdapter) -> Result<Option<Quant>> {
-    Ok(adapter.trained_over()?.filter(|quant| matches!(quant, Quant::Nf4 { .. } | Quant::Int8)))
-}
-
 /// Merges into a folder at `out`.
 ///
 /// # Errors

@@ -2,8 +2,8 @@
 
 use super::MergeBase;
 use crate::error::Result;
-use crate::files::{Dtype, FloatType, RawTensor};
-use crate::model::{BaseFiles, StoredWeight, names};
+use crate::files::RawTensor;
+use crate::model::{BaseFiles, names};
 
 /// A base as it is, or as it looked to an adapter that was trained over its packed weights.
 pub(super) struct Source<'a> {
@@ -19,13 +19,6 @@ impl Source<'_> {
             return self.base.tensor(name);
         }
         let place = format!("{}: tensor {name}", self.base.path().display());
-        match self.base.weight(name)?.packed(&place, quant)? {
-            StoredWeight::Dense(tensor) => Ok(tensor),
-            packed => Ok(RawTensor {
-                dtype: Dtype::F32,
-                shape: packed.shape().to_vec(),
-                bytes: FloatType::F32.encode(&packed.to_f32()?).into(),
-            }),
-        }
+        self.base.weight(name)?.packed(&place, quant)?.into_dense()
     }
 }
