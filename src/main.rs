@@ -8,14 +8,16 @@ fn main() -> ExitCode {
 }
 
 /// The allocator keeps freed memory for the next step rather than giving its pages back: a step needs the same buffers
-/// again, and fresh pages cost a quarter of its time (docs/performance.md).
+/// again, and fresh pages cost a quarter of its time (docs/performance.md). There is one arena: those of other threads are
+/// limited in size, and give their pages back whatever they are told.
 fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         /// The largest that glibc takes: larger buffers are mapped one by one.
         const LARGEST_THRESHOLD: libc::c_int = 32 << 20;
-        // SAFETY: sets two numbers of the allocator, before there is a second thread.
+        // SAFETY: sets numbers of the allocator, before there is a second thread.
         unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, 1);
             libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_THRESHOLD);
             libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
         }

@@ -9,6 +9,7 @@ use burnish::files::{Dtype, FloatType, RawTensor};
 use burnish::model::StoredWeight;
 use burnish::model::load::Quant;
 use burnish::ops::cpu::matrix::{Matrix, Storage};
+use burnish::ops::cpu::pool;
 use burnish::ops::frozen::FrozenWeight;
 use burnish::ops::linear::{LowRankPair, Projected, linear};
 use burnish::quant::BlockType;
@@ -81,7 +82,7 @@ fn weights() -> Vec<(&'static str, Storage)> {
 #[test]
 fn packed_weights_are_never_decoded_whole() {
     // Every thread keeps buffers of its own: as many threads everywhere.
-    rayon::ThreadPoolBuilder::new().num_threads(2).build_global().expect("no pool yet");
+    pool::use_threads(2);
     let device = Device::flex();
     let decoded = ROWS * COLUMNS * 2;
     for (name, storage) in weights() {

@@ -5,6 +5,7 @@ use burnish::files::Bytes;
 use burnish::ops::attention::{self, Geometry, Rope};
 use burnish::ops::cpu::isa::Isa;
 use burnish::ops::cpu::matrix::{Matrix, Storage};
+use burnish::ops::cpu::pool;
 use burnish::ops::cross_entropy;
 use burnish::ops::frozen::FrozenWeight;
 use burnish::ops::linear::{self, Dropout, LowRankPair, Projected};
@@ -226,8 +227,7 @@ fn a_long_backward_product_is_the_same_with_any_number_of_threads() {
     let _turn = turn();
     let inputs = [tensor(700, 96, 1), tensor(8, 96, 2), tensor(200, 8, 3)];
     let in_threads = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-        pool.install(|| {
+        pool::with_threads(threads, || {
             run(&inputs, DType::BF16, &|leaves| {
                 let weight = weight(200, 96, DType::BF16, 4);
                 let (a, b) = (leaves[1].clone(), leaves[2].clone());

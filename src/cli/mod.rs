@@ -90,7 +90,9 @@ pub fn main() -> ExitCode {
         }
     };
     let terminal = Terminal::new(&cli.global);
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&cli, &terminal)));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        run(&cli, &terminal)
+    }));
     let result = outcome.unwrap_or_else(|_| Err(panic::as_error()));
     match result {
         Ok(()) if interrupt::requested() => ExitCode::from(interrupt::EXIT_CODE),
@@ -123,9 +125,11 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
     }
 }
 
-/// Sizes the pool that every kernel runs in.
+/// Sizes the pool of the kernels, and that of everything else.
 fn use_threads(threads: Option<u16>) -> Result<()> {
     let Some(threads) = threads else { return Ok(()) };
+    #[cfg(feature = "cpu")]
+    crate::ops::cpu::pool::use_threads(threads.into());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
     pool.map_err(|error| Error::failed("--threads", format!("{threads} threads cannot be started: {error}")))
 }

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use burn::tensor::{DType, Tensor};
 use burn_flex::FlexTensor;
 use half::bf16;
-use rayon::prelude::*;
 
 use super::Geometry;
 use super::cache::{Cache, Store};
@@ -20,8 +19,9 @@ use crate::ops::cpu::kernel::{Element, PANEL, Tile};
 use crate::ops::cpu::math::exp;
 use crate::ops::cpu::matrix::interleave_rows;
 use crate::ops::cpu::pack::{pack_rows, pack_rows_bf16, write_depth_row};
+use crate::ops::cpu::pool;
 use crate::ops::cpu::product::{Rows, SharedMut, Target, narrow};
-use crate::ops::cpu::rowwise::{for_each_row, map_rows};
+use crate::ops::cpu::rowwise::{for_each_row, map_rows, narrowed};
 
 /// Query rows whose probabilities are held at once in the backward pass; a multiple of every kernel's rows.
 const QUERY_BLOCK: usize = 96;
@@ -83,7 +83,8 @@ pub fn cached_attention(
         }
         start += length;
     }
-    tasks.par_iter().for_each(|&(start, length, cache, head)| {
+    pool::for_each(tasks.len(), |task| {
+        let (start, length, cache, head) = tasks[task];
         let Store::Host { keys, values: remembered } = &cache.store else { return };
         let kv_head = head / (geometry.heads / geometry.kv_heads);
         let column = kv_head * geometry.head_dim;
@@ -110,13 +111,8 @@ pub fn cached_attention(
         });
     });
     let out = from_f32(out, tokens, q_width);
-    let out = if qkv.dtype() == DType::BF16 { to_bf16(&out) } else { out };
+    let out = if qkv.dtype() == DType::BF16 { narrowed(&out) } else { out };
     Tensor::from_primitive::<burn::backend::Flex>(out)
-}
-
-fn to_bf16(values: &FlexTensor) -> FlexTensor {
-    let [tokens, width] = dims(values);
-    map_rows(DType::BF16, tokens, width, |row, out, _| rows(values).read(row, 0, out))
 }
 
 /// The queries and keys of `qkv` rotated to their positions (`direction` 1) or back (-1).
@@ -190,8 +186,9 @@ impl Attention {
         let sums = SharedMut(log_sums.as_mut_ptr());
         let target = SharedOutput::new(&mut out);
         let source = rows(rotated);
-        self.tasks().into_par_iter().with_max_len(1).for_each(|(start, length, head)| {
-            let (sums, target) = (&sums, &target);
+        let tasks = self.tasks();
+        pool::for_each(tasks.len(), |task| {
+            let ((start, length, head), sums, target) = (tasks[task], &sums, &target);
             self.head(source, start, length, head).forward::<E>(|query, mixed, log_sum| {
                 // SAFETY: this head of this row belongs to this task alone.
                 unsafe {
@@ -200,7 +197,8 @@ impl Attention {
                 }
             });
         });
-        (out.into_tensor(tokens, width), log_sums)
+        // SAFETY: every head of every query wrote its values.
+        (unsafe { out.into_tensor(tokens, width) }, log_sums)
     }
 
     fn gradients<E: Element>(&self, saved: &Saved, gradient: &FlexTensor) -> FlexTensor {
@@ -211,24 +209,20 @@ impl Attention {
         let mut dqkv = vec![0f32; tokens * width];
         let target = SharedMut(dqkv.as_mut_ptr());
         // A key head's share from each of its query heads, summed below in order.
-        let shares: Vec<_> = self
-            .tasks()
-            .into_par_iter()
-            .with_max_len(1)
-            .map(|(start, length, head)| {
-                let target = &target;
-                let job = self.head(source, start, length, head);
-                let log_sum = |query: usize| saved.log_sums[(start + query) * heads + head];
-                let g = g_rows.from_row(start).from_column(head * head_dim);
-                job.backward::<E>(g, log_sum, |query, dq| {
-                    // SAFETY: the query columns of this head of this row belong to this task alone.
-                    unsafe {
-                        let out = target.0.add((start + query) * width + head * head_dim);
-                        std::slice::from_raw_parts_mut(out, head_dim).copy_from_slice(dq);
-                    }
-                })
+        let tasks = self.tasks();
+        let shares = pool::map(tasks.len(), |task| {
+            let ((start, length, head), target) = (tasks[task], &target);
+            let job = self.head(source, start, length, head);
+            let log_sum = |query: usize| saved.log_sums[(start + query) * heads + head];
+            let g = g_rows.from_row(start).from_column(head * head_dim);
+            job.backward::<E>(g, log_sum, |query, dq| {
+                // SAFETY: the query columns of this head of this row belong to this task alone.
+                unsafe {
+                    let out = target.0.add((start + query) * width + head * head_dim);
+                    std::slice::from_raw_parts_mut(out, head_dim).copy_from_slice(dq);
+                }
             })
-            .collect();
+        });
         let mut start = 0;
         for (sequence, &length) in self.lengths.iter().enumerate() {
             let of_sequence = &shares[sequence * heads..(sequence + 1) * heads];
@@ -282,8 +276,8 @@ enum SharedOutput {
 impl SharedOutput {
     fn new(output: &mut Output) -> Self {
         match output.target(0, 0) {
-            Target::F32 { data, .. } => Self::F32(SharedMut(data.as_mut_ptr())),
-            Target::Bf16 { data, .. } => Self::Bf16(SharedMut(data.as_mut_ptr())),
+            Target::F32 { data, .. } => Self::F32(SharedMut(data.as_mut_ptr().cast())),
+            Target::Bf16 { data, .. } => Self::Bf16(SharedMut(data.as_mut_ptr().cast())),
         }
     }
 

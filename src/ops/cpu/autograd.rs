@@ -107,7 +107,7 @@ pub fn from_bf16(values: Vec<bf16>, rows: usize, columns: usize) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, Shape::from([rows, columns])))
 }
 
-/// An output that is being computed, in the number format of the activations.
+/// An output that is being computed, in the number format of the activations: its memory is not cleared first.
 pub enum Output {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
@@ -117,24 +117,38 @@ impl Output {
     /// Room for `count` values of `dtype` (bf16, or else f32).
     pub fn new(dtype: DType, count: usize) -> Self {
         match dtype {
-            DType::BF16 => Self::Bf16(bytemuck::zeroed_vec(count)),
-            _ => Self::F32(bytemuck::zeroed_vec(count)),
+            DType::BF16 => Self::Bf16(Vec::with_capacity(count)),
+            _ => Self::F32(Vec::with_capacity(count)),
         }
     }
 
     /// The columns from `column` on as the target of a product.
     pub fn target(&mut self, stride: usize, column: usize) -> Target<'_> {
         match self {
-            Self::F32(data) => Target::F32 { data: &mut data[column..], stride },
-            Self::Bf16(data) => Target::Bf16 { data: &mut data[column..], stride },
+            Self::F32(data) => Target::F32 { data: &mut data.spare_capacity_mut()[column..], stride },
+            Self::Bf16(data) => Target::Bf16 { data: &mut data.spare_capacity_mut()[column..], stride },
         }
     }
 
     /// The finished tensor.
-    pub fn into_tensor(self, rows: usize, columns: usize) -> FlexTensor {
+    ///
+    /// # Safety
+    /// `rows * columns` values, as many as there was room asked for, have been written.
+    pub unsafe fn into_tensor(self, rows: usize, columns: usize) -> FlexTensor {
+        let count = rows * columns;
         match self {
-            Self::F32(values) => from_f32(values, rows, columns),
-            Self::Bf16(values) => from_bf16(values, rows, columns),
+            Self::F32(mut values) => {
+                assert!(values.capacity() >= count);
+                // SAFETY: the caller vouches.
+                unsafe { values.set_len(count) };
+                from_f32(values, rows, columns)
+            }
+            Self::Bf16(mut values) => {
+                assert!(values.capacity() >= count);
+                // SAFETY: the caller vouches.
+                unsafe { values.set_len(count) };
+                from_bf16(values, rows, columns)
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 use half::bf16;
 
 use super::isa::Isa;
+use super::pack::Stored;
 
 /// Columns of a panel.
 pub const PANEL: usize = 32;
@@ -23,14 +24,12 @@ impl Tile {
 }
 
 /// A number format that panels come in: f32, or bf16 pairs.
-pub trait Element: bytemuck::Pod + Send + Sync + burn_backend::Element {
+pub trait Element: Stored + burn_backend::Element {
     /// Depth is padded to a multiple of this.
     const DEPTH_UNIT: usize;
 
     /// Rounds to nearest.
     fn round(value: f32) -> Self;
-    /// Exact.
-    fn widen(self) -> f32;
     /// The slice itself where the format is f32.
     fn as_f32(values: &mut [Self]) -> Option<&mut [f32]>;
     /// The slice itself where the format is bf16.
@@ -63,11 +62,6 @@ impl Element for f32 {
     #[inline(always)]
     fn round(value: f32) -> Self {
         value
-    }
-
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
     }
 
     fn as_f32(values: &mut [f32]) -> Option<&mut [f32]> {
@@ -118,11 +112,6 @@ impl Element for bf16 {
     #[inline(always)]
     fn round(value: f32) -> Self {
         bf16::from_bits(crate::quant::float::f32_to_bf16_bits(value))
-    }
-
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
     fn as_f32(_: &mut [bf16]) -> Option<&mut [f32]> {

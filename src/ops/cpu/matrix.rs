@@ -5,7 +5,6 @@
 use std::cell::RefCell;
 
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use super::isa::vectorised;
 use super::kernel::{Element, PANEL};
@@ -13,6 +12,7 @@ use super::math::{LANES, dot};
 use super::pack::{
     Columns, PlainColumns, Stored, each_panel, pack_rows, pack_rows_bf16, pack_rows_f32, write_depth_row,
 };
+use super::pool;
 use super::product::{Rows, SharedMut, narrow};
 use crate::files::Bytes;
 use crate::files::bitsandbytes::{Int8Tensor, Nf4Tensor};
@@ -159,7 +159,7 @@ impl Matrix {
         };
         assert!(out.len() >= m * self.rows);
         let tasks = self.rows.div_ceil(ROWS_PER_TASK);
-        (0..tasks).into_par_iter().with_min_len(4).for_each(task);
+        pool::for_each(tasks, task);
     }
 }
 

@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod math;
 pub mod matrix;
 pub mod pack;
+pub mod pool;
 pub mod product;
 pub mod reduce;
 pub mod rowwise;

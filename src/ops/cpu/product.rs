@@ -7,13 +7,14 @@
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use half::bf16;
-use rayon::prelude::*;
 
 use super::isa::{Isa, vectorised};
 use super::kernel::{Element, MAX_ROWS, PANEL, Tile};
-use super::pack::Columns;
+use super::pack::{Columns, Stored};
+use super::pool;
 
 /// Precision of the products; sums are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,10 +56,19 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Where a product goes, and what is added on the way.
+/// Where a product goes: memory that it fills, initialised or not.
 pub enum Target<'a> {
-    F32 { data: &'a mut [f32], stride: usize },
-    Bf16 { data: &'a mut [bf16], stride: usize },
+    F32 { data: &'a mut [MaybeUninit<f32>], stride: usize },
+    Bf16 { data: &'a mut [MaybeUninit<bf16>], stride: usize },
+}
+
+impl<'a> Target<'a> {
+    /// Values that are there already, to be replaced or added to.
+    pub fn f32(data: &'a mut [f32], stride: usize) -> Self {
+        // SAFETY: the same layout; products only ever write values.
+        let data = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), data.len()) };
+        Self::F32 { data, stride }
+    }
 }
 
 /// One term of a product in the kernel's number format.
@@ -76,7 +86,7 @@ pub struct Epilogue<'a> {
     pub bias: Option<&'a [f32]>,
     /// By row and column.
     pub residual: Option<Rows<'a>>,
-    /// Adds to what the target holds.
+    /// Adds to what the target holds; it must be initialised then.
     pub accumulate: bool,
 }
 
@@ -115,7 +125,7 @@ fn run<E: Element, O: Element>(
     columns: usize,
     terms: &[Term<'_, E>],
     epilogue: Epilogue<'_>,
-    data: &mut [O],
+    data: &mut [MaybeUninit<O>],
     stride: usize,
 ) {
     if rows == 0 || columns == 0 {
@@ -123,7 +133,7 @@ fn run<E: Element, O: Element>(
     }
     assert!(data.len() >= (rows - 1) * stride + columns, "the target holds every row");
     let isa = Isa::current();
-    let threads = rayon::current_num_threads();
+    let threads = pool::threads();
     let depth: usize = terms.iter().map(|term| term.columns.padded_depth()).sum();
     let panels = columns.div_ceil(PANEL);
     let wanted_tasks = if threads == 1 { 1 } else { threads * 4 };
@@ -135,7 +145,7 @@ fn run<E: Element, O: Element>(
     let row_pieces = wanted_tasks.div_ceil(groups).clamp(1, rows.div_ceil(ROW_UNIT));
     let piece = rows.div_ceil(row_pieces).next_multiple_of(ROW_UNIT);
     let row_pieces = rows.div_ceil(piece);
-    let out = SharedMut(data.as_mut_ptr());
+    let out = SharedMut(data.as_mut_ptr().cast::<O>());
     let task = |index: usize| {
         let (column, row) = (index % groups * group * PANEL, index / groups * piece);
         let job = Job::<E, O> {
@@ -156,7 +166,7 @@ fn run<E: Element, O: Element>(
     if tasks == 1 || rows * columns * depth < 1 << 16 {
         (0..tasks).for_each(task);
     } else {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+        pool::for_each(tasks, task);
     }
 }
 
@@ -227,32 +237,84 @@ impl<E: Element, O: Element> Job<'_, E, O> {
         }
     }
 
+    /// Writes a finished tile, the epilogue added, where it belongs.
     fn store(&self, row: usize, rows: usize, panel: usize, tile: &Tile) {
         let column = self.column + panel * PANEL;
         let count = (self.columns - panel * PANEL).min(PANEL);
-        let mut added = [0f32; PANEL];
-        for r in 0..rows {
-            // SAFETY: this block of the output belongs to this task alone.
-            let target =
-                unsafe { std::slice::from_raw_parts_mut(self.out.0.add((row + r) * self.stride + column), count) };
-            let sums = &tile.0[r * PANEL..r * PANEL + count];
-            let Epilogue { bias, residual, accumulate } = self.epilogue;
-            if bias.is_none() && residual.is_none() && !accumulate {
-                O::narrow_from(sums, target);
-                continue;
+        let Epilogue { bias, residual, accumulate } = self.epilogue;
+        // SAFETY: this block of the output belongs to this task alone.
+        let target = StoredTile {
+            out: unsafe { self.out.0.add(row * self.stride + column) },
+            stride: self.stride,
+            rows,
+            columns: count,
+            accumulate,
+        };
+        let residual = residual.map(|residual| residual.from_row(row).from_column(column));
+        store_tile(tile, target, bias.map(|bias| &bias[column..column + count]), residual);
+    }
+}
+
+/// Where a tile goes: `rows` rows of `columns` values.
+struct StoredTile<O> {
+    out: *mut O,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    accumulate: bool,
+}
+
+vectorised! {
+    /// `target = tile (+ bias) (+ residual) (+ target)`, rounded once.
+    fn store_tile<O: Element>(tile: &Tile, target: StoredTile<O>, bias: Option<&[f32]>, residual: Option<Rows<'_>>) {
+        let mut biases = [0f32; PANEL];
+        if let Some(bias) = bias {
+            biases[..bias.len()].copy_from_slice(bias);
+        }
+        for row in 0..target.rows {
+            let mut sums = [0f32; PANEL];
+            sums.copy_from_slice(&tile.0[row * PANEL..][..PANEL]);
+            if bias.is_some() {
+                add_lanes(&mut sums, &biases);
             }
             match residual {
-                Some(residual) => residual.read(row + r, column, &mut added[..count]),
-                None => added[..count].fill(0.0),
+                Some(Rows::F32 { data, stride }) => add_lanes(&mut sums, &data[row * stride..][..target.columns]),
+                Some(Rows::Bf16 { data, stride }) => add_lanes(&mut sums, &data[row * stride..][..target.columns]),
+                None => {}
             }
-            if accumulate {
-                added[..count].iter_mut().zip(&*target).for_each(|(sum, value)| *sum += value.widen());
+            // SAFETY: the rows of the target lie in the output and belong to this task alone; where it accumulates,
+            // they hold values.
+            unsafe {
+                let out = target.out.add(row * target.stride);
+                if target.accumulate {
+                    add_lanes(&mut sums, std::slice::from_raw_parts(out, target.columns));
+                }
+                if target.columns == PANEL {
+                    let mut rounded = [O::zeroed(); PANEL];
+                    for lane in 0..PANEL {
+                        rounded[lane] = O::round(sums[lane]);
+                    }
+                    out.cast::<[O; PANEL]>().write_unaligned(rounded);
+                } else {
+                    for (column, &sum) in sums[..target.columns].iter().enumerate() {
+                        out.add(column).write(O::round(sum));
+                    }
+                }
             }
-            if let Some(bias) = bias {
-                added[..count].iter_mut().zip(&bias[column..]).for_each(|(sum, bias)| *sum += bias);
-            }
-            added[..count].iter_mut().zip(sums).for_each(|(sum, value)| *sum += value);
-            O::narrow_from(&added[..count], target);
+        }
+    }
+}
+
+/// Adds up to 32 values; whole rows of lanes without a loop over the rest.
+#[inline(always)]
+fn add_lanes<S: Stored>(sums: &mut [f32; PANEL], values: &[S]) {
+    if let Ok(values) = <&[S; PANEL]>::try_from(values) {
+        for lane in 0..PANEL {
+            sums[lane] += values[lane].to_f32();
+        }
+    } else {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += value.to_f32();
         }
     }
 }
@@ -288,7 +350,7 @@ fn strip<E: Element>(
         Rows::Bf16 { data, stride } => {
             for (r, target) in copy.chunks_exact_mut(padded).take(rows).enumerate() {
                 for (to, from) in target.iter_mut().zip(&data[(row + r) * stride..][..depth]) {
-                    *to = E::round(super::pack::Stored::to_f32(*from));
+                    *to = E::round(Stored::to_f32(*from));
                 }
                 target[depth..].fill(E::zeroed());
             }

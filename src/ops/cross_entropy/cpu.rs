@@ -124,11 +124,11 @@ impl CrossEntropy {
                 let d_low = multiply::<E>(count, rank, d_logits, &columns);
                 let d_low_rows = Rows::F32 { data: &d_low, stride: rank };
                 let columns = PlainColumns { data: f32s(a), stride: width, depth: rank, scale: 1.0 };
-                let target = Target::F32 { data: &mut d_picked, stride: width };
+                let target = Target::f32(&mut d_picked, width);
                 let term = Term::<E> { rows: d_low_rows, columns: &columns };
                 product(count, width, &[term], Epilogue { accumulate: true, ..Epilogue::default() }, target);
-                add(&mut da, &sum_outer(&d_low, rank, picked_rows, width, count, 1.0));
-                add(&mut db, &sum_outer(low, rank, d_logits, vocabulary, count, scale));
+                add(&mut da, &sum_outer(&d_low, rank, picked_rows, width, 1.0));
+                add(&mut db, &sum_outer(low, rank, d_logits, vocabulary, scale));
             }
             for (&(row, _), values) in targets.iter().zip(d_picked.chunks_exact(width)) {
                 add(&mut d_hidden[row as usize * width..][..width], values);
@@ -158,7 +158,7 @@ impl CrossEntropy {
         if let Some((rows, columns)) = &update {
             terms.push(Term { rows: *rows, columns });
         }
-        let target = Target::F32 { data: logits, stride: vocabulary };
+        let target = Target::f32(logits, vocabulary);
         let epilogue = Epilogue { bias: self.bias.as_deref(), ..Epilogue::default() };
         product(count, vocabulary, &terms, epilogue, target);
     }
@@ -173,7 +173,7 @@ impl CrossEntropy {
             let block = VOCABULARY_BLOCK.min(self.weight.rows() - first);
             let columns = Views::<E>::gradient_columns_of(&*self.weight, first, block);
             let term = Term { rows: d_logits.from_column(first), columns: &*columns };
-            let target = Target::F32 { data: d_hidden, stride: width };
+            let target = Target::f32(d_hidden, width);
             let epilogue = Epilogue { accumulate: first > 0, ..Epilogue::default() };
             product(count, width, &[term], epilogue, target);
         }
@@ -214,7 +214,7 @@ impl<const N: usize> Kernel<N> for CrossEntropy {
 /// A small product in f32.
 fn multiply<E: Element>(count: usize, columns: usize, left: Rows<'_>, right: &dyn Columns<E>) -> Vec<f32> {
     let mut out = vec![0f32; count * columns];
-    let target = Target::F32 { data: &mut out, stride: columns };
+    let target = Target::f32(&mut out, columns);
     product(count, columns, &[Term { rows: left, columns: right }], Epilogue::default(), target);
     out
 }
@@ -235,12 +235,15 @@ vectorised! {
         let width = row.len();
         for first in (0..width).step_by(LANES) {
             let count = LANES.min(width - first);
-            let mut values = [0f32; LANES];
-            values[..count].copy_from_slice(&row[first..first + count]);
-            let narrowed = values.map(<bf16 as Element>::round);
+            let mut narrowed = [bf16::ZERO; LANES];
+            for (narrowed, value) in narrowed.iter_mut().zip(&row[first..first + count]) {
+                *narrowed = <bf16 as Element>::round(*value);
+            }
             // What is overwritten has been read: value `i` moves to half of its place.
             let halves: &mut [bf16] = bytemuck::cast_slice_mut(row);
-            halves[first..first + count].copy_from_slice(&narrowed[..count]);
+            for (half, narrowed) in halves[first..first + count].iter_mut().zip(narrowed) {
+                *half = narrowed;
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::ops::cpu::matrix::{Matrix, Views};
 use crate::ops::cpu::pack::{PlainColumns, RowsAsColumns};
 use crate::ops::cpu::product::{Epilogue, Rows, Target, Term, product};
 use crate::ops::cpu::reduce::{sum_outer, transpose};
+use crate::ops::cpu::rowwise::narrowed;
 
 /// A group of projections without its trainable factors, which are inputs of the op.
 #[derive(Debug, Clone)]
@@ -90,7 +91,9 @@ impl<const N: usize> Kernel<N> for Group {
     fn backward(&self, saved: Saved, gradient: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
         let mut gradients = [const { None }; N];
         let (dx, pairs) = if uses_bf16(saved.dtype) {
-            self.gradients::<bf16>(&saved, &gradient, wanted[0])
+            // Rounded once, rather than by every task of every product that reads it.
+            let rounded = (gradient.dtype() == DType::F32).then(|| narrowed(&gradient));
+            self.gradients::<bf16>(&saved, rounded.as_ref().unwrap_or(&gradient), wanted[0])
         } else {
             self.gradients::<f32>(&saved, &gradient, wanted[0])
         };
@@ -170,7 +173,8 @@ impl Group {
             debug_assert_eq!(member.weight.columns(), input);
             product(tokens, out, &terms, epilogue, y.target(width, column));
         }
-        (y.into_tensor(tokens, width), low)
+        // SAFETY: the members' products wrote every column.
+        (unsafe { y.into_tensor(tokens, width) }, low)
     }
 
     /// `drop(x)·Aᵀ` of each pair.
@@ -190,7 +194,7 @@ impl Group {
                 };
                 let columns = RowsAsColumns { data: f32s(a), stride: input, depth: input, scale: 1.0 };
                 let term = Term::<E> { rows: source, columns: &columns };
-                product(tokens, rank, &[term], Epilogue::default(), Target::F32 { data: &mut low, stride: rank });
+                product(tokens, rank, &[term], Epilogue::default(), Target::f32(&mut low, rank));
                 low
             })
             .collect()
@@ -218,7 +222,7 @@ impl Group {
             let mut low_gradient = vec![0f32; tokens * rank];
             let columns = PlainColumns { data: f32s(b), stride: rank, depth: out, scale };
             let term = Term::<E> { rows: g, columns: &columns };
-            let target = Target::F32 { data: &mut low_gradient, stride: rank };
+            let target = Target::f32(&mut low_gradient, rank);
             product(tokens, rank, &[term], Epilogue::default(), target);
 
             let dropped = dropout.map(|dropout| drop_values(rows(x), tokens, input, dropout));
@@ -226,8 +230,8 @@ impl Group {
                 Some(values) => Rows::F32 { data: values, stride: input },
                 None => rows(x),
             };
-            let da = sum_outer(&low_gradient, rank, x, input, tokens, 1.0);
-            let db = transpose(&sum_outer(&saved.low[pair], rank, g, out, tokens, scale), rank, out);
+            let da = sum_outer(&low_gradient, rank, x, input, 1.0);
+            let db = transpose(&sum_outer(&saved.low[pair], rank, g, out, scale), rank, out);
             pair_gradients.push((from_f32(da, rank, input), from_f32(db, out, rank)));
             low_gradients.push(low_gradient);
         }
@@ -263,7 +267,7 @@ impl Group {
             };
             // A dropped pair's share is masked before it is added.
             let mut share = vec![0f32; tokens * input];
-            let target = Target::F32 { data: &mut share, stride: input };
+            let target = Target::f32(&mut share, input);
             product(tokens, input, &[Term::<E> { rows: low, columns: &columns }], Epilogue::default(), target);
             apply_dropout(&mut share, dropout, 0);
             match &mut dropped {
@@ -280,7 +284,8 @@ impl Group {
         let residual = dropped.as_ref().map(|data| Rows::F32 { data, stride: input });
         let mut dx = Output::new(saved.dtype, tokens * input);
         product(tokens, input, &terms, Epilogue { residual, ..Epilogue::default() }, dx.target(input, 0));
-        dx.into_tensor(tokens, input)
+        // SAFETY: the product wrote every column.
+        unsafe { dx.into_tensor(tokens, input) }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
-use crate::ops::cpu::autograd::{Kernel, Output, apply, dims, rows};
+use crate::ops::cpu::autograd::{Kernel, apply, dims, from_f32, rows};
 use crate::ops::cpu::isa::vectorised;
 use crate::ops::cpu::math::dot;
 use crate::ops::cpu::rowwise::{for_each_row, map_rows};
@@ -45,7 +45,7 @@ impl Kernel<1> for RmsNorm {
             g_rows.read(row, 0, g);
             backward_row(x, g, &self.weight, self.eps, dx);
         });
-        [Some(Output::F32(dx).into_tensor(tokens, width))]
+        [Some(from_f32(dx, tokens, width))]
     }
 }
 
