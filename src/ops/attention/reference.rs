@@ -54,9 +54,12 @@ fn split(qkv: Tensor<2>, geometry: &Geometry) -> (Tensor<2>, Tensor<2>, Tensor<2
 fn rotate(x: Tensor<2>, heads: usize, rope: &Rope, first: usize) -> Tensor<2> {
     let [tokens, width] = x.dims();
     let (half, device, dtype) = (rope.half(), x.device(), x.dtype());
-    let (cos, sin) = rope.table(first, tokens);
-    let table = |values| Tensor::<3>::from_data(TensorData::new(values, [tokens, 1, half]), &device);
-    let (cos, sin) = (table(cos), table(sin));
+    let known = rope.table(first + tokens);
+    let table = |values: &[f32]| {
+        let values = values[first * half..(first + tokens) * half].to_vec();
+        Tensor::<3>::from_data(TensorData::new(values, [tokens, 1, half]), &device)
+    };
+    let (cos, sin) = (table(&known.cos), table(&known.sin));
     let x = x.cast(DType::F32).reshape([tokens, heads, 2 * half]);
     let (left, right) = (x.clone().narrow(2, 0, half), x.narrow(2, half, half));
     let rotated_left = left.clone() * cos.clone() - right.clone() * sin.clone();

@@ -8,6 +8,7 @@ use half::bf16;
 
 use super::isa::Isa;
 use super::pack::Stored;
+use super::product::Rows;
 
 /// Columns of a panel.
 pub const PANEL: usize = 32;
@@ -34,8 +35,12 @@ pub trait Element: Stored + burn_backend::Element {
     fn as_f32(values: &mut [Self]) -> Option<&mut [f32]>;
     /// The slice itself where the format is bf16.
     fn as_bf16(values: &mut [Self]) -> Option<&mut [bf16]>;
+    /// The values of rows that have the format already, and the distance between them.
+    fn of_rows(rows: Rows<'_>) -> Option<(&[Self], usize)>;
     /// Rounds a slice to nearest.
     fn narrow_from(from: &[f32], to: &mut [Self]);
+    /// Writes the first [`Element::DEPTH_UNIT`] of `rows` as one depth of a panel.
+    fn write_depth(rows: &[[f32; PANEL]; 2], panel: &mut [Self]);
     /// Rows that one call of [`Element::tile`] takes at most.
     fn rows_per_tile(isa: Isa) -> usize;
 
@@ -72,8 +77,20 @@ impl Element for f32 {
         None
     }
 
+    fn of_rows(rows: Rows<'_>) -> Option<(&[f32], usize)> {
+        match rows {
+            Rows::F32 { data, stride } => Some((data, stride)),
+            Rows::Bf16 { .. } => None,
+        }
+    }
+
     fn narrow_from(from: &[f32], to: &mut [f32]) {
         to.copy_from_slice(from);
+    }
+
+    #[inline(always)]
+    fn write_depth(rows: &[[f32; PANEL]; 2], panel: &mut [f32]) {
+        panel[..PANEL].copy_from_slice(&rows[0]);
     }
 
     fn rows_per_tile(isa: Isa) -> usize {
@@ -122,8 +139,24 @@ impl Element for bf16 {
         Some(values)
     }
 
+    fn of_rows(rows: Rows<'_>) -> Option<(&[bf16], usize)> {
+        match rows {
+            Rows::F32 { .. } => None,
+            Rows::Bf16 { data, stride } => Some((data, stride)),
+        }
+    }
+
     fn narrow_from(from: &[f32], to: &mut [bf16]) {
         super::product::narrow(from, to);
+    }
+
+    #[inline(always)]
+    fn write_depth(rows: &[[f32; PANEL]; 2], panel: &mut [bf16]) {
+        let words: &mut [u32] = bytemuck::cast_slice_mut(&mut panel[..2 * PANEL]);
+        for lane in 0..PANEL {
+            let half = |row: usize| u32::from(crate::quant::float::f32_to_bf16_bits(rows[row][lane]));
+            words[lane] = half(0) | half(1) << 16;
+        }
     }
 
     fn rows_per_tile(isa: Isa) -> usize {

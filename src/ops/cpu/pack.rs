@@ -209,11 +209,89 @@ pub fn pack_rows_f32(data: &[f32], stride: usize, columns: usize, depth: usize, 
     pack_rows(data, stride, columns, depth, 1.0, panel)
 }
 
+/// `[rows, columns]` (rows `stride` apart) to `[columns, rows]` (rows `out_stride` apart); an odd row of pairs is followed
+/// by zeros.
+pub fn transpose_into<E: Element>(
+    (values, stride): (&[E], usize),
+    rows: usize,
+    columns: usize,
+    out: &mut [E],
+    out_stride: usize,
+) {
+    let padded = rows.next_multiple_of(E::DEPTH_UNIT);
+    assert!(rows > 0 && values.len() >= (rows - 1) * stride + columns);
+    assert!(out_stride >= padded && out.len() >= (columns - 1) * out_stride + padded);
+    #[cfg(target_arch = "x86_64")]
+    if super::isa::Isa::current() >= super::isa::Isa::Avx512 && out_stride.is_multiple_of(E::DEPTH_UNIT) {
+        let (values, out) = (values.as_ptr(), out.as_mut_ptr().cast());
+        // SAFETY: AVX-512 is there; the assertions hold every row of both.
+        return unsafe {
+            match E::DEPTH_UNIT {
+                1 => x86::transpose_rows::<false>(values.cast(), stride * 4, rows, columns, out, out_stride),
+                _ => x86::transpose_rows::<true>(values.cast(), stride * 2, rows, columns, out, out_stride / 2),
+            }
+        };
+    }
+    for (column, out) in out.chunks_mut(out_stride).take(columns).enumerate() {
+        for (row, out) in out[..padded].iter_mut().enumerate() {
+            *out = if row < rows { values[row * stride + column] } else { E::zeroed() };
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
     use super::PANEL;
+
+    /// `rows` rows of `columns` values (f32, or bf16 that are paired first) become `columns` rows of 32-bit words.
+    ///
+    /// # Safety
+    /// Every row lies in `values`, `stride` bytes apart; every row of `rows` words (half as many for bf16, rounded up) in
+    /// `out`, `out_stride` words apart.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub unsafe fn transpose_rows<const BF16: bool>(
+        values: *const u8,
+        stride: usize,
+        rows: usize,
+        columns: usize,
+        out: *mut i32,
+        out_stride: usize,
+    ) {
+        let mask = |count: usize| -> __mmask16 { if count >= 16 { !0 } else { (1 << count) - 1 } };
+        let word_rows = if BF16 { rows.div_ceil(2) } else { rows };
+        for column in (0..columns).step_by(16) {
+            let inside = mask(columns - column);
+            for first in (0..word_rows).step_by(16) {
+                let mut block = [_mm512_setzero_si512(); 16];
+                for (row, words) in block.iter_mut().enumerate().take(word_rows - first) {
+                    let row = first + row;
+                    // SAFETY: as the caller vouches; masked loads at the edge.
+                    unsafe {
+                        if BF16 {
+                            let half = |row: usize| {
+                                let at = values.add(row * stride + column * 2).cast();
+                                _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, at))
+                            };
+                            *words = half(2 * row);
+                            if 2 * row + 1 < rows {
+                                *words = _mm512_or_si512(*words, _mm512_slli_epi32::<16>(half(2 * row + 1)));
+                            }
+                        } else {
+                            *words = _mm512_maskz_loadu_epi32(inside, values.add(row * stride + column * 4).cast());
+                        }
+                    }
+                }
+                let block = transpose(block);
+                let inside = mask(word_rows - first);
+                for (step, words) in block.iter().enumerate().take(columns - column) {
+                    // SAFETY: as above.
+                    unsafe { _mm512_mask_storeu_epi32(out.add((column + step) * out_stride + first), inside, *words) };
+                }
+            }
+        }
+    }
 
     /// 32 rows of `depth` 32-bit words (stride in 16-bit units) become `depth` rows of 32 words.
     #[target_feature(enable = "avx512f")]
@@ -280,6 +358,29 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn transposed_rows_are_the_transpose_for_odd_sizes_and_every_format() {
+        for (rows, columns) in [(96, 64), (95, 64), (1, 1), (17, 33), (2, 16)] {
+            let (stride, out_stride) = (columns + 3, rows.next_multiple_of(2) + 4);
+            let data: Vec<f32> = (0..rows * stride).map(|i| (i * 31 % 257) as f32 - 128.0).collect();
+            let narrow: Vec<bf16> = data.iter().map(|&v| bf16::from_f32(v)).collect();
+            let mut plain = vec![9f32; columns * out_stride];
+            transpose_into((&data, stride), rows, columns, &mut plain, out_stride);
+            let mut pairs = vec![bf16::from_f32(9.0); columns * out_stride];
+            transpose_into((&narrow, stride), rows, columns, &mut pairs, out_stride);
+            for column in 0..columns {
+                for row in 0..rows.next_multiple_of(2) {
+                    let at = column * out_stride + row;
+                    if row < rows {
+                        assert_eq!(plain[at], data[row * stride + column], "{rows}x{columns} at {row},{column}");
+                    }
+                    let expected = if row < rows { data[row * stride + column] } else { 0.0 };
+                    assert_eq!(pairs[at].to_f32(), expected, "{rows}x{columns} at {row},{column}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn packed_rows_are_the_transpose_for_odd_sizes_and_every_format() {

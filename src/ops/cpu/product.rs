@@ -214,8 +214,8 @@ impl<E: Element, O: Element> Job<'_, E, O> {
         while row < end {
             let rows = (end - row).min(strip_rows);
             let mut copy_rest = &mut *copies;
-            // (pointer, stride) of this strip for each term, copied where the format differs.
-            let mut sources = [(std::ptr::null::<E>(), 0usize); MAX_TERMS];
+            // This strip of each term and the distance of its rows: where it lies, or copied where the format differs.
+            let mut sources: [(&[E], usize); MAX_TERMS] = [(&[], 0); MAX_TERMS];
             for (term, source) in self.terms.iter().zip(&mut sources) {
                 let depth = term.columns.padded_depth();
                 let (copy, after) = copy_rest.split_at_mut(strip_rows * depth);
@@ -227,8 +227,11 @@ impl<E: Element, O: Element> Job<'_, E, O> {
                 for (index, (term, &(a, lda))) in self.terms.iter().zip(&sources).enumerate() {
                     let depth = term.columns.padded_depth();
                     let columns = &packed[offset + panel * depth * PANEL..][..depth * PANEL];
-                    // SAFETY: `strip` vouches for `rows` rows of `depth` values at `a`; the panel is whole.
-                    unsafe { E::tile(self.isa, rows, depth, a, lda, columns.as_ptr(), tile.0.as_mut_ptr(), index > 0) };
+                    // SAFETY: `strip` gave `rows` rows of `depth` values; the panel is whole.
+                    unsafe {
+                        let (a, tile) = (a.as_ptr(), tile.0.as_mut_ptr());
+                        E::tile(self.isa, rows, depth, a, lda, columns.as_ptr(), tile, index > 0);
+                    }
                     offset += panels * depth * PANEL;
                 }
                 self.store(row, rows, panel, &tile);
@@ -322,41 +325,32 @@ fn add_lanes<S: Stored>(sums: &mut [f32; PANEL], values: &[S]) {
 /// The most terms a product has: three projections with a low-rank pair each.
 pub const MAX_TERMS: usize = 8;
 
-/// `rows` rows of a term in the kernel's format, from `row` on: where they lie, or copied.
-fn strip<E: Element>(
-    source: Rows<'_>,
+/// `rows` rows from `row` on, `depth` values each and zeros up to `padded`, in the kernel's format, and the distance
+/// between them: where they lie if they have that format, or else in `copy`.
+pub fn strip<'a, E: Element>(
+    source: Rows<'a>,
     row: usize,
     rows: usize,
     depth: usize,
     padded: usize,
-    copy: &mut [E],
-) -> (*const E, usize) {
-    match source {
-        Rows::F32 { data, stride } if depth == padded && E::dtype() == <f32 as burn_backend::Element>::dtype() => {
-            assert!(data.len() >= (row + rows - 1) * stride + depth);
-            (data[row * stride..].as_ptr().cast(), stride)
-        }
-        Rows::Bf16 { data, stride } if depth == padded && E::dtype() == <bf16 as burn_backend::Element>::dtype() => {
-            assert!(data.len() >= (row + rows - 1) * stride + depth);
-            (data[row * stride..].as_ptr().cast(), stride)
-        }
-        Rows::F32 { data, stride } => {
-            for (r, target) in copy.chunks_exact_mut(padded).take(rows).enumerate() {
-                E::narrow_from(&data[(row + r) * stride..][..depth], &mut target[..depth]);
-                target[depth..].fill(E::zeroed());
-            }
-            (copy.as_ptr(), padded)
-        }
-        Rows::Bf16 { data, stride } => {
-            for (r, target) in copy.chunks_exact_mut(padded).take(rows).enumerate() {
-                for (to, from) in target.iter_mut().zip(&data[(row + r) * stride..][..depth]) {
-                    *to = E::round(Stored::to_f32(*from));
-                }
-                target[depth..].fill(E::zeroed());
-            }
-            (copy.as_ptr(), padded)
-        }
+    copy: &'a mut [E],
+) -> (&'a [E], usize) {
+    let there = if depth == padded { E::of_rows(source) } else { None };
+    if let Some((data, stride)) = there {
+        return (&data[row * stride..][..(rows - 1) * stride + depth], stride);
     }
+    for (r, target) in copy.chunks_exact_mut(padded).take(rows).enumerate() {
+        match source {
+            Rows::F32 { data, stride } => E::narrow_from(&data[(row + r) * stride..][..depth], &mut target[..depth]),
+            Rows::Bf16 { data, stride } => {
+                for (to, from) in target.iter_mut().zip(&data[(row + r) * stride..][..depth]) {
+                    *to = E::round(from.to_f32());
+                }
+            }
+        }
+        target[depth..].fill(E::zeroed());
+    }
+    (&copy[..rows * padded], padded)
 }
 
 /// Lends this thread's scratch: `count` values, contents undefined but initialised.

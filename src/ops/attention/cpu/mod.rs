@@ -1,0 +1,317 @@
+//! Attention on the processor: a few query rows at a time against packed keys and values.
+//!
+//! Keys and values are packed once for all query heads that share them. A task is one query head of one sequence (in the
+//! forward pass some of its queries): scores of a strip of query rows are computed panel by panel (32 keys), turned into
+//! probabilities, and multiplied by the packed values; the backward pass computes them again from the saved log-sum and
+//! accumulates `dKᵀ` and `dVᵀ` in tiles. Query heads that share a key head are summed in order, so the result does not
+//! depend on the number of threads.
+
+mod head;
+mod scores;
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Tensor};
+use burn_flex::FlexTensor;
+use half::bf16;
+
+use self::head::{Head, Packed, Share, Transposed};
+use super::Geometry;
+use super::cache::{Cache, Store};
+use crate::ops::cpu::autograd::{Kernel, Output, apply, dims, f32s, from_f32, plain, rows};
+use crate::ops::cpu::isa::{Isa, vectorised};
+use crate::ops::cpu::kernel::{Element, PANEL};
+use crate::ops::cpu::pool;
+use crate::ops::cpu::product::{Rows, SharedMut, Target, narrow};
+use crate::ops::cpu::rowwise::{map_rows, narrowed};
+
+/// Queries of a task of the forward pass: few enough that one long sequence keeps every thread busy.
+const QUERIES_PER_TASK: usize = 384;
+
+#[derive(Debug, Clone)]
+struct Attention {
+    lengths: Arc<[usize]>,
+    geometry: Geometry,
+}
+
+#[derive(Debug, Clone)]
+struct Saved {
+    /// `q | k | v`, rotated.
+    rotated: FlexTensor,
+    /// `ln Σ exp(scores)` by query and head, `[tokens, heads]`.
+    log_sums: Arc<Vec<f32>>,
+}
+
+/// See [`attention`](super::attention).
+pub fn attention(qkv: Tensor<2>, lengths: &[usize], geometry: &Geometry) -> Tensor<2> {
+    apply::<1, _>(Attention { lengths: lengths.into(), geometry: geometry.clone() }, [qkv])
+}
+
+/// See [`cached_attention`](super::cached_attention).
+pub fn cached_attention(
+    qkv: Tensor<2>,
+    lengths: &[usize],
+    caches: &mut [&mut Cache],
+    geometry: &Geometry,
+) -> Tensor<2> {
+    let qkv = plain(qkv);
+    let [tokens, _] = dims(&qkv);
+    let (q_width, kv_width) = (geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim);
+    let positions: Vec<usize> =
+        lengths.iter().zip(caches.iter()).flat_map(|(&length, cache)| cache.length..cache.length + length).collect();
+    let rotated = rotate(&qkv, &positions, geometry, DType::F32, 1.0);
+    let values = f32s(&rotated);
+    let mut start = 0;
+    for (&length, cache) in lengths.iter().zip(caches.iter_mut()) {
+        if matches!(cache.store, Store::Empty) {
+            cache.store = Store::Host { keys: Vec::new(), values: Vec::new() };
+        }
+        if let Store::Host { keys, values: remembered } = &mut cache.store {
+            for row in values.chunks_exact(q_width + 2 * kv_width).skip(start).take(length) {
+                keys.extend_from_slice(&row[q_width..q_width + kv_width]);
+                remembered.extend_from_slice(&row[q_width + kv_width..]);
+            }
+        }
+        cache.length += length;
+        start += length;
+    }
+    let mut out = vec![0f32; tokens * q_width];
+    let target = SharedMut(out.as_mut_ptr());
+    let mut tasks = Vec::new();
+    let mut start = 0;
+    for (&length, cache) in lengths.iter().zip(caches.iter()) {
+        for head in 0..geometry.heads {
+            tasks.push((start, length, &**cache, head));
+        }
+        start += length;
+    }
+    pool::for_each(tasks.len(), |task| {
+        let (start, length, cache, head) = tasks[task];
+        let Store::Host { keys, values: remembered } = &cache.store else { return };
+        let kv_head = head / (geometry.heads / geometry.kv_heads);
+        let column = kv_head * geometry.head_dim;
+        let packed = |data| Rows::F32 { data, stride: kv_width }.from_column(column);
+        let queries = Rows::F32 { data: values, stride: q_width + 2 * kv_width }
+            .from_row(start)
+            .from_column(head * geometry.head_dim);
+        let (count, dim) = (cache.length, geometry.head_dim);
+        let keys = Packed::<f32>::columns(packed(keys), count, dim);
+        let values = Packed::rows(packed(remembered), count, dim);
+        let job = Head { isa: Isa::current(), queries, count: length, past: count - length, geometry };
+        let target = &target;
+        job.forward(0..length, &keys, &values, |query, mixed, _| {
+            // SAFETY: this head of this row belongs to this task alone.
+            unsafe {
+                let out = target.0.add((start + query) * q_width + head * geometry.head_dim);
+                std::slice::from_raw_parts_mut(out, mixed.len()).copy_from_slice(mixed);
+            }
+        });
+    });
+    let out = from_f32(out, tokens, q_width);
+    let out = if qkv.dtype() == DType::BF16 { narrowed(&out) } else { out };
+    Tensor::from_primitive::<burn::backend::Flex>(out)
+}
+
+/// The queries and keys of `qkv` rotated to their positions (`direction` 1) or back (-1).
+fn rotate(qkv: &FlexTensor, positions: &[usize], geometry: &Geometry, dtype: DType, direction: f32) -> FlexTensor {
+    let [tokens, width] = dims(qkv);
+    let half = geometry.head_dim / 2;
+    let table = geometry.rope.table(positions.iter().max().map_or(0, |last| last + 1));
+    let source = rows(qkv);
+    map_rows(dtype, tokens, width, |row, out, _| {
+        source.read(row, 0, out);
+        let (cos, sin) = table.at(positions[row]);
+        rotate_heads(&mut out[..2 * half * (geometry.heads + geometry.kv_heads)], cos, sin, direction);
+    })
+}
+
+vectorised! {
+    fn rotate_heads(heads: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+        for head in heads.chunks_exact_mut(2 * cos.len()) {
+            let (left, right) = head.split_at_mut(cos.len());
+            for (((left, right), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
+                let sin = sin * direction;
+                let turned = *left * cos - *right * sin;
+                *right = *right * cos + *left * sin;
+                *left = turned;
+            }
+        }
+    }
+}
+
+/// Positions of sequences laid end to end.
+fn positions(lengths: &[usize]) -> Vec<usize> {
+    lengths.iter().flat_map(|&length| 0..length).collect()
+}
+
+impl Attention {
+    /// First row and length of every sequence.
+    fn sequences(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.lengths.iter().scan(0, |end, &length| {
+            *end += length;
+            Some((*end - length, length))
+        })
+    }
+
+    /// `pack(keys, values, length)` of every key head of every sequence, in order.
+    fn pack<P: Send>(&self, rotated: Rows<'_>, pack: impl Fn(Rows<'_>, Rows<'_>, usize) -> P + Sync) -> Vec<P> {
+        let Geometry { heads, kv_heads, head_dim, .. } = self.geometry;
+        let sequences: Vec<_> = self.sequences().collect();
+        pool::map(sequences.len() * kv_heads, |task| {
+            let (start, length) = sequences[task / kv_heads];
+            let from = |head: usize| rotated.from_row(start).from_column(head * head_dim);
+            let head = heads + task % kv_heads;
+            pack(from(head), from(head + kv_heads), length)
+        })
+    }
+
+    /// The query head at `start`, and which of the packed heads it shares.
+    fn head<'a>(&'a self, rotated: Rows<'a>, (start, length): (usize, usize), head: usize) -> Head<'a> {
+        let queries = rotated.from_row(start).from_column(head * self.geometry.head_dim);
+        Head { isa: Isa::current(), queries, count: length, past: 0, geometry: &self.geometry }
+    }
+
+    fn run<E: Element>(&self, rotated: &FlexTensor) -> (FlexTensor, Vec<f32>) {
+        let [tokens, _] = dims(rotated);
+        let Geometry { heads, kv_heads, head_dim, .. } = self.geometry;
+        let width = heads * head_dim;
+        let source = rows(rotated);
+        let packed = self.pack(source, |keys, values, length| {
+            (Packed::<E>::columns(keys, length, head_dim), Packed::<E>::rows(values, length, head_dim))
+        });
+        let mut log_sums = vec![0f32; tokens * heads];
+        let mut out = Output::new(rotated.dtype(), tokens * width);
+        let sums = SharedMut(log_sums.as_mut_ptr());
+        let target = SharedOutput::new(&mut out);
+        let mut tasks = Vec::new();
+        for (index, sequence) in self.sequences().enumerate() {
+            for first in (0..sequence.1).step_by(QUERIES_PER_TASK) {
+                let wanted = first..(first + QUERIES_PER_TASK).min(sequence.1);
+                tasks.extend((0..heads).map(|head| (index, sequence, wanted.clone(), head)));
+            }
+        }
+        pool::for_each(tasks.len(), |task| {
+            let ((index, sequence, wanted, head), sums, target) = (&tasks[task], &sums, &target);
+            let (start, head) = (sequence.0, *head);
+            let (keys, values) = &packed[index * kv_heads + head / (heads / kv_heads)];
+            self.head(source, *sequence, head).forward(wanted.clone(), keys, values, |query, mixed, log_sum| {
+                // SAFETY: this head of this row belongs to this task alone.
+                unsafe {
+                    target.write((start + query) * width + head * head_dim, mixed);
+                    *sums.0.add((start + query) * heads + head) = log_sum;
+                }
+            });
+        });
+        // SAFETY: every head of every query wrote its values.
+        (unsafe { out.into_tensor(tokens, width) }, log_sums)
+    }
+
+    fn gradients<E: Element>(&self, saved: &Saved, gradient: &FlexTensor) -> FlexTensor {
+        let [tokens, width] = dims(&saved.rotated);
+        let Geometry { heads, kv_heads, head_dim, .. } = self.geometry;
+        let group = heads / kv_heads;
+        let (source, g_rows) = (rows(&saved.rotated), rows(gradient));
+        let packed = self.pack(source, |keys, values, length| {
+            (
+                Packed::<E>::columns(keys, length, head_dim),
+                Packed::<E>::columns(values, length, head_dim),
+                Packed::<E>::rows(keys, length, head_dim),
+            )
+        });
+        let mut dqkv = Output::new(DType::F32, tokens * width);
+        let target = SharedOutput::new(&mut dqkv);
+        let sequences: Vec<_> = self.sequences().collect();
+        // A key head's share from each of its query heads, summed below in order.
+        let shares = pool::map(sequences.len() * heads, |task| {
+            let (index, head) = (task / heads, task % heads);
+            let start = sequences[index].0;
+            let (keys, values, key_rows) = &packed[index * kv_heads + head / group];
+            let log_sum = |query: usize| saved.log_sums[(start + query) * heads + head];
+            let g = g_rows.from_row(start).from_column(head * head_dim);
+            let job = self.head(source, sequences[index], head);
+            job.backward((keys, values, key_rows), g, log_sum, |query, dq| {
+                // SAFETY: the query columns of this head of this row belong to this task alone.
+                unsafe { target.write((start + query) * width + head * head_dim, dq) };
+            })
+        });
+        pool::for_each(packed.len(), |task| {
+            let (index, kv_head) = (task / kv_heads, task % kv_heads);
+            let (start, length) = sequences[index];
+            let shares = &shares[index * heads + kv_head * group..][..group];
+            let mut sums = vec![0f32; head_dim * PANEL];
+            let mut row = vec![0f32; head_dim];
+            for (of, column) in [(Share::keys as fn(&Share) -> &Transposed, heads), (Share::values, heads + kv_heads)] {
+                for first in (0..length).step_by(PANEL) {
+                    sums.fill(0.0);
+                    for share in shares {
+                        let panel = of(share).panel(first / PANEL);
+                        sums.iter_mut().zip(panel).for_each(|(sum, value)| *sum += value);
+                    }
+                    for key in first..length.min(first + PANEL) {
+                        for (value, sums) in row.iter_mut().zip(sums.chunks_exact(PANEL)) {
+                            *value = sums[key - first];
+                        }
+                        // SAFETY: the columns of this key head of this row belong to this task alone.
+                        unsafe { target.write((start + key) * width + (column + kv_head) * head_dim, &row) };
+                    }
+                }
+            }
+        });
+        // SAFETY: the columns of every query, key and value head were written for every token.
+        let dqkv = unsafe { dqkv.into_tensor(tokens, width) };
+        rotate(&dqkv, &positions(&self.lengths), &self.geometry, saved.rotated.dtype(), -1.0)
+    }
+}
+
+impl Kernel<1> for Attention {
+    type Saved = Saved;
+
+    fn forward(&self, [qkv]: [&FlexTensor; 1], save: bool) -> (FlexTensor, Option<Saved>) {
+        let rotated = rotate(qkv, &positions(&self.lengths), &self.geometry, qkv.dtype(), 1.0);
+        let (y, log_sums) = if qkv.dtype() == DType::BF16 && Isa::current().multiplies_bf16() {
+            self.run::<bf16>(&rotated)
+        } else {
+            self.run::<f32>(&rotated)
+        };
+        (y, save.then(|| Saved { rotated, log_sums: Arc::new(log_sums) }))
+    }
+
+    fn backward(&self, saved: Saved, gradient: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let bf16_kernel = saved.rotated.dtype() == DType::BF16 && Isa::current().multiplies_bf16();
+        let dqkv = if bf16_kernel {
+            self.gradients::<bf16>(&saved, &gradient)
+        } else {
+            self.gradients::<f32>(&saved, &gradient)
+        };
+        [Some(dqkv)]
+    }
+}
+
+/// An output that tasks share.
+enum SharedOutput {
+    F32(SharedMut<f32>),
+    Bf16(SharedMut<bf16>),
+}
+
+impl SharedOutput {
+    fn new(output: &mut Output) -> Self {
+        match output.target(0, 0) {
+            Target::F32 { data, .. } => Self::F32(SharedMut(data.as_mut_ptr().cast())),
+            Target::Bf16 { data, .. } => Self::Bf16(SharedMut(data.as_mut_ptr().cast())),
+        }
+    }
+
+    /// # Safety
+    /// `at..at + values.len()` lies inside and belongs to the caller alone.
+    unsafe fn write(&self, at: usize, values: &[f32]) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            match self {
+                Self::F32(out) => {
+                    std::slice::from_raw_parts_mut(out.0.add(at), values.len()).copy_from_slice(values);
+                }
+                Self::Bf16(out) => narrow(values, std::slice::from_raw_parts_mut(out.0.add(at), values.len())),
+            }
+        }
+    }
+}
