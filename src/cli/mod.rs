@@ -90,9 +90,7 @@ pub fn main() -> ExitCode {
         }
     };
     let terminal = Terminal::new(&cli.global);
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        run(&cli, &terminal)
-    }));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&cli, &terminal)));
     let result = outcome.unwrap_or_else(|_| Err(panic::as_error()));
     match result {
         Ok(()) if interrupt::requested() => ExitCode::from(interrupt::EXIT_CODE),

@@ -2,7 +2,12 @@
 //!
 //! A training step is a thousand short products one after another. rayon puts a thread to sleep as soon as it finds
 //! nothing to do, and waking it costs as much as a tenth of such a product (docs/performance.md); here a helper spins
-//! through the gap between two of them. Tasks are taken from a counter one by one, so whoever is ahead takes more.
+//! through the gap between two of them.
+//!
+//! Tasks have a home: each thread begins with its own share of them, in order, and helps out with the others' when that
+//! is done. Where tasks are ordered by the rows they work on, a row stays with one thread from op to op, and so in its
+//! cache: what another core has written costs five times as much to read as what one has written oneself, where the two
+//! share no cache.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -45,7 +50,7 @@ pub fn with_threads<R>(threads: usize, work: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Calls `work(0)`, `work(1)`, … `work(tasks - 1)`, each once, on several threads in no particular order.
+/// Calls `work(0)`, `work(1)`, … `work(tasks - 1)`, each once, on several threads; neighbours tend to run on one.
 ///
 /// A panic of a task reaches the caller once every thread has let go of `work`.
 pub fn for_each(tasks: usize, work: impl Fn(usize) + Sync) {
@@ -86,7 +91,9 @@ fn pool() -> &'static Pool {
         };
         // A helper that cannot be started is missed by no one: tasks are taken, not handed out.
         let helpers = (1..wanted)
-            .filter(|index| std::thread::Builder::new().name(format!("kernels-{index}")).spawn(help).is_ok())
+            .filter(|&index| {
+                std::thread::Builder::new().name(format!("kernels-{index}")).spawn(move || help(index)).is_ok()
+            })
             .count();
         Pool { helpers, callers: Mutex::new(()) }
     })
@@ -132,26 +139,61 @@ unsafe impl Send for Job {}
 struct Tasks<'a> {
     work: &'a (dyn Fn(usize) + Sync),
     count: usize,
-    next: AtomicUsize,
+    /// The next task of each thread's share.
+    shares: [Share; MOST_SHARES],
+    threads: usize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
+/// More threads than this share the shares.
+const MOST_SHARES: usize = 64;
+
+/// On a cache line of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Share(AtomicUsize);
+
 impl Tasks<'_> {
-    /// Takes tasks until none is left.
-    fn take(&self) {
+    fn new(work: &(dyn Fn(usize) + Sync), count: usize, threads: usize) -> Tasks<'_> {
+        let threads = threads.min(MOST_SHARES);
+        let tasks = Tasks {
+            work,
+            count,
+            shares: [const { Share(AtomicUsize::new(0)) }; MOST_SHARES],
+            threads,
+            panic: Mutex::new(None),
+        };
+        for (share, next) in tasks.shares.iter().enumerate().take(threads) {
+            next.0.store(tasks.first(share), Ordering::Relaxed);
+        }
+        tasks
+    }
+
+    /// The first task of a share.
+    fn first(&self, share: usize) -> usize {
+        share * self.count / self.threads
+    }
+
+    /// Takes tasks until none is left: its own, then those of the next threads.
+    fn take(&self, thread: usize) {
         BUSY.set(true);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let index = self.next.fetch_add(1, Ordering::Relaxed);
-                if index >= self.count {
-                    break;
+            for share in (0..self.threads).map(|offset| (thread + offset) % self.threads) {
+                let end = self.first(share + 1);
+                loop {
+                    let index = self.shares[share].0.fetch_add(1, Ordering::Relaxed);
+                    if index >= end {
+                        break;
+                    }
+                    (self.work)(index);
                 }
-                (self.work)(index);
             }
         }));
         BUSY.set(false);
         if let Err(payload) = outcome {
-            self.next.store(self.count, Ordering::Relaxed);
+            for share in &self.shares[..self.threads] {
+                share.0.store(self.count, Ordering::Relaxed);
+            }
             *lock(&self.panic) = Some(payload);
         }
     }
@@ -164,7 +206,7 @@ impl Pool {
             return false;
         }
         let Ok(_alone) = self.callers.try_lock() else { return false };
-        let tasks = Tasks { work, count, next: AtomicUsize::new(0), panic: Mutex::new(None) };
+        let tasks = Tasks::new(work, count, self.helpers + 1);
         let erased = std::ptr::from_ref(&tasks).cast::<Tasks<'static>>();
         *lock(&DESK.job) = Some(Job(erased));
         let job = number(DESK.state.load(Ordering::Relaxed)).wrapping_add(1) << 32;
@@ -173,7 +215,7 @@ impl Pool {
             let _awake = lock(&DESK.bed);
             DESK.bell.notify_all();
         }
-        tasks.take();
+        tasks.take(0);
         // From here on no helper begins; those at it are waited for, so that `tasks` outlives them.
         DESK.state.fetch_or(CLOSED, Ordering::SeqCst);
         let mut spins = 0u32;
@@ -190,12 +232,14 @@ impl Pool {
 }
 
 /// A helper's life: it ends with the process.
-fn help() {
+fn help(thread: usize) {
     let mut seen = 0;
     loop {
         let state = wait_for_job_after(seen);
         seen = number(state);
-        if state & CLOSED > 0 || DESK.state.compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+        if state & CLOSED > 0
+            || DESK.state.compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::Relaxed).is_err()
+        {
             // It is over, or another helper came or went: look again, unless it is over.
             if state & CLOSED == 0 {
                 seen = seen.wrapping_sub(1);
@@ -205,7 +249,7 @@ fn help() {
         let job = *lock(&DESK.job);
         if let Some(Job(tasks)) = job {
             // SAFETY: the caller waits until this helper is off the job, and counted it as on it before.
-            unsafe { (*tasks).take() };
+            unsafe { (*tasks).take(thread) };
         }
         DESK.state.fetch_sub(1, Ordering::Release);
     }

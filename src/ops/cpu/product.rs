@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use half::bf16;
 
 use super::isa::{Isa, vectorised};
-use super::kernel::{Element, MAX_ROWS, PANEL, Tile};
+use super::kernel::{Element, PANEL, Tile};
 use super::pack::{Columns, Stored};
 use super::pool;
 
@@ -103,6 +103,10 @@ thread_local! {
 
 /// Panels of one task stay in the second-level cache.
 const PANEL_BYTES: usize = 512 << 10;
+/// More tasks than threads, so that none waits long for the last one.
+const TASKS_PER_THREAD: usize = 8;
+/// Rows whose product takes several times as long as packing the right-hand side.
+const ROWS_PER_PIECE: usize = 160;
 
 /// Computes `rows` by `columns` values of `Σ terms` into `target`.
 ///
@@ -136,15 +140,15 @@ fn run<E: Element, O: Element>(
     let threads = pool::threads();
     let depth: usize = terms.iter().map(|term| term.columns.padded_depth()).sum();
     let panels = columns.div_ceil(PANEL);
-    let wanted_tasks = if threads == 1 { 1 } else { threads * 4 };
+    let wanted_tasks = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
     let by_cache = (PANEL_BYTES / (depth * PANEL * size_of::<E>()).max(1)).max(1);
-    let group = panels.div_ceil(wanted_tasks).clamp(1, by_cache);
-    let groups = panels.div_ceil(group);
-    // Rows are split only where there are too few panels to go round; pieces start at whole tiles of any kernel.
-    const ROW_UNIT: usize = MAX_ROWS * 12;
-    let row_pieces = wanted_tasks.div_ceil(groups).clamp(1, rows.div_ceil(ROW_UNIT));
-    let piece = rows.div_ceil(row_pieces).next_multiple_of(ROW_UNIT);
+    // A thread of its own for some rows, as far as packing the right-hand side for each is worth it: their values are
+    // where the thread's other work on them left them. Where there are too few panels to go round, rows are split anyway.
+    let pieces = (rows / ROWS_PER_PIECE).clamp(1, threads).max(threads.div_ceil(panels));
+    let piece = rows.div_ceil(pieces).next_multiple_of(E::rows_per_tile(isa));
     let row_pieces = rows.div_ceil(piece);
+    let group = (panels * row_pieces).div_ceil(wanted_tasks).clamp(1, by_cache);
+    let groups = panels.div_ceil(group);
     let out = SharedMut(data.as_mut_ptr().cast::<O>());
     let task = |index: usize| {
         let (column, row) = (index % groups * group * PANEL, index / groups * piece);

@@ -161,9 +161,8 @@ mod tests {
             let left: Vec<f32> = (0..tokens * rank).map(|i| (i * 7 % 5) as f32 - 2.0).collect();
             let right: Vec<f32> = (0..tokens * width).map(|i| (i * 11 % 7) as f32 - 3.0).collect();
             let narrow: Vec<bf16> = right.iter().map(|&value| bf16::from_f32(value)).collect();
-            let expected = |r: usize, c: usize| {
-                0.5 * (0..tokens).map(|t| left[t * rank + r] * right[t * width + c]).sum::<f32>()
-            };
+            let expected =
+                |r: usize, c: usize| 0.5 * (0..tokens).map(|t| left[t * rank + r] * right[t * width + c]).sum::<f32>();
             let plain = sum_outer(&left, rank, Rows::F32 { data: &right, stride: width }, width, 0.5);
             let from_bf16 = sum_outer(&left, rank, Rows::Bf16 { data: &narrow, stride: width }, width, 0.5);
             for (index, (plain, from_bf16)) in plain.iter().zip(&from_bf16).enumerate() {

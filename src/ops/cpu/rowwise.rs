@@ -59,11 +59,16 @@ fn fill_rows<T: bytemuck::Zeroable + Send>(
 ) -> Vec<T> {
     let count = rows * width;
     let mut values = Vec::with_capacity(count);
-    for_each_row(&mut values.spare_capacity_mut()[..count], width, scratch, |row, out: &mut [MaybeUninit<T>], scratch| {
-        out.fill_with(MaybeUninit::zeroed);
-        // SAFETY: all zero is a valid `T`.
-        work(row, unsafe { out.assume_init_mut() }, scratch);
-    });
+    for_each_row(
+        &mut values.spare_capacity_mut()[..count],
+        width,
+        scratch,
+        |row, out: &mut [MaybeUninit<T>], scratch| {
+            out.fill_with(MaybeUninit::zeroed);
+            // SAFETY: all zero is a valid `T`.
+            work(row, unsafe { out.assume_init_mut() }, scratch);
+        },
+    );
     // SAFETY: every row was cleared.
     unsafe { values.set_len(count) };
     values

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::scores::{Laid, Strip, differentiate, restore, soften};
 use super::super::Geometry;
+use super::scores::{Laid, Strip, differentiate, restore, soften};
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::kernel::{Element, PANEL, Tile};
 use crate::ops::cpu::matrix::interleave_rows;
