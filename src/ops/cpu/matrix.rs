@@ -121,8 +121,9 @@ impl Matrix {
         InputGradient { matrix: self, first, count }
     }
 
-    /// `out[m, rows] = x[m, columns] · Wᵀ` for a handful of rows, where packing would cost more than it saves.
-    pub fn multiply_few(&self, x: Rows<'_>, m: usize, bias: Option<&[f32]>, out: &mut [f32]) {
+    /// `out[m, rows] = x[m, columns] · Wᵀ` for a handful of rows, where packing would cost more than it saves; the rows of
+    /// `out` are `stride` apart.
+    pub fn multiply_few(&self, x: Rows<'_>, m: usize, out: &mut [f32], stride: usize) {
         const ROWS_PER_TASK: usize = 32;
         let mut inputs = vec![0f32; m * self.columns];
         for (row, values) in inputs.chunks_exact_mut(self.columns).enumerate() {
@@ -151,13 +152,13 @@ impl Matrix {
                             Some(weights) => dot_bf16(values, weights),
                             None => dot(values, weights),
                         };
-                        // SAFETY: `row` belongs to this task alone; `out` holds `m * rows` values.
-                        unsafe { *target.0.add(m * self.rows + row) = sum + bias.map_or(0.0, |bias| bias[row]) };
+                        // SAFETY: `row` belongs to this task alone; `out` holds every row.
+                        unsafe { *target.0.add(m * stride + row) = sum };
                     }
                 }
             });
         };
-        assert!(out.len() >= m * self.rows);
+        assert!(out.len() >= (m - 1) * stride + self.rows);
         let tasks = self.rows.div_ceil(ROWS_PER_TASK);
         pool::for_each(tasks, task);
     }
@@ -358,9 +359,7 @@ impl Columns<bf16> for InputGradient<'_> {
         let padded = depth.next_multiple_of(2);
         if let Storage::Bf16(bytes) = &self.matrix.storage {
             let data = &cast::<bf16>(bytes)[self.first * stride..];
-            return each_panel(first, count, padded, panels, |column, columns, panel| {
-                interleave_rows(&data[column..], stride, columns, depth, panel);
-            });
+            return interleave_rows(&data[first..], stride, count, depth, panels);
         }
         if padded > depth {
             panels.chunks_exact_mut(padded * PANEL).for_each(|panel| panel[(padded - 2) * PANEL..].fill(bf16::ZERO));
@@ -374,31 +373,56 @@ impl Columns<bf16> for InputGradient<'_> {
                 if half == 0 {
                     pair[count..].fill(bf16::ZERO);
                 }
-                for (index, panel) in panels.chunks_exact_mut(padded * PANEL).enumerate() {
-                    let columns = (count - index * PANEL).min(PANEL);
-                    interleave_rows(&pair[index * PANEL..], count, columns, 2, &mut panel[k / 2 * 2 * PANEL..]);
-                }
+                interleave_pair(&pair, count, panels, padded * PANEL, k / 2);
             }
         });
     }
 }
 
 vectorised! {
-    /// Rows `2i` and `2i + 1` of `data` become the pairs of depth `i`; missing columns and rows become zero.
-    pub fn interleave_rows(data: &[bf16], stride: usize, columns: usize, depth: usize, panel: &mut [bf16]) {
-        for (pair, target) in panel.chunks_exact_mut(2 * PANEL).take(depth.div_ceil(2)).enumerate() {
+    /// Rows `2i` and `2i + 1` of `data` (`stride` apart) become the pairs of depth `i` of every panel that `columns` fill;
+    /// missing columns and rows become zero. A panel is as large as `panels` has room for.
+    pub fn interleave_rows(data: &[bf16], stride: usize, columns: usize, depth: usize, panels: &mut [bf16]) {
+        /// Pairs of rows that are fetched ahead: each is read once, and far from the last.
+        const AHEAD: usize = 6;
+        let size = panels.len() / columns.div_ceil(PANEL);
+        for pair in 0..depth.div_ceil(2) {
+            #[cfg(target_arch = "x86_64")]
+            for row in [2 * (pair + AHEAD), 2 * (pair + AHEAD) + 1] {
+                for column in (0..columns).step_by(32) {
+                    let at = data.as_ptr().wrapping_add(row * stride + column);
+                    // SAFETY: a prefetch reads nothing; any address will do.
+                    unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast()) };
+                }
+            }
             let lower = &data[2 * pair * stride..][..columns];
             let upper: &[bf16] = if 2 * pair + 1 < depth { &data[(2 * pair + 1) * stride..][..columns] } else { &[] };
-            let words: &mut [u32] = bytemuck::cast_slice_mut(target);
-            if columns == PANEL && upper.len() == PANEL {
-                for column in 0..PANEL {
-                    words[column] = u32::from(lower[column].to_bits()) | u32::from(upper[column].to_bits()) << 16;
-                }
-            } else {
-                for (column, word) in words.iter_mut().enumerate() {
-                    let bits = |row: &[bf16]| row.get(column).map_or(0, |value| u32::from(value.to_bits()));
-                    *word = bits(lower) | bits(upper) << 16;
-                }
+            write_pair(lower, upper, panels, size, pair);
+        }
+    }
+}
+
+vectorised! {
+    /// The two rows of `pair` become depth `at` of every panel of `size` values.
+    fn interleave_pair(pair: &[bf16], columns: usize, panels: &mut [bf16], size: usize, at: usize) {
+        write_pair(&pair[..columns], &pair[columns..2 * columns], panels, size, at);
+    }
+}
+
+#[inline(always)]
+fn write_pair(lower: &[bf16], upper: &[bf16], panels: &mut [bf16], size: usize, at: usize) {
+    for (panel, first) in panels.chunks_exact_mut(size).zip((0..lower.len()).step_by(PANEL)) {
+        let words: &mut [u32] = bytemuck::cast_slice_mut(&mut panel[at * 2 * PANEL..][..2 * PANEL]);
+        let whole = |row: &[bf16]| row.get(first..first + PANEL).is_some();
+        if whole(lower) && whole(upper) {
+            let (lower, upper) = (&lower[first..first + PANEL], &upper[first..first + PANEL]);
+            for lane in 0..PANEL {
+                words[lane] = u32::from(lower[lane].to_bits()) | u32::from(upper[lane].to_bits()) << 16;
+            }
+        } else {
+            for (lane, word) in words.iter_mut().enumerate() {
+                let bits = |row: &[bf16]| row.get(first + lane).map_or(0, |value| u32::from(value.to_bits()));
+                *word = bits(lower) | bits(upper) << 16;
             }
         }
     }

@@ -245,6 +245,9 @@ mod x86 {
 
     use super::PANEL;
 
+    /// How far ahead of a row's reading it is fetched, in 16-bit units.
+    const PREFETCH: usize = 192;
+
     /// `rows` rows of `columns` values (f32, or bf16 that are paired first) become `columns` rows of 32-bit words.
     ///
     /// # Safety
@@ -306,7 +309,10 @@ mod x86 {
                     let mask: __mmask16 = if count == 16 { !0 } else { (1 << count) - 1 };
                     let mut block = [_mm512_setzero_si512(); 16];
                     for (row, words) in block.iter_mut().enumerate() {
-                        *words = _mm512_maskz_loadu_epi32(mask, rows.add(row * stride + k * 2).cast());
+                        let at = rows.add(row * stride + k * 2);
+                        // Far enough ahead for main memory; beyond the end it is ignored.
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH).cast());
+                        *words = _mm512_maskz_loadu_epi32(mask, at.cast());
                     }
                     let block = transpose(block);
                     for (step, words) in block.iter().enumerate().take(count) {

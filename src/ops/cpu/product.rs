@@ -1,7 +1,8 @@
 //! Matrix products on the processor: rows of activations by packed columns, summed over several terms.
 //!
 //! `out[m, n] = Σ_terms a_t[m, ·] · columns_t[·, n] (+ bias[n]) (+ residual[m, n])`. A low-rank update is just one
-//! more term, so `x·Wᵀ + s·(x·Aᵀ)·Bᵀ` costs one pass over the output. Weights are packed a few panels at a time
+//! more term, so `x·Wᵀ + s·(x·Aᵀ)·Bᵀ` costs one pass over the output; projections that share an input are parts of one
+//! product. Weights are packed a few panels at a time
 //! into per-thread scratch: no second copy of a weight ever exists. Every output value is summed along the depth,
 //! term by term, by one thread, so the result does not depend on the number of threads.
 
@@ -79,12 +80,35 @@ pub struct Term<'a, E: Element> {
     pub columns: &'a dyn Columns<E>,
 }
 
+/// Some neighbouring columns of a product: `Σ terms (+ bias)`.
+pub struct Part<'a, E: Element> {
+    /// The first column in the target.
+    pub column: usize,
+    pub columns: usize,
+    pub terms: Vec<Term<'a, E>>,
+    /// One value a column.
+    pub bias: Option<&'a [f32]>,
+}
+
+impl<'a, E: Element> Part<'a, E> {
+    /// A product of one part and one term.
+    pub fn whole(columns: usize, term: Term<'a, E>) -> [Self; 1] {
+        [Self { column: 0, columns, terms: vec![term], bias: None }]
+    }
+
+    fn depth(&self) -> usize {
+        self.terms.iter().map(|term| term.columns.padded_depth()).sum()
+    }
+
+    fn panels(&self) -> usize {
+        self.columns.div_ceil(PANEL)
+    }
+}
+
 /// Added to every output value.
 #[derive(Clone, Copy, Default)]
 pub struct Epilogue<'a> {
-    /// By column.
-    pub bias: Option<&'a [f32]>,
-    /// By row and column.
+    /// By row and column of the target.
     pub residual: Option<Rows<'a>>,
     /// Adds to what the target holds; it must be initialised then.
     pub accumulate: bool,
@@ -108,66 +132,69 @@ const TASKS_PER_THREAD: usize = 8;
 /// Rows whose product takes several times as long as packing the right-hand side.
 const ROWS_PER_PIECE: usize = 160;
 
-/// Computes `rows` by `columns` values of `Σ terms` into `target`.
+/// Computes `rows` rows of every part into `target`.
 ///
 /// `E` is the number format of the kernel; pick it with [`Isa::multiplies_bf16`].
-pub fn product<E: Element>(
-    rows: usize,
-    columns: usize,
-    terms: &[Term<'_, E>],
-    epilogue: Epilogue<'_>,
-    target: Target<'_>,
-) {
+pub fn product<E: Element>(rows: usize, parts: &[Part<'_, E>], epilogue: Epilogue<'_>, target: Target<'_>) {
     match target {
-        Target::F32 { data, stride } => run(rows, columns, terms, epilogue, data, stride),
-        Target::Bf16 { data, stride } => run(rows, columns, terms, epilogue, data, stride),
+        Target::F32 { data, stride } => run(rows, parts, epilogue, data, stride),
+        Target::Bf16 { data, stride } => run(rows, parts, epilogue, data, stride),
     }
 }
 
 fn run<E: Element, O: Element>(
     rows: usize,
-    columns: usize,
-    terms: &[Term<'_, E>],
+    parts: &[Part<'_, E>],
     epilogue: Epilogue<'_>,
     data: &mut [MaybeUninit<O>],
     stride: usize,
 ) {
-    if rows == 0 || columns == 0 {
+    let panels: usize = parts.iter().map(Part::panels).sum();
+    if rows == 0 || panels == 0 {
         return;
     }
+    let columns = parts.iter().map(|part| part.column + part.columns).max().unwrap_or(0);
     assert!(data.len() >= (rows - 1) * stride + columns, "the target holds every row");
     let isa = Isa::current();
     let threads = pool::threads();
-    let depth: usize = terms.iter().map(|term| term.columns.padded_depth()).sum();
-    let panels = columns.div_ceil(PANEL);
     let wanted_tasks = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
-    let by_cache = (PANEL_BYTES / (depth * PANEL * size_of::<E>()).max(1)).max(1);
     // A thread of its own for some rows, as far as packing the right-hand side for each is worth it: their values are
     // where the thread's other work on them left them. Where there are too few panels to go round, rows are split anyway.
     let pieces = (rows / ROWS_PER_PIECE).clamp(1, threads).max(threads.div_ceil(panels));
     let piece = rows.div_ceil(pieces).next_multiple_of(E::rows_per_tile(isa));
-    let row_pieces = rows.div_ceil(piece);
-    let group = (panels * row_pieces).div_ceil(wanted_tasks).clamp(1, by_cache);
-    let groups = panels.div_ceil(group);
+    let pieces = rows.div_ceil(piece);
+    let group = (panels * pieces).div_ceil(wanted_tasks).max(1);
+    // (part, first panel, panels) of every task of a piece.
+    let blocks: Vec<_> = parts
+        .iter()
+        .flat_map(|part| {
+            let by_cache = PANEL_BYTES / (part.depth() * PANEL * size_of::<E>()).max(1);
+            let group = group.min(by_cache).max(1);
+            (0..part.panels()).step_by(group).map(move |first| (part, first, group.min(part.panels() - first)))
+        })
+        .collect();
     let out = SharedMut(data.as_mut_ptr().cast::<O>());
     let task = |index: usize| {
-        let (column, row) = (index % groups * group * PANEL, index / groups * piece);
+        let (part, first, panels) = blocks[index % blocks.len()];
+        let row = index / blocks.len() * piece;
+        let column = first * PANEL;
         let job = Job::<E, O> {
             isa,
-            terms,
+            part,
             epilogue,
             out: &out,
             stride,
             column,
-            columns: (columns - column).min(group * PANEL),
+            columns: (part.columns - column).min(panels * PANEL),
             row,
             rows: (rows - row).min(piece),
             marker: PhantomData,
         };
-        job.run(depth);
+        job.run(part.depth());
     };
-    let tasks = groups * row_pieces;
-    if tasks == 1 || rows * columns * depth < 1 << 16 {
+    let tasks = blocks.len() * pieces;
+    let operations: usize = parts.iter().map(|part| rows * part.columns * part.depth()).sum();
+    if tasks == 1 || operations < 1 << 16 {
         (0..tasks).for_each(task);
     } else {
         pool::for_each(tasks, task);
@@ -177,10 +204,11 @@ fn run<E: Element, O: Element>(
 /// A block of the output that one thread computes.
 struct Job<'a, E: Element, O> {
     isa: Isa,
-    terms: &'a [Term<'a, E>],
+    part: &'a Part<'a, E>,
     epilogue: Epilogue<'a>,
     out: &'a SharedMut<O>,
     stride: usize,
+    /// Of the part.
     column: usize,
     columns: usize,
     row: usize,
@@ -197,7 +225,7 @@ impl<E: Element, O: Element> Job<'_, E, O> {
         with_scratch::<E, ()>(packed + strips, |scratch| {
             let (packed, strips) = scratch.split_at_mut(packed);
             let mut rest = &mut *packed;
-            for term in self.terms {
+            for term in &self.part.terms {
                 let (these, after) = rest.split_at_mut(panels * term.columns.padded_depth() * PANEL);
                 term.columns.pack(self.column, self.columns, these);
                 rest = after;
@@ -220,7 +248,7 @@ impl<E: Element, O: Element> Job<'_, E, O> {
             let mut copy_rest = &mut *copies;
             // This strip of each term and the distance of its rows: where it lies, or copied where the format differs.
             let mut sources: [(&[E], usize); MAX_TERMS] = [(&[], 0); MAX_TERMS];
-            for (term, source) in self.terms.iter().zip(&mut sources) {
+            for (term, source) in self.part.terms.iter().zip(&mut sources) {
                 let depth = term.columns.padded_depth();
                 let (copy, after) = copy_rest.split_at_mut(strip_rows * depth);
                 *source = strip(term.rows, row, rows, term.columns.depth(), depth, copy);
@@ -228,7 +256,7 @@ impl<E: Element, O: Element> Job<'_, E, O> {
             }
             for panel in 0..panels {
                 let mut offset = 0;
-                for (index, (term, &(a, lda))) in self.terms.iter().zip(&sources).enumerate() {
+                for (index, (term, &(a, lda))) in self.part.terms.iter().zip(&sources).enumerate() {
                     let depth = term.columns.padded_depth();
                     let columns = &packed[offset + panel * depth * PANEL..][..depth * PANEL];
                     // SAFETY: `strip` gave `rows` rows of `depth` values; the panel is whole.
@@ -246,9 +274,10 @@ impl<E: Element, O: Element> Job<'_, E, O> {
 
     /// Writes a finished tile, the epilogue added, where it belongs.
     fn store(&self, row: usize, rows: usize, panel: usize, tile: &Tile) {
-        let column = self.column + panel * PANEL;
+        let in_part = self.column + panel * PANEL;
+        let column = self.part.column + in_part;
         let count = (self.columns - panel * PANEL).min(PANEL);
-        let Epilogue { bias, residual, accumulate } = self.epilogue;
+        let Epilogue { residual, accumulate } = self.epilogue;
         // SAFETY: this block of the output belongs to this task alone.
         let target = StoredTile {
             out: unsafe { self.out.0.add(row * self.stride + column) },
@@ -258,7 +287,7 @@ impl<E: Element, O: Element> Job<'_, E, O> {
             accumulate,
         };
         let residual = residual.map(|residual| residual.from_row(row).from_column(column));
-        store_tile(tile, target, bias.map(|bias| &bias[column..column + count]), residual);
+        store_tile(tile, target, self.part.bias.map(|bias| &bias[in_part..in_part + count]), residual);
     }
 }
 

@@ -13,18 +13,33 @@ type Block = [[f32; COLUMNS]; RANKS];
 
 /// `scale · leftᵀ · right`, `[rank, width]`: summed over the tokens in order, in f32 whatever the format of `right`.
 ///
-/// `left` is `[tokens, rank]`, `right` `[tokens, width]`. Nothing is packed: with so few rows in the result, every value
-/// is used a handful of times only.
-pub fn sum_outer(left: &[f32], rank: usize, right: Rows<'_>, width: usize, scale: f32) -> Vec<f32> {
-    let mut sums = vec![0f32; rank * width];
-    let target = SharedMut(sums.as_mut_ptr());
-    pool::for_each(width.div_ceil(COLUMNS), |index| {
-        let target = &target;
-        let first = index * COLUMNS;
+/// Nothing is packed: with so few rows in the result, every value is used a handful of times only.
+#[derive(Clone, Copy)]
+pub struct Outer<'a> {
+    /// `[tokens, rank]`, with the distance between its rows.
+    pub left: (&'a [f32], usize),
+    pub rank: usize,
+    /// `[tokens, width]`.
+    pub right: Rows<'a>,
+    pub width: usize,
+    pub scale: f32,
+}
+
+/// Several such sums at once.
+pub fn sum_outers(sums: &[Outer<'_>]) -> Vec<Vec<f32>> {
+    let mut results: Vec<Vec<f32>> = sums.iter().map(|outer| vec![0f32; outer.rank * outer.width]).collect();
+    let targets: Vec<_> = results.iter_mut().map(|result| SharedMut(result.as_mut_ptr())).collect();
+    let blocks: Vec<(usize, usize)> = (sums.iter().enumerate())
+        .flat_map(|(index, outer)| (0..outer.width).step_by(COLUMNS).map(move |first| (index, first)))
+        .collect();
+    pool::for_each(blocks.len(), |task| {
+        let (index, first) = blocks[task];
+        let (Outer { left: (left, stride), rank, right, width, scale }, target) = (sums[index], &targets[index]);
         let columns = (width - first).min(COLUMNS);
         for first_rank in (0..rank).step_by(RANKS) {
-            let block = outer_block(left, rank, first_rank, right.from_column(first), columns);
-            for (row, sums) in block.iter().enumerate().take(rank - first_rank) {
+            let ranks = (rank - first_rank).min(RANKS);
+            let block = outer_block(&left[first_rank..], stride, ranks, right.from_column(first), columns);
+            for (row, sums) in block.iter().enumerate().take(ranks) {
                 for (column, sum) in sums.iter().enumerate().take(columns) {
                     // SAFETY: these columns belong to this task alone.
                     unsafe { *target.0.add((first_rank + row) * width + first + column) = scale * sum };
@@ -32,28 +47,31 @@ pub fn sum_outer(left: &[f32], rank: usize, right: Rows<'_>, width: usize, scale
             }
         }
     });
-    sums
+    results
 }
 
-/// `leftᵀ · right` for up to 8 ranks from `first_rank` on and 32 columns.
-fn outer_block(left: &[f32], rank: usize, first_rank: usize, right: Rows<'_>, columns: usize) -> Block {
+/// `leftᵀ · right` for up to 8 ranks (of rows `stride` apart) and 32 columns.
+fn outer_block(left: &[f32], stride: usize, ranks: usize, right: Rows<'_>, columns: usize) -> Block {
     #[cfg(target_arch = "x86_64")]
-    if columns == COLUMNS && rank - first_rank >= RANKS && Isa::current() >= Isa::Avx512 {
-        return x86::checked_block(&left[first_rank..], rank, right);
+    if columns == COLUMNS && ranks == RANKS && Isa::current() >= Isa::Avx512 {
+        return x86::checked_block(left, stride, right);
     }
     match right {
-        Rows::F32 { data, stride } => portable_block(left, rank, first_rank, data, stride, columns),
-        Rows::Bf16 { data, stride } => portable_block(left, rank, first_rank, data, stride, columns),
+        Rows::F32 { data, stride: apart } => portable_block(left, stride, ranks, data, apart, columns),
+        Rows::Bf16 { data, stride: apart } => portable_block(left, stride, ranks, data, apart, columns),
     }
 }
 
 vectorised! {
     fn portable_block<S: Stored>(
-        left: &[f32], rank: usize, first_rank: usize, right: &[S], stride: usize, columns: usize,
+        left: &[f32], stride: usize, ranks: usize, right: &[S], apart: usize, columns: usize,
     ) -> Block {
         let mut sums: Block = [[0.0; COLUMNS]; RANKS];
-        for (factors, row) in left.chunks_exact(rank).zip(right.chunks(stride)) {
-            for (sums, factor) in sums.iter_mut().zip(&factors[first_rank..]) {
+        for (factors, row) in left.chunks(stride).zip(right.chunks(apart)) {
+            if factors.len() < ranks {
+                break;
+            }
+            for (sums, factor) in sums.iter_mut().zip(&factors[..ranks]) {
                 for (sum, value) in sums.iter_mut().zip(&row[..columns]) {
                     *sum += factor * value.to_f32();
                 }
@@ -72,7 +90,7 @@ mod x86 {
 
     /// A whole block; AVX-512 is there.
     pub fn checked_block(left: &[f32], rank: usize, right: Rows<'_>) -> Block {
-        let tokens = (left.len() + rank - RANKS) / rank;
+        let tokens = if left.len() < RANKS { 0 } else { (left.len() - RANKS) / rank + 1 };
         let inside = |length: usize, stride: usize| length >= tokens.saturating_sub(1) * stride + COLUMNS;
         match right {
             Rows::F32 { data, stride } => {
@@ -163,9 +181,12 @@ mod tests {
             let narrow: Vec<bf16> = right.iter().map(|&value| bf16::from_f32(value)).collect();
             let expected =
                 |r: usize, c: usize| 0.5 * (0..tokens).map(|t| left[t * rank + r] * right[t * width + c]).sum::<f32>();
-            let plain = sum_outer(&left, rank, Rows::F32 { data: &right, stride: width }, width, 0.5);
-            let from_bf16 = sum_outer(&left, rank, Rows::Bf16 { data: &narrow, stride: width }, width, 0.5);
-            for (index, (plain, from_bf16)) in plain.iter().zip(&from_bf16).enumerate() {
+            let outer = |right| Outer { left: (&left[..], rank), rank, right, width, scale: 0.5 };
+            let sums = sum_outers(&[
+                outer(Rows::F32 { data: &right, stride: width }),
+                outer(Rows::Bf16 { data: &narrow, stride: width }),
+            ]);
+            for (index, (plain, from_bf16)) in sums[0].iter().zip(&sums[1]).enumerate() {
                 let expected = expected(index / width, index % width);
                 assert_eq!((*plain, *from_bf16), (expected, expected), "{tokens}x{rank}x{width} at {index}");
             }

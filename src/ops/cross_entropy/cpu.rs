@@ -1,7 +1,7 @@
 //! [`cross_entropy`](super::cross_entropy()) on the processor.
 //!
-//! The gradient is made together with the loss, while a chunk's logits are at hand: `d logits = softmax − onehot`,
-//! written over them. The backward pass only scales it.
+//! The gradient is made together with the loss, while a chunk's logits are at hand: `d logits = softmax − onehot`. The
+//! backward pass only scales it.
 
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::math::exp;
 use crate::ops::cpu::matrix::{Matrix, Views};
 use crate::ops::cpu::pack::{Columns, PlainColumns, RowsAsColumns};
-use crate::ops::cpu::product::{Epilogue, Rows, Target, Term, product};
-use crate::ops::cpu::reduce::{sum_outer, transpose};
+use crate::ops::cpu::product::{Epilogue, Part, Rows, SharedMut, Target, Term, product};
+use crate::ops::cpu::reduce::{Outer, sum_outers, transpose};
 use crate::ops::cpu::rowwise::for_each_row;
 use crate::ops::linear::Projected;
 
@@ -112,23 +112,47 @@ impl CrossEntropy {
                 multiply::<E>(count, rank, picked_rows, &columns)
             });
             self.logits::<E>(picked_rows, low.as_deref().zip(factors), logits);
-            losses.extend(softmax_gradient(logits, vocabulary, targets));
             if !gradient {
+                losses.extend(losses_of(logits, vocabulary, targets));
                 continue;
             }
-            let d_logits = in_format_of::<E>(logits, vocabulary);
+            let softened = soften::<E>(logits, vocabulary, targets);
+            losses.extend(softened.iter().map(|row| row.loss));
+            let powers = powers_of::<E>(logits, vocabulary);
             let mut d_picked = vec![0f32; count * width];
-            self.sum_over_vocabulary::<E>(d_logits, count, &mut d_picked);
-            if let (Some((a, b)), Some(low), Some(scale)) = (factors, &low, self.pair) {
+            self.sum_over_vocabulary::<E>(powers, count, &mut d_picked);
+            for_each_row(&mut d_picked, width, width, |row, values, scratch| {
+                self.weight.decode(targets[row].1 as usize, 0, scratch);
+                scale_and_subtract(values, softened[row].factor, scratch);
+            });
+            if let (Some((a, b)), Some(low), Some(scale)) = (factors, low, self.pair) {
                 let columns = PlainColumns { data: f32s(b), stride: rank, depth: vocabulary, scale };
-                let d_low = multiply::<E>(count, rank, d_logits, &columns);
+                let mut d_low = multiply::<E>(count, rank, powers, &columns);
+                for ((values, &(_, target)), row) in d_low.chunks_exact_mut(rank).zip(targets).zip(&softened) {
+                    let b = &f32s(b)[target as usize * rank..][..rank];
+                    values.iter_mut().zip(b).for_each(|(value, b)| *value = *value * row.factor - scale * b);
+                }
                 let d_low_rows = Rows::F32 { data: &d_low, stride: rank };
                 let columns = PlainColumns { data: f32s(a), stride: width, depth: rank, scale: 1.0 };
-                let target = Target::f32(&mut d_picked, width);
-                let term = Term::<E> { rows: d_low_rows, columns: &columns };
-                product(count, width, &[term], Epilogue { accumulate: true, ..Epilogue::default() }, target);
-                add(&mut da, &sum_outer(&d_low, rank, picked_rows, width, 1.0));
-                add(&mut db, &sum_outer(low, rank, d_logits, vocabulary, scale));
+                let part = Part::whole(width, Term::<E> { rows: d_low_rows, columns: &columns });
+                let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
+                product(count, &part, epilogue, Target::f32(&mut d_picked, width));
+                // `low · factor` against the powers, and what the targets take away.
+                let mut scaled = low.clone();
+                for (values, row) in scaled.chunks_exact_mut(rank).zip(&softened) {
+                    values.iter_mut().for_each(|value| *value *= row.factor);
+                }
+                let sums = sum_outers(&[
+                    Outer { left: (&d_low, rank), rank, right: picked_rows, width, scale: 1.0 },
+                    Outer { left: (&scaled, rank), rank, right: powers, width: vocabulary, scale },
+                ]);
+                add(&mut da, &sums[0]);
+                add(&mut db, &sums[1]);
+                for (values, &(_, target)) in low.chunks_exact(rank).zip(targets) {
+                    for (r, value) in values.iter().enumerate() {
+                        db[r * vocabulary + target as usize] -= scale * value;
+                    }
+                }
             }
             for (&(row, _), values) in targets.iter().zip(d_picked.chunks_exact(width)) {
                 add(&mut d_hidden[row as usize * width..][..width], values);
@@ -158,13 +182,12 @@ impl CrossEntropy {
         if let Some((rows, columns)) = &update {
             terms.push(Term { rows: *rows, columns });
         }
-        let target = Target::f32(logits, vocabulary);
-        let epilogue = Epilogue { bias: self.bias.as_deref(), ..Epilogue::default() };
-        product(count, vocabulary, &terms, epilogue, target);
+        let parts = [Part { column: 0, columns: vocabulary, terms, bias: self.bias.as_deref() }];
+        product(count, &parts, Epilogue::default(), Target::f32(logits, vocabulary));
     }
 
-    /// `d hidden = d logits · W`, a block of the vocabulary at a time so that packed panels stay small.
-    fn sum_over_vocabulary<E: Element>(&self, d_logits: Rows<'_>, count: usize, d_hidden: &mut [f32])
+    /// `powers · W`, a block of the vocabulary at a time so that packed panels stay small.
+    fn sum_over_vocabulary<E: Element>(&self, powers: Rows<'_>, count: usize, sums: &mut [f32])
     where
         Matrix: Views<E>,
     {
@@ -172,10 +195,9 @@ impl CrossEntropy {
         for first in (0..self.weight.rows()).step_by(VOCABULARY_BLOCK) {
             let block = VOCABULARY_BLOCK.min(self.weight.rows() - first);
             let columns = Views::<E>::gradient_columns_of(&*self.weight, first, block);
-            let term = Term { rows: d_logits.from_column(first), columns: &*columns };
-            let target = Target::f32(d_hidden, width);
+            let part = Part::whole(width, Term { rows: powers.from_column(first), columns: &*columns });
             let epilogue = Epilogue { accumulate: first > 0, ..Epilogue::default() };
-            product(count, width, &[term], epilogue, target);
+            product(count, &part, epilogue, Target::f32(sums, width));
         }
     }
 }
@@ -214,72 +236,76 @@ impl<const N: usize> Kernel<N> for CrossEntropy {
 /// A small product in f32.
 fn multiply<E: Element>(count: usize, columns: usize, left: Rows<'_>, right: &dyn Columns<E>) -> Vec<f32> {
     let mut out = vec![0f32; count * columns];
-    let target = Target::f32(&mut out, columns);
-    product(count, columns, &[Term { rows: left, columns: right }], Epilogue::default(), target);
+    let part = Part::whole(columns, Term { rows: left, columns: right });
+    product(count, &part, Epilogue::default(), Target::f32(&mut out, columns));
     out
-}
-
-/// The rows of `values` in the kernel's number format. bf16 is written over the first half of each row, once, rather
-/// than converted again by every product that reads it.
-fn in_format_of<E: Element>(values: &mut [f32], width: usize) -> Rows<'_> {
-    if E::DEPTH_UNIT == 1 {
-        return Rows::F32 { data: values, stride: width };
-    }
-    for_each_row(values, width, 0, |_, row, _| narrow_in_place(row));
-    Rows::Bf16 { data: bytemuck::cast_slice(values), stride: 2 * width }
-}
-
-vectorised! {
-    fn narrow_in_place(row: &mut [f32]) {
-        const LANES: usize = 32;
-        let width = row.len();
-        for first in (0..width).step_by(LANES) {
-            let count = LANES.min(width - first);
-            let mut narrowed = [bf16::ZERO; LANES];
-            for (narrowed, value) in narrowed.iter_mut().zip(&row[first..first + count]) {
-                *narrowed = <bf16 as Element>::round(*value);
-            }
-            // What is overwritten has been read: value `i` moves to half of its place.
-            let halves: &mut [bf16] = bytemuck::cast_slice_mut(row);
-            for (half, narrowed) in halves[first..first + count].iter_mut().zip(narrowed) {
-                *half = narrowed;
-            }
-        }
-    }
 }
 
 fn add(sums: &mut [f32], values: &[f32]) {
     sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
 }
 
-/// Turns each row of logits into `softmax − onehot`; returns the losses.
-fn softmax_gradient(logits: &mut [f32], vocabulary: usize, targets: &Targets) -> Vec<f32> {
-    let losses = std::sync::Mutex::new(vec![0f32; targets.len()]);
+/// A row of logits whose powers `exp(logit − largest)` stand in its place.
+#[derive(Clone, Copy, Default)]
+struct Softened {
+    loss: f32,
+    /// Makes the powers sum to one.
+    factor: f32,
+}
+
+/// Turns each row of logits into its powers, in the kernel's format (see [`powers_of`]).
+///
+/// They are neither divided by their sum nor is one subtracted at the target before the products that read them: both
+/// happen afterwards, in f32, which saves two passes over the logits and a rounding.
+fn soften<E: Element>(logits: &mut [f32], vocabulary: usize, targets: &Targets) -> Vec<Softened> {
+    let mut results = vec![Softened::default(); targets.len()];
+    let slots = SharedMut(results.as_mut_ptr());
     for_each_row(logits, vocabulary, 0, |row, logits, _| {
-        let target = targets[row].1 as usize;
-        let picked = logits[target];
-        let (largest, sum) = softmax(logits);
-        logits[target] -= 1.0;
-        let loss = largest + sum.ln() - picked;
-        if let Ok(mut losses) = losses.lock() {
-            losses[row] = loss;
-        }
+        let slots = &slots;
+        let picked = logits[targets[row].1 as usize];
+        let largest = largest(logits);
+        let sum = if E::DEPTH_UNIT == 1 { powers(logits, largest) } else { narrow_powers(logits, largest) };
+        // SAFETY: every row has its own slot.
+        unsafe { *slots.0.add(row) = Softened { loss: largest + sum.ln() - picked, factor: 1.0 / sum } };
     });
-    losses.into_inner().unwrap_or_default()
+    results
+}
+
+/// What [`soften`] left: bf16 stands in the first half of each row.
+fn powers_of<E: Element>(values: &[f32], width: usize) -> Rows<'_> {
+    match E::DEPTH_UNIT {
+        1 => Rows::F32 { data: values, stride: width },
+        _ => Rows::Bf16 { data: bytemuck::cast_slice(values), stride: 2 * width },
+    }
+}
+
+/// The loss of each row; the logits are overwritten.
+fn losses_of(logits: &mut [f32], vocabulary: usize, targets: &Targets) -> Vec<f32> {
+    soften::<f32>(logits, vocabulary, targets).iter().map(|row| row.loss).collect()
 }
 
 vectorised! {
-    /// Softmax in place; the largest logit and `Σ exp(logit − largest)`.
-    fn softmax(logits: &mut [f32]) -> (f32, f32) {
-        const LANES: usize = 32;
-        let mut largest = [f32::NEG_INFINITY; LANES];
+    fn largest(logits: &[f32]) -> f32 {
+        const LANES: usize = 64;
+        let mut lanes = [f32::NEG_INFINITY; LANES];
         let (whole, rest) = logits.as_chunks::<LANES>();
         for values in whole {
             for lane in 0..LANES {
-                largest[lane] = if values[lane] > largest[lane] { values[lane] } else { largest[lane] };
+                lanes[lane] = if values[lane] > lanes[lane] { values[lane] } else { lanes[lane] };
             }
         }
-        let largest = largest.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        let mut largest = f32::NEG_INFINITY;
+        for &value in lanes.iter().chain(rest) {
+            largest = if value > largest { value } else { largest };
+        }
+        largest
+    }
+}
+
+vectorised! {
+    /// `exp(logit − largest)` in place; their sum.
+    fn powers(logits: &mut [f32], largest: f32) -> f32 {
+        const LANES: usize = 32;
         let mut sums = [0f32; LANES];
         let (whole, rest) = logits.as_chunks_mut::<LANES>();
         for values in whole {
@@ -288,15 +314,57 @@ vectorised! {
                 sums[lane] += values[lane];
             }
         }
-        let mut sum: f32 = sums.iter().sum();
+        let mut sum = 0.0;
+        for value in sums {
+            sum += value;
+        }
         for value in rest {
             *value = exp(*value - largest);
             sum += *value;
         }
-        let scale = 1.0 / sum;
-        for value in logits.iter_mut() {
-            *value *= scale;
+        sum
+    }
+}
+
+vectorised! {
+    /// [`powers`], rounded to bf16 into the first half of the row; the sum is that of the exact ones.
+    fn narrow_powers(row: &mut [f32], largest: f32) -> f32 {
+        const LANES: usize = 32;
+        let width = row.len();
+        let mut sums = [0f32; LANES];
+        let mut first = 0;
+        while first + LANES <= width {
+            let mut narrowed = [bf16::ZERO; LANES];
+            for (lane, value) in row[first..first + LANES].iter().enumerate() {
+                let power = exp(*value - largest);
+                sums[lane] += power;
+                narrowed[lane] = <bf16 as Element>::round(power);
+            }
+            // What is overwritten has been read: value `i` moves to half of its place.
+            let halves: &mut [bf16] = bytemuck::cast_slice_mut(row);
+            for (half, narrowed) in halves[first..first + LANES].iter_mut().zip(narrowed) {
+                *half = narrowed;
+            }
+            first += LANES;
         }
-        (largest, sum)
+        let mut sum = 0.0;
+        for value in sums {
+            sum += value;
+        }
+        for index in first..width {
+            let power = exp(row[index] - largest);
+            sum += power;
+            let halves: &mut [bf16] = bytemuck::cast_slice_mut(row);
+            halves[index] = <bf16 as Element>::round(power);
+        }
+        sum
+    }
+}
+
+vectorised! {
+    fn scale_and_subtract(values: &mut [f32], factor: f32, subtracted: &[f32]) {
+        for (value, subtracted) in values.iter_mut().zip(subtracted) {
+            *value = *value * factor - subtracted;
+        }
     }
 }

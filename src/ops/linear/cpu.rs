@@ -12,9 +12,9 @@ use crate::ops::cpu::isa::{Isa, vectorised};
 use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::matrix::{Matrix, Views};
 use crate::ops::cpu::pack::{PlainColumns, RowsAsColumns};
-use crate::ops::cpu::product::{Epilogue, Rows, Target, Term, product};
-use crate::ops::cpu::reduce::{sum_outer, transpose};
-use crate::ops::cpu::rowwise::narrowed;
+use crate::ops::cpu::product::{Epilogue, Part, Rows, Target, Term, product};
+use crate::ops::cpu::reduce::{Outer, sum_outers, transpose};
+use crate::ops::cpu::rowwise::{for_each_row, map_rows, narrowed};
 
 /// A group of projections without its trainable factors, which are inputs of the op.
 #[derive(Debug, Clone)]
@@ -37,8 +37,8 @@ struct Saved {
     x: Option<FlexTensor>,
     dims: [usize; 2],
     dtype: DType,
-    /// `drop(x)·Aᵀ` of each pair, `[tokens, rank]`.
-    low: Vec<Vec<f32>>,
+    /// `drop(x)·Aᵀ` of the pairs side by side, `[tokens, Σ rank]`.
+    low: Vec<f32>,
     /// `(A, B)` of each pair.
     factors: Vec<(FlexTensor, FlexTensor)>,
 }
@@ -131,73 +131,95 @@ impl Group {
         })
     }
 
-    /// The output and `drop(x)·Aᵀ` of each pair.
+    /// The output, and `drop(x)·Aᵀ` of the pairs side by side.
     fn run<E: Element>(
         &self,
         x: &FlexTensor,
         residual: Option<&FlexTensor>,
         factors: &[(FlexTensor, FlexTensor)],
-    ) -> (FlexTensor, Vec<Vec<f32>>)
+    ) -> (FlexTensor, Vec<f32>)
     where
         Matrix: Views<E>,
     {
-        let [tokens, input] = dims(x);
+        let [tokens, _] = dims(x);
         let width = self.width();
-        let low = self.low_projections::<E>(x, factors);
-        let mut y = Output::new(x.dtype(), tokens * width);
-        for (member, column, pair) in self.laid_out() {
-            let out = member.weight.rows();
-            let residual = residual.map(|residual| rows(residual).from_column(column));
-            let epilogue = Epilogue { bias: member.bias.as_deref(), residual, accumulate: false };
-            let update = pair.map(|pair| {
-                let scale = member.pair.map_or(1.0, |(scale, _)| scale);
-                let (rank, b) = (dims(&factors[pair].0)[0], f32s(&factors[pair].1));
-                (&low[pair], rank, RowsAsColumns { data: b, stride: rank, depth: rank, scale })
-            });
-            let weight;
-            let mut terms: Vec<Term<'_, E>> = Vec::with_capacity(2);
-            let few;
-            let epilogue = if tokens <= FEW_ROWS {
-                let mut sums = vec![0f32; tokens * out];
-                member.weight.multiply_few(rows(x), tokens, None, &mut sums);
-                few = add(sums, tokens, out, epilogue);
-                Epilogue { residual: Some(Rows::F32 { data: &few, stride: out }), ..Epilogue::default() }
-            } else {
-                weight = Views::<E>::forward_columns(&*member.weight);
-                terms.push(Term { rows: rows(x), columns: &*weight });
-                epilogue
-            };
-            if let Some((low, rank, columns)) = &update {
-                terms.push(Term { rows: Rows::F32 { data: low, stride: *rank }, columns });
+        let ranks = Ranks::of(factors);
+        let low = self.low_projections::<E>(x, factors, &ranks);
+        let updates: Vec<_> = self
+            .laid_out()
+            .map(|(member, _, pair)| {
+                let ((scale, _), pair) = (member.pair?, pair?);
+                let columns = RowsAsColumns {
+                    data: f32s(&factors[pair].1),
+                    stride: ranks.of_pair(pair),
+                    depth: ranks.of_pair(pair),
+                    scale,
+                };
+                Some((ranks.rows(&low, pair), columns))
+            })
+            .collect();
+        let few = tokens <= FEW_ROWS;
+        let mut sums = vec![0f32; if few { tokens * width } else { 0 }];
+        if few {
+            for (member, column, _) in self.laid_out() {
+                member.weight.multiply_few(rows(x), tokens, &mut sums[column..], width);
             }
-            debug_assert_eq!(member.weight.columns(), input);
-            product(tokens, out, &terms, epilogue, y.target(width, column));
+            if let Some(residual) = residual {
+                add_rows(&mut sums, width, rows(residual));
+            }
         }
-        // SAFETY: the members' products wrote every column.
+        let weights: Vec<_> = self.members.iter().map(|member| Views::<E>::forward_columns(&*member.weight)).collect();
+        let parts: Vec<Part<'_, E>> = self
+            .laid_out()
+            .zip(&weights)
+            .zip(&updates)
+            .map(|(((member, column, _), weight), update)| {
+                let weight = (!few).then(|| Term { rows: rows(x), columns: &**weight });
+                let update = update.as_ref().map(|(rows, columns)| Term::<E> { rows: *rows, columns });
+                let terms = weight.into_iter().chain(update).collect();
+                Part { column, columns: member.weight.rows(), terms, bias: member.bias.as_deref() }
+            })
+            .collect();
+        let residual = if few { Some(Rows::F32 { data: &sums, stride: width }) } else { residual.map(rows) };
+        let mut y = Output::new(x.dtype(), tokens * width);
+        product(tokens, &parts, Epilogue { residual, ..Epilogue::default() }, y.target(width, 0));
+        // SAFETY: the parts cover every column.
         (unsafe { y.into_tensor(tokens, width) }, low)
     }
 
-    /// `drop(x)·Aᵀ` of each pair.
-    fn low_projections<E: Element>(&self, x: &FlexTensor, factors: &[(FlexTensor, FlexTensor)]) -> Vec<Vec<f32>> {
+    /// `drop(x)·Aᵀ` of the pairs side by side.
+    fn low_projections<E: Element>(
+        &self,
+        x: &FlexTensor,
+        factors: &[(FlexTensor, FlexTensor)],
+        ranks: &Ranks,
+    ) -> Vec<f32> {
         let [tokens, input] = dims(x);
-        self.members
+        let mut low = vec![0f32; tokens * ranks.total()];
+        let sources = self.low_sources(x);
+        let columns: Vec<_> = factors
             .iter()
-            .filter_map(|member| member.pair)
-            .zip(factors)
-            .map(|((_, dropout), (a, _))| {
-                let rank = dims(a)[0];
-                let mut low = vec![0f32; tokens * rank];
-                let dropped = dropout.map(|dropout| drop_values(rows(x), tokens, input, dropout));
-                let source = match &dropped {
-                    Some(values) => Rows::F32 { data: values, stride: input },
-                    None => rows(x),
-                };
-                let columns = RowsAsColumns { data: f32s(a), stride: input, depth: input, scale: 1.0 };
-                let term = Term::<E> { rows: source, columns: &columns };
-                product(tokens, rank, &[term], Epilogue::default(), Target::f32(&mut low, rank));
-                low
+            .map(|(a, _)| RowsAsColumns { data: f32s(a), stride: input, depth: input, scale: 1.0 })
+            .collect();
+        let parts: Vec<Part<'_, E>> = sources
+            .iter()
+            .zip(&columns)
+            .enumerate()
+            .map(|(pair, (source, columns))| Part {
+                column: ranks.first[pair],
+                columns: ranks.of_pair(pair),
+                terms: vec![Term { rows: rows(source), columns }],
+                bias: None,
             })
-            .collect()
+            .collect();
+        product(tokens, &parts, Epilogue::default(), Target::f32(&mut low, ranks.total()));
+        low
+    }
+
+    /// What the low-rank pair of each adapted member sees: `drop(x)`.
+    fn low_sources(&self, x: &FlexTensor) -> Vec<FlexTensor> {
+        let pairs = self.members.iter().filter_map(|member| member.pair);
+        pairs.map(|(_, dropout)| dropout.map_or_else(|| x.clone(), |dropout| dropped(x, dropout))).collect()
     }
 
     /// The input's gradient if wanted, and `(dA, dB)` of each pair.
@@ -211,36 +233,65 @@ impl Group {
         Matrix: Views<E>,
     {
         let [tokens, input] = saved.dims;
-        let mut pair_gradients = Vec::new();
-        // s·g·B of each pair, [tokens, rank].
-        let mut low_gradients = Vec::new();
-        for (member, column, pair) in self.laid_out() {
-            let (Some(pair), Some((scale, dropout)), Some(x)) = (pair, member.pair, &saved.x) else { continue };
-            let (a, b) = &saved.factors[pair];
-            let (rank, out) = (dims(a)[0], member.weight.rows());
-            let g = rows(gradient).from_column(column);
-            let mut low_gradient = vec![0f32; tokens * rank];
-            let columns = PlainColumns { data: f32s(b), stride: rank, depth: out, scale };
-            let term = Term::<E> { rows: g, columns: &columns };
-            let target = Target::f32(&mut low_gradient, rank);
-            product(tokens, rank, &[term], Epilogue::default(), target);
-
-            let dropped = dropout.map(|dropout| drop_values(rows(x), tokens, input, dropout));
-            let x = match &dropped {
-                Some(values) => Rows::F32 { data: values, stride: input },
-                None => rows(x),
-            };
-            let da = sum_outer(&low_gradient, rank, x, input, 1.0);
-            let db = transpose(&sum_outer(&saved.low[pair], rank, g, out, scale), rank, out);
-            pair_gradients.push((from_f32(da, rank, input), from_f32(db, out, rank)));
-            low_gradients.push(low_gradient);
+        let ranks = Ranks::of(&saved.factors);
+        let (mut low_gradient, mut pair_gradients) = (Vec::new(), Vec::new());
+        if let Some(x) = &saved.x {
+            low_gradient = self.low_gradients::<E>(saved, gradient, &ranks);
+            let sources = self.low_sources(x);
+            let mut outers = Vec::new();
+            for (member, column, pair) in self.laid_out() {
+                let (Some(pair), Some((scale, _))) = (pair, member.pair) else { continue };
+                let (first, rank) = (ranks.first[pair], ranks.of_pair(pair));
+                let left = |low| (&Vec::as_slice(low)[first..], ranks.total());
+                let (x, g) = (rows(&sources[pair]), rows(gradient).from_column(column));
+                outers.push(Outer { left: left(&low_gradient), rank, right: x, width: input, scale: 1.0 });
+                outers.push(Outer { left: left(&saved.low), rank, right: g, width: member.weight.rows(), scale });
+            }
+            let mut sums = sum_outers(&outers).into_iter();
+            for (pair, (_, b)) in saved.factors.iter().enumerate() {
+                let ([out, rank], Some(da), Some(db)) = (dims(b), sums.next(), sums.next()) else { break };
+                debug_assert_eq!(rank, ranks.of_pair(pair));
+                pair_gradients.push((from_f32(da, rank, input), from_f32(transpose(&db, rank, out), out, rank)));
+            }
         }
-        let dx = wants_input.then(|| self.input_gradient::<E>(saved, gradient, &low_gradients));
+        debug_assert_eq!(low_gradient.len(), tokens * ranks.total());
+        let dx = wants_input.then(|| self.input_gradient::<E>(saved, gradient, &low_gradient, &ranks));
         (dx, pair_gradients)
     }
 
+    /// `s·g·B` of the pairs side by side, `[tokens, Σ rank]`.
+    fn low_gradients<E: Element>(&self, saved: &Saved, gradient: &FlexTensor, ranks: &Ranks) -> Vec<f32> {
+        let tokens = saved.dims[0];
+        let mut low_gradient = vec![0f32; tokens * ranks.total()];
+        let adapted: Vec<_> = self
+            .laid_out()
+            .filter_map(|(member, column, pair)| {
+                let ((scale, _), pair) = (member.pair?, pair?);
+                let (data, stride) = (f32s(&saved.factors[pair].1), ranks.of_pair(pair));
+                Some((pair, column, PlainColumns { data, stride, depth: member.weight.rows(), scale }))
+            })
+            .collect();
+        let parts: Vec<Part<'_, E>> = adapted
+            .iter()
+            .map(|(pair, column, columns)| Part {
+                column: ranks.first[*pair],
+                columns: ranks.of_pair(*pair),
+                terms: vec![Term { rows: rows(gradient).from_column(*column), columns }],
+                bias: None,
+            })
+            .collect();
+        product(tokens, &parts, Epilogue::default(), Target::f32(&mut low_gradient, ranks.total()));
+        low_gradient
+    }
+
     /// `dx = Σ g·W + drop'(s·g·B·A)`.
-    fn input_gradient<E: Element>(&self, saved: &Saved, gradient: &FlexTensor, low_gradients: &[Vec<f32>]) -> FlexTensor
+    fn input_gradient<E: Element>(
+        &self,
+        saved: &Saved,
+        gradient: &FlexTensor,
+        low_gradient: &[f32],
+        ranks: &Ranks,
+    ) -> FlexTensor
     where
         Matrix: Views<E>,
     {
@@ -250,28 +301,24 @@ impl Group {
             .iter()
             .map(|member| Views::<E>::gradient_columns_of(&*member.weight, 0, member.weight.rows()))
             .collect();
-        let factor = |pair: usize| {
-            let a = &saved.factors[pair].0;
-            let rank = dims(a)[0];
-            let columns = PlainColumns { data: f32s(a), stride: input, depth: rank, scale: 1.0 };
-            (Rows::F32 { data: &low_gradients[pair], stride: rank }, columns)
-        };
         let mut dropped: Option<Vec<f32>> = None;
         let mut updates = Vec::new();
         for (member, _, pair) in self.laid_out() {
             let (Some(pair), Some((_, dropout))) = (pair, member.pair) else { continue };
-            let (low, columns) = factor(pair);
+            let data = f32s(&saved.factors[pair].0);
+            let columns = PlainColumns { data, stride: input, depth: ranks.of_pair(pair), scale: 1.0 };
+            let low = ranks.rows(low_gradient, pair);
             let Some(dropout) = dropout else {
                 updates.push((low, columns));
                 continue;
             };
             // A dropped pair's share is masked before it is added.
             let mut share = vec![0f32; tokens * input];
-            let target = Target::f32(&mut share, input);
-            product(tokens, input, &[Term::<E> { rows: low, columns: &columns }], Epilogue::default(), target);
-            apply_dropout(&mut share, dropout, 0);
+            let part = Part::whole(input, Term::<E> { rows: low, columns: &columns });
+            product(tokens, &part, Epilogue::default(), Target::f32(&mut share, input));
+            for_each_row(&mut share, input, 0, |row, share, _| apply_dropout(share, dropout, (row * input) as u64));
             match &mut dropped {
-                Some(sum) => sum.iter_mut().zip(share).for_each(|(sum, share)| *sum += share),
+                Some(sum) => add_rows(sum, input, Rows::F32 { data: &share, stride: input }),
                 None => dropped = Some(share),
             }
         }
@@ -282,36 +329,58 @@ impl Group {
             .collect();
         terms.extend(updates.iter().map(|(low, columns)| Term::<E> { rows: *low, columns }));
         let residual = dropped.as_ref().map(|data| Rows::F32 { data, stride: input });
+        let parts = [Part { column: 0, columns: input, terms, bias: None }];
         let mut dx = Output::new(saved.dtype, tokens * input);
-        product(tokens, input, &terms, Epilogue { residual, ..Epilogue::default() }, dx.target(input, 0));
-        // SAFETY: the product wrote every column.
+        product(tokens, &parts, Epilogue { residual, ..Epilogue::default() }, dx.target(input, 0));
+        // SAFETY: the part covers every column.
         unsafe { dx.into_tensor(tokens, input) }
     }
 }
 
-/// Adds an epilogue to finished sums.
-fn add(mut sums: Vec<f32>, tokens: usize, width: usize, epilogue: Epilogue<'_>) -> Vec<f32> {
-    let mut added = vec![0f32; width];
-    for (token, sums) in sums.chunks_exact_mut(width).enumerate().take(tokens) {
-        if let Some(bias) = epilogue.bias {
-            sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
-        }
-        if let Some(residual) = epilogue.residual {
-            residual.read(token, 0, &mut added);
-            sums.iter_mut().zip(&added).for_each(|(sum, value)| *sum += value);
-        }
+/// Where the values of each pair stand among those of all.
+struct Ranks {
+    /// The first column of each pair, and the end of the last.
+    first: Vec<usize>,
+}
+
+impl Ranks {
+    fn of(factors: &[(FlexTensor, FlexTensor)]) -> Self {
+        let ends = factors.iter().scan(0, |end, (a, _)| {
+            *end += dims(a)[0];
+            Some(*end)
+        });
+        Self { first: std::iter::once(0).chain(ends).collect() }
     }
-    sums
+
+    fn total(&self) -> usize {
+        self.first[self.first.len() - 1]
+    }
+
+    fn of_pair(&self, pair: usize) -> usize {
+        self.first[pair + 1] - self.first[pair]
+    }
+
+    /// A pair's columns of values that lie side by side.
+    fn rows<'a>(&self, values: &'a [f32], pair: usize) -> Rows<'a> {
+        Rows::F32 { data: values, stride: self.total() }.from_column(self.first[pair])
+    }
+}
+
+/// Adds the rows of a matrix to `sums`.
+fn add_rows(sums: &mut [f32], width: usize, values: Rows<'_>) {
+    for_each_row(sums, width, width, |row, sums, scratch| {
+        values.read(row, 0, scratch);
+        sums.iter_mut().zip(scratch).for_each(|(sum, value)| *sum += *value);
+    });
 }
 
 /// `drop(x)` in f32.
-fn drop_values(x: Rows<'_>, tokens: usize, width: usize, dropout: Dropout) -> Vec<f32> {
-    let mut values = vec![0f32; tokens * width];
-    for (token, values) in values.chunks_exact_mut(width).enumerate() {
-        x.read(token, 0, values);
-    }
-    apply_dropout(&mut values, dropout, 0);
-    values
+fn dropped(x: &FlexTensor, dropout: Dropout) -> FlexTensor {
+    let [tokens, width] = dims(x);
+    map_rows(DType::F32, tokens, width, |row, out, _| {
+        rows(x).read(row, 0, out);
+        apply_dropout(out, dropout, (row * width) as u64);
+    })
 }
 
 vectorised! {

@@ -73,10 +73,7 @@ impl<E: Element> Packed<E> {
         let mut panels = Aligned::new(dim.div_ceil(PANEL) * depth * PANEL);
         let packed = panels.as_mut();
         if let (Rows::Bf16 { data, stride }, Some(packed)) = (source, E::as_bf16(packed)) {
-            for (index, panel) in packed.chunks_exact_mut(depth * PANEL).enumerate() {
-                let columns = (dim - index * PANEL).min(PANEL);
-                interleave_rows(&data[index * PANEL..], stride, columns, count, panel);
-            }
+            interleave_rows(data, stride, dim, count, packed);
         } else {
             let mut row = vec![0f32; dim];
             for k in 0..count {
