@@ -255,6 +255,72 @@ fn without_hub_and_without_pip_the_failure_names_both() {
     assert_eq!(left, 0, "nothing half-written");
 }
 
+/// A snapshot of `hf:org/tiny/tiny.gguf` at `v1` in the hub's cache: what Python would have left there.
+fn cached_model(folder: &TempDir) {
+    let repo = folder.path().join("hf/hub/models--org--tiny");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let snapshot = repo.join("snapshots").join(commit);
+    fs::create_dir_all(&snapshot).expect("folder");
+    fs::create_dir_all(repo.join("refs")).expect("folder");
+    fs::copy(tiny_model(), snapshot.join("tiny.gguf")).expect("copied");
+    fs::write(repo.join("refs/v1"), commit).expect("written");
+    fs::write(repo.join("refs/main"), commit).expect("written");
+}
+
+#[test]
+fn an_adapter_names_the_revision_of_its_base() {
+    let folder = tiny_job();
+    cached_model(&folder);
+    for (model, revision) in [("hf:org/tiny/tiny.gguf@v1", Value::from("v1")), ("hf:org/tiny/tiny.gguf", Value::Null)] {
+        let base = format!("base.model={model}");
+        let arguments = ["train", "recipe.toml", "--json", "--set", "train.max_steps=1", "--set", &base];
+        json(&run(&folder, &arguments));
+        let run_folder = folder.path().join("runs/sums");
+        let config = fs::read(run_folder.join("adapter_config.json")).expect("a configuration");
+        let config: Value = serde_json::from_slice(&config).expect("JSON");
+        assert_eq!((&config["base_model_name_or_path"], &config["revision"]), (&"org/tiny".into(), &revision));
+        fs::remove_dir_all(run_folder).expect("removed");
+    }
+}
+
+#[test]
+fn sizes_have_units_and_numbers_signs() {
+    let folder = tiny_job();
+    json(&run(&folder, &["train", "recipe.toml", "--json", "--set", "train.max_steps=1"]));
+    let base = tiny_model().display().to_string();
+    let merge = |size: &str, out: &str| {
+        let model = ["--base", &base, "--adapter", "runs/sums", "--out", out, "--max-shard-bytes", size, "--json"];
+        run(&folder, &[&["merge"], &model[..]].concat())
+    };
+    assert_eq!(json(&merge("100kB", "units"))["files"], json(&merge("100000", "bytes"))["files"]);
+    assert!(json(&merge("100kB", "several"))["files"].as_array().is_some_and(|files| files.len() > 1));
+    assert!(refused(&merge("0", "none")).contains("no amount of memory"));
+    let hot = run(&folder, &["generate", "--base", &base, "--prompt", "x", "--temperature", "-1"]);
+    assert!(refused(&hot).contains("temperature: expected 0"), "{}", text(&hot.stderr));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_folder_that_cannot_be_filled_is_not_left() {
+    let folder = tiny_job();
+    // No file may grow beyond a few kilobytes: the recipe is written, the tokenizer is not.
+    let script = "ulimit -f 8; trap '' XFSZ; exec \"$0\" train recipe.toml";
+    let mut command = burnish(&folder);
+    let (program, environment) = (command.get_program().to_owned(), command.get_envs());
+    let environment: Vec<_> = environment.map(|(key, value)| (key.to_owned(), value.map(ToOwned::to_owned))).collect();
+    command = Command::new("sh");
+    for (key, value) in environment {
+        match value {
+            Some(value) => command.env(key, value),
+            None => command.env_remove(key),
+        };
+    }
+    let output = command.arg("-c").arg(script).arg(program).current_dir(folder.path()).output().expect("started");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("tokenizer.json: cannot be written"), "{}", text(&output.stderr));
+    assert!(!folder.path().join("runs").exists());
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_a_failure_and_a_reader_that_leaves_is_none() {

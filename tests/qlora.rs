@@ -167,8 +167,17 @@ fn an_adapter_over_floats_has_one_base_to_merge_into() {
     let model = ["--base", &base, "--adapter", "runs/sums"];
     let compared = refused(&run(&folder, &[&["merge", "--compare", "--data", "valid.jsonl"][..], &model].concat()));
     assert!(compared.contains("one base to merge into"), "{compared}");
-    let arguments = ["merge", "--merge-base", "dequantized", "--out", "out"];
-    assert!(refused(&run(&folder, &[&arguments[..], &model].concat())).contains("--quant nf4"));
+    // A base in blocks: decoded is what its weights are.
+    let arguments = ["merge", "--json", "--merge-base", "dequantized", "--out", "decoded"];
+    let merged = json(&run(&folder, &[&arguments[..], &model].concat()));
+    assert_eq!(merged["merged_into"], "dequantized");
+    json(&run(&folder, &[&["merge", "--json", "--out", "merged"][..], &model].concat()));
+    let weights = |name| fs::read(folder.path().join(name).join("model.safetensors")).expect("weights");
+    assert!(weights("decoded") == weights("merged"));
+    // A base in floats: nothing is there to be decoded.
+    let arguments = ["merge", "--base", "merged", "--adapter", "runs/sums", "--force", "--out", "out"];
+    let onto_floats = refused(&run(&folder, &[&arguments[..], &["--merge-base", "dequantized"]].concat()));
+    assert!(onto_floats.contains("--quant nf4"), "{onto_floats}");
 }
 
 fn number(value: &Value) -> f64 {

@@ -84,6 +84,8 @@ pub struct SaveOptions<'a> {
     pub targets: &'a [Target],
     /// `base_model_name_or_path`: a hub name where one is known.
     pub base_name: Option<&'a str>,
+    /// `revision`: the hub's branch, tag or commit that the base was taken from, if it is not the default one.
+    pub revision: Option<&'a str>,
     /// The scales are `alpha / sqrt(rank)`.
     pub rslora: bool,
 }
@@ -262,7 +264,7 @@ impl HostAdapter {
             "peft_type": "LORA",
             "r": self.rank,
             "rank_pattern": ranks,
-            "revision": null,
+            "revision": options.revision,
             "target_modules": targets,
             "task_type": "CAUSAL_LM",
         });

@@ -64,6 +64,14 @@ impl OpenBase {
             _ => self.name.clone(),
         }
     }
+
+    /// The hub's revision that it was taken from; `None` for the default branch, and where it is not from the hub.
+    pub fn hub_revision(&self) -> Option<String> {
+        match pull::Source::parse(&self.name) {
+            Ok(pull::Source::Hub { revision, .. }) if revision != pull::hub::DEFAULT_REVISION => Some(revision),
+            _ => None,
+        }
+    }
 }
 
 /// The SHA-256 of a file, in hex.

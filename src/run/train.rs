@@ -233,8 +233,6 @@ pub fn train(
     };
     let before = answering(&plan.sample.prompts, None)?;
 
-    let mut folder = RunFolder::create(&plan.output.dir)?;
-    folder.write("recipe.toml", &recipe.text)?;
     let about = json!({
         "burnish": env!("CARGO_PKG_VERSION"),
         "started": now(),
@@ -249,14 +247,23 @@ pub fn train(
             "valid": describe(valid),
         },
     });
-    folder.write("run.json", &format!("{about:#}\n"))?;
-    base.encoder.tokenizer().save(folder.path())?;
+    // From here on a signal finds a run folder, and ends the run as a run ends.
+    let finishing = interrupt::finish_first();
+    let mut folder = RunFolder::create(&plan.output.dir, |folder| {
+        folder.write("recipe.toml", &recipe.text)?;
+        folder.write("run.json", &format!("{about:#}\n"))?;
+        base.encoder.tokenizer().save(folder.path())
+    })?;
 
     let hub_name = base.hub_name();
-    let options =
-        SaveOptions { targets: &plan.adapter.targets, base_name: Some(&hub_name), rslora: plan.adapter.rslora };
+    let revision = base.hub_revision();
+    let options = SaveOptions {
+        targets: &plan.adapter.targets,
+        base_name: Some(&hub_name),
+        revision: revision.as_deref(),
+        rslora: plan.adapter.rslora,
+    };
     let mut parameters = 0;
-    let finishing = interrupt::finish_first();
     let outcome = fit(&decoder, start, &train.sequences, &valid.sequences, settings, interrupt::requested, |event| {
         watch.event(&event);
         match event {
