@@ -380,6 +380,40 @@ fn an_interrupted_run_ends_with_what_it_has_learned() {
     assert!((measured.expect("a loss") - reported.expect("a loss")).abs() < 1e-6);
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interrupted_download_with_pip_leaves_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("folder");
+    let tools = folder.path().join("tools");
+    fs::create_dir(&tools).expect("folder");
+    // A pip that writes half a wheel where it is told to, and then takes its time.
+    let script = "#!/bin/sh\nfor last; do :; done\nwhile [ \"$1\" != --dest ]; do shift; done\n\
+                  echo half > \"$2/half.whl\"\necho $$ > \"$STARTED\"\nexec sleep 30\n";
+    let python = tools.join("python3");
+    fs::write(&python, script).expect("written");
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
+    let started = folder.path().join("started");
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").expect("a path"));
+    let mut command = burnish(&folder);
+    command.args(["pull", "smollm2-135m-instruct"]).env("PATH", path).env("STARTED", &started);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    wait_for(&started);
+    // SAFETY: sends a signal to the child.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
+    assert_eq!(child.wait_with_output().expect("it ends").status.code(), Some(130));
+    assert_eq!(fs::read_dir(folder.path().join("cache/models")).expect("models").count(), 0, "nothing half-written");
+    let pip: libc::pid_t = fs::read_to_string(started).expect("its id").trim().parse().expect("a number");
+    let is_gone = || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        // Where nobody asks how it ended, it stays in the list of processes, as one that is dead.
+        let is_dead = fs::read_to_string(format!("/proc/{pip}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+        // SAFETY: asks whether the process is there.
+        is_dead || unsafe { libc::kill(pip, 0) == -1 }
+    };
+    assert!((0..200).any(|_| is_gone()), "pip goes on");
+}
+
 #[test]
 fn an_unknown_instruction_set_is_named() {
     let folder = tiny_job();
