@@ -139,7 +139,8 @@ impl fmt::Display for Merged {
         if report.untied_head {
             write!(f, "\nthe head is no longer tied to the embedding: the adapter changes it")?;
         }
-        if let Some(quant) = &report.trained_over {
+        // The blocks of a base are its weights.
+        if let Some(quant) = report.trained_over.filter(|quant| *quant != Quant::Keep.name()) {
             write!(
                 f,
                 "\nthe adapter was trained over {quant} weights; it was merged into the {} ones",

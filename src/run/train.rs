@@ -152,7 +152,7 @@ fn prepare_plan(
     let (compute, quant) = precision(&plan);
     let load = LoadOptions { device: device.clone(), compute, quant };
     let fits_device = load.check();
-    let precise = Error::both(check_quant(&plan, &base), fits_device);
+    let precise = Error::both(base.check_quant("base.quant", quant), fits_device);
     let start = Error::both(precise, adapter_spec(&plan).initialise(config, plan.train.seed));
     let limit = plan.data.max_seq_tokens.min(config.max_positions);
     let encode = |path: &Path, examples: &[Example]| {
@@ -354,18 +354,6 @@ fn long_policy(plan: &plan::Plan) -> LongPolicy {
         plan::Overlong::Drop => LongPolicy::Drop,
         plan::Overlong::TruncatePrompt => LongPolicy::TruncatePrompt,
     }
-}
-
-/// Whether the base can be kept as the plan says.
-fn check_quant(plan: &plan::Plan, base: &OpenBase) -> Result<()> {
-    if plan.base.quant == plan::Quant::Keep && !base.files.is_gguf() {
-        return Err(Error::input(
-            "base.quant",
-            "is `keep`: training over a GGUF file's own blocks; this base has none",
-        )
-        .hint("`nf4`, `nf4-double` and `int8` quantise any base"));
-    }
-    Ok(())
 }
 
 /// What of the data is not used, and what flatters.
