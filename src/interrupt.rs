@@ -9,6 +9,7 @@ use crate::files::temporary;
 pub const EXIT_CODE: u8 = 130;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
+static ENDING: AtomicBool = AtomicBool::new(false);
 static FINISHING: AtomicUsize = AtomicUsize::new(0);
 /// The process that [`Helper`] stands for; 0 for none.
 static HELPER: AtomicU32 = AtomicU32::new(0);
@@ -16,6 +17,14 @@ static HELPER: AtomicU32 = AtomicU32::new(0);
 /// Whether the user asked to stop.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
+}
+
+/// Does not come back where a signal is ending the process. What fails meanwhile fails because its files are being
+/// removed, and has nothing to tell.
+pub fn yield_to_end() {
+    while ENDING.load(Ordering::Acquire) {
+        std::thread::park();
+    }
 }
 
 /// While it lives, the first signal only makes [`requested`] true.
@@ -68,6 +77,7 @@ pub fn listen(announce: impl Fn() + Send + 'static) {
         if is_first && FINISHING.load(Ordering::Relaxed) > 0 {
             announce();
         } else {
+            ENDING.store(true, Ordering::Release);
             stop_helper();
             temporary::remove_all();
             std::process::exit(EXIT_CODE.into());

@@ -255,6 +255,23 @@ fn without_hub_and_without_pip_the_failure_names_both() {
     assert_eq!(left, 0, "nothing half-written");
 }
 
+#[test]
+fn a_run_that_comes_to_its_end_did_not_stop_early() {
+    let folder = tiny_job();
+    let patience = ["--set", "train.early_stopping.patience_evals=1", "--set", "train.early_stopping.min_delta=1000"];
+    let stopping = |eval_steps: &str, dir: &str| {
+        let dir = format!("output.dir={dir}");
+        let steps = format!("train.eval_steps={eval_steps}");
+        let output = run(
+            &folder,
+            &[&["train", "recipe.toml", "--json", "--set", &dir, "--set", &steps], &patience[..]].concat(),
+        );
+        (json(&output)["stopped_early"] == true, text(&output.stderr).contains("stopped early"))
+    };
+    assert_eq!(stopping("5", "early"), (true, true));
+    assert_eq!(stopping("12", "end"), (false, false));
+}
+
 /// A snapshot of `hf:org/tiny/tiny.gguf` at `v1` in the hub's cache: what Python would have left there.
 fn cached_model(folder: &TempDir) {
     let repo = folder.path().join("hf/hub/models--org--tiny");
