@@ -265,10 +265,11 @@ fn a_failure_halfway_leaves_nothing() {
     nothing_is_left(folder.path());
     // Folders made on the way go too, those that were there stay.
     std::fs::create_dir(folder.path().join("there")).expect("a folder");
-    let out = folder.path().join("there/new/newer/merged");
+    let newer = folder.path().join("there/new/newer");
+    let out = newer.join("merged");
     merge(&base("llama_gqa"), &adapter("qv"), &out, &MergeOptions::default(), fail).expect_err("it fails");
     nothing_is_left(&folder.path().join("there"));
-    merged(&out, &base("llama_gqa"), &adapter("qv"), MergeOptions::default()).expect("merged");
+    merged(&newer, &base("llama_gqa"), &adapter("qv"), MergeOptions::default()).expect("merged");
     assert!(out.join("config.json").exists());
 }
 
