@@ -1,6 +1,7 @@
 //! Ctrl-C and SIGTERM: nothing half-written stays behind, and a training run ends with what it has learned.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use crate::files::temporary;
 
@@ -8,11 +9,22 @@ use crate::files::temporary;
 pub const EXIT_CODE: u8 = 130;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
+static ENDING: AtomicBool = AtomicBool::new(false);
 static FINISHING: AtomicUsize = AtomicUsize::new(0);
+/// The process that [`Helper`] stands for; 0 for none.
+static HELPER: AtomicU32 = AtomicU32::new(0);
 
 /// Whether the user asked to stop.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
+}
+
+/// Does not come back where a signal is ending the process. What fails meanwhile fails because its files are being
+/// removed, and has nothing to tell.
+pub fn yield_to_end() {
+    while ENDING.load(Ordering::Acquire) {
+        std::thread::park();
+    }
 }
 
 /// While it lives, the first signal only makes [`requested`] true.
@@ -31,6 +43,33 @@ impl Drop for Finishing {
     }
 }
 
+/// Another program that works for this one. While this lives, a signal that ends this process ends that one too.
+#[derive(Debug)]
+pub struct Helper(());
+
+/// Makes a child process known. There is one at a time.
+pub fn helper(child: &Child) -> Helper {
+    HELPER.store(child.id(), Ordering::Relaxed);
+    Helper(())
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        HELPER.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Asks the helper to stop, as Ctrl-C in a terminal does.
+fn stop_helper() {
+    #[cfg(unix)]
+    if let Ok(process) = libc::pid_t::try_from(HELPER.load(Ordering::Relaxed))
+        && process > 0
+    {
+        // SAFETY: sends a signal; at worst the process is gone already.
+        unsafe { libc::kill(process, libc::SIGINT) };
+    }
+}
+
 /// Listens, from now on. `announce` tells the user that the first signal was understood.
 pub fn listen(announce: impl Fn() + Send + 'static) {
     let handler = move || {
@@ -38,6 +77,8 @@ pub fn listen(announce: impl Fn() + Send + 'static) {
         if is_first && FINISHING.load(Ordering::Relaxed) > 0 {
             announce();
         } else {
+            ENDING.store(true, Ordering::Release);
+            stop_helper();
             temporary::remove_all();
             std::process::exit(EXIT_CODE.into());
         }

@@ -255,6 +255,89 @@ fn without_hub_and_without_pip_the_failure_names_both() {
     assert_eq!(left, 0, "nothing half-written");
 }
 
+#[test]
+fn a_run_that_comes_to_its_end_did_not_stop_early() {
+    let folder = tiny_job();
+    let patience = ["--set", "train.early_stopping.patience_evals=1", "--set", "train.early_stopping.min_delta=1000"];
+    let stopping = |eval_steps: &str, dir: &str| {
+        let dir = format!("output.dir={dir}");
+        let steps = format!("train.eval_steps={eval_steps}");
+        let output = run(
+            &folder,
+            &[&["train", "recipe.toml", "--json", "--set", &dir, "--set", &steps], &patience[..]].concat(),
+        );
+        (json(&output)["stopped_early"] == true, text(&output.stderr).contains("stopped early"))
+    };
+    assert_eq!(stopping("5", "early"), (true, true));
+    assert_eq!(stopping("12", "end"), (false, false));
+}
+
+/// A snapshot of `hf:org/tiny/tiny.gguf` at `v1` in the hub's cache: what Python would have left there.
+fn cached_model(folder: &TempDir) {
+    let repo = folder.path().join("hf/hub/models--org--tiny");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let snapshot = repo.join("snapshots").join(commit);
+    fs::create_dir_all(&snapshot).expect("folder");
+    fs::create_dir_all(repo.join("refs")).expect("folder");
+    fs::copy(tiny_model(), snapshot.join("tiny.gguf")).expect("copied");
+    fs::write(repo.join("refs/v1"), commit).expect("written");
+    fs::write(repo.join("refs/main"), commit).expect("written");
+}
+
+#[test]
+fn an_adapter_names_the_revision_of_its_base() {
+    let folder = tiny_job();
+    cached_model(&folder);
+    for (model, revision) in [("hf:org/tiny/tiny.gguf@v1", Value::from("v1")), ("hf:org/tiny/tiny.gguf", Value::Null)] {
+        let base = format!("base.model={model}");
+        let arguments = ["train", "recipe.toml", "--json", "--set", "train.max_steps=1", "--set", &base];
+        json(&run(&folder, &arguments));
+        let run_folder = folder.path().join("runs/sums");
+        let config = fs::read(run_folder.join("adapter_config.json")).expect("a configuration");
+        let config: Value = serde_json::from_slice(&config).expect("JSON");
+        assert_eq!((&config["base_model_name_or_path"], &config["revision"]), (&"org/tiny".into(), &revision));
+        fs::remove_dir_all(run_folder).expect("removed");
+    }
+}
+
+#[test]
+fn sizes_have_units_and_numbers_signs() {
+    let folder = tiny_job();
+    json(&run(&folder, &["train", "recipe.toml", "--json", "--set", "train.max_steps=1"]));
+    let base = tiny_model().display().to_string();
+    let merge = |size: &str, out: &str| {
+        let model = ["--base", &base, "--adapter", "runs/sums", "--out", out, "--max-shard-bytes", size, "--json"];
+        run(&folder, &[&["merge"], &model[..]].concat())
+    };
+    assert_eq!(json(&merge("100kB", "units"))["files"], json(&merge("100000", "bytes"))["files"]);
+    assert!(json(&merge("100kB", "several"))["files"].as_array().is_some_and(|files| files.len() > 1));
+    assert!(refused(&merge("0", "none")).contains("no amount of memory"));
+    let hot = run(&folder, &["generate", "--base", &base, "--prompt", "x", "--temperature", "-1"]);
+    assert!(refused(&hot).contains("temperature: expected 0"), "{}", text(&hot.stderr));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_folder_that_cannot_be_filled_is_not_left() {
+    let folder = tiny_job();
+    // No file may grow beyond a few kilobytes: the recipe is written, the tokenizer is not.
+    let script = "ulimit -f 8; trap '' XFSZ; exec \"$0\" train recipe.toml";
+    let mut command = burnish(&folder);
+    let (program, environment) = (command.get_program().to_owned(), command.get_envs());
+    let environment: Vec<_> = environment.map(|(key, value)| (key.to_owned(), value.map(ToOwned::to_owned))).collect();
+    command = Command::new("sh");
+    for (key, value) in environment {
+        match value {
+            Some(value) => command.env(key, value),
+            None => command.env_remove(key),
+        };
+    }
+    let output = command.arg("-c").arg(script).arg(program).current_dir(folder.path()).output().expect("started");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("tokenizer.json: cannot be written"), "{}", text(&output.stderr));
+    assert!(!folder.path().join("runs").exists());
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_a_failure_and_a_reader_that_leaves_is_none() {
@@ -312,6 +395,40 @@ fn an_interrupted_run_ends_with_what_it_has_learned() {
         json(&run(&folder, &["eval", "--base", &base, "--adapter", "runs/sums", "--data", "valid.jsonl", "--json"]));
     let (measured, reported) = (evaluated["loss"].as_f64(), report["validation"]["loss_after"].as_f64());
     assert!((measured.expect("a loss") - reported.expect("a loss")).abs() < 1e-6);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_download_with_pip_leaves_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("folder");
+    let tools = folder.path().join("tools");
+    fs::create_dir(&tools).expect("folder");
+    // A pip that writes half a wheel where it is told to, and then takes its time.
+    let script = "#!/bin/sh\nfor last; do :; done\nwhile [ \"$1\" != --dest ]; do shift; done\n\
+                  echo half > \"$2/half.whl\"\necho $$ > \"$STARTED\"\nexec sleep 30\n";
+    let python = tools.join("python3");
+    fs::write(&python, script).expect("written");
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
+    let started = folder.path().join("started");
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").expect("a path"));
+    let mut command = burnish(&folder);
+    command.args(["pull", "smollm2-135m-instruct"]).env("PATH", path).env("STARTED", &started);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    wait_for(&started);
+    // SAFETY: sends a signal to the child.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
+    assert_eq!(child.wait_with_output().expect("it ends").status.code(), Some(130));
+    assert_eq!(fs::read_dir(folder.path().join("cache/models")).expect("models").count(), 0, "nothing half-written");
+    let pip: libc::pid_t = fs::read_to_string(started).expect("its id").trim().parse().expect("a number");
+    let is_gone = || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        // Where nobody asks how it ended, it stays in the list of processes, as one that is dead.
+        let is_dead = fs::read_to_string(format!("/proc/{pip}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+        // SAFETY: asks whether the process is there.
+        is_dead || unsafe { libc::kill(pip, 0) == -1 }
+    };
+    assert!((0..200).any(|_| is_gone()), "pip goes on");
 }
 
 #[test]

@@ -131,8 +131,15 @@ fn what_is_not_plain_lora_is_named() {
     for what in ["use_dora", "modules_to_save", "lora_bias"] {
         assert!(text.contains(what), "{what}: {text}");
     }
+    let both = refusal(&config, &tensors);
+    assert!(
+        both.contains("use_dora") && both.contains("adapter on an embedding"),
+        "the configuration hides nothing: {both}"
+    );
+    tensors.push(named(&format!("base_model.model.{Q0}.base_layer.bias"), &[32]));
     let text = refusal(CONFIG, &tensors);
     for what in [
+        "base_layer.bias: a trained bias",
         "lora_magnitude_vector (and 1 more): a DoRA magnitude",
         "a bias of the low-rank pair",
         "adapter on an embedding",

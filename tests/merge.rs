@@ -263,6 +263,14 @@ fn a_failure_halfway_leaves_nothing() {
     let error = merge(&base("llama_gqa"), &adapter("qv"), &out, &MergeOptions::default(), fail).expect_err("it fails");
     assert_eq!(error.exit_code(), 1);
     nothing_is_left(folder.path());
+    // Folders made on the way go too, those that were there stay.
+    std::fs::create_dir(folder.path().join("there")).expect("a folder");
+    let newer = folder.path().join("there/new/newer");
+    let out = newer.join("merged");
+    merge(&base("llama_gqa"), &adapter("qv"), &out, &MergeOptions::default(), fail).expect_err("it fails");
+    nothing_is_left(&folder.path().join("there"));
+    merged(&newer, &base("llama_gqa"), &adapter("qv"), MergeOptions::default()).expect("merged");
+    assert!(out.join("config.json").exists());
 }
 
 /// Names the folder for [`in_a_process_that_may_write_little`].

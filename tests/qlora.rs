@@ -167,8 +167,28 @@ fn an_adapter_over_floats_has_one_base_to_merge_into() {
     let model = ["--base", &base, "--adapter", "runs/sums"];
     let compared = refused(&run(&folder, &[&["merge", "--compare", "--data", "valid.jsonl"][..], &model].concat()));
     assert!(compared.contains("one base to merge into"), "{compared}");
-    let arguments = ["merge", "--merge-base", "dequantized", "--out", "out"];
-    assert!(refused(&run(&folder, &[&arguments[..], &model].concat())).contains("--quant nf4"));
+    // A base in blocks: decoded is what its weights are.
+    let arguments = ["merge", "--json", "--merge-base", "dequantized", "--out", "decoded"];
+    let merged = json(&run(&folder, &[&arguments[..], &model].concat()));
+    assert_eq!(merged["merged_into"], "dequantized");
+    json(&run(&folder, &[&["merge", "--json", "--out", "merged"][..], &model].concat()));
+    let weights = |name| fs::read(folder.path().join(name).join("model.safetensors")).expect("weights");
+    assert!(weights("decoded") == weights("merged"));
+    // A base in floats: nothing is there to be decoded.
+    let arguments = ["merge", "--base", "merged", "--adapter", "runs/sums", "--force", "--out", "out"];
+    let onto_floats = refused(&run(&folder, &[&arguments[..], &["--merge-base", "dequantized"]].concat()));
+    assert!(onto_floats.contains("--quant nf4"), "{onto_floats}");
+    // What is held is what is said: no blocks to keep in floats, and what is packed stays so.
+    let evaluated = |base: &str, quant: &str| {
+        run(&folder, &["eval", "--base", base, "--data", "valid.jsonl", "--json", "--quant", quant])
+    };
+    assert!(refused(&evaluated("merged", "keep")).contains("--quant: is `keep`"));
+    json(&run(&folder, &["quantize", "--base", "merged", "--out", "packed", "--json"]));
+    assert!(refused(&evaluated("packed", "int8")).contains("stored as NF4"));
+    assert_eq!(json(&evaluated("packed", "nf4"))["quant"], "nf4");
+    let onto_packed = ["train", "recipe.toml", "--set", "base.model=packed", "--set", "base.quant=int8"];
+    let onto_packed = refused(&run(&folder, &[&onto_packed[..], &["--set", "output.dir=other"]].concat()));
+    assert!(onto_packed.contains("base.quant") && onto_packed.contains("stored as NF4"), "{onto_packed}");
 }
 
 fn number(value: &Value) -> f64 {

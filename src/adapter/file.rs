@@ -84,6 +84,8 @@ pub struct SaveOptions<'a> {
     pub targets: &'a [Target],
     /// `base_model_name_or_path`: a hub name where one is known.
     pub base_name: Option<&'a str>,
+    /// `revision`: the hub's branch, tag or commit that the base was taken from, if it is not the default one.
+    pub revision: Option<&'a str>,
     /// The scales are `alpha / sqrt(rank)`.
     pub rslora: bool,
 }
@@ -95,9 +97,16 @@ impl HostAdapter {
     /// Everything wrong with the folder, in one error: what plain LoRA arithmetic cannot apply (DoRA, biases,
     /// `modules_to_save`, …), halves of pairs, ranks and shapes that disagree, numbers that are not finite.
     pub fn load(dir: &Path) -> Result<Self> {
-        let (config, (tensors, metadata)) = both(PeftConfig::read(dir), read_weights(dir))?;
         let place = dir.join(WEIGHTS_FILE).display().to_string();
-        let mut errors = Vec::new();
+        let (config, weights) = (PeftConfig::read(dir), read_weights(dir));
+        let mut errors = weights.as_ref().map_or(Vec::new(), |(tensors, _)| refusals(&place, tensors));
+        let (config, (tensors, metadata)) = match both(config, weights) {
+            Ok(read) => read,
+            Err(error) => {
+                errors.insert(0, error.clone());
+                return Err(Error::join(errors).unwrap_or(error));
+            }
+        };
         let pairs = pairs_of(&place, &config, tensors, &mut errors);
         if pairs.is_empty() && errors.is_empty() {
             errors.push(Error::input(&place, "holds no low-rank pair"));
@@ -262,7 +271,7 @@ impl HostAdapter {
             "peft_type": "LORA",
             "r": self.rank,
             "rank_pattern": ranks,
-            "revision": null,
+            "revision": options.revision,
             "target_modules": targets,
             "task_type": "CAUSAL_LM",
         });
@@ -344,13 +353,14 @@ impl<'a> Role<'a> {
 }
 
 /// Parts of names that tell what else PEFT can store.
-const REFUSED_NAMES: [(&str, &str); 7] = [
+const REFUSED_NAMES: [(&str, &str); 8] = [
     (".lora_magnitude_vector", "a DoRA magnitude, which cannot be applied"),
     (".lora_embedding_", "an adapter on an embedding, which cannot be applied"),
     (".lora_B.bias", "a bias of the low-rank pair, which cannot be applied"),
     (".token_adapter.", "trained tokens, which cannot be applied"),
     (".lora_A.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
     (".lora_B.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
+    (".bias", "a trained bias, which cannot be applied"),
     (".weight", "a wholly trained module, which cannot be applied"),
 ];
 
@@ -361,7 +371,22 @@ struct Halves {
     b: Option<RawTensor>,
 }
 
-/// Sorts the tensors into pairs and checks every one; what is wrong goes to `errors`.
+/// Tensors that plain LoRA has no use for, by what they are.
+fn refusals(place: &str, tensors: &BTreeMap<String, RawTensor>) -> Vec<Error> {
+    let mut refused: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
+    for name in tensors.keys() {
+        if let Role::Refused(reason) = Role::of(name) {
+            refused.entry(reason).or_default().push(name);
+        }
+    }
+    let told = refused.into_iter().filter_map(|(reason, names)| {
+        let (first, rest) = names.split_first()?;
+        Some(Error::input(format_args!("{place}: tensor {first}{}", and_more(rest.len())), reason))
+    });
+    told.collect()
+}
+
+/// Sorts the tensors into pairs and checks every one but those that [`refusals`] names; what is wrong goes to `errors`.
 fn pairs_of(
     place: &str,
     config: &PeftConfig,
@@ -370,19 +395,13 @@ fn pairs_of(
 ) -> BTreeMap<String, HostPair> {
     let mut halves: BTreeMap<String, Halves> = BTreeMap::new();
     let mut copies: Vec<(String, RawTensor)> = Vec::new();
-    let mut refused: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
     errors.extend(mixed_dtypes(place, &tensors));
     for (name, tensor) in tensors {
         match Role::of(&name) {
             Role::A(module) => halves.entry(module.to_owned()).or_default().a = Some(tensor),
             Role::B(module) => halves.entry(module.to_owned()).or_default().b = Some(tensor),
             Role::BaseCopy(module) => copies.push((module.to_owned(), tensor)),
-            Role::Refused(reason) => refused.entry(reason).or_default().push(name),
-        }
-    }
-    for (reason, names) in refused {
-        if let Some((first, rest)) = names.split_first() {
-            errors.push(Error::input(format_args!("{place}: tensor {first}{}", and_more(rest.len())), reason));
+            Role::Refused(_) => {}
         }
     }
     let mut pairs = BTreeMap::new();

@@ -15,6 +15,7 @@ use crate::text::TextStream;
 
 /// Answer a prompt; the answer alone goes to stdout, as it comes
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub(super) struct Arguments {
     #[command(flatten)]
     model: Model,

@@ -13,6 +13,7 @@ use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
 use crate::error::{Error, Result};
 use crate::files::FloatType;
 use crate::model::load::Quant;
+use crate::run::memory_plan::Size;
 use crate::run::merge::{self, Bench, Comparison, Place};
 use crate::{data, device};
 
@@ -32,9 +33,9 @@ pub(super) struct Arguments {
     /// Type of the weights: f32, f16 or bf16 [default: as in the base; f32 for a packed base]
     #[arg(long = "type", value_name = "TYPE")]
     float_type: Option<FloatType>,
-    /// Files of weights grow to this many bytes
-    #[arg(long, default_value_t = 5_000_000_000, value_name = "BYTES")]
-    max_shard_bytes: u64,
+    /// Files of weights grow to this size, as 2GiB, 500MB or a number of bytes
+    #[arg(long, default_value = "5GB", value_name = "SIZE")]
+    max_shard_bytes: Size,
     /// Measure the adapter on the packed weights and merged both ways; without --out nothing is kept
     #[arg(long, requires = "data")]
     compare: bool,
@@ -79,12 +80,16 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let weights = match (arguments.merge_base, packing) {
         (Some(Weights::Original), _) | (None, None) => MergeBase::Original,
         (_, Some(packing)) => MergeBase::Dequantized(packing),
+        // What the base itself packs has no other values than the decoded ones.
+        (Some(Weights::Dequantized), None) if base.files.stores_packed_projections() => {
+            MergeBase::Dequantized(Quant::None)
+        }
         (Some(Weights::Dequantized), None) => return Err(not_packed("--merge-base")),
     };
     let options = MergeOptions {
         weights,
         float_type: arguments.float_type,
-        max_shard_bytes: arguments.max_shard_bytes,
+        max_shard_bytes: arguments.max_shard_bytes.0,
         force: arguments.model.force,
     };
     let (report, comparison) = match &arguments.data {
@@ -134,7 +139,8 @@ impl fmt::Display for Merged {
         if report.untied_head {
             write!(f, "\nthe head is no longer tied to the embedding: the adapter changes it")?;
         }
-        if let Some(quant) = &report.trained_over {
+        // The blocks of a base are its weights.
+        if let Some(quant) = report.trained_over.filter(|quant| *quant != Quant::Keep.name()) {
             write!(
                 f,
                 "\nthe adapter was trained over {quant} weights; it was merged into the {} ones",

@@ -96,6 +96,7 @@ pub fn main() -> ExitCode {
         Ok(()) if interrupt::requested() => ExitCode::from(interrupt::EXIT_CODE),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            interrupt::yield_to_end();
             terminal.error(&error);
             ExitCode::from(error.exit_code())
         }

@@ -118,6 +118,7 @@ impl Model {
     /// The scheme asked for, or else the one that the adapter was trained over.
     pub(super) fn quant(&self, base: &OpenBase, adapter: Option<&HostAdapter>) -> Result<load::Quant> {
         if let Some(quant) = self.quant {
+            base.check_quant("--quant", quant.scheme())?;
             return Ok(quant.scheme());
         }
         let trained_over = adapter.map(HostAdapter::trained_over).transpose()?.flatten();

@@ -13,6 +13,7 @@ use crate::files::FloatType;
 use crate::model::load::Quant;
 use crate::model::quantize::{QuantizeOptions, QuantizeReport, quantize};
 use crate::run::OpenBase;
+use crate::run::memory_plan::Size;
 
 /// Write a base as a checkpoint packed the way bitsandbytes does it, which transformers loads
 #[derive(Debug, Args)]
@@ -29,9 +30,9 @@ pub(super) struct Arguments {
     /// Type of everything else: f32, f16 or bf16 [default: as in the base where that has 16 bits, else bf16]
     #[arg(long = "type", value_name = "TYPE")]
     float_type: Option<FloatType>,
-    /// Files of weights grow to this many bytes
-    #[arg(long, default_value_t = 5_000_000_000, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
-    max_shard_bytes: u64,
+    /// Files of weights grow to this size, as 2GiB, 500MB or a number of bytes
+    #[arg(long, default_value = "5GB", value_name = "SIZE")]
+    max_shard_bytes: Size,
 }
 
 /// How weights are packed.
@@ -61,7 +62,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
         Scheme::Int8 => Quant::Int8,
     };
     let options =
-        QuantizeOptions { scheme, float_type: arguments.float_type, max_shard_bytes: arguments.max_shard_bytes };
+        QuantizeOptions { scheme, float_type: arguments.float_type, max_shard_bytes: arguments.max_shard_bytes.0 };
     let report = quantize(&base.files, &arguments.out, &options, |folder| base.encoder.tokenizer().save(folder))?;
     terminal.result(&Quantized { out: arguments.out.clone(), report })
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::temporary::{self, Tracked};
+use super::temporary::{self, MadeFolders, Tracked};
 use crate::error::{Error, Result};
 
 /// A folder that grows beside its place. Dropped before it is published, it is gone.
@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 pub struct Staging {
     folder: tempfile::TempDir,
     tracked: Tracked,
+    /// Dropped after what lies in them.
+    parents: MadeFolders,
 }
 
 impl Staging {
@@ -30,7 +32,7 @@ impl Staging {
     /// It cannot be made.
     pub fn beside(out: &Path) -> Result<Self> {
         let parent = parent(out);
-        std::fs::create_dir_all(&parent).map_err(|error| Error::write(&parent, &error))?;
+        let parents = temporary::make_folders(&parent).map_err(|error| Error::write(&parent, &error))?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(".burnish-").suffix(".part");
         // tempfile's own default is 0700; the finished folder gets what the umask leaves.
@@ -38,7 +40,7 @@ impl Staging {
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let folder = builder.tempdir_in(&parent).map_err(|error| Error::write(&parent, &error))?;
         let tracked = temporary::track(folder.path());
-        Ok(Self { folder, tracked })
+        Ok(Self { folder, tracked, parents })
     }
 
     /// Where the folder is for now.
@@ -58,6 +60,7 @@ impl Staging {
         std::fs::rename(self.path(), out).map_err(|error| Error::write(out, &error))?;
         // What they would remove is no longer there.
         drop((self.folder, self.tracked));
+        self.parents.keep();
         Ok(())
     }
 }

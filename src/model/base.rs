@@ -210,6 +210,13 @@ impl BaseFiles {
         }
     }
 
+    /// Whether projections are stored packed, in GGUF blocks or as bitsandbytes packs them, so that decoding them is the
+    /// only way to their values.
+    pub fn stores_packed_projections(&self) -> bool {
+        let mut projections = self.tensor_names().filter(|name| names::is_projection(name));
+        projections.any(|name| self.is_packed(name) || matches!(self.dtype(name), Some(Dtype::Block(_))))
+    }
+
     /// How a tensor is stored: `BF16`, `Q4_K`, or `NF4` and `INT8` for what bitsandbytes packed. Reads headers only.
     pub fn storage_name(&self, hf_name: &str) -> Option<String> {
         match &self.source {

