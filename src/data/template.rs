@@ -31,6 +31,10 @@ const STACK_BYTES: usize = 64 << 20;
 const FUEL: u64 = 4_000_000;
 /// The longest a template may take to compile or render.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// The most that a template may write around a conversation.
+const MAX_MARKUP_BYTES: usize = 512 << 10;
+/// How often it may write the conversation itself.
+const MAX_COPIES: usize = 4;
 /// How deep `tojson` goes.
 const MAX_JSON_DEPTH: usize = 64;
 
@@ -85,12 +89,19 @@ impl ChatTemplate {
 
     /// Renders messages to text. With `add_generation_prompt` the text ends where the assistant's answer begins.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let said: usize = messages.iter().map(|message| message.content.len()).sum();
         let turn = |message: &Message| Turn { role: message.role.name().into(), content: message.content.clone() };
         let messages = messages.iter().map(turn).collect();
         let (reply, outcome) = channel();
         let job = Job { messages, add_generation_prompt, reply };
         self.jobs.send(job).map_err(|_| Error::input(&self.place, "stopped working on an earlier conversation"))?;
-        wait(&outcome, &self.place, "render")
+        let text = wait(&outcome, &self.place, "render")?;
+        let limit = MAX_MARKUP_BYTES + MAX_COPIES * said;
+        if text.len() > limit {
+            let message = format!("makes {} bytes of a conversation of {said}; at most {limit}", text.len());
+            return Err(Error::input(&self.place, message));
+        }
+        Ok(text)
     }
 
     /// Where the template comes from, for messages.
@@ -505,7 +516,8 @@ fn stored_attributes(body: &str) -> Result<Vec<&str>, String> {
         Some(end) => (&assignment[..end], assignment[end..].starts_with('|')),
         None => (assignment, true),
     };
-    let attributes: Vec<&str> = targets.split([',', '(', ')']).map(str::trim).filter(|name| name.contains('.')).collect();
+    let attributes: Vec<&str> =
+        targets.split([',', '(', ')']).map(str::trim).filter(|name| name.contains('.')).collect();
     match is_block {
         // A captured text can hold nothing; what a filter makes of it can.
         true if !attributes.is_empty() && targets.len() < assignment.len() => {
