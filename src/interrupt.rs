@@ -9,10 +9,19 @@ pub const EXIT_CODE: u8 = 130;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 static FINISHING: AtomicUsize = AtomicUsize::new(0);
+/// The process is about to end.
+static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// Whether the user asked to stop.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
+}
+
+/// Waits for the end of the process, if a signal is about to end it: what fails meanwhile fails because its files are gone.
+pub fn wait_for_the_end() {
+    while ENDING.load(Ordering::Relaxed) {
+        std::thread::park();
+    }
 }
 
 /// While it lives, the first signal only makes [`requested`] true.
@@ -38,6 +47,7 @@ pub fn listen(announce: impl Fn() + Send + 'static) {
         if is_first && FINISHING.load(Ordering::Relaxed) > 0 {
             announce();
         } else {
+            ENDING.store(true, Ordering::Relaxed);
             temporary::remove_all();
             std::process::exit(EXIT_CODE.into());
         }

@@ -1,19 +1,29 @@
 //! The run folder: what a run was, how it went, and the best adapter so far.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::files::atomic;
+use crate::files::temporary::{self, Tracked};
+use crate::text::FOLDER_FILES;
+
+const METRICS: &str = "metrics.jsonl";
 
 /// A run folder that is being written. Lines of metrics reach the disk one by one; everything else is written whole.
+/// Dropped before [`RunFolder::keep`], it is gone.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
     metrics: File,
+    /// It was made for this run.
+    is_new: bool,
+    /// A signal removes it, until it is kept.
+    unfinished: Option<Tracked>,
+    is_kept: bool,
 }
 
 impl RunFolder {
@@ -23,10 +33,28 @@ impl RunFolder {
     /// Input: there is something at `path`. Failed: it cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
         Self::check_free(path)?;
-        std::fs::create_dir_all(path).map_err(|error| Error::write(path, &error))?;
-        let metrics = path.join("metrics.jsonl");
-        let metrics = File::create(&metrics).map_err(|error| Error::write(&metrics, &error))?;
-        Ok(Self { path: path.to_owned(), metrics })
+        let is_new = !path.exists();
+        // Of two runs that want the folder at once, one gets it.
+        let claim = || {
+            std::fs::create_dir_all(path)?;
+            File::create_new(path.join(METRICS))
+        };
+        // A folder that was there before is not a signal's to remove.
+        let claimed = match is_new {
+            true => temporary::make(claim, |_| path.to_owned()).map(|(metrics, tracked)| (metrics, Some(tracked))),
+            false => claim().map(|metrics| (metrics, None)),
+        };
+        let (metrics, unfinished) = claimed.map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => taken(path),
+            _ => Error::write(path, &error),
+        })?;
+        Ok(Self { path: path.to_owned(), metrics, is_new, unfinished, is_kept: false })
+    }
+
+    /// It stays from now on: there is something in it that is worth it.
+    pub fn keep(&mut self) {
+        self.unfinished = None;
+        self.is_kept = true;
     }
 
     /// Whether a run may have this folder.
@@ -38,11 +66,7 @@ impl RunFolder {
             Ok(mut entries) => entries.next().is_some(),
             Err(_) => path.symlink_metadata().is_ok(),
         };
-        if is_taken {
-            let error = Error::input(path.display(), "exists already; a run does not overwrite another");
-            return Err(error.hint("choose another `dir` under [output] (or `--set output.dir=…`), or remove it"));
-        }
-        Ok(())
+        if is_taken { Err(taken(path)) } else { Ok(()) }
     }
 
     /// The folder.
@@ -55,7 +79,7 @@ impl RunFolder {
     /// # Errors
     /// It cannot be written (disk full).
     pub fn record(&mut self, line: &impl Serialize) -> Result<()> {
-        let path = self.path.join("metrics.jsonl");
+        let path = self.path.join(METRICS);
         let mut text = serde_json::to_string(line).map_err(|error| Error::failed(path.display(), error.to_string()))?;
         text.push('\n');
         self.metrics.write_all(text.as_bytes()).map_err(|error| Error::write(&path, &error))
@@ -68,4 +92,24 @@ impl RunFolder {
     pub fn write(&self, name: &str, contents: &str) -> Result<()> {
         atomic::write_bytes(&self.path.join(name), contents.as_bytes())
     }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
+        // Only what a run writes: anything else that has come to lie here is someone's.
+        for name in [METRICS, "recipe.toml", "run.json"].iter().chain(&FOLDER_FILES) {
+            let _ = std::fs::remove_file(self.path.join(name));
+        }
+        if self.is_new {
+            let _ = std::fs::remove_dir(&self.path);
+        }
+    }
+}
+
+fn taken(path: &Path) -> Error {
+    Error::input(path.display(), "exists already; a run does not overwrite another")
+        .hint("choose another `dir` under [output] (or `--set output.dir=…`), or remove it")
 }
