@@ -13,7 +13,7 @@ pub fn tiny_model() -> PathBuf {
 }
 
 /// The program, away from the user's caches and settings.
-fn burnish(folder: &TempDir) -> Command {
+pub fn burnish(folder: &TempDir) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_burnish"));
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy();

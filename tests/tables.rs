@@ -114,4 +114,18 @@ mod with_polars {
             let _ = tables::parse_parquet(damaged, "d.parquet", None);
         }
     }
+
+    #[test]
+    fn a_damaged_parquet_file_is_an_error_or_read_and_never_a_panic() {
+        let good = std::fs::read(fixture("prompts.snappy.parquet")).expect("the fixture");
+        for at in 0..good.len() {
+            for bit in 0..8 {
+                let mut bytes = good.clone();
+                bytes[at] ^= 1 << bit;
+                if let Err(error) = tables::parse_parquet(bytes, "a.parquet", None) {
+                    assert_eq!(error.exit_code(), 2, "byte {at}, bit {bit}: {error}");
+                }
+            }
+        }
+    }
 }

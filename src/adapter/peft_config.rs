@@ -16,6 +16,12 @@ use crate::files::json;
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Backtracking steps a pattern may take on one module path (about 60 characters long).
 const BACKTRACK_LIMIT: usize = 20_000;
+/// More patterns than the modules of any model that is adapted; compiling one takes a quarter of a millisecond.
+const MAX_PATTERNS: usize = 2_000;
+/// The longest pattern, in bytes.
+const MAX_PATTERN_BYTES: usize = 16 << 10;
+/// The largest rank, as in a recipe.
+const MAX_RANK: u64 = 65_536;
 /// What PEFT adapts in a LLaMA, Mistral or Qwen2 that names no targets.
 const DEFAULT_TARGETS: [&str; 2] = ["q_proj", "v_proj"];
 
@@ -187,6 +193,9 @@ fn first_numbered_segment(module: &str) -> Option<u64> {
 
 impl Pattern {
     fn new(written: &str, wrapped: &str) -> Result<Self, String> {
+        if written.len() > MAX_PATTERN_BYTES {
+            return Err(format!("a pattern of {} bytes; at most {MAX_PATTERN_BYTES}", written.len()));
+        }
         let regex = RegexBuilder::new(wrapped)
             .backtrack_limit(BACKTRACK_LIMIT)
             .build()
@@ -270,9 +279,9 @@ impl Reader<'_> {
     }
 
     fn as_positive(&mut self, key: &str, value: &Value) -> Option<usize> {
-        let number = value.as_u64().and_then(|number| u32::try_from(number).ok()).filter(|&number| number > 0);
+        let number = value.as_u64().filter(|number| (1..=MAX_RANK).contains(number));
         if number.is_none() {
-            self.wrong_type(key, "a whole number of at least 1", value);
+            self.wrong_type(key, &format!("a whole number from 1 to {MAX_RANK}"), value);
         }
         number.map(|number| number as usize)
     }
@@ -365,6 +374,10 @@ impl Reader<'_> {
                 return Vec::new();
             }
         };
+        if entries.len() > MAX_PATTERNS {
+            self.problem(format!("`{key}` has {} entries; at most {MAX_PATTERNS}", entries.len()));
+            return Vec::new();
+        }
         let mut patterns = Vec::with_capacity(entries.len());
         for (written, value) in &entries {
             let pattern = self.pattern(key, Pattern::ending(written));

@@ -100,13 +100,28 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     specials: SpecialTexts,
+    /// Tokens that the model has an embedding for.
+    vocabulary: usize,
 }
 
 impl Encoder {
     /// An encoder for a model. Without a template, chat data is an error and Alpaca data gets Alpaca's prompt.
     pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
         let specials = SpecialTexts::of(&tokenizer);
-        Self { tokenizer, template, specials }
+        Self { tokenizer, template, specials, vocabulary: usize::MAX }
+    }
+
+    /// The same for a model with an embedding of so many rows: a token beyond them is an error. A tokenizer may have more
+    /// (padding that was added to it, say), as long as no text needs them.
+    pub fn for_vocabulary(self, rows: usize) -> Self {
+        Self { vocabulary: rows, ..self }
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) else { return Ok(()) };
+        let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
+        let message = format!("token {id} {token:?} lies beyond the {} rows of the model's embedding", self.vocabulary);
+        Err(Error::input(self.tokenizer.place(), message).hint("is this the tokenizer that the model was saved with?"))
     }
 
     /// An encoder with the chat template that the tokenizer brings. `place` names the model in messages.
@@ -127,6 +142,12 @@ impl Encoder {
 
     /// Ids and mask of one example.
     pub fn encode(&self, example: &Example) -> Result<Encoded> {
+        let encoded = self.encode_unchecked(example)?;
+        self.check_ids(&encoded.ids)?;
+        Ok(encoded)
+    }
+
+    fn encode_unchecked(&self, example: &Example) -> Result<Encoded> {
         match example {
             Example::PromptCompletion { prompt, completion } => self.completion(prompt, completion),
             Example::Text { text } => {
@@ -167,7 +188,7 @@ impl Encoder {
                     LongPolicy::Drop => false,
                     LongPolicy::TruncatePrompt => self.truncate(&mut encoded, max_seq_tokens),
                     LongPolicy::Error => {
-                        let message = format!("has {length} tokens; max_seq_tokens is {max_seq_tokens}");
+                        let message = format!("has {length} tokens; at most {max_seq_tokens} fit");
                         problems.push(Error::input(place, message));
                         continue;
                     }
@@ -214,7 +235,9 @@ impl Encoder {
         match &self.template {
             Some(template) => {
                 let (messages, stand_ins) = self.specials.hide(messages)?;
-                self.rendered(&template.render(&messages, true)?, &stand_ins, false)
+                let ids = self.rendered(&template.render(&messages, true)?, &stand_ins, false)?;
+                self.check_ids(&ids)?;
+                Ok(ids)
             }
             None => match messages {
                 [Message { role: Role::User, content }] => self.encode_raw_prompt(&alpaca_prompt(content, "", None)),
@@ -230,6 +253,7 @@ impl Encoder {
     pub fn encode_raw_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids: Vec<u32> = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos()).into_iter().collect();
         ids.extend(self.tokenizer.encode(text)?);
+        self.check_ids(&ids)?;
         Ok(ids)
     }
 

@@ -21,8 +21,9 @@ use crate::files::{json, open};
 
 /// The largest data file read.
 const MAX_FILE_BYTES: u64 = 4 << 30;
-/// The longest line: no training example is near it, and a file without line ends is something else.
-const MAX_LINE_BYTES: usize = 16 << 20;
+/// The longest line: far more than any sequence that is trained on, and encoding takes two hundred times its memory. A file
+/// without line ends is something else.
+pub(super) const MAX_LINE_BYTES: usize = 1 << 20;
 /// How many bad lines are reported one by one.
 const MAX_REPORTED: usize = 20;
 

@@ -8,6 +8,9 @@ use std::io::Cursor;
 use std::path::Path;
 
 use polars::prelude::{Column, CsvReadOptions, DataFrame, DataType, ParquetReader, SerReader};
+use polars_parquet::parquet::metadata::{ColumnChunkMetadata, FileMetadata};
+use polars_parquet::parquet::page::CompressedPage;
+use polars_parquet::parquet::read::PageReader;
 use serde_json::{Map, Value};
 
 use super::example::Example;
@@ -19,7 +22,7 @@ use crate::files::{json, open};
 const MAX_FILE_BYTES: u64 = 2 << 30;
 /// The most that a Parquet file may unpack to.
 const MAX_UNPACKED_BYTES: usize = 4 << 30;
-const MAX_FIELD_BYTES: usize = 16 << 20;
+const MAX_FIELD_BYTES: usize = super::jsonl::MAX_LINE_BYTES;
 /// How many bad lines are reported one by one.
 const MAX_REPORTED: usize = 20;
 /// The columns that examples are made of.
@@ -54,23 +57,62 @@ pub fn read_parquet(path: &Path, format: Option<Format>) -> Result<Vec<Example>>
 
 /// Parses the bytes of a Parquet file; `name` stands in messages.
 pub fn parse_parquet(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Example>> {
-    let broken = |error: &dyn std::fmt::Display| Error::input(name, format!("not a Parquet file: {error}"));
+    let broken = |error: &dyn std::fmt::Display| broken(name, error);
     // polars may panic on a damaged file; that, too, is only a bad file.
-    let read = || -> Result<DataFrame> {
-        let mut reader = ParquetReader::new(Cursor::new(bytes));
-        let metadata = reader.get_metadata().map_err(|error| broken(&error))?;
+    let read = || -> Result<Vec<Example>> {
+        let mut reader = ParquetReader::new(Cursor::new(&bytes[..]));
+        let metadata = reader.get_metadata().map_err(|error| broken(&error))?.clone();
         let sizes = metadata.row_groups.iter().map(|group| group.total_byte_size());
         let unpacked = sizes.fold(0usize, usize::saturating_add);
         if unpacked > MAX_UNPACKED_BYTES {
             return Err(Error::input(name, format!("unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES}")));
         }
+        check_pages(&metadata, &bytes, name)?;
         let schema = reader.schema().map_err(|error| broken(&error))?;
         let columns = COLUMNS.into_iter().filter(|column| schema.contains(column)).map(String::from).collect();
-        reader.with_columns(Some(columns)).finish().map_err(|error| broken(&error))
+        let frame = reader.with_columns(Some(columns)).finish().map_err(|error| broken(&error))?;
+        examples(&frame, name, format)
     };
-    let frame = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
-        .unwrap_or_else(|_| Err(broken(&"polars cannot read it")))?;
-    examples(&frame, name, format)
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(broken(&"polars cannot read it")))
+}
+
+fn broken(name: &str, error: &dyn std::fmt::Display) -> Error {
+    Error::input(name, format!("not a Parquet file: {error}"))
+}
+
+/// Whether the pages hold no more values than their groups have rows. polars makes room for as many as a page promises,
+/// and ends the process where there is none.
+fn check_pages(metadata: &FileMetadata, bytes: &[u8], name: &str) -> Result<()> {
+    for group in &metadata.row_groups {
+        for column in group.parquet_columns() {
+            let root = column.descriptor().path_in_schema.first().map_or("", |root| root.as_str());
+            if !COLUMNS.contains(&root) {
+                continue;
+            }
+            if column.descriptor().descriptor.max_rep_level > 0 {
+                let message = format!("the column `{root}` holds lists; expected texts");
+                return Err(Error::input(name, message).hint("chat data is best kept as JSONL"));
+            }
+            check_column(column, group.num_rows(), bytes).map_err(|error| broken(name, &error))?;
+        }
+    }
+    Ok(())
+}
+
+fn check_column(column: &ColumnChunkMetadata, rows: usize, bytes: &[u8]) -> std::result::Result<(), String> {
+    let range = column.byte_range();
+    let range = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+    let chunk = range.and_then(|(start, end)| bytes.get(start..end));
+    let chunk = chunk.ok_or("a column lies outside the file")?;
+    let mut left = rows;
+    for page in PageReader::new(Cursor::new(chunk.to_vec().into()), column, Vec::new(), MAX_UNPACKED_BYTES) {
+        if let CompressedPage::Data(page) = page.map_err(|error| error.to_string())? {
+            let too_many = || format!("a page of {} values where {left} rows are left", page.num_values());
+            left = left.checked_sub(page.num_values()).ok_or_else(too_many)?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks quotes, widths and the header, which polars would partly overlook: every problem with its line.
@@ -193,6 +235,10 @@ fn object(columns: &[&Column], row: usize, place: &str) -> Result<Map<String, Va
         let cell = column.str().ok().and_then(|texts| texts.get(row));
         let value = match cell {
             None => Value::Null,
+            Some(text) if text.len() > MAX_FIELD_BYTES => {
+                let message = format!("`{column_name}` has {} bytes; at most {MAX_FIELD_BYTES}", text.len());
+                return Err(Error::input(place, message));
+            }
             Some(text) if matches!(column_name, "messages" | "conversations") => {
                 json::parse(format_args!("{place}, `{column_name}`"), text.as_bytes())?
             }

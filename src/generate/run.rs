@@ -47,14 +47,15 @@ pub fn generate(
     for (group, prompts) in prompts.chunks(SEQUENCES_AT_ONCE).enumerate() {
         let mut live = Vec::with_capacity(prompts.len());
         for (offset, prompt) in prompts.iter().enumerate() {
+            let index = group * SEQUENCES_AT_ONCE + offset;
+            let place = format_args!("prompt {}", index + 1);
             if prompt.is_empty() {
-                return Err(Error::input("prompt", "has no tokens"));
+                return Err(Error::input(place, "has no tokens"));
             }
             if prompt.len() >= positions {
                 let message = format!("has {} tokens; the model has {positions} positions", prompt.len());
-                return Err(Error::input("prompt", message));
+                return Err(Error::input(place, message));
             }
-            let index = group * SEQUENCES_AT_ONCE + offset;
             let seed = request.sampler.seed.wrapping_add(index as u64);
             live.push(Live {
                 index,

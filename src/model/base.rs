@@ -1,6 +1,6 @@
 //! The frozen base model's files: a Hugging Face folder or a GGUF file, under one set of names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -28,6 +28,8 @@ pub struct BaseFiles {
     path: PathBuf,
     config: ModelConfig,
     tensors: Vec<TensorName>,
+    /// Index into `tensors` by Hugging Face name: a file may have ten thousand layers.
+    by_name: HashMap<String, usize>,
     source: Source,
 }
 
@@ -115,7 +117,8 @@ impl BaseFiles {
             (ModelConfig::from_gguf(&gguf)?, Source::Gguf(gguf))
         };
         let tensors = names::tensors(&config);
-        let base = Self { path: path.to_owned(), config, tensors, source };
+        let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.hf.clone(), index)).collect();
+        let base = Self { path: path.to_owned(), config, tensors, by_name, source };
         base.check_tensors()?;
         Ok(base)
     }
@@ -151,12 +154,12 @@ impl BaseFiles {
 
     /// Whether the model has a tensor of this Hugging Face name.
     pub fn has(&self, hf_name: &str) -> bool {
-        self.tensors.iter().any(|tensor| tensor.hf == hf_name)
+        self.by_name.contains_key(hf_name)
     }
 
     /// The shape of a tensor by its Hugging Face name, outermost dimension first.
     pub fn shape(&self, hf_name: &str) -> Option<&[usize]> {
-        self.tensors.iter().find(|tensor| tensor.hf == hf_name).map(|tensor| tensor.shape.as_slice())
+        self.by_name.get(hf_name).map(|&index| self.tensors[index].shape.as_slice())
     }
 
     /// The type that [`Self::tensor`] hands out, without reading it; `None` for a name that the model does not have.

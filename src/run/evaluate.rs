@@ -66,12 +66,14 @@ pub fn evaluate(
     options: &EvalOptions,
 ) -> Result<EvalReport> {
     let limit = decoder.config().max_positions;
-    let set = base.encoder.encode_all(examples, limit, LongPolicy::Error)?;
+    let of_data = |error: Error| error.within(data.display());
+    let set = base.encoder.encode_all(examples, limit, LongPolicy::Error).map_err(of_data)?;
     if set.sequences.is_empty() {
         return Err(Error::input(data.display(), "no example has a token to evaluate"));
     }
     let attached = adapter.map(|adapter| adapter.attach(decoder.config(), decoder.device())).transpose()?;
     let losses = losses_of(decoder, attached.as_ref(), &set.sequences);
+    let loss = mean_loss(&losses).map_err(of_data)?;
     let tokens = losses.iter().map(|loss| loss.tokens).sum();
     let against_base = match &attached {
         Some(_) => {
@@ -80,7 +82,6 @@ pub fn evaluate(
         }
         None => None,
     };
-    let loss = mean_loss(&losses)?;
     let mut report = EvalReport {
         loss,
         perplexity: perplexity(loss),
@@ -92,15 +93,16 @@ pub fn evaluate(
         rouge_l: None,
     };
     if options.generate {
-        let asked =
-            examples.iter().map(|example| base.encoder.prompt_and_answer(example)).collect::<Result<Vec<_>>>()?;
+        let asked = examples.iter().map(|example| base.encoder.prompt_and_answer(example));
+        let asked = asked.collect::<Result<Vec<_>>>().map_err(of_data)?;
         let (prompts, expected): (Vec<_>, Vec<_>) = asked.into_iter().flatten().unzip();
         if prompts.is_empty() {
             return Err(Error::input(data.display(), "no example has an answer to compare with")
                 .hint("--generate needs prompts with completions, Alpaca examples or conversations"));
         }
         let answering = Answering { sampler: SamplerConfig::default(), max_tokens: options.max_tokens, raw: true };
-        let answers = answer_ids(decoder, &base.encoder, attached.as_ref(), &prompts, &answering, |_, _| Ok(()))?;
+        let answers = answer_ids(decoder, &base.encoder, attached.as_ref(), &prompts, &answering, |_, _| Ok(()));
+        let answers = answers.map_err(of_data)?;
         let pairs = || answers.iter().zip(&expected);
         let count = answers.len() as f64;
         report.exact_match =

@@ -162,6 +162,7 @@ fn prepare_plan(
     let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
     let encoded = Error::both(encode(&plan.data.train, &train), encode(valid_path, &valid));
     let ((_, mut start), (train, valid)) = Error::both(start, encoded)?;
+    check_trained(&plan.data.train, &train, limit, "to train on")?;
     let (layout, memory) = fit_memory(&plan, &base, &load, &start, (&train, &valid), max_memory)?;
     if layout != (plan.train.micro_batch_seqs, plan.train.accumulate_steps, recompute(plan.train.recompute)) {
         let (micro_batch_seqs, accumulate_steps, recompute) = layout;
@@ -178,8 +179,8 @@ fn prepare_plan(
         let message = format!("is {}, more than the {total_steps} steps there are", settings.warmup_steps);
         return Err(Error::input("train.warmup_steps", message));
     }
-    if valid.sequences.is_empty() && (plan.data.valid.is_some() || plan.data.valid_fraction.is_some()) {
-        return Err(Error::input(valid_path.display(), "no validation example has a token to evaluate"));
+    if plan.data.valid.is_some() || plan.data.valid_fraction.is_some() {
+        check_trained(valid_path, &valid, limit, "to evaluate")?;
     }
     let (base_sha256, data_sha256) = (base.files.content_hash()?, sha256_of(&plan.data.train)?);
     start.metadata.extend(
@@ -249,11 +250,10 @@ pub fn train(
     });
     // From here on a signal finds a run folder, and ends the run as a run ends.
     let finishing = interrupt::finish_first();
-    let mut folder = RunFolder::create(&plan.output.dir, |folder| {
-        folder.write("recipe.toml", &recipe.text)?;
-        folder.write("run.json", &format!("{about:#}\n"))?;
-        base.encoder.tokenizer().save(folder.path())
-    })?;
+    let mut folder = RunFolder::create(&plan.output.dir)?;
+    folder.write("recipe.toml", &recipe.text)?;
+    folder.write("run.json", &format!("{about:#}\n"))?;
+    base.encoder.tokenizer().save(folder.path())?;
 
     let hub_name = base.hub_name();
     let revision = base.hub_revision();
@@ -278,7 +278,10 @@ pub fn train(
             Event::Evaluation { step, valid_loss, tokens, is_best } => folder.record(&json!({
                 "step": step, "valid_loss": valid_loss, "valid_tokens": tokens, "is_best": is_best,
             }))?,
-            Event::Best { adapter, .. } => adapter.save(folder.path(), &options)?,
+            Event::Best { adapter, .. } => {
+                adapter.save(folder.path(), &options)?;
+                folder.keep();
+            }
             Event::Stopped { .. } => {}
         }
         Ok(())
@@ -354,6 +357,22 @@ fn long_policy(plan: &plan::Plan) -> LongPolicy {
         plan::Overlong::Drop => LongPolicy::Drop,
         plan::Overlong::TruncatePrompt => LongPolicy::TruncatePrompt,
     }
+}
+
+/// Whether anything is left of a split, or else why not.
+fn check_trained(path: &Path, set: &EncodedSet, limit: usize, what: &str) -> Result<()> {
+    if !set.sequences.is_empty() {
+        return Ok(());
+    }
+    let (long, untrained) = (set.dropped_long, set.dropped_untrained);
+    let message = format!(
+        "there is not one token {what}: {long} examples are longer than {limit} tokens, in {untrained} nothing is trained"
+    );
+    let error = Error::input(path.display(), message);
+    Err(match long {
+        0 => error.hint("loss is taken on completions, answers and the assistant's turns: are there any?"),
+        _ => error.hint("raise `data.max_seq_tokens`, up to the positions of the model, or cut with `data.overlong`"),
+    })
 }
 
 /// What of the data is not used, and what flatters.

@@ -19,7 +19,7 @@ const MAX_JSON_ITEMS: usize = 5_000_000;
 /// The largest of the small files beside it.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
 /// Files that make up a tokenizer in a Hugging Face folder, and go along when it is saved.
-const FOLDER_FILES: [&str; 8] = [
+pub(crate) const FOLDER_FILES: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -233,6 +233,11 @@ impl Tokenizer {
         catch_unwind(AssertUnwindSafe(|| self.0.parsing.decode(ids, skip_special)))
             .map_err(|_| Error::input(&self.0.place, "the tokenizers crate failed to decode with this tokenizer"))?
             .map_err(|error| Error::input(&self.0.place, format!("cannot decode: {error}")))
+    }
+
+    /// The file it came from, for messages.
+    pub fn place(&self) -> &str {
+        &self.0.place
     }
 
     /// One more than the largest id.

@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn transposed_rows_are_the_transpose_for_odd_sizes_and_every_format() {
-        for (rows, columns) in [(96, 64), (95, 64), (1, 1), (17, 33), (2, 16)] {
+        for (rows, columns) in [(96usize, 64usize), (95, 64), (1, 1), (17, 33), (2, 16)] {
             let (stride, out_stride) = (columns + 3, rows.next_multiple_of(2) + 4);
             let data: Vec<f32> = (0..rows * stride).map(|i| (i * 31 % 257) as f32 - 128.0).collect();
             let narrow: Vec<bf16> = data.iter().map(|&v| bf16::from_f32(v)).collect();
