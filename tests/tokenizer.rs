@@ -169,6 +169,25 @@ fn text_that_goes_on_gets_no_space_of_its_own() {
     assert_eq!(alone, tokenizer.encode_continuation(" send").expect("encodes"));
 }
 
+#[test]
+fn a_text_that_goes_on_with_a_joined_line_feed_gets_no_space_either() {
+    let json = serde_json::json!({
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ]},
+        "model": {
+            "type": "BPE", "byte_fallback": true,
+            "vocab": {"<0x01>": 0, "▁": 1, "\n": 2, "\n\n": 3, "a": 4}, "merges": [["\n", "\n"]],
+        },
+    });
+    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), "joined").expect("a tokenizer");
+    assert_eq!(tokenizer.encode("\n\na").expect("encodes"), [1, 3, 4]);
+    assert_eq!(tokenizer.encode_continuation("\n\na").expect("encodes"), [3, 4]);
+    assert_eq!(tokenizer.encode_continuation("a\n").expect("encodes"), [4, 2]);
+}
+
 /// Writes the ids of every text field of data files, for tests/reference/compare_tokens.py, which sets the
 /// variables. Does nothing without them.
 #[test]

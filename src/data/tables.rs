@@ -65,6 +65,11 @@ pub fn parse_parquet(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Resu
             return Err(Error::input(name, format!("unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES}")));
         }
         let schema = reader.schema().map_err(|error| broken(&error))?;
+        // polars reads lists of structs only with a feature that nothing else here needs, and panics without it.
+        let nested = COLUMNS.into_iter().find(|column| schema.get(column).is_some_and(|field| field.dtype.is_nested()));
+        if let Some(column) = nested {
+            return Err(not_texts(name, column, "nested"));
+        }
         let columns = COLUMNS.into_iter().filter(|column| schema.contains(column)).map(String::from).collect();
         reader.with_columns(Some(columns)).finish().map_err(|error| broken(&error))
     };
@@ -160,6 +165,11 @@ fn fields(record: &[u8]) -> Vec<String> {
     fields
 }
 
+fn not_texts(name: &str, column: &str, found: &str) -> Error {
+    Error::input(name, format!("the column `{column}` is of type {found}; expected texts"))
+        .hint("chat data is best kept as JSONL")
+}
+
 /// The rows of a table as examples.
 fn examples(frame: &DataFrame, name: &str, format: Option<Format>) -> Result<Vec<Example>> {
     let columns: Vec<&Column> =
@@ -170,8 +180,7 @@ fn examples(frame: &DataFrame, name: &str, format: Option<Format>) -> Result<Vec
     }
     for column in &columns {
         if !matches!(column.dtype(), DataType::String | DataType::Null) {
-            let message = format!("the column `{}` is of type {}; expected texts", column.name(), column.dtype());
-            return Err(Error::input(name, message).hint("chat data is best kept as JSONL"));
+            return Err(not_texts(name, column.name(), &column.dtype().to_string()));
         }
     }
     let mut rows = Rows::new(format);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Kwargs, Object, Value, ValueKind};
 use minijinja::{Environment, ErrorKind};
+use serde_json::Value as Json;
 use time::OffsetDateTime;
 
 use super::example::Message;
@@ -34,16 +35,19 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// How deep `tojson` goes.
 const MAX_JSON_DEPTH: usize = 64;
 
-/// A compiled chat template. Renders from any thread.
-#[derive(Debug)]
+/// A compiled chat template. Renders from any thread. Cloning is cheap.
+#[derive(Debug, Clone)]
 pub struct ChatTemplate {
     jobs: Sender<Job>,
     place: String,
+    /// What the assistant may call.
+    tools: Value,
 }
 
 /// Messages to render, and where the text goes.
 struct Job {
-    messages: Vec<Turn>,
+    messages: Vec<Fields>,
+    tools: Value,
     add_generation_prompt: bool,
     reply: Sender<Result<String, String>>,
 }
@@ -79,15 +83,19 @@ impl ChatTemplate {
             .spawn(move || work(source, globals, now, &compiled, &inbox))
             .map_err(|error| Error::failed(&place, format!("cannot start a thread: {error}")))?;
         wait(&outcome, &place, "compile")?;
-        Ok(Self { jobs, place })
+        Ok(Self { jobs, place, tools: Value::from(()) })
+    }
+
+    /// The same template for conversations with these tools.
+    pub fn with_tools(&self, tools: Option<&Json>) -> Self {
+        Self { tools: tools.map_or(Value::from(()), value_of), ..self.clone() }
     }
 
     /// Renders messages to text. With `add_generation_prompt` the text ends where the assistant's answer begins.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let turn = |message: &Message| Turn { role: message.role.name().into(), content: message.content.clone() };
-        let messages = messages.iter().map(turn).collect();
+        let messages = messages.iter().map(Fields::of).collect();
         let (reply, outcome) = channel();
-        let job = Job { messages, add_generation_prompt, reply };
+        let job = Job { messages, tools: self.tools.clone(), add_generation_prompt, reply };
         self.jobs.send(job).map_err(|_| Error::input(&self.place, "stopped working on an earlier conversation"))?;
         wait(&outcome, &self.place, "render")
     }
@@ -98,24 +106,46 @@ impl ChatTemplate {
     }
 }
 
-/// A message as a template sees it: a map of `role` and `content`, in this order.
+/// A message, or an object in it, as a template sees it: a map that keeps its order.
 #[derive(Debug, Clone)]
-struct Turn {
-    role: String,
-    content: String,
+struct Fields(Vec<(String, Value)>);
+
+impl Fields {
+    fn of(message: &Message) -> Self {
+        let content = message.more.get("content").map_or(Value::from(message.content.as_str()), value_of);
+        let mut fields = vec![("role".to_owned(), Value::from(message.role.name())), ("content".to_owned(), content)];
+        let more = message.more.iter().filter(|(key, _)| *key != "content");
+        fields.extend(more.map(|(key, value)| (key.clone(), value_of(value))));
+        Self(fields)
+    }
 }
 
-impl Object for Turn {
+impl Object for Fields {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        match key.as_str()? {
-            "role" => Some(Value::from(self.role.as_str())),
-            "content" => Some(Value::from(self.content.as_str())),
-            _ => None,
-        }
+        let key = key.as_str()?;
+        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Str(&["role", "content"])
+        Enumerator::Values(self.0.iter().map(|(name, _)| Value::from(name.as_str())).collect())
+    }
+}
+
+/// A JSON value as a template sees it.
+fn value_of(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(flag) => Value::from(*flag),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(integer), _) => Value::from(integer),
+            (None, Some(integer)) => Value::from(integer),
+            (None, None) => Value::from(number.as_f64().unwrap_or_default()),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(values) => values.iter().map(value_of).collect(),
+        Json::Object(fields) => {
+            Value::from_object(Fields(fields.iter().map(|(key, value)| (key.clone(), value_of(value))).collect()))
+        }
     }
 }
 
@@ -169,7 +199,7 @@ fn context(job: &Job, globals: &[(String, String)]) -> Value {
     let messages: Vec<Value> = job.messages.iter().cloned().map(Value::from_object).collect();
     let mut pairs = vec![
         ("messages", Value::from(messages)),
-        ("tools", Value::from(())),
+        ("tools", job.tools.clone()),
         ("documents", Value::from(())),
         ("add_generation_prompt", Value::from(job.add_generation_prompt)),
     ];

@@ -66,7 +66,8 @@ pub fn evaluate(
     options: &EvalOptions,
 ) -> Result<EvalReport> {
     let limit = decoder.config().max_positions;
-    let set = base.encoder.encode_all(examples, limit, LongPolicy::Error)?;
+    let set = base.encoder.encode_all(examples, limit, LongPolicy::Error);
+    let set = set.map_err(|error| error.within(data.display()))?;
     if set.sequences.is_empty() {
         return Err(Error::input(data.display(), "no example has a token to evaluate"));
     }

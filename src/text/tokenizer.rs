@@ -211,13 +211,16 @@ impl Tokenizer {
         if !self.0.puts_space_first || text.is_empty() {
             return self.ids(tokenizer, text);
         }
-        // A line feed takes the space; no vocabulary joins it with what follows.
-        let lead = self.ids(tokenizer, "\n")?;
-        let ids = self.ids(tokenizer, &format!("\n{text}"))?;
-        match ids.strip_prefix(lead.as_slice()) {
-            Some(rest) => Ok(rest.to_vec()),
-            None => self.ids(tokenizer, text),
+        // A line feed takes the space, as in transformers; where the vocabulary joins it with what follows, a character
+        // that no text has.
+        for taker in ["\n", "\u{1}"] {
+            let lead = self.ids(tokenizer, taker)?;
+            let ids = self.ids(tokenizer, &format!("{taker}{text}"))?;
+            if let Some(rest) = ids.strip_prefix(lead.as_slice()) {
+                return Ok(rest.to_vec());
+            }
         }
+        self.ids(tokenizer, text)
     }
 
     fn ids(&self, tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
