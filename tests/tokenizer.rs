@@ -137,6 +137,36 @@ fn named_tokens_come_from_the_files() {
 }
 
 #[test]
+fn the_post_processor_decides_on_the_beginning_of_text_token() {
+    let adds = |processor: Value, config: Value| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut json: Value = read("bytelevel/tokenizer.json");
+        json["post_processor"] = processor;
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).expect("written");
+        std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).expect("written");
+        let tokenizer = Tokenizer::from_folder(folder.path()).expect("a tokenizer");
+        (tokenizer.adds_bos(), tokenizer.bos())
+    };
+    let puts = serde_json::json!({
+        "type": "Sequence", "processors": [
+            {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true},
+            {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+                "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
+            },
+        ],
+    });
+    let says = |adds: bool| serde_json::json!({"bos_token": "<|im_start|>", "add_bos_token": adds});
+    assert_eq!(adds(puts.clone(), says(false)), (true, Some(1)));
+    assert_eq!(adds(puts.clone(), serde_json::json!({})), (true, Some(1)), "transformers needs no name for it");
+    assert_eq!(adds(puts["processors"][0].clone(), says(true)), (false, Some(1)));
+    assert_eq!(adds(Value::Null, says(true)), (true, Some(1)));
+    assert_eq!(adds(Value::Null, says(false)), (false, Some(1)));
+}
+
+#[test]
 fn a_saved_tokenizer_reads_back_the_same() {
     let expected = read("tokens.json");
     for name in ["bytelevel", "smollm.gguf", "llama-bpe.gguf", "llama.gguf"] {
