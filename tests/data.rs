@@ -48,6 +48,33 @@ fn templates_render_as_in_transformers() {
 }
 
 #[test]
+fn python_methods_and_json_layouts_are_those_of_python() {
+    // Expected: what transformers 5.24 renders.
+    for (source, expected) in [
+        ("{{ 'a-b-c'.rsplit('-', 1)[0] }} {{ 'a-b-c'.rsplit('-')|length }} {{ ' a b '.rsplit()|length }}", "a-b 3 2"),
+        ("{{ 'a-b-c'.partition('-')|join('|') }} {{ 'abc'.partition('-')|join('|') }}", "a|-|b-c abc||"),
+        ("{{ 'a-b-c'.rpartition('-')|join('|') }} {{ 'abc'.rpartition('-')|join('|') }}", "a-b|-|c ||abc"),
+        ("{{ 'abc'.removeprefix('a') }} {{ 'abc'.removesuffix('c') }} {{ 'abc'.removeprefix('c') }}", "bc ab abc"),
+        ("{{ {'z': 1, 'a': [1, none]}|tojson }}", "{\"z\": 1, \"a\": [1, null]}"),
+        ("{{ {'z': 1, 'a': [1, none]}|tojson(sort_keys=true) }}", "{\"a\": [1, null], \"z\": 1}"),
+        ("{{ {'z': 1, 'a': [1, none]}|tojson(separators=(',', ':')) }}", "{\"z\":1,\"a\":[1,null]}"),
+        ("{{ [1]|tojson(indent=2, separators=(', ', ': ')) }}", "[\n  1\n]"),
+        ("{{ 'é😀'|tojson(ensure_ascii=true) }} {{ 'é😀'|tojson }}", "\"\\u00e9\\ud83d\\ude00\" \"é😀\""),
+    ] {
+        let template = ChatTemplate::compile(source, "python", &[]).expect("compiles");
+        assert_eq!(template.render(&[Message::user("a")], false).expect("renders"), expected, "{source}");
+    }
+    let keys = r#"{"messages": [{"content": "a", "role": "user", "z": 1, "b": null, "a": {"y": 1, "x": 2}, "m": 3}]}"#;
+    let Example::Chat { messages, .. } = jsonl::parse(keys.as_bytes(), "d.jsonl", None).expect("reads").remove(0)
+    else {
+        panic!("a conversation");
+    };
+    let template = ChatTemplate::compile("{{ messages[0]|tojson }}", "keys", &[]).expect("compiles");
+    let expected = r#"{"role": "user", "content": "a", "z": 1, "a": {"y": 1, "x": 2}, "m": 3}"#;
+    assert_eq!(template.render(&messages, false).expect("renders"), expected);
+}
+
+#[test]
 fn what_a_template_raises_reaches_the_user() {
     let (template, _) = template("mistral");
     let error = template.render(&[Message::assistant("a")], false).expect_err("raises").to_string();

@@ -630,6 +630,7 @@ fn replace_strings(value: &mut Value, replaced: &mut impl FnMut(&str) -> Result<
     }
 }
 
-fn is_private(symbol: char) -> bool {
+/// Whether it may stand for the text of a special token.
+pub(super) fn is_private(symbol: char) -> bool {
     PRIVATE_USE.contains(&u32::from(symbol))
 }

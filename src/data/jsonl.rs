@@ -297,7 +297,7 @@ fn text(fields: &mut Map<String, Value>, key: &str) -> Result<String, String> {
 
 /// A text; `None` where it is missing or null.
 fn optional_text(fields: &mut Map<String, Value>, key: &str) -> Result<Option<String>, String> {
-    match fields.remove(key) {
+    match fields.shift_remove(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(other) => Err(format!("`{key}` is {}; expected a text", shown(&other))),
@@ -330,7 +330,7 @@ fn messages(fields: &mut Map<String, Value>) -> Result<Vec<Message>, String> {
                 return Err(within(format!("`tool_calls` is {}; expected a list of calls", shown(calls))));
             }
             if turn.get(content).is_none_or(Value::is_null) {
-                turn.remove(content);
+                turn.shift_remove(content);
                 turn.insert("content".to_owned(), Value::Null);
                 return Ok(Message { role: Role::of(&role), content: String::new(), more: turn });
             }
@@ -359,7 +359,7 @@ fn turn_text(turn: &mut Map<String, Value>, key: &str) -> Result<String, String>
     match joined {
         None => text(turn, key),
         Some(Some(joined)) => {
-            turn.remove(key);
+            turn.shift_remove(key);
             Ok(joined)
         }
         Some(None) => Err(format!("`{key}` has a part that is not {{\"type\": \"text\", \"text\": …}}")),

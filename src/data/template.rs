@@ -10,11 +10,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Enumerator, Kwargs, Object, Value, ValueKind};
-use minijinja::{Environment, ErrorKind};
+use minijinja::value::{Enumerator, Kwargs, Object, Value, ValueKind, from_args};
+use minijinja::{Environment, ErrorKind, State};
+use minijinja_contrib::pycompat;
 use serde_json::Value as Json;
 use time::OffsetDateTime;
 
+use super::encode::is_private;
 use super::example::Message;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
@@ -214,7 +216,7 @@ fn environment(now: OffsetDateTime) -> Environment<'static> {
         environment.set_syntax(syntax);
     }
     environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(method);
     environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
@@ -223,33 +225,86 @@ fn environment(now: OffsetDateTime) -> Environment<'static> {
     environment
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False, indent=…)`, which transformers puts under this name.
+/// Python's string methods: minijinja-contrib's, and those that it lacks.
+fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, minijinja::Error> {
+    let found = value.as_str().map(|text| string_method(text, name, arguments)).transpose()?.flatten();
+    match found {
+        Some(found) => Ok(found),
+        None => pycompat::unknown_method_callback(state, value, name, arguments),
+    }
+}
+
+fn string_method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<Value>, minijinja::Error> {
+    let one = || from_args::<(&str,)>(arguments).map(|(argument,)| argument);
+    Ok(Some(match name {
+        "removeprefix" => text.strip_prefix(one()?).unwrap_or(text).into(),
+        "removesuffix" => text.strip_suffix(one()?).unwrap_or(text).into(),
+        "partition" => {
+            let separator = one()?;
+            let parts = text.split_once(separator).map_or([text, "", ""], |(before, after)| [before, separator, after]);
+            Value::from_iter(parts)
+        }
+        "rpartition" => {
+            let separator = one()?;
+            let parts =
+                text.rsplit_once(separator).map_or(["", "", text], |(before, after)| [before, separator, after]);
+            Value::from_iter(parts)
+        }
+        "rsplit" => match from_args::<(Option<&str>, Option<i64>)>(arguments)? {
+            (None, None) => text.split_whitespace().collect(),
+            (Some(separator), most) => {
+                let most = most.and_then(|most| usize::try_from(most).ok()).map_or(usize::MAX, |most| most + 1);
+                let parts: Vec<&str> = text.rsplitn(most, separator).collect();
+                parts.into_iter().rev().collect()
+            }
+            (None, Some(_)) => return Ok(None),
+        },
+        _ => return Ok(None),
+    }))
+}
+
+/// How JSON is laid out.
+struct JsonStyle {
+    indent: Option<usize>,
+    /// Between items, and between key and value.
+    separators: [String; 2],
+    ascii: bool,
+    sorted: bool,
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False, …)`, which transformers puts under this name.
 fn tojson(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
-    let _ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let usual = [if indent.is_some() { "," } else { ", " }, ": "].map(str::to_owned);
+    let style = JsonStyle {
+        indent,
+        separators: separators.and_then(|given| given.try_into().ok()).unwrap_or(usual),
+        ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sorted: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+    };
     options.assert_all_used()?;
     let mut text = String::new();
-    write_json(&mut text, value, indent, 0)?;
+    write_json(&mut text, value, &style, 0)?;
     Ok(Value::from(text))
 }
 
-fn write_json(out: &mut String, value: &Value, indent: Option<usize>, depth: usize) -> Result<(), minijinja::Error> {
+fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) -> Result<(), minijinja::Error> {
     if depth > MAX_JSON_DEPTH {
         return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "tojson: nested too deep"));
     }
     let line = |out: &mut String, depth: usize| {
-        if let Some(indent) = indent {
+        if let Some(indent) = style.indent {
             out.push('\n');
             out.extend(std::iter::repeat_n(' ', indent.min(16) * depth));
         }
     };
-    let comma = if indent.is_some() { "," } else { ", " };
+    let [comma, colon] = &style.separators;
     let (open, close) = match value.kind() {
         ValueKind::Map => ('{', '}'),
         ValueKind::Seq | ValueKind::Iterable => ('[', ']'),
         ValueKind::String => {
-            let text = serde_json::Value::from(value.as_str().unwrap_or_default());
-            out.push_str(&text.to_string());
+            write_json_text(out, value.as_str().unwrap_or_default(), style.ascii);
             return Ok(());
         }
         ValueKind::None | ValueKind::Undefined => {
@@ -269,27 +324,43 @@ fn write_json(out: &mut String, value: &Value, indent: Option<usize>, depth: usi
             return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
         }
     };
+    let mut items: Vec<Value> = value.try_iter()?.collect();
+    if open == '{' && style.sorted {
+        items.sort_by_cached_key(Value::to_string);
+    }
     out.push(open);
-    let mut empty = true;
-    for item in value.try_iter()? {
-        if !empty {
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
             out.push_str(comma);
         }
-        empty = false;
         line(out, depth + 1);
         if open == '{' {
-            write_json(out, &Value::from(item.to_string()), indent, depth + 1)?;
-            out.push_str(": ");
-            write_json(out, &value.get_item(&item)?, indent, depth + 1)?;
+            write_json_text(out, &item.to_string(), style.ascii);
+            out.push_str(colon);
+            write_json(out, &value.get_item(item)?, style, depth + 1)?;
         } else {
-            write_json(out, &item, indent, depth + 1)?;
+            write_json(out, item, style, depth + 1)?;
         }
     }
-    if !empty {
+    if !items.is_empty() {
         line(out, depth);
     }
     out.push(close);
     Ok(())
+}
+
+/// A text in quotes; with `ascii`, other characters are escaped.
+fn write_json_text(out: &mut String, text: &str, ascii: bool) {
+    for symbol in Json::from(text).to_string().chars() {
+        // Stand-ins for control tokens have to come out as they are.
+        if !ascii || symbol.is_ascii() || is_private(symbol) {
+            out.push(symbol);
+            continue;
+        }
+        for unit in symbol.encode_utf16(&mut [0; 2]) {
+            out.push_str(&format!("\\u{unit:04x}"));
+        }
+    }
 }
 
 /// The directives of C's `strftime` that templates use, in the C locale; others stay as they are.
