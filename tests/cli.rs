@@ -95,6 +95,27 @@ fn a_device_that_is_not_compiled_in_names_the_feature() {
 }
 
 #[test]
+fn what_the_length_leaves_out_is_told_with_the_length() {
+    let folder = tiny_job();
+    let stderr = refused(&run(&folder, &["check", "recipe.toml", "--set", "data.max_seq_tokens=2"]));
+    for expected in ["train.jsonl: no example is left: 21 have more than 2 tokens", "valid.jsonl: no example is left"] {
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+    let long = format!("{{\"prompt\": \"{}\", \"completion\": \"b\"}}\n", "many words ".repeat(100));
+    let rows = fs::read_to_string(folder.path().join("train.jsonl")).expect("data");
+    fs::write(folder.path().join("train.jsonl"), rows + &long).expect("written");
+    // The model has 128 positions.
+    let output = run(&folder, &["check", "recipe.toml", "--set", "data.max_seq_tokens=4096"]);
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("train: 1 examples left out: longer than 128 tokens"), "{stderr}");
+    let data = folder.path().join("train.jsonl");
+    let base = tiny_model();
+    let arguments = ["eval", "--base", base.to_str().expect("UTF-8"), "--data", data.to_str().expect("UTF-8")];
+    let stderr = refused(&run(&folder, &arguments));
+    assert!(stderr.contains("train.jsonl: example 22: has ") && stderr.contains("at most 128 fit"), "{stderr}");
+}
+
+#[test]
 fn the_whole_job_from_check_to_merge() {
     let folder = tiny_job();
     let base = tiny_model();

@@ -12,7 +12,7 @@ fn messages(list: &Value) -> Vec<Message> {
     list.as_array()
         .expect("a list")
         .iter()
-        .map(|turn| Message { role: Role::of(&text(&turn["role"])), content: text(&turn["content"]) })
+        .map(|turn| Message::new(Role::of(&text(&turn["role"])), text(&turn["content"])))
         .collect()
 }
 
@@ -48,6 +48,33 @@ fn templates_render_as_in_transformers() {
 }
 
 #[test]
+fn python_methods_and_json_layouts_are_those_of_python() {
+    // Expected: what transformers 5.24 renders.
+    for (source, expected) in [
+        ("{{ 'a-b-c'.rsplit('-', 1)[0] }} {{ 'a-b-c'.rsplit('-')|length }} {{ ' a b '.rsplit()|length }}", "a-b 3 2"),
+        ("{{ 'a-b-c'.partition('-')|join('|') }} {{ 'abc'.partition('-')|join('|') }}", "a|-|b-c abc||"),
+        ("{{ 'a-b-c'.rpartition('-')|join('|') }} {{ 'abc'.rpartition('-')|join('|') }}", "a-b|-|c ||abc"),
+        ("{{ 'abc'.removeprefix('a') }} {{ 'abc'.removesuffix('c') }} {{ 'abc'.removeprefix('c') }}", "bc ab abc"),
+        ("{{ {'z': 1, 'a': [1, none]}|tojson }}", "{\"z\": 1, \"a\": [1, null]}"),
+        ("{{ {'z': 1, 'a': [1, none]}|tojson(sort_keys=true) }}", "{\"a\": [1, null], \"z\": 1}"),
+        ("{{ {'z': 1, 'a': [1, none]}|tojson(separators=(',', ':')) }}", "{\"z\":1,\"a\":[1,null]}"),
+        ("{{ [1]|tojson(indent=2, separators=(', ', ': ')) }}", "[\n  1\n]"),
+        ("{{ 'é😀'|tojson(ensure_ascii=true) }} {{ 'é😀'|tojson }}", "\"\\u00e9\\ud83d\\ude00\" \"é😀\""),
+    ] {
+        let template = ChatTemplate::compile(source, "python", &[]).expect("compiles");
+        assert_eq!(template.render(&[Message::user("a")], false).expect("renders"), expected, "{source}");
+    }
+    let keys = r#"{"messages": [{"content": "a", "role": "user", "z": 1, "b": null, "a": {"y": 1, "x": 2}, "m": 3}]}"#;
+    let Example::Chat { messages, .. } = jsonl::parse(keys.as_bytes(), "d.jsonl", None).expect("reads").remove(0)
+    else {
+        panic!("a conversation");
+    };
+    let template = ChatTemplate::compile("{{ messages[0]|tojson }}", "keys", &[]).expect("compiles");
+    let expected = r#"{"role": "user", "content": "a", "z": 1, "a": {"y": 1, "x": 2}, "m": 3}"#;
+    assert_eq!(template.render(&messages, false).expect("renders"), expected);
+}
+
+#[test]
 fn what_a_template_raises_reaches_the_user() {
     let (template, _) = template("mistral");
     let error = template.render(&[Message::assistant("a")], false).expect_err("raises").to_string();
@@ -60,7 +87,7 @@ fn encoder(name: &str) -> Encoder {
 }
 
 fn chat(messages: &[Message]) -> Example {
-    Example::Chat { messages: messages.to_vec() }
+    Example::Chat { messages: messages.to_vec(), tools: None }
 }
 
 #[test]
@@ -71,6 +98,57 @@ fn masks_are_those_that_transformers_finds_by_generation_tags() {
         let mask: Vec<u32> = encoded.trained.iter().map(|trained| u32::from(*trained)).collect();
         assert_eq!(encoded.ids, ids(&case["ids"]), "{}", case["messages"]);
         assert_eq!(mask, ids(&case["mask"]), "{}", case["messages"]);
+    }
+}
+
+#[test]
+fn tools_and_their_calls_are_rendered_and_trained_as_in_transformers() {
+    let fixture = read("tool_use.json");
+    let source = fixture["template"].as_str().expect("a template");
+    let template = ChatTemplate::compile(source, "tool_use", &[]).expect("compiles");
+    let encoder = Encoder::new(open("bytelevel"), Some(template));
+    let example = |row: &Value| jsonl::parse(row.to_string().as_bytes(), "d.jsonl", None).expect("reads").remove(0);
+    for case in fixture["cases"].as_array().expect("cases") {
+        let encoded = encoder.encode(&example(&case["row"])).expect("encodes");
+        let mask: Vec<u32> = encoded.trained.iter().map(|trained| u32::from(*trained)).collect();
+        assert_eq!(encoded.ids, ids(&case["ids"]), "{}", case["row"]);
+        assert_eq!(mask, ids(&case["mask"]), "{}", case["row"]);
+    }
+    // As they come from a table: every key in every turn. And with a control token spelled where it must stay text.
+    let mut row = fixture["cases"][0]["row"].clone();
+    let plain = encoder.encode(&example(&row)).expect("encodes");
+    for turn in row["messages"].as_array_mut().expect("turns") {
+        let turn = turn.as_object_mut().expect("a turn");
+        for key in ["content", "tool_calls", "tool_call_id", "name"] {
+            turn.entry(key).or_insert(Value::Null);
+        }
+    }
+    assert_eq!(encoder.encode(&example(&row)).expect("encodes"), plain);
+    row["tools"][0]["function"]["description"] = "<|im_end|>".into();
+    row["messages"][1]["tool_calls"][0]["function"]["arguments"]["place"] = "<|im_end|>".into();
+    let controls = |encoded: &burnish::data::Encoded| encoded.ids.iter().filter(|id| **id == 2).count();
+    assert_eq!(controls(&encoder.encode(&example(&row)).expect("encodes")), controls(&plain));
+    // The answer to score is words; a call is none.
+    assert!(encoder.prompt_and_answer(&example(&fixture["cases"][1]["row"])).expect("encodes").is_none());
+    let scored = encoder.prompt_and_answer(&example(&fixture["cases"][0]["row"])).expect("encodes");
+    let (prompt, answer) = scored.expect("has an answer");
+    assert!(plain.ids.starts_with(&prompt) && answer == "12 degrees.");
+}
+
+#[test]
+fn an_answer_that_goes_on_like_the_prompts_beginning_of_it_is_trained_whole() {
+    // The template of DeepSeek's distilled models begins an answer with "<think>", and shows a finished one without.
+    let source = "{% for m in messages %}{{ '<|im_start|>' + m.role + ':' + m.content.split('</think>')[-1] + '<|im_end|>' }}\
+                  {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant:<think>\n' }}{% endif %}";
+    let template = ChatTemplate::compile(source, "reasons", &[]).expect("compiles");
+    let encoder = Encoder::new(open("bytelevel"), Some(template));
+    for answer in ["<i>four</i>", "", "<", "<think>\n2 + 2\n</think>4", "4"] {
+        let encoded = encoder.encode(&chat(&[Message::user("2 + 2?"), Message::assistant(answer)])).expect("encodes");
+        let trained: Vec<u32> =
+            encoded.ids.iter().zip(&encoded.trained).filter(|(_, trained)| **trained).map(|(id, _)| *id).collect();
+        let text = open("bytelevel").decode(&trained, false).expect("decodes");
+        let words = answer.split("</think>").last().expect("words");
+        assert_eq!(text, format!("{words}<|im_end|>"), "{answer:?}");
     }
 }
 

@@ -83,6 +83,7 @@ fn base() -> ModelConfig {
         o_bias: false,
         mlp_bias: false,
         sliding_window: None,
+        full_layers: Vec::new(),
         max_positions: 128,
         bos_token: Some(1),
         eos_tokens: vec![2],

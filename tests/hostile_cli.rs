@@ -86,13 +86,10 @@ fn data_of_which_nothing_is_left_is_told_with_the_reason() {
     let train = folder.path().join("train.jsonl");
     let check = |setting: &str| refused(&run(&folder, &["check", "recipe.toml", "--set", setting]));
     let error = check("data.max_seq_tokens=2");
-    assert!(
-        error.contains("train.jsonl: there is not one token to train on: 21 examples are longer than 2"),
-        "{error}"
-    );
+    assert!(error.contains("train.jsonl: no example is left: 21 have more than 2 tokens"), "{error}");
     fs::write(&train, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}\n").expect("written");
     let error = check("train.seed=1");
-    assert!(error.contains("0 examples are longer than 64 tokens, in 1 nothing is trained"), "{error}");
+    assert!(error.contains("0 have more than 64 tokens, in 1 nothing is trained"), "{error}");
 }
 
 #[test]

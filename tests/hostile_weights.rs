@@ -390,13 +390,20 @@ fn config_fields_out_of_range() {
     refused("gptq", &["quantization_config", "gptq"], || {
         config(|config| config["quantization_config"] = json!({"quant_method": "gptq"}))
     });
-    refused("some layers", &["max_window_layers", "some layers only"], || {
-        config(|config| {
-            config["architectures"] = json!(["Qwen2ForCausalLM"]);
-            config["use_sliding_window"] = json!(true);
-            config["sliding_window"] = json!(16);
-            config["max_window_layers"] = json!(1);
-        })
+    for (types, expected) in [
+        (json!(["full_attention"]), "names 1 layers; num_hidden_layers is 2"),
+        (json!(["full_attention", "linear_attention"]), "expected a list of"),
+    ] {
+        refused("layer types", &["layer_types", expected], || {
+            config(|config| {
+                config["architectures"] = json!(["MistralForCausalLM"]);
+                config["model_type"] = json!("mistral");
+                config["layer_types"] = types.clone();
+            })
+        });
+    }
+    refused("two names", &["model_type", "\"mistral\"", "LlamaForCausalLM"], || {
+        config(|config| config["model_type"] = json!("mistral"))
     });
 }
 

@@ -48,7 +48,7 @@ mod with_polars {
         assert_eq!(alpaca, [expected]);
         assert_eq!(csv("text\nhello\n").expect("reads"), [Example::Text { text: "hello".into() }]);
         let chat = "messages\n\"[{\"\"role\"\":\"\"user\"\",\"\"content\"\":\"\"Hi\"\"}]\"\n";
-        assert_eq!(csv(chat).expect("reads"), [Example::Chat { messages: vec![Message::user("Hi")] }]);
+        assert_eq!(csv(chat).expect("reads"), [Example::Chat { messages: vec![Message::user("Hi")], tools: None }]);
         // What a spreadsheet would calculate is text here.
         assert_eq!(csv("text\n=1+1\n").expect("reads"), [Example::Text { text: "=1+1".into() }]);
     }
@@ -101,7 +101,8 @@ mod with_polars {
             error("numbers.parquet")
         );
         assert!(error("columns.parquet").contains("columns.parquet"), "{}", error("columns.parquet"));
-        assert!(error("messages.parquet").contains("messages.parquet"), "{}", error("messages.parquet"));
+        let nested = "messages.parquet: the column `messages` is of type nested; expected texts";
+        assert!(error("messages.parquet").contains(nested), "{}", error("messages.parquet"));
         let whole = std::fs::read(fixture("prompts.snappy.parquet")).expect("the fixture");
         for length in [0, 1, 4, 8, 50, whole.len() / 2, whole.len() - 1] {
             let cut = tables::parse_parquet(whole[..length].to_vec(), "d.parquet", None);

@@ -67,8 +67,13 @@ pub fn parse_parquet(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Resu
         if unpacked > MAX_UNPACKED_BYTES {
             return Err(Error::input(name, format!("unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES}")));
         }
-        check_pages(&metadata, &bytes, name)?;
         let schema = reader.schema().map_err(|error| broken(&error))?;
+        // polars reads lists of structs only with a feature that nothing else here needs, and panics without it.
+        let nested = COLUMNS.into_iter().find(|column| schema.get(column).is_some_and(|field| field.dtype.is_nested()));
+        if let Some(column) = nested {
+            return Err(not_texts(name, column, "nested"));
+        }
+        check_pages(&metadata, &bytes, name)?;
         let columns = COLUMNS.into_iter().filter(|column| schema.contains(column)).map(String::from).collect();
         let frame = reader.with_columns(Some(columns)).finish().map_err(|error| broken(&error))?;
         examples(&frame, name, format)
@@ -89,10 +94,6 @@ fn check_pages(metadata: &FileMetadata, bytes: &[u8], name: &str) -> Result<()> 
             let root = column.descriptor().path_in_schema.first().map_or("", |root| root.as_str());
             if !COLUMNS.contains(&root) {
                 continue;
-            }
-            if column.descriptor().descriptor.max_rep_level > 0 {
-                let message = format!("the column `{root}` holds lists; expected texts");
-                return Err(Error::input(name, message).hint("chat data is best kept as JSONL"));
             }
             check_column(column, group.num_rows(), bytes).map_err(|error| broken(name, &error))?;
         }
@@ -202,6 +203,11 @@ fn fields(record: &[u8]) -> Vec<String> {
     fields
 }
 
+fn not_texts(name: &str, column: &str, found: &str) -> Error {
+    Error::input(name, format!("the column `{column}` is of type {found}; expected texts"))
+        .hint("chat data is best kept as JSONL")
+}
+
 /// The rows of a table as examples.
 fn examples(frame: &DataFrame, name: &str, format: Option<Format>) -> Result<Vec<Example>> {
     let columns: Vec<&Column> =
@@ -212,8 +218,7 @@ fn examples(frame: &DataFrame, name: &str, format: Option<Format>) -> Result<Vec
     }
     for column in &columns {
         if !matches!(column.dtype(), DataType::String | DataType::Null) {
-            let message = format!("the column `{}` is of type {}; expected texts", column.name(), column.dtype());
-            return Err(Error::input(name, message).hint("chat data is best kept as JSONL"));
+            return Err(not_texts(name, column.name(), &column.dtype().to_string()));
         }
     }
     let mut rows = Rows::new(format);

@@ -10,10 +10,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Enumerator, Kwargs, Object, Value, ValueKind};
+use minijinja::value::{Enumerator, Kwargs, Object, Value, ValueKind, from_args};
 use minijinja::{Environment, ErrorKind, State};
+use minijinja_contrib::pycompat;
+use serde_json::Value as Json;
 use time::OffsetDateTime;
 
+use super::encode::is_private;
 use super::example::Message;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
@@ -38,16 +41,20 @@ const MAX_COPIES: usize = 4;
 /// How deep `tojson` goes.
 const MAX_JSON_DEPTH: usize = 64;
 
-/// A compiled chat template. Renders from any thread.
-#[derive(Debug)]
+/// A compiled chat template. Renders from any thread. Cloning is cheap.
+#[derive(Debug, Clone)]
 pub struct ChatTemplate {
     jobs: Sender<Job>,
     place: String,
+    /// What the assistant may call.
+    tools: Value,
+    tools_bytes: usize,
 }
 
 /// Messages to render, and where the text goes.
 struct Job {
-    messages: Vec<Turn>,
+    messages: Vec<Fields>,
+    tools: Value,
     add_generation_prompt: bool,
     reply: Sender<Result<String, String>>,
 }
@@ -84,16 +91,21 @@ impl ChatTemplate {
             .spawn(move || work(source, kept, globals, now, &compiled, &inbox))
             .map_err(|error| Error::failed(&place, format!("cannot start a thread: {error}")))?;
         wait(&outcome, &place, "compile")?;
-        Ok(Self { jobs, place })
+        Ok(Self { jobs, place, tools: Value::from(()), tools_bytes: 0 })
+    }
+
+    /// The same template for conversations with these tools.
+    pub fn with_tools(&self, tools: Option<&Json>) -> Self {
+        let tools_bytes = tools.map_or(0, |tools| tools.to_string().len());
+        Self { tools: tools.map_or(Value::from(()), value_of), tools_bytes, ..self.clone() }
     }
 
     /// Renders messages to text. With `add_generation_prompt` the text ends where the assistant's answer begins.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let said: usize = messages.iter().map(|message| message.content.len()).sum();
-        let turn = |message: &Message| Turn { role: message.role.name().into(), content: message.content.clone() };
-        let messages = messages.iter().map(turn).collect();
+        let said = self.tools_bytes + messages.iter().map(bytes_of).sum::<usize>();
+        let messages = messages.iter().map(Fields::of).collect();
         let (reply, outcome) = channel();
-        let job = Job { messages, add_generation_prompt, reply };
+        let job = Job { messages, tools: self.tools.clone(), add_generation_prompt, reply };
         self.jobs.send(job).map_err(|_| Error::input(&self.place, "stopped working on an earlier conversation"))?;
         let text = wait(&outcome, &self.place, "render")?;
         let limit = MAX_MARKUP_BYTES + MAX_COPIES * said;
@@ -110,24 +122,52 @@ impl ChatTemplate {
     }
 }
 
-/// A message as a template sees it: a map of `role` and `content`, in this order.
-#[derive(Debug, Clone)]
-struct Turn {
-    role: String,
-    content: String,
+/// The size of what a message brings to a template.
+fn bytes_of(message: &Message) -> usize {
+    let more = message.more.iter().map(|(key, value)| key.len() + value.to_string().len());
+    message.content.len() + more.sum::<usize>()
 }
 
-impl Object for Turn {
+/// A message, or an object in it, as a template sees it: a map that keeps its order.
+#[derive(Debug, Clone)]
+struct Fields(Vec<(String, Value)>);
+
+impl Fields {
+    fn of(message: &Message) -> Self {
+        let content = message.more.get("content").map_or(Value::from(message.content.as_str()), value_of);
+        let mut fields = vec![("role".to_owned(), Value::from(message.role.name())), ("content".to_owned(), content)];
+        let more = message.more.iter().filter(|(key, _)| *key != "content");
+        fields.extend(more.map(|(key, value)| (key.clone(), value_of(value))));
+        Self(fields)
+    }
+}
+
+impl Object for Fields {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        match key.as_str()? {
-            "role" => Some(Value::from(self.role.as_str())),
-            "content" => Some(Value::from(self.content.as_str())),
-            _ => None,
-        }
+        let key = key.as_str()?;
+        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Str(&["role", "content"])
+        Enumerator::Values(self.0.iter().map(|(name, _)| Value::from(name.as_str())).collect())
+    }
+}
+
+/// A JSON value as a template sees it.
+fn value_of(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(flag) => Value::from(*flag),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(integer), _) => Value::from(integer),
+            (None, Some(integer)) => Value::from(integer),
+            (None, None) => Value::from(number.as_f64().unwrap_or_default()),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(values) => values.iter().map(value_of).collect(),
+        Json::Object(fields) => {
+            Value::from_object(Fields(fields.iter().map(|(key, value)| (key.clone(), value_of(value))).collect()))
+        }
     }
 }
 
@@ -182,7 +222,7 @@ fn context(job: &Job, globals: &[(String, String)]) -> Value {
     let messages: Vec<Value> = job.messages.iter().cloned().map(Value::from_object).collect();
     let mut pairs = vec![
         ("messages", Value::from(messages)),
-        ("tools", Value::from(())),
+        ("tools", job.tools.clone()),
         ("documents", Value::from(())),
         ("add_generation_prompt", Value::from(job.add_generation_prompt)),
     ];
@@ -209,41 +249,89 @@ fn environment(now: OffsetDateTime, kept_name: String) -> Environment<'static> {
     environment
 }
 
-/// Python's methods of texts, lists and maps. minijinja takes no fuel for them, and what `split` gives takes many times
-/// the memory of the text.
+/// Python's methods of texts, lists and maps: minijinja-contrib's, and those that it lacks. minijinja takes no fuel for
+/// them, and what `split` gives takes many times the memory of the text.
 fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, minijinja::Error> {
     const BYTES_A_STEP: u64 = 4;
     state.consume_fuel(value.as_str().map_or(0, |text| text.len() as u64 / BYTES_A_STEP))?;
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
+    let found = value.as_str().map(|text| string_method(text, name, arguments)).transpose()?.flatten();
+    match found {
+        Some(found) => Ok(found),
+        None => pycompat::unknown_method_callback(state, value, name, arguments),
+    }
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False, indent=…)`, which transformers puts under this name.
+fn string_method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<Value>, minijinja::Error> {
+    let one = || from_args::<(&str,)>(arguments).map(|(argument,)| argument);
+    Ok(Some(match name {
+        "removeprefix" => text.strip_prefix(one()?).unwrap_or(text).into(),
+        "removesuffix" => text.strip_suffix(one()?).unwrap_or(text).into(),
+        "partition" => {
+            let separator = one()?;
+            let parts = text.split_once(separator).map_or([text, "", ""], |(before, after)| [before, separator, after]);
+            Value::from_iter(parts)
+        }
+        "rpartition" => {
+            let separator = one()?;
+            let parts =
+                text.rsplit_once(separator).map_or(["", "", text], |(before, after)| [before, separator, after]);
+            Value::from_iter(parts)
+        }
+        "rsplit" => match from_args::<(Option<&str>, Option<i64>)>(arguments)? {
+            (None, None) => text.split_whitespace().collect(),
+            (Some(separator), most) => {
+                let most = most.and_then(|most| usize::try_from(most).ok()).map_or(usize::MAX, |most| most + 1);
+                let parts: Vec<&str> = text.rsplitn(most, separator).collect();
+                parts.into_iter().rev().collect()
+            }
+            (None, Some(_)) => return Ok(None),
+        },
+        _ => return Ok(None),
+    }))
+}
+
+/// How JSON is laid out.
+struct JsonStyle {
+    indent: Option<usize>,
+    /// Between items, and between key and value.
+    separators: [String; 2],
+    ascii: bool,
+    sorted: bool,
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False, …)`, which transformers puts under this name.
 fn tojson(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
-    let _ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let usual = [if indent.is_some() { "," } else { ", " }, ": "].map(str::to_owned);
+    let style = JsonStyle {
+        indent,
+        separators: separators.and_then(|given| given.try_into().ok()).unwrap_or(usual),
+        ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sorted: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+    };
     options.assert_all_used()?;
     let mut text = String::new();
-    write_json(&mut text, value, indent, 0)?;
+    write_json(&mut text, value, &style, 0)?;
     Ok(Value::from(text))
 }
 
-fn write_json(out: &mut String, value: &Value, indent: Option<usize>, depth: usize) -> Result<(), minijinja::Error> {
+fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) -> Result<(), minijinja::Error> {
     if depth > MAX_JSON_DEPTH {
         return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "tojson: nested too deep"));
     }
     let line = |out: &mut String, depth: usize| {
-        if let Some(indent) = indent {
+        if let Some(indent) = style.indent {
             out.push('\n');
             out.extend(std::iter::repeat_n(' ', indent.min(16) * depth));
         }
     };
-    let comma = if indent.is_some() { "," } else { ", " };
+    let [comma, colon] = &style.separators;
     let (open, close) = match value.kind() {
         ValueKind::Map => ('{', '}'),
         ValueKind::Seq | ValueKind::Iterable => ('[', ']'),
         ValueKind::String => {
-            let text = serde_json::Value::from(value.as_str().unwrap_or_default());
-            out.push_str(&text.to_string());
+            write_json_text(out, value.as_str().unwrap_or_default(), style.ascii);
             return Ok(());
         }
         ValueKind::None | ValueKind::Undefined => {
@@ -263,27 +351,43 @@ fn write_json(out: &mut String, value: &Value, indent: Option<usize>, depth: usi
             return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
         }
     };
+    let mut items: Vec<Value> = value.try_iter()?.collect();
+    if open == '{' && style.sorted {
+        items.sort_by_cached_key(Value::to_string);
+    }
     out.push(open);
-    let mut empty = true;
-    for item in value.try_iter()? {
-        if !empty {
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
             out.push_str(comma);
         }
-        empty = false;
         line(out, depth + 1);
         if open == '{' {
-            write_json(out, &Value::from(item.to_string()), indent, depth + 1)?;
-            out.push_str(": ");
-            write_json(out, &value.get_item(&item)?, indent, depth + 1)?;
+            write_json_text(out, &item.to_string(), style.ascii);
+            out.push_str(colon);
+            write_json(out, &value.get_item(item)?, style, depth + 1)?;
         } else {
-            write_json(out, &item, indent, depth + 1)?;
+            write_json(out, item, style, depth + 1)?;
         }
     }
-    if !empty {
+    if !items.is_empty() {
         line(out, depth);
     }
     out.push(close);
     Ok(())
+}
+
+/// A text in quotes; with `ascii`, other characters are escaped.
+fn write_json_text(out: &mut String, text: &str, ascii: bool) {
+    for symbol in Json::from(text).to_string().chars() {
+        // Stand-ins for control tokens have to come out as they are.
+        if !ascii || symbol.is_ascii() || is_private(symbol) {
+            out.push(symbol);
+            continue;
+        }
+        for unit in symbol.encode_utf16(&mut [0; 2]) {
+            out.push_str(&format!("\\u{unit:04x}"));
+        }
+    }
 }
 
 /// The directives of C's `strftime` that templates use, in the C locale; others stay as they are.

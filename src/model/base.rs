@@ -107,8 +107,11 @@ impl BaseFiles {
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|error| Error::read(path, &error))?;
         let (config, source) = if metadata.is_dir() {
-            let config = ModelConfig::from_json_file(&path.join("config.json"))?;
-            (config, Source::Folder(Shards::open(path)?))
+            let mut config = ModelConfig::from_json_file(&path.join("config.json"))?;
+            let shards = Shards::open(path)?.under_usual_names(&config)?;
+            // transformers 5 believes the weights where they contradict `tie_word_embeddings`.
+            config.tied_head = config.tied_head && !shards.has_a_head_of_its_own()?;
+            (config, Source::Folder(shards))
         } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors")) {
             return Err(Error::input(path.display(), "is one file of weights, without its config.json")
                 .hint("give the folder that it lies in"));
@@ -446,6 +449,33 @@ impl Shards {
         }
         errors.truncate(MAX_DIFFERENCES);
         Error::none_of(errors, Self { files, file_of })
+    }
+
+    /// Undoes what transformers sees through when it loads a checkpoint: the decoder saved without its head, its names
+    /// without `model.`; a tied matrix under the head's name.
+    fn under_usual_names(self, config: &ModelConfig) -> Result<Self> {
+        let has = |name: &str| self.file_of.contains_key(name);
+        let bare = has("embed_tokens.weight") && !self.file_of.keys().any(|name| name.starts_with("model."));
+        let only_head = config.tied_head && has(names::HEAD) && !has(names::EMBEDDING) && !bare;
+        if !bare && !only_head {
+            return Ok(self);
+        }
+        let usual = |name: String| match name.as_str() {
+            names::HEAD if only_head => names::EMBEDDING.to_owned(),
+            _ if bare && !name.starts_with("lm_head.") => format!("model.{name}"),
+            _ => name,
+        };
+        Self::collect(self.files.into_iter().map(|file| file.renamed(usual)).collect())
+    }
+
+    /// Whether there is a head that differs from the embedding.
+    fn has_a_head_of_its_own(&self) -> Result<bool> {
+        let tensor = |name| self.file_of(name).map(|file| file.tensor(name)).transpose();
+        let (Some(embedding), Some(head)) = (tensor(names::EMBEDDING)?, tensor(names::HEAD)?) else { return Ok(false) };
+        let same = (embedding.dtype, &embedding.shape) == (head.dtype, &head.shape) && *embedding.bytes == *head.bytes;
+        embedding.bytes.release();
+        head.bytes.release();
+        Ok(!same)
     }
 
     fn file_of(&self, tensor: &str) -> Option<&SafeTensorsFile> {

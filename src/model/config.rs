@@ -80,6 +80,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// A query sees at most this many positions, itself included.
     pub sliding_window: Option<usize>,
+    /// Layers in which it sees all of them even so.
+    pub full_layers: Vec<usize>,
     pub max_positions: usize,
     pub bos_token: Option<u32>,
     /// Any of these ends a generation.
@@ -92,6 +94,11 @@ const MAX_LAYERS: usize = 10_000;
 const MAX_POSITIONS: usize = 1 << 32;
 
 impl ModelConfig {
+    /// The window of a layer.
+    pub fn window_of(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| !self.full_layers.contains(&layer))
+    }
+
     /// Values of the model in all tensors; a tied head counts once.
     pub fn parameters(&self) -> usize {
         super::names::tensors(self).iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
@@ -217,6 +224,7 @@ pub(crate) mod tests {
             o_bias: false,
             mlp_bias: false,
             sliding_window: None,
+            full_layers: Vec::new(),
             max_positions: 64,
             bos_token: Some(1),
             eos_tokens: vec![2],

@@ -162,7 +162,11 @@ fn prepare_plan(
     let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
     let encoded = Error::both(encode(&plan.data.train, &train), encode(valid_path, &valid));
     let ((_, mut start), (train, valid)) = Error::both(start, encoded)?;
-    check_trained(&plan.data.train, &train, limit, "to train on")?;
+    let no_valid = plan.data.valid.is_none() && plan.data.valid_fraction.is_none();
+    let some = [(&plan.data.train, &train, false), (valid_path, &valid, no_valid)];
+    let empty = some.into_iter().filter(|(_, set, may_be)| set.sequences.is_empty() && !may_be);
+    let errors = empty.map(|(path, set, _)| nothing_trained(path, set, limit)).collect();
+    Error::none_of(errors, ())?;
     let (layout, memory) = fit_memory(&plan, &base, &load, &start, (&train, &valid), max_memory)?;
     if layout != (plan.train.micro_batch_seqs, plan.train.accumulate_steps, recompute(plan.train.recompute)) {
         let (micro_batch_seqs, accumulate_steps, recompute) = layout;
@@ -178,9 +182,6 @@ fn prepare_plan(
     if settings.warmup_steps > total_steps {
         let message = format!("is {}, more than the {total_steps} steps there are", settings.warmup_steps);
         return Err(Error::input("train.warmup_steps", message));
-    }
-    if plan.data.valid.is_some() || plan.data.valid_fraction.is_some() {
-        check_trained(valid_path, &valid, limit, "to evaluate")?;
     }
     let (base_sha256, data_sha256) = (base.files.content_hash()?, sha256_of(&plan.data.train)?);
     start.metadata.extend(
@@ -209,6 +210,18 @@ fn prepare_plan(
         memory,
         raw,
     })
+}
+
+/// A file of which not one example is left.
+fn nothing_trained(path: &Path, set: &EncodedSet, limit: usize) -> Error {
+    let (long, untrained) = (set.dropped_long, set.dropped_untrained);
+    let message =
+        format!("no example is left: {long} have more than {limit} tokens, in {untrained} nothing is trained");
+    let error = Error::input(path.display(), message);
+    match long {
+        0 => error.hint("loss is taken on completions, answers and the assistant's turns: are there any?"),
+        _ => error.hint("raise `data.max_seq_tokens`, up to the positions of the model, or cut with `data.overlong`"),
+    }
 }
 
 /// Trains as `recipe` says and writes its run folder.
@@ -359,29 +372,14 @@ fn long_policy(plan: &plan::Plan) -> LongPolicy {
     }
 }
 
-/// Whether anything is left of a split, or else why not.
-fn check_trained(path: &Path, set: &EncodedSet, limit: usize, what: &str) -> Result<()> {
-    if !set.sequences.is_empty() {
-        return Ok(());
-    }
-    let (long, untrained) = (set.dropped_long, set.dropped_untrained);
-    let message = format!(
-        "there is not one token {what}: {long} examples are longer than {limit} tokens, in {untrained} nothing is trained"
-    );
-    let error = Error::input(path.display(), message);
-    Err(match long {
-        0 => error.hint("loss is taken on completions, answers and the assistant's turns: are there any?"),
-        _ => error.hint("raise `data.max_seq_tokens`, up to the positions of the model, or cut with `data.overlong`"),
-    })
-}
-
 /// What of the data is not used, and what flatters.
 fn tell_left_out(prepared: &Prepared, watch: &mut dyn Watch) {
+    let limit = prepared.plan.data.max_seq_tokens.min(prepared.base.files.config().max_positions);
     for (name, set) in [("train", &prepared.train), ("valid", &prepared.valid)] {
         for (count, what) in [
-            (set.dropped_long, "left out: longer than max_seq_tokens"),
-            (set.truncated, "had their prompt cut to max_seq_tokens"),
-            (set.dropped_untrained, "left out: nothing in them is trained"),
+            (set.dropped_long, format!("left out: longer than {limit} tokens")),
+            (set.truncated, format!("had their prompt cut to {limit} tokens")),
+            (set.dropped_untrained, "left out: nothing in them is trained".to_owned()),
         ] {
             if count > 0 {
                 watch.notice(&format!("{name}: {count} examples {what}"));
