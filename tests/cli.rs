@@ -112,7 +112,7 @@ fn what_the_length_leaves_out_is_told_with_the_length() {
     let base = tiny_model();
     let arguments = ["eval", "--base", base.to_str().expect("UTF-8"), "--data", data.to_str().expect("UTF-8")];
     let stderr = refused(&run(&folder, &arguments));
-    assert!(stderr.contains("train.jsonl: example 22: has ") && stderr.contains("at most 128 fit"), "{stderr}");
+    assert!(stderr.contains("train.jsonl:22: has ") && stderr.contains("at most 128 fit"), "{stderr}");
 }
 
 #[test]
@@ -458,4 +458,10 @@ fn an_unknown_instruction_set_is_named() {
     let output = burnish(&folder).args(["check", "recipe.toml"]).env("BURNISH_ISA", "avx9").output().expect("runs");
     let error = refused(&output);
     assert!(error.contains("BURNISH_ISA") && error.contains("avx512bf16"), "{error}");
+    #[cfg(unix)]
+    {
+        let name: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"avx2\xff");
+        let output = burnish(&folder).args(["check", "recipe.toml"]).env("BURNISH_ISA", name).output().expect("runs");
+        assert!(refused(&output).contains("BURNISH_ISA: is `avx2"));
+    }
 }

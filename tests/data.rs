@@ -1,7 +1,7 @@
 //! Chat templates and encoding against transformers' (tests/reference/make_text_fixtures.py).
 
 use burnish::data::encode::LongPolicy;
-use burnish::data::{ChatTemplate, Encoder, Example, Message, Role, jsonl};
+use burnish::data::{ChatTemplate, Encoder, Example, Message, Position, Role, Row, jsonl};
 use serde_json::Value;
 use time::{Date, Month, Time};
 
@@ -65,7 +65,8 @@ fn python_methods_and_json_layouts_are_those_of_python() {
         assert_eq!(template.render(&[Message::user("a")], false).expect("renders"), expected, "{source}");
     }
     let keys = r#"{"messages": [{"content": "a", "role": "user", "z": 1, "b": null, "a": {"y": 1, "x": 2}, "m": 3}]}"#;
-    let Example::Chat { messages, .. } = jsonl::parse(keys.as_bytes(), "d.jsonl", None).expect("reads").remove(0)
+    let Example::Chat { messages, .. } =
+        jsonl::parse(keys.as_bytes(), "d.jsonl", None).expect("reads").remove(0).example
     else {
         panic!("a conversation");
     };
@@ -107,7 +108,8 @@ fn tools_and_their_calls_are_rendered_and_trained_as_in_transformers() {
     let source = fixture["template"].as_str().expect("a template");
     let template = ChatTemplate::compile(source, "tool_use", &[]).expect("compiles");
     let encoder = Encoder::new(open("bytelevel"), Some(template));
-    let example = |row: &Value| jsonl::parse(row.to_string().as_bytes(), "d.jsonl", None).expect("reads").remove(0);
+    let example =
+        |row: &Value| jsonl::parse(row.to_string().as_bytes(), "d.jsonl", None).expect("reads").remove(0).example;
     for case in fixture["cases"].as_array().expect("cases") {
         let encoded = encoder.encode(&example(&case["row"])).expect("encodes");
         let mask: Vec<u32> = encoded.trained.iter().map(|trained| u32::from(*trained)).collect();
@@ -267,6 +269,23 @@ fn the_beginning_of_text_token_stands_once() {
 }
 
 #[test]
+fn a_typed_prompt_spells_control_tokens() {
+    // What transformers and llama.cpp make of such texts is compared in tests/tokenizer.rs.
+    let encoder = Encoder::new(open("bytelevel"), None);
+    let text = "<|im_start|>user\nHi<|im_end|>";
+    let typed = encoder.encode_typed_prompt(text).expect("encodes");
+    assert_eq!(typed, open("bytelevel").encode_with_special(text).expect("encodes"));
+    assert_eq!((typed[0], typed[typed.len() - 1]), (1, 2));
+    assert!(encoder.encode_raw_prompt(text).expect("encodes").iter().all(|id| !(1..=2).contains(id)));
+    // The beginning-of-text token stands once, typed or not.
+    let llama = Encoder::new(open("llama.gguf"), None);
+    let plain = llama.encode_typed_prompt("Hello").expect("encodes");
+    assert_eq!(plain, llama.encode_raw_prompt("Hello").expect("encodes"));
+    let typed = llama.encode_typed_prompt("<s>Hello").expect("encodes");
+    assert_eq!((typed[0], typed.iter().filter(|id| **id == 1).count()), (1, 1), "{typed:?}");
+}
+
+#[test]
 fn text_is_trained_whole() {
     let encoder = Encoder::new(open("bytelevel"), None);
     let encoded = encoder.encode(&Example::Text { text: "Hello".into() }).expect("encodes");
@@ -304,20 +323,24 @@ fn long_and_untrained_examples_are_counted() {
         completion: completion.into(),
     };
     let long = "many words ".repeat(50);
-    let examples = [example("a", "b"), example(&long, "b"), example("a", &long)];
-    let dropped = encoder.encode_all(&examples, 64, LongPolicy::Drop).expect("encodes");
+    let rows = |examples: Vec<Example>| -> Vec<Row> {
+        let numbered = examples.into_iter().zip(1..);
+        numbered.map(|(example, line)| Row { position: Position::Line(line), example }).collect()
+    };
+    let examples = rows(vec![example("a", "b"), example(&long, "b"), example("a", &long)]);
+    let dropped = encoder.encode_all("d.jsonl", &examples, 64, LongPolicy::Drop).expect("encodes");
     assert_eq!((dropped.sequences.len(), dropped.dropped_long, dropped.truncated), (1, 2, 0));
-    let cut = encoder.encode_all(&examples, 64, LongPolicy::TruncatePrompt).expect("encodes");
+    let cut = encoder.encode_all("d.jsonl", &examples, 64, LongPolicy::TruncatePrompt).expect("encodes");
     assert_eq!((cut.sequences.len(), cut.dropped_long, cut.truncated), (2, 1, 1));
     assert_eq!(cut.sequences[1].ids.len(), 64);
     assert_eq!(cut.sequences[1].trained_tokens(), 2);
     assert_eq!(cut.trained_tokens, cut.sequences.iter().map(|sequence| sequence.trained_tokens()).sum::<usize>());
-    let error = encoder.encode_all(&examples, 64, LongPolicy::Error).expect_err("too long").to_string();
-    assert!(error.contains("example 2: has ") && error.contains("example 3: has "), "{error}");
+    let error = encoder.encode_all("d.jsonl", &examples, 64, LongPolicy::Error).expect_err("too long").to_string();
+    assert!(error.contains("d.jsonl:2: has ") && error.contains("d.jsonl:3: has "), "{error}");
 
     let only_a_question = chat(&[Message::user("Hi")]);
     let with = self::encoder("chatml");
-    let set = with.encode_all(&[only_a_question], 64, LongPolicy::Drop).expect("encodes");
+    let set = with.encode_all("d.jsonl", &rows(vec![only_a_question]), 64, LongPolicy::Drop).expect("encodes");
     assert_eq!((set.sequences.len(), set.dropped_untrained, set.trained_tokens), (0, 1, 0));
 }
 
@@ -335,7 +358,7 @@ fn shipped_datasets_read_and_their_splits_do_not_overlap() {
         let name = entry.file_name().and_then(|name| name.to_str()).expect("a name");
         if let Some(name) = name.strip_suffix(".valid.jsonl") {
             let train = jsonl::read(&folder.join(format!("{name}.train.jsonl")), None).expect("reads");
-            assert!(examples.iter().all(|example| !train.contains(example)), "{name}");
+            assert!(examples.iter().all(|row| train.iter().all(|other| other.example != row.example)), "{name}");
         }
     }
     assert!(files >= 9, "only {files} files");

@@ -229,6 +229,20 @@ fn a_copy_of_the_base_matrix_is_passed_over_where_it_belongs_to_a_pair() {
 }
 
 #[test]
+fn biases_that_a_base_does_not_have_are_not_trained_ones() {
+    for bias in ["all", "lora_only"] {
+        let config = config_with(r#""r":4"#, &format!(r#""r":4,"bias":"{bias}""#));
+        assert_eq!(
+            load(&config, &sound()).expect("as PEFT writes it").pairs,
+            load(CONFIG, &sound()).expect("plain").pairs
+        );
+        let mut tensors = sound();
+        tensors.push(named(&format!("base_model.model.{V1}.bias"), &[16]));
+        assert!(refusal(&config, &tensors).contains("a trained bias"));
+    }
+}
+
+#[test]
 fn configurations_that_are_no_lora_configuration_are_refused() {
     for (config, expected) in [
         ("", "adapter_config.json"),

@@ -56,8 +56,10 @@ fn a_tokenizer_with_more_tokens_than_the_model_is_an_error_where_they_are_used()
     let generate =
         |prompt: &str| run(&folder, &["generate", "--base", "base", "--prompt", prompt, "--max-tokens", "2"]);
     assert!(generate("a").status.success(), "{}", text(&generate("a").stderr));
-    // What a person writes stays text; what the template writes is a token.
+    // What a person writes stays text; what the template writes is a token, and so is what an operator types for the model.
     assert!(generate("zzz").status.success());
+    let raw = refused(&run(&folder, &["generate", "--base", "base", "--raw", "--prompt", "azzz"]));
+    assert!(raw.contains("token 384 \"zzz\" lies beyond the 384 rows"), "{raw}");
     fs::write(folder.path().join("base/chat_template.jinja"), "zzz{{ messages[0].content }}").expect("written");
     let error = refused(&generate("a"));
     assert!(error.contains("token 384 \"zzz\" lies beyond the 384 rows"), "{error}");
@@ -93,17 +95,17 @@ fn data_of_which_nothing_is_left_is_told_with_the_reason() {
 }
 
 #[test]
-fn an_evaluation_names_the_file_and_the_example() {
+fn an_evaluation_names_the_file_and_the_line() {
     let folder = tiny_job();
     let base = tiny_model().display().to_string();
     let eval =
         |more: &[&str]| refused(&run(&folder, &[&["eval", "--base", &base, "--data", "d.jsonl"], more].concat()));
     let row = |prompt: &str| format!("{{\"prompt\":{prompt:?},\"completion\":\"b\"}}\n");
-    fs::write(folder.path().join("d.jsonl"), row("a") + &row(&"c ".repeat(500))).expect("written");
+    fs::write(folder.path().join("d.jsonl"), row("a") + "\n" + &row(&"c ".repeat(500))).expect("written");
     let error = eval(&[]);
-    assert!(error.contains("d.jsonl: example 2: has ") && error.contains("at most 128 fit"), "{error}");
+    assert!(error.contains("d.jsonl:3: has ") && error.contains("at most 128 fit"), "{error}");
     fs::write(folder.path().join("d.jsonl"), row("a") + &row("")).expect("written");
-    assert!(eval(&["--generate"]).contains("d.jsonl: prompt 2: has no tokens"));
+    assert!(eval(&["--generate"]).contains("d.jsonl:2: has no tokens"));
 }
 
 #[test]

@@ -23,14 +23,18 @@ fn a_build_without_tables_says_so() {
 #[cfg(feature = "tables")]
 mod with_polars {
     use super::*;
-    use burnish::data::{Example, Message, tables};
+    use burnish::data::{Example, Message, Row, tables};
 
     fn pair(prompt: &str, completion: &str) -> Example {
         Example::PromptCompletion { prompt: prompt.into(), completion: completion.into() }
     }
 
+    fn examples(rows: Vec<Row>) -> Vec<Example> {
+        rows.into_iter().map(|row| row.example).collect()
+    }
+
     fn csv(text: &str) -> burnish::Result<Vec<Example>> {
-        tables::parse_csv(text.as_bytes().to_vec(), "d.csv", None)
+        Ok(examples(tables::parse_csv(text.as_bytes().to_vec(), "d.csv", None)?))
     }
 
     #[test]
@@ -80,9 +84,9 @@ mod with_polars {
     fn parquet_columns_become_examples() {
         let expected = [pair("Q: 1 + 1\nA: ", "2"), pair("请问，几点了？", "三点。"), pair("a \"quoted\", text", "")];
         for name in ["prompts.snappy.parquet", "prompts.zstd.parquet", "prompts.none.parquet"] {
-            assert_eq!(data::read(&fixture(name), None).expect("reads"), expected, "{name}");
+            assert_eq!(examples(data::read(&fixture(name), None).expect("reads")), expected, "{name}");
         }
-        let alpaca = data::read(&fixture("alpaca.parquet"), None).expect("reads");
+        let alpaca = examples(data::read(&fixture("alpaca.parquet"), None).expect("reads"));
         let example = |instruction: &str, input: &str, output: &str| Example::Alpaca {
             instruction: instruction.into(),
             input: input.into(),

@@ -398,6 +398,13 @@ impl Reader<'_> {
             Some(Value::String(task)) if task == "CAUSAL_LM" => {}
             Some(other) => self.wrong_type("task_type", "\"CAUSAL_LM\"", &other),
         }
+        // A base without biases has none to train, whatever is said here; those of another stand in the file of weights,
+        // where they are refused.
+        match self.value("bias") {
+            None => {}
+            Some(Value::String(which)) if ["none", "all", "lora_only"].contains(&which.as_str()) => {}
+            Some(other) => self.wrong_type("bias", "\"none\", \"all\" or \"lora_only\"", &other),
+        }
         for (key, what) in NOT_APPLICABLE {
             if let Some(value) = self.value(key).filter(|value| !is_empty(value)) {
                 self.problem(format!("`{key}` is {}: {what} cannot be applied", shortened(&value)));
@@ -432,10 +439,9 @@ impl Reader<'_> {
 const HARMLESS_INITS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
 /// Keys that, unless null, false, empty or `"none"`, ask for arithmetic beyond `W + scale * B * A`.
-const NOT_APPLICABLE: [(&str, &str); 14] = [
+const NOT_APPLICABLE: [(&str, &str); 13] = [
     ("use_dora", "DoRA's magnitudes"),
     ("lora_bias", "biases of the low-rank pair"),
-    ("bias", "trained biases"),
     ("modules_to_save", "wholly trained modules"),
     ("trainable_token_indices", "trained tokens"),
     ("layer_replication", "repeated layers"),
@@ -535,7 +541,7 @@ mod tests {
     #[test]
     fn every_problem_is_reported() {
         let error = parse(
-            r#"{"peft_type":"LOHA","r":0,"lora_alpha":"x","use_dora":true,"bias":"all","lora_dropout":2,
+            r#"{"peft_type":"LOHA","r":0,"lora_alpha":"x","use_dora":true,"bias":"some","lora_dropout":2,
                 "modules_to_save":["lm_head"],"target_modules":"(","init_lora_weights":"pissa_niter_4"}"#,
         )
         .unwrap_err();

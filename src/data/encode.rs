@@ -6,13 +6,14 @@
 //! each of those is encoded as the ordinary text it stands for.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::example::{Example, Message, Role};
+use super::example::{Example, Message, Role, Row};
 use super::template::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
@@ -170,18 +171,24 @@ impl Encoder {
         }
     }
 
-    /// Ids and masks of all examples, in parallel. `policy` decides about examples of more than
+    /// Ids and masks of all rows of the data file `file`, in parallel. `policy` decides about examples of more than
     /// `max_seq_tokens` tokens; what has no trained token is left out and counted.
-    pub fn encode_all(&self, examples: &[Example], max_seq_tokens: usize, policy: LongPolicy) -> Result<EncodedSet> {
-        let encoded: Vec<Result<Encoded>> = examples.par_iter().map(|example| self.encode(example)).collect();
+    pub fn encode_all(
+        &self,
+        file: impl fmt::Display,
+        rows: &[Row],
+        max_seq_tokens: usize,
+        policy: LongPolicy,
+    ) -> Result<EncodedSet> {
+        let encoded: Vec<Result<Encoded>> = rows.par_iter().map(|row| self.encode(&row.example)).collect();
         let mut set = EncodedSet::default();
         let mut problems = Vec::new();
-        for (index, encoded) in encoded.into_iter().enumerate() {
-            let place = format!("example {}", index + 1);
+        for (row, encoded) in rows.iter().zip(encoded) {
+            let place = || row.position.within(&file);
             let mut encoded = match encoded {
                 Ok(encoded) => encoded,
                 Err(error) => {
-                    problems.push(within(&place, &error));
+                    problems.push(within(&place(), &error));
                     continue;
                 }
             };
@@ -192,7 +199,7 @@ impl Encoder {
                     LongPolicy::TruncatePrompt => self.truncate(&mut encoded, max_seq_tokens),
                     LongPolicy::Error => {
                         let message = format!("has {length} tokens; at most {max_seq_tokens} fit");
-                        problems.push(Error::input(place, message));
+                        problems.push(Error::input(place(), message));
                         continue;
                     }
                 };
@@ -214,7 +221,7 @@ impl Encoder {
         let count = problems.len();
         problems.truncate(MAX_REPORTED);
         if count > MAX_REPORTED {
-            problems.push(Error::input("", format!("and {} more examples", count - MAX_REPORTED)));
+            problems.push(Error::input(&file, format!("and {} more examples", count - MAX_REPORTED)));
         }
         Error::none_of(problems, set)
     }
@@ -264,6 +271,16 @@ impl Encoder {
     pub fn encode_raw_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids: Vec<u32> = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos()).into_iter().collect();
         ids.extend(self.tokenizer.encode(text)?);
+        self.check_ids(&ids)?;
+        Ok(ids)
+    }
+
+    /// Ids of a prompt that someone typed for the model itself: special-token text in it stands for control tokens, the
+    /// beginning-of-text token included.
+    pub fn encode_typed_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode_with_special(text)?;
+        let bos = self.tokenizer.bos().filter(|bos| self.tokenizer.adds_bos() && ids.first() != Some(bos));
+        ids.splice(..0, bos);
         self.check_ids(&ids)?;
         Ok(ids)
     }

@@ -1,5 +1,7 @@
 //! One training example, in the shape the user wrote it.
 
+use std::fmt;
+
 use serde_json::{Map, Value};
 
 /// Who speaks.
@@ -63,6 +65,31 @@ pub struct Message {
     pub content: String,
     /// What else the template may show: `tool_calls`, `tool_call_id`, `name`, … A `content` of null is here too.
     pub more: Map<String, Value>,
+}
+
+/// An example and where it stands in its data file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub position: Position,
+    pub example: Example,
+}
+
+/// Where a row of a data file begins; counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    Line(usize),
+    /// Of a table.
+    Row(usize),
+}
+
+impl Position {
+    /// The place in `file`, for messages.
+    pub fn within(self, file: impl fmt::Display) -> String {
+        match self {
+            Position::Line(line) => format!("{file}:{line}"),
+            Position::Row(row) => format!("{file}: row {row}"),
+        }
+    }
 }
 
 /// One example of a data file.

@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 use serde_json::{Map, Value, json};
 
-use super::example::{Example, Message, Role};
+use super::example::{Example, Message, Position, Role, Row};
 use crate::error::{Error, Result};
 use crate::files::{json, open};
 
@@ -83,26 +83,27 @@ pub(super) const SHAPES: &str = "expected one of {\"prompt\", \"completion\"}, {
                                  {\"messages\"}, {\"text\"}";
 
 /// Reads a JSONL file. Without a `format`, the first object decides.
-pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
     parse(&open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
 }
 
 /// Parses the bytes of a JSONL file; `name` stands in messages. A byte-order mark, CRLF, blank lines and a
 /// missing last line end are fine.
-pub fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Row>> {
     let bytes = without_mark(bytes, name)?;
     let mut reader = Rows::new(format);
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let place = format_args!("{name}:{}", index + 1).to_string();
+        let position = Position::Line(index + 1);
+        let place = position.within(name);
         if line.len() > MAX_LINE_BYTES {
             reader.bad(Error::input(place, format!("a line of {} bytes; at most {MAX_LINE_BYTES}", line.len())));
             continue;
         }
         match parse_line(line, &place) {
-            Ok(value) => reader.row(&place, value),
+            Ok(value) => reader.row(position, &place, value),
             Err(error) => reader.bad(error),
         }
     }
@@ -110,13 +111,13 @@ pub fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Exa
 }
 
 /// Reads a `.json` file: one list of objects.
-pub fn read_list(path: &Path, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn read_list(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
     parse_list(&open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
 }
 
 /// Parses the bytes of a JSON list of objects, one after the other: the whole list as JSON values would take many
 /// times the memory of the file. Places are the lines on which the objects begin.
-pub fn parse_list(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn parse_list(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Row>> {
     let bytes = without_mark(bytes, name)?;
     let mut reader = Rows::new(format);
     let (mut at, mut line) = (0, 1);
@@ -134,10 +135,11 @@ pub fn parse_list(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Ve
     let mut closed = skip(&mut at, &mut line) == Some(b']');
     at += usize::from(closed);
     while !closed {
-        let place = format!("{name}:{line}");
+        let position = Position::Line(line);
+        let place = position.within(name);
         let row = &bytes[at..at + value_length(&bytes[at..])];
         match parse_line(row, &place) {
-            Ok(value) => reader.row(&place, value),
+            Ok(value) => reader.row(position, &place, value),
             Err(error) => reader.bad(error),
         }
         line += row.iter().filter(|byte| **byte == b'\n').count();
@@ -225,14 +227,14 @@ fn check_numbers(value: &Value, place: &str) -> Result<()> {
 /// Collects examples and problems.
 pub(super) struct Rows {
     format: Option<Format>,
-    examples: Vec<Example>,
+    rows: Vec<Row>,
     problems: Vec<Error>,
     bad: usize,
 }
 
 impl Rows {
     pub(super) fn new(format: Option<Format>) -> Self {
-        Self { format, examples: Vec::new(), problems: Vec::new(), bad: 0 }
+        Self { format, rows: Vec::new(), problems: Vec::new(), bad: 0 }
     }
 
     pub(super) fn bad(&mut self, error: Error) {
@@ -242,7 +244,7 @@ impl Rows {
         }
     }
 
-    pub(super) fn row(&mut self, place: &str, value: Value) {
+    pub(super) fn row(&mut self, position: Position, place: &str, value: Value) {
         let Value::Object(fields) = value else {
             let error = Error::input(place, format!("found {}; expected an object", kind(&value)));
             return self.bad(match value.is_array() {
@@ -256,21 +258,21 @@ impl Rows {
         };
         self.format = Some(format);
         match example(format, fields) {
-            Ok(example) => self.examples.push(example),
+            Ok(example) => self.rows.push(Row { position, example }),
             Err(message) => {
                 self.bad(Error::input(place, message).hint(format!("the file is read as `{format}`")));
             }
         }
     }
 
-    pub(super) fn finish(mut self, name: &str) -> Result<Vec<Example>> {
+    pub(super) fn finish(mut self, name: &str) -> Result<Vec<Row>> {
         if self.bad > MAX_REPORTED {
             self.problems.push(Error::input(name, format!("and {} more bad rows", self.bad - MAX_REPORTED)));
         }
-        if self.bad == 0 && self.examples.is_empty() {
+        if self.bad == 0 && self.rows.is_empty() {
             return Err(Error::input(name, "has no examples").hint(SHAPES));
         }
-        Error::none_of(self.problems, self.examples)
+        Error::none_of(self.problems, self.rows)
     }
 }
 
@@ -400,7 +402,7 @@ mod tests {
 
     #[test]
     fn each_shape_is_detected() {
-        let one = |line: &str| parse(line.as_bytes(), "d.jsonl", None).expect("good").remove(0);
+        let one = |line: &str| parse(line.as_bytes(), "d.jsonl", None).expect("good").remove(0).example;
         assert_eq!(
             one(r#"{"prompt":"a","completion":"b","id":3}"#),
             Example::PromptCompletion { prompt: "a".into(), completion: "b".into() }
@@ -425,7 +427,7 @@ mod tests {
 
     #[test]
     fn turns_are_named_one_way_or_the_other() {
-        let one = |line: &str| parse(line.as_bytes(), "d.jsonl", None).expect("good").remove(0);
+        let one = |line: &str| parse(line.as_bytes(), "d.jsonl", None).expect("good").remove(0).example;
         let expected = Example::Chat { messages: vec![Message::user("a"), Message::assistant("b")], tools: None };
         for line in [
             r#"{"conversations":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
@@ -469,7 +471,11 @@ mod tests {
     #[test]
     fn a_list_reads_like_lines() {
         let list = "\u{feff}[\n  {\"text\": \"a, ] } \\\" [\"},\n{\"text\": \"b\"} ]\n";
-        let expected = [Example::Text { text: "a, ] } \" [".into() }, Example::Text { text: "b".into() }];
+        let row = |line: usize, text: &str| Row {
+            position: Position::Line(line),
+            example: Example::Text { text: text.into() },
+        };
+        let expected = [row(2, "a, ] } \" ["), row(3, "b")];
         assert_eq!(parse_list(list.as_bytes(), "d.json", None).expect("good"), expected);
         for (text, expected) in [
             ("", "expected a list of objects"),

@@ -13,7 +13,7 @@ use polars_parquet::parquet::page::CompressedPage;
 use polars_parquet::parquet::read::PageReader;
 use serde_json::{Map, Value};
 
-use super::example::Example;
+use super::example::{Position, Row};
 use super::jsonl::{Format, Rows};
 use crate::error::{Error, Result};
 use crate::files::{json, open};
@@ -30,12 +30,12 @@ const COLUMNS: [&str; 9] =
     ["prompt", "completion", "instruction", "input", "output", "system", "messages", "conversations", "text"];
 
 /// Reads a CSV file with a header line. Without a `format`, the columns decide.
-pub fn read_csv(path: &Path, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn read_csv(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
     parse_csv(open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
 }
 
 /// Parses the bytes of a CSV file; `name` stands in messages.
-pub fn parse_csv(mut bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn parse_csv(mut bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Row>> {
     if bytes.starts_with(b"\xef\xbb\xbf") {
         // The byte-order mark would become part of the first column's name.
         bytes.drain(..3);
@@ -51,15 +51,15 @@ pub fn parse_csv(mut bytes: Vec<u8>, name: &str, format: Option<Format>) -> Resu
 }
 
 /// Reads a Parquet file. Without a `format`, the columns decide.
-pub fn read_parquet(path: &Path, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn read_parquet(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
     parse_parquet(open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
 }
 
 /// Parses the bytes of a Parquet file; `name` stands in messages.
-pub fn parse_parquet(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn parse_parquet(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Row>> {
     let broken = |error: &dyn std::fmt::Display| broken(name, error);
     // polars may panic on a damaged file; that, too, is only a bad file.
-    let read = || -> Result<Vec<Example>> {
+    let read = || -> Result<Vec<Row>> {
         let mut reader = ParquetReader::new(Cursor::new(&bytes[..]));
         let metadata = reader.get_metadata().map_err(|error| broken(&error))?.clone();
         let sizes = metadata.row_groups.iter().map(|group| group.total_byte_size());
@@ -209,7 +209,7 @@ fn not_texts(name: &str, column: &str, found: &str) -> Error {
 }
 
 /// The rows of a table as examples.
-fn examples(frame: &DataFrame, name: &str, format: Option<Format>) -> Result<Vec<Example>> {
+fn examples(frame: &DataFrame, name: &str, format: Option<Format>) -> Result<Vec<Row>> {
     let columns: Vec<&Column> =
         frame.columns().iter().filter(|column| COLUMNS.contains(&column.name().as_str())).collect();
     if columns.is_empty() {
@@ -223,9 +223,10 @@ fn examples(frame: &DataFrame, name: &str, format: Option<Format>) -> Result<Vec
     }
     let mut rows = Rows::new(format);
     for row in 0..frame.height() {
-        let place = format!("{name}: row {}", row + 1);
+        let position = Position::Row(row + 1);
+        let place = position.within(name);
         match object(&columns, row, &place) {
-            Ok(fields) => rows.row(&place, Value::Object(fields)),
+            Ok(fields) => rows.row(position, &place, Value::Object(fields)),
             Err(error) => rows.bad(error),
         }
     }

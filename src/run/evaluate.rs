@@ -9,10 +9,11 @@ use super::base::OpenBase;
 use super::infer::{Answering, answer_ids};
 use super::train::Validation;
 use crate::adapter::file::HostAdapter;
-use crate::data::{Example, encode::LongPolicy};
+use crate::data::{Row, encode::LongPolicy};
 use crate::error::{Error, Result};
 use crate::eval::loss::{compare, mean_loss, perplexity};
 use crate::eval::text::{exact_match, rouge_l};
+use crate::generate::run::check_prompt;
 use crate::generate::sample::SamplerConfig;
 use crate::model::Decoder;
 use crate::model::load::Quant;
@@ -61,13 +62,13 @@ pub fn evaluate(
     base: &OpenBase,
     decoder: &Decoder,
     adapter: Option<&HostAdapter>,
-    examples: &[Example],
+    rows: &[Row],
     data: &Path,
     options: &EvalOptions,
 ) -> Result<EvalReport> {
     let limit = decoder.config().max_positions;
     let of_data = |error: Error| error.within(data.display());
-    let set = base.encoder.encode_all(examples, limit, LongPolicy::Error).map_err(of_data)?;
+    let set = base.encoder.encode_all(data.display(), rows, limit, LongPolicy::Error)?;
     if set.sequences.is_empty() {
         return Err(Error::input(data.display(), "no example has a token to evaluate"));
     }
@@ -93,8 +94,14 @@ pub fn evaluate(
         rouge_l: None,
     };
     if options.generate {
-        let asked = examples.iter().map(|example| base.encoder.prompt_and_answer(example));
-        let asked = asked.collect::<Result<Vec<_>>>().map_err(of_data)?;
+        let asked = rows.iter().map(|row| {
+            let asked = base.encoder.prompt_and_answer(&row.example).and_then(|asked| {
+                asked.iter().try_for_each(|(prompt, _)| check_prompt(prompt, limit))?;
+                Ok(asked)
+            });
+            asked.map_err(|error| error.within(row.position.within(data.display())))
+        });
+        let asked = asked.collect::<Result<Vec<_>>>()?;
         let (prompts, expected): (Vec<_>, Vec<_>) = asked.into_iter().flatten().unzip();
         if prompts.is_empty() {
             return Err(Error::input(data.display(), "no example has an answer to compare with")

@@ -14,7 +14,7 @@ use super::memory_plan::{MemoryPlan, Size, Workload, does_not_fit, layouts};
 use crate::adapter::attach::AdapterSpec;
 use crate::adapter::file::{HostAdapter, SaveOptions, provenance};
 use crate::data::encode::{EncodedSet, LongPolicy};
-use crate::data::{self, Example, batch, jsonl};
+use crate::data::{self, Example, Row, batch, jsonl};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::eval::loss::{Comparison, compare, perplexity};
@@ -147,7 +147,8 @@ fn prepare_plan(
     let device = device::open(choice)?;
     let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event));
     let ((train, valid), base) = Error::both(read_examples(&plan), base)?;
-    let raw = matches!(train.first(), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
+    let raw =
+        matches!(train.first().map(|row| &row.example), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
     let config = base.files.config();
     let (compute, quant) = precision(&plan);
     let load = LoadOptions { device: device.clone(), compute, quant };
@@ -155,10 +156,7 @@ fn prepare_plan(
     let precise = Error::both(base.check_quant("base.quant", quant), fits_device);
     let start = Error::both(precise, adapter_spec(&plan).initialise(config, plan.train.seed));
     let limit = plan.data.max_seq_tokens.min(config.max_positions);
-    let encode = |path: &Path, examples: &[Example]| {
-        let encoded = base.encoder.encode_all(examples, limit, long_policy(&plan));
-        encoded.map_err(|error| error.within(path.display()))
-    };
+    let encode = |path: &Path, rows: &[Row]| base.encoder.encode_all(path.display(), rows, limit, long_policy(&plan));
     let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
     let encoded = Error::both(encode(&plan.data.train, &train), encode(valid_path, &valid));
     let ((_, mut start), (train, valid)) = Error::both(start, encoded)?;
@@ -347,7 +345,7 @@ fn describe(set: &EncodedSet) -> serde_json::Value {
 }
 
 /// Reads the examples of both splits.
-fn read_examples(plan: &plan::Plan) -> Result<(Vec<Example>, Vec<Example>)> {
+fn read_examples(plan: &plan::Plan) -> Result<(Vec<Row>, Vec<Row>)> {
     let format = match plan.data.format {
         plan::DataFormat::Auto => None,
         plan::DataFormat::Alpaca => Some(jsonl::Format::Alpaca),
