@@ -3,11 +3,17 @@
 //! Every error a user can cause names the place (file, `file:line`, tensor, recipe key), says what was
 //! found and what was expected, and may carry a hint. Several problems found together are one error.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// So many problems are told, the rest is counted.
+const MAX_PROBLEMS: usize = 200;
+/// A message is cut to so many characters: names and values from a file stand in it, as long as the file likes.
+const MAX_CHARACTERS: usize = 2000;
 
 /// Who has to act: decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,20 +134,44 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().enumerate() {
+        for (index, problem) in self.problems.iter().take(MAX_PROBLEMS).enumerate() {
             if index > 0 {
                 writeln!(f)?;
             }
             if problem.place.is_empty() {
-                write!(f, "error: {}", problem.message)?;
+                write!(f, "error: {}", shown(&problem.message))?;
             } else {
-                write!(f, "error: {}: {}", problem.place, problem.message)?;
+                write!(f, "error: {}: {}", shown(&problem.place), shown(&problem.message))?;
             }
             if let Some(hint) = &problem.hint {
-                write!(f, "\n  hint: {hint}")?;
+                write!(f, "\n  hint: {}", shown(hint))?;
             }
         }
-        Ok(())
+        match self.problems.len().saturating_sub(MAX_PROBLEMS) {
+            0 => Ok(()),
+            more => write!(f, "\nerror: and {more} more problems"),
+        }
+    }
+}
+
+/// The text as a terminal may get it: what would control it is escaped, line ends aside.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let controls = |symbol: char| symbol.is_control() && symbol != '\n';
+    if !text.contains(controls) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = text.chars().map(|symbol| match controls(symbol) {
+        true => symbol.escape_default().to_string(),
+        false => symbol.to_string(),
+    });
+    Cow::Owned(escaped.collect())
+}
+
+/// [`printable`], and cut where it is long.
+fn shown(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(MAX_CHARACTERS) {
+        Some((end, _)) => Cow::Owned(format!("{}… ({} bytes)", printable(&text[..end]), text.len())),
+        None => printable(text),
     }
 }
 
@@ -161,6 +191,16 @@ mod tests {
         assert_eq!(joined.exit_code(), 2);
         assert_eq!(joined.to_string(), "error: a: disk full\nerror: b:3: expected a string, found 4\n  hint: quote it");
         assert!(Error::join([]).is_none());
+    }
+
+    #[test]
+    fn what_a_file_says_neither_controls_the_terminal_nor_floods_it() {
+        let text = Error::input("a\u{1b}[2J", "named \u{1b}[31m\u{7}").hint("see\u{9b}").to_string();
+        assert_eq!(text, "error: a\\u{1b}[2J: named \\u{1b}[31m\\u{7}\n  hint: see\\u{9b}");
+        let long = Error::input("a", "é".repeat(1 << 20)).to_string();
+        assert!(long.len() < 5000 && long.ends_with("é… (2097152 bytes)"), "{} bytes", long.len());
+        let many = Error::join((0..1000).map(|index| Error::input(index, "wrong"))).expect("errors").to_string();
+        assert!(many.lines().count() == 201 && many.ends_with("error: and 800 more problems"), "{many}");
     }
 
     #[test]

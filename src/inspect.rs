@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::adapter::file::{HostAdapter, WEIGHTS_FILE};
-use crate::adapter::peft_config::{CONFIG_FILE, PeftConfig};
-use crate::error::{Error, Result};
+use crate::adapter::file::{Outline, PairOutline, WEIGHTS_FILE};
+use crate::adapter::peft_config::CONFIG_FILE;
+use crate::error::{Error, Result, printable};
 use crate::files::json;
 use crate::model::BaseFiles;
 use crate::text::Tokenizer;
@@ -164,23 +164,24 @@ fn tokenizer(base: &BaseFiles) -> Result<Option<TokenizerFacts>> {
 }
 
 fn adapter(path: &Path) -> Result<Adapter> {
-    let loaded = HostAdapter::load(path)?;
-    let config = PeftConfig::read(path)?;
+    // No value is read: a header can promise any number of them.
+    let outline = Outline::read(path)?;
+    let config = outline.config();
     let mut targets = BTreeMap::new();
-    for module in loaded.pairs.keys() {
+    for module in outline.pairs.keys() {
         let projection = module.rsplit('.').next().unwrap_or(module);
         *targets.entry(projection.to_owned()).or_insert(0) += 1;
     }
     Ok(Adapter {
         path: path.to_owned(),
-        rank: loaded.rank,
-        alpha: loaded.alpha,
-        dropout: loaded.dropout,
+        rank: config.rank,
+        alpha: config.alpha,
+        dropout: config.dropout,
         rslora: config.rslora,
-        base: config.base_name,
-        parameters: loaded.pairs.values().map(|pair| pair.a.len() + pair.b.len()).sum(),
+        base: config.base_name.clone(),
+        parameters: outline.pairs.values().map(PairOutline::values).sum(),
         targets,
-        provenance: loaded.metadata,
+        provenance: outline.metadata,
     })
 }
 
@@ -265,7 +266,7 @@ fn table(f: &mut fmt::Formatter<'_>, lines: &[(&str, String)]) -> fmt::Result {
     let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     for (index, (name, value)) in lines.iter().enumerate() {
         let end = if index + 1 == lines.len() { "" } else { "\n" };
-        write!(f, "{name:width$}  {value}{end}")?;
+        write!(f, "{:width$}  {}{end}", printable(name), printable(value))?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use crate::files::temporary;
 pub const EXIT_CODE: u8 = 130;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
+/// The process is about to end.
 static ENDING: AtomicBool = AtomicBool::new(false);
 static FINISHING: AtomicUsize = AtomicUsize::new(0);
 /// The process that [`Helper`] stands for; 0 for none.
@@ -19,9 +20,9 @@ pub fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
 }
 
-/// Does not come back where a signal is ending the process. What fails meanwhile fails because its files are being
-/// removed, and has nothing to tell.
-pub fn yield_to_end() {
+/// Waits for the end of the process, if a signal is about to end it: what fails meanwhile fails because its files are
+/// being removed, and has nothing to tell.
+pub fn wait_for_the_end() {
     while ENDING.load(Ordering::Acquire) {
         std::thread::park();
     }

@@ -13,7 +13,7 @@ pub fn tiny_model() -> PathBuf {
 }
 
 /// The program, away from the user's caches and settings.
-fn burnish(folder: &TempDir) -> Command {
+pub fn burnish(folder: &TempDir) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_burnish"));
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy();
@@ -92,6 +92,27 @@ fn a_device_that_is_not_compiled_in_names_the_feature() {
     let stderr = refused(&run(&folder, &["train", "recipe.toml", "--device", "cuda:0"]));
     assert!(stderr.contains("--features cuda"), "{stderr}");
     assert!(!folder.path().join("runs").exists());
+}
+
+#[test]
+fn what_the_length_leaves_out_is_told_with_the_length() {
+    let folder = tiny_job();
+    let stderr = refused(&run(&folder, &["check", "recipe.toml", "--set", "data.max_seq_tokens=2"]));
+    for expected in ["train.jsonl: no example is left: 21 have more than 2 tokens", "valid.jsonl: no example is left"] {
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+    let long = format!("{{\"prompt\": \"{}\", \"completion\": \"b\"}}\n", "many words ".repeat(100));
+    let rows = fs::read_to_string(folder.path().join("train.jsonl")).expect("data");
+    fs::write(folder.path().join("train.jsonl"), rows + &long).expect("written");
+    // The model has 128 positions.
+    let output = run(&folder, &["check", "recipe.toml", "--set", "data.max_seq_tokens=4096"]);
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("train: 1 examples left out: longer than 128 tokens"), "{stderr}");
+    let data = folder.path().join("train.jsonl");
+    let base = tiny_model();
+    let arguments = ["eval", "--base", base.to_str().expect("UTF-8"), "--data", data.to_str().expect("UTF-8")];
+    let stderr = refused(&run(&folder, &arguments));
+    assert!(stderr.contains("train.jsonl:22: has ") && stderr.contains("at most 128 fit"), "{stderr}");
 }
 
 #[test]
@@ -437,4 +458,10 @@ fn an_unknown_instruction_set_is_named() {
     let output = burnish(&folder).args(["check", "recipe.toml"]).env("BURNISH_ISA", "avx9").output().expect("runs");
     let error = refused(&output);
     assert!(error.contains("BURNISH_ISA") && error.contains("avx512bf16"), "{error}");
+    #[cfg(unix)]
+    {
+        let name: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"avx2\xff");
+        let output = burnish(&folder).args(["check", "recipe.toml"]).env("BURNISH_ISA", name).output().expect("runs");
+        assert!(refused(&output).contains("BURNISH_ISA: is `avx2"));
+    }
 }

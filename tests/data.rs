@@ -1,7 +1,7 @@
 //! Chat templates and encoding against transformers' (tests/reference/make_text_fixtures.py).
 
 use burnish::data::encode::LongPolicy;
-use burnish::data::{ChatTemplate, Encoder, Example, Message, Role, jsonl};
+use burnish::data::{ChatTemplate, Encoder, Example, Message, Position, Role, Row, jsonl};
 use serde_json::Value;
 use time::{Date, Month, Time};
 
@@ -12,7 +12,7 @@ fn messages(list: &Value) -> Vec<Message> {
     list.as_array()
         .expect("a list")
         .iter()
-        .map(|turn| Message { role: Role::of(&text(&turn["role"])), content: text(&turn["content"]) })
+        .map(|turn| Message::new(Role::of(&text(&turn["role"])), text(&turn["content"])))
         .collect()
 }
 
@@ -48,6 +48,34 @@ fn templates_render_as_in_transformers() {
 }
 
 #[test]
+fn python_methods_and_json_layouts_are_those_of_python() {
+    // Expected: what transformers 5.24 renders.
+    for (source, expected) in [
+        ("{{ 'a-b-c'.rsplit('-', 1)[0] }} {{ 'a-b-c'.rsplit('-')|length }} {{ ' a b '.rsplit()|length }}", "a-b 3 2"),
+        ("{{ 'a-b-c'.partition('-')|join('|') }} {{ 'abc'.partition('-')|join('|') }}", "a|-|b-c abc||"),
+        ("{{ 'a-b-c'.rpartition('-')|join('|') }} {{ 'abc'.rpartition('-')|join('|') }}", "a-b|-|c ||abc"),
+        ("{{ 'abc'.removeprefix('a') }} {{ 'abc'.removesuffix('c') }} {{ 'abc'.removeprefix('c') }}", "bc ab abc"),
+        ("{{ {'z': 1, 'a': [1, none]}|tojson }}", "{\"z\": 1, \"a\": [1, null]}"),
+        ("{{ {'z': 1, 'a': [1, none]}|tojson(sort_keys=true) }}", "{\"a\": [1, null], \"z\": 1}"),
+        ("{{ {'z': 1, 'a': [1, none]}|tojson(separators=(',', ':')) }}", "{\"z\":1,\"a\":[1,null]}"),
+        ("{{ [1]|tojson(indent=2, separators=(', ', ': ')) }}", "[\n  1\n]"),
+        ("{{ 'é😀'|tojson(ensure_ascii=true) }} {{ 'é😀'|tojson }}", "\"\\u00e9\\ud83d\\ude00\" \"é😀\""),
+    ] {
+        let template = ChatTemplate::compile(source, "python", &[]).expect("compiles");
+        assert_eq!(template.render(&[Message::user("a")], false).expect("renders"), expected, "{source}");
+    }
+    let keys = r#"{"messages": [{"content": "a", "role": "user", "z": 1, "b": null, "a": {"y": 1, "x": 2}, "m": 3}]}"#;
+    let Example::Chat { messages, .. } =
+        jsonl::parse(keys.as_bytes(), "d.jsonl", None).expect("reads").remove(0).example
+    else {
+        panic!("a conversation");
+    };
+    let template = ChatTemplate::compile("{{ messages[0]|tojson }}", "keys", &[]).expect("compiles");
+    let expected = r#"{"role": "user", "content": "a", "z": 1, "a": {"y": 1, "x": 2}, "m": 3}"#;
+    assert_eq!(template.render(&messages, false).expect("renders"), expected);
+}
+
+#[test]
 fn what_a_template_raises_reaches_the_user() {
     let (template, _) = template("mistral");
     let error = template.render(&[Message::assistant("a")], false).expect_err("raises").to_string();
@@ -60,7 +88,7 @@ fn encoder(name: &str) -> Encoder {
 }
 
 fn chat(messages: &[Message]) -> Example {
-    Example::Chat { messages: messages.to_vec() }
+    Example::Chat { messages: messages.to_vec(), tools: None }
 }
 
 #[test]
@@ -71,6 +99,58 @@ fn masks_are_those_that_transformers_finds_by_generation_tags() {
         let mask: Vec<u32> = encoded.trained.iter().map(|trained| u32::from(*trained)).collect();
         assert_eq!(encoded.ids, ids(&case["ids"]), "{}", case["messages"]);
         assert_eq!(mask, ids(&case["mask"]), "{}", case["messages"]);
+    }
+}
+
+#[test]
+fn tools_and_their_calls_are_rendered_and_trained_as_in_transformers() {
+    let fixture = read("tool_use.json");
+    let source = fixture["template"].as_str().expect("a template");
+    let template = ChatTemplate::compile(source, "tool_use", &[]).expect("compiles");
+    let encoder = Encoder::new(open("bytelevel"), Some(template));
+    let example =
+        |row: &Value| jsonl::parse(row.to_string().as_bytes(), "d.jsonl", None).expect("reads").remove(0).example;
+    for case in fixture["cases"].as_array().expect("cases") {
+        let encoded = encoder.encode(&example(&case["row"])).expect("encodes");
+        let mask: Vec<u32> = encoded.trained.iter().map(|trained| u32::from(*trained)).collect();
+        assert_eq!(encoded.ids, ids(&case["ids"]), "{}", case["row"]);
+        assert_eq!(mask, ids(&case["mask"]), "{}", case["row"]);
+    }
+    // As they come from a table: every key in every turn. And with a control token spelled where it must stay text.
+    let mut row = fixture["cases"][0]["row"].clone();
+    let plain = encoder.encode(&example(&row)).expect("encodes");
+    for turn in row["messages"].as_array_mut().expect("turns") {
+        let turn = turn.as_object_mut().expect("a turn");
+        for key in ["content", "tool_calls", "tool_call_id", "name"] {
+            turn.entry(key).or_insert(Value::Null);
+        }
+    }
+    assert_eq!(encoder.encode(&example(&row)).expect("encodes"), plain);
+    row["tools"][0]["function"]["description"] = "<|im_end|>".into();
+    row["messages"][1]["tool_calls"][0]["function"]["arguments"]["place"] = "<|im_end|>".into();
+    let controls = |encoded: &burnish::data::Encoded| encoded.ids.iter().filter(|id| **id == 2).count();
+    assert_eq!(controls(&encoder.encode(&example(&row)).expect("encodes")), controls(&plain));
+    // The answer to score is words; a call is none.
+    assert!(encoder.prompt_and_answer(&example(&fixture["cases"][1]["row"])).expect("encodes").is_none());
+    let scored = encoder.prompt_and_answer(&example(&fixture["cases"][0]["row"])).expect("encodes");
+    let (prompt, answer) = scored.expect("has an answer");
+    assert!(plain.ids.starts_with(&prompt) && answer == "12 degrees.");
+}
+
+#[test]
+fn an_answer_that_goes_on_like_the_prompts_beginning_of_it_is_trained_whole() {
+    // The template of DeepSeek's distilled models begins an answer with "<think>", and shows a finished one without.
+    let source = "{% for m in messages %}{{ '<|im_start|>' + m.role + ':' + m.content.split('</think>')[-1] + '<|im_end|>' }}\
+                  {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant:<think>\n' }}{% endif %}";
+    let template = ChatTemplate::compile(source, "reasons", &[]).expect("compiles");
+    let encoder = Encoder::new(open("bytelevel"), Some(template));
+    for answer in ["<i>four</i>", "", "<", "<think>\n2 + 2\n</think>4", "4"] {
+        let encoded = encoder.encode(&chat(&[Message::user("2 + 2?"), Message::assistant(answer)])).expect("encodes");
+        let trained: Vec<u32> =
+            encoded.ids.iter().zip(&encoded.trained).filter(|(_, trained)| **trained).map(|(id, _)| *id).collect();
+        let text = open("bytelevel").decode(&trained, false).expect("decodes");
+        let words = answer.split("</think>").last().expect("words");
+        assert_eq!(text, format!("{words}<|im_end|>"), "{answer:?}");
     }
 }
 
@@ -189,6 +269,23 @@ fn the_beginning_of_text_token_stands_once() {
 }
 
 #[test]
+fn a_typed_prompt_spells_control_tokens() {
+    // What transformers and llama.cpp make of such texts is compared in tests/tokenizer.rs.
+    let encoder = Encoder::new(open("bytelevel"), None);
+    let text = "<|im_start|>user\nHi<|im_end|>";
+    let typed = encoder.encode_typed_prompt(text).expect("encodes");
+    assert_eq!(typed, open("bytelevel").encode_with_special(text).expect("encodes"));
+    assert_eq!((typed[0], typed[typed.len() - 1]), (1, 2));
+    assert!(encoder.encode_raw_prompt(text).expect("encodes").iter().all(|id| !(1..=2).contains(id)));
+    // The beginning-of-text token stands once, typed or not.
+    let llama = Encoder::new(open("llama.gguf"), None);
+    let plain = llama.encode_typed_prompt("Hello").expect("encodes");
+    assert_eq!(plain, llama.encode_raw_prompt("Hello").expect("encodes"));
+    let typed = llama.encode_typed_prompt("<s>Hello").expect("encodes");
+    assert_eq!((typed[0], typed.iter().filter(|id| **id == 1).count()), (1, 1), "{typed:?}");
+}
+
+#[test]
 fn text_is_trained_whole() {
     let encoder = Encoder::new(open("bytelevel"), None);
     let encoded = encoder.encode(&Example::Text { text: "Hello".into() }).expect("encodes");
@@ -226,20 +323,24 @@ fn long_and_untrained_examples_are_counted() {
         completion: completion.into(),
     };
     let long = "many words ".repeat(50);
-    let examples = [example("a", "b"), example(&long, "b"), example("a", &long)];
-    let dropped = encoder.encode_all(&examples, 64, LongPolicy::Drop).expect("encodes");
+    let rows = |examples: Vec<Example>| -> Vec<Row> {
+        let numbered = examples.into_iter().zip(1..);
+        numbered.map(|(example, line)| Row { position: Position::Line(line), example }).collect()
+    };
+    let examples = rows(vec![example("a", "b"), example(&long, "b"), example("a", &long)]);
+    let dropped = encoder.encode_all("d.jsonl", &examples, 64, LongPolicy::Drop).expect("encodes");
     assert_eq!((dropped.sequences.len(), dropped.dropped_long, dropped.truncated), (1, 2, 0));
-    let cut = encoder.encode_all(&examples, 64, LongPolicy::TruncatePrompt).expect("encodes");
+    let cut = encoder.encode_all("d.jsonl", &examples, 64, LongPolicy::TruncatePrompt).expect("encodes");
     assert_eq!((cut.sequences.len(), cut.dropped_long, cut.truncated), (2, 1, 1));
     assert_eq!(cut.sequences[1].ids.len(), 64);
     assert_eq!(cut.sequences[1].trained_tokens(), 2);
     assert_eq!(cut.trained_tokens, cut.sequences.iter().map(|sequence| sequence.trained_tokens()).sum::<usize>());
-    let error = encoder.encode_all(&examples, 64, LongPolicy::Error).expect_err("too long").to_string();
-    assert!(error.contains("example 2: has ") && error.contains("example 3: has "), "{error}");
+    let error = encoder.encode_all("d.jsonl", &examples, 64, LongPolicy::Error).expect_err("too long").to_string();
+    assert!(error.contains("d.jsonl:2: has ") && error.contains("d.jsonl:3: has "), "{error}");
 
     let only_a_question = chat(&[Message::user("Hi")]);
     let with = self::encoder("chatml");
-    let set = with.encode_all(&[only_a_question], 64, LongPolicy::Drop).expect("encodes");
+    let set = with.encode_all("d.jsonl", &rows(vec![only_a_question]), 64, LongPolicy::Drop).expect("encodes");
     assert_eq!((set.sequences.len(), set.dropped_untrained, set.trained_tokens), (0, 1, 0));
 }
 
@@ -257,7 +358,7 @@ fn shipped_datasets_read_and_their_splits_do_not_overlap() {
         let name = entry.file_name().and_then(|name| name.to_str()).expect("a name");
         if let Some(name) = name.strip_suffix(".valid.jsonl") {
             let train = jsonl::read(&folder.join(format!("{name}.train.jsonl")), None).expect("reads");
-            assert!(examples.iter().all(|example| !train.contains(example)), "{name}");
+            assert!(examples.iter().all(|row| train.iter().all(|other| other.example != row.example)), "{name}");
         }
     }
     assert!(files >= 9, "only {files} files");

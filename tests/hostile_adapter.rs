@@ -1,6 +1,7 @@
 //! Adapter folders that are broken, or made to break a reader: a named error with exit code 2, never a panic.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use burnish::adapter::file::HostAdapter;
 use burnish::model::config::{Architecture, ModelConfig, RopeScaling};
@@ -82,6 +83,7 @@ fn base() -> ModelConfig {
         o_bias: false,
         mlp_bias: false,
         sliding_window: None,
+        full_layers: Vec::new(),
         max_positions: 128,
         bos_token: Some(1),
         eos_tokens: vec![2],
@@ -227,6 +229,20 @@ fn a_copy_of_the_base_matrix_is_passed_over_where_it_belongs_to_a_pair() {
 }
 
 #[test]
+fn biases_that_a_base_does_not_have_are_not_trained_ones() {
+    for bias in ["all", "lora_only"] {
+        let config = config_with(r#""r":4"#, &format!(r#""r":4,"bias":"{bias}""#));
+        assert_eq!(
+            load(&config, &sound()).expect("as PEFT writes it").pairs,
+            load(CONFIG, &sound()).expect("plain").pairs
+        );
+        let mut tensors = sound();
+        tensors.push(named(&format!("base_model.model.{V1}.bias"), &[16]));
+        assert!(refusal(&config, &tensors).contains("a trained bias"));
+    }
+}
+
+#[test]
 fn configurations_that_are_no_lora_configuration_are_refused() {
     for (config, expected) in [
         ("", "adapter_config.json"),
@@ -276,4 +292,44 @@ fn broken_and_missing_files_are_named_together() {
     std::fs::remove_file(&path).expect("removed");
     std::fs::write(folder.path().join("adapter_model.bin"), "pickle").expect("written");
     assert!(HostAdapter::load(folder.path()).expect_err("a pickle").to_string().contains("never read"));
+}
+
+/// A folder with a pair of `q_proj` of the first layer, its A as wide as said, all zeros and not on the disk.
+fn sparse(width: u64) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("adapter_config.json"), CONFIG).expect("written");
+    let name = format!("base_model.model.{Q0}");
+    let (a, b) = (16 * width, 16 * 32);
+    let header = format!(
+        r#"{{"{name}.lora_A.weight":{{"dtype":"F32","shape":[4,{width}],"data_offsets":[0,{a}]}},
+            "{name}.lora_B.weight":{{"dtype":"F32","shape":[32,4],"data_offsets":[{a},{}]}}}}"#,
+        a + b
+    );
+    let path = folder.path().join("adapter_model.safetensors");
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).expect("written");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("opened");
+    file.set_len(8 + header.len() as u64 + a + b).expect("a sparse file");
+    folder
+}
+
+#[test]
+fn what_a_header_promises_is_held_against_the_base_before_it_is_read() {
+    let folder = sparse(1 << 36);
+    let start = Instant::now();
+    let error = HostAdapter::load_for(folder.path(), &base()).expect_err("a terabyte").to_string();
+    assert!(error.contains("from 68719476736 to 32 values; the base's goes from 32 to 32"), "{error}");
+    assert!(error.contains("adapter_model.safetensors"), "{error}");
+    burnish::inspect::inspect(folder.path()).expect("the header is sound");
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
+#[test]
+fn patterns_are_limited_in_number_and_length() {
+    let many: Vec<String> = (0..2001).map(|index| format!("\"q{index}\":4")).collect();
+    let config = CONFIG.replace("\"r\":4", &format!("\"r\":4,\"rank_pattern\":{{{}}}", many.join(",")));
+    assert!(refusal(&config, &sound()).contains("`rank_pattern` has 2001 entries; at most 2000"));
+    let config = CONFIG.replace(r#"["q_proj","v_proj"]"#, &format!("{:?}", "a".repeat(20_000)));
+    assert!(refusal(&config, &sound()).contains("a pattern of 20000 bytes; at most 16384"));
+    let config = CONFIG.replace("\"r\":4", "\"r\":65537");
+    assert!(refusal(&config, &sound()).contains("a whole number from 1 to 65536"));
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use burnish::data::{ChatTemplate, Message, jsonl};
+use burnish::data::{ChatTemplate, Encoder, Example, Message, jsonl};
 use burnish::files::{Bytes, gguf::Gguf};
 use burnish::text::Tokenizer;
 use serde_json::{Value, json};
@@ -260,6 +260,87 @@ fn what_passes_the_limits_compiles_or_fails_without_an_abort() {
 }
 
 #[test]
+fn a_namespace_can_hold_neither_itself_nor_an_endless_chain() {
+    let cyclic = "{% set ns = namespace() %}{% set ns.a = ns %}";
+    let mut sources: Vec<String> =
+        ["{{ ns }}", "{{ ns | tojson }}", "{{ ns ~ 'x' }}", "{{ ns == ns }}", "{{ ns | string }}", "{{ {ns: 1} }}"]
+            .map(|end| format!("{cyclic}{end}"))
+            .to_vec();
+    let repeated = |start: &str, body: &str| {
+        format!(
+            "{{% set ns = namespace(x={start}) %}}{{% for j in range(9) %}}{{% for i in range(99999) %}}{body}{{% endfor %}}\
+             {{% endfor %}}"
+        )
+    };
+    sources.extend(
+        [
+            "{% set ns = namespace() %}{%- set ns . a=[1, {'b': (ns, 2)}]-%}{{ ns }}",
+            "{% set ns = namespace() %}{% set (ns.a, y) = (ns, 1) %}{{ ns }}",
+            "{% set ns = namespace() %}{% set y, ns.a = 1, ns %}{{ ns }}",
+            "{% set ns = namespace() %}{% set ns.a | default(ns, true) %}{% endset %}{{ ns }}",
+            "{% set ns = namespace() %}{% set ns.a = [ns] | reverse %}{{ ns }}",
+            "{% set ns = namespace() %}{% for x in [1, ns] %}{% set ns.a = loop %}{{ ns | tojson }}{% endfor %}",
+            "{% macro kept(x) %}{% endmacro %}{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}",
+            // Where minijinja sees a tag is where it has to be seen.
+            "{% raw %}{#{% endraw %}{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}",
+            "{#}{% raw %}#}{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}{#{% endraw %}#}",
+            "{%- raw -%}{% raw %}{%- endraw +%}{% set q = '%}' %}{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}",
+        ]
+        .map(str::to_owned),
+    );
+    sources.extend([
+        repeated("1", "{% set ns.x = namespace(x=ns.x) %}"),
+        repeated("{}", "{% set ns.x = {'a': ns.x} %}"),
+        repeated("1", "{% set g = ns.x %}{% macro f() %}{{ g }}{% endmacro %}{% set ns.x = f %}"),
+        repeated("[1]", "{% set ns.x = ns.x[0:] %}"),
+        repeated("[[1]]", "{% set ns.x = [ns.x[0][0:]] %}"),
+    ]);
+    for source in sources {
+        let start = Instant::now();
+        render(&source).expect_err(&source);
+        assert!(start.elapsed() < Duration::from_secs(20), "{source}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn a_namespace_holds_plain_data_as_it_is() {
+    let source = "{% set ns = namespace(n=0, l=[], d={}) %}\n{% for m in messages %}\n  {% set ns.n = ns.n + 1 %}\n\
+                  {%- set ns.l = ns.l + [m] -%}\n  {% set ns.d = {'a': m, 'b': ns.l[0:]} %}\n{% endfor %}\n\
+                  {% raw %}{% set ns.n = 7 %}{% endraw %}{# {% set ns.n = 8 %} #}{% set ns.t %}a{% endset %}\
+                  {{ ns.n }}{{ ns.t }}|{{ ns.l[0].content }}|{{ ns.d.a.role }}|{{ ns.d.b[0].role }}";
+    assert_eq!(render(source).expect("renders"), "{% set ns.n = 7 %}1a|a|user|user");
+}
+
+#[test]
+fn a_raw_block_hides_no_chain() {
+    let start = Instant::now();
+    let source = format!("{{% raw %}}{{#{{% endraw %}}{{{{ 1{} }}}}", "~1".repeat(30_000));
+    let error = compile(&source).expect_err("too long").to_string();
+    assert!(error.contains("chain too long") && start.elapsed() < Duration::from_secs(5), "{error}");
+}
+
+#[test]
+fn a_template_cannot_make_a_conversation_too_long_to_encode() {
+    let error = render("{{ 'x' * 50000000 }}").expect_err("too long").to_string();
+    assert!(error.contains("makes 50000000 bytes of a conversation of 1"), "{error}");
+    render("{{ ('a,' * 40000000).split(',') | length }}").expect_err("gigabytes");
+}
+
+#[test]
+fn a_token_without_an_embedding_is_an_error() {
+    let encoder = |rows| Encoder::new(open("bytelevel"), None).for_vocabulary(rows);
+    let example = Example::PromptCompletion { prompt: "ab".into(), completion: "c".into() };
+    let ids = encoder(usize::MAX).encode(&example).expect("encodes").ids;
+    let largest = *ids.iter().max().expect("ids") as usize;
+    assert_eq!(encoder(largest + 1).encode(&example).expect("encodes").ids, ids);
+    let error = encoder(largest).encode(&example).expect_err("no row").to_string();
+    assert!(error.contains(&format!("token {largest} ")) && error.contains("rows of the model's embedding"), "{error}");
+    assert!(error.contains("tokenizer.json"), "{error}");
+    assert!(encoder(0).encode_raw_prompt("ab").is_err());
+    assert!(encoder(0).encode_prompt(&[Message::user("ab")]).is_err());
+}
+
+#[test]
 fn templates_that_do_too_much_are_stopped() {
     for source in [
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
@@ -348,7 +429,9 @@ fn hostile_lines_are_errors_with_their_number() {
         "{\"messages\": []}",
         "{\"messages\": [1]}",
         "{\"messages\": [{\"role\": \"user\"}]}",
-        "{\"messages\": [{\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": [{}]}]}",
+        "{\"messages\": [{\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": [1]}]}",
+        "{\"messages\": [{\"role\": \"assistant\", \"tool_calls\": \"f()\"}]}",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"tools\": {}}",
         "{\"prompt\": \"a\", \"completion\": 1}",
         "{\"instruction\": \"a\"}",
         "\"text\"",

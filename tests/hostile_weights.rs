@@ -126,6 +126,15 @@ fn safetensors_cut_short_say_how_much_is_missing() {
     );
 }
 
+#[test]
+fn a_file_that_is_too_large_is_not_read_to_find_that_out() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    file.as_file().set_len(1 << 40).expect("a sparse file");
+    let start = Instant::now();
+    assert!(open::read(file.path(), 4 << 30).expect_err("a terabyte").to_string().contains("the limit of 4294967296"));
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
 #[cfg(unix)]
 #[test]
 fn only_regular_files_are_read_and_nothing_waits() {
@@ -320,6 +329,9 @@ fn damaged_bitsandbytes_checkpoints() {
     broken(single, "bitsandbytes__nf4", "bitsandbytes__fp4", &["supported is bitsandbytes__nf4"]);
     broken(double, "q_proj.weight.nested_absmax", "q_proj.weight.nested_absmin", &["nested_absmax: is missing"]);
     broken(double, "\"nested_offset\"", "\"nested_offsat\"", &["only one of `nested_blocksize` and `nested_offset`"]);
+    let before = "\"nested_dtype\": \"float32\", \"nested_offset\": 0.";
+    let after = "\"nested_offset\":            9e99,   \"rest\": 0.";
+    broken(double, before, after, &["`nested_offset` is not a number of f32"]);
     broken(double, "\"nested_blocksize\": 256", "\"nested_blocksize\": 255", &["`nested_blocksize` is 255"]);
     broken(eight, "q_proj.SCB", "q_proj.SCC", &["q_proj.weight: is stored as I8"]);
 }
@@ -356,6 +368,9 @@ fn config_fields_out_of_range() {
         ("vocab_size", json!(1.5)),
         ("rope_theta", json!(0)),
         ("rope_theta", json!(-1.0)),
+        ("rope_theta", json!(1e-40)),
+        ("rope_theta", json!(1e300)),
+        ("rms_norm_eps", json!(1e-50)),
         ("rope_theta", json!("NaN")),
         ("rms_norm_eps", json!(0)),
         ("rms_norm_eps", json!(-1e-5)),
@@ -375,13 +390,20 @@ fn config_fields_out_of_range() {
     refused("gptq", &["quantization_config", "gptq"], || {
         config(|config| config["quantization_config"] = json!({"quant_method": "gptq"}))
     });
-    refused("some layers", &["max_window_layers", "some layers only"], || {
-        config(|config| {
-            config["architectures"] = json!(["Qwen2ForCausalLM"]);
-            config["use_sliding_window"] = json!(true);
-            config["sliding_window"] = json!(16);
-            config["max_window_layers"] = json!(1);
-        })
+    for (types, expected) in [
+        (json!(["full_attention"]), "names 1 layers; num_hidden_layers is 2"),
+        (json!(["full_attention", "linear_attention"]), "expected a list of"),
+    ] {
+        refused("layer types", &["layer_types", expected], || {
+            config(|config| {
+                config["architectures"] = json!(["MistralForCausalLM"]);
+                config["model_type"] = json!("mistral");
+                config["layer_types"] = types.clone();
+            })
+        });
+    }
+    refused("two names", &["model_type", "\"mistral\"", "LlamaForCausalLM"], || {
+        config(|config| config["model_type"] = json!("mistral"))
     });
 }
 
@@ -393,6 +415,7 @@ fn rope_scalings_that_are_not_supported_or_out_of_range() {
         (json!({"type": "linear", "factor": 0}), "factor is 0"),
         (json!({"type": "linear", "factor": -2.0}), "factor is -2"),
         (json!({"type": "linear"}), "factor: is missing"),
+        (json!({"type": "linear", "factor": 1e-40}), "from 1e-6 to 1e6"),
         (json!({"type": "linear", "factor": "2"}), "expected a number"),
         (json!({"factor": 2.0}), "rope_type: is missing"),
         (json!("linear"), "is not an object"),

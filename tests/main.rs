@@ -4,6 +4,7 @@ mod adapter_file;
 mod cli;
 mod data;
 mod hostile_adapter;
+mod hostile_cli;
 mod hostile_text;
 mod hostile_weights;
 mod merge;

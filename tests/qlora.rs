@@ -154,6 +154,10 @@ fn qlora_from_training_to_the_choice_of_weights() {
     assert_eq!(&measured["comparison"], comparison);
     let entries: Vec<_> = fs::read_dir(folder.path().join("runs")).expect("listed").collect();
     assert_eq!(entries.len(), 1, "only measured: nothing stays");
+    let long = format!("\n{{\"prompt\": \"{}\", \"completion\": \"b\"}}\n", "many words ".repeat(100));
+    fs::write(folder.path().join("long.jsonl"), long).expect("written");
+    let error = refused(&run(&folder, &[&["merge", "--compare", "--data", "long.jsonl"][..], &model].concat()));
+    assert!(error.contains("long.jsonl:2: has ") && error.contains("at most 128 fit"), "{error}");
 
     let arguments = ["merge", "--merge-base", "original", "--out", "original", "--json"];
     assert_eq!(json(&run(&folder, &[&arguments[..], &model].concat()))["merged_into"], "original");

@@ -23,14 +23,18 @@ fn a_build_without_tables_says_so() {
 #[cfg(feature = "tables")]
 mod with_polars {
     use super::*;
-    use burnish::data::{Example, Message, tables};
+    use burnish::data::{Example, Message, Row, tables};
 
     fn pair(prompt: &str, completion: &str) -> Example {
         Example::PromptCompletion { prompt: prompt.into(), completion: completion.into() }
     }
 
+    fn examples(rows: Vec<Row>) -> Vec<Example> {
+        rows.into_iter().map(|row| row.example).collect()
+    }
+
     fn csv(text: &str) -> burnish::Result<Vec<Example>> {
-        tables::parse_csv(text.as_bytes().to_vec(), "d.csv", None)
+        Ok(examples(tables::parse_csv(text.as_bytes().to_vec(), "d.csv", None)?))
     }
 
     #[test]
@@ -48,7 +52,7 @@ mod with_polars {
         assert_eq!(alpaca, [expected]);
         assert_eq!(csv("text\nhello\n").expect("reads"), [Example::Text { text: "hello".into() }]);
         let chat = "messages\n\"[{\"\"role\"\":\"\"user\"\",\"\"content\"\":\"\"Hi\"\"}]\"\n";
-        assert_eq!(csv(chat).expect("reads"), [Example::Chat { messages: vec![Message::user("Hi")] }]);
+        assert_eq!(csv(chat).expect("reads"), [Example::Chat { messages: vec![Message::user("Hi")], tools: None }]);
         // What a spreadsheet would calculate is text here.
         assert_eq!(csv("text\n=1+1\n").expect("reads"), [Example::Text { text: "=1+1".into() }]);
     }
@@ -80,9 +84,9 @@ mod with_polars {
     fn parquet_columns_become_examples() {
         let expected = [pair("Q: 1 + 1\nA: ", "2"), pair("请问，几点了？", "三点。"), pair("a \"quoted\", text", "")];
         for name in ["prompts.snappy.parquet", "prompts.zstd.parquet", "prompts.none.parquet"] {
-            assert_eq!(data::read(&fixture(name), None).expect("reads"), expected, "{name}");
+            assert_eq!(examples(data::read(&fixture(name), None).expect("reads")), expected, "{name}");
         }
-        let alpaca = data::read(&fixture("alpaca.parquet"), None).expect("reads");
+        let alpaca = examples(data::read(&fixture("alpaca.parquet"), None).expect("reads"));
         let example = |instruction: &str, input: &str, output: &str| Example::Alpaca {
             instruction: instruction.into(),
             input: input.into(),
@@ -101,7 +105,8 @@ mod with_polars {
             error("numbers.parquet")
         );
         assert!(error("columns.parquet").contains("columns.parquet"), "{}", error("columns.parquet"));
-        assert!(error("messages.parquet").contains("messages.parquet"), "{}", error("messages.parquet"));
+        let nested = "messages.parquet: the column `messages` is of type nested; expected texts";
+        assert!(error("messages.parquet").contains(nested), "{}", error("messages.parquet"));
         let whole = std::fs::read(fixture("prompts.snappy.parquet")).expect("the fixture");
         for length in [0, 1, 4, 8, 50, whole.len() / 2, whole.len() - 1] {
             let cut = tables::parse_parquet(whole[..length].to_vec(), "d.parquet", None);
@@ -112,6 +117,20 @@ mod with_polars {
             let mut damaged = whole.clone();
             damaged[at] ^= 0xFF;
             let _ = tables::parse_parquet(damaged, "d.parquet", None);
+        }
+    }
+
+    #[test]
+    fn a_damaged_parquet_file_is_an_error_or_read_and_never_a_panic() {
+        let good = std::fs::read(fixture("prompts.snappy.parquet")).expect("the fixture");
+        for at in 0..good.len() {
+            for bit in 0..8 {
+                let mut bytes = good.clone();
+                bytes[at] ^= 1 << bit;
+                if let Err(error) = tables::parse_parquet(bytes, "a.parquet", None) {
+                    assert_eq!(error.exit_code(), 2, "byte {at}, bit {bit}: {error}");
+                }
+            }
         }
     }
 }

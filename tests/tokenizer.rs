@@ -137,6 +137,36 @@ fn named_tokens_come_from_the_files() {
 }
 
 #[test]
+fn the_post_processor_decides_on_the_beginning_of_text_token() {
+    let adds = |processor: Value, config: Value| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut json: Value = read("bytelevel/tokenizer.json");
+        json["post_processor"] = processor;
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).expect("written");
+        std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).expect("written");
+        let tokenizer = Tokenizer::from_folder(folder.path()).expect("a tokenizer");
+        (tokenizer.adds_bos(), tokenizer.bos())
+    };
+    let puts = serde_json::json!({
+        "type": "Sequence", "processors": [
+            {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true},
+            {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+                "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
+            },
+        ],
+    });
+    let says = |adds: bool| serde_json::json!({"bos_token": "<|im_start|>", "add_bos_token": adds});
+    assert_eq!(adds(puts.clone(), says(false)), (true, Some(1)));
+    assert_eq!(adds(puts.clone(), serde_json::json!({})), (true, Some(1)), "transformers needs no name for it");
+    assert_eq!(adds(puts["processors"][0].clone(), says(true)), (false, Some(1)));
+    assert_eq!(adds(Value::Null, says(true)), (true, Some(1)));
+    assert_eq!(adds(Value::Null, says(false)), (false, Some(1)));
+}
+
+#[test]
 fn a_saved_tokenizer_reads_back_the_same() {
     let expected = read("tokens.json");
     for name in ["bytelevel", "smollm.gguf", "llama-bpe.gguf", "llama.gguf"] {
@@ -167,6 +197,25 @@ fn text_that_goes_on_gets_no_space_of_its_own() {
     let alone = tokenizer.encode("send").expect("encodes");
     assert_ne!(alone, tokenizer.encode_continuation("send").expect("encodes"));
     assert_eq!(alone, tokenizer.encode_continuation(" send").expect("encodes"));
+}
+
+#[test]
+fn a_text_that_goes_on_with_a_joined_line_feed_gets_no_space_either() {
+    let json = serde_json::json!({
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ]},
+        "model": {
+            "type": "BPE", "byte_fallback": true,
+            "vocab": {"<0x01>": 0, "▁": 1, "\n": 2, "\n\n": 3, "a": 4}, "merges": [["\n", "\n"]],
+        },
+    });
+    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), "joined").expect("a tokenizer");
+    assert_eq!(tokenizer.encode("\n\na").expect("encodes"), [1, 3, 4]);
+    assert_eq!(tokenizer.encode_continuation("\n\na").expect("encodes"), [3, 4]);
+    assert_eq!(tokenizer.encode_continuation("a\n").expect("encodes"), [4, 2]);
 }
 
 /// Writes the ids of every text field of data files, for tests/reference/compare_tokens.py, which sets the

@@ -6,8 +6,10 @@ use burnish::files::bitsandbytes::{Int8Tensor, Nf4Scales, Nf4Tensor};
 use burnish::files::safetensors::SafeTensorsFile;
 use burnish::files::{Dtype, RawTensor};
 use burnish::model::config::RopeScaling;
+use burnish::model::folder::write_configs;
 use burnish::model::{BaseFiles, ModelConfig, StoredWeight};
 use burnish::quant::{BlockType, nf4};
+use serde_json::{Value, json};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -132,6 +134,88 @@ fn a_configuration_written_for_transformers_reads_back_the_same() {
         let written = config.to_hf_json(Dtype::F32);
         assert_eq!(ModelConfig::from_json("written", &written, None).expect("a config"), config, "{name}");
     }
+}
+
+/// The configuration of a model of the fixtures, its JSON edited.
+fn edited(name: &str, edit: impl FnOnce(&mut Value)) -> ModelConfig {
+    let text = std::fs::read_to_string(fixture("models").join(name).join("config.json")).expect("a config");
+    let mut json = serde_json::from_str(&text).expect("JSON");
+    edit(&mut json);
+    ModelConfig::from_json("edited", &json, None).expect("a config")
+}
+
+#[test]
+fn rope_is_read_as_transformers_5_does_where_a_file_leaves_it_open() {
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+    let original = |config: ModelConfig| match config.rope_scaling {
+        RopeScaling::Llama3 { original_max_positions, .. } => original_max_positions,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(original(edited("llama_mha", |json| json["rope_scaling"] = llama3.clone())), 128);
+    let beside = |json: &mut Value| {
+        json["rope_scaling"] = llama3.clone();
+        json["rope_scaling"]["original_max_position_embeddings"] = json!(64);
+        json["original_max_position_embeddings"] = json!(32);
+    };
+    assert_eq!(original(edited("llama_mha", beside)), 32);
+
+    let both = edited("llama_mha", |json| {
+        json["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 300.0});
+        json["rope_scaling"] = json!({"type": "linear", "factor": 3.0});
+    });
+    assert_eq!((both.rope_theta, both.rope_scaling), (10_000.0, RopeScaling::Linear { factor: 3.0 }));
+    for (scaling, theta) in [(json!({}), 300.0), (json!({"rope_theta": 500.0}), 500.0)] {
+        let config = edited("llama_mha", |json| {
+            json["rope_theta"] = json!(300.0);
+            json["rope_scaling"] = scaling.clone();
+        });
+        assert_eq!((config.rope_theta, config.rope_scaling), (theta, RopeScaling::None), "{scaling}");
+    }
+}
+
+#[test]
+fn a_window_is_where_transformers_has_it() {
+    let window = |edit: fn(&mut Value)| {
+        let config = edited("qwen2", edit);
+        (config.window_of(0), config.window_of(1))
+    };
+    assert_eq!(window(|_| ()), (None, None));
+    let default = |json: &mut Value| {
+        json["use_sliding_window"] = json!(true);
+        json["max_window_layers"] = json!(0);
+        json.as_object_mut().expect("an object").remove("sliding_window");
+    };
+    assert_eq!(window(default), (Some(4096), Some(4096)));
+    let from_a_layer_on = |json: &mut Value| {
+        json["use_sliding_window"] = json!(true);
+        json["max_window_layers"] = json!(1);
+    };
+    assert_eq!(window(from_a_layer_on), (None, Some(5)));
+    let by_layer = |json: &mut Value| {
+        json["use_sliding_window"] = json!(true);
+        json["layer_types"] = json!(["sliding_attention", "full_attention"]);
+    };
+    assert_eq!(window(by_layer), (Some(5), None));
+}
+
+#[test]
+fn a_checkpoint_under_other_names_is_written_under_the_usual_ones() {
+    let tied = |name: &str| {
+        let base = BaseFiles::open(&fixture("models").join(name)).expect("a base");
+        assert!(base.tensor("model.embed_tokens.weight").is_ok(), "{name}");
+        base.config().tied_head
+    };
+    assert!(tied("llama_bare_names") && tied("llama_head_for_both") && !tied("llama_own_head"));
+    let config = |name: &str| {
+        let base = BaseFiles::open(&fixture("models").join(name)).expect("a base");
+        let folder = tempfile::tempdir().expect("a folder");
+        write_configs(&base, Dtype::F32, folder.path(), |_| ()).expect("written");
+        let text = std::fs::read_to_string(folder.path().join("config.json")).expect("a config");
+        serde_json::from_str::<Value>(&text).expect("JSON")
+    };
+    assert_eq!(config("llama_own_head")["tie_word_embeddings"], json!(false));
+    assert_eq!(config("llama_bare_names")["architectures"], json!(["LlamaForCausalLM"]));
+    assert_eq!(config("llama_bare_names")["tie_word_embeddings"], json!(true));
 }
 
 #[test]

@@ -97,23 +97,7 @@ impl HostAdapter {
     /// Everything wrong with the folder, in one error: what plain LoRA arithmetic cannot apply (DoRA, biases,
     /// `modules_to_save`, …), halves of pairs, ranks and shapes that disagree, numbers that are not finite.
     pub fn load(dir: &Path) -> Result<Self> {
-        let place = dir.join(WEIGHTS_FILE).display().to_string();
-        let (config, weights) = (PeftConfig::read(dir), read_weights(dir));
-        let mut errors = weights.as_ref().map_or(Vec::new(), |(tensors, _)| refusals(&place, tensors));
-        let (config, (tensors, metadata)) = match both(config, weights) {
-            Ok(read) => read,
-            Err(error) => {
-                errors.insert(0, error.clone());
-                return Err(Error::join(errors).unwrap_or(error));
-            }
-        };
-        let pairs = pairs_of(&place, &config, tensors, &mut errors);
-        if pairs.is_empty() && errors.is_empty() {
-            errors.push(Error::input(&place, "holds no low-rank pair"));
-        }
-        let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
-        let adapter = Self { pairs, rank: config.rank, alpha: config.alpha, dropout: config.dropout, metadata };
-        Error::none_of(errors, adapter)
+        Outline::read(dir)?.decode()
     }
 
     /// How the base was quantised while this adapter learned; `None` where it was not, or the file does not say.
@@ -132,9 +116,10 @@ impl HostAdapter {
     /// Like [`load`](Self::load), for a base of the shape `base`: every pair fits it, and no module that the
     /// configuration asks for lacks its pair.
     pub fn load_for(dir: &Path, base: &ModelConfig) -> Result<Self> {
-        let adapter = Self::load(dir)?;
-        let missing = adapter.missing_pairs(&PeftConfig::read(dir)?, base)?;
-        let mut errors = Vec::from_iter(adapter.check_against(base).err());
+        let outline = Outline::read(dir)?;
+        let missing = outline.missing_pairs(base)?;
+        // Before any value is read: what fits the base is no larger than the base allows.
+        let mut errors = Vec::from_iter(outline.check_against(base).err());
         if let Some((first, rest)) = missing.split_first() {
             let more = and_more(rest.len());
             errors.push(Error::input(
@@ -142,18 +127,7 @@ impl HostAdapter {
                 format!("{CONFIG_FILE} targets `{first}`{more} of the base, and the file holds no pair for it"),
             ));
         }
-        Error::none_of(errors, adapter)
-    }
-
-    /// Modules of `base` that `config` targets and that have no pair here.
-    fn missing_pairs(&self, config: &PeftConfig, base: &ModelConfig) -> Result<Vec<String>> {
-        let mut missing = Vec::new();
-        for module in module_shapes(base).into_keys() {
-            if !self.pairs.contains_key(&module) && config.covers(&module)? {
-                missing.push(module);
-            }
-        }
-        Ok(missing)
+        Error::none_of(errors, outline)?.decode()
     }
 
     /// Whether every pair has its module in a base of this shape, with the right sizes.
@@ -161,30 +135,13 @@ impl HostAdapter {
     /// # Errors
     /// All pairs that do not fit.
     pub fn check_against(&self, base: &ModelConfig) -> Result<()> {
-        let shapes = module_shapes(base);
-        let mut errors = Vec::new();
-        for (module, pair) in &self.pairs {
-            if !pair.is_whole() {
-                errors.push(Error::input(format_args!("adapter: {module}"), "its values do not fill its shape"));
-            }
-            match shapes.get(module) {
-                None => errors.push(unknown_module(module, base)),
-                Some(&(input, output)) if (input, output) != (pair.input, pair.output) => {
-                    errors.push(Error::input(
-                        format_args!("adapter: {module}"),
-                        format!(
-                            "is for a projection from {} to {} values; the base's goes from {input} to {output}",
-                            pair.input, pair.output
-                        ),
-                    ));
-                }
-                Some(_) => {}
-            }
-        }
-        match Error::join(errors) {
-            None => Ok(()),
-            Some(error) => Err(error.hint("is this the base that the adapter was trained on?")),
-        }
+        let broken = self.pairs.iter().filter(|(_, pair)| !pair.is_whole());
+        let mut errors: Vec<Error> = broken
+            .map(|(module, _)| Error::input(format_args!("adapter: {module}"), "its values do not fill its shape"))
+            .collect();
+        let sizes = self.pairs.iter().map(|(module, pair)| (module.as_str(), (pair.input, pair.output)));
+        errors.extend(check_sizes("adapter", sizes, base).err());
+        Error::none_of(errors, ())
     }
 
     /// Writes the two files into the folder `dir`, which is made if need be; numbers in f32.
@@ -197,22 +154,24 @@ impl HostAdapter {
     pub fn save(&self, dir: &Path, options: &SaveOptions<'_>) -> Result<()> {
         let config = self.config_json(options)?;
         std::fs::create_dir_all(dir).map_err(|error| Error::write(dir, &error))?;
-        let staging = tempfile::Builder::new().prefix(".burnish-").tempdir_in(dir);
-        let staging = staging.map_err(|error| Error::write(dir, &error))?;
-        let _tracked = temporary::track(staging.path());
+        let staging = || tempfile::Builder::new().prefix(".burnish-").tempdir_in(dir);
+        let (staging, _tracked) =
+            temporary::make(staging, |staging| staging.path().to_owned()).map_err(|error| Error::write(dir, &error))?;
         let staged = |name: &str| staging.path().join(name);
         self.write_weights(&staged(WEIGHTS_FILE))?;
         let config_path = dir.join(CONFIG_FILE);
         if std::fs::read(&config_path).is_ok_and(|old| old == config.as_bytes()) {
-            return rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE));
+            return temporary::undisturbed(|| rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE)));
         }
         atomic::write_bytes(&staged(CONFIG_FILE), config.as_bytes())?;
-        match std::fs::remove_file(&config_path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::write(&config_path, &error)),
-            _ => {}
-        }
-        rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE))?;
-        rename(&staged(CONFIG_FILE), &config_path)
+        temporary::undisturbed(|| {
+            match std::fs::remove_file(&config_path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::write(&config_path, &error)),
+                _ => {}
+            }
+            rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE))?;
+            rename(&staged(CONFIG_FILE), &config_path)
+        })
     }
 
     /// `adapter_model.safetensors`: `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of every pair, in f32.
@@ -280,6 +239,121 @@ impl HostAdapter {
             config["use_rslora"] = json!(true);
         }
         Ok(format!("{config:#}\n"))
+    }
+}
+
+/// An adapter folder whose values have not been read yet.
+pub struct Outline {
+    config: PeftConfig,
+    /// The file of weights.
+    place: String,
+    /// By module path.
+    pub pairs: BTreeMap<String, PairOutline>,
+    /// `burnish.…` from the file of weights.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A pair whose shapes agree with each other and with the configuration.
+pub struct PairOutline {
+    a: RawTensor,
+    b: RawTensor,
+    rank: usize,
+    input: usize,
+    output: usize,
+    scale: f32,
+}
+
+impl PairOutline {
+    /// Values of both factors.
+    pub fn values(&self) -> usize {
+        self.a.elements() + self.b.elements()
+    }
+}
+
+impl Outline {
+    /// Reads the configuration of the adapter folder `dir` and the header of its weights.
+    ///
+    /// # Errors
+    /// As [`HostAdapter::load`], but for the numbers.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let place = dir.join(WEIGHTS_FILE).display().to_string();
+        let (config, weights) = (PeftConfig::read(dir), read_weights(dir));
+        let mut errors = weights.as_ref().map_or(Vec::new(), |(tensors, _)| refusals(&place, tensors));
+        let (config, (tensors, metadata)) = match both(config, weights) {
+            Ok(read) => read,
+            Err(error) => {
+                errors.insert(0, error.clone());
+                return Err(Error::join(errors).unwrap_or(error));
+            }
+        };
+        let pairs = pairs_of(&place, &config, tensors, &mut errors);
+        if pairs.is_empty() && errors.is_empty() {
+            errors.push(Error::input(&place, "holds no low-rank pair"));
+        }
+        let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
+        Error::none_of(errors, Self { config, place, pairs, metadata })
+    }
+
+    /// What the configuration says.
+    pub fn config(&self) -> &PeftConfig {
+        &self.config
+    }
+
+    /// Reads the values.
+    fn decode(self) -> Result<HostAdapter> {
+        let Self { config, place, pairs, metadata } = self;
+        let mut errors = Vec::new();
+        let mut decoded = BTreeMap::new();
+        for (module, PairOutline { a, b, rank, input, output, scale }) in pairs {
+            let place = format!("{place}: module {module}");
+            match both(numbers(&place, "lora_A", &a), numbers(&place, "lora_B", &b)) {
+                Ok((a, b)) => drop(decoded.insert(module, HostPair { a, b, rank, input, output, scale })),
+                Err(error) => errors.push(error),
+            }
+        }
+        let (rank, alpha, dropout) = (config.rank, config.alpha, config.dropout);
+        Error::none_of(errors, HostAdapter { pairs: decoded, rank, alpha, dropout, metadata })
+    }
+
+    /// Modules of `base` that the configuration targets and that have no pair here.
+    fn missing_pairs(&self, base: &ModelConfig) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        for module in module_shapes(base).into_keys() {
+            if !self.pairs.contains_key(&module) && self.config.covers(&module)? {
+                missing.push(module);
+            }
+        }
+        Ok(missing)
+    }
+
+    fn check_against(&self, base: &ModelConfig) -> Result<()> {
+        let sizes = self.pairs.iter().map(|(module, pair)| (module.as_str(), (pair.input, pair.output)));
+        check_sizes(&self.place, sizes, base)
+    }
+}
+
+/// Whether every module is one of `base`, with the given sizes of input and output.
+fn check_sizes<'a>(
+    place: &str,
+    modules: impl Iterator<Item = (&'a str, (usize, usize))>,
+    base: &ModelConfig,
+) -> Result<()> {
+    let shapes = module_shapes(base);
+    let mut errors = Vec::new();
+    for (module, (from, to)) in modules {
+        match shapes.get(module) {
+            None => errors.push(unknown_module(place, module, base)),
+            Some(&(input, output)) if (input, output) != (from, to) => {
+                let message =
+                    format!("is for a projection from {from} to {to} values; the base's goes from {input} to {output}");
+                errors.push(Error::input(format_args!("{place}: {module}"), message));
+            }
+            Some(_) => {}
+        }
+    }
+    match Error::join(errors) {
+        None => Ok(()),
+        Some(error) => Err(error.hint("is this the base that the adapter was trained on?")),
     }
 }
 
@@ -392,7 +466,7 @@ fn pairs_of(
     config: &PeftConfig,
     tensors: BTreeMap<String, RawTensor>,
     errors: &mut Vec<Error>,
-) -> BTreeMap<String, HostPair> {
+) -> BTreeMap<String, PairOutline> {
     let mut halves: BTreeMap<String, Halves> = BTreeMap::new();
     let mut copies: Vec<(String, RawTensor)> = Vec::new();
     errors.extend(mixed_dtypes(place, &tensors));
@@ -457,7 +531,7 @@ fn mixed_dtypes(place: &str, tensors: &BTreeMap<String, RawTensor>) -> Option<Er
 /// Copies of the base's matrices that belong to no pair, or have another size than it.
 fn misplaced_copies<'a>(
     place: &'a str,
-    pairs: &'a BTreeMap<String, HostPair>,
+    pairs: &'a BTreeMap<String, PairOutline>,
     copies: &'a [(String, RawTensor)],
 ) -> impl Iterator<Item = Error> + 'a {
     copies.iter().filter_map(move |(module, tensor)| {
@@ -475,7 +549,7 @@ fn misplaced_copies<'a>(
 }
 
 /// One pair, or everything that is wrong with it.
-fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Result<HostPair> {
+fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Result<PairOutline> {
     let place = format!("{place}: module {module}");
     let (a, b) = match (halves.a, halves.b) {
         (Some(a), Some(b)) => (a, b),
@@ -491,15 +565,11 @@ fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Re
     if b_rank != rank {
         errors.push(other_rank(&place, "lora_B", "[out, rank]", [output, b_rank], rank));
     }
-    let (a, b) = match both(numbers(&place, "lora_A", &a), numbers(&place, "lora_B", &b)) {
-        Ok(numbers) => numbers,
-        Err(error) => {
-            errors.push(error);
-            Default::default()
-        }
-    };
+    errors.extend(
+        [("lora_A", &a), ("lora_B", &b)].into_iter().filter_map(|(half, tensor)| float(&place, half, tensor).err()),
+    );
     let scale = config.scale_of(module)? as f32;
-    Error::none_of(errors, HostPair { a, b, rank, input, output, scale })
+    Error::none_of(errors, PairOutline { a, b, rank, input, output, scale })
 }
 
 /// A half whose shape does not have the rank that the configuration gives.
@@ -520,11 +590,16 @@ fn matrix(place: &str, half: &str, tensor: &RawTensor) -> Result<[usize; 2]> {
         .map_err(|_| Error::input(place, format!("{half} has shape {:?}; expected two dimensions", tensor.shape)))
 }
 
+/// Whether it is of a type of float.
+fn float(place: &str, half: &str, tensor: &RawTensor) -> Result<()> {
+    match tensor.dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::Bf16 => Ok(()),
+        other => Err(Error::input(place, format!("{half} is {other}; expected F32, F16 or BF16"))),
+    }
+}
+
 /// The values in f32, all finite.
 fn numbers(place: &str, half: &str, tensor: &RawTensor) -> Result<Vec<f32>> {
-    if !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16) {
-        return Err(Error::input(place, format!("{half} is {}; expected F32, F16 or BF16", tensor.dtype)));
-    }
     tensor.check_finite(format_args!("{place}: {half}"))?;
     tensor.to_f32()
 }
@@ -547,11 +622,11 @@ fn is_projection(module: &str) -> bool {
     module.rsplit('.').next().is_some_and(|name| name.parse::<Target>().is_ok())
 }
 
-fn unknown_module(module: &str, base: &ModelConfig) -> Error {
+fn unknown_module(place: &str, module: &str, base: &ModelConfig) -> Error {
     let last = base.layers.saturating_sub(1);
     let projections: Vec<&str> = Target::ALL.iter().map(|target| target.name()).collect();
     Error::input(
-        format_args!("adapter: {module}"),
+        format_args!("{place}: {module}"),
         format!("the base has no such module; it has layers 0 to {last} with {}", projections.join(", ")),
     )
 }

@@ -16,6 +16,12 @@ use crate::files::json;
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Backtracking steps a pattern may take on one module path (about 60 characters long).
 const BACKTRACK_LIMIT: usize = 20_000;
+/// More patterns than the modules of any model that is adapted; compiling one takes a quarter of a millisecond.
+const MAX_PATTERNS: usize = 2_000;
+/// The longest pattern, in bytes.
+const MAX_PATTERN_BYTES: usize = 16 << 10;
+/// The largest rank, as in a recipe.
+const MAX_RANK: u64 = 65_536;
 /// What PEFT adapts in a LLaMA, Mistral or Qwen2 that names no targets.
 const DEFAULT_TARGETS: [&str; 2] = ["q_proj", "v_proj"];
 
@@ -187,6 +193,9 @@ fn first_numbered_segment(module: &str) -> Option<u64> {
 
 impl Pattern {
     fn new(written: &str, wrapped: &str) -> Result<Self, String> {
+        if written.len() > MAX_PATTERN_BYTES {
+            return Err(format!("a pattern of {} bytes; at most {MAX_PATTERN_BYTES}", written.len()));
+        }
         let regex = RegexBuilder::new(wrapped)
             .backtrack_limit(BACKTRACK_LIMIT)
             .build()
@@ -270,9 +279,9 @@ impl Reader<'_> {
     }
 
     fn as_positive(&mut self, key: &str, value: &Value) -> Option<usize> {
-        let number = value.as_u64().and_then(|number| u32::try_from(number).ok()).filter(|&number| number > 0);
+        let number = value.as_u64().filter(|number| (1..=MAX_RANK).contains(number));
         if number.is_none() {
-            self.wrong_type(key, "a whole number of at least 1", value);
+            self.wrong_type(key, &format!("a whole number from 1 to {MAX_RANK}"), value);
         }
         number.map(|number| number as usize)
     }
@@ -365,6 +374,10 @@ impl Reader<'_> {
                 return Vec::new();
             }
         };
+        if entries.len() > MAX_PATTERNS {
+            self.problem(format!("`{key}` has {} entries; at most {MAX_PATTERNS}", entries.len()));
+            return Vec::new();
+        }
         let mut patterns = Vec::with_capacity(entries.len());
         for (written, value) in &entries {
             let pattern = self.pattern(key, Pattern::ending(written));
@@ -384,6 +397,13 @@ impl Reader<'_> {
             None => {}
             Some(Value::String(task)) if task == "CAUSAL_LM" => {}
             Some(other) => self.wrong_type("task_type", "\"CAUSAL_LM\"", &other),
+        }
+        // A base without biases has none to train, whatever is said here; those of another stand in the file of weights,
+        // where they are refused.
+        match self.value("bias") {
+            None => {}
+            Some(Value::String(which)) if ["none", "all", "lora_only"].contains(&which.as_str()) => {}
+            Some(other) => self.wrong_type("bias", "\"none\", \"all\" or \"lora_only\"", &other),
         }
         for (key, what) in NOT_APPLICABLE {
             if let Some(value) = self.value(key).filter(|value| !is_empty(value)) {
@@ -419,10 +439,9 @@ impl Reader<'_> {
 const HARMLESS_INITS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
 /// Keys that, unless null, false, empty or `"none"`, ask for arithmetic beyond `W + scale * B * A`.
-const NOT_APPLICABLE: [(&str, &str); 14] = [
+const NOT_APPLICABLE: [(&str, &str); 13] = [
     ("use_dora", "DoRA's magnitudes"),
     ("lora_bias", "biases of the low-rank pair"),
-    ("bias", "trained biases"),
     ("modules_to_save", "wholly trained modules"),
     ("trainable_token_indices", "trained tokens"),
     ("layer_replication", "repeated layers"),
@@ -522,7 +541,7 @@ mod tests {
     #[test]
     fn every_problem_is_reported() {
         let error = parse(
-            r#"{"peft_type":"LOHA","r":0,"lora_alpha":"x","use_dora":true,"bias":"all","lora_dropout":2,
+            r#"{"peft_type":"LOHA","r":0,"lora_alpha":"x","use_dora":true,"bias":"some","lora_dropout":2,
                 "modules_to_save":["lm_head"],"target_modules":"(","init_lora_weights":"pissa_niter_4"}"#,
         )
         .unwrap_err();

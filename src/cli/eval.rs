@@ -32,7 +32,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let examples = data::read(&arguments.data, None)?;
+    let rows = data::read(&arguments.data, None)?;
     let model = arguments.model.load(global, terminal)?;
     let options = EvalOptions {
         generate: arguments.generate,
@@ -41,6 +41,6 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         quant: model.quant,
     };
     let adapter = model.adapter.as_ref();
-    let report = evaluate(&model.base, &model.decoder, adapter, &examples, &arguments.data, &options)?;
+    let report = evaluate(&model.base, &model.decoder, adapter, &rows, &arguments.data, &options)?;
     terminal.result(&report)
 }

@@ -8,9 +8,10 @@ use serde::Serialize;
 use super::Global;
 use super::model::Model;
 use super::terminal::Terminal;
+use crate::data::Message;
 use crate::error::{Error, Result};
 use crate::generate::sample::SamplerConfig;
-use crate::run::infer::{Answering, answer};
+use crate::run::infer::{Answering, answer_ids};
 use crate::text::TextStream;
 
 /// Answer a prompt; the answer alone goes to stdout, as it comes
@@ -22,7 +23,7 @@ pub(super) struct Arguments {
     /// The prompt, which goes through the model's chat template
     #[arg(long, value_name = "TEXT")]
     prompt: String,
-    /// Take the prompt as it is, without the chat template
+    /// Take the prompt as it is, without the chat template; control tokens that it spells are control tokens
     #[arg(long)]
     raw: bool,
     /// The longest answer, in tokens
@@ -71,9 +72,12 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let answering = Answering { sampler, max_tokens: arguments.max_tokens, raw: arguments.raw };
     let mut stream = TextStream::new(model.base.encoder.tokenizer(), true);
     let mut tokens = 0;
-    let prompts = [arguments.prompt.clone()];
     let encoder = &model.base.encoder;
-    let answers = answer(&model.decoder, encoder, attached.as_ref(), &prompts, &answering, |_, token| {
+    let prompt = match arguments.raw {
+        true => encoder.encode_typed_prompt(&arguments.prompt)?,
+        false => encoder.encode_prompt(&[Message::user(arguments.prompt.as_str())])?,
+    };
+    let answers = answer_ids(&model.decoder, encoder, attached.as_ref(), &[prompt], &answering, |_, token| {
         tokens += 1;
         let text = stream.push(token)?;
         if global.json { Ok(()) } else { print(&text) }

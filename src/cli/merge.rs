@@ -10,6 +10,7 @@ use super::Global;
 use super::model::Model;
 use super::terminal::Terminal;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
+use crate::data::encode::LongPolicy;
 use crate::error::{Error, Result};
 use crate::files::FloatType;
 use crate::model::load::Quant;
@@ -95,11 +96,13 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let (report, comparison) = match &arguments.data {
         Some(data) if arguments.compare => {
             let packing = packing.ok_or_else(|| not_packed("--compare"))?;
-            let examples = data::read(data, None)?;
+            let rows = data::read(data, None)?;
+            let positions = base.files.config().max_positions;
+            let set = base.encoder.encode_all(data.display(), &rows, positions, LongPolicy::Error)?;
             let bench = Bench { device: device::open(&global.device)?, compute: arguments.model.compute() };
             let scratch = folder.join("merged");
             let place = arguments.out.as_deref().map_or_else(|| Place::Measure(&scratch), Place::Keep);
-            let (comparison, report) = merge::compare(&base, &adapter, packing, &examples, &bench, &options, place)?;
+            let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &bench, &options, place)?;
             (report, Some(comparison))
         }
         _ => match &arguments.out {

@@ -91,12 +91,12 @@ pub fn main() -> ExitCode {
     };
     let terminal = Terminal::new(&cli.global);
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&cli, &terminal)));
+    interrupt::wait_for_the_end();
     let result = outcome.unwrap_or_else(|_| Err(panic::as_error()));
     match result {
         Ok(()) if interrupt::requested() => ExitCode::from(interrupt::EXIT_CODE),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            interrupt::yield_to_end();
             terminal.error(&error);
             ExitCode::from(error.exit_code())
         }

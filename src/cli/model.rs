@@ -121,7 +121,11 @@ impl Model {
             base.check_quant("--quant", quant.scheme())?;
             return Ok(quant.scheme());
         }
-        let trained_over = adapter.map(HostAdapter::trained_over).transpose()?.flatten();
+        let trained_over = adapter.map(HostAdapter::trained_over).transpose().map_err(|error| {
+            let folder = self.adapter.as_ref().map(|folder| folder.display().to_string());
+            error.within(folder.unwrap_or_default())
+        })?;
+        let trained_over = trained_over.flatten();
         Ok(match trained_over {
             // The blocks of a GGUF file, and this base is none.
             Some(load::Quant::Keep) if !base.files.is_gguf() => load::Quant::None,

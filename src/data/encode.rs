@@ -6,12 +6,14 @@
 //! each of those is encoded as the ordinary text it stands for.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
 use rayon::prelude::*;
+use serde_json::Value;
 
-use super::example::{Example, Message, Role};
+use super::example::{Example, Message, Role, Row};
 use super::template::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
@@ -100,13 +102,28 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     specials: SpecialTexts,
+    /// Tokens that the model has an embedding for.
+    vocabulary: usize,
 }
 
 impl Encoder {
     /// An encoder for a model. Without a template, chat data is an error and Alpaca data gets Alpaca's prompt.
     pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
         let specials = SpecialTexts::of(&tokenizer);
-        Self { tokenizer, template, specials }
+        Self { tokenizer, template, specials, vocabulary: usize::MAX }
+    }
+
+    /// The same for a model with an embedding of so many rows: a token beyond them is an error. A tokenizer may have more
+    /// (padding that was added to it, say), as long as no text needs them.
+    pub fn for_vocabulary(self, rows: usize) -> Self {
+        Self { vocabulary: rows, ..self }
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) else { return Ok(()) };
+        let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
+        let message = format!("token {id} {token:?} lies beyond the {} rows of the model's embedding", self.vocabulary);
+        Err(Error::input(self.tokenizer.place(), message).hint("is this the tokenizer that the model was saved with?"))
     }
 
     /// An encoder with the chat template that the tokenizer brings. `place` names the model in messages.
@@ -127,6 +144,12 @@ impl Encoder {
 
     /// Ids and mask of one example.
     pub fn encode(&self, example: &Example) -> Result<Encoded> {
+        let encoded = self.encode_unchecked(example)?;
+        self.check_ids(&encoded.ids)?;
+        Ok(encoded)
+    }
+
+    fn encode_unchecked(&self, example: &Example) -> Result<Encoded> {
         match example {
             Example::PromptCompletion { prompt, completion } => self.completion(prompt, completion),
             Example::Text { text } => {
@@ -135,29 +158,37 @@ impl Encoder {
                 encoded.push(&self.end(), true);
                 Ok(encoded)
             }
-            Example::Chat { messages } => match &self.template {
-                Some(template) => self.chat(messages, template),
+            Example::Chat { messages, tools } => match &self.template {
+                Some(template) => self.chat(messages, tools.as_ref(), template),
                 None => Err(no_template()),
             },
             Example::Alpaca { instruction, input, output, system } => match &self.template {
-                Some(template) => self.chat(&alpaca_messages(instruction, input, output, system.as_deref()), template),
+                Some(template) => {
+                    self.chat(&alpaca_messages(instruction, input, output, system.as_deref()), None, template)
+                }
                 None => self.completion(&alpaca_prompt(instruction, input, system.as_deref()), output),
             },
         }
     }
 
-    /// Ids and masks of all examples, in parallel. `policy` decides about examples of more than
+    /// Ids and masks of all rows of the data file `file`, in parallel. `policy` decides about examples of more than
     /// `max_seq_tokens` tokens; what has no trained token is left out and counted.
-    pub fn encode_all(&self, examples: &[Example], max_seq_tokens: usize, policy: LongPolicy) -> Result<EncodedSet> {
-        let encoded: Vec<Result<Encoded>> = examples.par_iter().map(|example| self.encode(example)).collect();
+    pub fn encode_all(
+        &self,
+        file: impl fmt::Display,
+        rows: &[Row],
+        max_seq_tokens: usize,
+        policy: LongPolicy,
+    ) -> Result<EncodedSet> {
+        let encoded: Vec<Result<Encoded>> = rows.par_iter().map(|row| self.encode(&row.example)).collect();
         let mut set = EncodedSet::default();
         let mut problems = Vec::new();
-        for (index, encoded) in encoded.into_iter().enumerate() {
-            let place = format!("example {}", index + 1);
+        for (row, encoded) in rows.iter().zip(encoded) {
+            let place = || row.position.within(&file);
             let mut encoded = match encoded {
                 Ok(encoded) => encoded,
                 Err(error) => {
-                    problems.push(within(&place, &error));
+                    problems.push(within(&place(), &error));
                     continue;
                 }
             };
@@ -167,8 +198,8 @@ impl Encoder {
                     LongPolicy::Drop => false,
                     LongPolicy::TruncatePrompt => self.truncate(&mut encoded, max_seq_tokens),
                     LongPolicy::Error => {
-                        let message = format!("has {length} tokens; max_seq_tokens is {max_seq_tokens}");
-                        problems.push(Error::input(place, message));
+                        let message = format!("has {length} tokens; at most {max_seq_tokens} fit");
+                        problems.push(Error::input(place(), message));
                         continue;
                     }
                 };
@@ -190,7 +221,7 @@ impl Encoder {
         let count = problems.len();
         problems.truncate(MAX_REPORTED);
         if count > MAX_REPORTED {
-            problems.push(Error::input("", format!("and {} more examples", count - MAX_REPORTED)));
+            problems.push(Error::input(&file, format!("and {} more examples", count - MAX_REPORTED)));
         }
         Error::none_of(problems, set)
     }
@@ -211,14 +242,24 @@ impl Encoder {
 
     /// Ids of a conversation up to where the assistant's next answer begins.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        self.encode_prompt_with(messages, None)
+    }
+
+    /// [`Self::encode_prompt`] with tools that the assistant may call.
+    fn encode_prompt_with(&self, messages: &[Message], tools: Option<&Value>) -> Result<Vec<u32>> {
         match &self.template {
             Some(template) => {
-                let (messages, stand_ins) = self.specials.hide(messages)?;
-                self.rendered(&template.render(&messages, true)?, &stand_ins, false)
+                let hidden = self.specials.hide(messages, tools)?;
+                let template = template.with_tools(hidden.tools.as_ref());
+                let ids = self.rendered(&template.render(&hidden.messages, true)?, &hidden.stand_ins, false)?;
+                self.check_ids(&ids)?;
+                Ok(ids)
             }
             None => match messages {
-                [Message { role: Role::User, content }] => self.encode_raw_prompt(&alpaca_prompt(content, "", None)),
-                [Message { role: Role::System, content: system }, Message { role: Role::User, content }] => {
+                [Message { role: Role::User, content, .. }] => {
+                    self.encode_raw_prompt(&alpaca_prompt(content, "", None))
+                }
+                [Message { role: Role::System, content: system, .. }, Message { role: Role::User, content, .. }] => {
                     self.encode_raw_prompt(&alpaca_prompt(content, "", Some(system)))
                 }
                 _ => Err(no_template()),
@@ -230,15 +271,26 @@ impl Encoder {
     pub fn encode_raw_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids: Vec<u32> = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos()).into_iter().collect();
         ids.extend(self.tokenizer.encode(text)?);
+        self.check_ids(&ids)?;
+        Ok(ids)
+    }
+
+    /// Ids of a prompt that someone typed for the model itself: special-token text in it stands for control tokens, the
+    /// beginning-of-text token included.
+    pub fn encode_typed_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode_with_special(text)?;
+        let bos = self.tokenizer.bos().filter(|bos| self.tokenizer.adds_bos() && ids.first() != Some(bos));
+        ids.splice(..0, bos);
+        self.check_ids(&ids)?;
         Ok(ids)
     }
 
     /// The prompt ids of an example and the answer it expects; `None` for plain text and for conversations
-    /// that do not end with the assistant.
+    /// that do not end with words of the assistant.
     pub fn prompt_and_answer(&self, example: &Example) -> Result<Option<(Vec<u32>, String)>> {
-        let from_messages = |messages: &[Message]| match messages.split_last() {
-            Some((Message { role: Role::Assistant, content }, before)) => {
-                Ok(Some((self.encode_prompt(before)?, content.clone())))
+        let from_messages = |messages: &[Message], tools: Option<&Value>| match messages.split_last() {
+            Some((Message { role: Role::Assistant, content, more }, before)) if !more.contains_key("tool_calls") => {
+                Ok(Some((self.encode_prompt_with(before, tools)?, content.clone())))
             }
             _ => Ok(None),
         };
@@ -247,13 +299,13 @@ impl Encoder {
                 Ok(Some((self.encode_raw_prompt(prompt)?, completion.clone())))
             }
             Example::Alpaca { instruction, input, output, system } => match &self.template {
-                Some(_) => from_messages(&alpaca_messages(instruction, input, output, system.as_deref())),
+                Some(_) => from_messages(&alpaca_messages(instruction, input, output, system.as_deref()), None),
                 None => {
                     let prompt = alpaca_prompt(instruction, input, system.as_deref());
                     Ok(Some((self.encode_raw_prompt(&prompt)?, output.clone())))
                 }
             },
-            Example::Chat { messages } => from_messages(messages),
+            Example::Chat { messages, tools } => from_messages(messages, tools.as_ref()),
             Example::Text { .. } => Ok(None),
         }
     }
@@ -262,7 +314,7 @@ impl Encoder {
     pub fn stop_tokens(&self) -> Vec<u32> {
         let mut tokens = self.tokenizer.eos_tokens();
         if let Some(template) = &self.template {
-            let probe = self.chat(&[Message::user("a"), Message::assistant("b")], template).ok();
+            let probe = self.chat(&[Message::user("a"), Message::assistant("b")], None, template).ok();
             let last = probe.and_then(|probe| {
                 probe.ids.iter().zip(&probe.trained).rev().find(|(_, trained)| **trained).map(|(id, _)| *id)
             });
@@ -286,8 +338,9 @@ impl Encoder {
     }
 
     /// A conversation by the template, with loss on the assistant's turns.
-    fn chat(&self, messages: &[Message], template: &ChatTemplate) -> Result<Encoded> {
-        let (messages, stand_ins) = self.specials.hide(messages)?;
+    fn chat(&self, messages: &[Message], tools: Option<&Value>, template: &ChatTemplate) -> Result<Encoded> {
+        let Hidden { messages, tools, stand_ins } = self.specials.hide(messages, tools)?;
+        let template = &template.with_tools(tools.as_ref());
         let text = template.render(&messages, false)?;
         let (text, answers) = match self.answers(&messages, &text, template)? {
             Some(answers) => (text, answers),
@@ -447,7 +500,8 @@ fn answer_start(messages: &[Message], with: &str, template: &ChatTemplate) -> Re
     }
     // Some templates begin the answer for generation ("<think>") but not in a finished turn.
     let plain = template.render(before, false)?;
-    let shared = shared_prefix(&prompt, with);
+    // The answer itself may go on like what they begin.
+    let shared = shared_prefix(&prompt, with).min(content_start(messages, with, template)?);
     Ok(Some(shared).filter(|shared| *shared >= plain.len()))
 }
 
@@ -458,6 +512,7 @@ fn content_start(messages: &[Message], with: &str, template: &ChatTemplate) -> R
         // Letters that the content does not begin with.
         let letter = if last.content.trim_start().starts_with('x') { 'y' } else { 'x' };
         last.content = letter.to_string();
+        last.more.remove("content");
     }
     Ok(shared_prefix(&template.render(&other, false)?, with))
 }
@@ -504,6 +559,13 @@ struct StandIns {
     texts: HashMap<char, String>,
 }
 
+/// A conversation in which stand-ins hide what spells special tokens.
+struct Hidden {
+    messages: Vec<Message>,
+    tools: Option<Value>,
+    stand_ins: StandIns,
+}
+
 impl SpecialTexts {
     fn of(tokenizer: &Tokenizer) -> Self {
         let mut by_first: HashMap<char, Vec<String>> = HashMap::new();
@@ -537,13 +599,19 @@ impl SpecialTexts {
         })
     }
 
-    /// Replaces the special texts that messages spell by one stand-in character each.
-    fn hide(&self, messages: &[Message]) -> Result<(Vec<Message>, StandIns)> {
-        let texts = || messages.iter().flat_map(|message| [message.role.name(), message.content.as_str()]);
-        if texts().all(|text| self.find(text).is_none()) {
-            return Ok((messages.to_vec(), StandIns::default()));
+    /// Replaces the special texts that messages and tools spell by one stand-in character each.
+    fn hide(&self, messages: &[Message], tools: Option<&Value>) -> Result<Hidden> {
+        let mut texts: Vec<&str> = Vec::new();
+        for message in messages {
+            texts.extend([message.role.name(), message.content.as_str()]);
+            message.more.values().for_each(|value| strings(value, &mut texts));
         }
-        let used: HashSet<char> = texts().flat_map(str::chars).filter(|symbol| is_private(*symbol)).collect();
+        tools.into_iter().for_each(|tools| strings(tools, &mut texts));
+        if texts.iter().all(|text| self.find(text).is_none()) {
+            let (messages, tools) = (messages.to_vec(), tools.cloned());
+            return Ok(Hidden { messages, tools, stand_ins: StandIns::default() });
+        }
+        let used: HashSet<char> = texts.into_iter().flat_map(str::chars).filter(|symbol| is_private(*symbol)).collect();
         let mut free = PRIVATE_USE.filter_map(char::from_u32).filter(|symbol| !used.contains(symbol));
         let mut stand_ins: HashMap<&str, char> = HashMap::new();
         let mut replaced = |text: &str| -> Result<String> {
@@ -567,17 +635,43 @@ impl SpecialTexts {
             out.push_str(rest);
             Ok(out)
         };
-        let hidden = messages
-            .iter()
-            .map(|message| {
-                Ok(Message { role: Role::of(&replaced(message.role.name())?), content: replaced(&message.content)? })
-            })
-            .collect::<Result<_>>()?;
+        let mut hidden = messages.to_vec();
+        for message in &mut hidden {
+            message.role = Role::of(&replaced(message.role.name())?);
+            message.content = replaced(&message.content)?;
+            message.more.values_mut().try_for_each(|value| replace_strings(value, &mut replaced))?;
+        }
+        let mut tools = tools.cloned();
+        tools.iter_mut().try_for_each(|tools| replace_strings(tools, &mut replaced))?;
         let texts = stand_ins.into_iter().map(|(text, symbol)| (symbol, text.to_owned())).collect();
-        Ok((hidden, StandIns { texts }))
+        Ok(Hidden { messages: hidden, tools, stand_ins: StandIns { texts } })
     }
 }
 
-fn is_private(symbol: char) -> bool {
+/// Every text in a JSON value; not the keys.
+fn strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    match value {
+        Value::String(text) => found.push(text),
+        Value::Array(values) => values.iter().for_each(|value| strings(value, found)),
+        Value::Object(fields) => fields.values().for_each(|value| strings(value, found)),
+        _ => {}
+    }
+}
+
+/// Puts another text for every text in a JSON value.
+fn replace_strings(value: &mut Value, replaced: &mut impl FnMut(&str) -> Result<String>) -> Result<()> {
+    match value {
+        Value::String(text) => {
+            *text = replaced(text)?;
+            Ok(())
+        }
+        Value::Array(values) => values.iter_mut().try_for_each(|value| replace_strings(value, replaced)),
+        Value::Object(fields) => fields.values_mut().try_for_each(|value| replace_strings(value, replaced)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether it may stand for the text of a special token.
+pub(super) fn is_private(symbol: char) -> bool {
     PRIVATE_USE.contains(&u32::from(symbol))
 }

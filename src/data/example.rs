@@ -1,5 +1,9 @@
 //! One training example, in the shape the user wrote it.
 
+use std::fmt;
+
+use serde_json::{Map, Value};
+
 /// Who speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
@@ -33,19 +37,24 @@ impl Role {
 }
 
 impl Message {
+    /// A turn that is words and nothing else.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into(), more: Map::new() }
+    }
+
     /// A turn of the user.
     pub fn user(content: impl Into<String>) -> Self {
-        Self { role: Role::User, content: content.into() }
+        Self::new(Role::User, content)
     }
 
     /// A turn of the assistant.
     pub fn assistant(content: impl Into<String>) -> Self {
-        Self { role: Role::Assistant, content: content.into() }
+        Self::new(Role::Assistant, content)
     }
 
     /// Instructions that come before the conversation.
     pub fn system(content: impl Into<String>) -> Self {
-        Self { role: Role::System, content: content.into() }
+        Self::new(Role::System, content)
     }
 }
 
@@ -54,6 +63,33 @@ impl Message {
 pub struct Message {
     pub role: Role,
     pub content: String,
+    /// What else the template may show: `tool_calls`, `tool_call_id`, `name`, … A `content` of null is here too.
+    pub more: Map<String, Value>,
+}
+
+/// An example and where it stands in its data file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub position: Position,
+    pub example: Example,
+}
+
+/// Where a row of a data file begins; counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    Line(usize),
+    /// Of a table.
+    Row(usize),
+}
+
+impl Position {
+    /// The place in `file`, for messages.
+    pub fn within(self, file: impl fmt::Display) -> String {
+        match self {
+            Position::Line(line) => format!("{file}:{line}"),
+            Position::Row(row) => format!("{file}: row {row}"),
+        }
+    }
 }
 
 /// One example of a data file.
@@ -63,8 +99,8 @@ pub enum Example {
     PromptCompletion { prompt: String, completion: String },
     /// Rendered by the model's chat template (or Alpaca's own prompt where the model has none).
     Alpaca { instruction: String, input: String, output: String, system: Option<String> },
-    /// Rendered by the model's chat template; loss on the assistant's turns.
-    Chat { messages: Vec<Message> },
+    /// Rendered by the model's chat template, with the tools that the assistant may call; loss on the assistant's turns.
+    Chat { messages: Vec<Message>, tools: Option<Value> },
     /// Loss on every token.
     Text { text: String },
 }

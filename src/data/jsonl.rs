@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `prompt-completion` | `{"prompt": …, "completion": …}` |
 //! | `alpaca` | `{"instruction": …, "input": …, "output": …}`, `input` and `system` may be missing |
-//! | `chat` | `{"messages": [{"role": …, "content": …}, …]}`, or ShareGPT's `{"conversations": [{"from": …, "value": …}]}` |
+//! | `chat` | `{"messages": [{"role": …, "content": …}, …]}`, perhaps with `tools` beside and `tool_calls` inside, or ShareGPT's `{"conversations": [{"from": …, "value": …}]}` |
 //! | `text` | `{"text": …}` |
 //!
 //! Keys beside these are ignored. Every bad line is reported, up to 20 of them.
@@ -13,16 +13,17 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::example::{Example, Message, Role};
+use super::example::{Example, Message, Position, Role, Row};
 use crate::error::{Error, Result};
 use crate::files::{json, open};
 
 /// The largest data file read.
 const MAX_FILE_BYTES: u64 = 4 << 30;
-/// The longest line: no training example is near it, and a file without line ends is something else.
-const MAX_LINE_BYTES: usize = 16 << 20;
+/// The longest line: far more than any sequence that is trained on, and encoding takes two hundred times its memory. A file
+/// without line ends is something else.
+pub(super) const MAX_LINE_BYTES: usize = 1 << 20;
 /// How many bad lines are reported one by one.
 const MAX_REPORTED: usize = 20;
 
@@ -82,26 +83,27 @@ pub(super) const SHAPES: &str = "expected one of {\"prompt\", \"completion\"}, {
                                  {\"messages\"}, {\"text\"}";
 
 /// Reads a JSONL file. Without a `format`, the first object decides.
-pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
     parse(&open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
 }
 
 /// Parses the bytes of a JSONL file; `name` stands in messages. A byte-order mark, CRLF, blank lines and a
 /// missing last line end are fine.
-pub fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Row>> {
     let bytes = without_mark(bytes, name)?;
     let mut reader = Rows::new(format);
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let place = format_args!("{name}:{}", index + 1).to_string();
+        let position = Position::Line(index + 1);
+        let place = position.within(name);
         if line.len() > MAX_LINE_BYTES {
             reader.bad(Error::input(place, format!("a line of {} bytes; at most {MAX_LINE_BYTES}", line.len())));
             continue;
         }
         match parse_line(line, &place) {
-            Ok(value) => reader.row(&place, value),
+            Ok(value) => reader.row(position, &place, value),
             Err(error) => reader.bad(error),
         }
     }
@@ -109,13 +111,13 @@ pub fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Exa
 }
 
 /// Reads a `.json` file: one list of objects.
-pub fn read_list(path: &Path, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn read_list(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
     parse_list(&open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
 }
 
 /// Parses the bytes of a JSON list of objects, one after the other: the whole list as JSON values would take many
 /// times the memory of the file. Places are the lines on which the objects begin.
-pub fn parse_list(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn parse_list(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Row>> {
     let bytes = without_mark(bytes, name)?;
     let mut reader = Rows::new(format);
     let (mut at, mut line) = (0, 1);
@@ -133,10 +135,11 @@ pub fn parse_list(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Ve
     let mut closed = skip(&mut at, &mut line) == Some(b']');
     at += usize::from(closed);
     while !closed {
-        let place = format!("{name}:{line}");
+        let position = Position::Line(line);
+        let place = position.within(name);
         let row = &bytes[at..at + value_length(&bytes[at..])];
         match parse_line(row, &place) {
-            Ok(value) => reader.row(&place, value),
+            Ok(value) => reader.row(position, &place, value),
             Err(error) => reader.bad(error),
         }
         line += row.iter().filter(|byte| **byte == b'\n').count();
@@ -224,14 +227,14 @@ fn check_numbers(value: &Value, place: &str) -> Result<()> {
 /// Collects examples and problems.
 pub(super) struct Rows {
     format: Option<Format>,
-    examples: Vec<Example>,
+    rows: Vec<Row>,
     problems: Vec<Error>,
     bad: usize,
 }
 
 impl Rows {
     pub(super) fn new(format: Option<Format>) -> Self {
-        Self { format, examples: Vec::new(), problems: Vec::new(), bad: 0 }
+        Self { format, rows: Vec::new(), problems: Vec::new(), bad: 0 }
     }
 
     pub(super) fn bad(&mut self, error: Error) {
@@ -241,9 +244,13 @@ impl Rows {
         }
     }
 
-    pub(super) fn row(&mut self, place: &str, value: Value) {
+    pub(super) fn row(&mut self, position: Position, place: &str, value: Value) {
         let Value::Object(fields) = value else {
-            return self.bad(Error::input(place, format!("found {}; expected an object", kind(&value))));
+            let error = Error::input(place, format!("found {}; expected an object", kind(&value)));
+            return self.bad(match value.is_array() {
+                true => error.hint("a file that is one JSON list must be named .json"),
+                false => error,
+            });
         };
         let Some(format) = self.format.or_else(|| Format::of_keys(|key| fields.contains_key(key))) else {
             let keys: Vec<&str> = fields.keys().map(String::as_str).take(10).collect();
@@ -251,21 +258,21 @@ impl Rows {
         };
         self.format = Some(format);
         match example(format, fields) {
-            Ok(example) => self.examples.push(example),
+            Ok(example) => self.rows.push(Row { position, example }),
             Err(message) => {
                 self.bad(Error::input(place, message).hint(format!("the file is read as `{format}`")));
             }
         }
     }
 
-    pub(super) fn finish(mut self, name: &str) -> Result<Vec<Example>> {
+    pub(super) fn finish(mut self, name: &str) -> Result<Vec<Row>> {
         if self.bad > MAX_REPORTED {
             self.problems.push(Error::input(name, format!("and {} more bad rows", self.bad - MAX_REPORTED)));
         }
-        if self.bad == 0 && self.examples.is_empty() {
+        if self.bad == 0 && self.rows.is_empty() {
             return Err(Error::input(name, "has no examples").hint(SHAPES));
         }
-        Error::none_of(self.problems, self.examples)
+        Error::none_of(self.problems, self.rows)
     }
 }
 
@@ -282,7 +289,7 @@ fn example(format: Format, mut fields: Map<String, Value>) -> Result<Example, St
             output: text(&mut fields, "output")?,
             system: optional_text(&mut fields, "system")?.filter(|system| !system.is_empty()),
         },
-        Format::Chat => Example::Chat { messages: messages(&mut fields)? },
+        Format::Chat => Example::Chat { messages: messages(&mut fields)?, tools: tools(&mut fields)? },
         Format::Text => Example::Text { text: text(&mut fields, "text")? },
     })
 }
@@ -293,7 +300,7 @@ fn text(fields: &mut Map<String, Value>, key: &str) -> Result<String, String> {
 
 /// A text; `None` where it is missing or null.
 fn optional_text(fields: &mut Map<String, Value>, key: &str) -> Result<Option<String>, String> {
-    match fields.remove(key) {
+    match fields.shift_remove(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(other) => Err(format!("`{key}` is {}; expected a text", shown(&other))),
@@ -301,10 +308,7 @@ fn optional_text(fields: &mut Map<String, Value>, key: &str) -> Result<Option<St
 }
 
 fn messages(fields: &mut Map<String, Value>) -> Result<Vec<Message>, String> {
-    let (list, role, content) = match fields.contains_key("messages") {
-        true => ("messages", "role", "content"),
-        false => ("conversations", "from", "value"),
-    };
+    let list = if fields.contains_key("messages") { "messages" } else { "conversations" };
     let turns = match fields.remove(list) {
         Some(Value::Array(turns)) if !turns.is_empty() => turns,
         Some(other) => return Err(format!("`{list}` is {}; expected a list of turns", shown(&other))),
@@ -313,26 +317,56 @@ fn messages(fields: &mut Map<String, Value>) -> Result<Vec<Message>, String> {
     let message = |(index, turn): (usize, Value)| {
         let within = |message: String| format!("`{list}[{index}]`: {message}");
         let Value::Object(mut turn) = turn else { return Err(within(format!("found {}", shown(&turn)))) };
+        let (role, content) = match turn.contains_key("role") || !turn.contains_key("from") {
+            true => ("role", "content"),
+            false => ("from", "value"),
+        };
         let role = text(&mut turn, role).map_err(within)?;
         if role.is_empty() {
             return Err(within("the role is empty".into()));
         }
-        // Leaving out what a turn says would train on something else than the file says.
-        if turn.get("tool_calls").is_some_and(|calls| !calls.is_null()) {
-            return Err(within("`tool_calls` are not supported".into()));
+        // Data sets that are kept as tables have every key in every turn.
+        turn.retain(|key, value| key == content || !(value.is_null() || (key == "tool_calls" && *value == json!([]))));
+        if let Some(calls) = turn.get("tool_calls") {
+            let is_list = calls.as_array().is_some_and(|calls| calls.iter().all(Value::is_object));
+            if !is_list {
+                return Err(within(format!("`tool_calls` is {}; expected a list of calls", shown(calls))));
+            }
+            if turn.get(content).is_none_or(Value::is_null) {
+                turn.shift_remove(content);
+                turn.insert("content".to_owned(), Value::Null);
+                return Ok(Message { role: Role::of(&role), content: String::new(), more: turn });
+            }
         }
         let content = turn_text(&mut turn, content).map_err(within)?;
-        Ok(Message { role: Role::of(&role), content })
+        Ok(Message { role: Role::of(&role), content, more: turn })
     };
     turns.into_iter().enumerate().map(message).collect()
 }
 
+/// The tools of a conversation; none where they are missing, null or an empty list.
+fn tools(fields: &mut Map<String, Value>) -> Result<Option<Value>, String> {
+    match fields.remove("tools") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Array(tools)) => Ok(Some(Value::Array(tools)).filter(|tools| *tools != json!([]))),
+        Some(other) => Err(format!("`tools` is {}; expected a list of tools", shown(&other))),
+    }
+}
+
 /// The content of a turn: a text, or a list of `{"type": "text", "text": …}` parts.
 fn turn_text(turn: &mut Map<String, Value>, key: &str) -> Result<String, String> {
-    let Some(Value::Array(parts)) = turn.get(key) else { return text(turn, key) };
-    let texts: Option<Vec<&str>> = parts.iter().map(|part| part["text"].as_str()).collect();
-    let texts = texts.ok_or_else(|| format!("`{key}` has a part that is not {{\"type\": \"text\", \"text\": …}}"))?;
-    Ok(texts.concat())
+    let joined = turn.get(key).and_then(Value::as_array).map(|parts| {
+        let texts: Option<Vec<&str>> = parts.iter().map(|part| part["text"].as_str()).collect();
+        texts.map(|texts| texts.concat())
+    });
+    match joined {
+        None => text(turn, key),
+        Some(Some(joined)) => {
+            turn.shift_remove(key);
+            Ok(joined)
+        }
+        Some(None) => Err(format!("`{key}` has a part that is not {{\"type\": \"text\", \"text\": …}}")),
+    }
 }
 
 /// What a value is, with its beginning, for messages.
@@ -368,7 +402,7 @@ mod tests {
 
     #[test]
     fn each_shape_is_detected() {
-        let one = |line: &str| parse(line.as_bytes(), "d.jsonl", None).expect("good").remove(0);
+        let one = |line: &str| parse(line.as_bytes(), "d.jsonl", None).expect("good").remove(0).example;
         assert_eq!(
             one(r#"{"prompt":"a","completion":"b","id":3}"#),
             Example::PromptCompletion { prompt: "a".into(), completion: "b".into() }
@@ -377,21 +411,32 @@ mod tests {
             one(r#"{"instruction":"a","output":"b","input":null,"text":"c"}"#),
             Example::Alpaca { instruction: "a".into(), input: "".into(), output: "b".into(), system: None }
         );
-        let turns = vec![
-            Message { role: Role::User, content: "你好".into() },
-            Message { role: Role::Assistant, content: "您好".into() },
-        ];
+        let turns = vec![Message::user("你好"), Message::assistant("您好")];
         assert_eq!(
             one(
                 r#"{"messages":[{"role":"user","content":"你好"},{"role":"assistant","content":[{"type":"text","text":"您好"}]}]}"#
             ),
-            Example::Chat { messages: turns.clone() }
+            Example::Chat { messages: turns.clone(), tools: None }
         );
         assert_eq!(
             one(r#"{"conversations":[{"from":"human","value":"你好"},{"from":"gpt","value":"您好"}]}"#),
-            Example::Chat { messages: turns }
+            Example::Chat { messages: turns, tools: None }
         );
         assert_eq!(one(r#"{"text":"a"}"#), Example::Text { text: "a".into() });
+    }
+
+    #[test]
+    fn turns_are_named_one_way_or_the_other() {
+        let one = |line: &str| parse(line.as_bytes(), "d.jsonl", None).expect("good").remove(0).example;
+        let expected = Example::Chat { messages: vec![Message::user("a"), Message::assistant("b")], tools: None };
+        for line in [
+            r#"{"conversations":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
+            r#"{"messages":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}],"tools":[]}"#,
+            r#"{"messages":[{"role":"user","content":"a","name":null},{"role":"assistant","content":"b","tool_calls":[]}],"tools":null}"#,
+        ] {
+            assert_eq!(one(line), expected, "{line}");
+        }
+        assert!(problems("[{\"text\": \"a\"}]").contains("must be named .json"));
     }
 
     #[test]
@@ -426,7 +471,11 @@ mod tests {
     #[test]
     fn a_list_reads_like_lines() {
         let list = "\u{feff}[\n  {\"text\": \"a, ] } \\\" [\"},\n{\"text\": \"b\"} ]\n";
-        let expected = [Example::Text { text: "a, ] } \" [".into() }, Example::Text { text: "b".into() }];
+        let row = |line: usize, text: &str| Row {
+            position: Position::Line(line),
+            example: Example::Text { text: text.into() },
+        };
+        let expected = [row(2, "a, ] } \" ["), row(3, "b")];
         assert_eq!(parse_list(list.as_bytes(), "d.json", None).expect("good"), expected);
         for (text, expected) in [
             ("", "expected a list of objects"),

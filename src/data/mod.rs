@@ -13,7 +13,7 @@ use std::path::Path;
 
 pub use batch::Batch;
 pub use encode::{Encoded, EncodedSet, Encoder, LongPolicy};
-pub use example::{Example, Message, Role};
+pub use example::{Example, Message, Position, Role, Row};
 pub use jsonl::Format;
 pub use statistics::Statistics;
 pub use template::ChatTemplate;
@@ -25,7 +25,7 @@ use crate::error::Result;
 ///
 /// # Errors
 /// Every bad row, as far as there are not too many.
-pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Example>> {
+pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
     match ending.as_str() {
         "json" => jsonl::read_list(path, format),

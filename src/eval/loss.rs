@@ -66,7 +66,8 @@ pub struct Comparison {
 pub fn mean_loss(losses: &[ExampleLoss]) -> Result<f64> {
     let broken = losses.iter().position(|example| !example.loss_sum.is_finite());
     if let Some(index) = broken {
-        return Err(Error::failed(format_args!("example {}", index + 1), "its loss is not a finite number"));
+        return Err(Error::failed(format_args!("example {}", index + 1), "its loss is not a finite number")
+            .hint("base or adapter may be damaged, or trained to divergence"));
     }
     let tokens: usize = losses.iter().map(|example| example.tokens).sum();
     if tokens == 0 {

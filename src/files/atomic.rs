@@ -20,14 +20,14 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> Result<()>
     // tempfile's own default is 0600; the finished file gets what the umask leaves.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let temporary = builder.tempfile_in(folder).map_err(failed)?;
-    let _tracked = temporary::track(temporary.path());
+    let (temporary, tracked) =
+        temporary::make(|| builder.tempfile_in(folder), |file| file.path().to_owned()).map_err(failed)?;
     let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file());
     fill(&mut writer)?;
     writer.flush().map_err(failed)?;
     drop(writer);
     temporary.as_file().sync_all().map_err(failed)?;
-    temporary.persist(path).map_err(|error| failed(error.error))?;
+    tracked.settle(|| temporary.persist(path)).map_err(|error| failed(error.error))?;
     // The rename itself reaches the disk with the folder.
     #[cfg(unix)]
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;

@@ -44,11 +44,15 @@ pub fn map(path: &Path) -> Result<Bytes> {
 /// Reads a file of at most `max_bytes` bytes.
 pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let file = regular(path)?;
+    let too_large = || Error::input(path.display(), format!("is larger than the limit of {max_bytes} bytes"));
+    if file.metadata().map_err(|error| Error::read(path, &error))?.len() > max_bytes {
+        return Err(too_large());
+    }
     let mut bytes = Vec::new();
-    // One byte more than allowed tells too large from just fitting, whatever the file's length claims.
+    // One byte more than allowed tells too large from just fitting, should the file grow meanwhile.
     file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(|error| Error::read(path, &error))?;
     if bytes.len() as u64 > max_bytes {
-        return Err(Error::input(path.display(), format!("is larger than the limit of {max_bytes} bytes")));
+        return Err(too_large());
     }
     Ok(bytes)
 }

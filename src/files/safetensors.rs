@@ -69,6 +69,12 @@ impl SafeTensorsFile {
         Ok(Self { place, header, tensors, metadata, bytes })
     }
 
+    /// The same file with its tensors under other names, no two of which may be the same.
+    pub fn renamed(mut self, rename: impl Fn(String) -> String) -> Self {
+        self.tensors = self.tensors.into_iter().map(|(name, entry)| (rename(name), entry)).collect();
+        self
+    }
+
     /// The file's path, for messages.
     pub fn place(&self) -> &str {
         &self.place

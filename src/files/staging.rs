@@ -20,6 +20,17 @@ impl Staging {
     /// # Errors
     /// Input: something lies there.
     pub fn check_free(out: &Path) -> Result<()> {
+        if out.file_name().is_none() {
+            return Err(Error::input(format_args!("`{}`", out.display()), "does not name a folder to write"));
+        }
+        // Found out now rather than after the weights have been read.
+        let above = out.ancestors().skip(1).find(|above| above.symlink_metadata().is_ok());
+        if let Some(above) = above.filter(|above| !above.is_dir()) {
+            return Err(Error::input(
+                above.display(),
+                format!("is not a folder, so {} cannot be in it", out.display()),
+            ));
+        }
         match out.symlink_metadata() {
             Ok(_) => Err(Error::input(out.display(), "exists already").hint("name a folder that does not exist")),
             Err(_) => Ok(()),
@@ -38,8 +49,8 @@ impl Staging {
         // tempfile's own default is 0700; the finished folder gets what the umask leaves.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let folder = builder.tempdir_in(&parent).map_err(|error| Error::write(&parent, &error))?;
-        let tracked = temporary::track(folder.path());
+        let made = temporary::make(|| builder.tempdir_in(&parent), |folder| folder.path().to_owned());
+        let (folder, tracked) = made.map_err(|error| Error::write(&parent, &error))?;
         Ok(Self { folder, tracked, parents })
     }
 
@@ -53,14 +64,17 @@ impl Staging {
     /// # Errors
     /// Input: something has come to lie at `out`. Failed: it cannot be renamed.
     pub fn publish(self, out: &Path) -> Result<()> {
-        // Renaming onto an empty folder would succeed.
-        if out.symlink_metadata().is_ok() {
-            return Err(Error::input(out.display(), "exists already: it was made meanwhile"));
-        }
-        std::fs::rename(self.path(), out).map_err(|error| Error::write(out, &error))?;
-        // What they would remove is no longer there.
-        drop((self.folder, self.tracked));
-        self.parents.keep();
+        // Where it fails, the folder is dropped first.
+        let Self { parents, folder, tracked } = self;
+        tracked.settle(|| {
+            // Renaming onto an empty folder would succeed.
+            if out.symlink_metadata().is_ok() {
+                return Err(Error::input(out.display(), "exists already: it was made meanwhile"));
+            }
+            // What the guard would remove is then no longer there.
+            std::fs::rename(folder.path(), out).map_err(|error| Error::write(out, &error))
+        })?;
+        parents.keep();
         Ok(())
     }
 }

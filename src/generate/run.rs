@@ -47,14 +47,8 @@ pub fn generate(
     for (group, prompts) in prompts.chunks(SEQUENCES_AT_ONCE).enumerate() {
         let mut live = Vec::with_capacity(prompts.len());
         for (offset, prompt) in prompts.iter().enumerate() {
-            if prompt.is_empty() {
-                return Err(Error::input("prompt", "has no tokens"));
-            }
-            if prompt.len() >= positions {
-                let message = format!("has {} tokens; the model has {positions} positions", prompt.len());
-                return Err(Error::input("prompt", message));
-            }
             let index = group * SEQUENCES_AT_ONCE + offset;
+            check_prompt(prompt, positions).map_err(|error| error.within(format_args!("prompt {}", index + 1)))?;
             let seed = request.sampler.seed.wrapping_add(index as u64);
             live.push(Live {
                 index,
@@ -85,6 +79,21 @@ pub fn generate(
         }
     }
     Ok(continuations)
+}
+
+/// Whether a prompt can be continued by a model of so many positions.
+///
+/// # Errors
+/// It is empty or too long.
+pub fn check_prompt(prompt: &[u32], positions: usize) -> Result<()> {
+    if prompt.is_empty() {
+        return Err(Error::input("", "has no tokens"));
+    }
+    if prompt.len() >= positions {
+        let message = format!("has {} tokens; the model has {positions} positions", prompt.len());
+        return Err(Error::input("", message));
+    }
+    Ok(())
 }
 
 /// Feeds what each sequence has not seen; the logits after each.

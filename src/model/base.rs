@@ -1,6 +1,6 @@
 //! The frozen base model's files: a Hugging Face folder or a GGUF file, under one set of names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -28,6 +28,8 @@ pub struct BaseFiles {
     path: PathBuf,
     config: ModelConfig,
     tensors: Vec<TensorName>,
+    /// Index into `tensors` by Hugging Face name: a file may have ten thousand layers.
+    by_name: HashMap<String, usize>,
     source: Source,
 }
 
@@ -105,8 +107,11 @@ impl BaseFiles {
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|error| Error::read(path, &error))?;
         let (config, source) = if metadata.is_dir() {
-            let config = ModelConfig::from_json_file(&path.join("config.json"))?;
-            (config, Source::Folder(Shards::open(path)?))
+            let mut config = ModelConfig::from_json_file(&path.join("config.json"))?;
+            let shards = Shards::open(path)?.under_usual_names(&config)?;
+            // transformers 5 believes the weights where they contradict `tie_word_embeddings`.
+            config.tied_head = config.tied_head && !shards.has_a_head_of_its_own()?;
+            (config, Source::Folder(shards))
         } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors")) {
             return Err(Error::input(path.display(), "is one file of weights, without its config.json")
                 .hint("give the folder that it lies in"));
@@ -115,7 +120,8 @@ impl BaseFiles {
             (ModelConfig::from_gguf(&gguf)?, Source::Gguf(gguf))
         };
         let tensors = names::tensors(&config);
-        let base = Self { path: path.to_owned(), config, tensors, source };
+        let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.hf.clone(), index)).collect();
+        let base = Self { path: path.to_owned(), config, tensors, by_name, source };
         base.check_tensors()?;
         Ok(base)
     }
@@ -151,12 +157,12 @@ impl BaseFiles {
 
     /// Whether the model has a tensor of this Hugging Face name.
     pub fn has(&self, hf_name: &str) -> bool {
-        self.tensors.iter().any(|tensor| tensor.hf == hf_name)
+        self.by_name.contains_key(hf_name)
     }
 
     /// The shape of a tensor by its Hugging Face name, outermost dimension first.
     pub fn shape(&self, hf_name: &str) -> Option<&[usize]> {
-        self.tensors.iter().find(|tensor| tensor.hf == hf_name).map(|tensor| tensor.shape.as_slice())
+        self.by_name.get(hf_name).map(|&index| self.tensors[index].shape.as_slice())
     }
 
     /// The type that [`Self::tensor`] hands out, without reading it; `None` for a name that the model does not have.
@@ -443,6 +449,33 @@ impl Shards {
         }
         errors.truncate(MAX_DIFFERENCES);
         Error::none_of(errors, Self { files, file_of })
+    }
+
+    /// Undoes what transformers sees through when it loads a checkpoint: the decoder saved without its head, its names
+    /// without `model.`; a tied matrix under the head's name.
+    fn under_usual_names(self, config: &ModelConfig) -> Result<Self> {
+        let has = |name: &str| self.file_of.contains_key(name);
+        let bare = has("embed_tokens.weight") && !self.file_of.keys().any(|name| name.starts_with("model."));
+        let only_head = config.tied_head && has(names::HEAD) && !has(names::EMBEDDING) && !bare;
+        if !bare && !only_head {
+            return Ok(self);
+        }
+        let usual = |name: String| match name.as_str() {
+            names::HEAD if only_head => names::EMBEDDING.to_owned(),
+            _ if bare && !name.starts_with("lm_head.") => format!("model.{name}"),
+            _ => name,
+        };
+        Self::collect(self.files.into_iter().map(|file| file.renamed(usual)).collect())
+    }
+
+    /// Whether there is a head that differs from the embedding.
+    fn has_a_head_of_its_own(&self) -> Result<bool> {
+        let tensor = |name| self.file_of(name).map(|file| file.tensor(name)).transpose();
+        let (Some(embedding), Some(head)) = (tensor(names::EMBEDDING)?, tensor(names::HEAD)?) else { return Ok(false) };
+        let same = (embedding.dtype, &embedding.shape) == (head.dtype, &head.shape) && *embedding.bytes == *head.bytes;
+        embedding.bytes.release();
+        head.bytes.release();
+        Ok(!same)
     }
 
     fn file_of(&self, tensor: &str) -> Option<&SafeTensorsFile> {

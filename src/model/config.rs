@@ -80,6 +80,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// A query sees at most this many positions, itself included.
     pub sliding_window: Option<usize>,
+    /// Layers in which it sees all of them even so.
+    pub full_layers: Vec<usize>,
     pub max_positions: usize,
     pub bos_token: Option<u32>,
     /// Any of these ends a generation.
@@ -92,6 +94,11 @@ const MAX_LAYERS: usize = 10_000;
 const MAX_POSITIONS: usize = 1 << 32;
 
 impl ModelConfig {
+    /// The window of a layer.
+    pub fn window_of(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| !self.full_layers.contains(&layer))
+    }
+
     /// Values of the model in all tensors; a tied head counts once.
     pub fn parameters(&self) -> usize {
         super::names::tensors(self).iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
@@ -128,11 +135,12 @@ impl ModelConfig {
         if self.heads.checked_mul(self.head_dim).is_none_or(|width| width > MAX_SIZE) {
             problem("head_dim", format!("is {} with {} heads, too large", self.head_dim, self.heads));
         }
-        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
+        // Computed with in f32.
+        if !(self.norm_eps >= f64::from(f32::MIN_POSITIVE) && self.norm_eps < 1.0) {
             problem("rms_norm_eps", format!("is {}; expected above 0 and below 1", self.norm_eps));
         }
-        if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
-            problem("rope_theta", format!("is {}; expected a positive number", self.rope_theta));
+        if !(1.0..=f64::from(f32::MAX)).contains(&self.rope_theta) {
+            problem("rope_theta", format!("is {}; expected 1 or more", self.rope_theta));
         }
         if self.sliding_window == Some(0) {
             problem("sliding_window", "is 0; expected a positive number, or null for none".to_owned());
@@ -148,12 +156,12 @@ impl ModelConfig {
     }
 
     fn rope_problems(&self, place: &str) -> Vec<Error> {
-        let positive = |value: f64| value > 0.0 && value.is_finite();
+        // Beyond these, frequencies of f32 are infinite or all zero.
+        let positive = |value: f64| (1e-6..=1e6).contains(&value);
         let message = match &self.rope_scaling {
             RopeScaling::None => None,
-            RopeScaling::Linear { factor } => {
-                (!positive(*factor)).then(|| format!("factor is {factor}; expected a positive number"))
-            }
+            RopeScaling::Linear { factor } => (!positive(*factor))
+                .then(|| format!("factor is {factor}; expected a positive number, from 1e-6 to 1e6")),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let valid = positive(*factor)
                     && positive(*low_freq_factor)
@@ -164,14 +172,14 @@ impl ModelConfig {
                     format!(
                         "llama3 scaling has factor {factor}, low_freq_factor {low_freq_factor}, high_freq_factor \
                          {high_freq_factor}, original_max_position_embeddings {original_max_positions}; expected \
-                         positive numbers, high above low"
+                         positive numbers from 1e-6 to 1e6, high above low"
                     )
                 })
             }
             RopeScaling::Factors(factors) => {
                 let valid = factors.len() * 2 == self.head_dim && factors.iter().all(|f| positive(f64::from(*f)));
                 (!valid).then(|| {
-                    format!("{} frequency factors; expected {} positive numbers", factors.len(), self.head_dim / 2)
+                    format!("{} frequency factors; expected {}, from 1e-6 to 1e6", factors.len(), self.head_dim / 2)
                 })
             }
         };
@@ -216,6 +224,7 @@ pub(crate) mod tests {
             o_bias: false,
             mlp_bias: false,
             sliding_window: None,
+            full_layers: Vec::new(),
             max_positions: 64,
             bos_token: Some(1),
             eos_tokens: vec![2],

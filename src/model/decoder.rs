@@ -38,7 +38,6 @@ pub struct Decoder {
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Vec<f32>,
     pub(super) head: Projection,
-    pub(super) geometry: Geometry,
 }
 
 /// The past of one sequence, layer by layer.
@@ -92,7 +91,7 @@ impl Decoder {
     /// Hidden states before the final norm, `[tokens, hidden]`.
     fn hidden(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
         let x = self.embed(ids);
-        self.layers.iter().fold(x, |x, layer| layer.forward(x, lengths, &self.geometry, pass))
+        self.layers.iter().fold(x, |x, layer| layer.forward(x, lengths, pass))
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<2> {
@@ -141,7 +140,7 @@ impl Decoder {
         for (index, layer) in self.layers.iter().enumerate() {
             let mut caches: Vec<&mut Cache> =
                 sequences.iter_mut().map(|sequence| &mut sequence.caches[index]).collect();
-            x = layer.forward_cached(x, &lengths, &mut caches, &self.geometry, &pass);
+            x = layer.forward_cached(x, &lengths, &mut caches, &pass);
         }
         let ends = lengths.iter().scan(0, |end, length| {
             *end += length;
@@ -187,7 +186,7 @@ impl Decoder {
             if index >= lowest {
                 inputs.push(x.clone());
             }
-            x = layer.forward(x, &batch.lengths, &self.geometry, &untracked);
+            x = layer.forward(x, &batch.lengths, &untracked);
         }
         let mut gradients = GradientsParams::new();
         let end = x.autodiff().require_grad();
@@ -199,7 +198,7 @@ impl Decoder {
         for (index, layer) in self.layers.iter().enumerate().skip(lowest).rev() {
             let (Some(input), Some(known)) = (inputs.pop(), upstream.take()) else { break };
             let input = input.autodiff().require_grad();
-            let y = layer.forward(input.clone(), &batch.lengths, &self.geometry, pass);
+            let y = layer.forward(input.clone(), &batch.lengths, pass);
             let mut tape = inject(y, known).backward();
             upstream = input.grad_remove(&mut tape);
             collect(&mut gradients, &mut tape, adapter, index * SITES_PER_LAYER..(index + 1) * SITES_PER_LAYER);
@@ -265,14 +264,14 @@ pub(super) fn rope(config: &ModelConfig) -> Rope {
     Rope::new(frequencies)
 }
 
-/// Attention's shape for a configuration.
-pub(super) fn geometry(config: &ModelConfig) -> Geometry {
+/// Attention's shape in a layer.
+pub(super) fn geometry(config: &ModelConfig, rope: &Arc<Rope>, layer: usize) -> Geometry {
     Geometry {
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        window: config.sliding_window,
-        rope: Arc::new(rope(config)),
+        window: config.window_of(layer),
+        rope: rope.clone(),
     }
 }
 

@@ -1,14 +1,17 @@
 //! From base files to a decoder: one tensor at a time, each put where the device wants it.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Device};
 
 use super::base::{BaseFiles, StoredWeight};
 use super::config::ModelConfig;
-use super::decoder::{Decoder, SITES_PER_LAYER, geometry};
+use super::decoder::{Decoder, SITES_PER_LAYER, geometry, rope};
 use super::names;
 use crate::error::{Error, Result};
 use crate::files::Dtype;
 use crate::nn::{Layer, Projection};
+use crate::ops::attention::Rope;
 use crate::ops::frozen::FrozenWeight;
 use crate::quant::nf4;
 
@@ -139,6 +142,7 @@ impl Decoder {
             base,
             options,
             config: &config,
+            rope: Arc::new(rope(&config)),
             advance: &mut || {
                 done += 1;
                 progress(done, total);
@@ -149,8 +153,7 @@ impl Decoder {
         let norm = loader.vector(names::FINAL_NORM)?;
         let head = if config.tied_head { embedding.clone() } else { loader.weight(names::HEAD)? };
         let head = Projection { weight: head, bias: None, site: config.layers * SITES_PER_LAYER };
-        let geometry = geometry(&config);
-        Ok(Self { config, device: options.device.clone(), compute, embedding, layers, norm, head, geometry })
+        Ok(Self { config, device: options.device.clone(), compute, embedding, layers, norm, head })
     }
 }
 
@@ -158,6 +161,7 @@ struct Loader<'a> {
     base: &'a BaseFiles,
     options: &'a LoadOptions,
     config: &'a ModelConfig,
+    rope: Arc<Rope>,
     advance: &'a mut dyn FnMut(),
 }
 
@@ -188,6 +192,7 @@ impl Loader<'_> {
             up,
             down,
             norm_eps: self.config.norm_eps,
+            geometry: geometry(self.config, &self.rope, layer),
         })
     }
 

@@ -129,7 +129,7 @@ fn known_parameter(name: &str) -> Option<&str> {
 /// Whether a file may hold this tensor without the decoder using it: rotary tables that older transformers
 /// saved, GGUF's frequency factors (part of the configuration).
 pub fn is_known_extra(name: &str) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || name == "rope_freqs.weight"
+    name.contains(".rotary_emb.") || name == "rope_freqs.weight"
 }
 
 #[cfg(test)]

@@ -20,12 +20,13 @@ pub struct Layer {
     pub up: Projection,
     pub down: Projection,
     pub norm_eps: f64,
+    pub geometry: Geometry,
 }
 
 impl Layer {
     /// `x` is `[tokens, hidden]`, sequences of these `lengths` end to end.
-    pub fn forward(&self, x: Tensor<2>, lengths: &[usize], geometry: &Geometry, pass: &Pass<'_>) -> Tensor<2> {
-        let mixed = attention(self.qkv(x.clone(), pass), lengths, geometry);
+    pub fn forward(&self, x: Tensor<2>, lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
+        let mixed = attention(self.qkv(x.clone(), pass), lengths, &self.geometry);
         self.after_attention(x, mixed, pass)
     }
 
@@ -35,10 +36,9 @@ impl Layer {
         x: Tensor<2>,
         lengths: &[usize],
         caches: &mut [&mut Cache],
-        geometry: &Geometry,
         pass: &Pass<'_>,
     ) -> Tensor<2> {
-        let mixed = cached_attention(self.qkv(x.clone(), pass), lengths, caches, geometry);
+        let mixed = cached_attention(self.qkv(x.clone(), pass), lengths, caches, &self.geometry);
         self.after_attention(x, mixed, pass)
     }
 

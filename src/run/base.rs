@@ -33,6 +33,7 @@ impl OpenBase {
             None => Tokenizer::from_folder(&path)?,
         };
         let encoder = Encoder::of(tokenizer, &path.display().to_string())?;
+        let encoder = encoder.for_vocabulary(files.config().vocab_size);
         Ok(Self { name: name.to_owned(), files, encoder })
     }
 

@@ -9,10 +9,11 @@ use super::base::OpenBase;
 use super::infer::{Answering, answer_ids};
 use super::train::Validation;
 use crate::adapter::file::HostAdapter;
-use crate::data::{Example, encode::LongPolicy};
+use crate::data::{Row, encode::LongPolicy};
 use crate::error::{Error, Result};
 use crate::eval::loss::{compare, mean_loss, perplexity};
 use crate::eval::text::{exact_match, rouge_l};
+use crate::generate::run::check_prompt;
 use crate::generate::sample::SamplerConfig;
 use crate::model::Decoder;
 use crate::model::load::Quant;
@@ -61,17 +62,19 @@ pub fn evaluate(
     base: &OpenBase,
     decoder: &Decoder,
     adapter: Option<&HostAdapter>,
-    examples: &[Example],
+    rows: &[Row],
     data: &Path,
     options: &EvalOptions,
 ) -> Result<EvalReport> {
     let limit = decoder.config().max_positions;
-    let set = base.encoder.encode_all(examples, limit, LongPolicy::Error)?;
+    let of_data = |error: Error| error.within(data.display());
+    let set = base.encoder.encode_all(data.display(), rows, limit, LongPolicy::Error)?;
     if set.sequences.is_empty() {
         return Err(Error::input(data.display(), "no example has a token to evaluate"));
     }
     let attached = adapter.map(|adapter| adapter.attach(decoder.config(), decoder.device())).transpose()?;
     let losses = losses_of(decoder, attached.as_ref(), &set.sequences);
+    let loss = mean_loss(&losses).map_err(of_data)?;
     let tokens = losses.iter().map(|loss| loss.tokens).sum();
     let against_base = match &attached {
         Some(_) => {
@@ -80,7 +83,6 @@ pub fn evaluate(
         }
         None => None,
     };
-    let loss = mean_loss(&losses)?;
     let mut report = EvalReport {
         loss,
         perplexity: perplexity(loss),
@@ -92,15 +94,22 @@ pub fn evaluate(
         rouge_l: None,
     };
     if options.generate {
-        let asked =
-            examples.iter().map(|example| base.encoder.prompt_and_answer(example)).collect::<Result<Vec<_>>>()?;
+        let asked = rows.iter().map(|row| {
+            let asked = base.encoder.prompt_and_answer(&row.example).and_then(|asked| {
+                asked.iter().try_for_each(|(prompt, _)| check_prompt(prompt, limit))?;
+                Ok(asked)
+            });
+            asked.map_err(|error| error.within(row.position.within(data.display())))
+        });
+        let asked = asked.collect::<Result<Vec<_>>>()?;
         let (prompts, expected): (Vec<_>, Vec<_>) = asked.into_iter().flatten().unzip();
         if prompts.is_empty() {
             return Err(Error::input(data.display(), "no example has an answer to compare with")
                 .hint("--generate needs prompts with completions, Alpaca examples or conversations"));
         }
         let answering = Answering { sampler: SamplerConfig::default(), max_tokens: options.max_tokens, raw: true };
-        let answers = answer_ids(decoder, &base.encoder, attached.as_ref(), &prompts, &answering, |_, _| Ok(()))?;
+        let answers = answer_ids(decoder, &base.encoder, attached.as_ref(), &prompts, &answering, |_, _| Ok(()));
+        let answers = answers.map_err(of_data)?;
         let pairs = || answers.iter().zip(&expected);
         let count = answers.len() as f64;
         report.exact_match =

@@ -1,46 +1,70 @@
 //! The run folder: what a run was, how it went, and the best adapter so far.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::files::{atomic, temporary};
+use crate::files::atomic;
+use crate::files::temporary::{self, MadeFolders, Tracked};
+use crate::text::FOLDER_FILES;
+
+const METRICS: &str = "metrics.jsonl";
 
 /// A run folder that is being written. Lines of metrics reach the disk one by one; everything else is written whole.
+/// Dropped before [`RunFolder::keep`], it is gone.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
     metrics: File,
+    /// Until it is kept.
+    unfinished: Option<Unfinished>,
+}
+
+/// What was made for a run that is not kept yet.
+#[derive(Debug)]
+struct Unfinished {
+    /// The folder, unless it was there before: then it is not a signal's to remove.
+    folder: Option<Tracked>,
+    /// Dropped after it.
+    parents: MadeFolders,
 }
 
 impl RunFolder {
-    /// Makes the folder with what stands in it from the start, which `fill` writes. If that fails, nothing is left.
+    /// Makes the folder.
     ///
     /// # Errors
-    /// Input: there is something at `path`. Failed: it cannot be written. What `fill` says.
-    pub fn create(path: &Path, fill: impl FnOnce(&Self) -> Result<()>) -> Result<Self> {
+    /// Input: there is something at `path`. Failed: it cannot be written.
+    pub fn create(path: &Path) -> Result<Self> {
         Self::check_free(path)?;
-        let made = temporary::make_folders(path).map_err(|error| Error::write(path, &error))?;
-        let metrics = path.join("metrics.jsonl");
-        let filled = File::create(&metrics).map_err(|error| Error::write(&metrics, &error)).and_then(|metrics| {
-            let folder = Self { path: path.to_owned(), metrics };
-            fill(&folder).map(|()| folder)
-        });
-        match filled {
-            Ok(folder) => {
-                made.keep();
-                Ok(folder)
-            }
-            Err(error) => {
-                // It was empty, so all that lies in it is ours; what cannot be removed is not worth a second error.
-                for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
-                    let _ = std::fs::remove_file(entry.path());
-                }
-                Err(error)
-            }
+        let failed = |error: std::io::Error| match error.kind() {
+            // Of two runs that want the folder at once, one gets it.
+            ErrorKind::AlreadyExists => taken(path),
+            _ => Error::write(path, &error),
+        };
+        let parent = path.parent().unwrap_or(path);
+        let is_new = !path.exists();
+        let parents = temporary::make_folders(parent).map_err(failed)?;
+        let metrics = || File::create_new(path.join(METRICS));
+        let claim = || {
+            std::fs::create_dir(path)?;
+            metrics().inspect_err(|_| drop(std::fs::remove_dir(path)))
+        };
+        let (metrics, folder) = match is_new {
+            true => temporary::make(claim, |_| path.to_owned()).map(|(metrics, folder)| (metrics, Some(folder))),
+            false => metrics().map(|metrics| (metrics, None)),
+        }
+        .map_err(failed)?;
+        let unfinished = Some(Unfinished { folder, parents });
+        Ok(Self { path: path.to_owned(), metrics, unfinished })
+    }
+
+    /// It stays from now on: there is something in it that is worth it.
+    pub fn keep(&mut self) {
+        if let Some(unfinished) = self.unfinished.take() {
+            unfinished.parents.keep();
         }
     }
 
@@ -53,11 +77,7 @@ impl RunFolder {
             Ok(mut entries) => entries.next().is_some(),
             Err(_) => path.symlink_metadata().is_ok(),
         };
-        if is_taken {
-            let error = Error::input(path.display(), "exists already; a run does not overwrite another");
-            return Err(error.hint("choose another `dir` under [output] (or `--set output.dir=…`), or remove it"));
-        }
-        Ok(())
+        if is_taken { Err(taken(path)) } else { Ok(()) }
     }
 
     /// The folder.
@@ -70,7 +90,7 @@ impl RunFolder {
     /// # Errors
     /// It cannot be written (disk full).
     pub fn record(&mut self, line: &impl Serialize) -> Result<()> {
-        let path = self.path.join("metrics.jsonl");
+        let path = self.path.join(METRICS);
         let mut text = serde_json::to_string(line).map_err(|error| Error::failed(path.display(), error.to_string()))?;
         text.push('\n');
         self.metrics.write_all(text.as_bytes()).map_err(|error| Error::write(&path, &error))
@@ -83,4 +103,22 @@ impl RunFolder {
     pub fn write(&self, name: &str, contents: &str) -> Result<()> {
         atomic::write_bytes(&self.path.join(name), contents.as_bytes())
     }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        let Some(unfinished) = self.unfinished.take() else { return };
+        // Only what a run writes: anything else that has come to lie here is someone's.
+        for name in [METRICS, "recipe.toml", "run.json"].iter().chain(&FOLDER_FILES) {
+            let _ = std::fs::remove_file(self.path.join(name));
+        }
+        if unfinished.folder.is_some() {
+            let _ = std::fs::remove_dir(&self.path);
+        }
+    }
+}
+
+fn taken(path: &Path) -> Error {
+    Error::input(path.display(), "exists already; a run does not overwrite another")
+        .hint("choose another `dir` under [output] (or `--set output.dir=…`), or remove it")
 }

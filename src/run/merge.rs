@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::base::OpenBase;
 use crate::adapter::file::HostAdapter;
 use crate::adapter::merge::{self, MergeBase, MergeOptions, MergeReport};
-use crate::data::{Encoded, Example, encode::LongPolicy};
+use crate::data::{Encoded, EncodedSet};
 use crate::error::{Error, Result};
 use crate::eval::loss::mean_loss;
 use crate::files::staging::Staging;
@@ -58,15 +58,15 @@ pub enum Place<'a> {
     Measure(&'a Path),
 }
 
-/// Merges both ways and measures all three on `examples`.
+/// Merges both ways and measures all three on `set`.
 ///
 /// # Errors
-/// What merging, loading and encoding say.
+/// What merging and loading say.
 pub fn compare(
     base: &OpenBase,
     adapter: &HostAdapter,
     packing: Quant,
-    examples: &[Example],
+    set: &EncodedSet,
     bench: &Bench,
     options: &MergeOptions,
     place: Place<'_>,
@@ -75,7 +75,6 @@ pub fn compare(
         Place::Keep(out) => (Some(out), out),
         Place::Measure(scratch) => (None, scratch),
     };
-    let set = base.encoder.encode_all(examples, base.files.config().max_positions, LongPolicy::Error)?;
     let adapter_on_packed = {
         let decoder = base.load(&bench.device, bench.compute, packing, |_, _| {})?;
         let attached = adapter.attach(decoder.config(), &bench.device)?;

@@ -14,7 +14,7 @@ use super::memory_plan::{MemoryPlan, Size, Workload, does_not_fit, layouts};
 use crate::adapter::attach::AdapterSpec;
 use crate::adapter::file::{HostAdapter, SaveOptions, provenance};
 use crate::data::encode::{EncodedSet, LongPolicy};
-use crate::data::{self, Example, batch, jsonl};
+use crate::data::{self, Example, Row, batch, jsonl};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::eval::loss::{Comparison, compare, perplexity};
@@ -147,7 +147,8 @@ fn prepare_plan(
     let device = device::open(choice)?;
     let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event));
     let ((train, valid), base) = Error::both(read_examples(&plan), base)?;
-    let raw = matches!(train.first(), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
+    let raw =
+        matches!(train.first().map(|row| &row.example), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
     let config = base.files.config();
     let (compute, quant) = precision(&plan);
     let load = LoadOptions { device: device.clone(), compute, quant };
@@ -155,13 +156,15 @@ fn prepare_plan(
     let precise = Error::both(base.check_quant("base.quant", quant), fits_device);
     let start = Error::both(precise, adapter_spec(&plan).initialise(config, plan.train.seed));
     let limit = plan.data.max_seq_tokens.min(config.max_positions);
-    let encode = |path: &Path, examples: &[Example]| {
-        let encoded = base.encoder.encode_all(examples, limit, long_policy(&plan));
-        encoded.map_err(|error| error.within(path.display()))
-    };
+    let encode = |path: &Path, rows: &[Row]| base.encoder.encode_all(path.display(), rows, limit, long_policy(&plan));
     let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
     let encoded = Error::both(encode(&plan.data.train, &train), encode(valid_path, &valid));
     let ((_, mut start), (train, valid)) = Error::both(start, encoded)?;
+    let no_valid = plan.data.valid.is_none() && plan.data.valid_fraction.is_none();
+    let some = [(&plan.data.train, &train, false), (valid_path, &valid, no_valid)];
+    let empty = some.into_iter().filter(|(_, set, may_be)| set.sequences.is_empty() && !may_be);
+    let errors = empty.map(|(path, set, _)| nothing_trained(path, set, limit)).collect();
+    Error::none_of(errors, ())?;
     let (layout, memory) = fit_memory(&plan, &base, &load, &start, (&train, &valid), max_memory)?;
     if layout != (plan.train.micro_batch_seqs, plan.train.accumulate_steps, recompute(plan.train.recompute)) {
         let (micro_batch_seqs, accumulate_steps, recompute) = layout;
@@ -177,9 +180,6 @@ fn prepare_plan(
     if settings.warmup_steps > total_steps {
         let message = format!("is {}, more than the {total_steps} steps there are", settings.warmup_steps);
         return Err(Error::input("train.warmup_steps", message));
-    }
-    if valid.sequences.is_empty() && (plan.data.valid.is_some() || plan.data.valid_fraction.is_some()) {
-        return Err(Error::input(valid_path.display(), "no validation example has a token to evaluate"));
     }
     let (base_sha256, data_sha256) = (base.files.content_hash()?, sha256_of(&plan.data.train)?);
     start.metadata.extend(
@@ -208,6 +208,18 @@ fn prepare_plan(
         memory,
         raw,
     })
+}
+
+/// A file of which not one example is left.
+fn nothing_trained(path: &Path, set: &EncodedSet, limit: usize) -> Error {
+    let (long, untrained) = (set.dropped_long, set.dropped_untrained);
+    let message =
+        format!("no example is left: {long} have more than {limit} tokens, in {untrained} nothing is trained");
+    let error = Error::input(path.display(), message);
+    match long {
+        0 => error.hint("loss is taken on completions, answers and the assistant's turns: are there any?"),
+        _ => error.hint("raise `data.max_seq_tokens`, up to the positions of the model, or cut with `data.overlong`"),
+    }
 }
 
 /// Trains as `recipe` says and writes its run folder.
@@ -249,11 +261,10 @@ pub fn train(
     });
     // From here on a signal finds a run folder, and ends the run as a run ends.
     let finishing = interrupt::finish_first();
-    let mut folder = RunFolder::create(&plan.output.dir, |folder| {
-        folder.write("recipe.toml", &recipe.text)?;
-        folder.write("run.json", &format!("{about:#}\n"))?;
-        base.encoder.tokenizer().save(folder.path())
-    })?;
+    let mut folder = RunFolder::create(&plan.output.dir)?;
+    folder.write("recipe.toml", &recipe.text)?;
+    folder.write("run.json", &format!("{about:#}\n"))?;
+    base.encoder.tokenizer().save(folder.path())?;
 
     let hub_name = base.hub_name();
     let revision = base.hub_revision();
@@ -278,7 +289,10 @@ pub fn train(
             Event::Evaluation { step, valid_loss, tokens, is_best } => folder.record(&json!({
                 "step": step, "valid_loss": valid_loss, "valid_tokens": tokens, "is_best": is_best,
             }))?,
-            Event::Best { adapter, .. } => adapter.save(folder.path(), &options)?,
+            Event::Best { adapter, .. } => {
+                adapter.save(folder.path(), &options)?;
+                folder.keep();
+            }
             Event::Stopped { .. } => {}
         }
         Ok(())
@@ -331,7 +345,7 @@ fn describe(set: &EncodedSet) -> serde_json::Value {
 }
 
 /// Reads the examples of both splits.
-fn read_examples(plan: &plan::Plan) -> Result<(Vec<Example>, Vec<Example>)> {
+fn read_examples(plan: &plan::Plan) -> Result<(Vec<Row>, Vec<Row>)> {
     let format = match plan.data.format {
         plan::DataFormat::Auto => None,
         plan::DataFormat::Alpaca => Some(jsonl::Format::Alpaca),
@@ -358,11 +372,12 @@ fn long_policy(plan: &plan::Plan) -> LongPolicy {
 
 /// What of the data is not used, and what flatters.
 fn tell_left_out(prepared: &Prepared, watch: &mut dyn Watch) {
+    let limit = prepared.plan.data.max_seq_tokens.min(prepared.base.files.config().max_positions);
     for (name, set) in [("train", &prepared.train), ("valid", &prepared.valid)] {
         for (count, what) in [
-            (set.dropped_long, "left out: longer than max_seq_tokens"),
-            (set.truncated, "had their prompt cut to max_seq_tokens"),
-            (set.dropped_untrained, "left out: nothing in them is trained"),
+            (set.dropped_long, format!("left out: longer than {limit} tokens")),
+            (set.truncated, format!("had their prompt cut to {limit} tokens")),
+            (set.dropped_untrained, "left out: nothing in them is trained".to_owned()),
         ] {
             if count > 0 {
                 watch.notice(&format!("{name}: {count} examples {what}"));

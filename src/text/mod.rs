@@ -10,4 +10,5 @@ mod stream;
 mod tokenizer;
 
 pub use stream::TextStream;
+pub(crate) use tokenizer::FOLDER_FILES;
 pub use tokenizer::Tokenizer;

@@ -19,7 +19,7 @@ const MAX_JSON_ITEMS: usize = 5_000_000;
 /// The largest of the small files beside it.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
 /// Files that make up a tokenizer in a Hugging Face folder, and go along when it is saved.
-const FOLDER_FILES: [&str; 8] = [
+pub(crate) const FOLDER_FILES: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -211,13 +211,16 @@ impl Tokenizer {
         if !self.0.puts_space_first || text.is_empty() {
             return self.ids(tokenizer, text);
         }
-        // A line feed takes the space; no vocabulary joins it with what follows.
-        let lead = self.ids(tokenizer, "\n")?;
-        let ids = self.ids(tokenizer, &format!("\n{text}"))?;
-        match ids.strip_prefix(lead.as_slice()) {
-            Some(rest) => Ok(rest.to_vec()),
-            None => self.ids(tokenizer, text),
+        // A line feed takes the space, as in transformers; where the vocabulary joins it with what follows, a character
+        // that no text has.
+        for taker in ["\n", "\u{1}"] {
+            let lead = self.ids(tokenizer, taker)?;
+            let ids = self.ids(tokenizer, &format!("{taker}{text}"))?;
+            if let Some(rest) = ids.strip_prefix(lead.as_slice()) {
+                return Ok(rest.to_vec());
+            }
         }
+        self.ids(tokenizer, text)
     }
 
     fn ids(&self, tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
@@ -233,6 +236,11 @@ impl Tokenizer {
         catch_unwind(AssertUnwindSafe(|| self.0.parsing.decode(ids, skip_special)))
             .map_err(|_| Error::input(&self.0.place, "the tokenizers crate failed to decode with this tokenizer"))?
             .map_err(|error| Error::input(&self.0.place, format!("cannot decode: {error}")))
+    }
+
+    /// The file it came from, for messages.
+    pub fn place(&self) -> &str {
+        &self.0.place
     }
 
     /// One more than the largest id.
@@ -354,7 +362,7 @@ fn read_surroundings(folder: &Path, tokenizer: &Value) -> Result<Surroundings> {
     let map = read_optional(folder, "special_tokens_map.json")?;
     let generation = read_optional(folder, "generation_config.json")?;
     let named = |name: &str| token_text(&config[name]).or_else(|| token_text(&map[name]));
-    let named = NamedTokens {
+    let mut named = NamedTokens {
         bos: named("bos_token"),
         eos: named("eos_token"),
         unk: named("unk_token"),
@@ -367,9 +375,16 @@ fn read_surroundings(folder: &Path, tokenizer: &Value) -> Result<Surroundings> {
         .flat_map(|ids| ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice))
         .filter_map(|id| u32::try_from(id.as_u64()?).ok())
         .collect();
-    let adds_bos = match config["add_bos_token"].as_bool() {
-        Some(adds) => adds,
-        None => named.bos.as_deref().is_some_and(|bos| begins_with(&tokenizer["post_processor"], bos)),
+    // transformers 5 goes by the post-processor, whatever the flag says.
+    let adds_bos = match &tokenizer["post_processor"] {
+        Value::Null => config["add_bos_token"] == json!(true),
+        processor => match (first_special(processor), &named.bos) {
+            (Some(first), None) => {
+                named.bos = Some(first.to_owned());
+                true
+            }
+            (first, bos) => first.is_some() && first == bos.as_deref(),
+        },
     };
     Ok(Surroundings { named, more_eos_ids, adds_bos, chat_template: read_template(folder, &config)? })
 }
@@ -392,15 +407,13 @@ fn token_text(token: &Value) -> Option<String> {
     token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
 }
 
-/// Whether a post-processor puts `token` before a single text.
-fn begins_with(processor: &Value, token: &str) -> bool {
-    match processor["type"].as_str() {
-        Some("TemplateProcessing") => processor["single"][0]["SpecialToken"]["id"] == json!(token),
-        Some("Sequence") => {
-            processor["processors"].as_array().is_some_and(|inner| inner.iter().any(|inner| begins_with(inner, token)))
-        }
-        Some("BertProcessing" | "RobertaProcessing") => processor["cls"][0] == json!(token),
-        _ => false,
+/// The token that a post-processor puts before a single text.
+fn first_special(processor: &Value) -> Option<&str> {
+    match processor["type"].as_str()? {
+        "TemplateProcessing" => processor["single"][0]["SpecialToken"]["id"].as_str(),
+        "Sequence" => processor["processors"].as_array()?.iter().find_map(first_special),
+        "BertProcessing" | "RobertaProcessing" => processor["cls"][0].as_str(),
+        _ => None,
     }
 }
 

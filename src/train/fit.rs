@@ -138,8 +138,9 @@ pub fn fit(
             step += 1;
             if !report.loss.is_finite() || !report.grad_norm.is_finite() {
                 let message = format!("the loss is {} and the gradient's norm {}", report.loss, report.grad_norm);
+                let kept = if valid.is_empty() { "" } else { "; the best adapter so far is kept" };
                 return Err(Error::failed(format!("step {step}"), message)
-                    .hint("a lower learning_rate or a warm-up; the best adapter so far is kept"));
+                    .hint(format!("a lower learning_rate or a warm-up may help{kept}")));
             }
             let elapsed = began.elapsed().as_secs_f64();
             tokens += report.tokens;

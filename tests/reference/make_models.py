@@ -4,8 +4,10 @@ Each folder is a Hugging Face checkpoint (config.json, safetensors) plus `expect
 `ids` int64 [tokens] and `logits` f32 [tokens, vocab], computed by transformers in f32 from the stored weights.
 
     pip install -r tests/reference/requirements.txt
-    python tests/reference/make_models.py
+    python tests/reference/make_models.py [NAME…]
 """
+
+import sys
 
 import torch
 
@@ -116,15 +118,42 @@ MODELS = {
         None,
     ),
     "qwen2_tied": (qwen2(num_key_value_heads=1, tie_word_embeddings=True), 24, None),
+    # The second layer alone has the window. transformers 5 reads such a Mistral as "ministral".
+    "mistral_layer_types": (
+        mistral(head_dim=8, sliding_window=5, layer_types=["full_attention", "sliding_attention"]),
+        24,
+        None,
+    ),
+    "qwen2_max_window_layers": (qwen2(sliding_window=5, use_sliding_window=True, max_window_layers=1), 24, None),
+    # What transformers sees through (see STORED_NAMES).
+    "llama_bare_names": (llama(tie_word_embeddings=True, architectures=["LlamaModel"]), 24, None),
+    "llama_head_for_both": (llama(tie_word_embeddings=True), 24, None),
+    "llama_own_head": (llama(tie_word_embeddings=True), 24, None),
+}
+
+# How a checkpoint's names differ from those of `tiny.weight_shapes`.
+STORED_NAMES = {
+    # The decoder saved without its head.
+    "llama_bare_names": lambda weights: {name.removeprefix("model."): weight for name, weight in weights.items()},
+    # Of two names for one matrix a writer may keep the other.
+    "llama_head_for_both": lambda weights: {
+        name.replace("model.embed_tokens", "lm_head"): weight for name, weight in weights.items()
+    },
+    # A head that differs from the embedding, against `tie_word_embeddings`: transformers 5 takes it, 4 did not.
+    "llama_own_head": lambda weights: {**weights, "lm_head.weight": weights["model.embed_tokens.weight"].flip(0).clone()},
 }
 
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main():
+    only = sys.argv[1:]
     for seed, (name, (config, tokens, shards)) in enumerate(MODELS.items(), start=1):
         stored = STORED[config.get("torch_dtype", config.get("dtype"))]
         weights = {key: value.to(stored) for key, value in tiny.random_weights(config, seed).items()}
+        weights = STORED_NAMES.get(name, dict)(weights)
+        if only and name not in only:
+            continue
         folder = tiny.FIXTURES / "models" / name
         tiny.write_checkpoint(folder, config, weights, shards)
         ids = tiny.random_ids(config, tokens, 1000 + seed)

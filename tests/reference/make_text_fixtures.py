@@ -93,6 +93,37 @@ CHATML_GENERATION = """{%- for message in messages %}
     {{- '<|im_start|>assistant\n' }}
 {%- endif %}"""
 
+TOOL_USE = """{%- if tools %}
+    {{- '<|im_start|>system\nTools:' }}
+    {%- for tool in tools %}
+        {{- '\n' ~ tool | tojson }}
+    {%- endfor %}
+    {{- '<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {{- '<|im_start|>assistant\n' }}
+        {%- generation %}
+        {%- if message.content is not none %}
+            {{- message.content }}
+        {%- endif %}
+        {%- if 'tool_calls' in message %}
+            {%- for call in message.tool_calls %}
+                {{- '<call>' ~ call.function.name ~ ' ' ~ call.function.arguments | tojson ~ '</call>' }}
+            {%- endfor %}
+        {%- endif %}
+        {{- '<|im_end|>' }}
+        {%- endgeneration %}
+        {{- '\n' }}
+    {%- else %}
+        {{- '<|im_start|>' ~ message.role ~ (' ' ~ message.tool_call_id if message.tool_call_id is defined else '') }}
+        {{- '\n' ~ message.content ~ '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}"""
+
 LLAMA3 = """{{- bos_token }}
 {%- if not date_string is defined %}
     {%- if strftime_now is defined %}
@@ -365,6 +396,57 @@ def masks(fast):
     return result
 
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a place",
+            "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+        },
+    }
+]
+
+
+def call(**arguments):
+    return {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+
+TOOL_CONVERSATIONS = [
+    {
+        "messages": [
+            *turns("How warm is it in Köln?"),
+            {"role": "assistant", "content": None, "tool_calls": [call(place="Köln", days=[1, 2.5, True, None])]},
+            {"role": "tool", "tool_call_id": "c1", "content": '{"degrees": 12}'},
+            {"role": "assistant", "content": "12 degrees."},
+        ],
+        "tools": TOOLS,
+    },
+    {
+        "messages": [
+            *turns("And in Rome?"),
+            {"role": "assistant", "content": "I look.", "tool_calls": [call(z=1, a="b"), call(place="Rome")]},
+        ]
+    },
+    {"messages": turns("Hi", "Hello!"), "tools": TOOLS},
+]
+
+
+def tool_use(fast):
+    """Ids and assistant masks of conversations with tools."""
+    cases = []
+    for row in TOOL_CONVERSATIONS:
+        encoded = fast.apply_chat_template(
+            row["messages"],
+            tools=row.get("tools"),
+            chat_template=TOOL_USE,
+            return_assistant_tokens_mask=True,
+            return_dict=True,
+        )
+        cases.append({"row": row, "ids": encoded["input_ids"], "mask": encoded["assistant_masks"]})
+    return {"template": TOOL_USE, "cases": cases}
+
+
 def main():
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
@@ -399,6 +481,7 @@ def main():
 
     (OUT / "tokens.json").write_text(json.dumps(expected, ensure_ascii=False, indent=None) + "\n")
     (OUT / "templates.json").write_text(json.dumps(renderings(), ensure_ascii=False) + "\n")
+    (OUT / "tool_use.json").write_text(json.dumps(tool_use(fast), ensure_ascii=False) + "\n")
     (OUT / "masks.json").write_text(json.dumps(masks(fast), ensure_ascii=False) + "\n")
 
 

@@ -10,6 +10,8 @@ use crate::files::safetensors::SafeTensorsFile;
 use crate::files::{Dtype, RawTensor, json};
 use crate::quant::nf4;
 
+/// The JSON beside a weight has about 150.
+const MAX_STATE_BYTES: usize = 64 << 10;
 const BLOCK_SIZES: [u64; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
 /// Reads a row-wise int8 weight.
@@ -74,7 +76,11 @@ impl State {
             several => return Err(problem(format!("has {} quantisation states; expected one", several.len()))),
         };
         let place = format!("{}: tensor {name}", file.place());
-        let state = json::parse(&place, &part(file, &name)?.bytes)?;
+        let bytes = part(file, &name)?.bytes;
+        if bytes.len() > MAX_STATE_BYTES {
+            return Err(Error::input(place, format!("has {} bytes; at most {MAX_STATE_BYTES}", bytes.len())));
+        }
+        let state = json::parse(&place, &bytes)?;
         Self::from_json(&place, &state).and_then(|state| state.check_nesting(file, weight))
     }
 
@@ -99,9 +105,10 @@ impl State {
         let nested = match keys {
             [false, false] => None,
             [true, true] => {
-                let offset = field("nested_offset").and_then(Value::as_f64).filter(|offset| offset.is_finite());
-                let offset = offset.ok_or_else(|| problem("`nested_offset` is not a number".to_owned()))?;
-                Some((block_size("nested_blocksize")?, offset as f32))
+                let offset = field("nested_offset").and_then(Value::as_f64).map(|offset| offset as f32);
+                let offset = offset.filter(|offset| offset.is_finite());
+                let offset = offset.ok_or_else(|| problem("`nested_offset` is not a number of f32".to_owned()))?;
+                Some((block_size("nested_blocksize")?, offset))
             }
             _ => return Err(problem("has only one of `nested_blocksize` and `nested_offset`".to_owned())),
         };

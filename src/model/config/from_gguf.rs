@@ -49,6 +49,7 @@ impl ModelConfig {
             o_bias: keys.biases(&["attn_output"]),
             mlp_bias: keys.biases(&["ffn_gate", "ffn_up", "ffn_down"]),
             sliding_window,
+            full_layers: Vec::new(),
             max_positions: keys.required("context_length"),
             bos_token: keys.token("tokenizer.ggml.bos_token_id"),
             eos_tokens: keys.eos_tokens(),

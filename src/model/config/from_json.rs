@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Architecture, ModelConfig, RopeScaling, unsupported};
+use super::{Architecture, MAX_LAYERS, ModelConfig, RopeScaling, unsupported};
 use crate::error::{Error, Result};
 use crate::files::json;
 
@@ -41,7 +41,14 @@ impl ModelConfig {
         let head_dim = fields.size("head_dim").unwrap_or_else(|| derived_head_dim(hidden_size, heads, &mut fields));
         let attention_bias = fields.flag("attention_bias").unwrap_or(false);
         let layers = fields.required_size("num_hidden_layers");
-        let (rope_theta, rope_scaling) = rope(&mut fields);
+        let default_positions = match architecture {
+            Architecture::Llama => 2048,
+            Architecture::Mistral => 4096 * 32,
+            Architecture::Qwen2 => 32_768,
+        };
+        let max_positions = fields.size("max_position_embeddings").unwrap_or(default_positions);
+        let (sliding_window, full_layers) = sliding_window(architecture, layers, &mut fields);
+        let (rope_theta, rope_scaling) = rope(&mut fields, max_positions);
         let config = Self {
             architecture,
             vocab_size: fields.required_size("vocab_size"),
@@ -62,12 +69,9 @@ impl ModelConfig {
             },
             o_bias: architecture == Architecture::Llama && attention_bias,
             mlp_bias: architecture == Architecture::Llama && fields.flag("mlp_bias").unwrap_or(false),
-            sliding_window: sliding_window(architecture, layers, &mut fields),
-            max_positions: fields.size("max_position_embeddings").unwrap_or(match architecture {
-                Architecture::Llama => 2048,
-                Architecture::Mistral => 4096 * 32,
-                Architecture::Qwen2 => 32_768,
-            }),
+            sliding_window,
+            full_layers,
+            max_positions,
             bos_token: fields.tokens("bos_token_id").first().copied(),
             eos_tokens: eos_tokens(&mut fields, generation),
         };
@@ -76,27 +80,36 @@ impl ModelConfig {
     }
 }
 
+/// The architecture by its class name and by `model_type`, either of which may be absent. transformers goes by
+/// `model_type`, other tools by the class: where they disagree, no choice is right.
 fn architecture(place: &str, object: &Map<String, Value>) -> Result<Architecture> {
     let known = [Architecture::Llama, Architecture::Mistral, Architecture::Qwen2];
-    match object.get("architectures") {
+    let model_type = object.get("model_type").and_then(Value::as_str);
+    let by_type = known.into_iter().find(|architecture| Some(architecture.model_type()) == model_type);
+    let class = match object.get("architectures") {
         None | Some(Value::Null) => {
-            let model_type = object.get("model_type").and_then(Value::as_str).unwrap_or("(none named)");
-            known
-                .into_iter()
-                .find(|architecture| architecture.model_type() == model_type)
-                .ok_or_else(|| unsupported(place, model_type))
+            return by_type.ok_or_else(|| unsupported(place, model_type.unwrap_or("(none named)")));
         }
         Some(Value::Array(names)) => match names.as_slice() {
-            [Value::String(name)] => known
-                .into_iter()
-                .find(|architecture| architecture.class_name() == name)
-                .ok_or_else(|| unsupported(place, name)),
-            names => Err(unsupported(place, &Value::from(names).to_string())),
+            [Value::String(name)] => name,
+            names => return Err(unsupported(place, &Value::from(names).to_string())),
         },
-        Some(other) => Err(Error::input(
-            format_args!("{place}: architectures"),
-            format!("is {other}; expected a list with one name"),
-        )),
+        Some(other) => {
+            let message = format!("is {other}; expected a list with one name");
+            return Err(Error::input(format_args!("{place}: architectures"), message));
+        }
+    };
+    // The decoder saved without its head is "LlamaModel"; the first conversions of LLaMA write "LLaMAForCausalLM".
+    let with_head = class.strip_suffix("Model").map_or(class.clone(), |family| format!("{family}ForCausalLM"));
+    let by_class = known.into_iter().find(|architecture| architecture.class_name().eq_ignore_ascii_case(&with_head));
+    let architecture = by_class.ok_or_else(|| unsupported(place, class))?;
+    match model_type {
+        Some(name) if name != architecture.model_type() => {
+            let message =
+                format!("is {name:?}, and `architectures` names {class}; expected {:?}", architecture.model_type());
+            Err(Error::input(format_args!("{place}: model_type"), message))
+        }
+        _ => Ok(architecture),
     }
 }
 
@@ -132,8 +145,9 @@ fn derived_head_dim(hidden_size: usize, heads: usize, fields: &mut Fields) -> us
     hidden_size / heads
 }
 
-/// `rope_theta` with `rope_scaling`, or `rope_parameters` that hold both (transformers 5).
-fn rope(fields: &mut Fields) -> (f64, RopeScaling) {
+/// `rope_theta` with `rope_scaling`, or `rope_parameters` that hold both (transformers 5). Where a file has the two, and
+/// where it leaves something out, this is transformers 5's choice (`RotaryEmbeddingConfigMixin`).
+fn rope(fields: &mut Fields, max_positions: usize) -> (f64, RopeScaling) {
     const DEFAULT_THETA: f64 = 10_000.0;
     if let Some(factor) = fields.number("partial_rotary_factor")
         && factor != 1.0
@@ -141,9 +155,12 @@ fn rope(fields: &mut Fields) -> (f64, RopeScaling) {
         fields.problem("partial_rotary_factor", format!("is {factor}; supported is 1"));
     }
     let theta = fields.number("rope_theta");
-    let key = ["rope_parameters", "rope_scaling"]
-        .into_iter()
-        .find(|key| fields.object.get(*key).is_some_and(|v| !v.is_null()));
+    let original_beside = fields.size("original_max_position_embeddings");
+    let key = ["rope_scaling", "rope_parameters"].into_iter().find(|key| match fields.object.get(*key) {
+        None | Some(Value::Null) => false,
+        Some(Value::Object(parameters)) => !parameters.is_empty(),
+        Some(_) => true,
+    });
     let Some(key) = key else { return (theta.unwrap_or(DEFAULT_THETA), RopeScaling::None) };
     let Some(Value::Object(object)) = fields.object.get(key) else {
         fields.problem(key, "is not an object".to_owned());
@@ -160,15 +177,17 @@ fn rope(fields: &mut Fields) -> (f64, RopeScaling) {
             factor: inner.required_number("factor"),
             low_freq_factor: inner.required_number("low_freq_factor"),
             high_freq_factor: inner.required_number("high_freq_factor"),
-            original_max_positions: inner.required_size("original_max_position_embeddings"),
+            original_max_positions: original_beside
+                .or_else(|| inner.size("original_max_position_embeddings"))
+                .unwrap_or(max_positions),
         },
         Some(other) => {
             inner.problem("rope_type", format!("is {other:?}; supported are \"default\", \"linear\" and \"llama3\""));
             RopeScaling::None
         }
-        None if key == "rope_parameters" && !object.contains_key("factor") => RopeScaling::None,
+        None if !object.contains_key("factor") => RopeScaling::None,
         None => {
-            inner.problem("rope_type", "is missing".to_owned());
+            inner.problem("rope_type", "is missing, and there is a factor".to_owned());
             RopeScaling::None
         }
     };
@@ -176,26 +195,35 @@ fn rope(fields: &mut Fields) -> (f64, RopeScaling) {
     (theta, scaling)
 }
 
-/// The window, where every layer has it. Qwen2 turns it on apart, and from a layer on.
-fn sliding_window(architecture: Architecture, layers: usize, fields: &mut Fields) -> Option<usize> {
-    match architecture {
-        Architecture::Llama => None,
-        Architecture::Mistral if !fields.object.contains_key("sliding_window") => Some(4096),
-        Architecture::Mistral => fields.size("sliding_window"),
-        Architecture::Qwen2 => {
-            let used = fields.flag("use_sliding_window").unwrap_or(false);
-            let window = fields.size("sliding_window");
-            let first_layer = fields.count("max_window_layers").unwrap_or(28);
-            if !used || first_layer >= layers {
-                return None;
-            }
-            if first_layer > 0 {
-                let message =
-                    format!("is {first_layer} of {layers} layers; a window in some layers only is not supported");
-                fields.problem("max_window_layers", message);
-            }
-            window
+/// The window, and the layers that do without. Qwen2 turns it on apart, and from a layer on; either it or Mistral may say
+/// it layer by layer (transformers 5 then calls a Mistral "ministral").
+fn sliding_window(architecture: Architecture, layers: usize, fields: &mut Fields) -> (Option<usize>, Vec<usize>) {
+    const DEFAULT: usize = 4096;
+    if architecture == Architecture::Llama {
+        return (None, Vec::new());
+    }
+    let window = match fields.object.contains_key("sliding_window") {
+        true => fields.size("sliding_window"),
+        false => Some(DEFAULT),
+    };
+    let (used, first_layer) = match architecture {
+        Architecture::Qwen2 => (
+            fields.flag("use_sliding_window").unwrap_or(false),
+            fields.count("max_window_layers").unwrap_or(28).min(layers).min(MAX_LAYERS),
+        ),
+        _ => (true, 0),
+    };
+    let full_layers = match fields.layer_types() {
+        Some(types) if types.len() != layers => {
+            fields.problem("layer_types", format!("names {} layers; num_hidden_layers is {layers}", types.len()));
+            Vec::new()
         }
+        Some(types) => (0..layers).filter(|&layer| types[layer] == "full_attention").collect(),
+        None => (0..first_layer).collect(),
+    };
+    match window.filter(|_| used && full_layers.len() < layers) {
+        Some(window) => (Some(window), full_layers),
+        None => (None, Vec::new()),
     }
 }
 
@@ -279,6 +307,13 @@ impl Fields<'_> {
 
     fn text(&mut self, field: &str) -> Option<String> {
         self.get(field, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    fn layer_types(&mut self) -> Option<Vec<String>> {
+        self.get("layer_types", "a list of \"full_attention\" and \"sliding_attention\"", |types| {
+            let known = |name: &&str| ["full_attention", "sliding_attention"].contains(name);
+            types.as_array()?.iter().map(|name| name.as_str().filter(known).map(str::to_owned)).collect()
+        })
     }
 
     /// A token id or a list of them.
