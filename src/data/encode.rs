@@ -101,13 +101,32 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     specials: SpecialTexts,
+    /// The model has a row for the ids below this; a tokenizer may have more.
+    vocabulary: u32,
 }
 
 impl Encoder {
     /// An encoder for a model. Without a template, chat data is an error and Alpaca data gets Alpaca's prompt.
     pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
         let specials = SpecialTexts::of(&tokenizer);
-        Self { tokenizer, template, specials }
+        Self { tokenizer, template, specials, vocabulary: u32::MAX }
+    }
+
+    /// For a model whose embedding has this many rows: any other id is an error.
+    pub fn for_vocabulary(self, rows: usize) -> Self {
+        Self { vocabulary: u32::try_from(rows).unwrap_or(u32::MAX), ..self }
+    }
+
+    /// The ids, if the model knows them all.
+    fn known(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        match ids.iter().find(|id| **id >= self.vocabulary) {
+            None => Ok(ids),
+            Some(id) => {
+                let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
+                let message = format!("token {id} {token:?} lies outside the model's {} tokens", self.vocabulary);
+                Err(Error::input("", message).hint("the tokenizer and the weights belong to different models"))
+            }
+        }
     }
 
     /// An encoder with the chat template that the tokenizer brings. `place` names the model in messages.
@@ -128,6 +147,11 @@ impl Encoder {
 
     /// Ids and mask of one example.
     pub fn encode(&self, example: &Example) -> Result<Encoded> {
+        let encoded = self.encode_any(example)?;
+        Ok(Encoded { ids: self.known(encoded.ids)?, ..encoded })
+    }
+
+    fn encode_any(&self, example: &Example) -> Result<Encoded> {
         match example {
             Example::PromptCompletion { prompt, completion } => self.completion(prompt, completion),
             Example::Text { text } => {
@@ -223,7 +247,7 @@ impl Encoder {
             Some(template) => {
                 let hidden = self.specials.hide(messages, tools)?;
                 let template = template.with_tools(hidden.tools.as_ref());
-                self.rendered(&template.render(&hidden.messages, true)?, &hidden.stand_ins, false)
+                self.known(self.rendered(&template.render(&hidden.messages, true)?, &hidden.stand_ins, false)?)
             }
             None => match messages {
                 [Message { role: Role::User, content, .. }] => {
@@ -241,7 +265,7 @@ impl Encoder {
     pub fn encode_raw_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids: Vec<u32> = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos()).into_iter().collect();
         ids.extend(self.tokenizer.encode(text)?);
-        Ok(ids)
+        self.known(ids)
     }
 
     /// The prompt ids of an example and the answer it expects; `None` for plain text and for conversations

@@ -32,7 +32,7 @@ impl OpenBase {
             Some(gguf) => Tokenizer::from_gguf(gguf)?,
             None => Tokenizer::from_folder(&path)?,
         };
-        let encoder = Encoder::of(tokenizer, &path.display().to_string())?;
+        let encoder = Encoder::of(tokenizer, &path.display().to_string())?.for_vocabulary(files.config().vocab_size);
         Ok(Self { name: name.to_owned(), files, encoder })
     }
 
