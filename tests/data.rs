@@ -286,6 +286,23 @@ fn a_typed_prompt_spells_control_tokens() {
 }
 
 #[test]
+fn a_token_that_the_model_has_no_row_for_is_named() {
+    let encoder = Encoder::new(open("bytelevel"), Some(template("chatml").0)).for_vocabulary(300);
+    let long = "Where is my parcel? Please send";
+    for result in [
+        encoder.encode(&Example::Text { text: long.into() }).map(|_| ()),
+        encoder.encode(&chat(&[Message::user(long), Message::assistant("b")])).map(|_| ()),
+        encoder.encode_prompt(&[Message::user(long)]).map(|_| ()),
+        encoder.encode_raw_prompt(long).map(|_| ()),
+    ] {
+        let error = result.expect_err("an id above 299");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("lies beyond the 300 rows"), "{error}");
+    }
+    assert!(encoder.encode_raw_prompt("ab").is_ok());
+}
+
+#[test]
 fn text_is_trained_whole() {
     let encoder = Encoder::new(open("bytelevel"), None);
     let encoded = encoder.encode(&Example::Text { text: "Hello".into() }).expect("encodes");

@@ -227,7 +227,14 @@ fn frequency_factors_of_llama_3_are_recognised() {
     config.rope_scaling = RopeScaling::Factors(factors);
     assert_eq!(config.to_hf_json(Dtype::F32)["rope_scaling"]["rope_type"], "llama3");
     config.rope_scaling = RopeScaling::Factors(vec![1.5; 64]);
-    assert_eq!(config.to_hf_json(Dtype::F32)["rope_scaling"]["rope_type"], "longrope");
+    let written = config.to_hf_json(Dtype::F32);
+    assert_eq!(written["rope_scaling"]["rope_type"], "longrope");
+    assert_eq!(ModelConfig::from_json("written", &written, None).expect("a config"), config);
+    // Factors that depend on the length are another matter.
+    let mut other = written.clone();
+    other["rope_scaling"]["long_factor"][0] = json!(2.0);
+    let error = ModelConfig::from_json("other", &other, None).expect_err("not supported").to_string();
+    assert!(error.contains("\"longrope\""), "{error}");
 }
 
 #[test]

@@ -181,6 +181,8 @@ fn rope(fields: &mut Fields, max_positions: usize) -> (f64, RopeScaling) {
                 .or_else(|| inner.size("original_max_position_embeddings"))
                 .unwrap_or(max_positions),
         },
+        // What `to_hf_json` writes for a GGUF file's own factors: the same at every length.
+        Some("longrope") if inner.same_factors_at_every_length() => RopeScaling::Factors(inner.floats("short_factor")),
         Some(other) => {
             inner.problem("rope_type", format!("is {other:?}; supported are \"default\", \"linear\" and \"llama3\""));
             RopeScaling::None
@@ -307,6 +309,19 @@ impl Fields<'_> {
 
     fn text(&mut self, field: &str) -> Option<String> {
         self.get(field, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    fn same_factors_at_every_length(&self) -> bool {
+        let field = |name: &str| self.object.get(name).filter(|value| !value.is_null());
+        let attention = field("attention_factor").and_then(Value::as_f64);
+        field("short_factor").is_some() && field("short_factor") == field("long_factor") && attention == Some(1.0)
+    }
+
+    fn floats(&mut self, field: &str) -> Vec<f32> {
+        let floats = self.get(field, "a list of numbers", |value| {
+            value.as_array()?.iter().map(|value| Some(value.as_f64()? as f32)).collect()
+        });
+        floats.unwrap_or_default()
     }
 
     fn layer_types(&mut self) -> Option<Vec<String>> {

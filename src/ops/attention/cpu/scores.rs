@@ -46,9 +46,9 @@ impl Strip {
 fn hide(scores: &mut [f32; PANEL], first: usize, seen: &Range<usize>) {
     if first < seen.start || first + PANEL > seen.end {
         let (from, to) = (seen.start.saturating_sub(first) as u32, seen.end.saturating_sub(first).min(PANEL) as u32);
-        for lane in 0..PANEL {
+        for (lane, score) in scores.iter_mut().enumerate() {
             let hidden = (lane as u32) < from || lane as u32 >= to;
-            scores[lane] = if hidden { f32::NEG_INFINITY } else { scores[lane] };
+            *score = if hidden { f32::NEG_INFINITY } else { *score };
         }
     }
 }
