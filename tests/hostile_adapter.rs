@@ -229,6 +229,43 @@ fn a_copy_of_the_base_matrix_is_passed_over_where_it_belongs_to_a_pair() {
 }
 
 #[test]
+fn unchanged_copies_of_the_embedding_are_passed_over() {
+    use burnish::model::BaseFiles;
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+    for (name, others) in [("llama_gqa", "llama_odd"), ("llama_tied", "llama_gqa")] {
+        let base = BaseFiles::open(&fixtures.join(name)).expect("a base");
+        let own = |tensor: &str| base.tensor(tensor).expect("is there").to_f32().expect("floats");
+        let embedding = own("model.embed_tokens.weight");
+        let head = if base.has("lm_head.weight") { own("lm_head.weight") } else { embedding.clone() };
+        let copy = |name: &str, values: &[f32]| Tensor {
+            bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            ..named(&format!("base_model.model.{name}"), &[values.len() / 32, 32])
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        let load = |head: &[f32], base: &BaseFiles| {
+            let copies = [copy("model.embed_tokens.weight", &embedding), copy("lm_head.weight", head)];
+            let width = base.config().hidden_size;
+            let tensors = [half(Q0, "A", [4, width]), half(Q0, "B", [width, 4])].into_iter().chain(copies);
+            let config = config_with(r#"["q_proj","v_proj"]"#, &format!("[\"{Q0}\"]"));
+            write(folder.path(), &config, &tensors.collect::<Vec<_>>());
+            HostAdapter::load_over(folder.path(), base)
+        };
+        // As PEFT's `save_embedding_layers=True` names them, a tied head included.
+        assert_eq!(load(&head, &base).expect("copies").pairs.len(), 1, "{name}");
+        assert!(HostAdapter::load(folder.path()).is_err(), "no base to compare with");
+        let mut trained = head.clone();
+        trained[7] += 1e-3;
+        let longer = [&head[..], &head[..32]].concat();
+        for head in [&trained, &longer] {
+            let error = load(head, &base).expect_err("not the base's").to_string();
+            assert!(error.contains("lm_head.weight: a wholly trained module"), "{name}: {error}");
+        }
+        let other = BaseFiles::open(&fixtures.join(others)).expect("a base");
+        assert!(load(&head, &other).expect_err("of another base").to_string().contains("(and 1 more)"), "{name}");
+    }
+}
+
+#[test]
 fn biases_that_a_base_does_not_have_are_not_trained_ones() {
     for bias in ["all", "lora_only"] {
         let config = config_with(r#""r":4"#, &format!(r#""r":4,"bias":"{bias}""#));

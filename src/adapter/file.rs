@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::safetensors::{self, SafeTensorsFile, TensorHeader};
 use crate::files::{Bytes, Dtype, RawTensor, atomic, temporary};
 use crate::model::load::Quant;
-use crate::model::{ModelConfig, names};
+use crate::model::{BaseFiles, ModelConfig, names};
 
 /// The weights' file name in an adapter folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -97,7 +97,7 @@ impl HostAdapter {
     /// Everything wrong with the folder, in one error: what plain LoRA arithmetic cannot apply (DoRA, biases,
     /// `modules_to_save`, …), halves of pairs, ranks and shapes that disagree, numbers that are not finite.
     pub fn load(dir: &Path) -> Result<Self> {
-        Outline::read(dir)?.decode()
+        Outline::read(dir, |_, _| false)?.decode()
     }
 
     /// How the base was quantised while this adapter learned; `None` where it was not, or the file does not say.
@@ -116,7 +116,17 @@ impl HostAdapter {
     /// Like [`load`](Self::load), for a base of the shape `base`: every pair fits it, and no module that the
     /// configuration asks for lacks its pair.
     pub fn load_for(dir: &Path, base: &ModelConfig) -> Result<Self> {
-        let outline = Outline::read(dir)?;
+        Self::load_with(dir, base, |_, _| false)
+    }
+
+    /// [`load_for`](Self::load_for) with the base at hand: unchanged copies of its embedding and its head, as PEFT's
+    /// `save_embedding_layers=True` adds them, are passed over.
+    pub fn load_over(dir: &Path, base: &BaseFiles) -> Result<Self> {
+        Self::load_with(dir, base.config(), |name, tensor| is_copy(base, name, tensor))
+    }
+
+    fn load_with(dir: &Path, base: &ModelConfig, is_copy: impl Fn(&str, &RawTensor) -> bool) -> Result<Self> {
+        let outline = Outline::read(dir, is_copy)?;
         let missing = outline.missing_pairs(base)?;
         // Before any value is read: what fits the base is no larger than the base allows.
         let mut errors = Vec::from_iter(outline.check_against(base).err());
@@ -271,14 +281,15 @@ impl PairOutline {
 }
 
 impl Outline {
-    /// Reads the configuration of the adapter folder `dir` and the header of its weights.
+    /// Reads the configuration of the adapter folder `dir` and the header of its weights. Tensors named like the embedding
+    /// or the head are refused, unless `is_copy` says that they are the base's own.
     ///
     /// # Errors
     /// As [`HostAdapter::load`], but for the numbers.
-    pub fn read(dir: &Path) -> Result<Self> {
+    pub fn read(dir: &Path, is_copy: impl Fn(&str, &RawTensor) -> bool) -> Result<Self> {
         let place = dir.join(WEIGHTS_FILE).display().to_string();
         let (config, weights) = (PeftConfig::read(dir), read_weights(dir));
-        let mut errors = weights.as_ref().map_or(Vec::new(), |(tensors, _)| refusals(&place, tensors));
+        let mut errors = weights.as_ref().map_or(Vec::new(), |(tensors, _)| refusals(&place, tensors, is_copy));
         let (config, (tensors, metadata)) = match both(config, weights) {
             Ok(read) => read,
             Err(error) => {
@@ -426,6 +437,9 @@ impl<'a> Role<'a> {
     }
 }
 
+/// What PEFT copies of the base when it is asked to (or when a vocabulary has grown).
+const EMBEDDINGS: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
+
 /// Parts of names that tell what else PEFT can store.
 const REFUSED_NAMES: [(&str, &str); 8] = [
     (".lora_magnitude_vector", "a DoRA magnitude, which cannot be applied"),
@@ -445,11 +459,30 @@ struct Halves {
     b: Option<RawTensor>,
 }
 
+/// Whether a tensor is the base's own of that name, value for value.
+fn is_copy(base: &BaseFiles, name: &str, tensor: &RawTensor) -> bool {
+    // A tied head is the embedding.
+    let name = if base.has(name) { name } else { EMBEDDINGS[0] };
+    base.shape(name) == Some(tensor.shape.as_slice())
+        && base.tensor(name).is_ok_and(|own| match own.dtype == tensor.dtype {
+            true => own.bytes[..] == tensor.bytes[..],
+            false => own.to_f32().is_ok_and(|own| tensor.to_f32().is_ok_and(|copy| own == copy)),
+        })
+}
+
 /// Tensors that plain LoRA has no use for, by what they are.
-fn refusals(place: &str, tensors: &BTreeMap<String, RawTensor>) -> Vec<Error> {
+fn refusals(
+    place: &str,
+    tensors: &BTreeMap<String, RawTensor>,
+    is_copy: impl Fn(&str, &RawTensor) -> bool,
+) -> Vec<Error> {
     let mut refused: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
-    for name in tensors.keys() {
+    for (name, tensor) in tensors {
         if let Role::Refused(reason) = Role::of(name) {
+            let base_name = name.strip_prefix(PREFIX).filter(|name| EMBEDDINGS.contains(name));
+            if base_name.is_some_and(|base_name| is_copy(base_name, tensor)) {
+                continue;
+            }
             refused.entry(reason).or_default().push(name);
         }
     }

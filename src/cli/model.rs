@@ -84,7 +84,7 @@ impl Model {
         let mut downloads = Downloads::new(terminal);
         let base = OpenBase::open(&self.base, &mut |event| downloads.show(event))?;
         let adapter = match &self.adapter {
-            Some(folder) => Some(HostAdapter::load_for(folder, base.files.config())?),
+            Some(folder) => Some(HostAdapter::load_over(folder, &base.files)?),
             None => None,
         };
         if let (Some(adapter), Some(folder), false) = (&adapter, &self.adapter, self.force)
