@@ -383,23 +383,35 @@ vectorised! {
     /// Rows `2i` and `2i + 1` of `data` (`stride` apart) become the pairs of depth `i` of every panel that `columns` fill;
     /// missing columns and rows become zero. A panel is as large as `panels` has room for.
     pub fn interleave_rows(data: &[bf16], stride: usize, columns: usize, depth: usize, panels: &mut [bf16]) {
-        /// Pairs of rows that are fetched ahead: each is read once, and far from the last.
-        const AHEAD: usize = 6;
         let size = panels.len() / columns.div_ceil(PANEL);
         for pair in 0..depth.div_ceil(2) {
-            #[cfg(target_arch = "x86_64")]
-            for row in [2 * (pair + AHEAD), 2 * (pair + AHEAD) + 1] {
-                for column in (0..columns).step_by(32) {
-                    let at = data.as_ptr().wrapping_add(row * stride + column);
-                    // SAFETY: a prefetch reads nothing; any address will do.
-                    unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast()) };
-                }
-            }
+            fetch_rows(data, stride, columns, 2 * pair);
             let lower = &data[2 * pair * stride..][..columns];
             let upper: &[bf16] = if 2 * pair + 1 < depth { &data[(2 * pair + 1) * stride..][..columns] } else { &[] };
             write_pair(lower, upper, panels, size, pair);
         }
     }
+}
+
+/// Fetches two rows some way after `row`: each is read once, and far from the last.
+#[inline(always)]
+fn fetch_rows(data: &[bf16], stride: usize, columns: usize, row: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const AHEAD: usize = 12;
+        /// Values of a cache line.
+        const LINE: usize = 32;
+        for row in [row + AHEAD, row + AHEAD + 1] {
+            for column in (0..columns).step_by(LINE) {
+                let at = data.as_ptr().wrapping_add(row * stride + column);
+                // SAFETY: a prefetch reads nothing; any address will do.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (data, stride, columns, row);
 }
 
 vectorised! {

@@ -1,6 +1,6 @@
 //! Sums over tokens: the gradients of low-rank factors.
 
-use super::isa::{Isa, vectorised};
+use super::isa::vectorised;
 use super::pack::Stored;
 use super::pool;
 use super::product::{Rows, SharedMut};
@@ -53,7 +53,7 @@ pub fn sum_outers(sums: &[Outer<'_>]) -> Vec<Vec<f32>> {
 /// `leftᵀ · right` for up to 8 ranks (of rows `stride` apart) and 32 columns.
 fn outer_block(left: &[f32], stride: usize, ranks: usize, right: Rows<'_>, columns: usize) -> Block {
     #[cfg(target_arch = "x86_64")]
-    if columns == COLUMNS && ranks == RANKS && Isa::current() >= Isa::Avx512 {
+    if columns == COLUMNS && ranks == RANKS && super::isa::Isa::current() >= super::isa::Isa::Avx512 {
         return x86::checked_block(left, stride, right);
     }
     match right {
