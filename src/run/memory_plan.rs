@@ -23,8 +23,9 @@ const PROGRAM: u64 = 30 << 20;
 const PER_THREAD: u64 = 2 << 20;
 /// What the tokenizer takes for each token of its vocabulary. Measured.
 const PER_TOKEN: u64 = 1 << 10;
-/// One part in so many is lost between the allocator's blocks. Measured.
-const LOST: u64 = 25;
+/// One part in this many of what the tape keeps is lost between buffers of changing sizes: measured from 1k to 8k tokens
+/// (docs/performance.md), a little on the safe side where there is little to lose.
+const LOST: u64 = 8;
 
 /// An amount of memory, as `8GiB`, `500MB` or a number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,7 +111,7 @@ impl MemoryPlan {
     /// The peak.
     pub fn total(&self) -> u64 {
         let used = self.program + self.weights + self.loading.max(self.adapter + self.activations + self.working);
-        used + used / LOST
+        used + self.activations / LOST
     }
 }
 
@@ -170,9 +171,10 @@ impl Layers<'_> {
         // Feed-forward: the gradient of the gated product, of gate and up, and the residual stream's in f32.
         let feed_forward = tokens * (self.size() * 3 * inner + 4 * 2 * hidden);
         // Attention: the gradient of q, k and v in f32 and again in the activations' format; each query head's share of
-        // its keys' and values' gradient.
+        // its keys' and values' gradient; keys and values packed, keys twice; the incoming gradient rounded.
         let heads = (config.heads * config.head_dim.next_multiple_of(32)) as u64;
-        let attention = tokens * (4 * qkv + self.size() * qkv + 4 * 2 * heads + 4 * 2 * hidden);
+        let packed = 3 * (config.kv_heads * config.head_dim.next_multiple_of(32)) as u64;
+        let attention = tokens * (4 * qkv + self.size() * (qkv + packed + hidden) + 4 * 2 * heads + 4 * 2 * hidden);
         feed_forward.max(attention)
     }
 
