@@ -122,11 +122,11 @@ impl Output {
         }
     }
 
-    /// The columns from `column` on as the target of a product.
-    pub fn target(&mut self, stride: usize, column: usize) -> Target<'_> {
+    /// The memory as the target of a product.
+    pub fn target(&mut self, stride: usize) -> Target<'_> {
         match self {
-            Self::F32(data) => Target::F32 { data: &mut data.spare_capacity_mut()[column..], stride },
-            Self::Bf16(data) => Target::Bf16 { data: &mut data.spare_capacity_mut()[column..], stride },
+            Self::F32(data) => Target::F32 { data: data.spare_capacity_mut(), stride },
+            Self::Bf16(data) => Target::Bf16 { data: data.spare_capacity_mut(), stride },
         }
     }
 
@@ -135,19 +135,17 @@ impl Output {
     /// # Safety
     /// `rows * columns` values, as many as there was room asked for, have been written.
     pub unsafe fn into_tensor(self, rows: usize, columns: usize) -> FlexTensor {
-        let count = rows * columns;
-        match self {
-            Self::F32(mut values) => {
-                assert!(values.capacity() >= count);
-                // SAFETY: the caller vouches.
-                unsafe { values.set_len(count) };
-                from_f32(values, rows, columns)
-            }
-            Self::Bf16(mut values) => {
-                assert!(values.capacity() >= count);
-                // SAFETY: the caller vouches.
-                unsafe { values.set_len(count) };
-                from_bf16(values, rows, columns)
+        unsafe fn filled<T>(mut values: Vec<T>, count: usize) -> Vec<T> {
+            assert!(values.capacity() >= count);
+            // SAFETY: the caller vouches.
+            unsafe { values.set_len(count) };
+            values
+        }
+        // SAFETY: the caller vouches.
+        unsafe {
+            match self {
+                Self::F32(values) => from_f32(filled(values, rows * columns), rows, columns),
+                Self::Bf16(values) => from_bf16(filled(values, rows * columns), rows, columns),
             }
         }
     }

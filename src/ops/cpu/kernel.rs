@@ -25,7 +25,7 @@ impl Tile {
 }
 
 /// A number format that panels come in: f32, or bf16 pairs.
-pub trait Element: Stored + burn_backend::Element {
+pub trait Element: Stored {
     /// Depth is padded to a multiple of this.
     const DEPTH_UNIT: usize;
 

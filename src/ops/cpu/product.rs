@@ -2,9 +2,9 @@
 //!
 //! `out[m, n] = Σ_terms a_t[m, ·] · columns_t[·, n] (+ bias[n]) (+ residual[m, n])`. A low-rank update is just one
 //! more term, so `x·Wᵀ + s·(x·Aᵀ)·Bᵀ` costs one pass over the output; projections that share an input are parts of one
-//! product. Weights are packed a few panels at a time
-//! into per-thread scratch: no second copy of a weight ever exists. Every output value is summed along the depth,
-//! term by term, by one thread, so the result does not depend on the number of threads.
+//! product. Weights are packed a few panels at a time into per-thread scratch: no second copy of a weight ever exists.
+//! Every output value is summed along the depth, term by term, by one thread, so the result does not depend on the number
+//! of threads.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -16,13 +16,6 @@ use super::isa::{Isa, vectorised};
 use super::kernel::{Element, PANEL, Tile};
 use super::pack::{Columns, Stored};
 use super::pool;
-
-/// Precision of the products; sums are always f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Precision {
-    F32,
-    Bf16,
-}
 
 /// A row-major matrix, read only; `stride` is the distance between rows.
 #[derive(Clone, Copy)]

@@ -182,7 +182,7 @@ impl Group {
             .collect();
         let residual = if few { Some(Rows::F32 { data: &sums, stride: width }) } else { residual.map(rows) };
         let mut y = Output::new(x.dtype(), tokens * width);
-        product(tokens, &parts, Epilogue { residual, ..Epilogue::default() }, y.target(width, 0));
+        product(tokens, &parts, Epilogue { residual, ..Epilogue::default() }, y.target(width));
         // SAFETY: the parts cover every column.
         (unsafe { y.into_tensor(tokens, width) }, low)
     }
@@ -331,7 +331,7 @@ impl Group {
         let residual = dropped.as_ref().map(|data| Rows::F32 { data, stride: input });
         let parts = [Part { column: 0, columns: input, terms, bias: None }];
         let mut dx = Output::new(saved.dtype, tokens * input);
-        product(tokens, &parts, Epilogue { residual, ..Epilogue::default() }, dx.target(input, 0));
+        product(tokens, &parts, Epilogue { residual, ..Epilogue::default() }, dx.target(input));
         // SAFETY: the part covers every column.
         unsafe { dx.into_tensor(tokens, input) }
     }

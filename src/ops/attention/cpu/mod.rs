@@ -295,7 +295,7 @@ enum SharedOutput {
 
 impl SharedOutput {
     fn new(output: &mut Output) -> Self {
-        match output.target(0, 0) {
+        match output.target(0) {
             Target::F32 { data, .. } => Self::F32(SharedMut(data.as_mut_ptr().cast())),
             Target::Bf16 { data, .. } => Self::Bf16(SharedMut(data.as_mut_ptr().cast())),
         }
