@@ -17,6 +17,11 @@ pub fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// Those that tests of the ops run: all the machine has.
+pub fn instruction_sets() -> impl Iterator<Item = Isa> {
+    Isa::supported()
+}
+
 pub fn fixtures(kind: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(kind);
     let mut entries: Vec<_> =

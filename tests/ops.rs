@@ -13,7 +13,7 @@ use burnish::ops::norm;
 use burnish::ops::swiglu;
 use burnish::quant::float;
 
-use crate::model::turn;
+use crate::model::{instruction_sets, turn};
 
 /// Reproducible values around zero.
 pub fn values(count: usize, seed: u64) -> Vec<f32> {
@@ -82,7 +82,7 @@ fn compare(
     kernel: &dyn Fn(Vec<Tensor<2>>, DType) -> Tensor<2>,
     reference: &dyn Fn(Vec<Tensor<2>>, DType) -> Tensor<2>,
 ) {
-    for isa in Isa::supported() {
+    for isa in instruction_sets() {
         isa.choose();
         for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
             let (y, gradients) = run(inputs, dtype, &|leaves| kernel(leaves, dtype));

@@ -7,12 +7,7 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::kernel::PANEL;
-
-/// Rows of the tile that one call computes: two tile registers high.
-pub const ROWS: usize = 32;
-/// Depth of one tile product.
-pub const DEPTH: usize = 32;
+use super::kernel::{AMX_DEPTH, AMX_ROWS, PANEL};
 
 #[repr(C, align(64))]
 struct TileConfig {
@@ -23,10 +18,19 @@ struct TileConfig {
     rows: [u8; 16],
 }
 
+static AVAILABLE: OnceLock<bool> = OnceLock::new();
+
 /// The processor has AMX-BF16, the kernel granted the state, and a small product came out right.
 pub fn available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| has_instructions() && request_permission() && self_test())
+}
+
+/// Takes AMX for available, whatever the processor has, if nobody has asked yet.
+///
+/// # Safety
+/// Something answers to its instructions: the tests emulate them.
+pub unsafe fn assume_available() {
+    let _ = AVAILABLE.set(true);
 }
 
 fn has_instructions() -> bool {
@@ -60,14 +64,15 @@ fn request_permission() -> bool {
 
 /// One product against plain arithmetic: a kernel that silently computes something else is not used.
 fn self_test() -> bool {
-    let depth = 2 * DEPTH;
+    const ROWS: usize = 2 * AMX_ROWS;
+    let depth = 2 * AMX_DEPTH;
     let value = |i: usize| bf16::from_f32(((i * 37 % 61) as f32 - 30.0) / 16.0);
     let a: Vec<bf16> = (0..ROWS * depth).map(value).collect();
     let panel: Vec<bf16> = (0..depth * PANEL).map(|i| value(i * 7 + 3)).collect();
     let mut tile = vec![0f32; ROWS * PANEL];
     // SAFETY: the buffers have the sizes that `tile_product` names; permission was granted.
     unsafe {
-        with_tiles(|| tile_product(depth, a.as_ptr(), depth, panel.as_ptr(), tile.as_mut_ptr(), false));
+        with_tiles(|| tile_product(ROWS, depth, a.as_ptr(), depth, panel.as_ptr(), tile.as_mut_ptr(), false));
     }
     (0..ROWS * PANEL).all(|i| {
         let (row, column) = (i / PANEL, i % PANEL);
@@ -96,11 +101,13 @@ pub unsafe fn with_tiles<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
-/// `tile[32, 32] (+)= a[32, depth] · panel[depth, 32]`; `depth` is a multiple of [`DEPTH`].
+/// `tile[rows, 32] (+)= a[rows, depth] · panel[depth, 32]`; `depth` is a multiple of [`AMX_DEPTH`].
 ///
 /// # Safety
-/// Inside [`with_tiles`]; `a` has 32 rows of stride `lda`, `panel` is packed in pairs, `tile` has 1,024 values.
+/// Inside [`with_tiles`]; `a` has rows of stride `lda` and `tile` rows of 32 values, `rows` of each rounded up to 16 or 32;
+/// `panel` is packed in pairs.
 pub unsafe fn tile_product(
+    rows: usize,
     depth: usize,
     a: *const bf16,
     lda: usize,
@@ -108,10 +115,24 @@ pub unsafe fn tile_product(
     tile: *mut f32,
     accumulate: bool,
 ) {
-    const TILE_STRIDE: usize = PANEL * 4;
+    // SAFETY: as the caller vouches.
+    unsafe {
+        if rows > AMX_ROWS {
+            two_high(depth, a, lda, panel, tile, accumulate);
+        } else {
+            one_high(depth, a, lda, panel, tile, accumulate);
+        }
+    }
+}
+
+/// Bytes between the rows of a tile of sums, and between the pairs of a panel.
+const TILE_STRIDE: usize = PANEL * size_of::<f32>();
+
+/// 32 rows: four registers of sums, each operand loaded once for two products.
+unsafe fn two_high(depth: usize, a: *const bf16, lda: usize, panel: *const bf16, tile: *mut f32, accumulate: bool) {
     // SAFETY: every address below lies inside the buffers that the caller vouches for.
     unsafe {
-        let (lower, right) = (tile.add(16 * PANEL), tile.add(16));
+        let (right, lower) = (tile.add(16), tile.add(AMX_ROWS * PANEL));
         let lower_right = lower.add(16);
         if accumulate {
             asm!(
@@ -125,10 +146,10 @@ pub unsafe fn tile_product(
         } else {
             asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack));
         }
-        for step in 0..depth / DEPTH {
-            let upper_rows = a.add(step * DEPTH);
-            let lower_rows = upper_rows.add(16 * lda);
-            let pairs = panel.add(step * DEPTH * PANEL);
+        for step in 0..depth / AMX_DEPTH {
+            let upper_rows = a.add(step * AMX_DEPTH);
+            let lower_rows = upper_rows.add(AMX_ROWS * lda);
+            let pairs = panel.add(step * AMX_DEPTH * PANEL);
             asm!(
                 "tileloadd tmm4, [{a0} + {lda}*1]",
                 "tileloadd tmm6, [{b0} + {ldb}*1]",
@@ -139,7 +160,7 @@ pub unsafe fn tile_product(
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 a0 = in(reg) upper_rows, a1 = in(reg) lower_rows, lda = in(reg) lda * 2,
-                b0 = in(reg) pairs, b1 = in(reg) pairs.add(32), ldb = in(reg) PANEL * 4,
+                b0 = in(reg) pairs, b1 = in(reg) pairs.add(32), ldb = in(reg) TILE_STRIDE,
                 options(nostack)
             );
         }
@@ -150,6 +171,41 @@ pub unsafe fn tile_product(
             "tilestored [{c11} + {stride}*1], tmm3",
             c00 = in(reg) tile, c01 = in(reg) right, c10 = in(reg) lower, c11 = in(reg) lower_right,
             stride = in(reg) TILE_STRIDE, options(nostack)
+        );
+    }
+}
+
+/// 16 rows: what is left at the end of a matrix.
+unsafe fn one_high(depth: usize, a: *const bf16, lda: usize, panel: *const bf16, tile: *mut f32, accumulate: bool) {
+    // SAFETY: every address below lies inside the buffers that the caller vouches for.
+    unsafe {
+        let right = tile.add(16);
+        if accumulate {
+            asm!(
+                "tileloadd tmm0, [{c0} + {stride}*1]",
+                "tileloadd tmm1, [{c1} + {stride}*1]",
+                c0 = in(reg) tile, c1 = in(reg) right, stride = in(reg) TILE_STRIDE, options(nostack)
+            );
+        } else {
+            asm!("tilezero tmm0", "tilezero tmm1", options(nostack));
+        }
+        for step in 0..depth / AMX_DEPTH {
+            let pairs = panel.add(step * AMX_DEPTH * PANEL);
+            asm!(
+                "tileloadd tmm4, [{a} + {lda}*1]",
+                "tileloadd tmm6, [{b0} + {ldb}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{b1} + {ldb}*1]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                a = in(reg) a.add(step * AMX_DEPTH), lda = in(reg) lda * 2,
+                b0 = in(reg) pairs, b1 = in(reg) pairs.add(32), ldb = in(reg) TILE_STRIDE,
+                options(nostack)
+            );
+        }
+        asm!(
+            "tilestored [{c0} + {stride}*1], tmm0",
+            "tilestored [{c1} + {stride}*1], tmm1",
+            c0 = in(reg) tile, c1 = in(reg) right, stride = in(reg) TILE_STRIDE, options(nostack)
         );
     }
 }

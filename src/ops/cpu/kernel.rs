@@ -14,6 +14,9 @@ use super::product::Rows;
 pub const PANEL: usize = 32;
 /// The most rows any kernel computes at once.
 pub const MAX_ROWS: usize = 32;
+/// Rows of a tile register of AMX, and the bf16 values in each.
+pub const AMX_ROWS: usize = 16;
+pub const AMX_DEPTH: usize = 32;
 /// An f32 accumulator tile, `[MAX_ROWS][PANEL]`, aligned as the kernels want it.
 #[derive(Clone)]
 #[repr(C, align(64))]
@@ -26,11 +29,16 @@ impl Tile {
 
 /// A number format that panels come in: f32, or bf16 pairs.
 pub trait Element: Stored {
-    /// Depth is padded to a multiple of this.
+    /// Values of the depth that lie side by side in a panel.
     const DEPTH_UNIT: usize;
 
     /// Rounds to nearest.
     fn round(value: f32) -> Self;
+    /// What a value that a kernel computed from values of this format becomes when rounded, still as f32: as [`Element::round`], but
+    /// for NaNs that arithmetic does not make.
+    fn rounded(value: f32) -> f32;
+    /// A value that [`Element::rounded`] gave, or that has the format already.
+    fn exact(value: f32) -> Self;
     /// The slice itself where the format is f32.
     fn as_f32(values: &mut [Self]) -> Option<&mut [f32]>;
     /// The slice itself where the format is bf16.
@@ -39,16 +47,23 @@ pub trait Element: Stored {
     fn of_rows(rows: Rows<'_>) -> Option<(&[Self], usize)>;
     /// Rounds a slice to nearest.
     fn narrow_from(from: &[f32], to: &mut [Self]);
-    /// Writes the first [`Element::DEPTH_UNIT`] of `rows` as one depth of a panel.
+    /// Writes the first [`Element::DEPTH_UNIT`] of `rows`, which have the format already, as one depth of a panel.
     fn write_depth(rows: &[[f32; PANEL]; 2], panel: &mut [Self]);
+    /// What [`Element::write_depth`] wrote.
+    fn read_depth(panel: &[Self]) -> [[f32; PANEL]; 2];
     /// Rows that one call of [`Element::tile`] takes at most.
     fn rows_per_tile(isa: Isa) -> usize;
+    /// Rows are read and written in multiples of this, whatever stands in those that nobody asked for.
+    fn row_step(isa: Isa) -> usize;
+    /// Depth is padded with zeros to a multiple of this.
+    fn depth_step(isa: Isa) -> usize;
 
     /// `tile[rows, 32] (+)= a[rows, depth] · panel[depth, 32]`.
     ///
     /// # Safety
-    /// `isa` is supported; `rows <= rows_per_tile(isa)`; `depth` is a multiple of `DEPTH_UNIT`; `a` has `rows` rows
-    /// of stride `lda`; `panel` has `depth * 32` values; `tile` has `rows * 32`, aligned to 64 bytes. Under [`Isa::Amx`] the call is inside `amx::with_tiles`.
+    /// `isa` is supported; `rows <= rows_per_tile(isa)`; `depth` is a multiple of `depth_step(isa)`; `a` has rows of
+    /// stride `lda`, `panel` has `depth * 32` values, `tile` rows of 32 values, aligned to 64 bytes; of rows there are
+    /// `rows`, rounded up to `row_step(isa)`. Under [`Isa::Amx`] the call is inside `amx::with_tiles`.
     unsafe fn tile(
         isa: Isa,
         rows: usize,
@@ -66,6 +81,16 @@ impl Element for f32 {
 
     #[inline(always)]
     fn round(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn rounded(value: f32) -> f32 {
+        value
+    }
+
+    #[inline(always)]
+    fn exact(value: f32) -> Self {
         value
     }
 
@@ -93,8 +118,22 @@ impl Element for f32 {
         panel[..PANEL].copy_from_slice(&rows[0]);
     }
 
+    #[inline(always)]
+    fn read_depth(panel: &[f32]) -> [[f32; PANEL]; 2] {
+        let (row, _) = panel.split_first_chunk().expect("a depth of the panel");
+        [*row, [0.0; PANEL]]
+    }
+
     fn rows_per_tile(isa: Isa) -> usize {
         if isa >= Isa::Avx512 { x86::AVX512_ROWS } else { x86::AVX2_ROWS }
+    }
+
+    fn row_step(_: Isa) -> usize {
+        1
+    }
+
+    fn depth_step(_: Isa) -> usize {
+        1
     }
 
     #[inline]
@@ -131,6 +170,17 @@ impl Element for bf16 {
         bf16::from_bits(crate::quant::float::f32_to_bf16_bits(value))
     }
 
+    #[inline(always)]
+    fn rounded(value: f32) -> f32 {
+        let bits = value.to_bits();
+        f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
+    }
+
+    #[inline(always)]
+    fn exact(value: f32) -> Self {
+        bf16::from_bits((value.to_bits() >> 16) as u16)
+    }
+
     fn as_f32(_: &mut [bf16]) -> Option<&mut [f32]> {
         None
     }
@@ -154,16 +204,31 @@ impl Element for bf16 {
     fn write_depth(rows: &[[f32; PANEL]; 2], panel: &mut [bf16]) {
         let words: &mut [u32] = bytemuck::cast_slice_mut(&mut panel[..2 * PANEL]);
         for lane in 0..PANEL {
-            let half = |row: usize| u32::from(crate::quant::float::f32_to_bf16_bits(rows[row][lane]));
-            words[lane] = half(0) | half(1) << 16;
+            words[lane] = rows[0][lane].to_bits() >> 16 | rows[1][lane].to_bits();
         }
     }
 
-    fn rows_per_tile(isa: Isa) -> usize {
-        match isa {
-            Isa::Amx => 32,
-            _ => x86::AVX512_ROWS,
+    #[inline(always)]
+    fn read_depth(panel: &[bf16]) -> [[f32; PANEL]; 2] {
+        let words: &[u32] = bytemuck::cast_slice(&panel[..2 * PANEL]);
+        let mut rows = [[0f32; PANEL]; 2];
+        for lane in 0..PANEL {
+            rows[0][lane] = f32::from_bits(words[lane] << 16);
+            rows[1][lane] = f32::from_bits(words[lane] & 0xffff_0000);
         }
+        rows
+    }
+
+    fn rows_per_tile(isa: Isa) -> usize {
+        if isa == Isa::Amx { 2 * AMX_ROWS } else { x86::AVX512_ROWS }
+    }
+
+    fn row_step(isa: Isa) -> usize {
+        if isa == Isa::Amx { AMX_ROWS } else { 1 }
+    }
+
+    fn depth_step(isa: Isa) -> usize {
+        if isa == Isa::Amx { AMX_DEPTH } else { Self::DEPTH_UNIT }
     }
 
     #[inline]
@@ -180,17 +245,11 @@ impl Element for bf16 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller vouches for the instruction set and the buffers.
         unsafe {
-            if isa == Isa::Amx && rows == super::amx::ROWS && depth >= super::amx::DEPTH {
-                let whole = depth / super::amx::DEPTH * super::amx::DEPTH;
-                super::amx::tile_product(whole, a, lda, panel, tile, accumulate);
-                if whole < depth {
-                    let (a, panel) = (a.add(whole), panel.add(whole * PANEL));
-                    return x86::bf16_avx512_tall(rows, depth - whole, a, lda, panel, tile, true);
-                }
-                return;
+            if isa == Isa::Amx {
+                return super::amx::tile_product(rows, depth, a, lda, panel, tile, accumulate);
             }
-            if isa >= Isa::Avx512Bf16 {
-                return x86::bf16_avx512_tall(rows, depth, a, lda, panel, tile, accumulate);
+            if isa == Isa::Avx512Bf16 {
+                return x86::bf16_avx512(rows, depth, a, lda, panel, tile, accumulate);
             }
         }
         // SAFETY: as above.
@@ -390,9 +449,8 @@ mod x86 {
         }
     }
 
-    /// Any number of rows, twelve at a time (the edges of AMX tiles come in as up to 32).
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub unsafe fn bf16_avx512_tall(
+    pub unsafe fn bf16_avx512(
         rows: usize,
         depth: usize,
         a: *const bf16,
@@ -401,15 +459,9 @@ mod x86 {
         tile: *mut f32,
         accumulate: bool,
     ) {
-        let mut row = 0;
-        while row < rows {
-            let count = (rows - row).min(AVX512_ROWS);
-            // SAFETY: as the caller vouches; `row + count <= rows`.
-            unsafe {
-                let (a, out) = (a.add(row * lda), tile.add(row * PANEL));
-                by_rows!(count, bf16_avx512_rows, (depth, a, lda, panel, out, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12]);
-            }
-            row += count;
+        // SAFETY: as the caller vouches.
+        unsafe {
+            by_rows!(rows, bf16_avx512_rows, (depth, a, lda, panel, tile, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12])
         }
     }
 

@@ -8,7 +8,8 @@ pub const LANES: usize = 32;
 /// `eˣ` for `x <= 88`; 0 far below. Relative error under 2e-7.
 ///
 /// `x = n·ln 2 + r`, a polynomial for `eʳ` on `|r| <= ln 2 / 2` (Cephes `expf` splits `ln 2` the same way), and `2ⁿ`
-/// through the exponent bits. No branch and no call, so loops over it vectorise.
+/// through the exponent bits. No branch, and no call where the processor multiplies and adds at once, so loops over it
+/// vectorise.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
@@ -18,12 +19,12 @@ pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x < -87.0 { -87.0 } else { x };
     let clamped = if clamped > 88.0 { 88.0 } else { clamped };
-    let rounded = clamped * LOG2_E + ROUND;
+    let rounded = clamped.mul_add(LOG2_E, ROUND);
     let n = rounded - ROUND;
-    let r = clamped - n * LN_2_HIGH - n * LN_2_LOW;
-    let mut series = 1.0 / 5040.0;
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, clamped));
+    let mut series = 1.0f32 / 5040.0;
     for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        series = series * r + coefficient;
+        series = series.mul_add(r, coefficient);
     }
     // The integer stands in the low bits of `rounded`: it becomes the exponent.
     let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));

@@ -304,10 +304,10 @@ impl Columns<bf16> for Forward<'_> {
 
     fn pack(&self, first: usize, count: usize, panels: &mut [bf16]) {
         let depth = self.0.columns;
-        let padded = depth.next_multiple_of(2);
+        let padded = Columns::<bf16>::padded_depth(self);
         each_panel(first, count, padded, panels, |column, columns, panel| match &self.0.storage {
             Storage::Bf16(bytes) => pack_rows_bf16(&cast(bytes)[column * depth..], depth, columns, depth, panel),
-            _ if depth == padded => self.pack_decoded(column, columns, |rows| {
+            _ if depth.is_multiple_of(2) => self.pack_decoded(column, columns, |rows| {
                 lend(&NARROWED, PANEL * depth, bf16::ZERO, |narrowed| {
                     narrow(rows, narrowed);
                     pack_rows_bf16(narrowed, depth, columns, depth, panel);
@@ -356,13 +356,14 @@ impl Columns<bf16> for InputGradient<'_> {
 
     fn pack(&self, first: usize, count: usize, panels: &mut [bf16]) {
         let (depth, stride) = (self.count, self.matrix.columns);
-        let padded = depth.next_multiple_of(2);
+        let padded = Columns::<bf16>::padded_depth(self);
+        if padded > depth {
+            let whole = depth / 2 * 2 * PANEL;
+            panels.chunks_exact_mut(padded * PANEL).for_each(|panel| panel[whole..].fill(bf16::ZERO));
+        }
         if let Storage::Bf16(bytes) = &self.matrix.storage {
             let data = &cast::<bf16>(bytes)[self.first * stride..];
             return interleave_rows(&data[first..], stride, count, depth, panels);
-        }
-        if padded > depth {
-            panels.chunks_exact_mut(padded * PANEL).for_each(|panel| panel[(padded - 2) * PANEL..].fill(bf16::ZERO));
         }
         // Rows come in pairs: both are rounded, then interleaved.
         let mut pair = vec![bf16::ZERO; 2 * count];

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use super::isa::Isa;
 use super::kernel::{Element, PANEL};
 
 /// A right-hand matrix `[depth, columns]` that can lay any of its columns out as panels.
@@ -13,9 +14,9 @@ pub trait Columns<E: Element>: Sync {
     /// What lies beyond the depth or the last column is zero.
     fn pack(&self, first: usize, count: usize, panels: &mut [E]);
 
-    /// The depth a panel has: rounded up to the element's unit.
+    /// The depth a panel has: rounded up to the kernel's step.
     fn padded_depth(&self) -> usize {
-        self.depth().next_multiple_of(E::DEPTH_UNIT)
+        self.depth().next_multiple_of(E::depth_step(Isa::current()))
     }
 }
 
@@ -77,8 +78,7 @@ impl<S: Stored, E: Element> Columns<E> for RowsAsColumns<'_, S> {
     }
 
     fn pack(&self, first: usize, count: usize, panels: &mut [E]) {
-        let depth = self.depth.next_multiple_of(E::DEPTH_UNIT);
-        each_panel(first, count, depth, panels, |column, columns, panel| {
+        each_panel(first, count, Columns::<E>::padded_depth(self), panels, |column, columns, panel| {
             pack_rows(&self.data[column * self.stride..], self.stride, columns, self.depth, self.scale, panel);
         });
     }
@@ -102,7 +102,7 @@ impl<S: Stored, E: Element> Columns<E> for PlainColumns<'_, S> {
     }
 
     fn pack(&self, first: usize, count: usize, panels: &mut [E]) {
-        let depth = self.depth.next_multiple_of(E::DEPTH_UNIT);
+        let depth = Columns::<E>::padded_depth(self);
         each_panel(first, count, depth, panels, |column, columns, panel| {
             if let (Some(panel), true, PANEL) = (E::as_f32(panel), self.scale == 1.0, columns) {
                 for (k, target) in panel.chunks_exact_mut(PANEL).enumerate() {
@@ -150,7 +150,8 @@ pub fn write_depth_row<S: Stored, E: Element>(row: &[S], scale: f32, k: usize, p
     }
 }
 
-/// Packs `columns` rows of `data` (stride `stride`, `depth` values each) as the columns of one panel.
+/// Packs `columns` rows of `data` (stride `stride`, `depth` values each) as the columns of one panel; what the panel has
+/// room for beyond them becomes zero.
 pub fn pack_rows<S: Stored, E: Element>(
     data: &[S],
     stride: usize,
@@ -160,8 +161,7 @@ pub fn pack_rows<S: Stored, E: Element>(
     panel: &mut [E],
 ) {
     let unit = E::DEPTH_UNIT;
-    let padded = depth.next_multiple_of(unit);
-    if columns < PANEL || padded > depth {
+    if columns < PANEL || panel.len() > depth * PANEL {
         panel.fill(E::zeroed());
     }
     // Sixteen depths at a time: the part of the panel that is written stays in the first-level cache.
@@ -190,7 +190,8 @@ pub fn pack_rows_bf16(data: &[bf16], stride: usize, columns: usize, depth: usize
         return pack_rows(data, stride, columns, depth, 1.0, panel);
     }
     #[cfg(target_arch = "x86_64")]
-    if super::isa::Isa::current() >= super::isa::Isa::Avx512 {
+    if Isa::current() >= Isa::Avx512 {
+        panel[depth * PANEL..].fill(bf16::ZERO);
         // SAFETY: AVX-512 is there; 32 rows of `depth` values lie in `data`, the panel has room for them.
         assert!(data.len() >= 31 * stride + depth && panel.len() >= depth * PANEL);
         return unsafe { x86::transpose_words(data.as_ptr().cast(), stride, depth / 2, panel.as_mut_ptr().cast()) };
@@ -201,7 +202,7 @@ pub fn pack_rows_bf16(data: &[bf16], stride: usize, columns: usize, depth: usize
 /// [`pack_rows`] for f32 values as they are.
 pub fn pack_rows_f32(data: &[f32], stride: usize, columns: usize, depth: usize, panel: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if columns == PANEL && super::isa::Isa::current() >= super::isa::Isa::Avx512 {
+    if columns == PANEL && Isa::current() >= Isa::Avx512 {
         // SAFETY: AVX-512 is there; 32 rows of `depth` values lie in `data`, the panel has room for them.
         assert!(data.len() >= 31 * stride + depth && panel.len() >= depth * PANEL);
         return unsafe { x86::transpose_words(data.as_ptr().cast(), stride * 2, depth, panel.as_mut_ptr().cast()) };
@@ -222,7 +223,7 @@ pub fn transpose_into<E: Element>(
     assert!(rows > 0 && values.len() >= (rows - 1) * stride + columns);
     assert!(out_stride >= padded && out.len() >= (columns - 1) * out_stride + padded);
     #[cfg(target_arch = "x86_64")]
-    if super::isa::Isa::current() >= super::isa::Isa::Avx512 && out_stride.is_multiple_of(E::DEPTH_UNIT) {
+    if Isa::current() >= Isa::Avx512 && out_stride.is_multiple_of(E::DEPTH_UNIT) {
         let (values, out) = (values.as_ptr(), out.as_mut_ptr().cast());
         // SAFETY: AVX-512 is there; the assertions hold every row of both.
         return unsafe {

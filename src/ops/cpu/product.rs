@@ -352,7 +352,7 @@ fn add_lanes<S: Stored>(sums: &mut [f32; PANEL], values: &[S]) {
 pub const MAX_TERMS: usize = 8;
 
 /// `rows` rows from `row` on, `depth` values each and zeros up to `padded`, in the kernel's format, and the distance
-/// between them: where they lie if they have that format, or else in `copy`.
+/// between them: where they lie if they have that format, or else in `copy`. As many rows follow as the kernel reads.
 pub fn strip<'a, E: Element>(
     source: Rows<'a>,
     row: usize,
@@ -362,8 +362,12 @@ pub fn strip<'a, E: Element>(
     copy: &'a mut [E],
 ) -> (&'a [E], usize) {
     let there = if depth == padded { E::of_rows(source) } else { None };
+    let readable = rows.next_multiple_of(E::row_step(Isa::current()));
     if let Some((data, stride)) = there {
-        return (&data[row * stride..][..(rows - 1) * stride + depth], stride);
+        // At the end of a matrix the kernel may want rows that are not there.
+        if let Some(strip) = data[row * stride..].get(..(readable - 1) * stride + depth) {
+            return (strip, stride);
+        }
     }
     for (r, target) in copy.chunks_exact_mut(padded).take(rows).enumerate() {
         match source {
@@ -376,7 +380,7 @@ pub fn strip<'a, E: Element>(
         }
         target[depth..].fill(E::zeroed());
     }
-    (&copy[..rows * padded], padded)
+    (&copy[..readable * padded], padded)
 }
 
 /// Lends this thread's scratch: `count` values, contents undefined but initialised.

@@ -338,7 +338,7 @@ vectorised! {
             for (lane, value) in row[first..first + LANES].iter().enumerate() {
                 let power = exp(*value - largest);
                 sums[lane] += power;
-                narrowed[lane] = <bf16 as Element>::round(power);
+                narrowed[lane] = bf16::exact(bf16::rounded(power));
             }
             // What is overwritten has been read: value `i` moves to half of its place.
             let halves: &mut [bf16] = bytemuck::cast_slice_mut(row);
@@ -355,7 +355,7 @@ vectorised! {
             let power = exp(row[index] - largest);
             sum += power;
             let halves: &mut [bf16] = bytemuck::cast_slice_mut(row);
-            halves[index] = <bf16 as Element>::round(power);
+            halves[index] = bf16::exact(bf16::rounded(power));
         }
         sum
     }

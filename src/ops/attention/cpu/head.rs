@@ -3,17 +3,17 @@
 use std::ops::Range;
 
 use super::super::Geometry;
-use super::scores::{Laid, Strip, differentiate, restore, soften};
+use super::scores::{Laid, Strip, differentiate, restore, row_sums, soften};
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::kernel::{Element, PANEL, Tile};
 use crate::ops::cpu::matrix::interleave_rows;
 use crate::ops::cpu::pack::{pack_rows, pack_rows_bf16, transpose_into, write_depth_row};
 use crate::ops::cpu::product::{Rows, strip};
 
-/// Query rows that the backward pass takes at once: as many as leave their scores against all keys, and the gradients of
-/// those, in the second-level cache. Multiples of the kernels' rows.
-const QUERY_BLOCKS: [usize; 4] = [96, 48, 24, 12];
-const SCORE_BYTES: usize = 768 << 10;
+/// Query rows that the backward pass takes at once: as many as leave what it keeps of their scores against all keys in the
+/// second-level cache. Multiples of the kernels' rows.
+const QUERY_BLOCKS: [usize; 5] = [96, 48, 36, 24, 12];
+const SCORE_BYTES: usize = 896 << 10;
 /// Keys that it takes at once: two panels, so that the gradient of the queries is loaded and stored half as often.
 const KEY_PANELS: usize = 2;
 
@@ -51,7 +51,7 @@ pub struct Packed<E> {
 impl<E: Element> Packed<E> {
     /// As the columns of panels: `rowsᵀ` on the right.
     pub fn columns(source: Rows<'_>, count: usize, dim: usize) -> Self {
-        let size = dim.next_multiple_of(E::DEPTH_UNIT) * PANEL;
+        let size = dim.next_multiple_of(E::depth_step(Isa::current())) * PANEL;
         let mut panels = Aligned::new(count.div_ceil(PANEL) * size);
         for (index, panel) in panels.as_mut().chunks_exact_mut(size).enumerate() {
             let first = index * PANEL;
@@ -91,26 +91,26 @@ impl<E: Element> Packed<E> {
     }
 }
 
-/// A gradient of keys or values, transposed: `[panels of 32 keys][head_dim][32]`.
+/// A gradient of keys or values, transposed: `[panels of 32 keys][dimensions][32]`.
 pub struct Transposed {
     sums: Aligned<f32>,
-    head_dim: usize,
+    /// Values of a panel: the kernel may write more dimensions than there are.
+    size: usize,
 }
 
 impl Transposed {
-    fn new(panels: usize, head_dim: usize) -> Self {
-        Self { sums: Aligned::new(panels * head_dim * PANEL), head_dim }
+    fn new(panels: usize, dimensions: usize) -> Self {
+        let size = dimensions * PANEL;
+        Self { sums: Aligned::new(panels * size), size }
     }
 
     fn panel_mut(&mut self, panel: usize) -> &mut [f32] {
-        let size = self.head_dim * PANEL;
-        &mut self.sums.as_mut()[panel * size..][..size]
+        &mut self.sums.as_mut()[panel * self.size..][..self.size]
     }
 
-    /// The gradients of keys `32·panel..`, `[head_dim][32]`.
+    /// The gradients of keys `32·panel..`, `[head_dim][32]` and perhaps more.
     pub fn panel(&self, panel: usize) -> &[f32] {
-        let size = self.head_dim * PANEL;
-        &self.sums.as_slice()[panel * size..][..size]
+        &self.sums.as_slice()[panel * self.size..][..self.size]
     }
 }
 
@@ -145,7 +145,7 @@ pub struct Head<'a> {
 impl Head<'_> {
     /// `out = a · panel` for any number of rows: they are taken as many at a time as the kernel does.
     ///
-    /// `a` is `rows` rows of `depth` values, `lda` apart; `out` has 32 columns.
+    /// `a` is `rows` rows of `depth` values, `lda` apart; `out` has 32 columns. Both have the rows that the kernel rounds up to.
     fn multiply<E: Element>(
         &self,
         rows: usize,
@@ -155,7 +155,8 @@ impl Head<'_> {
         out: &mut [f32],
         accumulate: bool,
     ) {
-        assert!(a.len() >= (rows - 1) * lda + depth && panel.len() >= depth * PANEL && out.len() >= rows * PANEL);
+        let touched = rows.next_multiple_of(E::row_step(self.isa));
+        assert!(a.len() >= (touched - 1) * lda + depth && panel.len() >= depth * PANEL && out.len() >= touched * PANEL);
         let step = E::rows_per_tile(self.isa);
         for row in (0..rows).step_by(step) {
             let count = (rows - row).min(step);
@@ -182,6 +183,21 @@ impl Head<'_> {
         self.geometry.first_key(self.past + first) / PANEL..last / PANEL + 1
     }
 
+    /// First query and number of the blocks of queries that the backward pass takes, with `bytes` kept of each query and
+    /// panel of keys.
+    fn query_blocks(&self, depth_step: usize, bytes: usize) -> Vec<(usize, usize)> {
+        let mut blocks = Vec::new();
+        let mut first = 0;
+        while first < self.count {
+            let rows = |block: usize| block.next_multiple_of(depth_step).min(self.count - first);
+            let fits = |&block: &usize| self.panel_range(first, rows(block)).len() * rows(block) * bytes <= SCORE_BYTES;
+            let block = QUERY_BLOCKS.into_iter().find(fits).unwrap_or(QUERY_BLOCKS[QUERY_BLOCKS.len() - 1]);
+            blocks.push((first, rows(block)));
+            first += rows(block);
+        }
+        blocks
+    }
+
     fn strip(&self, first: usize, rows: usize, stride: usize, panels: Range<usize>) -> Strip {
         Strip {
             rows,
@@ -204,7 +220,7 @@ impl Head<'_> {
         mut emit: impl FnMut(usize, &[f32], f32),
     ) {
         let dim = self.geometry.head_dim;
-        let padded = dim.next_multiple_of(E::DEPTH_UNIT);
+        let padded = dim.next_multiple_of(E::depth_step(self.isa));
         let dim_panels = dim.div_ceil(PANEL);
         let step = E::rows_per_tile(self.isa);
         let most = self.panel_range(0, wanted.end).end;
@@ -254,69 +270,81 @@ impl Head<'_> {
         mut emit: impl FnMut(usize, &[f32]),
     ) -> Share {
         let dim = self.geometry.head_dim;
-        let padded = dim.next_multiple_of(E::DEPTH_UNIT);
+        let depth_step = E::depth_step(self.isa);
+        let padded = dim.next_multiple_of(depth_step);
         let dim_panels = dim.div_ceil(PANEL);
         let panels = self.count.div_ceil(PANEL);
-        let fits = |&block: &usize| 2 * panels * block * PANEL * 4 <= SCORE_BYTES;
-        let block = QUERY_BLOCKS.into_iter().find(fits).unwrap_or(QUERY_BLOCKS[QUERY_BLOCKS.len() - 1]);
-        let block = block.min(self.count.next_multiple_of(E::DEPTH_UNIT));
-        let (mut queries, mut g) = (Aligned::<E>::new(block * padded), Aligned::<E>::new(block * padded));
-        // [dim, block]: the left side of `dKᵀ` and `dVᵀ`.
-        let (mut queries_across, mut g_across) = (Aligned::<E>::new(dim * block), Aligned::<E>::new(dim * block));
-        let size = block * PANEL;
-        let (mut scores, mut dp) = (Aligned::<f32>::new(panels * size), Aligned::<f32>::new(panels * size));
-        let (mut right_p, mut right_ds) = (Aligned::<E>::new(size), Aligned::<E>::new(size));
-        let mut left_ds = Aligned::<E>::new(block * KEY_PANELS * PANEL);
-        let mut dq = Aligned::<f32>::new(dim_panels * block * PANEL);
-        let (mut log_sums, mut shared) = (vec![0f32; block], vec![0f32; block]);
+        let blocks = self.query_blocks(depth_step, PANEL * (size_of::<f32>() + size_of::<E>()));
+        let widest = blocks.iter().map(|&(_, rows)| rows).max().unwrap_or(0).next_multiple_of(depth_step);
+        let size = widest * PANEL;
+        let most =
+            |&(first, rows): &(usize, usize)| self.panel_range(first, rows).len() * rows.next_multiple_of(depth_step);
+        let kept = blocks.iter().map(most).max().unwrap_or(0) * PANEL;
+        let (mut queries, mut g) = (Aligned::<E>::new(widest * padded), Aligned::<E>::new(widest * padded));
+        // [dim, widest]: the left side of `dKᵀ` and `dVᵀ`.
+        let dim_rows = dim.next_multiple_of(E::row_step(self.isa));
+        let across = || Aligned::<E>::new(dim_rows * widest);
+        let (mut queries_across, mut g_across) = (across(), across());
+        // Of every panel that a block sees, `P` and `dP`; of the panel at hand the rest.
+        let (mut p, mut dp) = (Aligned::<E>::new(kept), Aligned::<f32>::new(kept));
+        let (mut scores, mut right_ds) = (Aligned::<f32>::new(size), Aligned::<E>::new(size));
+        let mut left_ds = Aligned::<E>::new(size * KEY_PANELS);
+        let mut dq = Aligned::<f32>::new(dim_panels * size);
+        let (mut log_sums, mut shared) = (vec![0f32; widest], vec![0f32; widest]);
+        let mut sums = vec![[0f32; PANEL]; widest];
         let mut dq_row = vec![0f32; dim_panels * PANEL];
-        let mut share = Share { keys: Transposed::new(panels, dim), values: Transposed::new(panels, dim) };
+        let mut share = Share { keys: Transposed::new(panels, dim_rows), values: Transposed::new(panels, dim_rows) };
         self.with_tiles::<E, _>(|| {
-            for first in (0..self.count).step_by(block) {
-                let rows = (self.count - first).min(block);
-                let depth = rows.next_multiple_of(E::DEPTH_UNIT);
+            for &(first, rows) in &blocks {
+                let depth = rows.next_multiple_of(depth_step);
+                let size = depth * PANEL;
                 for (row, value) in log_sums.iter_mut().enumerate().take(rows) {
                     *value = log_sum(first + row);
                 }
                 let q_left = strip(self.queries, first, rows, dim, padded, queries.as_mut());
                 let g_left = strip(gradient, first, rows, dim, padded, g.as_mut());
-                transpose_into(q_left, rows, dim, queries_across.as_mut(), block);
-                transpose_into(g_left, rows, dim, g_across.as_mut(), block);
-                let range = self.panel_range(first, rows);
-                let (scores, dp) = (scores.as_mut(), dp.as_mut());
-                for (at, panel) in range.clone().enumerate() {
-                    self.multiply(rows, padded, q_left, keys.panel(panel), &mut scores[at * size..], false);
-                    self.multiply(rows, padded, g_left, values.panel(panel), &mut dp[at * size..], false);
+                if depth > rows {
+                    // What the block before left beyond these rows must add nothing.
+                    queries_across.as_mut().fill(E::zeroed());
+                    g_across.as_mut().fill(E::zeroed());
                 }
-                restore(&self.strip(first, rows, block, range.clone()), scores, dp, &log_sums, &mut shared);
+                transpose_into(q_left, rows, dim, queries_across.as_mut(), widest);
+                transpose_into(g_left, rows, dim, g_across.as_mut(), widest);
+                let range = self.panel_range(first, rows);
+                let seen = self.strip(first, rows, depth, range.clone());
+                sums.fill([0.0; PANEL]);
+                for (at, panel) in range.clone().enumerate() {
+                    let (scores, dp) = (scores.as_mut(), &mut dp.as_mut()[at * size..][..size]);
+                    self.multiply(rows, padded, q_left, keys.panel(panel), scores, false);
+                    self.multiply(rows, padded, g_left, values.panel(panel), dp, false);
+                    restore(&seen, at, scores, dp, &log_sums, &mut p.as_mut()[at * size..][..size], &mut sums);
+                }
+                row_sums(&sums, &mut shared);
                 for from in range.clone().step_by(KEY_PANELS) {
                     let these = from..(from + KEY_PANELS).min(range.end);
                     let left_stride = these.len() * PANEL;
                     for panel in these.clone() {
                         let laid = Laid {
-                            right_p: right_p.as_mut(),
-                            right_ds: right_ds.as_mut(),
-                            left_ds: &mut left_ds.as_mut()[(panel - from) * PANEL..],
+                            right: right_ds.as_mut(),
+                            left: &mut left_ds.as_mut()[(panel - from) * PANEL..],
                             left_stride,
                         };
                         let at = (panel - range.start) * size;
-                        let (p, dp) = (&scores[at..at + size], &dp[at..at + size]);
+                        let (p, dp) = (&p.as_slice()[at..at + size], &dp.as_slice()[at..at + size]);
                         differentiate(rows, p, dp, &shared, self.geometry.scale(), laid);
                         let (dv, dk) = (share.values.panel_mut(panel), share.keys.panel_mut(panel));
-                        let left = (g_across.as_slice(), block);
-                        self.multiply(dim, depth, left, right_p.as_slice(), dv, true);
-                        let left = (queries_across.as_slice(), block);
-                        self.multiply(dim, depth, left, right_ds.as_slice(), dk, true);
+                        self.multiply(dim, depth, (g_across.as_slice(), widest), p, dv, true);
+                        self.multiply(dim, depth, (queries_across.as_slice(), widest), right_ds.as_slice(), dk, true);
                     }
                     let left = (left_ds.as_slice(), left_stride);
-                    for (index, dq) in dq.as_mut().chunks_exact_mut(block * PANEL).enumerate() {
+                    for (index, dq) in dq.as_mut().chunks_exact_mut(widest * PANEL).enumerate() {
                         let panel = &key_rows.panel(index)[from * PANEL * PANEL..][..left_stride * PANEL];
                         self.multiply(rows, left_stride, left, panel, dq, from > range.start);
                     }
                 }
                 for row in 0..rows {
                     for (index, values) in dq_row.chunks_exact_mut(PANEL).enumerate() {
-                        values.copy_from_slice(&dq.as_slice()[(index * block + row) * PANEL..][..PANEL]);
+                        values.copy_from_slice(&dq.as_slice()[(index * widest + row) * PANEL..][..PANEL]);
                     }
                     emit(first + row, &dq_row[..dim]);
                 }

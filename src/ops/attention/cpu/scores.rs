@@ -84,7 +84,7 @@ vectorised! {
                 for lane in 0..PANEL {
                     let value = exp(scores[lane] * strip.scale - shift);
                     sums[lane] += value;
-                    out[lane] = E::round(value);
+                    out[lane] = E::exact(E::rounded(value));
                 }
             }
             let mut sum = 0.0;
@@ -98,68 +98,66 @@ vectorised! {
 }
 
 vectorised! {
-    /// Scores become `P = exp(scale·score − log_sum)`; of each row `shared = Σ P∘dP`.
-    ///
-    /// The sum is taken over the very products that it is subtracted from: that of `g∘o` (equal in exact arithmetic)
-    /// would carry the rounding of `o` into every score's gradient.
-    pub fn restore(strip: &Strip, scores: &mut [f32], dp: &mut [f32], log_sums: &[f32], shared: &mut [f32]) {
-        for row in 0..strip.rows {
-            let seen = strip.seen(row);
-            let mut sums = [0f32; PANEL];
-            for panel in 0..strip.panels {
-                let scores = strip.part(scores, panel, row);
-                hide(scores, strip.first_key + panel * PANEL, &seen);
-                let dp = strip.part(dp, panel, row);
+    /// Of one panel: the scores (rows of 32) become `P = exp(scale·score − log_sum)` in `p`, the panel with the query rows
+    /// as depth; `P∘dP` is added to `sums`, by row and lane.
+    pub fn restore<E: Element>(
+        strip: &Strip, panel: usize, scores: &mut [f32], dp: &[f32], log_sums: &[f32], p: &mut [E], sums: &mut [[f32; PANEL]],
+    ) {
+        let unit = E::DEPTH_UNIT;
+        for first in (0..strip.rows).step_by(unit) {
+            let mut rows = [[0f32; PANEL]; 2];
+            for (row, values) in (first..strip.rows).zip(&mut rows[..unit]) {
+                let (scores, _) = scores[row * PANEL..].split_first_chunk_mut().expect("a whole panel");
+                let (dp, _) = dp[row * PANEL..].split_first_chunk::<PANEL>().expect("a whole panel");
+                hide(scores, strip.first_key + panel * PANEL, &strip.seen(row));
                 for lane in 0..PANEL {
-                    scores[lane] = exp(scores[lane] * strip.scale - log_sums[row]);
-                    sums[lane] += scores[lane] * dp[lane];
+                    values[lane] = E::rounded(exp(scores[lane] * strip.scale - log_sums[row]));
+                    sums[row][lane] += values[lane] * dp[lane];
                 }
             }
-            let mut sum = 0.0;
-            for value in sums {
-                sum += value;
-            }
-            shared[row] = sum;
+            E::write_depth(&rows, &mut p[first * PANEL..]);
         }
     }
 }
 
-/// Where the probabilities and the gradients of the scores of one panel go, as the products that follow want them.
+/// `rowsum(P∘dP)` from what [`restore`] summed by lane.
+///
+/// It is taken over the very products that it is subtracted from: that of `g∘o` (equal in exact arithmetic) would carry
+/// the rounding of `o` into every score's gradient.
+pub fn row_sums(sums: &[[f32; PANEL]], shared: &mut [f32]) {
+    for (sums, shared) in sums.iter().zip(shared) {
+        *shared = sums.iter().sum();
+    }
+}
+
+/// Where the gradients of the scores of one panel go, as the products that follow want them.
 pub struct Laid<'a, E> {
-    /// `P` and `dS` on the right: the panel with the query rows as depth.
-    pub right_p: &'a mut [E],
-    pub right_ds: &'a mut [E],
-    /// `dS` on the left: rows of `left_stride`.
-    pub left_ds: &'a mut [E],
+    /// On the right: the panel with the query rows as depth.
+    pub right: &'a mut [E],
+    /// On the left: rows of `left_stride`.
+    pub left: &'a mut [E],
     pub left_stride: usize,
 }
 
 vectorised! {
-    /// Of one panel: `dS = scale·P∘(dP − shared)`, laid out with `P`.
+    /// Of one panel: `dS = scale·P∘(dP − shared)`, with `P` as [`restore`] left it.
     pub fn differentiate<E: Element>(
-        rows: usize, p: &[f32], dp: &[f32], shared: &[f32], scale: f32, laid: Laid<'_, E>,
+        rows: usize, p: &[E], dp: &[f32], shared: &[f32], scale: f32, laid: Laid<'_, E>,
     ) {
         let unit = E::DEPTH_UNIT;
         for first in (0..rows).step_by(unit) {
-            let (mut p_rows, mut ds_rows) = ([[0f32; PANEL]; 2], [[0f32; PANEL]; 2]);
-            for half in 0..unit {
-                let row = first + half;
-                if row == rows {
-                    break;
-                }
-                let (p, _) = p[row * PANEL..].split_first_chunk::<PANEL>().expect("a whole panel");
+            let p = E::read_depth(&p[first * PANEL..]);
+            let mut ds = [[0f32; PANEL]; 2];
+            for ((row, p), ds) in (first..rows).zip(&p[..unit]).zip(&mut ds) {
                 let (dp, _) = dp[row * PANEL..].split_first_chunk::<PANEL>().expect("a whole panel");
                 let (left, _) =
-                    laid.left_ds[row * laid.left_stride..].split_first_chunk_mut::<PANEL>().expect("a whole panel");
+                    laid.left[row * laid.left_stride..].split_first_chunk_mut::<PANEL>().expect("a whole panel");
                 for lane in 0..PANEL {
-                    let ds = scale * p[lane] * (dp[lane] - shared[row]);
-                    p_rows[half][lane] = p[lane];
-                    ds_rows[half][lane] = ds;
-                    left[lane] = E::round(ds);
+                    ds[lane] = E::rounded(scale * p[lane] * (dp[lane] - shared[row]));
+                    left[lane] = E::exact(ds[lane]);
                 }
             }
-            E::write_depth(&p_rows, &mut laid.right_p[first * PANEL..]);
-            E::write_depth(&ds_rows, &mut laid.right_ds[first * PANEL..]);
+            E::write_depth(&ds, &mut laid.right[first * PANEL..]);
         }
     }
 }

@@ -1,0 +1,52 @@
+//! The kernels of AMX on a processor that has none: every test of the ops again, with its instructions emulated.
+//!
+//! A binary of its own, because the emulation is of the whole process. Where there is AMX, `ops` runs it in the metal;
+//! where there is no AVX512-BF16 either, which AMX comes with, there is nothing to run.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+mod emulator;
+mod model;
+#[path = "../ops.rs"]
+mod ops;
+
+use std::sync::atomic::Ordering;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use burnish::files::Bytes;
+use burnish::ops::cpu::isa::Isa;
+use burnish::ops::cpu::matrix::{Matrix, Storage};
+use burnish::ops::frozen::FrozenWeight;
+use burnish::ops::linear::{LowRankPair, Projected, linear};
+use burnish::quant::float;
+
+/// A processor that has everything that AMX comes with, and now AMX.
+fn emulated() -> bool {
+    Isa::best() == Isa::Amx
+}
+
+#[test]
+fn a_tile_product_is_that_of_the_instructions_and_nothing_else_multiplies() {
+    let _turn = model::turn();
+    if !emulated() {
+        return;
+    }
+    Isa::Amx.choose();
+    // Whole tiles of 32 rows, whole steps of depth 32; the low-rank pair (rank 8) takes one more step.
+    let (tokens, input, output, rank) = (64, 96, 64, 8);
+    let values = |count, seed| ops::values(count, seed);
+    let tensor = |rows, columns, seed| {
+        Tensor::<2>::from_data(TensorData::new(values(rows * columns, seed), [rows, columns]), &Device::flex())
+    };
+    let weight = Storage::Bf16(Bytes::from(float::encode_bf16(&values(output * input, 1))));
+    let weight = FrozenWeight::from_matrix(Matrix::new(output, input, weight));
+    let pair = LowRankPair { a: tensor(rank, input, 2), b: tensor(output, rank, 3), scale: 2.0, dropout: None };
+    let group = [Projected { weight: &weight, bias: None, low_rank: Some(pair) }];
+    let before = emulator::PRODUCTS.load(Ordering::Relaxed);
+    let y = linear(tensor(tokens, input, 4).cast(DType::BF16), &group, None);
+    let products = emulator::PRODUCTS.load(Ordering::Relaxed) - before;
+    drop(y);
+    let whole = |rows: usize, columns: usize, depth: usize| (rows / 16) * (columns / 16) * (depth / 32);
+    // `x·Aᵀ` fills a quarter of a panel, whose other columns are computed all the same.
+    let expected = whole(tokens, 32, input) + whole(tokens, output, input + 32);
+    assert_eq!(products, expected as u64);
+}
