@@ -55,6 +55,11 @@ fn python_methods_and_json_layouts_are_those_of_python() {
         ("{{ 'a-b-c'.partition('-')|join('|') }} {{ 'abc'.partition('-')|join('|') }}", "a|-|b-c abc||"),
         ("{{ 'a-b-c'.rpartition('-')|join('|') }} {{ 'abc'.rpartition('-')|join('|') }}", "a-b|-|c ||abc"),
         ("{{ 'abc'.removeprefix('a') }} {{ 'abc'.removesuffix('c') }} {{ 'abc'.removeprefix('c') }}", "bc ab abc"),
+        (
+            "{{ [0.1, 1.0, 1e15, 1e16, 1.5e30, 0.0001, 0.00001, -2.5e-7, 0.0]|tojson }}",
+            "[0.1, 1.0, 1000000000000000.0, 1e+16, 1.5e+30, 0.0001, 1e-05, -2.5e-07, 0.0]",
+        ),
+        ("{{ 'a' is sequence }} {{ {} is sequence }} {{ [] is sequence }} {{ 1 is sequence }}", "True True True False"),
         ("{{ {'z': 1, 'a': [1, none]}|tojson }}", "{\"z\": 1, \"a\": [1, null]}"),
         ("{{ {'z': 1, 'a': [1, none]}|tojson(sort_keys=true) }}", "{\"a\": [1, null], \"z\": 1}"),
         ("{{ {'z': 1, 'a': [1, none]}|tojson(separators=(',', ':')) }}", "{\"z\":1,\"a\":[1,null]}"),
@@ -207,6 +212,25 @@ fn a_turn_that_the_template_rewrites_later_is_not_trained() {
         encoded.ids.iter().zip(&encoded.trained).filter(|(_, trained)| **trained).map(|(id, _)| *id).collect();
     let text = open("bytelevel").decode(&trained, false).expect("decodes");
     assert_eq!(text, "<think>\nsix\n</think>\n\n6<|im_end|>");
+    assert_eq!(encoded.untrained_turns, 1, "and that is counted");
+    let row = Row { position: Position::Line(1), example };
+    let set = encoder.encode_all("d.jsonl", &[row], 512, LongPolicy::Drop).expect("encodes");
+    assert_eq!(set.untrained_turns, 1);
+}
+
+#[test]
+fn an_end_token_after_the_whole_conversation_takes_no_turn_away() {
+    // Phi-3's template writes one where nothing more is asked for.
+    let source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+                  {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ '<|im_end|>' }}{% endif %}";
+    let template = ChatTemplate::compile(source, "ends", &[]).expect("compiles");
+    let encoder = Encoder::new(open("bytelevel"), Some(template));
+    let example = chat(&[Message::user("a"), Message::assistant("b c"), Message::user("d"), Message::assistant("e")]);
+    let encoded = encoder.encode(&example).expect("encodes");
+    let trained: Vec<u32> =
+        encoded.ids.iter().zip(&encoded.trained).filter(|(_, trained)| **trained).map(|(id, _)| *id).collect();
+    let text = open("bytelevel").decode(&trained, false).expect("decodes");
+    assert_eq!((text.as_str(), encoded.untrained_turns), ("b c<|im_end|>e<|im_end|>\n<|im_end|>", 0));
 }
 
 #[test]

@@ -38,6 +38,7 @@ struct Split {
     longest_tokens: usize,
     left_out: usize,
     truncated: usize,
+    untrained_turns: usize,
 }
 
 impl Split {
@@ -49,6 +50,7 @@ impl Split {
             longest_tokens: set.sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0),
             left_out: set.dropped_long + set.dropped_untrained,
             truncated: set.truncated,
+            untrained_turns: set.untrained_turns,
         }
     }
 }

@@ -24,11 +24,13 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// Same length as `ids`: whether loss is taken on this token. Derived from positions, never from ids.
     pub trained: Vec<bool>,
+    /// Turns of the assistant that are not trained: the template shows them differently in the whole conversation.
+    pub untrained_turns: usize,
 }
 
 impl Encoded {
     fn new() -> Self {
-        Self { ids: Vec::new(), trained: Vec::new() }
+        Self { ids: Vec::new(), trained: Vec::new(), untrained_turns: 0 }
     }
 
     fn push(&mut self, ids: &[u32], trained: bool) {
@@ -78,6 +80,8 @@ pub struct EncodedSet {
     pub truncated: usize,
     /// Left out because nothing in them is trained.
     pub dropped_untrained: usize,
+    /// Turns of the assistant in the kept sequences that are not trained.
+    pub untrained_turns: usize,
     /// Tokens of the kept sequences.
     pub tokens: usize,
     /// Of these, the ones loss is taken on.
@@ -216,6 +220,7 @@ impl Encoder {
             }
             set.tokens += encoded.ids.len();
             set.trained_tokens += trained;
+            set.untrained_turns += encoded.untrained_turns;
             set.sequences.push(encoded);
         }
         let count = problems.len();
@@ -347,6 +352,8 @@ impl Encoder {
             None => self.last_answer(&messages, template)?,
         };
         let mut encoded = Encoded::new();
+        let turns = messages.iter().filter(|message| message.role == Role::Assistant).count();
+        encoded.untrained_turns = turns.saturating_sub(answers.len());
         let mut done = 0;
         for answer in &answers {
             self.extend(&mut encoded, &text, done..answer.start, &stand_ins, false)?;
@@ -397,15 +404,28 @@ impl Encoder {
                 true => text.to_owned(),
                 false => template.render(&messages[..=index], false)?,
             };
-            if !text.starts_with(&with) {
+            let Some(shown) = self.shown(&with, text) else {
                 // The template shows this turn differently once the conversation goes on (some drop a turn's
                 // reasoning): there is no text in the whole that the model would have had to write.
                 continue;
-            }
+            };
             let Some(start) = answer_start(&messages[..=index], &with, template)? else { return Ok(None) };
-            answers.push(start..self.end_of_turn(&with, start));
+            // Of an answer without a word nothing may be left.
+            if start < shown.len() {
+                answers.push(start..self.end_of_turn(shown, start));
+            }
         }
         Ok(Some(answers))
+    }
+
+    /// What `text` begins with of `with`: all of it, but for end tokens that some templates (Phi-3's) write only where
+    /// the conversation ends. `None` where words would be missing.
+    fn shown<'a>(&self, with: &'a str, text: &str) -> Option<&'a str> {
+        let mut shown = with;
+        while !text.starts_with(shown) {
+            shown = self.specials.without_last(shown.trim_end())?;
+        }
+        Some(shown)
     }
 
     /// Where the turn that begins at `start` ends: whitespace after the end of turn belongs to the markup
@@ -588,7 +608,13 @@ impl SpecialTexts {
 
     /// Whether `text` ends with a special text.
     fn ends(&self, text: &str) -> bool {
-        self.by_first.values().flatten().any(|special| text.ends_with(special.as_str()))
+        self.without_last(text).is_some()
+    }
+
+    /// `text` without the special text that it ends with, the longest if several.
+    fn without_last<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let stripped = self.by_first.values().flatten().filter_map(|special| text.strip_suffix(special.as_str()));
+        stripped.min_by_key(|rest| rest.len())
     }
 
     /// The first special text in `text`, with its position.

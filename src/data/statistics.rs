@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn percentiles_are_lengths_that_occur() {
-        let sequence = |length: usize| Encoded { ids: vec![0; length], trained: vec![true; length] };
+        let sequence =
+            |length: usize| Encoded { ids: vec![0; length], trained: vec![true; length], untrained_turns: 0 };
         let sequences: Vec<Encoded> = (1..=200).rev().map(sequence).collect();
         let statistics = Statistics::of(&sequences);
         let expected = Lengths { total: 20_100, least: 1, median: 100, percent_90: 180, percent_99: 198, most: 200 };

@@ -246,6 +246,10 @@ fn environment(now: OffsetDateTime, kept_name: String) -> Environment<'static> {
     });
     environment.add_function("strftime_now", move |format: String| strftime(&format, now));
     environment.add_filter("tojson", tojson);
+    // In Python a text and a map have a length and items, too.
+    environment.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
+    });
     environment
 }
 
@@ -343,7 +347,10 @@ fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) 
             return Ok(());
         }
         ValueKind::Number => {
-            out.push_str(&value.to_string());
+            match value.is_integer() {
+                true => out.push_str(&value.to_string()),
+                false => out.push_str(&python_float(f64::try_from(value.clone())?)),
+            }
             return Ok(());
         }
         other => {
@@ -374,6 +381,18 @@ fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) 
     }
     out.push(close);
     Ok(())
+}
+
+/// A float as Python writes it: with an exponent of two digits or more below 1e-4 and from 1e16 on.
+fn python_float(value: f64) -> String {
+    let scientific = format!("{value:e}");
+    match scientific.split_once('e').map(|(digits, exponent)| (digits, exponent.parse::<i32>())) {
+        Some((digits, Ok(exponent))) if value != 0.0 && !(-4..16).contains(&exponent) => {
+            let sign = if exponent < 0 { '-' } else { '+' };
+            format!("{digits}e{sign}{:02}", exponent.unsigned_abs())
+        }
+        _ => format!("{value:?}"),
+    }
 }
 
 /// A text in quotes; with `ascii`, other characters are escaped.

@@ -341,6 +341,7 @@ fn describe(set: &EncodedSet) -> serde_json::Value {
     json!({
         "examples": set.sequences.len(), "tokens": set.tokens, "trained_tokens": trained,
         "dropped_long": set.dropped_long, "truncated": set.truncated, "dropped_untrained": set.dropped_untrained,
+        "untrained_turns": set.untrained_turns,
     })
 }
 
@@ -382,6 +383,13 @@ fn tell_left_out(prepared: &Prepared, watch: &mut dyn Watch) {
             if count > 0 {
                 watch.notice(&format!("{name}: {count} examples {what}"));
             }
+        }
+        if set.untrained_turns > 0 {
+            watch.notice(&format!(
+                "{name}: {} turns of the assistant are not trained: the chat template shows them differently once the \
+                 conversation goes on",
+                set.untrained_turns
+            ));
         }
     }
     if prepared.seen_in_training > 0 {
