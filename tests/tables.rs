@@ -53,6 +53,9 @@ mod with_polars {
         assert_eq!(csv("text\nhello\n").expect("reads"), [Example::Text { text: "hello".into() }]);
         let chat = "messages\n\"[{\"\"role\"\":\"\"user\"\",\"\"content\"\":\"\"Hi\"\"}]\"\n";
         assert_eq!(csv(chat).expect("reads"), [Example::Chat { messages: vec![Message::user("Hi")], tools: None }]);
+        // Blank lines, and quotes that stand for inches.
+        let blank = csv("\r\nprompt,completion\r\n\r\na 6\" b,\"x\"\r\n  \nc \"d\" 7\",y\n\n").expect("reads");
+        assert_eq!(blank, [pair("a 6\" b", "x"), pair("c \"d\" 7\"", "y")]);
         // What a spreadsheet would calculate is text here.
         assert_eq!(csv("text\n=1+1\n").expect("reads"), [Example::Text { text: "=1+1".into() }]);
     }
@@ -67,8 +70,12 @@ mod with_polars {
             ("prompt,completion\na,b\nc\n", "d.csv:3: 1 fields; the header has 2"),
             ("prompt,completion\n\"a\nb\",c\nd,e,f\n", "d.csv:4: 3 fields; the header has 2"),
             ("prompt,prompt\na,b\n", "d.csv:1: the column \"prompt\" stands twice"),
-            ("prompt,completion\na,\n", "d.csv: row 1: `completion` is missing"),
-            ("messages\n{\n", "d.csv: row 1, `messages`"),
+            ("prompt,completion\na,\n", "d.csv:2: `completion` is missing"),
+            ("prompt,completion\n\n\"a\nb\",c\n,d\n", "d.csv:5: `prompt` is missing"),
+            ("prompt,completion\n\"a\"b,c\n", "d.csv:2: text follows a closing quote"),
+            ("prompt, completion\na,b\n", "found the columns [\"prompt\", \" completion\"]"),
+            ("\r", "has no examples"),
+            ("messages\n{\n", "d.csv:2, `messages`"),
         ] {
             let error = csv(text).expect_err(text);
             assert_eq!(error.exit_code(), 2);
@@ -76,8 +83,10 @@ mod with_polars {
         }
         let long = format!("text\n{}\n", "a".repeat(17 << 20));
         assert!(csv(&long).expect_err("a long field").to_string().contains("at most"));
-        assert!(tables::parse_csv(b"text\n\xff\xfe\n".to_vec(), "d.csv", None).is_err(), "not UTF-8");
-        assert!(tables::parse_csv(b"\x1f\x8b\x08\0\0\0".to_vec(), "d.csv", None).is_err(), "compressed");
+        let bytes = |bytes: &[u8]| tables::parse_csv(bytes.to_vec(), "d.csv", None).expect_err("no text").to_string();
+        assert!(bytes(b"text\na\n\xff\xfe\n").contains("d.csv:3: is not UTF-8"));
+        assert!(bytes(b"\xff\xfet\0").contains("is UTF-16"));
+        assert!(bytes(b"\x1f\x8b\x08\0\0\0").contains("is packed with gzip"));
     }
 
     #[test]

@@ -97,9 +97,8 @@ pub fn packed_batches(order: &[usize], lengths: &[usize], max_tokens: usize) -> 
 pub fn split_valid<T>(examples: Vec<T>, fraction: f64, seed: u64) -> Result<(Vec<T>, Vec<T>)> {
     let count = examples.len();
     if !(fraction > 0.0 && fraction < 1.0) || count < 2 {
-        let message =
-            format!("cannot set aside {fraction} of {count} examples; expected 0 < fraction < 1 of at least 2");
-        return Err(Error::input("valid_fraction", message));
+        let message = format!("is {fraction} of {count} examples; expected a share above 0 and below 1 of at least 2");
+        return Err(Error::input("data.valid_fraction", message));
     }
     let wanted = ((count as f64 * fraction).round() as usize).clamp(1, count - 1);
     // A stream of its own: the split must not follow the order of any epoch.

@@ -51,7 +51,7 @@ impl Format {
     }
 
     /// The format that has these keys.
-    fn of_keys(has: impl Fn(&str) -> bool) -> Option<Self> {
+    pub(super) fn of_keys(has: impl Fn(&str) -> bool) -> Option<Self> {
         Self::ALL.into_iter().find(|format| match format {
             Format::PromptCompletion => has("prompt") && has("completion"),
             Format::Alpaca => has("instruction"),
@@ -183,8 +183,16 @@ fn value_length(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
-/// Takes off the byte-order mark of UTF-8 and refuses the ones of UTF-16.
-fn without_mark<'a>(bytes: &'a [u8], name: &str) -> Result<&'a [u8]> {
+/// Takes off the byte-order mark of UTF-8 and refuses the ones of UTF-16, and files that are no text.
+pub(super) fn without_mark<'a>(bytes: &'a [u8], name: &str) -> Result<&'a [u8]> {
+    const PACKED: [(&[u8], &str); 4] =
+        [(b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"PK\x03\x04", "zip")];
+    if let Some((_, packed)) = PACKED.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+        return Err(Error::input(name, format!("is packed with {packed}; expected text")).hint("unpack it first"));
+    }
+    if bytes.starts_with(b"PAR1") {
+        return Err(Error::input(name, "is a Parquet file").hint("its name must end with .parquet"));
+    }
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         return Err(Error::input(name, "is UTF-16; expected UTF-8").hint("save it again as UTF-8"));
     }
@@ -308,7 +316,10 @@ fn optional_text(fields: &mut Map<String, Value>, key: &str) -> Result<Option<St
 }
 
 fn messages(fields: &mut Map<String, Value>) -> Result<Vec<Message>, String> {
-    let list = if fields.contains_key("messages") { "messages" } else { "conversations" };
+    let list = match fields.contains_key("messages") || !fields.contains_key("conversations") {
+        true => "messages",
+        false => "conversations",
+    };
     let turns = match fields.remove(list) {
         Some(Value::Array(turns)) if !turns.is_empty() => turns,
         Some(other) => return Err(format!("`{list}` is {}; expected a list of turns", shown(&other))),
@@ -437,6 +448,8 @@ mod tests {
             assert_eq!(one(line), expected, "{line}");
         }
         assert!(problems("[{\"text\": \"a\"}]").contains("must be named .json"));
+        let not_chat = parse(b"{\"text\": \"a\"}", "d.jsonl", Some(Format::Chat)).expect_err("no turns").to_string();
+        assert!(not_chat.contains("`messages` is missing"), "{not_chat}");
     }
 
     #[test]
@@ -509,5 +522,8 @@ mod tests {
             assert!(problems(text).starts_with("error: d.jsonl:1: "), "{text}");
         }
         assert!(parse(b"{\"text\":\"\xff\"}", "d.jsonl", None).is_err());
+        let named = |bytes: &[u8]| parse(bytes, "d.jsonl", None).expect_err("no text").to_string();
+        assert!(named(b"\x28\xb5\x2f\xfd\0").contains("is packed with zstd"));
+        assert!(named(b"PAR1\0").contains("is a Parquet file"));
     }
 }

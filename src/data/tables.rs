@@ -14,7 +14,7 @@ use polars_parquet::parquet::read::PageReader;
 use serde_json::{Map, Value};
 
 use super::example::{Position, Row};
-use super::jsonl::{Format, Rows};
+use super::jsonl::{Format, Rows, SHAPES, without_mark};
 use crate::error::{Error, Result};
 use crate::files::{json, open};
 
@@ -34,20 +34,19 @@ pub fn read_csv(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
     parse_csv(open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
 }
 
-/// Parses the bytes of a CSV file; `name` stands in messages.
-pub fn parse_csv(mut bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Row>> {
-    if bytes.starts_with(b"\xef\xbb\xbf") {
-        // The byte-order mark would become part of the first column's name.
-        bytes.drain(..3);
-    }
-    check_csv(&bytes, name)?;
+/// Parses the bytes of a CSV file; `name` stands in messages. A byte-order mark, CRLF, blank lines and quotes within a
+/// field that does not begin with one are fine.
+pub fn parse_csv(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Row>> {
+    let tidy = Tidy::read(without_mark(&bytes, name)?, name)?;
+    drop(bytes);
+    check_columns(&tidy.header.iter().map(String::as_str).collect::<Vec<_>>(), name, format)?;
     // No types are guessed: a completion "100" is a text.
     let options = CsvReadOptions::default().with_has_header(true).with_infer_schema_length(Some(0));
     let frame = options
-        .into_reader_with_file_handle(Cursor::new(bytes))
+        .into_reader_with_file_handle(Cursor::new(tidy.bytes))
         .finish()
         .map_err(|error| Error::input(name, format!("not a CSV file: {error}")))?;
-    examples(&frame, name, format)
+    examples(&frame, name, format, |row| Position::Line(tidy.lines.get(row).copied().unwrap_or_default()))
 }
 
 /// Reads a Parquet file. Without a `format`, the columns decide.
@@ -73,10 +72,11 @@ pub fn parse_parquet(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Resu
         if let Some(column) = nested {
             return Err(not_texts(name, column, "nested"));
         }
+        check_columns(&schema.iter_names().map(|column| column.as_str()).collect::<Vec<_>>(), name, format)?;
         check_pages(&metadata, &bytes, name)?;
         let columns = COLUMNS.into_iter().filter(|column| schema.contains(column)).map(String::from).collect();
         let frame = reader.with_columns(Some(columns)).finish().map_err(|error| broken(&error))?;
-        examples(&frame, name, format)
+        examples(&frame, name, format, |row| Position::Row(row + 1))
     };
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
         .unwrap_or_else(|_| Err(broken(&"polars cannot read it")))
@@ -116,91 +116,121 @@ fn check_column(column: &ColumnChunkMetadata, rows: usize, bytes: &[u8]) -> std:
     Ok(())
 }
 
-/// Checks quotes, widths and the header, which polars would partly overlook: every problem with its line.
-fn check_csv(bytes: &[u8], name: &str) -> Result<()> {
-    let mut problems = Vec::new();
-    let mut header: Vec<String> = Vec::new();
-    let (mut line, mut at) = (1, 0);
-    while at < bytes.len() {
-        let record = Record::read(&bytes[at..]);
-        let place = format!("{name}:{line}");
-        if !record.closed {
-            problems.push(Error::input(place, "a quote opened in this row is never closed"));
-            break;
+/// A CSV file without what polars overlooks or stumbles over: every row checked, blank lines left out, every field that
+/// holds a quote in quotes.
+struct Tidy {
+    bytes: Vec<u8>,
+    header: Vec<String>,
+    /// Where each row after the header begins, counted from 1.
+    lines: Vec<usize>,
+}
+
+impl Tidy {
+    /// Every problem with its line.
+    fn read(bytes: &[u8], name: &str) -> Result<Self> {
+        if let Err(error) = str::from_utf8(bytes) {
+            let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+            return Err(Error::input(format!("{name}:{line}"), "is not UTF-8 text").hint("save it again as UTF-8"));
         }
-        if record.longest > MAX_FIELD_BYTES {
-            problems
-                .push(Error::input(place, format!("a field of {} bytes; at most {MAX_FIELD_BYTES}", record.longest)));
-        } else if header.is_empty() {
-            header = fields(&bytes[at..at + record.bytes]);
+        let mut tidy = Self { bytes: Vec::with_capacity(bytes.len()), header: Vec::new(), lines: Vec::new() };
+        let mut problems = Vec::new();
+        let (mut rest, mut line) = (bytes, 1);
+        while !rest.is_empty() && problems.len() < MAX_REPORTED {
+            let place = format!("{name}:{line}");
+            let (fields, after) = match record(rest) {
+                Ok(read) => read,
+                Err(message) => {
+                    // Where the row would end is unknown.
+                    problems.push(Error::input(place, message));
+                    break;
+                }
+            };
+            match tidy.add(&fields, line) {
+                Ok(()) => {}
+                Err(message) => problems.push(Error::input(place, message)),
+            }
+            line += rest[..rest.len() - after.len()].iter().filter(|byte| **byte == b'\n').count();
+            rest = after;
+        }
+        Error::none_of(problems, tidy)
+    }
+
+    fn add(&mut self, fields: &[&[u8]], line: usize) -> Result<(), String> {
+        let width = self.header.len();
+        if fields.iter().all(|field| field.iter().all(u8::is_ascii_whitespace)) && fields.len() == 1 {
+            return Ok(());
+        }
+        if let Some(long) = fields.iter().map(|field| field.len()).find(|length| *length > MAX_FIELD_BYTES) {
+            return Err(format!("a field of {long} bytes; at most {MAX_FIELD_BYTES}"));
+        }
+        if width == 0 {
+            self.header = fields.iter().map(|field| plain(field)).collect();
             let mut seen = HashSet::new();
-            if let Some(twice) = header.iter().find(|column| !seen.insert(column.as_str())) {
-                problems.push(Error::input(place, format!("the column {twice:?} stands twice")));
+            if let Some(twice) = self.header.iter().find(|column| !seen.insert(column.as_str())) {
+                return Err(format!("the column {twice:?} stands twice"));
             }
-        } else if record.fields != header.len() && record.bytes > record.line_end {
-            let message = format!("{} fields; the header has {}", record.fields, header.len());
-            problems.push(Error::input(place, message));
+        } else if fields.len() == width {
+            self.lines.push(line);
+        } else {
+            return Err(format!("{} fields; the header has {width}", fields.len()));
         }
-        if problems.len() >= MAX_REPORTED {
-            break;
-        }
-        line += record.lines;
-        at += record.bytes;
-    }
-    Error::none_of(problems, ())
-}
-
-/// One row of a CSV file, which may go over several lines.
-struct Record {
-    /// With the line end.
-    bytes: usize,
-    line_end: usize,
-    lines: usize,
-    fields: usize,
-    longest: usize,
-    closed: bool,
-}
-
-impl Record {
-    fn read(bytes: &[u8]) -> Self {
-        let (mut quoted, mut fields, mut longest, mut start, mut lines) = (false, 1, 0, 0, 0);
-        for (at, byte) in bytes.iter().enumerate() {
-            match byte {
-                b'"' => quoted = !quoted,
-                b',' if !quoted => {
-                    fields += 1;
-                    longest = longest.max(at - start);
-                    start = at + 1;
+        for (index, field) in fields.iter().enumerate() {
+            self.bytes.extend((index > 0).then_some(b','));
+            match field {
+                [b'"', ..] => self.bytes.extend_from_slice(field),
+                field if field.contains(&b'"') => {
+                    let doubled = plain(field).replace('"', "\"\"");
+                    self.bytes.extend_from_slice(format!("\"{doubled}\"").as_bytes());
                 }
-                b'\n' => {
-                    lines += 1;
-                    if !quoted {
-                        let line_end = if at > 0 && bytes[at - 1] == b'\r' { 2 } else { 1 };
-                        longest = longest.max(at - start);
-                        return Self { bytes: at + 1, line_end, lines, fields, longest, closed: true };
-                    }
-                }
-                _ => {}
+                field => self.bytes.extend_from_slice(field),
             }
         }
-        longest = longest.max(bytes.len() - start);
-        Self { bytes: bytes.len(), line_end: 0, lines, fields, longest, closed: !quoted }
+        self.bytes.push(b'\n');
+        Ok(())
     }
 }
 
-/// The fields of a header line.
-fn fields(record: &[u8]) -> Vec<String> {
-    let text = String::from_utf8_lossy(record);
-    let mut fields = vec![String::new()];
-    let mut quoted = false;
-    for symbol in text.trim_end_matches(['\r', '\n']).chars() {
-        match symbol {
-            '"' => quoted = !quoted,
-            ',' if !quoted => fields.push(String::new()),
-            other => fields.last_mut().into_iter().for_each(|field| field.push(other)),
+/// The fields of the row that `bytes` begin with, their quotes included, and what follows it.
+fn record(bytes: &[u8]) -> Result<(Vec<&[u8]>, &[u8]), &'static str> {
+    let mut fields = Vec::new();
+    let mut rest = bytes;
+    loop {
+        let length = field_length(rest)?;
+        let (field, after) = rest.split_at(length);
+        fields.push(field);
+        match after {
+            [b',', more @ ..] => rest = more,
+            [b'\r', b'\n', after @ ..] | [b'\n' | b'\r', after @ ..] => return Ok((fields, after)),
+            after => return Ok((fields, after)),
         }
     }
-    fields
+}
+
+/// The length of the field that `bytes` begin with.
+fn field_length(bytes: &[u8]) -> Result<usize, &'static str> {
+    if bytes.first() != Some(&b'"') {
+        let end = bytes.iter().position(|byte| matches!(byte, b',' | b'\n')).unwrap_or(bytes.len());
+        return Ok(end - usize::from(bytes[..end].ends_with(b"\r") && bytes.get(end) != Some(&b',')));
+    }
+    let mut length = 1;
+    while let Some(quote) = bytes[length..].iter().position(|byte| *byte == b'"') {
+        length += quote + 1;
+        match bytes.get(length) {
+            Some(b'"') => length += 1,
+            None | Some(b',' | b'\n' | b'\r') => return Ok(length),
+            Some(_) => return Err("text follows a closing quote; quotes within a field in quotes are doubled"),
+        }
+    }
+    Err("a quote opened in this row is never closed")
+}
+
+/// The text of a field.
+fn plain(field: &[u8]) -> String {
+    let text = String::from_utf8_lossy(field);
+    match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
+        Some(quoted) => quoted.replace("\"\"", "\""),
+        None => text.into_owned(),
+    }
 }
 
 fn not_texts(name: &str, column: &str, found: &str) -> Error {
@@ -208,14 +238,27 @@ fn not_texts(name: &str, column: &str, found: &str) -> Error {
         .hint("chat data is best kept as JSONL")
 }
 
-/// The rows of a table as examples.
-fn examples(frame: &DataFrame, name: &str, format: Option<Format>) -> Result<Vec<Row>> {
+/// Whether there is an example in these columns at all.
+fn check_columns(columns: &[&str], name: &str, format: Option<Format>) -> Result<()> {
+    if columns.is_empty() {
+        return Err(Error::input(name, "has no examples").hint(SHAPES));
+    }
+    if format.is_none() && Format::of_keys(|key| columns.contains(&key)).is_none() {
+        let found = &columns[..columns.len().min(10)];
+        return Err(Error::input(name, format!("found the columns {found:?}; {SHAPES}")));
+    }
+    Ok(())
+}
+
+/// The rows of a table as examples; `position_of` says where one begins.
+fn examples(
+    frame: &DataFrame,
+    name: &str,
+    format: Option<Format>,
+    position_of: impl Fn(usize) -> Position,
+) -> Result<Vec<Row>> {
     let columns: Vec<&Column> =
         frame.columns().iter().filter(|column| COLUMNS.contains(&column.name().as_str())).collect();
-    if columns.is_empty() {
-        let found: Vec<&str> = frame.columns().iter().map(|column| column.name().as_str()).take(10).collect();
-        return Err(Error::input(name, format!("found the columns {found:?}; {}", super::jsonl::SHAPES)));
-    }
     for column in &columns {
         if !matches!(column.dtype(), DataType::String | DataType::Null) {
             return Err(not_texts(name, column.name(), &column.dtype().to_string()));
@@ -223,7 +266,7 @@ fn examples(frame: &DataFrame, name: &str, format: Option<Format>) -> Result<Vec
     }
     let mut rows = Rows::new(format);
     for row in 0..frame.height() {
-        let position = Position::Row(row + 1);
+        let position = position_of(row);
         let place = position.within(name);
         match object(&columns, row, &place) {
             Ok(fields) => rows.row(position, &place, Value::Object(fields)),
