@@ -192,6 +192,17 @@ fn the_same_recipe_gives_the_same_adapter_on_any_number_of_threads() {
 }
 
 #[test]
+fn a_seed_that_was_typed_wins_over_the_environments() {
+    let folder = tiny_job();
+    let arguments = ["train", "recipe.toml", "--set", "train.max_steps=1", "--set", "train.seed=5"];
+    let trained = burnish(&folder).args(arguments).env("BURNISH_SEED", "3").output().expect("starts");
+    assert!(trained.status.success(), "{}", text(&trained.stderr));
+    let about = fs::read(folder.path().join("runs/sums/run.json")).expect("run.json");
+    let about: Value = serde_json::from_slice(&about).expect("JSON");
+    assert_eq!(about["plan"]["train"]["seed"], 5);
+}
+
+#[test]
 fn everything_wrong_with_a_run_is_told_at_once_and_nothing_is_written() {
     let folder = tiny_job();
     fs::write(folder.path().join("train.jsonl"), "{\"prompt\": 1}\n{\"prompt\": \"a\", \"completion\": \"b\"}\nno\n")

@@ -66,6 +66,24 @@ fn a_tokenizer_with_more_tokens_than_the_model_is_an_error_where_they_are_used()
 }
 
 #[test]
+fn a_tokenizer_without_an_end_token_is_told() {
+    let folder = with_folder_base();
+    let check = ["check", "recipe.toml", "--set", "base.model=base"];
+    let notice = "names no end token";
+    assert!(!text(&run(&folder, &check).stderr).contains(notice));
+    for name in ["tokenizer_config.json", "special_tokens_map.json", "config.json", "generation_config.json"] {
+        let path = folder.path().join("base").join(name);
+        let mut fields: serde_json::Value = serde_json::from_slice(&fs::read(&path).expect(name)).expect("JSON");
+        let fields_map = fields.as_object_mut().expect("an object");
+        fields_map.remove("eos_token");
+        fields_map.remove("eos_token_id");
+        fs::write(&path, fields.to_string()).expect("written");
+    }
+    let checked = run(&folder, &check);
+    assert!(checked.status.success() && text(&checked.stderr).contains(notice), "{}", text(&checked.stderr));
+}
+
+#[test]
 fn an_unknown_scheme_is_told_with_its_adapter() {
     let folder = tiny_job();
     let trained = run(&folder, &["train", "recipe.toml", "--set", "train.max_steps=1"]);
@@ -92,6 +110,11 @@ fn data_of_which_nothing_is_left_is_told_with_the_reason() {
     fs::write(&train, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}\n").expect("written");
     let error = check("train.seed=1");
     assert!(error.contains("0 have more than 64 tokens, in 1 nothing is trained"), "{error}");
+    let recipe = fs::read_to_string(folder.path().join("recipe.toml")).expect("the recipe");
+    let recipe = recipe.replace("valid = \"valid.jsonl\"", "valid_fraction = 0.5");
+    fs::write(folder.path().join("recipe.toml"), recipe).expect("written");
+    let error = check("train.seed=1");
+    assert!(error.contains("recipe.toml:6:18: `data.valid_fraction` is 0.5 of 1 examples"), "{error}");
 }
 
 #[test]

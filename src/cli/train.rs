@@ -36,7 +36,8 @@ impl Arguments {
     /// The recipe, with what the command line sets in it.
     pub(super) fn recipe(&self) -> Result<Recipe> {
         let seed = self.seed.map(|seed| format!("train.seed={seed}"));
-        let overrides: Vec<String> = self.set.iter().cloned().chain(seed).collect();
+        // First, so that a seed of the environment does not win over one that was typed.
+        let overrides: Vec<String> = seed.into_iter().chain(self.set.iter().cloned()).collect();
         Recipe::load(&self.recipe, &overrides)
     }
 }

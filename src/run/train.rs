@@ -217,7 +217,7 @@ fn nothing_trained(path: &Path, set: &EncodedSet, limit: usize) -> Error {
         format!("no example is left: {long} have more than {limit} tokens, in {untrained} nothing is trained");
     let error = Error::input(path.display(), message);
     match long {
-        0 => error.hint("loss is taken on completions, answers and the assistant's turns: are there any?"),
+        0 => error.hint("loss is taken on completions, answers and the turns of the role `assistant`: are there any?"),
         _ => error.hint("raise `data.max_seq_tokens`, up to the positions of the model, or cut with `data.overlong`"),
     }
 }
@@ -391,6 +391,13 @@ fn tell_left_out(prepared: &Prepared, watch: &mut dyn Watch) {
                 set.untrained_turns
             ));
         }
+    }
+    let encoder = &prepared.base.encoder;
+    let ends = if prepared.raw { encoder.tokenizer().eos_tokens() } else { encoder.stop_tokens() };
+    if ends.is_empty() {
+        watch.notice(
+            "the tokenizer names no end token (`eos_token`): no end is trained, and answers go on to their limit",
+        );
     }
     if prepared.seen_in_training > 0 {
         let seen = prepared.seen_in_training;
