@@ -208,9 +208,9 @@ impl Tiles {
         // [pair][column]: the two halves of each pair of `b`.
         let mut right = [[[0f32; BYTES_PER_ROW / 4]; 2]; ROWS];
         for (pair, right) in right.iter_mut().enumerate().take(pairs) {
-            for column in 0..columns {
-                for half in 0..2 {
-                    right[half][column] = widen(&self.registers[b][pair][4 * column + 2 * half..]);
+            for (half, right) in right.iter_mut().enumerate() {
+                for (column, value) in right.iter_mut().enumerate().take(columns) {
+                    *value = widen(&self.registers[b][pair][4 * column + 2 * half..]);
                 }
             }
         }
@@ -224,10 +224,10 @@ impl Tiles {
                     }
                 }
             }
-            for column in 0..columns {
-                let bytes = &mut self.registers[sums][row][4 * column..4 * column + 4];
-                let before = flushed(f32::from_le_bytes(bytes.try_into().expect("four bytes")));
-                let after = flushed(before + flushed(halves[0][column] + halves[1][column]));
+            let results = self.registers[sums][row].chunks_exact_mut(4).take(columns);
+            for (bytes, (first, second)) in results.zip(halves[0].iter().zip(&halves[1])) {
+                let before = flushed(f32::from_le_bytes((&*bytes).try_into().expect("four bytes")));
+                let after = flushed(before + flushed(first + second));
                 bytes.copy_from_slice(&after.to_le_bytes());
             }
         }
