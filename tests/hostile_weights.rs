@@ -185,6 +185,11 @@ fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
 }
 
 #[test]
+fn an_adapter_is_no_base() {
+    refused("an adapter", &["adapters/qv", "is an adapter"], || BaseFiles::open(&fixture("adapters/qv")));
+}
+
+#[test]
 fn every_difference_between_configuration_and_tensors_is_reported_at_once() {
     let folder = copied("models/llama_gqa");
     edit(&folder.path().join("config.json"), |config| {
@@ -382,6 +387,7 @@ fn config_fields_out_of_range() {
         ("tie_word_embeddings", json!("yes")),
         ("hidden_act", json!("gelu")),
         ("partial_rotary_factor", json!(0.5)),
+        ("is_causal", json!(false)),
     ];
     for (field, value) in cases {
         refused(field, &[field, "config.json"], || config(|config| config[field] = value.clone()));
@@ -420,6 +426,11 @@ fn rope_scalings_that_are_not_supported_or_out_of_range() {
         (json!({"factor": 2.0}), "rope_type: is missing"),
         (json!("linear"), "is not an object"),
         (json!({"rope_type": "llama3", "factor": 8.0}), "low_freq_factor: is missing"),
+        (json!({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}), "partial_rotary_factor: is 0.5"),
+        (
+            json!({"full_attention": {"rope_type": "linear", "factor": 4.0}}),
+            "full_attention: has parameters of its own",
+        ),
         (
             json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
                    "original_max_position_embeddings": 8192}),

@@ -328,7 +328,7 @@ impl Reader<'_> {
 
     fn selection(&mut self, key: &str) -> Option<Selection> {
         match self.value(key)? {
-            Value::String(text) if text == "all-linear" => Some(Selection::AllLinear),
+            Value::String(text) if text.eq_ignore_ascii_case("all-linear") => Some(Selection::AllLinear),
             Value::String(text) => self.pattern(key, Pattern::whole(&text)).map(Selection::Pattern),
             list @ Value::Array(_) => {
                 let names = self.texts(key, &list);
@@ -523,7 +523,7 @@ mod tests {
     fn excluded_modules_win() {
         let names = config(r#","target_modules":["q_proj"],"exclude_modules":["model.layers.0.self_attn.q_proj"]"#);
         assert!(!names.covers(Q0).unwrap() && names.covers(Q11).unwrap());
-        assert!(config(r#","target_modules":"all-linear","exclude_modules":[]"#).covers(Q0).unwrap());
+        assert!(config(r#","target_modules":"All-Linear","exclude_modules":[]"#).covers(Q0).unwrap());
     }
 
     #[test]

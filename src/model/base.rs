@@ -107,6 +107,10 @@ impl BaseFiles {
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|error| Error::read(path, &error))?;
         let (config, source) = if metadata.is_dir() {
+            if path.join("adapter_config.json").exists() && !path.join("config.json").exists() {
+                return Err(Error::input(path.display(), "is an adapter, not a base model")
+                    .hint("name the model that it was trained on as the base, and this folder as the adapter"));
+            }
             let mut config = ModelConfig::from_json_file(&path.join("config.json"))?;
             let shards = Shards::open(path)?.under_usual_names(&config)?;
             // transformers 5 believes the weights where they contradict `tie_word_embeddings`.

@@ -120,6 +120,10 @@ fn check_supported(architecture: Architecture, fields: &mut Fields) {
     {
         fields.problem("hidden_act", format!("is {activation:?}; supported is \"silu\""));
     }
+    // transformers 5 lets a decoder look ahead by it.
+    if fields.flag("is_causal") == Some(false) {
+        fields.problem("is_causal", "is false; supported is attention that does not look ahead".to_owned());
+    }
     if architecture == Architecture::Mistral && fields.flag("attention_bias") == Some(true) {
         fields.problem("attention_bias", "is true, which no Mistral has".to_owned());
     }
@@ -149,11 +153,7 @@ fn derived_head_dim(hidden_size: usize, heads: usize, fields: &mut Fields) -> us
 /// where it leaves something out, this is transformers 5's choice (`RotaryEmbeddingConfigMixin`).
 fn rope(fields: &mut Fields, max_positions: usize) -> (f64, RopeScaling) {
     const DEFAULT_THETA: f64 = 10_000.0;
-    if let Some(factor) = fields.number("partial_rotary_factor")
-        && factor != 1.0
-    {
-        fields.problem("partial_rotary_factor", format!("is {factor}; supported is 1"));
-    }
+    fields.refuse_partial_rotation();
     let theta = fields.number("rope_theta");
     let original_beside = fields.size("original_max_position_embeddings");
     let key = ["rope_scaling", "rope_parameters"].into_iter().find(|key| match fields.object.get(*key) {
@@ -168,6 +168,11 @@ fn rope(fields: &mut Fields, max_positions: usize) -> (f64, RopeScaling) {
     };
     let place = format!("{}: {key}", fields.place);
     let mut inner = Fields { place: &place, object, errors: Vec::new() };
+    inner.refuse_partial_rotation();
+    // Else the parameters of a layer type would be passed over, and every layer get the default ones.
+    for (name, _) in object.iter().filter(|(_, value)| value.is_object()) {
+        inner.problem(name, "has parameters of its own; supported are the same ones for every layer".to_owned());
+    }
     let theta = inner.number("rope_theta").or(theta).unwrap_or(DEFAULT_THETA);
     let kind = inner.text("rope_type").or_else(|| inner.text("type"));
     let scaling = match kind.as_deref() {
@@ -309,6 +314,14 @@ impl Fields<'_> {
 
     fn text(&mut self, field: &str) -> Option<String> {
         self.get(field, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    fn refuse_partial_rotation(&mut self) {
+        if let Some(factor) = self.number("partial_rotary_factor")
+            && factor != 1.0
+        {
+            self.problem("partial_rotary_factor", format!("is {factor}; supported is 1"));
+        }
     }
 
     fn same_factors_at_every_length(&self) -> bool {
