@@ -8,7 +8,7 @@ use burnish::adapter::file::HostAdapter;
 use burnish::data::Batch;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
-use burnish::model::{BaseFiles, Decoder};
+use burnish::model::{BaseFiles, Decoder, ModelConfig};
 use burnish::ops::cpu::isa::Isa;
 
 /// The instruction set is a setting of the whole process: tests that change it take turns.
@@ -182,4 +182,17 @@ fn adapters_written_by_peft_give_its_logits_losses_and_gradients() {
         }
     }
     Isa::best().choose();
+}
+
+#[test]
+fn a_configuration_written_for_transformers_says_what_was_read() {
+    for folder in fixtures("models") {
+        let path = folder.join("config.json");
+        let Ok(text) = std::fs::read(&path) else { continue };
+        let value = burnish::files::json::parse("config.json", &text).expect("JSON");
+        let config = ModelConfig::from_json("config.json", &value, None).expect("a configuration");
+        let written = config.to_hf_json(burnish::files::Dtype::Bf16);
+        let again = ModelConfig::from_json("written", &written, None).expect("what was valid stays so");
+        assert_eq!(again, config, "{}", path.display());
+    }
 }

@@ -56,10 +56,30 @@ pub fn install() {
 extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel hands over the context of the thread that was stopped.
     let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
-    let address = registers[libc::REG_RIP as usize] as *const u8;
-    // SAFETY: code is readable; no instruction of AMX is longer than 10 bytes with its displacement.
-    let length = TILES.with(|tiles| unsafe { (*tiles.get()).execute(address, registers) });
-    registers[libc::REG_RIP as usize] += length as libc::greg_t;
+    TILES.with(|tiles| {
+        // The next one is often of AMX too: a signal less.
+        loop {
+            let code = registers[libc::REG_RIP as usize] as *const u8;
+            // SAFETY: code is readable; the tile state is this thread's.
+            let length = unsafe { (*tiles.get()).execute(code, registers) };
+            registers[libc::REG_RIP as usize] += length as libc::greg_t;
+            // SAFETY: code goes on behind an instruction that is no jump.
+            if !unsafe { is_amx(code.add(length)) } {
+                break;
+            }
+        }
+    });
+}
+
+/// Whether the instruction at `code` is one of AMX: three-byte VEX (C4, then R̄X̄B̄ and the opcode map, then W, v̄v̄v̄v̄, L and
+/// the prefix) with an opcode that is used by nothing else.
+///
+/// # Safety
+/// `code` is readable.
+unsafe fn is_amx(code: *const u8) -> bool {
+    // SAFETY: as the caller vouches; each byte is looked at if the instruction has it.
+    let byte = |at: usize| unsafe { *code.add(at) };
+    byte(0) == 0xc4 && byte(1) & 0x1f == 0b00010 && byte(2) & 0b1000_0100 == 0 && matches!(byte(3), 0x49 | 0x4b | 0x5c)
 }
 
 /// Ends the process; a panic cannot leave a handler.
@@ -107,8 +127,8 @@ impl Tiles {
     unsafe fn execute(&mut self, code: *const u8, registers: &[libc::greg_t]) -> usize {
         // SAFETY: as the caller vouches.
         let byte = |at: usize| unsafe { *code.add(at) };
-        // Three-byte VEX: C4, then R̄X̄B̄ and the opcode map, then W, v̄v̄v̄v̄, L and the prefix.
-        if byte(0) != 0xc4 || byte(1) & 0x1f != 0b00010 || byte(2) & 0b1000_0100 != 0 {
+        // SAFETY: as the caller vouches.
+        if !unsafe { is_amx(code) } {
             fault("an illegal instruction that is not of AMX");
         }
         let (extend_index, extend_base) = (byte(1) & 0x40 == 0, byte(1) & 0x20 == 0);

@@ -1,4 +1,4 @@
-//! A `config.json` that transformers loads, for a model that came from GGUF.
+//! A `config.json` that transformers loads, for a model whose base has none: one that came from GGUF.
 
 use serde_json::{Value, json};
 
@@ -52,6 +52,10 @@ impl ModelConfig {
                 config["sliding_window"] = json!(self.sliding_window);
                 config["max_window_layers"] = json!(if self.sliding_window.is_some() { 0 } else { self.layers });
             }
+        }
+        if !self.full_layers.is_empty() {
+            let kind = |layer| if self.full_layers.contains(&layer) { "full_attention" } else { "sliding_attention" };
+            config["layer_types"] = (0..self.layers).map(kind).collect();
         }
         config
     }
