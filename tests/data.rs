@@ -198,6 +198,23 @@ fn every_turn_of_the_assistant_is_trained_with_its_end() {
 }
 
 #[test]
+fn a_turn_of_weight_0_is_shown_and_not_trained() {
+    let line = |weight: &str| {
+        let turn = |role: &str, more: &str| format!(r#"{{"role": "{role}", "content": "a b"{more}}}"#);
+        let turns =
+            [turn("user", ""), turn("assistant", weight), turn("user", ""), turn("assistant", r#", "weight": 1"#)];
+        jsonl::parse(format!(r#"{{"messages": [{}]}}"#, turns.join(", ")).as_bytes(), "d.jsonl", None)
+    };
+    let encode = |weight: &str| encoder("chatml").encode(&line(weight).expect("parses")[0].example).expect("encodes");
+    let count = |weight: &str| encode(weight).trained.into_iter().filter(|trained| *trained).count();
+    assert_eq!(2 * count(r#", "weight": 0"#), count(""));
+    assert_eq!(encode(r#", "weight": 0"#).ids, encode("").ids);
+    assert_eq!(encode(r#", "weight": 0"#).untrained_turns, 0, "the data asked for it");
+    let error = line(r#", "weight": 0.5"#).expect_err("neither").to_string();
+    assert!(error.contains("`messages[1]`: `weight` is the number 0.5; expected 0 or 1"), "{error}");
+}
+
+#[test]
 fn a_turn_that_the_template_rewrites_later_is_not_trained() {
     let (template, _) = template("reasoning");
     let encoder = Encoder::new(open("bytelevel"), Some(template));

@@ -294,7 +294,7 @@ impl Encoder {
     /// that do not end with words of the assistant.
     pub fn prompt_and_answer(&self, example: &Example) -> Result<Option<(Vec<u32>, String)>> {
         let from_messages = |messages: &[Message], tools: Option<&Value>| match messages.split_last() {
-            Some((Message { role: Role::Assistant, content, more }, before)) if !more.contains_key("tool_calls") => {
+            Some((Message { role: Role::Assistant, content, more, .. }, before)) if !more.contains_key("tool_calls") => {
                 Ok(Some((self.encode_prompt_with(before, tools)?, content.clone())))
             }
             _ => Ok(None),
@@ -352,7 +352,7 @@ impl Encoder {
             None => self.last_answer(&messages, template)?,
         };
         let mut encoded = Encoded::new();
-        let turns = messages.iter().filter(|message| message.role == Role::Assistant).count();
+        let turns = messages.iter().filter(|message| message.is_answer()).count();
         encoded.untrained_turns = turns.saturating_sub(answers.len());
         let mut done = 0;
         for answer in &answers {
@@ -399,7 +399,7 @@ impl Encoder {
     /// the one that generation of this turn sees.
     fn answers(&self, messages: &[Message], text: &str, template: &ChatTemplate) -> Result<Option<Vec<Range<usize>>>> {
         let mut answers = Vec::new();
-        for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
+        for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.is_answer()) {
             let with = match index + 1 == messages.len() {
                 true => text.to_owned(),
                 false => template.render(&messages[..=index], false)?,
@@ -457,7 +457,8 @@ impl Encoder {
         };
         let text = format!("{prompt}{}", &with[cut..]);
         let end = self.end_of_turn(&text, prompt.len());
-        Ok((text, std::iter::once(prompt.len()..end).collect()))
+        let trained = messages[last].trained;
+        Ok((text, std::iter::once(prompt.len()..end).filter(|_| trained).collect()))
     }
 
     /// Ids of rendered text: control tokens where the template spelled them, ordinary text where a message did.

@@ -39,7 +39,12 @@ impl Role {
 impl Message {
     /// A turn that is words and nothing else.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into(), more: Map::new() }
+        Self { role, content: content.into(), more: Map::new(), trained: true }
+    }
+
+    /// Whether loss is taken on it.
+    pub fn is_answer(&self) -> bool {
+        self.role == Role::Assistant && self.trained
     }
 
     /// A turn of the user.
@@ -65,6 +70,8 @@ pub struct Message {
     pub content: String,
     /// What else the template may show: `tool_calls`, `tool_call_id`, `name`, … A `content` of null is here too.
     pub more: Map<String, Value>,
+    /// Of the assistant: whether loss is taken on it. `weight` of OpenAI's format says no with a 0.
+    pub trained: bool,
 }
 
 /// An example and where it stands in its data file.

@@ -338,6 +338,11 @@ fn messages(fields: &mut Map<String, Value>) -> Result<Vec<Message>, String> {
         }
         // Data sets that are kept as tables have every key in every turn.
         turn.retain(|key, value| key == content || !(value.is_null() || (key == "tool_calls" && *value == json!([]))));
+        let trained = match turn.shift_remove("weight").map(|weight| (weight.as_f64(), weight)) {
+            None => true,
+            Some((Some(weight), _)) if weight == 0.0 || weight == 1.0 => weight == 1.0,
+            Some((_, other)) => return Err(within(format!("`weight` is {}; expected 0 or 1", shown(&other)))),
+        };
         if let Some(calls) = turn.get("tool_calls") {
             let is_list = calls.as_array().is_some_and(|calls| calls.iter().all(Value::is_object));
             if !is_list {
@@ -346,11 +351,11 @@ fn messages(fields: &mut Map<String, Value>) -> Result<Vec<Message>, String> {
             if turn.get(content).is_none_or(Value::is_null) {
                 turn.shift_remove(content);
                 turn.insert("content".to_owned(), Value::Null);
-                return Ok(Message { role: Role::of(&role), content: String::new(), more: turn });
+                return Ok(Message { role: Role::of(&role), content: String::new(), more: turn, trained });
             }
         }
         let content = turn_text(&mut turn, content).map_err(within)?;
-        Ok(Message { role: Role::of(&role), content, more: turn })
+        Ok(Message { role: Role::of(&role), content, more: turn, trained })
     };
     turns.into_iter().enumerate().map(message).collect()
 }
