@@ -10,10 +10,10 @@ use crate::ops::cpu::matrix::interleave_rows;
 use crate::ops::cpu::pack::{pack_rows, pack_rows_bf16, transpose_into, write_depth_row};
 use crate::ops::cpu::product::{Rows, strip};
 
-/// Query rows that the backward pass takes at once: as many as leave what it keeps of their scores against all keys in the
-/// second-level cache. Multiples of the kernels' rows.
+/// Query rows that the backward pass takes at once: as many as leave what it keeps of their scores against all keys about
+/// in the second-level cache (a little more than fits one was the fastest). Multiples of the kernels' rows.
 const QUERY_BLOCKS: [usize; 5] = [96, 48, 36, 24, 12];
-const SCORE_BYTES: usize = 896 << 10;
+const SCORE_BYTES: usize = 1400 << 10;
 /// Keys that it takes at once: two panels, so that the gradient of the queries is loaded and stored half as often.
 const KEY_PANELS: usize = 2;
 
