@@ -34,8 +34,8 @@ pub trait Element: Stored {
 
     /// Rounds to nearest.
     fn round(value: f32) -> Self;
-    /// What a value that a kernel computed from values of this format becomes when rounded, still as f32: as [`Element::round`], but
-    /// for NaNs that arithmetic does not make.
+    /// What a value that a kernel computed from values of this format becomes when rounded, still as f32: as
+    /// [`Element::round`], but for NaNs that arithmetic does not make.
     fn rounded(value: f32) -> f32;
     /// A value that [`Element::rounded`] gave, or that has the format already.
     fn exact(value: f32) -> Self;
@@ -63,7 +63,7 @@ pub trait Element: Stored {
     /// # Safety
     /// `isa` is supported; `rows <= rows_per_tile(isa)`; `depth` is a multiple of `depth_step(isa)`; `a` has rows of
     /// stride `lda`, `panel` has `depth * 32` values, `tile` rows of 32 values, aligned to 64 bytes; of rows there are
-    /// `rows`, rounded up to `row_step(isa)`. Under [`Isa::Amx`] the call is inside `amx::with_tiles`.
+    /// `rows`, rounded up to `row_step(isa)`. The call is inside [`with_tiles`].
     unsafe fn tile(
         isa: Isa,
         rows: usize,
@@ -74,6 +74,17 @@ pub trait Element: Stored {
         tile: *mut f32,
         accumulate: bool,
     );
+}
+
+/// Runs `work`, which calls [`Element::tile`], in the state that the instruction set wants for it.
+pub fn with_tiles<E: Element, R>(isa: Isa, work: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx && E::DEPTH_UNIT == 2 {
+        // SAFETY: AMX is available.
+        return unsafe { super::amx::with_tiles(work) };
+    }
+    let _ = isa;
+    work()
 }
 
 impl Element for f32 {

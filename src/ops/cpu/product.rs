@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use half::bf16;
 
 use super::isa::{Isa, vectorised};
-use super::kernel::{Element, PANEL, Tile};
+use super::kernel::{Element, PANEL, Tile, with_tiles};
 use super::pack::{Columns, Stored};
 use super::pool;
 
@@ -223,12 +223,7 @@ impl<E: Element, O: Element> Job<'_, E, O> {
                 term.columns.pack(self.column, self.columns, these);
                 rest = after;
             }
-            #[cfg(target_arch = "x86_64")]
-            if self.isa == Isa::Amx && E::DEPTH_UNIT == 2 {
-                // SAFETY: AMX is available.
-                return unsafe { super::amx::with_tiles(|| self.strips(panels, strip_rows, packed, strips)) };
-            }
-            self.strips(panels, strip_rows, packed, strips);
+            with_tiles::<E, _>(self.isa, || self.strips(panels, strip_rows, packed, strips));
         });
     }
 

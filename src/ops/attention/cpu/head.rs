@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::Geometry;
 use super::scores::{Laid, Strip, differentiate, restore, row_sums, soften};
 use crate::ops::cpu::isa::Isa;
-use crate::ops::cpu::kernel::{Element, PANEL, Tile};
+use crate::ops::cpu::kernel::{Element, PANEL, Tile, with_tiles};
 use crate::ops::cpu::matrix::interleave_rows;
 use crate::ops::cpu::pack::{pack_rows, pack_rows_bf16, transpose_into, write_depth_row};
 use crate::ops::cpu::product::{Rows, strip};
@@ -145,7 +145,8 @@ pub struct Head<'a> {
 impl Head<'_> {
     /// `out = a · panel` for any number of rows: they are taken as many at a time as the kernel does.
     ///
-    /// `a` is `rows` rows of `depth` values, `lda` apart; `out` has 32 columns. Both have the rows that the kernel rounds up to.
+    /// `a` is `rows` rows of `depth` values, `lda` apart; `out` has 32 columns. Both have the rows that the kernel rounds up
+    /// to.
     fn multiply<E: Element>(
         &self,
         rows: usize,
@@ -166,15 +167,6 @@ impl Head<'_> {
                 E::tile(self.isa, count, depth, a, lda, panel.as_ptr(), out, accumulate);
             }
         }
-    }
-
-    fn with_tiles<E: Element, R>(&self, work: impl FnOnce() -> R) -> R {
-        #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Amx && E::DEPTH_UNIT == 2 {
-            // SAFETY: AMX is available.
-            return unsafe { crate::ops::cpu::amx::with_tiles(work) };
-        }
-        work()
     }
 
     /// Panels of keys that queries `first..first + rows` see.
@@ -230,7 +222,7 @@ impl Head<'_> {
         let mut mixed = Aligned::<f32>::new(dim_panels * step * PANEL);
         let (mut log_sums, mut factors) = (vec![0f32; step], vec![0f32; step]);
         let mut row_values = vec![0f32; dim_panels * PANEL];
-        self.with_tiles::<E, _>(|| {
+        with_tiles::<E, _>(self.isa, || {
             for first in wanted.clone().step_by(step) {
                 let rows = (wanted.end - first).min(step);
                 let left = strip(self.queries, first, rows, dim, padded, queries.as_mut());
@@ -294,7 +286,7 @@ impl Head<'_> {
         let mut sums = vec![[0f32; PANEL]; widest];
         let mut dq_row = vec![0f32; dim_panels * PANEL];
         let mut share = Share { keys: Transposed::new(panels, dim_rows), values: Transposed::new(panels, dim_rows) };
-        self.with_tiles::<E, _>(|| {
+        with_tiles::<E, _>(self.isa, || {
             for &(first, rows) in &blocks {
                 let depth = rows.next_multiple_of(depth_step);
                 let size = depth * PANEL;
