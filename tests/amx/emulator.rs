@@ -56,17 +56,16 @@ pub fn install() {
 extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel hands over the context of the thread that was stopped.
     let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
-    TILES.with(|tiles| {
-        // The next one is often of AMX too: a signal less.
-        loop {
-            let code = registers[libc::REG_RIP as usize] as *const u8;
-            // SAFETY: code is readable; the tile state is this thread's.
-            let length = unsafe { (*tiles.get()).execute(code, registers) };
-            registers[libc::REG_RIP as usize] += length as libc::greg_t;
-            // SAFETY: code goes on behind an instruction that is no jump.
-            if !unsafe { is_amx(code.add(length)) } {
-                break;
-            }
+    let code = |registers: &[libc::greg_t]| registers[libc::REG_RIP as usize] as *const u8;
+    // SAFETY: the processor stopped at readable code.
+    if !unsafe { is_amx(code(registers)) } {
+        fault("an illegal instruction that is not of AMX");
+    }
+    // The next one is often of AMX too: a signal less.
+    // SAFETY: code goes on behind an instruction that is no jump; the tile state is this thread's.
+    TILES.with(|tiles| unsafe {
+        while is_amx(code(registers)) {
+            registers[libc::REG_RIP as usize] += (*tiles.get()).execute(code(registers), registers) as libc::greg_t;
         }
     });
 }
@@ -123,14 +122,10 @@ impl Tiles {
     /// Executes the instruction at `code` and returns its length.
     ///
     /// # Safety
-    /// `code` is readable; the memory operands of the instruction are what its program may touch.
+    /// `code` is readable and one of AMX ([`is_amx`]); its memory operands are what its program may touch.
     unsafe fn execute(&mut self, code: *const u8, registers: &[libc::greg_t]) -> usize {
         // SAFETY: as the caller vouches.
         let byte = |at: usize| unsafe { *code.add(at) };
-        // SAFETY: as the caller vouches.
-        if !unsafe { is_amx(code) } {
-            fault("an illegal instruction that is not of AMX");
-        }
         let (extend_index, extend_base) = (byte(1) & 0x40 == 0, byte(1) & 0x20 == 0);
         let second_source = usize::from(!(byte(2) >> 3) & 0xf);
         let (prefix, opcode, modrm) = (byte(2) & 0b11, byte(3), byte(4));

@@ -1,6 +1,6 @@
 //! The kernels of AMX on a processor that has none: every test of the ops again, with its instructions emulated.
 //!
-//! A binary of its own, because the emulation is of the whole process. Where there is AMX, `ops` runs it in the metal;
+//! A binary of its own, because the emulation is of the whole process. Where there is AMX, `ops` runs it on the metal;
 //! where there is no AVX512-BF16 either, which AMX comes with, there is nothing to run.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
@@ -33,11 +33,10 @@ fn a_tile_product_is_that_of_the_instructions_and_nothing_else_multiplies() {
     Isa::Amx.choose();
     // Whole tiles of 32 rows, whole steps of depth 32; the low-rank pair (rank 8) takes one more step.
     let (tokens, input, output, rank) = (64, 96, 64, 8);
-    let values = |count, seed| ops::values(count, seed);
     let tensor = |rows, columns, seed| {
-        Tensor::<2>::from_data(TensorData::new(values(rows * columns, seed), [rows, columns]), &Device::flex())
+        Tensor::<2>::from_data(TensorData::new(ops::values(rows * columns, seed), [rows, columns]), &Device::flex())
     };
-    let weight = Storage::Bf16(Bytes::from(float::encode_bf16(&values(output * input, 1))));
+    let weight = Storage::Bf16(Bytes::from(float::encode_bf16(&ops::values(output * input, 1))));
     let weight = FrozenWeight::from_matrix(Matrix::new(output, input, weight));
     let pair = LowRankPair { a: tensor(rank, input, 2), b: tensor(output, rank, 3), scale: 2.0, dropout: None };
     let group = [Projected { weight: &weight, bias: None, low_rank: Some(pair) }];
