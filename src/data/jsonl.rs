@@ -7,7 +7,7 @@
 //! | `chat` | `{"messages": [{"role": …, "content": …}, …]}`, perhaps with `tools` beside and `tool_calls` inside, or ShareGPT's `{"conversations": [{"from": …, "value": …}]}` |
 //! | `text` | `{"text": …}` |
 //!
-//! Keys beside these are ignored. Every bad line is reported, up to 20 of them.
+//! A turn with `"weight": 0` (OpenAI's format) is not trained. Keys beside these are ignored. Every bad line is reported, up to 20 of them.
 
 use std::fmt;
 use std::path::Path;
