@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Global;
 use super::terminal::Terminal;
 use super::train::{Arguments, Screen};
-use crate::data::encode::EncodedSet;
+use crate::data::EncodedSet;
 use crate::error::Result;
 use crate::run::memory_plan::{MemoryPlan, Size};
 use crate::run::train::{Prepared, prepare};

@@ -11,7 +11,7 @@ use super::terminal::Terminal;
 use crate::data::Message;
 use crate::error::{Error, Result};
 use crate::generate::sample::SamplerConfig;
-use crate::run::infer::{Answering, answer_ids};
+use crate::run::answer::{Answering, answer_ids};
 use crate::text::TextStream;
 
 /// Answer a prompt; the answer alone goes to stdout, as it comes

@@ -10,7 +10,7 @@ use super::Global;
 use super::model::Model;
 use super::terminal::Terminal;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
-use crate::data::encode::LongPolicy;
+use crate::data::LongPolicy;
 use crate::error::{Error, Result};
 use crate::files::FloatType;
 use crate::model::load::Quant;

@@ -6,10 +6,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::base::OpenBase;
-use super::infer::{Answering, answer_ids};
+use super::answer::{Answering, answer_ids};
 use super::train::Validation;
 use crate::adapter::file::HostAdapter;
-use crate::data::{Row, encode::LongPolicy};
+use crate::data::{LongPolicy, Row};
 use crate::error::{Error, Result};
 use crate::eval::loss::{compare, mean_loss, perplexity};
 use crate::eval::text::{exact_match, rouge_l};

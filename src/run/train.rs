@@ -9,12 +9,12 @@ use serde_json::json;
 
 use super::base::{OpenBase, sha256_of};
 use super::folder::RunFolder;
-use super::infer::{Answering, answer};
+use super::answer::{Answering, answer};
 use super::memory_plan::{MemoryPlan, Size, Workload, does_not_fit, layouts};
 use crate::adapter::attach::AdapterSpec;
 use crate::adapter::file::{HostAdapter, SaveOptions, provenance};
-use crate::data::encode::{EncodedSet, LongPolicy};
-use crate::data::{self, Example, Row, batch, jsonl};
+use crate::data::{EncodedSet, Format, LongPolicy};
+use crate::data::{self, Example, Row, batch};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::eval::loss::{Comparison, compare, perplexity};
@@ -349,10 +349,10 @@ fn describe(set: &EncodedSet) -> serde_json::Value {
 fn read_examples(plan: &plan::Plan) -> Result<(Vec<Row>, Vec<Row>)> {
     let format = match plan.data.format {
         plan::DataFormat::Auto => None,
-        plan::DataFormat::Alpaca => Some(jsonl::Format::Alpaca),
-        plan::DataFormat::Chat => Some(jsonl::Format::Chat),
-        plan::DataFormat::PromptCompletion => Some(jsonl::Format::PromptCompletion),
-        plan::DataFormat::Text => Some(jsonl::Format::Text),
+        plan::DataFormat::Alpaca => Some(Format::Alpaca),
+        plan::DataFormat::Chat => Some(Format::Chat),
+        plan::DataFormat::PromptCompletion => Some(Format::PromptCompletion),
+        plan::DataFormat::Text => Some(Format::Text),
     };
     let valid = plan.data.valid.as_ref().map(|path| data::read(path, format)).transpose();
     let (train, valid) = Error::both(data::read(&plan.data.train, format), valid)?;
