@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::FloatType;
 use crate::model::load::Quant;
 use crate::run::memory_plan::Size;
-use crate::run::merge::{self, Bench, Comparison, Place};
+use crate::run::merge::{self, Hardware, MergeCheck, MergedFolder};
 use crate::{data, device};
 
 /// Fold an adapter into its base and write a Hugging Face folder
@@ -59,7 +59,7 @@ struct Merged {
     #[serde(flatten)]
     written: Option<Written>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    comparison: Option<Comparison>,
+    comparison: Option<MergeCheck>,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,10 +99,10 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let rows = data::read(data, None)?;
             let positions = base.files.config().max_positions;
             let set = base.encoder.encode_all(data.display(), &rows, positions, LongPolicy::Error)?;
-            let bench = Bench { device: device::open(&global.device)?, compute: arguments.model.compute() };
+            let hardware = Hardware { device: device::open(&global.device)?, compute: arguments.model.compute() };
             let scratch = folder.join("merged");
-            let place = arguments.out.as_deref().map_or_else(|| Place::Measure(&scratch), Place::Keep);
-            let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &bench, &options, place)?;
+            let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);
+            let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &hardware, &options, place)?;
             (report, Some(comparison))
         }
         _ => match &arguments.out {
