@@ -6,13 +6,16 @@
 mod config;
 mod fields;
 mod header;
+mod missing;
 mod patterns;
 mod plain_lora;
 mod read;
+mod unused;
 mod write;
 
 pub use config::PeftConfig;
 pub use header::{AdapterHeader, PairHeader};
+pub use missing::no_adapter;
 pub use write::SaveOptions;
 
 /// The name of the configuration file in an adapter folder.
