@@ -32,10 +32,13 @@ pub struct HostPair {
     pub a: Vec<f32>,
     /// `[out, rank]`, row-major.
     pub b: Vec<f32>,
+    /// Rows of `a`, columns of `b`.
     pub rank: usize,
+    /// Input width of the module.
     pub input: usize,
+    /// Output width of the module.
     pub output: usize,
-    /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA; patterns already resolved.
+    /// The factor on `B · A`: `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA; patterns already resolved.
     pub scale: f32,
 }
 
@@ -49,13 +52,16 @@ impl HostPair {
     }
 }
 
-/// An adapter on the host: what a folder holds.
+/// An adapter on the host, with everything that its folder holds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostAdapter {
     /// By module path (`model.layers.0.self_attn.q_proj`, `lm_head`).
     pub pairs: BTreeMap<String, HostPair>,
+    /// The rank where no pattern gives another one.
     pub rank: usize,
+    /// The numerator of the scale where no pattern gives another one.
     pub alpha: f64,
+    /// The probability of dropping an input value while training.
     pub dropout: f64,
     /// Provenance from the safetensors metadata (`burnish.base_sha256`, …); empty for a foreign adapter.
     pub metadata: BTreeMap<String, String>,

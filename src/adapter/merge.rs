@@ -39,7 +39,7 @@ pub enum MergeBase {
 /// How to merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MergeOptions {
-    /// What the adapter is added to.
+    /// The weights that the adapter is added to.
     pub weights: MergeBase,
     /// The type of every tensor. `None`: as the base stores it, and f32 for what it stores in blocks, which no
     /// 16-bit float holds exactly.
@@ -56,7 +56,7 @@ impl Default for MergeOptions {
     }
 }
 
-/// What was merged, and what the comparison after it found.
+/// The outcome of a merge, and of the comparison after it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MergeReport {
     /// Modules that have a low-rank pair.
@@ -109,7 +109,7 @@ pub fn merge(
 /// [`merge`] without the last step: the merged folder, checked, under a temporary name beside `out`.
 ///
 /// # Errors
-/// As [`merge`].
+/// Those of [`merge`].
 pub fn stage(
     base: &BaseFiles,
     adapter: &HostAdapter,

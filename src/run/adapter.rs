@@ -121,7 +121,7 @@ fn template_of(tokenizer: &Tokenizer) -> Option<&str> {
     tokenizer.chat_template().map(str::trim_end)
 }
 
-/// What two tokenizers do not have in common, chat templates aside.
+/// The names of what two tokenizers do not have in common, chat templates aside.
 fn differences(own: &Tokenizer, base: &Tokenizer) -> Vec<&'static str> {
     let mut differences = Vec::new();
     let tokens = own.vocab_size().max(base.vocab_size()) as u32;

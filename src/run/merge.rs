@@ -20,15 +20,17 @@ use crate::train::evaluate::evaluate;
 /// Merges into a folder at `out`.
 ///
 /// # Errors
-/// As [`merge::merge`].
+/// Those of [`merge::merge`].
 pub fn merge(base: &OpenBase, adapter: &HostAdapter, out: &Path, options: &MergeOptions) -> Result<MergeReport> {
     merge::merge(&base.files, adapter, out, options, |folder| base.encoder.tokenizer().save(folder))
 }
 
-/// Where losses are measured.
+/// The device and precision that losses are measured with.
 #[derive(Debug, Clone)]
 pub struct Hardware {
+    /// The device that the model is loaded onto.
     pub device: Device,
+    /// Precision of the frozen matrix products.
     pub compute: Compute,
 }
 
@@ -49,7 +51,7 @@ pub struct MergeCheck {
     pub nearer: &'static str,
 }
 
-/// What becomes of the folders that a comparison merges. They grow beside the path.
+/// The fate of the folders that a comparison merges. They grow beside the path.
 #[derive(Debug, Clone, Copy)]
 pub enum MergedFolder<'a> {
     /// The one that the options ask for gets this name.
@@ -61,7 +63,7 @@ pub enum MergedFolder<'a> {
 /// Merges both ways and measures all three on `set`.
 ///
 /// # Errors
-/// What merging and loading say.
+/// Those of merging and of loading.
 pub fn compare(
     base: &OpenBase,
     adapter: &HostAdapter,

@@ -18,7 +18,7 @@ use crate::files::json;
 /// last one in GPT-NeoX (`utils/constants.py`). No family has both.
 const DEFAULT_TARGETS: [&str; 3] = ["q_proj", "v_proj", "query_key_value"];
 
-/// What `adapter_config.json` says about a LoRA adapter.
+/// The settings of a LoRA adapter in `adapter_config.json`.
 #[derive(Debug, Clone)]
 pub struct PeftConfig {
     /// `r`: the rank where no pattern says otherwise.

@@ -69,7 +69,7 @@ impl AdapterHeader {
     /// or the head are refused, unless `is_copy` says that they are the base's own.
     ///
     /// # Errors
-    /// As [`HostAdapter::load`](crate::adapter::host::HostAdapter::load), but for the numbers.
+    /// Those of [`HostAdapter::load`](crate::adapter::host::HostAdapter::load), except numbers that are not finite.
     pub fn read(dir: &Path, is_copy: impl Fn(&str, &RawTensor) -> bool) -> Result<Self> {
         if let Some(error) = no_adapter(dir) {
             return Err(error);
@@ -167,7 +167,7 @@ fn read_weights(dir: &Path) -> Result<Weights> {
     Error::none_of(errors, (tensors, file.metadata().clone()))
 }
 
-/// What a tensor's name says it is.
+/// The role of a tensor, by its name.
 enum Role<'a> {
     A(&'a str),
     B(&'a str),
@@ -196,7 +196,7 @@ impl<'a> Role<'a> {
     }
 }
 
-/// What PEFT copies of the base when it is asked to (or when a vocabulary has grown).
+/// Tensors of the base that PEFT copies when it is asked to, or when a vocabulary has grown.
 pub(super) const EMBEDDINGS: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
 
 /// Parts of names that tell what else PEFT can store.
@@ -234,11 +234,11 @@ fn refusals(
             refused.entry(reason).or_default().push(name);
         }
     }
-    let told = refused.into_iter().filter_map(|(reason, names)| {
+    let reported = refused.into_iter().filter_map(|(reason, names)| {
         let (first, rest) = names.split_first()?;
         Some(Error::input(format_args!("{place}: tensor {first}{}", and_more(rest.len())), reason))
     });
-    told.collect()
+    reported.collect()
 }
 
 /// Sorts the tensors into pairs and checks every one but those that [`refusals`] names; what is wrong goes to `errors`.
