@@ -29,11 +29,6 @@ impl Format {
         }
     }
 
-    /// The format of a name; `None` where there is none.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|format| format.name() == name)
-    }
-
     /// Whether examples of this shape go through the chat template of a model that has one.
     pub fn uses_template(self) -> bool {
         matches!(self, Format::Alpaca | Format::Chat)

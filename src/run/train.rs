@@ -9,12 +9,12 @@ use serde_json::json;
 
 use super::base::{OpenBase, sha256_of};
 use super::folder::RunFolder;
-use super::answer::{Answering, answer};
+use super::answer::{Answering, PromptForm, answer};
 use super::memory_plan::{MemoryPlan, Size, Workload, does_not_fit, layouts};
 use crate::adapter::attach::AdapterSpec;
-use crate::adapter::file::{HostAdapter, SaveOptions, provenance};
-use crate::data::{EncodedSet, Format, LongPolicy};
-use crate::data::{self, Example, Row, batch};
+use crate::adapter::host::{HostAdapter, provenance};
+use crate::adapter::peft::SaveOptions;
+use crate::data::{self, EncodedSet, Format, LongPolicy, Row, batch};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::eval::loss::{Comparison, compare, perplexity};
@@ -147,8 +147,7 @@ fn prepare_plan(
     let device = device::open(choice)?;
     let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event));
     let ((train, valid), base) = Error::both(read_examples(&plan), base)?;
-    let raw =
-        matches!(train.first().map(|row| &row.example), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
+    let format = train.first().map(|row| row.example.format());
     let config = base.files.config();
     let (compute, quant) = precision(&plan);
     let load = LoadOptions { device: device.clone(), compute, quant };
@@ -182,6 +181,9 @@ fn prepare_plan(
         return Err(Error::input("train.warmup_steps", message));
     }
     let (base_sha256, data_sha256) = (base.files.content_hash()?, sha256_of(&plan.data.train)?);
+    if let Some(format) = format {
+        start.record_data_format(format);
+    }
     start.metadata.extend(
         [
             (provenance::BASE_SHA256, base_sha256.clone()),
@@ -206,7 +208,7 @@ fn prepare_plan(
         settings,
         total_steps,
         memory,
-        raw,
+        raw: format.is_some_and(|format| !format.uses_template()),
     })
 }
 
@@ -239,9 +241,9 @@ pub fn train(
         .load(device, compute, quant, |done, total| watch.loading(done, total))
         .map_err(|error| recipe.locate(&error))?;
     let answering = |prompts: &[String], adapter: Option<&crate::nn::LowRanks>| {
-        let request =
-            Answering { sampler: SamplerConfig::default(), max_tokens: plan.sample.max_tokens, raw: prepared.raw };
-        answer(&decoder, &base.encoder, adapter, prompts, &request, |_, _| Ok(()))
+        let request = Answering { sampler: SamplerConfig::default(), max_tokens: plan.sample.max_tokens };
+        let form = if prepared.raw { PromptForm::Bare } else { PromptForm::Conversation };
+        answer(&decoder, &base.encoder, adapter, prompts, form, &request)
     };
     let before = answering(&plan.sample.prompts, None)?;
 
@@ -255,6 +257,7 @@ pub fn train(
         "memory_plan": prepared.memory,
         "data": {
             "train_sha256": data_sha256,
+            "format": train.format.map(Format::name),
             "train": describe(train),
             "valid": describe(valid),
         },
@@ -302,7 +305,9 @@ pub fn train(
     let validation = if outcome.valid_before.is_empty() {
         None
     } else {
-        let comparison = compare(&outcome.valid_before, &outcome.valid_after, plan.train.seed)?;
+        let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
+        let valid_place = |index: usize| valid.positions[index].within(valid_path.display());
+        let comparison = compare(&outcome.valid_before, &outcome.valid_after, plan.train.seed, valid_place)?;
         let tokens = outcome.valid_after.iter().map(|loss| loss.tokens).sum();
         Some(Validation::of(&comparison, tokens))
     };
@@ -378,11 +383,13 @@ fn tell_left_out(prepared: &Prepared, watch: &mut dyn Watch) {
         for (count, what) in [
             (set.dropped_long, format!("left out: longer than {limit} tokens")),
             (set.truncated, format!("had their prompt cut to {limit} tokens")),
-            (set.dropped_untrained, "left out: nothing in them is trained".to_owned()),
         ] {
             if count > 0 {
                 watch.notice(&format!("{name}: {count} examples {what}"));
             }
+        }
+        for notice in &set.notices {
+            watch.notice(&format!("{name}: {notice}"));
         }
         if set.untrained_turns > 0 {
             watch.notice(&format!(

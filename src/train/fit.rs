@@ -8,10 +8,10 @@ use super::evaluate::evaluate;
 use super::memory::peak_bytes;
 use super::schedule::{Schedule, ScheduleKind};
 use super::step::{Optimiser, StepReport, Trainee};
-use crate::adapter::file::HostAdapter;
+use crate::adapter::host::HostAdapter;
 use crate::data::{Batch, Encoded, batch};
 use crate::error::{Error, Result};
-use crate::eval::loss::{ExampleLoss, mean_loss};
+use crate::eval::loss::{ExampleLoss, example_number, mean_loss};
 use crate::model::Decoder;
 
 /// Stop when the validation loss no longer falls.
@@ -238,7 +238,7 @@ impl Race {
         let mut is_best = true;
         if !valid.is_empty() {
             let losses = evaluate(decoder, Some(&trainee.adapter.valid()), valid);
-            let valid_loss = mean_loss(&losses)?;
+            let valid_loss = mean_loss(&losses, example_number)?;
             let min_delta = self.early_stopping.map_or(0.0, |stopping| stopping.min_delta);
             is_best = self.best_loss.is_none_or(|best| valid_loss < best);
             improved = self.best_loss.is_none_or(|best| valid_loss < best - min_delta);
