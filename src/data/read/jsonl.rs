@@ -109,6 +109,7 @@ fn check_numbers(value: &Value) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Example, Message};
 
     fn problems(text: &str) -> String {
         parse(text.as_bytes(), "d.jsonl", None).expect_err("bad").to_string()
@@ -178,10 +179,89 @@ mod tests {
     }
 
     #[test]
-    fn after_twenty_bad_lines_only_their_count_is_given() {
+    fn the_same_problem_of_many_lines_is_reported_once() {
         let text = problems(&"{}\n".repeat(50));
-        assert_eq!(text.matches("d.jsonl:").count(), 21, "{text}");
-        assert!(text.contains("and 30 more bad rows"), "{text}");
+        assert_eq!(text.matches("d.jsonl:").count(), 1, "{text}");
+        assert!(text.contains("d.jsonl:1: found the keys []") && text.contains("(50 rows, also 2, 3, …)"), "{text}");
+        assert!(text.contains("hint: rename the keys"), "{text}");
+    }
+
+    #[test]
+    fn a_row_that_is_too_long_is_refused_in_lines_and_in_lists() {
+        let object = format!("{{\"text\": \"{}\"}}", "a".repeat(1 << 20));
+        let line = problems(&object);
+        assert!(line.contains("d.jsonl:1: a row of 1048588 bytes; at most 1048576") && line.contains("hint: cut"), "{line}");
+        let list = parse_list(format!("[{object}]").as_bytes(), "d.json", None).expect_err("too long").to_string();
+        assert!(list.contains("d.json:1: a row of 1048588 bytes; at most 1048576"), "{list}");
+    }
+
+    #[test]
+    fn files_of_another_kind_are_named() {
+        let named = |bytes: &[u8]| parse(bytes, "d.jsonl", None).expect_err("no data").to_string();
+        for (bytes, expected) in [
+            (&b"ARROW1\0\0"[..], "is an Arrow file"),
+            (b"PK\x03\x04", "as an Excel workbook is"),
+            (b"GGUF\x03", "is a GGUF model"),
+            (b"{\"text\": \"a\0\"}", "is a binary file"),
+            (b"{\"text\": \"a\"}\n{\"text\": \"caf\xe9\"}", "d.jsonl:2: is not UTF-8 text: found the byte 0xe9"),
+            (b"prompt\tcompletion\na\tb\n", "tables are named .csv or .parquet"),
+        ] {
+            let error = named(bytes);
+            assert!(error.contains(expected) && error.contains("hint: "), "{expected}: {error}");
+        }
+    }
+
+    #[test]
+    fn keys_that_nothing_reads_are_kept_with_their_row() {
+        let rows = |text: &str| parse(text.as_bytes(), "d.jsonl", None).expect("good");
+        let ignored = |text: &str| -> Vec<String> {
+            rows(text)[0].ignored.iter().map(|key| key.to_string()).collect()
+        };
+        assert_eq!(ignored(r#"{"prompt":"a","completion":"b","text":"c","id":3,"note":null}"#), ["text", "id"]);
+        assert_eq!(ignored(r#"{"text":"a","meta":{"x":1}}"#), ["meta"]);
+        let chat = r#"{"messages":[{"role":"user","content":"a"}],"history":[["q","a"]],"tools":[]}"#;
+        assert_eq!(ignored(chat), ["history"]);
+        assert!(ignored(r#"{"instruction":"a","input":"","output":"b","history":[]}"#).is_empty());
+    }
+
+    #[test]
+    fn earlier_turns_and_the_system_text_beside_the_turns_are_a_part_of_the_conversation() {
+        let one = |line: &str| parse(line.as_bytes(), "d.jsonl", None).expect("good").remove(0).example;
+        let turns = [("a", "b"), ("c", "d")];
+        let mut messages: Vec<Message> =
+            turns.iter().flat_map(|(ask, answer)| [Message::user(*ask), Message::assistant(*answer)]).collect();
+        let chat = |messages: &[Message]| Example::Chat { messages: messages.to_vec(), tools: None };
+        let line = r#"{"instruction":"c","output":"d","history":[["a","b"]]}"#;
+        assert_eq!(one(line), chat(&messages));
+        messages.insert(0, Message::system("s"));
+        let line = r#"{"instruction":"c","output":"d","system":"s","history":[["a","b"]]}"#;
+        assert_eq!(one(line), chat(&messages));
+        let turns = r#"[{"role":"user","content":"a"}]"#;
+        let expected = chat(&[Message::system("s"), Message::user("a")]);
+        assert_eq!(one(&format!(r#"{{"messages":{turns},"system":"s"}}"#)), expected);
+        let share = r#"{"conversations":[{"from":"human","value":"a"}],"system":"s"}"#;
+        assert_eq!(one(share), expected);
+        let twice = r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":"a"}],"system":"S"}"#;
+        assert_eq!(one(&twice.replace("S", "s")), expected);
+        assert!(problems(twice).contains("d.jsonl:1: `system` stands beside the turns"));
+        for history in ["[1]", r#"[["a"]]"#, r#""a""#, r#"[{"role":"user"}]"#] {
+            let text = problems(&format!(r#"{{"instruction":"c","output":"d","history":{history}}}"#));
+            assert!(text.contains("`history") && text.contains("expected"), "{text}");
+        }
+    }
+
+    #[test]
+    fn roles_have_many_names() {
+        let turn = |role: &str, text: &str| format!(r#"{{"from":"{role}","value":"{text}"}}"#);
+        let row = [turn("Human", "a"), turn("function_call", r#"{\"name\": \"f\", \"arguments\": {}}"#), turn("observation", "b")];
+        let text = format!(r#"{{"conversations":[{},{}]}}"#, row.join(","), turn("Assistant", "c"));
+        let Example::Chat { messages, .. } = parse(text.as_bytes(), "d.jsonl", None).expect("good").remove(0).example
+        else {
+            panic!("a conversation");
+        };
+        let roles: Vec<&str> = messages.iter().map(|message| message.role.name()).collect();
+        assert_eq!(roles, ["user", "assistant", "tool", "assistant"]);
+        assert!(messages[1].spells_calls && messages[1].more["tool_calls"][0]["function"]["name"] == "f");
     }
 
     #[test]
@@ -190,6 +270,7 @@ mod tests {
         let row = |line: usize, text: &str| Row {
             position: Position::Line(line),
             example: Example::Text { text: text.into() },
+            ignored: Vec::new(),
         };
         let expected = [row(2, "a, ] } \" ["), row(3, "b")];
         assert_eq!(parse_list(list.as_bytes(), "d.json", None).expect("good"), expected);
