@@ -14,7 +14,7 @@ use crate::adapter::spec::Target;
 use crate::error::{Error, Result};
 use crate::files::safetensors::{self, SafeTensorsFile, TensorHeader};
 use crate::files::{Bytes, Dtype, RawTensor, atomic, temporary};
-use crate::model::load::Quant;
+use crate::quant::Quant;
 use crate::model::{BaseFiles, ModelConfig, names};
 
 /// The weights' file name in an adapter folder.

@@ -21,7 +21,7 @@ use crate::files::staging::Staging;
 use crate::files::{FloatType, RawTensor};
 use crate::model::BaseFiles;
 use crate::model::folder::write_configs;
-use crate::model::load::Quant;
+use crate::quant::Quant;
 
 use plan::{Plan, Planned};
 use source::Source;

@@ -14,17 +14,19 @@ use crate::ops::frozen::FrozenWeight;
 use crate::ops::inject::inject;
 use crate::ops::linear::linear;
 use crate::ops::norm::rms_norm;
+use crate::settings::choice;
 
 /// Projections of a layer, in the order of their sites.
 pub const SITES_PER_LAYER: usize = 7;
 
-/// What the backward pass keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recompute {
-    /// Every activation.
-    None,
-    /// The input of each layer; the layer runs again when its gradient is due.
-    Block,
+choice! {
+    /// The activations that are computed again in the backward pass.
+    Recompute {
+        /// Nothing: every activation is kept.
+        None = "none",
+        /// Each layer again from its input, when its gradient is due.
+        Block = "block",
+    }
 }
 
 /// A LLaMA-family decoder on a device.
