@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::config::{ModelConfig, RopeScaling};
 use crate::data::Batch;
-use crate::nn::{Layer, LowRanks, Pass, Projection};
+use crate::nn::{Layer, LowRanks, Noise, Pass, Projection};
 use crate::ops::attention::{Cache, Geometry, Rope};
 use crate::ops::cross_entropy::{cross_entropy, losses};
 use crate::ops::frozen::FrozenWeight;
@@ -112,14 +112,14 @@ impl Decoder {
 
     /// Loss of each trained token of the batch, in order.
     pub fn losses(&self, batch: &Batch, adapter: Option<&LowRanks>) -> Vec<f32> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
         losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets())
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
     pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&LowRanks>) -> Tensor<2> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let x = self.hidden(ids, lengths, &pass);
         linear(self.normed(x), &[self.head.in_pass(&pass)], None)
     }
@@ -136,7 +136,7 @@ impl Decoder {
         sequences: &mut [&mut Sequence],
         adapter: Option<&LowRanks>,
     ) -> Vec<Vec<f32>> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
         let mut x = self.embed(&new.concat());
         for (index, layer) in self.layers.iter().enumerate() {
@@ -159,11 +159,11 @@ impl Decoder {
         &self,
         batch: &Batch,
         adapter: &LowRanks,
-        dropout_seed: u64,
+        noise: Noise,
         factor: f32,
         recompute: Recompute,
     ) -> LossAndGradients {
-        let pass = Pass { adapter: Some(adapter), dropout_seed: Some(dropout_seed) };
+        let pass = Pass { adapter: Some(adapter), noise: Some(noise) };
         match recompute {
             Recompute::None => {
                 let loss = self.loss(batch, &pass);

@@ -8,7 +8,7 @@ use super::settings::TrainSettings;
 use crate::data::Batch;
 use crate::model::Decoder;
 use crate::model::decoder::Recompute;
-use crate::nn::LowRanks;
+use crate::nn::{LowRanks, Noise};
 
 /// PyTorch's default for AdamW's ε.
 const EPSILON: f32 = 1e-8;
@@ -56,7 +56,8 @@ impl AdapterTrainer {
         Self { adapter, optimiser, max_grad_norm: settings.max_grad_norm, recompute }
     }
 
-    /// One update from the mean loss over the trained tokens of all `micro_batches`. `seed` decides dropout.
+    /// One update from the mean loss over the trained tokens of all `micro_batches`. `seed` decides the noise, which
+    /// belongs to the tokens of the step: it is the same however they are cut into micro-batches.
     ///
     /// A loss or a gradient that is not finite is reported and changes nothing.
     pub fn step(&mut self, decoder: &Decoder, micro_batches: &[Batch], rate: f64, seed: u64) -> StepReport {
@@ -68,11 +69,15 @@ impl AdapterTrainer {
         }
         let factor = 1.0 / trained_tokens as f32;
         let mut sum = GradientsAccumulator::new();
-        for (index, batch) in micro_batches.iter().enumerate().filter(|(_, batch)| batch.trained_tokens() > 0) {
-            let seed = seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(index as u64);
-            let result = decoder.loss_and_gradients(batch, &self.adapter, seed, factor, self.recompute);
-            report.loss += result.loss / trained_tokens as f64;
-            sum.accumulate(&self.adapter, result.gradients);
+        let mut first_token = 0;
+        for batch in micro_batches {
+            let noise = Noise { seed, first_token };
+            first_token += batch.ids.len();
+            if batch.trained_tokens() > 0 {
+                let result = decoder.loss_and_gradients(batch, &self.adapter, noise, factor, self.recompute);
+                report.loss += result.loss / trained_tokens as f64;
+                sum.accumulate(&self.adapter, result.gradients);
+            }
         }
         let gradients = sum.grads();
         report.grad_norm = global_norm(&self.adapter, &gradients);
