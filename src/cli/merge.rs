@@ -11,7 +11,7 @@ use super::model::Model;
 use super::terminal::Terminal;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
 use crate::data::encode::LongPolicy;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::files::FloatType;
 use crate::model::load::Quant;
 use crate::run::memory_plan::Size;
@@ -73,7 +73,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let (base, adapter) = arguments.model.open(terminal)?;
     let (Some(adapter), Some(folder)) = (adapter, &arguments.model.adapter) else {
         return Err(
-            Error::input("--adapter", "is missing").hint("name the adapter's folder, as `--adapter adapters/my-run`")
+            Error::input(Place::argument("--adapter"), "is missing").hint("name the adapter's folder, as `--adapter adapters/my-run`")
         );
     };
     let quant = arguments.model.quant(&base, Some(&adapter))?;

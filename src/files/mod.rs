@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::quant::{BlockType, float};
 
 /// Bytes that are either a slice of a memory-mapped file or owned. Cloning is cheap.
@@ -268,7 +268,7 @@ impl RawTensor {
 
     /// An error naming `place` where a value (for blocks: a scale) is infinite or NaN: such a weight makes
     /// every loss NaN.
-    pub fn check_finite(&self, place: impl fmt::Display) -> Result<()> {
+    pub fn check_finite(&self, place: impl Into<Place>) -> Result<()> {
         let bytes: &[u8] = &self.bytes;
         let (what, index) = match self.dtype {
             Dtype::F32 => ("value", any_special(bytes, |bytes| u32::from_le_bytes(bytes) & 0x7f80_0000 == 0x7f80_0000)),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 
 use crate::data::Encoder;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::model::load::{Compute, LoadOptions, Quant};
 use crate::model::{BaseFiles, Decoder};
 use crate::pull;
@@ -61,7 +61,7 @@ impl OpenBase {
     ///
     /// # Errors
     /// Input: blocks are to be kept that are not there; packed weights are to be packed otherwise.
-    pub fn check_quant(&self, key: &str, quant: Quant) -> Result<()> {
+    pub fn check_quant(&self, key: impl Into<Place>, quant: Quant) -> Result<()> {
         if quant == Quant::Keep && !self.files.is_gguf() {
             return Err(Error::input(key, "is `keep`: a GGUF file's own blocks as they are; this base has none")
                 .hint("`nf4`, `nf4-double` and `int8` quantise any base"));
@@ -93,7 +93,7 @@ impl OpenBase {
     }
 }
 
-fn packed_otherwise(key: &str, quant: Quant, stored: &str) -> Error {
+fn packed_otherwise(key: impl Into<Place>, quant: Quant, stored: &str) -> Error {
     let message = format!("is `{}`; the base is stored as {stored}, and is used as it is", quant.name());
     Error::input(key, message).hint("leave it `none`, or name the model that the base was made from")
 }

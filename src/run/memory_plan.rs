@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::adapter::file::HostAdapter;
 use crate::adapter::spec::Target;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::model::decoder::Recompute;
 use crate::model::load::{Compute, LoadOptions};
 use crate::model::{BaseFiles, ModelConfig};
@@ -234,7 +234,7 @@ pub fn layouts(
 pub fn does_not_fit(limit: Size, least: &MemoryPlan) -> Error {
     let message = format!("{limit} is not enough: {} at least ({least})", Size(least.total()));
     let hint = "`base.quant = \"nf4\"` makes weights smaller, a lower `data.max_seq_tokens` activations";
-    Error::input("--max-memory", message).hint(hint)
+    Error::input(Place::argument("--max-memory"), message).hint(hint)
 }
 
 impl fmt::Display for MemoryPlan {

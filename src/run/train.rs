@@ -16,7 +16,7 @@ use crate::adapter::file::{HostAdapter, SaveOptions, provenance};
 use crate::data::encode::{EncodedSet, LongPolicy};
 use crate::data::{self, Example, Row, batch, jsonl};
 use crate::device::{self, DeviceChoice};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::eval::loss::{Comparison, compare, perplexity};
 use crate::generate::sample::SamplerConfig;
 use crate::interrupt;
@@ -133,7 +133,7 @@ pub fn prepare(
 ) -> Result<Prepared> {
     let plan = recipe.plan()?;
     RunFolder::check_free(&plan.output.dir)?;
-    let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(&error))?;
+    let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(error))?;
     tell_left_out(&prepared, watch);
     Ok(prepared)
 }
@@ -153,7 +153,7 @@ fn prepare_plan(
     let (compute, quant) = precision(&plan);
     let load = LoadOptions { device: device.clone(), compute, quant };
     let fits_device = load.check();
-    let precise = Error::both(base.check_quant("base.quant", quant), fits_device);
+    let precise = Error::both(base.check_quant(Place::setting("base.quant"), quant), fits_device);
     let start = Error::both(precise, adapter_spec(&plan).initialise(config, plan.train.seed));
     let limit = plan.data.max_seq_tokens.min(config.max_positions);
     let encode = |path: &Path, rows: &[Row]| base.encoder.encode_all(path.display(), rows, limit, long_policy(&plan));
@@ -179,7 +179,7 @@ fn prepare_plan(
     let total_steps = settings.total_steps(&train.sequences)?;
     if settings.warmup_steps > total_steps {
         let message = format!("is {}, more than the {total_steps} steps there are", settings.warmup_steps);
-        return Err(Error::input("train.warmup_steps", message));
+        return Err(Error::input(Place::setting("train.warmup_steps"), message));
     }
     let (base_sha256, data_sha256) = (base.files.content_hash()?, sha256_of(&plan.data.train)?);
     start.metadata.extend(
@@ -237,7 +237,7 @@ pub fn train(
     let (compute, quant) = precision(plan);
     let decoder = base
         .load(device, compute, quant, |done, total| watch.loading(done, total))
-        .map_err(|error| recipe.locate(&error))?;
+        .map_err(|error| recipe.locate(error))?;
     let answering = |prompts: &[String], adapter: Option<&crate::nn::LowRanks>| {
         let request =
             Answering { sampler: SamplerConfig::default(), max_tokens: plan.sample.max_tokens, raw: prepared.raw };

@@ -10,7 +10,7 @@ use super::schedule::{Schedule, ScheduleKind};
 use super::step::{Optimiser, StepReport, Trainee};
 use crate::adapter::file::HostAdapter;
 use crate::data::{Batch, Encoded, batch};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::eval::loss::{ExampleLoss, mean_loss};
 use crate::model::Decoder;
 
@@ -55,7 +55,7 @@ impl Settings {
     pub fn total_steps(&self, train: &[Encoded]) -> Result<u64> {
         let steps_per_epoch = Epochs::new(self, train).steps(0).len() as u64;
         if steps_per_epoch == 0 || train.iter().all(|sequence| sequence.trained_tokens() == 0) {
-            return Err(Error::input("data.train", "there is not one token to train on"));
+            return Err(Error::input(Place::setting("data.train"), "there is not one token to train on"));
         }
         Ok(self.epochs.saturating_mul(steps_per_epoch).min(self.max_steps.unwrap_or(u64::MAX)))
     }
