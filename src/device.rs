@@ -97,7 +97,8 @@ fn no_such_device(name: &str, index: usize, found: &[Device]) -> Error {
         1 => format!("there is no {name}:{index}; this machine has {name}:0 only"),
         count => format!("there is no {name}:{index}; this machine has {name}:0 to {name}:{}", count - 1),
     };
-    Error::input(Place::argument("--device"), message).hint("`--device cpu` runs everywhere; docs/devices.md lists the drivers needed")
+    Error::input(Place::argument("--device"), message)
+        .hint("`--device cpu` runs everywhere; docs/devices.md lists the drivers needed")
 }
 
 #[cfg(feature = "cpu")]

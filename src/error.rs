@@ -223,11 +223,9 @@ impl Error {
 fn paragraph(problem: &Problem, others: &[&Problem]) -> String {
     let mut text = match problem.place.is_empty() {
         true => printable_and_short(&problem.message).into_owned(),
-        false => format!(
-            "{}: {}",
-            printable_and_short(&problem.place.to_string()),
-            printable_and_short(&problem.message)
-        ),
+        false => {
+            format!("{}: {}", printable_and_short(&problem.place.to_string()), printable_and_short(&problem.message))
+        }
     };
     let mut places = others.iter().map(|other| other.place.to_string());
     if !others.is_empty() {

@@ -72,9 +72,8 @@ struct Written {
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
     let (base, adapter) = arguments.model.open(terminal)?;
     let (Some(adapter), Some(folder)) = (adapter, &arguments.model.adapter) else {
-        return Err(
-            Error::input(Place::argument("--adapter"), "is missing").hint("name the adapter's folder, as `--adapter adapters/my-run`")
-        );
+        return Err(Error::input(Place::argument("--adapter"), "is missing")
+            .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
     };
     let quant = arguments.model.quant(&base, Some(&adapter))?;
     let packing = matches!(quant, Quant::Nf4 { .. } | Quant::Int8).then_some(quant);

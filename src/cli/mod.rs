@@ -130,7 +130,9 @@ fn use_threads(threads: Option<u16>) -> Result<()> {
     #[cfg(feature = "cpu")]
     crate::ops::cpu::pool::use_threads(threads.into());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
-    pool.map_err(|error| Error::failed(Place::argument("--threads"), format!("{threads} threads cannot be started: {error}")))
+    pool.map_err(|error| {
+        Error::failed(Place::argument("--threads"), format!("{threads} threads cannot be started: {error}"))
+    })
 }
 
 #[cfg(test)]

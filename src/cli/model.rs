@@ -121,9 +121,10 @@ impl Model {
             base.check_quant(Place::argument("--quant"), quant.scheme())?;
             return Ok(quant.scheme());
         }
-        let trained_over = adapter.map(HostAdapter::trained_over).transpose().map_err(|error| {
-            error.within(self.adapter.as_ref().map_or(Place::Nowhere, Place::file))
-        })?;
+        let trained_over = adapter
+            .map(HostAdapter::trained_over)
+            .transpose()
+            .map_err(|error| error.within(self.adapter.as_ref().map_or(Place::Nowhere, Place::file)))?;
         let trained_over = trained_over.flatten();
         Ok(match trained_over {
             // The blocks of a GGUF file, and this base is none.

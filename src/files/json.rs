@@ -29,6 +29,28 @@ pub fn parse(place: impl Into<Place>, text: &[u8]) -> Result<Value> {
     })
 }
 
+/// The kind of a value, for messages.
+pub fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A value as JSON, for messages: cut after 80 characters.
+pub fn shortened(value: &Value) -> String {
+    const MOST_CHARACTERS: usize = 80;
+    let text = value.to_string();
+    match text.char_indices().nth(MOST_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
 /// A [`Value`] whose objects had no key twice.
 struct Strict(Value);
 

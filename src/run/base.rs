@@ -1,6 +1,6 @@
 //! A base model that is ready for use: fetched if need be, opened, with its tokenizer and chat template.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::Device;
 
@@ -96,23 +96,4 @@ impl OpenBase {
 fn packed_otherwise(key: impl Into<Place>, quant: Quant, stored: &str) -> Error {
     let message = format!("is `{}`; the base is stored as {stored}, and is used as it is", quant.name());
     Error::input(key, message).hint("leave it `none`, or name the model that the base was made from")
-}
-
-/// The SHA-256 of a file, in hex.
-///
-/// # Errors
-/// It cannot be read.
-pub fn sha256_of(path: &PathBuf) -> Result<String> {
-    use sha2::{Digest, Sha256};
-    use std::io::Read;
-    let read = |error: std::io::Error| Error::read(path, &error);
-    let mut file = std::fs::File::open(path).map_err(read)?;
-    let (mut digest, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(read)? {
-            0 => break,
-            count => digest.update(&buffer[..count]),
-        }
-    }
-    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use serde::Serialize;
 use serde_json::json;
 
-use super::base::{OpenBase, sha256_of};
+use super::base::OpenBase;
 use super::folder::RunFolder;
 use super::infer::{Answering, answer};
 use super::memory_plan::{MemoryPlan, Size, Workload, does_not_fit, layouts};
@@ -18,6 +18,7 @@ use crate::data::{self, Example, Row, batch, jsonl};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result};
 use crate::eval::loss::{Comparison, compare, perplexity};
+use crate::files::hex;
 use crate::generate::sample::SamplerConfig;
 use crate::interrupt;
 use crate::model::decoder::Recompute;
@@ -181,7 +182,7 @@ fn prepare_plan(
         let message = format!("is {}, more than the {total_steps} steps there are", settings.warmup_steps);
         return Err(Error::input(Place::setting("train.warmup_steps"), message));
     }
-    let (base_sha256, data_sha256) = (base.files.content_hash()?, sha256_of(&plan.data.train)?);
+    let (base_sha256, data_sha256) = (base.files.content_hash()?, hex::sha256_of_file(&plan.data.train)?);
     start.metadata.extend(
         [
             (provenance::BASE_SHA256, base_sha256.clone()),
