@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::file::{HostAdapter, HostPair};
 use super::spec::{AdapterSpec, Target};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::model::ModelConfig;
 use crate::model::decoder::SITES_PER_LAYER;
 use crate::nn::{LowRank, LowRanks};
@@ -37,7 +37,7 @@ impl AdapterSpec {
             if self.rank > output.min(input) {
                 let message =
                     format!("is {}, above the {} of {path} ({output} x {input})", self.rank, output.min(input));
-                problems.push(Error::input("adapter.rank", message));
+                problems.push(Error::input(Place::setting("adapter.rank"), message));
                 break;
             }
             let bound = 1.0 / (input as f32).sqrt();

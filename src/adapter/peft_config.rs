@@ -245,7 +245,7 @@ impl Reader<'_> {
     }
 
     fn wrong_type(&mut self, key: &str, expected: &str, found: &Value) {
-        self.problem(format!("`{key}`: expected {expected}, found {}", shortened(found)));
+        self.problem(format!("`{key}`: expected {expected}, found {}", json::shortened(found)));
     }
 
     /// The value of `key`; `null` counts as absent.
@@ -407,7 +407,7 @@ impl Reader<'_> {
         }
         for (key, what) in NOT_APPLICABLE {
             if let Some(value) = self.value(key).filter(|value| !is_empty(value)) {
-                self.problem(format!("`{key}` is {}: {what} cannot be applied", shortened(&value)));
+                self.problem(format!("`{key}` is {}: {what} cannot be applied", json::shortened(&value)));
             }
         }
         self.refuse_changed_bases();
@@ -425,7 +425,7 @@ impl Reader<'_> {
                         format!(
                             "`init_lora_weights` is {}: it changes the base's own weights, so that the adapter does \
                              not fit the base as published",
-                            shortened(&other)
+                            json::shortened(&other)
                         ),
                     )
                     .hint("save it as a plain LoRA: PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`"),
@@ -464,16 +464,6 @@ fn is_empty(value: &Value) -> bool {
         Value::Object(entries) => entries.is_empty(),
         _ => false,
     }
-}
-
-/// A value for a message, cut to a line.
-fn shortened(value: &Value) -> String {
-    const MOST_CHARACTERS: usize = 80;
-    let text = value.to_string();
-    if text.chars().count() <= MOST_CHARACTERS {
-        return text;
-    }
-    text.chars().take(MOST_CHARACTERS).chain("…".chars()).collect()
 }
 
 #[cfg(test)]

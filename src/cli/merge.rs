@@ -12,7 +12,7 @@ use super::terminal::Terminal;
 use crate::bytes::Size;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
 use crate::data::encode::LongPolicy;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::files::FloatType;
 use crate::quant::Quant;
 use crate::run::merge::{self, Hardware, MergeComparison, Place};
@@ -72,9 +72,8 @@ struct Written {
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
     let (base, adapter) = arguments.model.open(terminal)?;
     let (Some(adapter), Some(folder)) = (adapter, &arguments.model.adapter) else {
-        return Err(
-            Error::input("--adapter", "is missing").hint("name the adapter's folder, as `--adapter adapters/my-run`")
-        );
+        return Err(Error::input(Place::argument("--adapter"), "is missing")
+            .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
     };
     let quant = arguments.model.quant(&base, Some(&adapter))?;
     let packing = quant.is_packing().then_some(quant);

@@ -9,7 +9,7 @@ use super::progress::{Downloads, Loading};
 use super::terminal::Terminal;
 use crate::adapter::file::{HostAdapter, provenance};
 use crate::device;
-use crate::error::{Error, Result};
+use crate::error::{Place, Result};
 use crate::model::Decoder;
 use crate::quant::{Compute, Quant};
 use crate::run::OpenBase;
@@ -79,13 +79,13 @@ impl Model {
     /// The scheme asked for, or else the one that the adapter was trained over.
     pub(super) fn quant(&self, base: &OpenBase, adapter: Option<&HostAdapter>) -> Result<Quant> {
         if let Some(quant) = self.quant {
-            base.check_quant("--quant", quant)?;
+            base.check_quant(Place::argument("--quant"), quant)?;
             return Ok(quant);
         }
-        let trained_over = adapter.map(HostAdapter::trained_over).transpose().map_err(|error| {
-            let folder = self.adapter.as_ref().map(|folder| folder.display().to_string());
-            error.within(folder.unwrap_or_default())
-        })?;
+        let trained_over = adapter
+            .map(HostAdapter::trained_over)
+            .transpose()
+            .map_err(|error| error.within(self.adapter.as_ref().map_or(Place::Nowhere, Place::file)))?;
         let trained_over = trained_over.flatten();
         Ok(match trained_over {
             // The blocks of a GGUF file, and this base is none.

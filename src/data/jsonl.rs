@@ -14,7 +14,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::example::{Example, Message, Position, Role, Row};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::files::{json, open};
 use crate::settings::choice;
 
@@ -177,7 +177,10 @@ pub(super) fn without_mark<'a>(bytes: &'a [u8], name: &str) -> Result<&'a [u8]> 
 fn parse_line(line: &[u8], place: &str) -> Result<Value> {
     let value = json::parse("", line).map_err(|error| match error.problems() {
         [problem] => {
-            let column = problem.place.rsplit(':').next().unwrap_or_default();
+            let column = match problem.place {
+                Place::File { column, .. } => column.unwrap_or(1),
+                _ => 1,
+            };
             let error = Error::input(place, format!("{} at column {column}", problem.message));
             match line.first() {
                 Some(b'[') => error.hint("a file that is one JSON list must be named .json"),
@@ -498,7 +501,7 @@ mod tests {
             r#"{"text":"a","text":"b"}"#,
             r#"{"text":"\ud800"}"#,
         ] {
-            assert!(problems(text).starts_with("error: d.jsonl:1: "), "{text}");
+            assert!(problems(text).starts_with("d.jsonl:1: "), "{text}");
         }
         assert!(parse(b"{\"text\":\"\xff\"}", "d.jsonl", None).is_err());
         let named = |bytes: &[u8]| parse(bytes, "d.jsonl", None).expect_err("no text").to_string();

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::files::bitsandbytes::{self, Int8Tensor, Nf4Tensor, Storage};
 use crate::files::gguf::Gguf;
 use crate::files::safetensors::SafeTensorsFile;
-use crate::files::{Bytes, Dtype, RawTensor, json};
+use crate::files::{Bytes, Dtype, RawTensor, hex, json};
 use crate::quant::{Quant, float};
 
 /// Beyond this many differences the rest is only counted.
@@ -309,7 +309,7 @@ impl BaseFiles {
                 }
             }
         }
-        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex::encode(&hasher.finalize()))
     }
 
     /// Compares what the files hold with what the configuration needs.

@@ -8,7 +8,7 @@ use super::base::{BaseFiles, StoredWeight};
 use super::config::ModelConfig;
 use super::decoder::{Decoder, SITES_PER_LAYER, geometry, rope};
 use super::names;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::files::Dtype;
 use crate::nn::{Layer, Projection};
 use crate::ops::attention::Rope;
@@ -41,7 +41,7 @@ impl LoadOptions {
         let mut problems = Vec::new();
         if !self.device.supports_dtype(dtype(self.compute)) {
             problems.push(
-                Error::input("base.compute", "this device does not compute in bf16")
+                Error::input(Place::setting("base.compute"), "this device does not compute in bf16")
                     .hint("set `compute = \"f32\"` under [base]"),
             );
         }
@@ -231,7 +231,7 @@ fn place_matrix(_: &str, _: StoredWeight, _: Quant, _: usize, _: usize, _: Compu
 
 /// Int8 and GGUF blocks have kernels on the processor only.
 fn only_on_the_processor() -> Error {
-    Error::input("base.quant", "int8 weights and GGUF blocks stay packed with `--device cpu` only")
+    Error::input(Place::setting("base.quant"), "int8 weights and GGUF blocks stay packed with `--device cpu` only")
         .hint("this device has `quant = \"nf4\"`, `\"nf4-double\"` and `\"none\"`, for a base that is not itself int8")
 }
 

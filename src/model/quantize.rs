@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::folder::{torch_name, write_configs};
+use super::folder::write_configs;
 use super::{BaseFiles, StoredWeight, names};
 use crate::error::{Error, Result};
 use crate::files::bitsandbytes::{self, Part};
@@ -86,7 +86,8 @@ pub fn quantize(
     let staging = Staging::beside(out)?;
     shards.write(staging.path(), |entry| contents(base, entry, options.scheme))?;
     write_configs(base, float_type.dtype(), staging.path(), |config| {
-        let quantization = bitsandbytes::quantization_config(options.scheme.nf4_double(), torch_name(float_type.dtype()));
+        let quantization =
+            bitsandbytes::quantization_config(options.scheme.nf4_double(), float_type.dtype().torch_name());
         config.insert("quantization_config".to_owned(), quantization);
     })?;
     write_tokenizer(staging.path())?;
@@ -117,7 +118,7 @@ fn parts(base: &BaseFiles, name: &str, scheme: Quant, float_type: FloatType) -> 
         return Err(Error::input(place, "is packed already").hint("quantise the model that it was made from"));
     }
     match stored.packed(&place, scheme)? {
-        StoredWeight::Nf4(tensor) => Ok(tensor.parts(name, torch_name(float_type.dtype()))),
+        StoredWeight::Nf4(tensor) => Ok(tensor.parts(name, float_type.dtype().torch_name())),
         StoredWeight::Int8(tensor) => Ok(tensor.parts(name)),
         StoredWeight::Dense(_) => Err(Error::failed(place, format!("`{}` packs nothing", scheme.name()))),
     }

@@ -18,7 +18,7 @@ use std::path::Path;
 pub use crate::settings::Setting;
 pub use plan::{Base, Output, Plan, SampleSettings};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{self, Error, Result};
 use crate::pull::Source;
 use crate::settings::tree::{self, Node, Place, Value};
 use crate::settings::{Describe, FromNode, Reader, Suggestions};
@@ -98,24 +98,14 @@ impl Recipe {
         reader.finish(plan)
     }
 
-    /// The same problems; where a place is the key of a setting (`adapter.rank`), it becomes the line and column of it.
-    pub fn locate(&self, error: &Error) -> Error {
-        let located = error.problems().iter().map(|problem| {
-            let is_key = settings().iter().any(|setting| setting.key == problem.place);
-            let (place, message) = match is_key {
-                true => (self.place(&problem.place).of(&self.name), format!("`{}` {}", problem.place, problem.message)),
-                false => (problem.place.clone(), problem.message.clone()),
-            };
-            let located = match error.kind() {
-                Kind::Input => Error::input(place, message),
-                Kind::Failed => Error::failed(place, message),
-            };
-            match &problem.hint {
-                Some(hint) => located.hint(hint),
-                None => located,
+    /// The same problems; a setting ([`Place::Setting`](crate::error::Place)) becomes the line and column where it was typed.
+    pub fn locate(&self, error: Error) -> Error {
+        error.map_problems(|place, message| {
+            if let error::Place::Setting(key) = place {
+                *message = format!("`{key}` {message}");
+                *place = self.place(key).of(&self.name);
             }
-        });
-        Error::join(located).unwrap_or_else(|| error.clone())
+        })
     }
 
     fn reader(&self) -> Reader<'_> {

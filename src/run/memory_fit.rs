@@ -6,7 +6,7 @@
 use super::memory_plan::{MemoryPlan, Workload};
 use crate::bytes::Size;
 use crate::data::{DataSettings, EncodedSet};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::model::decoder::Recompute;
 use crate::train::evaluate::TOKENS_AT_ONCE;
 use crate::train::{Layout, Part, TrainSettings};
@@ -104,7 +104,7 @@ fn does_not_fit(limit: Size, least: &MemoryPlan) -> Error {
     /// Below this, a number was typed without its unit.
     const LEAST_MEANT: u64 = 1 << 20;
     let message = format!("{limit} is not enough: {} at least ({least})", Size(least.total()));
-    let error = Error::input("--max-memory", message);
+    let error = Error::input(Place::argument("--max-memory"), message);
     match limit.0 {
         bytes if bytes < LEAST_MEANT => error.hint(format!("without a unit, it is bytes: `{bytes}MiB`, `{bytes}GiB`?")),
         _ => error.hint("`base.quant = \"nf4\"` makes weights smaller, a lower `data.max_seq_tokens` activations"),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
-use super::base::{OpenBase, sha256_of};
+use super::base::OpenBase;
 use super::folder::RunFolder;
 use super::memory_fit::{Demand, fit_memory};
 use super::memory_plan::MemoryPlan;
@@ -15,7 +15,8 @@ use crate::bytes::Size;
 use crate::data::encode::EncodedSet;
 use crate::data::{self, Example, Row, batch};
 use crate::device::{self, DeviceChoice};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
+use crate::files::hex;
 use crate::model::load::LoadOptions;
 use crate::recipe::{Plan, Recipe};
 use crate::train::{Batching, Layout, Part};
@@ -67,7 +68,7 @@ pub fn prepare(
 ) -> Result<Prepared> {
     let plan = recipe.plan()?;
     RunFolder::check_free(&plan.output.dir)?;
-    let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(&error))?;
+    let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(error))?;
     notices(&prepared).iter().for_each(|notice| watch.notice(notice));
     Ok(prepared)
 }
@@ -87,7 +88,7 @@ fn prepare_plan(
         matches!(train.first().map(|row| &row.example), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
     let config = base.files.config();
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
-    let precise = Error::both(base.check_quant("base.quant", load.quant), load.check());
+    let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
     let start = Error::both(precise, plan.adapter.initialise(config, plan.train.seed));
     watch.stage(Stage::Encode);
     let encoded = encode(&plan, &base, &train, &valid);
@@ -101,7 +102,7 @@ fn prepare_plan(
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
     adjustments.extend(shorten_warmup(&mut plan, total_steps));
 
-    let (base_sha256, data_sha256) = (base.files.content_hash()?, sha256_of(&plan.data.train)?);
+    let (base_sha256, data_sha256) = (base.files.content_hash()?, hex::sha256_of_file(&plan.data.train)?);
     start.metadata.extend(
         [
             (provenance::BASE_SHA256, base_sha256.clone()),

@@ -37,7 +37,7 @@ pub fn train(
     let decoder = prepared
         .base
         .load(&prepared.device, plan.base.compute, plan.base.quant, |done, total| watch.loading(done, total))
-        .map_err(|error| recipe.locate(&error))?;
+        .map_err(|error| recipe.locate(error))?;
     let before = sampled(Stage::SampleBefore, &prepared, &decoder, None, watch)?;
 
     // From here on a signal finds a run folder, and ends the run as a run ends.

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 
 /// Sections within sections that `--set` may name: more than a recipe has, and no danger to the stack.
 const MAX_DEPTH: usize = 8;
@@ -24,11 +24,11 @@ pub(crate) enum Place {
 
 impl Place {
     /// How an error names this place in the recipe called `name`.
-    pub(crate) fn of(&self, name: &str) -> String {
+    pub(crate) fn of(&self, name: &str) -> error::Place {
         match self {
-            Self::Recipe => name.to_owned(),
-            Self::File { line, column } => format!("{name}:{line}:{column}"),
-            Self::Override(key) => format!("--set {key}"),
+            Self::Recipe => error::Place::file(name),
+            Self::File { line, column } => error::Place::file(name).line(*line).column(*column),
+            Self::Override(key) => error::Place::argument(format!("--set {key}")),
         }
     }
 }
@@ -116,7 +116,7 @@ fn from_value(value: toml::Spanned<DeValue<'_>>, place: &dyn Fn(Range<usize>) ->
 /// Lays one `--set key=value` over a recipe. The value is TOML; what is not TOML is taken as a bare string.
 pub(crate) fn set(root: &mut Node, setting: &str) -> Result<()> {
     let form = || {
-        Error::input(format!("--set {setting}"), "expected section.key=value")
+        Error::input(error::Place::argument(format!("--set {setting}")), "expected section.key=value")
             .hint("for example `--set train.learning_rate=1e-4`")
     };
     let (key, text) = setting.split_once('=').ok_or_else(form)?;

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::settings::TrainSettings;
 use crate::data::{DataSettings, Encoded, batch};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::model::decoder::Recompute;
 
 /// How sequences become micro-batches and steps. It decides what is learned; [`Layout`] does not.
@@ -71,7 +71,7 @@ impl Batching {
     pub fn total_steps(&self, settings: &TrainSettings, train: &[Encoded]) -> Result<u64> {
         let steps_per_epoch = self.steps(train, 0).len() as u64;
         if steps_per_epoch == 0 || train.iter().all(|sequence| sequence.trained_tokens() == 0) {
-            return Err(Error::input("data.train", "there is not one token to train on"));
+            return Err(Error::input(Place::setting("data.train"), "there is not one token to train on"));
         }
         Ok(settings.epochs.saturating_mul(steps_per_epoch).min(settings.max_steps.unwrap_or(u64::MAX)))
     }
