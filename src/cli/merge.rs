@@ -15,7 +15,7 @@ use crate::data::encode::LongPolicy;
 use crate::error::{Error, Place, Result};
 use crate::files::FloatType;
 use crate::quant::Quant;
-use crate::run::merge::{self, Hardware, MergeComparison, Place};
+use crate::run::merge::{self, Hardware, MergeCheck, MergedFolder};
 use crate::{data, device};
 
 /// Fold an adapter into its base and write a Hugging Face folder
@@ -59,7 +59,7 @@ struct Merged {
     #[serde(flatten)]
     written: Option<Written>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    comparison: Option<MergeComparison>,
+    comparison: Option<MergeCheck>,
 }
 
 #[derive(Debug, Serialize)]
@@ -100,7 +100,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let set = base.encoder.encode_all(data.display(), &rows, positions, LongPolicy::Error)?;
             let hardware = Hardware { device: device::open(&global.device)?, compute: arguments.model.compute() };
             let scratch = folder.join("merged");
-            let place = arguments.out.as_deref().map_or_else(|| Place::Measure(&scratch), Place::Keep);
+            let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);
             let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &hardware, &options, place)?;
             (report, Some(comparison))
         }

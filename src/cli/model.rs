@@ -7,7 +7,7 @@ use clap::Args;
 use super::Global;
 use super::progress::{Downloads, Loading};
 use super::terminal::Terminal;
-use crate::adapter::file::{HostAdapter, provenance};
+use crate::adapter::host::{HostAdapter, provenance};
 use crate::device;
 use crate::error::{Place, Result};
 use crate::model::Decoder;

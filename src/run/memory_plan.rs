@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::adapter::file::HostAdapter;
+use crate::adapter::host::HostAdapter;
 use crate::adapter::spec::Target;
 use crate::bytes::Size;
 use crate::model::decoder::Recompute;

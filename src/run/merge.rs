@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use super::base::OpenBase;
-use crate::adapter::file::HostAdapter;
+use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{self, MergeBase, MergeOptions, MergeReport};
 use crate::data::{Encoded, EncodedSet};
 use crate::error::{Error, Result};
@@ -37,7 +37,7 @@ pub struct Hardware {
 
 /// The losses that tell which weights an adapter belongs to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct MergeComparison {
+pub struct MergeCheck {
     /// How the base was packed.
     pub packed_as: &'static str,
     /// Trained tokens of the data.
@@ -54,11 +54,11 @@ pub struct MergeComparison {
 
 /// What becomes of the folders that a comparison merges. They grow beside the path.
 #[derive(Debug, Clone, Copy)]
-pub enum Place<'a> {
+pub enum MergedFolder<'a> {
     /// The one that the options ask for gets this name.
     Keep(&'a Path),
     /// None stays.
-    Measure(&'a Path),
+    Discard(&'a Path),
 }
 
 /// Merges both ways and measures all three on `set`.
@@ -72,11 +72,11 @@ pub fn compare(
     set: &EncodedSet,
     hardware: &Hardware,
     options: &MergeOptions,
-    place: Place<'_>,
-) -> Result<(MergeComparison, Option<MergeReport>)> {
-    let (out, scratch) = match place {
-        Place::Keep(out) => (Some(out), out),
-        Place::Measure(scratch) => (None, scratch),
+    folder: MergedFolder<'_>,
+) -> Result<(MergeCheck, Option<MergeReport>)> {
+    let (out, scratch) = match folder {
+        MergedFolder::Keep(out) => (Some(out), out),
+        MergedFolder::Discard(scratch) => (None, scratch),
     };
     let adapter_on_packed = {
         let decoder = base.load(&hardware.device, hardware.compute, packing, |_, _| {})?;
@@ -105,7 +105,7 @@ pub fn compare(
         }
         _ => None,
     };
-    let comparison = MergeComparison {
+    let comparison = MergeCheck {
         packed_as: packing.name(),
         tokens: set.trained_tokens,
         adapter_on_packed,
@@ -123,7 +123,7 @@ fn loss_of_folder(folder: &Staging, sequences: &[Encoded], hardware: &Hardware) 
     mean_loss(&evaluate(&decoder, None, sequences))
 }
 
-impl fmt::Display for MergeComparison {
+impl fmt::Display for MergeCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { packed_as, tokens, adapter_on_packed, merged_on_original, merged_on_dequantized, nearer } = self;
         writeln!(f, "validation loss over {tokens} tokens")?;

@@ -8,7 +8,7 @@ use super::infer::{Answering, answer};
 use super::outcome::{Sample, TrainReport, Validation};
 use super::prepare::{Prepared, prepare};
 use super::watch::{Stage, Watch};
-use crate::adapter::file::SaveOptions;
+use crate::adapter::peft::SaveOptions;
 use crate::bytes::Size;
 use crate::data::EncodedSet;
 use crate::device::DeviceChoice;

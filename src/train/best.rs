@@ -6,7 +6,7 @@ use super::evaluate::evaluate;
 use super::fit::{Event, Job};
 use super::settings::EarlyStopping;
 use super::step::AdapterTrainer;
-use crate::adapter::file::HostAdapter;
+use crate::adapter::host::HostAdapter;
 use crate::error::Result;
 use crate::eval::loss::{ExampleLoss, mean_loss};
 

@@ -8,7 +8,7 @@ use super::peak_memory::peak_bytes;
 use super::schedule::Schedule;
 use super::settings::TrainSettings;
 use super::step::{AdapterTrainer, StepReport};
-use crate::adapter::file::HostAdapter;
+use crate::adapter::host::HostAdapter;
 use crate::data::{Batch, Encoded};
 use crate::error::{Error, Result};
 use crate::eval::loss::ExampleLoss;
