@@ -71,13 +71,23 @@ fn stop_helper() {
     }
 }
 
-/// Listens, from now on. `announce` tells the user that the first signal was understood.
-pub fn listen(announce: impl Fn() + Send + 'static) {
+/// The effect of a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// The work that goes on comes to a good end by itself.
+    FinishesFirst,
+    /// The process ends now.
+    EndsNow,
+}
+
+/// Listens for signals, from now on. `announce` reports the effect of each to the user.
+pub fn listen(announce: impl Fn(Effect) + Send + 'static) {
     let handler = move || {
         let is_first = !REQUESTED.swap(true, Ordering::Relaxed);
         if is_first && FINISHING.load(Ordering::Relaxed) > 0 {
-            announce();
+            announce(Effect::FinishesFirst);
         } else {
+            announce(Effect::EndsNow);
             ENDING.store(true, Ordering::Release);
             stop_helper();
             temporary::remove_all();

@@ -152,8 +152,22 @@ pub fn names_hint(name: &str) -> String {
     let near = names.iter().find(|known| strsim::jaro_winkler(known, name) > 0.85);
     match near {
         Some(near) => format!("did you mean `{near}`?"),
-        None => format!("known names: {}; or hf:org/repo, a Hugging Face folder, a .gguf file", names.join(", ")),
+        None => match repository_of(name) {
+            Some(repository) => format!("did you mean `hf:{repository}`? Without `hf:` it is a path on this machine"),
+            None => format!("known names: {}; or hf:org/repo, a Hugging Face folder, a .gguf file", names.join(", ")),
+        },
     }
+}
+
+/// The `org/repo` that `name` names without the `hf:`, or as the hub's address; `None` for what can only be a path.
+fn repository_of(name: &str) -> Option<&str> {
+    let address = ["https://huggingface.co/", "huggingface.co/", "https://hf.co/"];
+    let stripped = address.iter().find_map(|start| name.strip_prefix(start));
+    let repository = stripped.unwrap_or(name).trim_end_matches('/');
+    let (organisation, _) = repository.split_once('/')?;
+    let is_path = stripped.is_none() && Path::new(organisation).exists();
+    let is_named = matches!(Source::parse(&format!("hf:{repository}")), Ok(Source::Hub { .. }));
+    (is_named && !is_path).then_some(repository)
 }
 
 /// What the cache has; else the hub; else the wheel.

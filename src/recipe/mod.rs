@@ -140,7 +140,10 @@ impl Recipe {
                 reader.problem(&place, format!("`adapter.targets` names {target} twice"));
             }
         }
-        if let Err(error) = Source::parse(&plan.base.model) {
+        if let Some(control) = plan.base.model.chars().find(|symbol| symbol.is_control()) {
+            let message = format!("`base.model`: the control character {control:?} cannot stand in a name or path");
+            reader.problem_with_hint(&self.place("base.model"), message, tree::ESCAPE_HINT);
+        } else if let Err(error) = Source::parse(&plan.base.model) {
             let place = self.place("base.model");
             for problem in error.problems() {
                 let message = format!("`base.model`: {}", problem.message);

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::folder::RunFolder;
-use super::infer::{Answering, answer};
+use super::infer::{Answering, answer_ids};
 use super::outcome::{Sample, TrainReport, Validation};
 use super::prepare::{Prepared, prepare};
 use super::watch::{Stage, Watch};
@@ -139,7 +139,7 @@ fn sampled(
     watch.stage(stage);
     let answering =
         Answering { sampler: SamplerConfig::default(), max_tokens: sample.max_tokens, raw: prepared.raw };
-    answer(decoder, &prepared.base.encoder, adapter, &sample.prompts, &answering, |_, _| Ok(()))
+    answer_ids(decoder, &prepared.base.encoder, adapter, &prepared.prompts, &answering, |_, _| Ok(()))
 }
 
 fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> TrainReport {
