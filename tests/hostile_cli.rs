@@ -97,7 +97,7 @@ fn an_unknown_scheme_is_told_with_its_adapter() {
     let base = tiny_model().display().to_string();
     let generate = ["generate", "--base", &base, "--adapter", "runs/sums", "--prompt", "a", "--max-tokens", "1"];
     let error = refused(&run(&folder, &generate));
-    assert!(error.contains("runs/sums: burnish.quant: is `nf\\u{8}`; known are none, keep"), "{error}");
+    assert!(error.contains("runs/sums: burnish.quant: is `nf\\u{8}`; known are none, nf4"), "{error}");
 }
 
 #[test]
