@@ -1,4 +1,4 @@
-//! What goes to stdout and what goes to stderr, and in which colour.
+//! Output to stdout and stderr, and its colour.
 
 use std::env;
 use std::fmt::Display;
@@ -20,7 +20,7 @@ pub(super) enum Colour {
     Never,
 }
 
-/// How much is told, and how.
+/// The amount of output, and its form.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Terminal {
     json: bool,
@@ -53,7 +53,7 @@ impl Terminal {
     /// A line for the user, on stderr.
     pub(super) fn message(&self, text: impl Display) {
         if !self.quiet {
-            // There is nobody to tell that stderr is closed.
+            // Nobody is there to learn that stderr is closed.
             let _ = writeln!(io::stderr(), "{text}");
         }
     }
