@@ -10,7 +10,7 @@ pub mod hub;
 pub mod wheel;
 mod zip;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use cache::{is_plain_name, is_revision};
