@@ -429,6 +429,63 @@ fn an_interrupted_run_ends_with_what_it_has_learned() {
     assert!((measured.expect("a loss") - reported.expect("a loss")).abs() < 1e-6);
 }
 
+/// The program, started to ignore `signal`, as `nohup` and a shell's background jobs are.
+#[cfg(unix)]
+fn ignoring(folder: &TempDir, signal: libc::c_int) -> Command {
+    use std::os::unix::process::CommandExt;
+    let mut command = burnish(folder);
+    // SAFETY: `signal` may be called between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            libc::signal(signal, libc::SIG_IGN);
+            Ok(())
+        })
+    };
+    command
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_that_was_ignored_from_the_start_stays_ignored() {
+    for signal in [libc::SIGHUP, libc::SIGINT] {
+        let folder = tiny_job();
+        let mut command = ignoring(&folder, signal);
+        command.args(["train", "recipe.toml", "--set", "train.epochs=40", "--json"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        wait_for(&folder.path().join("runs/sums/adapter_model.safetensors"));
+        // SAFETY: sends a signal to the child.
+        assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(0), "signal {signal}: {}", text(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(report["interrupted"], false, "signal {signal}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn pip_does_not_run_in_the_users_folder() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("folder");
+    let tools = folder.path().join("tools");
+    fs::create_dir(&tools).expect("folder");
+    // As `python3 -m pip` would, it takes the module `pip` from the current folder first.
+    let script = "#!/bin/sh\nif test -e pip.py; then echo ran > \"$RAN\"; fi\necho 'ERROR: none' >&2\nexit 1\n";
+    let python = tools.join("python3");
+    fs::write(&python, script).expect("written");
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
+    fs::write(folder.path().join("pip.py"), "raise SystemExit('a stranger')").expect("written");
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").expect("a path"));
+    let ran = folder.path().join("ran");
+    let mut command = burnish(&folder);
+    // A relative cache is where the folder of the download is relative too.
+    command.args(["pull", "smollm2-135m-instruct"]).env("PATH", path).env("RAN", &ran).env("BURNISH_CACHE", "cache");
+    let output = command.output().expect("started");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("ERROR: none"), "{}", text(&output.stderr));
+    assert!(!ran.exists(), "a module of the user's folder was run");
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_download_with_pip_leaves_nothing() {
