@@ -5,31 +5,14 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::file::{HostAdapter, HostPair};
-use super::spec::Target;
+use super::host::{HostAdapter, HostPair};
+use super::spec::{AdapterSpec, Target};
 use crate::error::{Error, Place, Result};
 use crate::model::ModelConfig;
 use crate::model::decoder::SITES_PER_LAYER;
 use crate::nn::{LowRank, LowRanks};
 
-/// What to train.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AdapterSpec {
-    pub rank: usize,
-    pub alpha: f64,
-    pub dropout: f64,
-    /// Rank-stabilised scaling: `alpha / sqrt(rank)` (Kalajdzievski 2023).
-    pub rslora: bool,
-    pub targets: Vec<Target>,
-}
-
 impl AdapterSpec {
-    /// The factor on `B · A`.
-    pub fn scale(&self) -> f64 {
-        let rank = self.rank as f64;
-        if self.rslora { self.alpha / rank.sqrt() } else { self.alpha / rank }
-    }
-
     /// A fresh adapter with PEFT's default initialisation: `A` uniform within `±1/sqrt(in)` (Kaiming with
     /// `a = sqrt 5`), `B` zero.
     ///

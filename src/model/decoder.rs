@@ -7,24 +7,26 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::config::{ModelConfig, RopeScaling};
 use crate::data::Batch;
-use crate::nn::{Layer, LowRanks, Pass, Projection};
+use crate::nn::{Layer, LowRanks, Noise, Pass, Projection};
 use crate::ops::attention::{Cache, Geometry, Rope};
 use crate::ops::cross_entropy::{cross_entropy, losses};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::inject::inject;
 use crate::ops::linear::linear;
 use crate::ops::norm::rms_norm;
+use crate::settings::choice;
 
 /// Projections of a layer, in the order of their sites.
 pub const SITES_PER_LAYER: usize = 7;
 
-/// What the backward pass keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recompute {
-    /// Every activation.
-    None,
-    /// The input of each layer; the layer runs again when its gradient is due.
-    Block,
+choice! {
+    /// The activations that are computed again in the backward pass.
+    Recompute {
+        /// Nothing: every activation is kept.
+        None = "none",
+        /// Each layer again from its input, when its gradient is due.
+        Block = "block",
+    }
 }
 
 /// A LLaMA-family decoder on a device.
@@ -110,14 +112,14 @@ impl Decoder {
 
     /// Loss of each trained token of the batch, in order.
     pub fn losses(&self, batch: &Batch, adapter: Option<&LowRanks>) -> Vec<f32> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
         losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets())
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
     pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&LowRanks>) -> Tensor<2> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let x = self.hidden(ids, lengths, &pass);
         linear(self.normed(x), &[self.head.in_pass(&pass)], None)
     }
@@ -134,7 +136,7 @@ impl Decoder {
         sequences: &mut [&mut Sequence],
         adapter: Option<&LowRanks>,
     ) -> Vec<Vec<f32>> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
         let mut x = self.embed(&new.concat());
         for (index, layer) in self.layers.iter().enumerate() {
@@ -157,11 +159,11 @@ impl Decoder {
         &self,
         batch: &Batch,
         adapter: &LowRanks,
-        dropout_seed: u64,
+        noise: Noise,
         factor: f32,
         recompute: Recompute,
     ) -> LossAndGradients {
-        let pass = Pass { adapter: Some(adapter), dropout_seed: Some(dropout_seed) };
+        let pass = Pass { adapter: Some(adapter), noise: Some(noise) };
         match recompute {
             Recompute::None => {
                 let loss = self.loss(batch, &pass);

@@ -10,7 +10,6 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::folder::write_configs;
-use super::load::Quant;
 use super::{BaseFiles, StoredWeight, names};
 use crate::error::{Error, Result};
 use crate::files::bitsandbytes::{self, Part};
@@ -18,6 +17,7 @@ use crate::files::safetensors::TensorHeader;
 use crate::files::shards::{Entry, Shards};
 use crate::files::staging::Staging;
 use crate::files::{Bytes, Dtype, FloatType};
+use crate::quant::Quant;
 
 /// How to quantise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,12 +85,9 @@ pub fn quantize(
     let shards = Shards::plan(weights, options.max_shard_bytes)?;
     let staging = Staging::beside(out)?;
     shards.write(staging.path(), |entry| contents(base, entry, options.scheme))?;
-    let double = match options.scheme {
-        Quant::Nf4 { double } => Some(double),
-        _ => None,
-    };
     write_configs(base, float_type.dtype(), staging.path(), |config| {
-        let quantization = bitsandbytes::quantization_config(double, float_type.dtype().torch_name());
+        let quantization =
+            bitsandbytes::quantization_config(options.scheme.nf4_double(), float_type.dtype().torch_name());
         config.insert("quantization_config".to_owned(), quantization);
     })?;
     write_tokenizer(staging.path())?;

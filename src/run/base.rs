@@ -6,9 +6,10 @@ use burn::tensor::Device;
 
 use crate::data::Encoder;
 use crate::error::{Error, Place, Result};
-use crate::model::load::{Compute, LoadOptions, Quant};
+use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
 use crate::pull;
+use crate::quant::{Compute, Quant};
 use crate::text::Tokenizer;
 
 /// An open base model; its weights are still in their files.
@@ -28,10 +29,7 @@ impl OpenBase {
     pub fn open(name: &str, progress: &mut dyn FnMut(pull::Event<'_>)) -> Result<Self> {
         let path = pull::resolve(name, progress)?;
         let files = BaseFiles::open(&path)?;
-        let tokenizer = match files.gguf() {
-            Some(gguf) => Tokenizer::from_gguf(gguf)?,
-            None => Tokenizer::from_folder(&path)?,
-        };
+        let tokenizer = Tokenizer::of_base(&files)?;
         let encoder = Encoder::of(tokenizer, &path.display().to_string())?;
         let encoder = encoder.for_vocabulary(files.config().vocab_size);
         Ok(Self { name: name.to_owned(), files, encoder })
@@ -69,7 +67,7 @@ impl OpenBase {
         let packed = self.files.tensor_names().find(|name| self.files.is_packed(name));
         let stored = packed.and_then(|name| self.files.storage_name(name));
         match (quant, stored) {
-            (Quant::Nf4 { .. }, Some(stored)) if stored != "NF4" => Err(packed_otherwise(key, quant, &stored)),
+            (Quant::Nf4 | Quant::Nf4Double, Some(stored)) if stored != "NF4" => Err(packed_otherwise(key, quant, &stored)),
             (Quant::Int8, Some(stored)) if stored != "INT8" => Err(packed_otherwise(key, quant, &stored)),
             _ => Ok(()),
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::MergeOptions;
-use crate::adapter::file::{HostAdapter, HostPair};
+use crate::adapter::host::{HostAdapter, HostPair};
 use crate::adapter::spec::Target;
 use crate::error::{Error, Result};
 use crate::files::safetensors::TensorHeader;
