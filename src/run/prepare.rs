@@ -95,8 +95,7 @@ fn prepare_plan(
     let ((_, mut start), (train, valid)) = Error::both(start, encoded)?;
 
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid);
-    let (layout, memory) =
-        fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
+    let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
     let mut adjustments = Vec::from_iter(described(layout, &plan));
     let batching = Batching::of(&plan.train, &plan.data);
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
@@ -133,8 +132,11 @@ fn prepare_plan(
     })
 }
 
-/// Reads the examples of both splits.
-fn read_examples(plan: &Plan) -> Result<(Vec<Row>, Vec<Row>)> {
+/// Reads the examples of both splits: training, validation.
+///
+/// # Errors
+/// Input: every bad row, as far as there are not too many.
+pub fn read_examples(plan: &Plan) -> Result<(Vec<Row>, Vec<Row>)> {
     let format = plan.data.format.given();
     let valid = plan.data.valid.as_ref().map(|path| data::read(path, format)).transpose();
     let (train, valid) = Error::both(data::read(&plan.data.train, format), valid)?;

@@ -203,4 +203,3 @@ mod tests {
         assert!(error.to_string().contains("target_modules"), "{error}");
     }
 }
-
