@@ -8,7 +8,7 @@ mod download;
 mod environment;
 pub mod hub;
 pub mod wheel;
-mod zip;
+pub mod zip;
 
 use std::path::PathBuf;
 
