@@ -58,6 +58,14 @@ impl Terminal {
         }
     }
 
+    /// A warning that licences of the base do not lie beside the weights in `folder`.
+    pub(super) fn licences_left_out(&self, folder: &std::path::Path, names: &[String]) {
+        for name in names {
+            let folder = folder.display();
+            self.message(format!("warning: {name} of the base is too large for a licence, and is not in {folder}"));
+        }
+    }
+
     /// A line for the user who asked for more of them.
     pub(super) fn detail(&self, text: impl FnOnce() -> String) {
         if self.verbose {

@@ -69,7 +69,9 @@ impl OpenBase {
         let packed = self.files.tensor_names().find(|name| self.files.is_packed(name));
         let stored = packed.and_then(|name| self.files.storage_name(name));
         match (quant, stored) {
-            (Quant::Nf4 | Quant::Nf4Double, Some(stored)) if stored != "NF4" => Err(packed_otherwise(key, quant, &stored)),
+            (Quant::Nf4 | Quant::Nf4Double, Some(stored)) if stored != "NF4" => {
+                Err(packed_otherwise(key, quant, &stored))
+            }
             (Quant::Int8, Some(stored)) if stored != "INT8" => Err(packed_otherwise(key, quant, &stored)),
             _ => Ok(()),
         }

@@ -139,7 +139,8 @@ mod tests {
     use crate::data::Encoded;
 
     fn demand<'a>(train: &'a TrainSettings, data: &'a DataSettings) -> Demand<'a> {
-        let sequence = |length: usize| Encoded { ids: vec![0; length], trained: vec![true; length], untrained_turns: 0 };
+        let sequence =
+            |length: usize| Encoded { ids: vec![0; length], trained: vec![true; length], untrained_turns: 0 };
         let sequences: Vec<Encoded> = [5, 40, 20, 30].map(sequence).into();
         let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
         let set = EncodedSet { sequences, tokens, ..EncodedSet::default() };
@@ -153,7 +154,8 @@ mod tests {
         let counted = data(false);
         let found: Vec<_> = demand(&train, &counted).layouts().iter().map(|l| (l.part, l.recompute)).collect();
         let parts = [Part::MicroBatch, Part::Sequences(2), Part::Sequences(1)];
-        let expected = [Recompute::None, Recompute::Block].map(|recompute| parts.map(|part| (part, recompute))).concat();
+        let expected =
+            [Recompute::None, Recompute::Block].map(|recompute| parts.map(|part| (part, recompute))).concat();
         assert_eq!(found, expected);
         let packed = data(true);
         let parts: Vec<_> = demand(&train, &packed).layouts().iter().map(|layout| layout.part).take(3).collect();

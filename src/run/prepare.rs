@@ -138,8 +138,11 @@ fn prepare_plan(
     })
 }
 
-/// Reads the examples of both splits.
-fn read_examples(plan: &Plan) -> Result<(Vec<Row>, Vec<Row>)> {
+/// Reads the examples of both splits: training, validation.
+///
+/// # Errors
+/// Input: every bad row, as far as there are not too many.
+pub fn read_examples(plan: &Plan) -> Result<(Vec<Row>, Vec<Row>)> {
     let format = plan.data.format.given();
     let valid = plan.data.valid.as_ref().map(|path| data::read(path, format)).transpose();
     let (train, valid) = Error::both(data::read(&plan.data.train, format), valid)?;

@@ -77,12 +77,7 @@ pub fn train(
 }
 
 /// Trains; metrics and the best adapter go to the run folder as they come.
-fn fit_into(
-    folder: &mut RunFolder,
-    prepared: &Prepared,
-    decoder: &Decoder,
-    watch: &mut dyn Watch,
-) -> Result<Outcome> {
+fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watch: &mut dyn Watch) -> Result<Outcome> {
     let Prepared { plan, base, start, train, valid, batching, layout, .. } = prepared;
     let (hub_name, revision) = (base.hub_name(), base.hub_revision());
     let options = SaveOptions {
