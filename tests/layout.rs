@@ -136,7 +136,7 @@ fn the_stages_of_a_run_are_announced_in_order() {
     let stderr = text(&trained.stderr);
     assert!(trained.status.success(), "{stderr}");
     let stages = ["opening the base", "reading the data", "encoding", "loading the weights", "without the adapter"];
-    let places = stages.iter().chain(&["training", "with the adapter"]).map(|stage| stderr.find(stage));
+    let places = stages.iter().chain(&["\ntraining\n", "with the adapter"]).map(|stage| stderr.find(stage));
     let places: Vec<usize> = places.map(|place| place.unwrap_or_else(|| panic!("{stderr}"))).collect();
     assert!(places.is_sorted(), "{stderr}");
 }
