@@ -213,7 +213,7 @@ impl Encoder {
         let count = problems.len();
         problems.truncate(MAX_REPORTED);
         if count > MAX_REPORTED {
-            problems.push(Error::input(&file, format!("and {} more examples", count - MAX_REPORTED)));
+            problems.push(Error::input(format_args!("{file}"), format!("and {} more examples", count - MAX_REPORTED)));
         }
         Error::none_of(problems, set)
     }
