@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::files::safetensors::{self, TensorHeader};
 use crate::files::{Bytes, Dtype, atomic, temporary};
 
-/// What [`HostAdapter::save`] writes beside the numbers.
+/// The settings that [`HostAdapter::save`] writes beside the numbers.
 #[derive(Debug, Clone, Copy)]
 pub struct SaveOptions<'a> {
     /// The projections that the pairs lie on, in every layer.
