@@ -9,6 +9,7 @@ use burnish::data::Batch;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Decoder, ModelConfig};
+use burnish::nn::Noise;
 use burnish::ops::cpu::isa::Isa;
 
 /// The instruction set is a setting of the whole process: tests that change it take turns.
