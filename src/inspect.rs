@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::adapter::file::{Outline, PairOutline, WEIGHTS_FILE};
-use crate::adapter::peft_config::CONFIG_FILE;
+use crate::adapter::peft::{AdapterHeader, CONFIG_FILE, PairHeader, WEIGHTS_FILE, no_adapter};
 use crate::error::{Error, Result, printable};
 use crate::files::json;
 use crate::model::BaseFiles;
@@ -83,6 +82,8 @@ pub struct Adapter {
     pub parameters: usize,
     /// Pairs by projection.
     pub targets: BTreeMap<String, usize>,
+    /// Remarks on what has no effect: pairs that are zero, entries of the configuration that match nothing.
+    pub notices: Vec<String>,
     /// `burnish.…` from the file of weights; empty for a foreign adapter.
     pub provenance: BTreeMap<String, String>,
 }
@@ -110,6 +111,9 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
         });
     }
     if metadata.is_dir() && !has("config.json") {
+        if let Some(error) = no_adapter(path) {
+            return Err(error);
+        }
         let message = format!("holds neither config.json nor {CONFIG_FILE}");
         return Err(Error::input(path.display(), message).hint("expected a model, an adapter or a run folder"));
     }
@@ -166,10 +170,10 @@ fn tokenizer(base: &BaseFiles) -> Result<Option<TokenizerFacts>> {
 fn adapter(path: &Path) -> Result<Adapter> {
     // No value is read: a header can promise any number of them.
     // Without the base, a copy of its embedding cannot be told from a trained one.
-    let outline = Outline::read(path, |_, _| true)?;
-    let config = outline.config();
+    let header = AdapterHeader::read(path, |_, _| true)?;
+    let config = header.config();
     let mut targets = BTreeMap::new();
-    for module in outline.pairs.keys() {
+    for module in header.pairs.keys() {
         let projection = module.rsplit('.').next().unwrap_or(module);
         *targets.entry(projection.to_owned()).or_insert(0) += 1;
     }
@@ -180,9 +184,10 @@ fn adapter(path: &Path) -> Result<Adapter> {
         dropout: config.dropout,
         rslora: config.rslora,
         base: config.base_name.clone(),
-        parameters: outline.pairs.values().map(PairOutline::values).sum(),
+        parameters: header.pairs.values().map(PairHeader::values).sum(),
         targets,
-        provenance: outline.metadata,
+        notices: header.notices(None)?,
+        provenance: header.metadata,
     })
 }
 
@@ -245,6 +250,7 @@ impl fmt::Display for Adapter {
             ("parameters", format!("{} ({})", self.parameters, in_millions(self.parameters))),
             ("base", self.base.clone().unwrap_or_else(|| "not named".to_owned())),
         ];
+        lines.extend(self.notices.iter().map(|notice| ("notice", notice.clone())));
         lines.extend(self.provenance.iter().map(|(key, value)| (key.as_str(), value.clone())));
         table(f, &lines)
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burnish::adapter::file::{HostAdapter, SaveOptions, provenance};
-use burnish::adapter::peft_config::PeftConfig;
+use burnish::adapter::host::{HostAdapter, provenance};
+use burnish::adapter::peft::{PeftConfig, SaveOptions};
 use burnish::adapter::spec::Target;
 
 fn fixture(name: &str) -> PathBuf {
@@ -15,7 +15,7 @@ fn load(name: &str) -> HostAdapter {
     HostAdapter::load(&fixture(name)).expect("an adapter that PEFT wrote")
 }
 
-fn pair<'a>(adapter: &'a HostAdapter, module: &str) -> &'a burnish::adapter::file::HostPair {
+fn pair<'a>(adapter: &'a HostAdapter, module: &str) -> &'a burnish::adapter::host::HostPair {
     adapter.pairs.get(module).unwrap_or_else(|| panic!("a pair for {module}"))
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burnish::adapter::file::HostAdapter;
+use burnish::adapter::host::HostAdapter;
 use burnish::adapter::merge::{MergeBase, MergeOptions, merge};
 use burnish::files::safetensors::{self, TensorHeader};
 use burnish::files::{Bytes, Dtype, FloatType};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use burnish::adapter::file::HostAdapter;
+use burnish::adapter::host::HostAdapter;
 use burnish::data::Batch;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};

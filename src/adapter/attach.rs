@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::file::{HostAdapter, HostPair};
+use super::host::{HostAdapter, HostPair};
 use super::spec::Target;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::FloatType;
 use crate::model::load::Quant;
 use crate::run::memory_plan::Size;
-use crate::run::merge::{self, Bench, Comparison, Place};
+use crate::run::merge::{self, Hardware, MergeCheck, MergedFolder};
 use crate::{data, device};
 
 /// Fold an adapter into its base and write a Hugging Face folder
@@ -59,7 +59,7 @@ struct Merged {
     #[serde(flatten)]
     written: Option<Written>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    comparison: Option<Comparison>,
+    comparison: Option<MergeCheck>,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,10 +99,10 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let rows = data::read(data, None)?;
             let positions = base.files.config().max_positions;
             let set = base.encoder.encode_all(data.display(), &rows, positions, LongPolicy::Error)?;
-            let bench = Bench { device: device::open(&global.device)?, compute: arguments.model.compute() };
+            let hardware = Hardware { device: device::open(&global.device)?, compute: arguments.model.compute() };
             let scratch = folder.join("merged");
-            let place = arguments.out.as_deref().map_or_else(|| Place::Measure(&scratch), Place::Keep);
-            let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &bench, &options, place)?;
+            let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);
+            let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &hardware, &options, place)?;
             (report, Some(comparison))
         }
         _ => match &arguments.out {
@@ -131,14 +131,25 @@ impl fmt::Display for Merged {
         if self.comparison.is_some() {
             writeln!(f)?;
         }
-        let MergeReport { modules_changed, tensors, bytes, tensors_compared, max_difference, .. } = report;
+        let MergeReport { modules, modules_changed, tensors, bytes, tensors_compared, max_difference, .. } = report;
         let megabytes = bytes / 1_000_000;
         write!(
             f,
-            "{}: {tensors} tensors, {megabytes} MB, {modules_changed} changed; read back and compared {tensors_compared}, \
-             greatest difference {max_difference:.1e}",
+            "{}: {tensors} tensors, {megabytes} MB, {modules_changed} modules changed; read back and compared \
+             {tensors_compared}, greatest difference {max_difference:.1e}",
             out.display()
         )?;
+        match modules - modules_changed {
+            0 => {}
+            same if same == *modules => {
+                write!(f, "\nthe adapter changes nothing: every weight equals the base's as stored")?
+            }
+            same => write!(
+                f,
+                "\n{same} of the {modules} modules with a low-rank pair keep the base's values: their update is zero, or \
+                 below the rounding of the type they are stored in"
+            )?,
+        }
         if report.untied_head {
             write!(f, "\nthe head is no longer tied to the embedding: the adapter changes it")?;
         }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::folder::{torch_name, write_configs};
+use super::folder::{check_folder_name, torch_name, write_configs};
 use super::load::Quant;
 use super::{BaseFiles, StoredWeight, names};
 use crate::error::{Error, Result};
@@ -68,6 +68,7 @@ pub fn quantize(
     options: &QuantizeOptions,
     write_tokenizer: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<QuantizeReport> {
+    check_folder_name(out)?;
     Staging::check_free(out)?;
     let float_type = options.float_type.unwrap_or_else(|| float_type_of(base));
     let mut weights = Vec::new();

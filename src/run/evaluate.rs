@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::base::OpenBase;
 use super::infer::{Answering, answer_ids};
 use super::train::Validation;
-use crate::adapter::file::HostAdapter;
+use crate::adapter::host::HostAdapter;
 use crate::data::{Row, encode::LongPolicy};
 use crate::error::{Error, Result};
 use crate::eval::loss::{compare, mean_loss, perplexity};

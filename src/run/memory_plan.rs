@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use crate::adapter::file::HostAdapter;
+use crate::adapter::host::HostAdapter;
 use crate::adapter::spec::Target;
 use crate::error::{Error, Result};
 use crate::model::decoder::Recompute;

@@ -1,5 +1,6 @@
 //! Whole jobs: what a command does, without its arguments and its printing.
 
+pub mod adapter;
 pub mod base;
 pub mod evaluate;
 pub mod folder;
@@ -8,4 +9,5 @@ pub mod memory_plan;
 pub mod merge;
 pub mod train;
 
+pub use adapter::OpenAdapter;
 pub use base::OpenBase;

@@ -8,7 +8,7 @@ use super::evaluate::evaluate;
 use super::memory::peak_bytes;
 use super::schedule::{Schedule, ScheduleKind};
 use super::step::{Optimiser, StepReport, Trainee};
-use crate::adapter::file::HostAdapter;
+use crate::adapter::host::HostAdapter;
 use crate::data::{Batch, Encoded, batch};
 use crate::error::{Error, Result};
 use crate::eval::loss::{ExampleLoss, mean_loss};
