@@ -160,9 +160,8 @@ fn an_interrupt_after_the_last_step_loses_nothing() {
         .stderr(Stdio::null())
         .spawn()
         .expect("starts");
-    let about = || -> Option<Value> {
-        serde_json::from_slice(&fs::read(folder.path().join("runs/sums/run.json")).ok()?).ok()
-    };
+    let about =
+        || -> Option<Value> { serde_json::from_slice(&fs::read(folder.path().join("runs/sums/run.json")).ok()?).ok() };
     let has_outcome = |about: Option<Value>| about.is_some_and(|about| about["outcome"].is_object());
     let began = Instant::now();
     while !has_outcome(about()) {

@@ -14,7 +14,7 @@ use crate::bytes::Size;
 use crate::model::decoder::Recompute;
 use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, ModelConfig};
-use crate::ops::cross_entropy::LOGITS_BYTES;
+use crate::ops::cross_entropy::targets_per_chunk;
 use crate::quant::Compute;
 
 /// What the program itself takes, its code for the most part. Measured (docs/performance.md).
@@ -147,7 +147,7 @@ impl Layers<'_> {
     /// Logits of a chunk and the gradient of the last hidden states.
     fn head(&self, work: &Workload) -> u64 {
         let (hidden, vocabulary) = (self.config.hidden_size as u64, self.config.vocab_size as u64);
-        let chunk = (LOGITS_BYTES as u64 / (4 * vocabulary)).clamp(16, 1024).min(work.trained_tokens as u64);
+        let chunk = targets_per_chunk(self.config.vocab_size).min(work.trained_tokens) as u64;
         chunk * (4 * vocabulary + 2 * 4 * hidden) + 2 * 4 * work.tokens as u64 * hidden
     }
 
@@ -156,7 +156,7 @@ impl Layers<'_> {
         let config = self.config;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
         let tokens = work.evaluated_tokens as u64;
-        let chunk = (LOGITS_BYTES as u64 / (4 * config.vocab_size as u64)).clamp(16, 1024).min(tokens);
+        let chunk = (targets_per_chunk(config.vocab_size) as u64).min(tokens);
         tokens * self.size() * (3 * hidden + 3 * inner) + chunk * 4 * (config.vocab_size as u64 + hidden)
     }
 
