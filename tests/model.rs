@@ -9,6 +9,7 @@ use burnish::data::Batch;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Decoder, ModelConfig};
+use burnish::nn::Noise;
 use burnish::ops::cpu::isa::Isa;
 
 /// The instruction set is a setting of the whole process: tests that change it take turns.
@@ -161,7 +162,8 @@ fn adapters_written_by_peft_give_its_logits_losses_and_gradients() {
             let batch = Batch { trained: vec![true; ids.len()], lengths: vec![ids.len()], ids };
             let tokens = batch.trained_tokens() as f32;
             for recompute in [Recompute::None, Recompute::Block] {
-                let mut result = decoder.loss_and_gradients(&batch, &trainable, 0, 1.0 / tokens, recompute);
+                let mut result =
+                    decoder.loss_and_gradients(&batch, &trainable, Noise::default(), 1.0 / tokens, recompute);
                 let loss = result.loss / f64::from(tokens);
                 assert!((loss - f64::from(expected.floats("loss")[0])).abs() < 1e-5, "{place}: loss {loss}");
                 let paths: Vec<_> =

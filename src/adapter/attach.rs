@@ -2,34 +2,17 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::host::{HostAdapter, HostPair};
-use super::spec::Target;
-use crate::error::{Error, Result};
+use super::spec::{AdapterSpec, Target};
+use crate::error::{Error, Place, Result};
 use crate::model::ModelConfig;
 use crate::model::decoder::SITES_PER_LAYER;
 use crate::nn::{LowRank, LowRanks};
 
-/// What to train.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AdapterSpec {
-    pub rank: usize,
-    pub alpha: f64,
-    pub dropout: f64,
-    /// Rank-stabilised scaling: `alpha / sqrt(rank)` (Kalajdzievski 2023).
-    pub rslora: bool,
-    pub targets: Vec<Target>,
-}
-
 impl AdapterSpec {
-    /// The factor on `B · A`.
-    pub fn scale(&self) -> f64 {
-        let rank = self.rank as f64;
-        if self.rslora { self.alpha / rank.sqrt() } else { self.alpha / rank }
-    }
-
     /// A fresh adapter with PEFT's default initialisation: `A` uniform within `±1/sqrt(in)` (Kaiming with
     /// `a = sqrt 5`), `B` zero.
     ///
@@ -54,17 +37,27 @@ impl AdapterSpec {
             if self.rank > output.min(input) {
                 let message =
                     format!("is {}, above the {} of {path} ({output} x {input})", self.rank, output.min(input));
-                problems.push(Error::input("adapter.rank", message));
+                problems.push(Error::input(Place::setting("adapter.rank"), message));
                 break;
             }
             let bound = 1.0 / (input as f32).sqrt();
-            let a = (0..self.rank * input).map(|_| generator.random_range(-bound..bound)).collect();
+            let a = (0..self.rank * input).map(|_| uniform(&mut generator, bound)).collect();
             let b = vec![0.0; output * self.rank];
             let pair = HostPair { a, b, rank: self.rank, input, output, scale: self.scale() as f32 };
             adapter.pairs.insert(path, pair);
         }
         Error::none_of(problems, adapter)
     }
+}
+
+/// A value from `[-bound, bound)`: a multiple of `2⁻²²·bound`, from the upper 23 bits of the next 32.
+///
+/// The generator and this are all that decides an adapter's first values, so that a seed gives the same ones on every machine
+/// and in every version.
+fn uniform(generator: &mut ChaCha8Rng, bound: f32) -> f32 {
+    /// 2⁻²³.
+    const UNIT: f32 = 1.0 / (1 << 23) as f32;
+    (generator.next_u32() >> 9) as f32 * UNIT * (2.0 * bound) - bound
 }
 
 /// Every site of a model.
@@ -119,5 +112,25 @@ impl HostAdapter {
             }
         }
         adapter
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_the_same_values_for_good() {
+        let draw = |seed: u64, bound: f32| {
+            let mut generator = ChaCha8Rng::seed_from_u64(seed);
+            [(); 4].map(|()| uniform(&mut generator, bound).to_bits())
+        };
+        // What rand 0.10 gave for `random_range(-bound..bound)`, with which adapters began before.
+        for (seed, bound) in [(0u64, 0.125f32), (1, 0.0416), (42, 1.0)] {
+            let mut generator = ChaCha8Rng::seed_from_u64(seed);
+            let expected = [(); 4].map(|()| rand::RngExt::random_range(&mut generator, -bound..bound).to_bits());
+            println!("{seed} {bound} {expected:#x?}");
+            assert_eq!(draw(seed, bound), expected, "{seed}");
+        }
     }
 }

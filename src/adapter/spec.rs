@@ -1,41 +1,55 @@
 //! Which projections an adapter touches, and with what rank and scale.
 
-use std::fmt;
-use std::str::FromStr;
-
 use crate::model::ModelConfig;
+use crate::settings::{above, any, below, between, choice, not_empty, section};
 
-/// A projection that can carry a low-rank pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Target {
-    Q,
-    K,
-    V,
-    O,
-    Gate,
-    Up,
-    Down,
-    LmHead,
+choice! {
+    /// A projection that can carry a low-rank pair, in the order in which a layer uses them.
+    Target {
+        /// Queries.
+        Q = "q_proj",
+        /// Keys.
+        K = "k_proj",
+        /// Values.
+        V = "v_proj",
+        /// The output of attention.
+        O = "o_proj",
+        /// The gate of the feed-forward part.
+        Gate = "gate_proj",
+        /// The other input of the feed-forward part.
+        Up = "up_proj",
+        /// The output of the feed-forward part.
+        Down = "down_proj",
+        /// The language-model head.
+        LmHead = "lm_head",
+    }
+}
+
+section! {
+    /// The low-rank adapter.
+    AdapterSpec {
+        /// Rank of the two factors.
+        rank: usize = Take(8), between(1..=65_536);
+        /// The update is scaled by alpha / rank.
+        alpha: f64 = Take(16.0), above(0.0, 1e6);
+        /// Share of the adapter's inputs dropped while training.
+        dropout: f64 = Take(0.0), below(0.0, 1.0);
+        /// The projections that get a low-rank pair.
+        targets: Vec<Target> = Take(vec![Target::Q, Target::V]), not_empty();
+        /// Scale by alpha / √rank instead (rank-stabilised LoRA, Kalajdzievski 2023).
+        rslora: bool = Take(false), any();
+    }
+}
+
+impl AdapterSpec {
+    /// The factor on `B · A`.
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank as f64;
+        if self.rslora { self.alpha / rank.sqrt() } else { self.alpha / rank }
+    }
 }
 
 impl Target {
-    /// Every target, in the order a layer uses them.
-    pub const ALL: [Target; 8] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down, Self::LmHead];
-
-    /// The Hugging Face module name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Q => "q_proj",
-            Self::K => "k_proj",
-            Self::V => "v_proj",
-            Self::O => "o_proj",
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-            Self::LmHead => "lm_head",
-        }
-    }
-
     /// `[out, in]` of the projection in a model of this shape.
     pub fn dims(self, config: &ModelConfig) -> [usize; 2] {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
@@ -57,22 +71,5 @@ impl Target {
             Self::Gate | Self::Up | Self::Down => format!("model.layers.{layer}.mlp.{}", self.name()),
             Self::Q | Self::K | Self::V | Self::O => format!("model.layers.{layer}.self_attn.{}", self.name()),
         }
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Target {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|target| target.name() == name).ok_or_else(|| {
-            let names: Vec<_> = Self::ALL.iter().map(|target| target.name()).collect();
-            format!("unknown projection `{name}`; there are {}", names.join(", "))
-        })
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::format::Format;
+use crate::error::Place;
 
 /// Who speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +109,15 @@ pub enum Position {
 }
 
 impl Position {
+    /// The place in `file`.
+    pub fn place(self, file: impl fmt::Display) -> Place {
+        let file = Place::file(file.to_string());
+        match self {
+            Position::Line(line) => file.line(line),
+            Position::Row(row) => file.part(format!("row {row}")),
+        }
+    }
+
     /// The number of the line or row.
     pub fn number(self) -> usize {
         match self {

@@ -1,34 +1,22 @@
 //! The shapes of the objects in a data file.
 
-use std::fmt;
+use crate::settings::choice;
 
-/// The shape of the objects of a data file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// `{"prompt", "completion"}`.
-    PromptCompletion,
-    /// `{"instruction", "input", "output"}`.
-    Alpaca,
-    /// `{"messages"}` or `{"conversations"}`.
-    Chat,
-    /// `{"text"}`.
-    Text,
+choice! {
+    /// The shape of the objects of a data file, in the order in which detection tries them.
+    Format {
+        /// `{"prompt", "completion"}`.
+        PromptCompletion = "prompt-completion",
+        /// `{"instruction", "input", "output"}`.
+        Alpaca = "alpaca",
+        /// `{"messages": [{"role", "content"}]}`.
+        Chat = "chat",
+        /// `{"text"}`.
+        Text = "text",
+    }
 }
 
 impl Format {
-    /// All of them, in the order in which detection tries them.
-    pub const ALL: [Format; 4] = [Format::PromptCompletion, Format::Alpaca, Format::Chat, Format::Text];
-
-    /// The name in recipes and in an adapter's metadata.
-    pub fn name(self) -> &'static str {
-        match self {
-            Format::PromptCompletion => "prompt-completion",
-            Format::Alpaca => "alpaca",
-            Format::Chat => "chat",
-            Format::Text => "text",
-        }
-    }
-
     /// Whether examples of this shape go through the chat template of a model that has one.
     pub fn uses_template(self) -> bool {
         matches!(self, Format::Alpaca | Format::Chat)
@@ -42,12 +30,6 @@ impl Format {
             Format::Chat => has("messages") || has("conversations"),
             Format::Text => has("text"),
         })
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 

@@ -8,6 +8,7 @@ pub mod format;
 pub mod read;
 pub mod remark;
 pub mod set;
+pub mod settings;
 
 mod alpaca;
 mod problems;
@@ -19,3 +20,4 @@ pub use example::{Example, Message, Position, Role, Row};
 pub use format::Format;
 pub use read::{jsonl, read, tables};
 pub use set::{EncodedSet, LongPolicy};
+pub use settings::DataSettings;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use super::example::Position;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 
 /// Most different problems to report; further ones are only counted.
 const MAX_REPORTED: usize = 20;
@@ -67,7 +67,7 @@ impl Problems {
     pub(super) fn finish<T>(self, file: impl fmt::Display, value: T) -> Result<T> {
         let mut errors: Vec<Error> = self.found.iter().map(|found| found.error(&file)).collect();
         if self.more > 0 {
-            errors.push(Error::input(&file, format!("and {} more bad rows", self.more)));
+            errors.push(Error::input(Place::file(file.to_string()), format!("and {} more bad rows", self.more)));
         }
         Error::none_of(errors, value)
     }
@@ -75,7 +75,7 @@ impl Problems {
 
 impl Found {
     fn error(&self, file: &impl fmt::Display) -> Error {
-        let place = self.first.first().map_or(file.to_string(), |first| first.within(file));
+        let place = self.first.first().map_or(Place::file(file.to_string()), |first| first.place(file));
         let others: Vec<String> = self.first.iter().skip(1).map(|position| position.number().to_string()).collect();
         let message = match others.as_slice() {
             [] => self.message.clone(),
@@ -111,8 +111,7 @@ mod tests {
         }
         problems.add(Position::Line(60), &Error::input("template", "raises"));
         let text = problems.finish("d.jsonl", ()).expect_err("bad").to_string();
-        let expected = "error: d.jsonl:1: is wrong (50 rows, also 2, 3, …)\n  hint: mend it\n\
-                        error: d.jsonl:60: template: raises";
+        let expected = "d.jsonl:1: is wrong (50 rows, also 2, 3, …)\n  hint: mend it\nd.jsonl:60: template: raises";
         assert_eq!(text, expected);
         assert!(Problems::default().finish("d.jsonl", ()).is_ok());
     }

@@ -9,18 +9,19 @@ use super::example::{Position, Row};
 use super::format::Format;
 use super::problems::Problems;
 use super::remark::{Remark, Remarks};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
+use crate::settings::choice;
 
-/// What happens to an example with more than `max_seq_tokens` tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LongPolicy {
-    /// It is left out, and counted.
-    #[default]
-    Drop,
-    /// The prompt loses tokens from the left (the beginning-of-text token stays); left out if that is not enough.
-    TruncatePrompt,
-    /// It is an error.
-    Error,
+choice! {
+    /// What happens to an example that is longer than `max_seq_tokens`.
+    LongPolicy {
+        /// It is left out, and counted.
+        Drop = "drop",
+        /// The start of its prompt is cut off, the beginning-of-text token excepted; left out if that is not enough.
+        TruncatePrompt = "truncate-prompt",
+        /// It is a problem, reported before training.
+        Error = "error",
+    }
 }
 
 /// Encoded examples, and what was left out on the way.
@@ -85,7 +86,7 @@ impl Encoder {
                 }
                 LongPolicy::Error => {
                     let message = format!("has {length} tokens; at most {max_seq_tokens} fit");
-                    problems.add(row.position, &Error::input("", message));
+                    problems.add(row.position, &Error::input(Place::Nowhere, message));
                     continue;
                 }
             };

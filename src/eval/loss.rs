@@ -44,7 +44,7 @@ impl Verdict {
 
 /// Two models on the same examples.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Comparison {
+pub struct LossComparison {
     /// Mean loss by token.
     pub before: f64,
     /// Mean loss by token.
@@ -101,7 +101,7 @@ pub fn compare(
     after: &[ExampleLoss],
     seed: u64,
     place: impl Fn(usize) -> String,
-) -> Result<Comparison> {
+) -> Result<LossComparison> {
     let same_tokens = before.iter().map(|example| example.tokens).eq(after.iter().map(|example| example.tokens));
     if !same_tokens {
         return Err(Error::failed("evaluation", "the two models were not measured on the same examples"));
@@ -121,7 +121,7 @@ pub fn compare(
         _ if low > 0.0 => Verdict::Worse,
         _ => Verdict::NoEvidence,
     };
-    Ok(Comparison {
+    Ok(LossComparison {
         before: mean_before,
         after: mean_after,
         difference: mean_after - mean_before,
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(mean_loss(&losses(&[(0.0, 0)]), example_number).unwrap_err().exit_code(), 2);
         assert!(mean_loss(&[], example_number).is_err());
         let error = mean_loss(&losses(&[(1.0, 1), (f64::NAN, 1)]), |index| format!("d.jsonl:{}", 10 + index)).unwrap_err();
-        assert!(error.to_string().starts_with("error: d.jsonl:11: its loss"), "{error}");
+        assert!(error.to_string().starts_with("d.jsonl:11: its loss"), "{error}");
         assert_eq!(perplexity(0.0), 1.0);
     }
 

@@ -7,14 +7,13 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::config::{Architecture, ModelConfig};
-use super::load::Quant;
 use super::names::{self, TensorName};
 use crate::error::{Error, Result};
 use crate::files::bitsandbytes::{self, Int8Tensor, Nf4Tensor, Storage};
 use crate::files::gguf::Gguf;
 use crate::files::safetensors::SafeTensorsFile;
-use crate::files::{Bytes, Dtype, RawTensor, json};
-use crate::quant::float;
+use crate::files::{Bytes, Dtype, RawTensor, hex, json};
+use crate::quant::{Quant, float};
 
 /// Beyond this many differences the rest is only counted.
 const MAX_DIFFERENCES: usize = 100;
@@ -69,7 +68,8 @@ impl StoredWeight {
         let Self::Dense(raw) = &self else { return Ok(self) };
         let packed = match quant {
             Quant::None | Quant::Keep => return Ok(self),
-            Quant::Nf4 { double } => Nf4Tensor::quantise(place, raw, double).map(Self::Nf4),
+            Quant::Nf4 => Nf4Tensor::quantise(place, raw, false).map(Self::Nf4),
+            Quant::Nf4Double => Nf4Tensor::quantise(place, raw, true).map(Self::Nf4),
             Quant::Int8 => Int8Tensor::quantise(place, raw).map(Self::Int8),
         };
         raw.bytes.release();
@@ -309,7 +309,7 @@ impl BaseFiles {
                 }
             }
         }
-        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex::encode(&hasher.finalize()))
     }
 
     /// Compares what the files hold with what the configuration needs.

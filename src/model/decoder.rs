@@ -7,24 +7,26 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::config::{ModelConfig, RopeScaling};
 use crate::data::Batch;
-use crate::nn::{Layer, LowRanks, Pass, Projection};
+use crate::nn::{Layer, LowRanks, Noise, Pass, Projection};
 use crate::ops::attention::{Cache, Geometry, Rope};
+use crate::ops::backward_from::backward_from;
 use crate::ops::cross_entropy::{cross_entropy, losses};
 use crate::ops::frozen::FrozenWeight;
-use crate::ops::inject::inject;
 use crate::ops::linear::linear;
 use crate::ops::norm::rms_norm;
+use crate::settings::choice;
 
 /// Projections of a layer, in the order of their sites.
 pub const SITES_PER_LAYER: usize = 7;
 
-/// What the backward pass keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recompute {
-    /// Every activation.
-    None,
-    /// The input of each layer; the layer runs again when its gradient is due.
-    Block,
+choice! {
+    /// The activations that are computed again in the backward pass.
+    Recompute {
+        /// Nothing: every activation is kept.
+        None = "none",
+        /// Each layer again from its input, when its gradient is due.
+        Block = "block",
+    }
 }
 
 /// A LLaMA-family decoder on a device.
@@ -102,22 +104,22 @@ impl Decoder {
         rms_norm(x, &self.norm, self.config.norm_eps)
     }
 
-    /// Summed loss of the batch's trained tokens, `[1, 1]`.
-    fn loss(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
+    /// Loss of each of the batch's trained tokens, `[trained tokens, 1]`.
+    fn token_losses(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
         let x = self.hidden(&batch.ids, &batch.lengths, pass);
-        cross_entropy(self.normed(x), &self.head.in_pass(pass), &batch.targets())
+        cross_entropy(self.normed(x), &self.head.in_pass(pass), &batch.targets(), None)
     }
 
     /// Loss of each trained token of the batch, in order.
     pub fn losses(&self, batch: &Batch, adapter: Option<&LowRanks>) -> Vec<f32> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
-        losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets())
+        losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), None)
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
     pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&LowRanks>) -> Tensor<2> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let x = self.hidden(ids, lengths, &pass);
         linear(self.normed(x), &[self.head.in_pass(&pass)], None)
     }
@@ -134,14 +136,9 @@ impl Decoder {
         sequences: &mut [&mut Sequence],
         adapter: Option<&LowRanks>,
     ) -> Vec<Vec<f32>> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
-        let mut x = self.embed(&new.concat());
-        for (index, layer) in self.layers.iter().enumerate() {
-            let mut caches: Vec<&mut Cache> =
-                sequences.iter_mut().map(|sequence| &mut sequence.caches[index]).collect();
-            x = layer.forward_cached(x, &lengths, &mut caches, &pass);
-        }
+        let x = self.next_hidden(new, sequences, &pass);
         let ends = lengths.iter().scan(0, |end, length| {
             *end += length;
             Some(*end - 1)
@@ -152,22 +149,50 @@ impl Decoder {
         values.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect()
     }
 
+    /// Feeds new tokens of one sequence (at least one); the loss of each `(row of the new tokens, token id that it predicts)`.
+    pub fn next_losses(
+        &self,
+        new: &[u32],
+        targets: &[(u32, u32)],
+        sequence: &mut Sequence,
+        adapter: Option<&LowRanks>,
+    ) -> Vec<f32> {
+        let pass = Pass { adapter, noise: None };
+        let x = self.next_hidden(&[new], &mut [sequence], &pass);
+        if targets.is_empty() {
+            return Vec::new();
+        }
+        losses(self.normed(x), &self.head.in_pass(&pass), targets, None)
+    }
+
+    /// Hidden states of new tokens before the final norm, `[tokens, hidden]`; their keys and values join the past.
+    fn next_hidden(&self, new: &[&[u32]], sequences: &mut [&mut Sequence], pass: &Pass<'_>) -> Tensor<2> {
+        let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
+        let mut x = self.embed(&new.concat());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut caches: Vec<&mut Cache> =
+                sequences.iter_mut().map(|sequence| &mut sequence.caches[index]).collect();
+            x = layer.forward_cached(x, &lengths, &mut caches, pass);
+        }
+        x
+    }
+
     /// Summed loss of the batch and `factor` times its gradients. `adapter` is on an autodiff device.
     pub fn loss_and_gradients(
         &self,
         batch: &Batch,
         adapter: &LowRanks,
-        dropout_seed: u64,
+        noise: Noise,
         factor: f32,
         recompute: Recompute,
     ) -> LossAndGradients {
-        let pass = Pass { adapter: Some(adapter), dropout_seed: Some(dropout_seed) };
+        let pass = Pass { adapter: Some(adapter), noise: Some(noise) };
         match recompute {
             Recompute::None => {
-                let loss = self.loss(batch, &pass);
-                let gradients = loss.clone().mul_scalar(factor).backward();
-                let gradients = GradientsParams::from_grads(gradients, adapter);
-                LossAndGradients { loss: scalar(loss), gradients }
+                let losses = self.token_losses(batch, &pass);
+                let loss = sum(losses.clone());
+                let gradients = backward_from(losses.clone(), constant(&losses, factor));
+                LossAndGradients { loss, gradients: GradientsParams::from_grads(gradients, adapter) }
             }
             Recompute::Block => self.by_block(batch, adapter, &pass, factor),
         }
@@ -190,8 +215,10 @@ impl Decoder {
         }
         let mut gradients = GradientsParams::new();
         let end = x.autodiff().require_grad();
-        let loss = cross_entropy(self.normed(end.clone()), &self.head.in_pass(pass), &batch.targets());
-        let mut tape = loss.clone().mul_scalar(factor).backward();
+        let losses = cross_entropy(self.normed(end.clone()), &self.head.in_pass(pass), &batch.targets(), None);
+        let loss = sum(losses.clone());
+        let mut tape = backward_from(losses.clone(), constant(&losses, factor));
+        drop(losses);
         let mut upstream = end.grad_remove(&mut tape);
         collect(&mut gradients, &mut tape, adapter, self.head.site..self.head.site + 1);
         drop((end, tape));
@@ -199,11 +226,11 @@ impl Decoder {
             let (Some(input), Some(known)) = (inputs.pop(), upstream.take()) else { break };
             let input = input.autodiff().require_grad();
             let y = layer.forward(input.clone(), &batch.lengths, pass);
-            let mut tape = inject(y, known).backward();
+            let mut tape = backward_from(y, known);
             upstream = input.grad_remove(&mut tape);
             collect(&mut gradients, &mut tape, adapter, index * SITES_PER_LAYER..(index + 1) * SITES_PER_LAYER);
         }
-        LossAndGradients { loss: scalar(loss), gradients }
+        LossAndGradients { loss, gradients }
     }
 
     /// The first layer with a pair; the number of layers if only the head has one.
@@ -229,8 +256,15 @@ fn collect(
     }
 }
 
-fn scalar(loss: Tensor<2>) -> f64 {
-    f64::from(loss.into_scalar::<f32>())
+/// The summed loss, rounded once.
+fn sum(losses: Tensor<2>) -> f64 {
+    let sum: f64 = losses.inner().into_data().iter::<f32>().map(f64::from).sum();
+    f64::from(sum as f32)
+}
+
+/// A gradient of `factor` for each of the `losses`.
+fn constant(losses: &Tensor<2>, factor: f32) -> Tensor<2> {
+    Tensor::full(losses.dims(), factor, &losses.device().inner())
 }
 
 /// Frequencies of the rotary embedding, as transformers computes them (f32, `modeling_rope_utils.py`).
@@ -267,11 +301,9 @@ pub(super) fn rope(config: &ModelConfig) -> Rope {
 /// Attention's shape in a layer.
 pub(super) fn geometry(config: &ModelConfig, rope: &Arc<Rope>, layer: usize) -> Geometry {
     Geometry {
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
         window: config.window_of(layer),
-        rope: rope.clone(),
+        rope: Some(rope.clone()),
+        ..Geometry::new(config.heads, config.kv_heads, config.head_dim)
     }
 }
 

@@ -1,11 +1,11 @@
-//! One decoder layer: `x + o(attention(qkv(norm(x))))`, then `x + down(swiglu(gate_up(norm(x))))`.
+//! One decoder layer: `x + o(attention(qkv(norm(x))))`, then `x + down(gated(gate_up(norm(x))))`.
 
 use burn::tensor::Tensor;
 
 use super::projection::{Pass, Projection, project};
+use crate::ops::activation::{Activation, gated};
 use crate::ops::attention::{Cache, Geometry, attention, cached_attention};
 use crate::ops::norm::rms_norm;
-use crate::ops::swiglu::swiglu;
 
 /// A LLaMA decoder layer.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ impl Layer {
     fn after_attention(&self, x: Tensor<2>, mixed: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
         let x = project(mixed, &[&self.o], Some(x), pass);
         let h = rms_norm(x.clone(), &self.mlp_norm, self.norm_eps);
-        let gated = swiglu(project(h, &[&self.gate, &self.up], None, pass));
+        let gated = gated(project(h, &[&self.gate, &self.up], None, pass), Activation::Silu);
         project(gated, &[&self.down], Some(x), pass)
     }
 }

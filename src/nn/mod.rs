@@ -6,4 +6,4 @@ pub mod projection;
 
 pub use layer::Layer;
 pub use low_rank::{LowRank, LowRanks};
-pub use projection::{Pass, Projection};
+pub use projection::{Noise, Pass, Projection};

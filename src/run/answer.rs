@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::generate::run::{Request, generate};
 use crate::generate::sample::SamplerConfig;
 use crate::model::Decoder;
-use crate::nn::LowRanks;
+use crate::nn::Adapter;
 
 /// How a prompt becomes tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub struct Answering {
 pub fn answer(
     decoder: &Decoder,
     encoder: &Encoder,
-    adapter: Option<&LowRanks>,
+    adapter: Option<&Adapter>,
     prompts: &[String],
     form: PromptForm,
     answering: &Answering,
@@ -69,7 +69,7 @@ pub fn answer(
 pub fn answer_ids(
     decoder: &Decoder,
     encoder: &Encoder,
-    adapter: Option<&LowRanks>,
+    adapter: Option<&Adapter>,
     prompts: &[Vec<u32>],
     answering: &Answering,
     emit: impl FnMut(usize, u32) -> Result<()>,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::folder::MAX_CONFIG_BYTES;
 use crate::error::{Error, Result};
-use crate::files::open;
+use crate::files::{json::kind as json_kind, open};
 
 /// The name under which transformers looks for the template of conversations with tools.
 const TOOL_USE: &str = "tool_use";
@@ -79,7 +79,7 @@ fn of_config(value: &Value, place: impl Fn() -> String) -> Result<Templates> {
         Value::Array(named) => named.iter().map(|one| (text(&one["name"]), optional_text(&one["template"]))).collect(),
         Value::Object(named) => named.iter().map(|(name, one)| (name.clone(), optional_text(one))).collect(),
         other => {
-            let message = format!("`chat_template` is {}; expected a text or named templates", kind(other));
+            let message = format!("`chat_template` is {}; expected a text or named templates", json_kind(other));
             return Err(Error::input(place(), message));
         }
     };
@@ -98,16 +98,4 @@ fn text(value: &Value) -> String {
 
 fn optional_text(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
-}
-
-/// The kind of a JSON value, for messages.
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }

@@ -38,7 +38,7 @@ impl HostAdapter {
         let config = self.config_json(options)?;
         std::fs::create_dir_all(dir).map_err(|error| Error::write(dir, &error))?;
         let staging = || tempfile::Builder::new().prefix(".burnish-").tempdir_in(dir);
-        let (staging, _tracked) =
+        let staging =
             temporary::make(staging, |staging| staging.path().to_owned()).map_err(|error| Error::write(dir, &error))?;
         let staged = |name: &str| staging.path().join(name);
         self.write_weights(&staged(WEIGHTS_FILE))?;

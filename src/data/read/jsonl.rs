@@ -18,7 +18,7 @@ use super::rows::Rows;
 use super::{list, unreadable};
 use crate::data::example::{Position, Row};
 use crate::data::format::Format;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::files::{json, open};
 
 /// The largest data file read.
@@ -76,7 +76,10 @@ pub fn parse_list(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Ve
 pub(super) fn parse_object(text: &[u8]) -> Result<Value> {
     let value = json::parse("", text).map_err(|error| match error.problems() {
         [problem] => {
-            let column = problem.place.rsplit(':').next().unwrap_or_default();
+            let column = match problem.place {
+                Place::File { column, .. } => column.unwrap_or(1),
+                _ => 1,
+            };
             let error = Error::input("", format!("{} at column {column}", problem.message));
             match text.first() {
                 Some(b'[') => error.hint("a file that is one JSON list must be named .json"),
@@ -303,7 +306,7 @@ mod tests {
             r#"{"text":"a","text":"b"}"#,
             r#"{"text":"\ud800"}"#,
         ] {
-            assert!(problems(text).starts_with("error: d.jsonl:1: "), "{text}");
+            assert!(problems(text).starts_with("d.jsonl:1: "), "{text}");
         }
         assert!(parse(b"{\"text\":\"\xff\"}", "d.jsonl", None).is_err());
         let named = |bytes: &[u8]| parse(bytes, "d.jsonl", None).expect_err("no text").to_string();

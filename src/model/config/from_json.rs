@@ -267,7 +267,7 @@ impl Fields<'_> {
         let value = self.object.get(field).filter(|value| !value.is_null())?;
         let found = read(value);
         if found.is_none() {
-            self.problem(field, format!("is {}; expected {expected}", shortened(value)));
+            self.problem(field, format!("is {}; expected {expected}", json::shortened(value)));
         }
         found
     }
@@ -352,14 +352,5 @@ impl Fields<'_> {
             value => id(value).map(|id| vec![id]),
         });
         tokens.unwrap_or_default()
-    }
-}
-
-/// The value as JSON, cut where it is long.
-fn shortened(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
     }
 }

@@ -8,11 +8,6 @@ use crate::files::Dtype;
 impl ModelConfig {
     /// `config.json` of this model with its weights stored as `dtype` (`F32`, `F16` or `BF16`).
     pub fn to_hf_json(&self, dtype: Dtype) -> Value {
-        let torch_dtype = match dtype {
-            Dtype::F16 => "float16",
-            Dtype::Bf16 => "bfloat16",
-            _ => "float32",
-        };
         let mut config = json!({
             "architectures": [self.architecture.class_name()],
             "model_type": self.architecture.model_type(),
@@ -37,7 +32,7 @@ impl ModelConfig {
                 [one] => json!(one),
                 several => json!(several),
             },
-            "torch_dtype": torch_dtype,
+            "torch_dtype": dtype.torch_name(),
             "use_cache": true,
         });
         match self.architecture {
