@@ -1,22 +1,16 @@
 //! The decoder: embedding, layers, norm, head. Frozen; what is trainable comes in with the [`Pass`].
 
-use std::sync::Arc;
-
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use super::config::{ModelConfig, RopeScaling};
+use super::config::{EmbeddingMultiplier, ModelConfig};
 use crate::data::Batch;
-use crate::nn::{Layer, LowRanks, Pass, Projection};
-use crate::ops::attention::{Cache, Geometry, Rope};
+use crate::nn::{Adapter, Layer, Norm, Pass, Projection};
+use crate::ops::attention::Cache;
 use crate::ops::cross_entropy::{cross_entropy, losses};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::inject::inject;
 use crate::ops::linear::linear;
-use crate::ops::norm::rms_norm;
-
-/// Projections of a layer, in the order of their sites.
-pub const SITES_PER_LAYER: usize = 7;
 
 /// What the backward pass keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +21,7 @@ pub enum Recompute {
     Block,
 }
 
-/// A LLaMA-family decoder on a device.
+/// A decoder on a device.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     pub(super) config: ModelConfig,
@@ -36,7 +30,7 @@ pub struct Decoder {
     pub(super) compute: DType,
     pub(super) embedding: FrozenWeight,
     pub(super) layers: Vec<Layer>,
-    pub(super) norm: Vec<f32>,
+    pub(super) norm: Norm,
     pub(super) head: Projection,
 }
 
@@ -72,20 +66,15 @@ impl Decoder {
         &self.device
     }
 
-    /// `[out, in]` of the projection at a site; the last site is the head.
-    pub fn site_dims(&self, site: usize) -> [usize; 2] {
-        match self.layers.get(site / SITES_PER_LAYER) {
-            Some(layer) => {
-                let projections = [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down];
-                projections[site % SITES_PER_LAYER].weight.dims()
-            }
-            None => self.head.weight.dims(),
-        }
+    /// Number of sites: projections that can be adapted, the head last.
+    pub fn sites(&self) -> usize {
+        self.head.site + 1
     }
 
-    /// Number of projections that can be adapted.
-    pub fn sites(&self) -> usize {
-        self.layers.len() * SITES_PER_LAYER + 1
+    /// The sites of a layer.
+    fn sites_of(&self, layer: usize) -> std::ops::Range<usize> {
+        let start = |layer: usize| self.layers.get(layer).map_or(self.head.site, Layer::first_site);
+        start(layer)..start(layer + 1)
     }
 
     /// Hidden states before the final norm, `[tokens, hidden]`.
@@ -94,12 +83,32 @@ impl Decoder {
         self.layers.iter().fold(x, |x, layer| layer.forward(x, lengths, pass))
     }
 
+    /// `[tokens, hidden]`.
     fn embed(&self, ids: &[u32]) -> Tensor<2> {
-        self.embedding.rows(ids, self.compute, &self.device)
+        let mut values = self.embedding.select(ids);
+        let multiplier = match self.config.embedding_multiplier {
+            EmbeddingMultiplier::One => None,
+            EmbeddingMultiplier::Exact(multiplier) => Some(multiplier as f32),
+            EmbeddingMultiplier::Rounded(multiplier) if self.compute == DType::BF16 => {
+                Some(half::bf16::from_f64(multiplier).to_f32())
+            }
+            EmbeddingMultiplier::Rounded(multiplier) => Some(multiplier as f32),
+        };
+        if let Some(multiplier) = multiplier {
+            values.iter_mut().for_each(|value| *value *= multiplier);
+        }
+        let data = TensorData::new(values, [ids.len(), self.config.hidden_size]);
+        Tensor::<2>::from_data(data, &self.device).cast(self.compute)
     }
 
+    /// The input of the head: the last hidden states, normalised. A factor on the logits is taken here, since the head
+    /// is linear.
     fn normed(&self, x: Tensor<2>) -> Tensor<2> {
-        rms_norm(x, &self.norm, self.config.norm_eps)
+        let x = self.norm.forward(x);
+        match self.config.logit_multiplier {
+            Some(multiplier) => x.mul_scalar(multiplier),
+            None => x,
+        }
     }
 
     /// Summed loss of the batch's trained tokens, `[1, 1]`.
@@ -109,14 +118,14 @@ impl Decoder {
     }
 
     /// Loss of each trained token of the batch, in order.
-    pub fn losses(&self, batch: &Batch, adapter: Option<&LowRanks>) -> Vec<f32> {
+    pub fn losses(&self, batch: &Batch, adapter: Option<&Adapter>) -> Vec<f32> {
         let pass = Pass { adapter, dropout_seed: None };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
         losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets())
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
-    pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&LowRanks>) -> Tensor<2> {
+    pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&Adapter>) -> Tensor<2> {
         let pass = Pass { adapter, dropout_seed: None };
         let x = self.hidden(ids, lengths, &pass);
         linear(self.normed(x), &[self.head.in_pass(&pass)], None)
@@ -132,7 +141,7 @@ impl Decoder {
         &self,
         new: &[&[u32]],
         sequences: &mut [&mut Sequence],
-        adapter: Option<&LowRanks>,
+        adapter: Option<&Adapter>,
     ) -> Vec<Vec<f32>> {
         let pass = Pass { adapter, dropout_seed: None };
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
@@ -156,7 +165,7 @@ impl Decoder {
     pub fn loss_and_gradients(
         &self,
         batch: &Batch,
-        adapter: &LowRanks,
+        adapter: &Adapter,
         dropout_seed: u64,
         factor: f32,
         recompute: Recompute,
@@ -176,7 +185,7 @@ impl Decoder {
     /// Runs the layers without a tape, keeping their inputs; then, from the last to the first, each again with one.
     ///
     /// Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
-    fn by_block(&self, batch: &Batch, adapter: &LowRanks, pass: &Pass<'_>, factor: f32) -> LossAndGradients {
+    fn by_block(&self, batch: &Batch, adapter: &Adapter, pass: &Pass<'_>, factor: f32) -> LossAndGradients {
         let frozen = burn::module::Module::valid(adapter);
         let untracked = Pass { adapter: Some(&frozen), ..*pass };
         let lowest = self.lowest_adapted_layer(adapter);
@@ -201,27 +210,27 @@ impl Decoder {
             let y = layer.forward(input.clone(), &batch.lengths, pass);
             let mut tape = inject(y, known).backward();
             upstream = input.grad_remove(&mut tape);
-            collect(&mut gradients, &mut tape, adapter, index * SITES_PER_LAYER..(index + 1) * SITES_PER_LAYER);
+            collect(&mut gradients, &mut tape, adapter, self.sites_of(index));
         }
         LossAndGradients { loss: scalar(loss), gradients }
     }
 
-    /// The first layer with a pair; the number of layers if only the head has one.
-    fn lowest_adapted_layer(&self, adapter: &LowRanks) -> usize {
+    /// The first layer that is adapted; the number of layers if only the head is.
+    fn lowest_adapted_layer(&self, adapter: &Adapter) -> usize {
         let first = adapter.by_site.iter().position(Option::is_some).unwrap_or(self.head.site);
-        first / SITES_PER_LAYER
+        (0..self.layers.len()).find(|&layer| first < self.sites_of(layer).end).unwrap_or(self.layers.len())
     }
 }
 
-/// Moves the gradients of the pairs at `sites` from a tape.
+/// Moves the gradients of the deltas at `sites` from a tape.
 fn collect(
     gradients: &mut GradientsParams,
     tape: &mut burn::tensor::Gradients,
-    adapter: &LowRanks,
+    adapter: &Adapter,
     sites: std::ops::Range<usize>,
 ) {
-    for pair in sites.filter_map(|site| adapter.at(site)) {
-        for parameter in [&pair.a, &pair.b] {
+    for delta in sites.filter_map(|site| adapter.at(site)) {
+        for parameter in delta.parameters() {
             if let Some(gradient) = parameter.val().grad_remove(tape) {
                 gradients.register(parameter.id, gradient);
             }
@@ -231,55 +240,4 @@ fn collect(
 
 fn scalar(loss: Tensor<2>) -> f64 {
     f64::from(loss.into_scalar::<f32>())
-}
-
-/// Frequencies of the rotary embedding, as transformers computes them (f32, `modeling_rope_utils.py`).
-pub(super) fn rope(config: &ModelConfig) -> Rope {
-    let half = config.head_dim / 2;
-    let plain = (0..half).map(|i| {
-        let exponent = (2 * i) as f32 / config.head_dim as f32;
-        1.0 / (config.rope_theta as f32).powf(exponent)
-    });
-    let frequencies: Vec<f32> = match &config.rope_scaling {
-        RopeScaling::None => plain.collect(),
-        RopeScaling::Linear { factor } => plain.map(|frequency| frequency / *factor as f32).collect(),
-        RopeScaling::Factors(factors) => plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
-            let context = *original_max_positions as f32;
-            let (factor, low, high) = (*factor as f32, *low_freq_factor as f32, *high_freq_factor as f32);
-            let scale = |frequency: f32| {
-                let wavelength = 2.0 * std::f32::consts::PI / frequency;
-                if wavelength < context / high {
-                    frequency
-                } else if wavelength > context / low {
-                    frequency / factor
-                } else {
-                    let smooth = (context / wavelength - low) / (high - low);
-                    (1.0 - smooth) * frequency / factor + smooth * frequency
-                }
-            };
-            plain.map(scale).collect()
-        }
-    };
-    Rope::new(frequencies)
-}
-
-/// Attention's shape in a layer.
-pub(super) fn geometry(config: &ModelConfig, rope: &Arc<Rope>, layer: usize) -> Geometry {
-    Geometry {
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        window: config.window_of(layer),
-        rope: rope.clone(),
-    }
-}
-
-impl FrozenWeight {
-    /// Rows `ids` as a tensor of `dtype` (the embedding).
-    fn rows(&self, ids: &[u32], dtype: DType, device: &Device) -> Tensor<2> {
-        let width = self.dims()[1];
-        let values = self.select(ids);
-        Tensor::<2>::from_data(TensorData::new(values, [ids.len(), width]), device).cast(dtype)
-    }
 }

@@ -1,36 +1,41 @@
-//! One decoder layer: `x + o(attention(qkv(norm(x))))`, then `x + down(swiglu(gate_up(norm(x))))`.
+//! The forward pass of one decoder layer, for every form of [`Block`].
 
 use burn::tensor::Tensor;
 
+use super::block::{Block, Residual};
+use super::norm::Norm;
 use super::projection::{Pass, Projection, project};
 use crate::ops::attention::{Cache, Geometry, attention, cached_attention};
-use crate::ops::norm::rms_norm;
 use crate::ops::swiglu::swiglu;
 
-/// A LLaMA decoder layer.
+/// A decoder layer with its weights.
 #[derive(Debug, Clone)]
 pub struct Layer {
-    pub attention_norm: Vec<f32>,
-    pub q: Projection,
-    pub k: Projection,
-    pub v: Projection,
-    pub o: Projection,
-    pub mlp_norm: Vec<f32>,
-    pub gate: Projection,
-    pub up: Projection,
-    pub down: Projection,
-    pub norm_eps: f64,
+    /// Its parts.
+    pub block: Block<Projection, Norm>,
+    /// The shape of its attention.
     pub geometry: Geometry,
 }
 
 impl Layer {
-    /// `x` is `[tokens, hidden]`, sequences of these `lengths` end to end.
-    pub fn forward(&self, x: Tensor<2>, lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
-        let mixed = attention(self.qkv(x.clone(), pass), lengths, &self.geometry);
-        self.after_attention(x, mixed, pass)
+    /// The number of its first site.
+    pub fn first_site(&self) -> usize {
+        self.block.attention.qkv.projections()[0].site
     }
 
-    /// New tokens of sequences whose past is in `caches`.
+    /// Runs whole sequences of these `lengths`, laid end to end.
+    ///
+    /// # Shapes
+    /// `x`: `[tokens, hidden]`; the result as `x`.
+    pub fn forward(&self, x: Tensor<2>, lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
+        let mixed = attention(self.qkv(x.clone(), pass), lengths, &self.geometry);
+        self.after_mixing(x, mixed, pass)
+    }
+
+    /// Runs new tokens of sequences whose past is in `caches`, and adds them to it.
+    ///
+    /// # Shapes
+    /// `x`: `[tokens, hidden]`, the `lengths[i]` new tokens of sequence `i` end to end; the result as `x`.
     pub fn forward_cached(
         &self,
         x: Tensor<2>,
@@ -39,18 +44,63 @@ impl Layer {
         pass: &Pass<'_>,
     ) -> Tensor<2> {
         let mixed = cached_attention(self.qkv(x.clone(), pass), lengths, caches, &self.geometry);
-        self.after_attention(x, mixed, pass)
+        self.after_mixing(x, mixed, pass)
     }
 
+    /// `[tokens, q | k | v]` before rotation.
     fn qkv(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let h = rms_norm(x, &self.attention_norm, self.norm_eps);
-        project(h, &[&self.q, &self.k, &self.v], None, pass)
+        let h = normed(self.block.before_attention.as_ref(), x);
+        let group: Vec<&Projection> = self.block.attention.qkv.projections().iter().collect();
+        project(h, &group, None, pass)
     }
 
-    fn after_attention(&self, x: Tensor<2>, mixed: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let x = project(mixed, &[&self.o], Some(x), pass);
-        let h = rms_norm(x.clone(), &self.mlp_norm, self.norm_eps);
-        let gated = swiglu(project(h, &[&self.gate, &self.up], None, pass));
-        project(gated, &[&self.down], Some(x), pass)
+    fn after_mixing(&self, x: Tensor<2>, mixed: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        let block = &self.block;
+        let after_attention = block.after_attention.as_ref();
+        match block.residual {
+            Residual::Sequential => {
+                let x = self.add(x, mixed, &block.attention.output, after_attention, pass);
+                self.feed_forward(x.clone(), x, pass)
+            }
+            Residual::Parallel => {
+                let sum = self.add(x.clone(), mixed, &block.attention.output, after_attention, pass);
+                self.feed_forward(x, sum, pass)
+            }
+        }
+    }
+
+    /// `residual + mlp(norm(x))`.
+    fn feed_forward(&self, x: Tensor<2>, residual: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        let mlp = &self.block.mlp;
+        let h = normed(self.block.before_mlp.as_ref(), x);
+        let group: Vec<&Projection> = mlp.input.projections().iter().collect();
+        let inner = swiglu(project(h, &group, None, pass));
+        self.add(residual, inner, &mlp.down, self.block.after_mlp.as_ref(), pass)
+    }
+
+    /// `residual + multiplier · norm(projection(x))`; without norm and multiplier the sum is taken as the product is stored.
+    fn add(
+        &self,
+        residual: Tensor<2>,
+        x: Tensor<2>,
+        projection: &Projection,
+        norm: Option<&Norm>,
+        pass: &Pass<'_>,
+    ) -> Tensor<2> {
+        if norm.is_none() && self.block.residual_multiplier.is_none() {
+            return project(x, &[projection], Some(residual), pass);
+        }
+        let y = normed(norm, project(x, &[projection], None, pass));
+        match self.block.residual_multiplier {
+            Some(multiplier) => residual + y.mul_scalar(multiplier),
+            None => residual + y,
+        }
+    }
+}
+
+fn normed(norm: Option<&Norm>, x: Tensor<2>) -> Tensor<2> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
     }
 }
