@@ -6,6 +6,7 @@ mod keys;
 mod rope;
 
 use crate::error::{Error, Result};
+use crate::ops::activation::Activation;
 
 pub use family::Family;
 pub use fields::{Defaults, Fields};
@@ -33,6 +34,8 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Added to the mean square or the variance in every norm.
     pub norm_eps: f64,
+    /// The activation of the feed-forward network.
+    pub activation: Activation,
     /// Rotary embedding.
     pub rope: RopeConfig,
     /// Rotary embedding of the layers with a sliding window, where it is another than `rope`.
@@ -55,6 +58,10 @@ pub struct ModelConfig {
     pub full_layers: Vec<usize>,
     /// Factor on attention's scores; `None` is `1 / sqrt(head_dim)`.
     pub attention_multiplier: Option<f64>,
+    /// Scores of attention `s` become `cap · tanh(s / cap)`.
+    pub attention_softcap: Option<f64>,
+    /// Logits `z` become `cap · tanh(z / cap)`.
+    pub logit_softcap: Option<f64>,
     /// Factor on the embedding's rows.
     pub embedding_multiplier: EmbeddingMultiplier,
     /// Factor on the output of attention and of the feed-forward network; `None` is 1.
@@ -109,6 +116,7 @@ impl ModelConfig {
             kv_heads: 0,
             head_dim: 0,
             norm_eps: 1e-6,
+            activation: Activation::Silu,
             rope: RopeConfig::plain(0),
             local_rope: None,
             unrotated_layers: Vec::new(),
@@ -120,6 +128,8 @@ impl ModelConfig {
             sliding_window: None,
             full_layers: Vec::new(),
             attention_multiplier: None,
+            attention_softcap: None,
+            logit_softcap: None,
             embedding_multiplier: EmbeddingMultiplier::One,
             residual_multiplier: None,
             logit_multiplier: None,
@@ -204,6 +214,8 @@ impl ModelConfig {
             ("embedding_multiplier", Some(self.embedding_multiplier.value())),
             ("residual_multiplier", self.residual_multiplier),
             ("logits_scaling", self.logit_multiplier),
+            ("attn_logit_softcapping", self.attention_softcap),
+            ("final_logit_softcapping", self.logit_softcap),
         ];
         for (field, value) in multipliers {
             // Beyond these, products of f32 are infinite or all zero.

@@ -7,9 +7,9 @@ use super::config::{EmbeddingMultiplier, ModelConfig};
 use crate::data::Batch;
 use crate::nn::{Adapter, Layer, Norm, Pass, Projection};
 use crate::ops::attention::Cache;
-use crate::ops::cross_entropy::{cross_entropy, losses};
+use crate::ops::backward_from::backward_from;
+use crate::ops::cross_entropy::{capped, cross_entropy, losses};
 use crate::ops::frozen::FrozenWeight;
-use crate::ops::inject::inject;
 use crate::ops::linear::linear;
 
 /// What the backward pass keeps.
@@ -111,24 +111,32 @@ impl Decoder {
         }
     }
 
-    /// Summed loss of the batch's trained tokens, `[1, 1]`.
-    fn loss(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
-        let x = self.hidden(&batch.ids, &batch.lengths, pass);
-        cross_entropy(self.normed(x), &self.head.in_pass(pass), &batch.targets())
+    /// Loss of each of the batch's trained tokens, `[trained tokens, 1]`, from the hidden states before the final norm.
+    fn token_losses(&self, x: Tensor<2>, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
+        cross_entropy(self.normed(x), &self.head.in_pass(pass), &batch.targets(), self.logit_softcap())
+    }
+
+    fn logit_softcap(&self) -> Option<f32> {
+        self.config.logit_softcap.map(|cap| cap as f32)
+    }
+
+    /// Logits of hidden states before the final norm, `[tokens, vocabulary]`.
+    fn head_logits(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        capped(linear(self.normed(x), &[self.head.in_pass(pass)], None), self.logit_softcap())
     }
 
     /// Loss of each trained token of the batch, in order.
     pub fn losses(&self, batch: &Batch, adapter: Option<&Adapter>) -> Vec<f32> {
         let pass = Pass { adapter, dropout_seed: None };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
-        losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets())
+        losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), self.logit_softcap())
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
     pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&Adapter>) -> Tensor<2> {
         let pass = Pass { adapter, dropout_seed: None };
         let x = self.hidden(ids, lengths, &pass);
-        linear(self.normed(x), &[self.head.in_pass(&pass)], None)
+        self.head_logits(x, &pass)
     }
 
     /// The past of a sequence that has not begun.
@@ -156,7 +164,7 @@ impl Decoder {
             Some(*end - 1)
         });
         let last = Tensor::cat(ends.map(|row| x.clone().narrow(0, row, 1)).collect(), 0);
-        let logits = linear(self.normed(last), &[self.head.in_pass(&pass)], None).cast(DType::F32).into_data();
+        let logits = self.head_logits(last, &pass).cast(DType::F32).into_data();
         let values: Vec<f32> = logits.iter::<f32>().collect();
         values.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect()
     }
@@ -173,10 +181,10 @@ impl Decoder {
         let pass = Pass { adapter: Some(adapter), dropout_seed: Some(dropout_seed) };
         match recompute {
             Recompute::None => {
-                let loss = self.loss(batch, &pass);
-                let gradients = loss.clone().mul_scalar(factor).backward();
-                let gradients = GradientsParams::from_grads(gradients, adapter);
-                LossAndGradients { loss: scalar(loss), gradients }
+                let losses = self.token_losses(self.hidden(&batch.ids, &batch.lengths, &pass), batch, &pass);
+                let loss = sum(losses.clone());
+                let gradients = backward_from(losses.clone(), constant(&losses, factor));
+                LossAndGradients { loss, gradients: GradientsParams::from_grads(gradients, adapter) }
             }
             Recompute::Block => self.by_block(batch, adapter, &pass, factor),
         }
@@ -199,8 +207,10 @@ impl Decoder {
         }
         let mut gradients = GradientsParams::new();
         let end = x.autodiff().require_grad();
-        let loss = cross_entropy(self.normed(end.clone()), &self.head.in_pass(pass), &batch.targets());
-        let mut tape = loss.clone().mul_scalar(factor).backward();
+        let losses = self.token_losses(end.clone(), batch, pass);
+        let loss = sum(losses.clone());
+        let mut tape = backward_from(losses.clone(), constant(&losses, factor));
+        drop(losses);
         let mut upstream = end.grad_remove(&mut tape);
         collect(&mut gradients, &mut tape, adapter, self.head.site..self.head.site + 1);
         drop((end, tape));
@@ -208,11 +218,11 @@ impl Decoder {
             let (Some(input), Some(known)) = (inputs.pop(), upstream.take()) else { break };
             let input = input.autodiff().require_grad();
             let y = layer.forward(input.clone(), &batch.lengths, pass);
-            let mut tape = inject(y, known).backward();
+            let mut tape = backward_from(y, known);
             upstream = input.grad_remove(&mut tape);
             collect(&mut gradients, &mut tape, adapter, self.sites_of(index));
         }
-        LossAndGradients { loss: scalar(loss), gradients }
+        LossAndGradients { loss, gradients }
     }
 
     /// The first layer that is adapted; the number of layers if only the head is.
@@ -238,6 +248,13 @@ fn collect(
     }
 }
 
-fn scalar(loss: Tensor<2>) -> f64 {
-    f64::from(loss.into_scalar::<f32>())
+/// The summed loss, rounded once.
+fn sum(losses: Tensor<2>) -> f64 {
+    let sum: f64 = losses.inner().into_data().iter::<f32>().map(f64::from).sum();
+    f64::from(sum as f32)
+}
+
+/// A gradient of `factor` for each of the `losses`.
+fn constant(losses: &Tensor<2>, factor: f32) -> Tensor<2> {
+    Tensor::full(losses.dims(), factor, &losses.device().inner())
 }

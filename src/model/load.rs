@@ -11,9 +11,9 @@ use super::rope::rope;
 use super::spec::{LinearSpec, NormSpec};
 use crate::error::{Error, Result};
 use crate::files::Dtype;
-use crate::nn::block::Build;
+use crate::nn::block::{Build, Qkv};
 use crate::nn::{Layer, Norm, Projection};
-use crate::ops::attention::{Geometry, Rope};
+use crate::ops::attention::{Geometry, QkvLayout, Rope};
 use crate::ops::frozen::FrozenWeight;
 use crate::quant::nf4;
 
@@ -153,7 +153,8 @@ impl Decoder {
         let ropes = Ropes::new(&config);
         let layers = (0..config.layers).map(|layer| {
             let block = config.block(layer).build(&mut loader)?;
-            Ok(Layer { block, geometry: geometry(&config, &ropes, layer) })
+            let geometry = geometry(&config, &ropes, layer, &block.attention.qkv);
+            Ok(Layer::new(block, geometry))
         });
         let layers = layers.collect::<Result<_>>()?;
         let norm = loader.norm(config.final_norm())?;
@@ -182,13 +183,18 @@ impl<'a> Ropes<'a> {
 }
 
 /// The shape of attention in a layer.
-fn geometry(config: &ModelConfig, ropes: &Ropes<'_>, layer: usize) -> Geometry {
+fn geometry(config: &ModelConfig, ropes: &Ropes<'_>, layer: usize, qkv: &Qkv<Projection>) -> Geometry {
+    let usual = Geometry::new(config.heads, config.kv_heads, config.head_dim);
     Geometry {
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
+        scale: config.attention_multiplier.map_or(usual.scale, |scale| scale as f32),
+        softcap: config.attention_softcap.map(|cap| cap as f32),
         window: config.window_of(layer),
-        rope: config.rope_of(layer).and_then(|rope| ropes.of(rope)).expect("every layer is rotated"),
+        rope: config.rope_of(layer).and_then(|rope| ropes.of(rope)),
+        layout: match qkv {
+            Qkv::Separate(_) | Qkv::Fused(_) => QkvLayout::SideBySide,
+            Qkv::FusedByHead(_) => QkvLayout::ByHead,
+        },
+        ..usual
     }
 }
 
@@ -220,7 +226,8 @@ impl Build<LinearSpec, NormSpec> for Loader<'_> {
         if spec.style.offset != 0.0 {
             weight.iter_mut().for_each(|value| *value += spec.style.offset);
         }
-        Ok(Norm { kind: spec.style.kind, weight, eps: spec.eps })
+        let bias = spec.style.bias.then(|| self.vector(&format!("{}.bias", spec.module))).transpose()?;
+        Ok(Norm { kind: spec.style.kind, weight, bias, eps: spec.eps })
     }
 }
 

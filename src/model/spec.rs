@@ -51,6 +51,10 @@ pub struct NormStyle {
 impl NormStyle {
     /// Root-mean-square norm with the stored weight.
     pub const RMS: Self = Self { kind: NormKind::Rms, bias: false, offset: 0.0 };
+    /// Root-mean-square norm with one plus the stored weight.
+    pub const RMS_PLUS_ONE: Self = Self { kind: NormKind::Rms, bias: false, offset: 1.0 };
+    /// Layer norm with a bias.
+    pub const LAYER: Self = Self { kind: NormKind::Layer, bias: true, offset: 0.0 };
 }
 
 /// The order of a tensor's rows in GGUF against Hugging Face's.
@@ -60,6 +64,11 @@ pub enum GgufRows {
     Same,
     /// Within each of `heads` heads, the two values that are rotated together stand side by side (llama.cpp's `permute`).
     RotatedPairs {
+        /// Number of heads.
+        heads: usize,
+    },
+    /// Hugging Face has q, k and v of each head together, GGUF all queries, then all keys, then all values.
+    SplitByHead {
         /// Number of heads.
         heads: usize,
     },

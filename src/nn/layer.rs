@@ -2,22 +2,36 @@
 
 use burn::tensor::Tensor;
 
-use super::block::{Block, Residual};
+use super::block::{Block, MlpInput, Residual};
 use super::norm::Norm;
 use super::projection::{Pass, Projection, project};
+use crate::ops::activation::{activate, gated};
 use crate::ops::attention::{Cache, Geometry, attention, cached_attention};
-use crate::ops::swiglu::swiglu;
+use crate::ops::norm::{QkNorm, qk_norm};
 
 /// A decoder layer with its weights.
 #[derive(Debug, Clone)]
 pub struct Layer {
     /// Its parts.
     pub block: Block<Projection, Norm>,
+    /// The norms of queries and keys, as their op takes them.
+    qk_norm: Option<QkNorm>,
     /// The shape of its attention.
     pub geometry: Geometry,
 }
 
 impl Layer {
+    /// A layer of these parts.
+    pub fn new(block: Block<Projection, Norm>, geometry: Geometry) -> Self {
+        let qk_norm = block.attention.qk_norm.as_ref().map(|norms| QkNorm {
+            q: norms.q.weight.clone(),
+            k: norms.k.weight.clone(),
+            eps: norms.q.eps,
+            span: norms.span,
+        });
+        Self { block, qk_norm, geometry }
+    }
+
     /// The number of its first site.
     pub fn first_site(&self) -> usize {
         self.block.attention.qkv.projections()[0].site
@@ -26,7 +40,8 @@ impl Layer {
     /// Runs whole sequences of these `lengths`, laid end to end.
     ///
     /// # Shapes
-    /// `x`: `[tokens, hidden]`; the result as `x`.
+    /// - `x`: `[tokens, hidden]`
+    /// - output: `[tokens, hidden]`
     pub fn forward(&self, x: Tensor<2>, lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
         let mixed = attention(self.qkv(x.clone(), pass), lengths, &self.geometry);
         self.after_mixing(x, mixed, pass)
@@ -35,7 +50,8 @@ impl Layer {
     /// Runs new tokens of sequences whose past is in `caches`, and adds them to it.
     ///
     /// # Shapes
-    /// `x`: `[tokens, hidden]`, the `lengths[i]` new tokens of sequence `i` end to end; the result as `x`.
+    /// - `x`: `[tokens, hidden]`, the `lengths[i]` new tokens of sequence `i` end to end
+    /// - output: `[tokens, hidden]`
     pub fn forward_cached(
         &self,
         x: Tensor<2>,
@@ -47,11 +63,15 @@ impl Layer {
         self.after_mixing(x, mixed, pass)
     }
 
-    /// `[tokens, q | k | v]` before rotation.
+    /// Queries, keys and values before rotation, `[tokens, geometry.qkv_width()]`.
     fn qkv(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
         let h = normed(self.block.before_attention.as_ref(), x);
         let group: Vec<&Projection> = self.block.attention.qkv.projections().iter().collect();
-        project(h, &group, None, pass)
+        let qkv = project(h, &group, None, pass);
+        match &self.qk_norm {
+            Some(norm) => qk_norm(qkv, norm, &self.geometry),
+            None => qkv,
+        }
     }
 
     fn after_mixing(&self, x: Tensor<2>, mixed: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
@@ -74,7 +94,11 @@ impl Layer {
         let mlp = &self.block.mlp;
         let h = normed(self.block.before_mlp.as_ref(), x);
         let group: Vec<&Projection> = mlp.input.projections().iter().collect();
-        let inner = swiglu(project(h, &group, None, pass));
+        let projected = project(h, &group, None, pass);
+        let inner = match mlp.input {
+            MlpInput::Gated(_) | MlpInput::FusedGated(_) => gated(projected, mlp.activation),
+            MlpInput::Plain(_) => activate(projected, mlp.activation),
+        };
         self.add(residual, inner, &mlp.down, self.block.after_mlp.as_ref(), pass)
     }
 

@@ -2,13 +2,15 @@
 
 use burn::tensor::Tensor;
 
-use crate::ops::norm::rms_norm;
+use crate::ops::norm::{layer_norm, rms_norm};
 
 /// The formula of a norm (`ops/norm`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
     /// Root-mean-square norm, without a bias.
     Rms,
+    /// Layer norm.
+    Layer,
 }
 
 /// A norm with its frozen values.
@@ -18,7 +20,9 @@ pub struct Norm {
     pub kind: NormKind,
     /// `width` factors.
     pub weight: Vec<f32>,
-    /// Added to the variance or the mean square.
+    /// `width` summands of a layer norm.
+    pub bias: Option<Vec<f32>>,
+    /// Added to the mean square or the variance.
     pub eps: f64,
 }
 
@@ -26,10 +30,12 @@ impl Norm {
     /// Normalises each row.
     ///
     /// # Shapes
-    /// `x`: `[tokens, width]`; the result as `x`.
+    /// - `x`: `[tokens, width]`
+    /// - output: `[tokens, width]`
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         match self.kind {
             NormKind::Rms => rms_norm(x, &self.weight, self.eps),
+            NormKind::Layer => layer_norm(x, &self.weight, self.bias.as_deref(), self.eps),
         }
     }
 }

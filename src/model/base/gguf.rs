@@ -14,9 +14,14 @@ pub(super) fn read(gguf: &Gguf, spec: &TensorSpec) -> Result<RawTensor> {
     let tensor = gguf.tensor(&spec.gguf)?;
     let place = format!("{}: tensor {}", gguf.place(), spec.gguf);
     tensor.check_finite(&place)?;
-    let tensor = match spec.gguf_rows {
-        GgufRows::Same => tensor,
-        GgufRows::RotatedPairs { heads } => in_order(&tensor, heads, from_rotated_pairs).ok_or_else(|| {
+    let order: Option<(usize, SourceRow)> = match spec.gguf_rows {
+        GgufRows::Same => None,
+        GgufRows::RotatedPairs { heads } => Some((heads, from_rotated_pairs)),
+        GgufRows::SplitByHead { heads } => Some((heads, from_split)),
+    };
+    let tensor = match order {
+        None => tensor,
+        Some((heads, source)) => in_order(&tensor, heads, source).ok_or_else(|| {
             Error::input(place, format!("has shape {:?}, which does not divide into {heads} heads", tensor.shape))
         })?,
     };
@@ -35,6 +40,14 @@ type SourceRow = fn(heads: usize, head_rows: usize, head: usize, row: usize) -> 
 fn from_rotated_pairs(_: usize, head_rows: usize, head: usize, row: usize) -> usize {
     let half = head_rows / 2;
     head * head_rows + 2 * (row % half) + row / half
+}
+
+/// Joins the rows of q, k and v of each head, which llama.cpp's converter splits (`conversion/gptneox.py`): row
+/// `p · head_dim + i` of a head, `p` of q, k and v, comes from row `head · head_dim + i` of part `p`.
+fn from_split(heads: usize, head_rows: usize, head: usize, row: usize) -> usize {
+    let head_dim = head_rows / 3;
+    let (part, within) = (row / head_dim, row % head_dim);
+    (part * heads + head) * head_dim + within
 }
 
 /// The tensor with its rows taken from where `source` says. `None` where they do not divide into the heads.

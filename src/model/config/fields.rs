@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{Family, MAX_LAYERS, ModelConfig, RopeConfig};
 use crate::error::Error;
+use crate::ops::activation::Activation;
 
 /// Fields of a JSON object; the problems with them collect until [`Fields::into_errors`].
 #[derive(Debug)]
@@ -12,6 +13,16 @@ pub struct Fields<'a> {
     object: &'a Map<String, Value>,
     errors: Vec<Error>,
 }
+
+/// Names of activations in transformers (`activations.py`).
+const ACTIVATIONS: [(&str, Activation); 6] = [
+    ("silu", Activation::Silu),
+    ("swish", Activation::Silu),
+    ("gelu", Activation::Gelu),
+    ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu_new", Activation::GeluTanh),
+    ("gelu_fast", Activation::GeluTanh),
+];
 
 /// The values of fields that a family's files may leave out.
 #[derive(Debug, Clone, Copy)]
@@ -268,6 +279,19 @@ impl<'a> Fields<'a> {
         if method != "bitsandbytes" {
             let message = format!("the weights are quantised with {method}; supported is bitsandbytes");
             self.problem("quantization_config", message);
+        }
+    }
+
+    /// The activation that a field names, or `default`.
+    pub fn activation(&mut self, field: &str, default: Activation) -> Activation {
+        let Some(name) = self.text(field) else { return default };
+        match ACTIVATIONS.iter().find(|(known, _)| *known == name) {
+            Some((_, activation)) => *activation,
+            None => {
+                let names: Vec<String> = ACTIVATIONS.iter().map(|(name, _)| format!("{name:?}")).collect();
+                self.problem(field, format!("is {name:?}; supported are {}", names.join(", ")));
+                default
+            }
         }
     }
 

@@ -94,6 +94,7 @@ pub(super) fn unpermuted_block(config: &ModelConfig, layer: usize) -> BlockSpec 
                 spec.linear("mlp.gate_proj", "ffn_gate", [inner, hidden], config.mlp_bias),
                 spec.linear("mlp.up_proj", "ffn_up", [inner, hidden], config.mlp_bias),
             ]),
+            activation: config.activation,
             down: spec.linear("mlp.down_proj", "ffn_down", [hidden, inner], config.mlp_bias),
         },
         after_mlp: None,

@@ -1,10 +1,12 @@
 //! The architectures, one file each. A family is data: how it is recognised, how its configuration is read and written,
 //! and how one of its layers looks. A new architecture is a file here and a line in [`FAMILIES`].
 
+mod gpt_neox;
 mod layer;
 mod llama;
 mod mistral;
 mod qwen2;
+mod qwen3;
 
 use std::path::Path;
 
@@ -15,12 +17,14 @@ use crate::error::{Error, Result};
 use crate::files::gguf::Gguf;
 use crate::files::{Dtype, json as strict_json};
 
+pub use gpt_neox::GPT_NEOX;
 pub use llama::LLAMA;
 pub use mistral::MISTRAL;
 pub use qwen2::QWEN2;
+pub use qwen3::QWEN3;
 
 /// Every architecture.
-pub static FAMILIES: [&Family; 3] = [&LLAMA, &MISTRAL, &QWEN2];
+pub static FAMILIES: [&Family; 5] = [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GPT_NEOX];
 
 impl ModelConfig {
     /// Reads `config.json`, and the end tokens of a `generation_config.json` beside it. Reports every
