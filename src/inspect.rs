@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::adapter::file::{Outline, PairOutline, WEIGHTS_FILE};
-use crate::adapter::peft_config::CONFIG_FILE;
+use crate::adapter::peft::{AdapterHeader, CONFIG_FILE, PairHeader, WEIGHTS_FILE};
 use crate::error::{Error, Result, printable};
 use crate::files::json;
 use crate::model::BaseFiles;
@@ -120,7 +119,7 @@ fn base(path: &Path) -> Result<Base> {
     let base = BaseFiles::open(path)?;
     let config = base.config();
     let mut storage: BTreeMap<String, Storage> = BTreeMap::new();
-    for tensor in crate::model::names::tensors(config) {
+    for tensor in config.tensors() {
         let Some(name) = base.storage_name(&tensor.hf) else { continue };
         let entry = storage.entry(name).or_default();
         entry.tensors += 1;
@@ -129,7 +128,7 @@ fn base(path: &Path) -> Result<Base> {
     Ok(Base {
         path: path.to_owned(),
         format: if base.is_gguf() { "gguf" } else { "huggingface" },
-        architecture: config.architecture.class_name(),
+        architecture: config.family.class_name,
         parameters: config.parameters(),
         bytes: base.file_bytes(),
         storage,
@@ -166,10 +165,10 @@ fn tokenizer(base: &BaseFiles) -> Result<Option<TokenizerFacts>> {
 fn adapter(path: &Path) -> Result<Adapter> {
     // No value is read: a header can promise any number of them.
     // Without the base, a copy of its embedding cannot be told from a trained one.
-    let outline = Outline::read(path, |_, _| true)?;
-    let config = outline.config();
+    let header = AdapterHeader::read(path, |_, _| true)?;
+    let config = header.config();
     let mut targets = BTreeMap::new();
-    for module in outline.pairs.keys() {
+    for module in header.pairs.keys() {
         let projection = module.rsplit('.').next().unwrap_or(module);
         *targets.entry(projection.to_owned()).or_insert(0) += 1;
     }
@@ -180,9 +179,9 @@ fn adapter(path: &Path) -> Result<Adapter> {
         dropout: config.dropout,
         rslora: config.rslora,
         base: config.base_name.clone(),
-        parameters: outline.pairs.values().map(PairOutline::values).sum(),
+        parameters: header.pairs.values().map(PairHeader::values).sum(),
         targets,
-        provenance: outline.metadata,
+        provenance: header.metadata,
     })
 }
 

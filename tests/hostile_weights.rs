@@ -445,7 +445,7 @@ fn rope_scalings_that_are_not_supported_or_out_of_range() {
 #[test]
 fn unsupported_architectures_are_named_with_what_is_supported() {
     for (names, expected) in [
-        (json!(["GPTNeoXForCausalLM"]), "GPTNeoXForCausalLM"),
+        (json!(["Qwen3MoeForCausalLM"]), "Qwen3MoeForCausalLM"),
         (json!(["LlamaForCausalLM", "MistralForCausalLM"]), "MistralForCausalLM"),
         (json!([]), "[]"),
         (json!("LlamaForCausalLM"), "a list with one name"),
@@ -453,9 +453,9 @@ fn unsupported_architectures_are_named_with_what_is_supported() {
         let supported = if names.is_array() { "Qwen2ForCausalLM" } else { "" };
         refused("architecture", &[expected, supported], || config(|c| c["architectures"] = names.clone()));
     }
-    refused("none", &["gpt_neox", "LlamaForCausalLM"], || {
+    refused("none", &["mixtral", "LlamaForCausalLM"], || {
         config(|config| {
-            config["model_type"] = json!("gpt_neox");
+            config["model_type"] = json!("mixtral");
             config["architectures"] = Value::Null;
         })
     });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burnish::adapter::file::{HostAdapter, HostPair, provenance};
+use burnish::adapter::host::{HostAdapter, HostPair, provenance};
 use burnish::adapter::merge::{MergeOptions, MergeReport, merge};
 use burnish::files::FloatType;
 use burnish::model::BaseFiles;

@@ -14,14 +14,14 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::adapter::file::{HostAdapter, provenance};
+use crate::adapter::host::{HostAdapter, provenance};
 use crate::error::{Error, Result};
 use crate::files::shards::Entry;
 use crate::files::staging::Staging;
 use crate::files::{FloatType, RawTensor};
 use crate::model::BaseFiles;
 use crate::model::folder::write_configs;
-use crate::model::load::Quant;
+use crate::quant::Quant;
 
 use plan::{Plan, Planned};
 use source::Source;

@@ -1,9 +1,40 @@
-//! Which projections an adapter changes.
+//! Which projections an adapter changes, and with what rank and scale.
 
 use std::fmt;
 
-use crate::error::{Error, Result};
+use serde::{Serialize, Serializer};
+
+use crate::error::{Error, Place, Result};
 use crate::model::{ModelConfig, Site, SiteKind};
+use crate::settings::{Describe, FromNode, Limit, Node, Reader, Value, above, any, below, between, mismatch, section};
+
+section! {
+    /// The low-rank adapter.
+    AdapterSpec {
+        /// Rank of the two factors.
+        rank: usize = Take(8), between(1..=65_536);
+        /// The update is scaled by alpha / rank.
+        alpha: f64 = Take(16.0), above(0.0, 1e6);
+        /// Share of the adapter's inputs dropped while training.
+        dropout: f64 = Take(0.0), below(0.0, 1.0);
+        /// The projections that get a low-rank pair.
+        targets: Targets = Take(Targets::named(["q_proj", "v_proj"])), at_least_one();
+        /// Scale by alpha / √rank instead (rank-stabilised LoRA, Kalajdzievski 2023).
+        rslora: bool = Take(false), any();
+    }
+}
+
+impl AdapterSpec {
+    /// The factor on `B · A`.
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank as f64;
+        if self.rslora { self.alpha / rank.sqrt() } else { self.alpha / rank }
+    }
+}
+
+fn at_least_one() -> Limit<Targets> {
+    Limit::new("at least one", |targets| *targets != Targets::Named(Vec::new()))
+}
 
 /// A choice of sites.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +58,14 @@ impl Targets {
         Self::Named(names.into_iter().map(str::to_owned).collect())
     }
 
+    /// The names of a list; empty for the other choices.
+    pub fn listed(&self) -> &[String] {
+        match self {
+            Self::Attention | Self::AllLinear => &[],
+            Self::Named(names) => names,
+        }
+    }
+
     /// Whether the choice takes a site.
     pub fn takes(&self, site: &Site) -> bool {
         match self {
@@ -46,7 +85,7 @@ impl Targets {
             let unknown = names.iter().filter(|name| !sites.iter().any(|site| site.is_named(name)));
             let errors = unknown.map(|name| {
                 let message = format!("`{name}` is the name of no projection of {}", config.family.class_name);
-                Error::input("adapter.targets", message).hint(format!("there are {}", existing(&sites).join(", ")))
+                Error::input(Place::setting("adapter.targets"), message).hint(format!("there are {}", existing(&sites).join(", ")))
             });
             return Error::none_of(errors.collect(), names.clone());
         }
@@ -66,7 +105,7 @@ impl Targets {
 }
 
 /// The last parts of all paths, each once.
-fn existing(sites: &[Site]) -> Vec<&str> {
+pub(super) fn existing(sites: &[Site]) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
     for site in sites {
         if !names.contains(&site.name()) {
@@ -82,6 +121,33 @@ impl fmt::Display for Targets {
             Self::Attention => f.write_str(Self::ATTENTION),
             Self::AllLinear => f.write_str(Self::ALL_LINEAR),
             Self::Named(names) => f.write_str(&names.join(", ")),
+        }
+    }
+}
+
+impl FromNode for Targets {
+    fn from_node(node: &Node, key: &str, reader: &mut Reader) -> Option<Self> {
+        match &node.value {
+            Value::String(word) if word == Self::ATTENTION => Some(Self::Attention),
+            Value::String(word) if word == Self::ALL_LINEAR => Some(Self::AllLinear),
+            Value::Array(_) => Vec::from_node(node, key, reader).map(Self::Named),
+            _ => mismatch(node, key, &Self::expected(), reader),
+        }
+    }
+}
+
+impl Describe for Targets {
+    fn expected() -> String {
+        format!("`{}`, `{}`, or a list of names of modules such as q_proj", Self::ATTENTION, Self::ALL_LINEAR)
+    }
+}
+
+impl Serialize for Targets {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Attention => serializer.serialize_str(Self::ATTENTION),
+            Self::AllLinear => serializer.serialize_str(Self::ALL_LINEAR),
+            Self::Named(names) => names.serialize(serializer),
         }
     }
 }

@@ -6,11 +6,12 @@ use serde::Serialize;
 
 use super::Global;
 use super::terminal::Terminal;
-use super::train::{Arguments, Screen};
+use super::train::{Arguments, TrainProgress};
+use crate::bytes::Size;
 use crate::data::encode::EncodedSet;
 use crate::error::Result;
-use crate::run::memory_plan::{MemoryPlan, Size};
-use crate::run::train::{Prepared, prepare};
+use crate::run::memory_plan::MemoryPlan;
+use crate::run::prepare::{Prepared, prepare};
 
 /// What a recipe will do.
 #[derive(Debug, Serialize)]
@@ -100,6 +101,6 @@ impl fmt::Display for Checked {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let prepared = prepare(&arguments.recipe()?, &global.device, arguments.max_memory, &mut Screen::new(terminal))?;
+    let prepared = prepare(&arguments.recipe()?, &global.device, arguments.max_memory, &mut TrainProgress::new(terminal))?;
     terminal.result(&Checked::of(&prepared))
 }

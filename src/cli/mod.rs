@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
 
 use crate::device::DeviceChoice;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::interrupt;
 use terminal::{Colour, Terminal};
 
@@ -130,7 +130,9 @@ fn use_threads(threads: Option<u16>) -> Result<()> {
     #[cfg(feature = "cpu")]
     crate::ops::cpu::pool::use_threads(threads.into());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
-    pool.map_err(|error| Error::failed("--threads", format!("{threads} threads cannot be started: {error}")))
+    pool.map_err(|error| {
+        Error::failed(Place::argument("--threads"), format!("{threads} threads cannot be started: {error}"))
+    })
 }
 
 #[cfg(test)]

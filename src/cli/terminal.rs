@@ -67,7 +67,8 @@ impl Terminal {
 
     /// Every problem, on stderr.
     pub(super) fn error(&self, error: &Error) {
-        let text = error.to_string();
+        let text: Vec<String> = error.paragraphs().iter().map(|paragraph| format!("error: {paragraph}")).collect();
+        let text = text.join("\n");
         let text = if self.colour { coloured(&text) } else { text };
         let _ = writeln!(io::stderr(), "{text}");
     }

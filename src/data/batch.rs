@@ -6,7 +6,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::encode::Encoded;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 
 /// Sequences laid end to end. Attention never crosses a boundary; positions restart at each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +98,7 @@ pub fn split_valid<T>(examples: Vec<T>, fraction: f64, seed: u64) -> Result<(Vec
     let count = examples.len();
     if !(fraction > 0.0 && fraction < 1.0) || count < 2 {
         let message = format!("is {fraction} of {count} examples; expected a share above 0 and below 1 of at least 2");
-        return Err(Error::input("data.valid_fraction", message));
+        return Err(Error::input(Place::setting("data.valid_fraction"), message));
     }
     let wanted = ((count as f64 * fraction).round() as usize).clamp(1, count - 1);
     // A stream of its own: the split must not follow the order of any epoch.

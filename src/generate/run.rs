@@ -4,7 +4,7 @@ use super::sample::{Sampler, SamplerConfig};
 use crate::error::{Error, Result};
 use crate::model::Decoder;
 use crate::model::decoder::Sequence;
-use crate::nn::LowRanks;
+use crate::nn::Adapter;
 
 /// Sequences that are decoded together: each weight is then read once for all of them.
 const SEQUENCES_AT_ONCE: usize = 16;
@@ -37,7 +37,7 @@ struct Live {
 /// An empty prompt; more tokens than the model has positions; logits that are not numbers; what `emit` returns.
 pub fn generate(
     decoder: &Decoder,
-    adapter: Option<&LowRanks>,
+    adapter: Option<&Adapter>,
     prompts: &[Vec<u32>],
     request: &Request<'_>,
     mut emit: impl FnMut(usize, u32) -> Result<()>,
@@ -97,7 +97,7 @@ pub fn check_prompt(prompt: &[u32], positions: usize) -> Result<()> {
 }
 
 /// Feeds what each sequence has not seen; the logits after each.
-fn advance(decoder: &Decoder, adapter: Option<&LowRanks>, live: &mut [Live]) -> Vec<Vec<f32>> {
+fn advance(decoder: &Decoder, adapter: Option<&Adapter>, live: &mut [Live]) -> Vec<Vec<f32>> {
     let (mut new, mut sequences) = (Vec::with_capacity(live.len()), Vec::with_capacity(live.len()));
     for Live { sequence, history, fed, .. } in live {
         new.push(&history[*fed..]);

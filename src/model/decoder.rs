@@ -5,20 +5,22 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::config::{EmbeddingMultiplier, ModelConfig};
 use crate::data::Batch;
-use crate::nn::{Adapter, Layer, Norm, Pass, Projection};
+use crate::nn::{Adapter, Layer, Noise, Norm, Pass, Projection};
 use crate::ops::attention::Cache;
 use crate::ops::backward_from::backward_from;
 use crate::ops::cross_entropy::{capped, cross_entropy, losses};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::linear;
+use crate::settings::choice;
 
-/// What the backward pass keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recompute {
-    /// Every activation.
-    None,
-    /// The input of each layer; the layer runs again when its gradient is due.
-    Block,
+choice! {
+    /// The activations that are computed again in the backward pass.
+    Recompute {
+        /// Nothing: every activation is kept.
+        None = "none",
+        /// Each layer again from its input, when its gradient is due.
+        Block = "block",
+    }
 }
 
 /// A decoder on a device.
@@ -127,14 +129,14 @@ impl Decoder {
 
     /// Loss of each trained token of the batch, in order.
     pub fn losses(&self, batch: &Batch, adapter: Option<&Adapter>) -> Vec<f32> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
         losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), self.logit_softcap())
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
     pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&Adapter>) -> Tensor<2> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let x = self.hidden(ids, lengths, &pass);
         self.head_logits(x, &pass)
     }
@@ -151,7 +153,7 @@ impl Decoder {
         sequences: &mut [&mut Sequence],
         adapter: Option<&Adapter>,
     ) -> Vec<Vec<f32>> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
         let mut x = self.embed(&new.concat());
         for (index, layer) in self.layers.iter().enumerate() {
@@ -174,11 +176,11 @@ impl Decoder {
         &self,
         batch: &Batch,
         adapter: &Adapter,
-        dropout_seed: u64,
+        noise: Noise,
         factor: f32,
         recompute: Recompute,
     ) -> LossAndGradients {
-        let pass = Pass { adapter: Some(adapter), dropout_seed: Some(dropout_seed) };
+        let pass = Pass { adapter: Some(adapter), noise: Some(noise) };
         match recompute {
             Recompute::None => {
                 let losses = self.token_losses(self.hidden(&batch.ids, &batch.lengths, &pass), batch, &pass);

@@ -42,8 +42,8 @@ pub fn write_configs(
     // transformers 5 writes `dtype`, older ones `torch_dtype`; both are read.
     let key = if object.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     let says = object.get(key).and_then(Value::as_str);
-    if says.is_none_or(|says| says != torch_name(matrix_dtype)) {
-        object.insert(key.to_owned(), Value::from(torch_name(matrix_dtype)));
+    if says.is_none_or(|says| says != matrix_dtype.torch_name()) {
+        object.insert(key.to_owned(), Value::from(matrix_dtype.torch_name()));
     }
     edit(object);
     write_json(&folder.join(CONFIG), &config)?;
@@ -55,15 +55,6 @@ pub fn write_configs(
         copy(&generation_config, &folder.join(GENERATION_CONFIG), MAX_GENERATION_CONFIG_BYTES)?;
     }
     copy_licences(base.path(), folder)
-}
-
-/// PyTorch's name of a float type.
-pub fn torch_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F16 => "float16",
-        Dtype::Bf16 => "bfloat16",
-        _ => "float32",
-    }
 }
 
 /// The tokens at which a generation starts and ends, for a base that has no such file.

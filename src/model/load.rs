@@ -9,65 +9,20 @@ use super::config::{ModelConfig, RopeConfig};
 use super::decoder::Decoder;
 use super::rope::rope;
 use super::spec::{LinearSpec, NormSpec};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::files::Dtype;
 use crate::nn::block::{Build, Qkv};
 use crate::nn::{Layer, Norm, Projection};
 use crate::ops::attention::{Geometry, QkvLayout, Rope};
 use crate::ops::frozen::FrozenWeight;
 use crate::quant::nf4;
+pub use crate::quant::{Compute, Quant};
 
-/// Precision of the frozen products and of the activations. Adapters are always f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compute {
-    F32,
-    Bf16,
-}
-
-impl Compute {
-    fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-        }
-    }
-}
-
-/// What becomes of the base's weights in memory. A weight that a checkpoint holds packed stays as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quant {
-    /// As stored if dense; GGUF blocks are decoded.
-    None,
-    /// GGUF blocks stay as they are.
-    Keep,
-    /// The layers' projections in bitsandbytes' NF4; embedding, norms and head stay dense.
-    Nf4 {
-        /// Block scales are quantised too.
-        double: bool,
-    },
-    /// The layers' projections in int8, a scale a row.
-    Int8,
-}
-
-impl Quant {
-    /// Every scheme.
-    pub const ALL: [Self; 5] =
-        [Self::None, Self::Keep, Self::Nf4 { double: false }, Self::Nf4 { double: true }, Self::Int8];
-
-    /// The scheme of this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|quant| quant.name() == name)
-    }
-
-    /// The name that recipes and adapters use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Keep => "keep",
-            Self::Nf4 { double: false } => "nf4",
-            Self::Nf4 { double: true } => "nf4-double",
-            Self::Int8 => "int8",
-        }
+/// The tensor format of the activations.
+fn dtype(compute: Compute) -> DType {
+    match compute {
+        Compute::F32 => DType::F32,
+        Compute::Bf16 => DType::BF16,
     }
 }
 
@@ -86,9 +41,9 @@ impl LoadOptions {
     /// Input: bf16 on a device without it; int8 anywhere but on the processor.
     pub fn check(&self) -> Result<()> {
         let mut problems = Vec::new();
-        if !self.device.supports_dtype(self.compute.dtype()) {
+        if !self.device.supports_dtype(dtype(self.compute)) {
             problems.push(
-                Error::input("base.compute", "this device does not compute in bf16")
+                Error::input(Place::setting("base.compute"), "this device does not compute in bf16")
                     .hint("set `compute = \"f32\"` under [base]"),
             );
         }
@@ -107,19 +62,19 @@ impl LoadOptions {
         let [rows, _] = *shape else { return 4 * values };
         let stored = base.dtype(name);
         let is_projection = base.is_projection(name);
-        let is_nf4 = is_projection && (base.is_packed(name) || matches!(self.quant, Quant::Nf4 { .. }));
+        let is_nf4 = is_projection && (base.is_packed(name) || self.quant.nf4_double().is_some());
         if !is_nf4 && !is_processor(&self.device) {
             return 4 * values;
         }
         if base.is_packed(name) {
             return base.stored_bytes(name) + 4 * values / nf4::BLOCK;
         }
+        if let Some(double) = self.quant.nf4_double().filter(|_| is_projection) {
+            let blocks = values.div_ceil(nf4::BLOCK);
+            let scales = if double { blocks + 4 * blocks.div_ceil(nf4::NESTED_BLOCK) } else { 4 * blocks };
+            return nf4::packed_bytes(values) + scales;
+        }
         match (self.quant, stored, self.compute) {
-            (Quant::Nf4 { double }, _, _) if is_projection => {
-                let blocks = values.div_ceil(nf4::BLOCK);
-                nf4::packed_bytes(values)
-                    + if double { blocks + 4 * blocks.div_ceil(nf4::NESTED_BLOCK) } else { 4 * blocks }
-            }
             (Quant::Int8, _, _) if is_projection => values + 4 * rows,
             (Quant::Keep, Some(Dtype::Block(_)), _) => base.stored_bytes(name),
             (_, Some(Dtype::Bf16), _) | (_, Some(Dtype::F16), Compute::F32) | (_, _, Compute::Bf16) => 2 * values,
@@ -136,7 +91,7 @@ impl Decoder {
     /// weight that would stay in int8 or GGUF blocks anywhere but on the processor.
     pub fn load(base: &BaseFiles, options: &LoadOptions, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
         options.check()?;
-        let compute = options.compute.dtype();
+        let compute = dtype(options.compute);
         let config = base.config().clone();
         let total = base.tensor_names().count();
         let mut done = 0;
@@ -312,7 +267,7 @@ fn place_matrix(_: &str, _: StoredWeight, _: Quant, _: usize, _: usize, _: Compu
 
 /// Int8 and GGUF blocks have kernels on the processor only.
 fn only_on_the_processor() -> Error {
-    Error::input("base.quant", "int8 weights and GGUF blocks stay packed with `--device cpu` only")
+    Error::input(Place::setting("base.quant"), "int8 weights and GGUF blocks stay packed with `--device cpu` only")
         .hint("this device has `quant = \"nf4\"`, `\"nf4-double\"` and `\"none\"`, for a base that is not itself int8")
 }
 

@@ -9,8 +9,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::folder::{torch_name, write_configs};
-use super::load::Quant;
+use super::folder::write_configs;
 use super::{BaseFiles, StoredWeight};
 use crate::error::{Error, Result};
 use crate::files::bitsandbytes::{self, Part};
@@ -18,6 +17,7 @@ use crate::files::safetensors::TensorHeader;
 use crate::files::shards::{Entry, Shards};
 use crate::files::staging::Staging;
 use crate::files::{Bytes, Dtype, FloatType};
+use crate::quant::Quant;
 
 /// How to quantise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,12 +85,9 @@ pub fn quantize(
     let shards = Shards::plan(weights, options.max_shard_bytes)?;
     let staging = Staging::beside(out)?;
     shards.write(staging.path(), |entry| contents(base, entry, options.scheme))?;
-    let double = match options.scheme {
-        Quant::Nf4 { double } => Some(double),
-        _ => None,
-    };
     write_configs(base, float_type.dtype(), staging.path(), |config| {
-        let quantization = bitsandbytes::quantization_config(double, torch_name(float_type.dtype()));
+        let quantization =
+            bitsandbytes::quantization_config(options.scheme.nf4_double(), float_type.dtype().torch_name());
         config.insert("quantization_config".to_owned(), quantization);
     })?;
     write_tokenizer(staging.path())?;
@@ -121,7 +118,7 @@ fn parts(base: &BaseFiles, name: &str, scheme: Quant, float_type: FloatType) -> 
         return Err(Error::input(place, "is packed already").hint("quantise the model that it was made from"));
     }
     match stored.packed(&place, scheme)? {
-        StoredWeight::Nf4(tensor) => Ok(tensor.parts(name, torch_name(float_type.dtype()))),
+        StoredWeight::Nf4(tensor) => Ok(tensor.parts(name, float_type.dtype().torch_name())),
         StoredWeight::Int8(tensor) => Ok(tensor.parts(name)),
         StoredWeight::Dense(_) => Err(Error::failed(place, format!("`{}` packs nothing", scheme.name()))),
     }

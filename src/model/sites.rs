@@ -32,13 +32,18 @@ pub enum SiteKind {
 impl Site {
     /// Whether PEFT's list of targets selects it by `name`: the whole path, or its end after a dot.
     pub fn is_named(&self, name: &str) -> bool {
-        self.module.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
+        is_named(&self.module, name)
     }
 
     /// The last part of the path: `q_proj`.
     pub fn name(&self) -> &str {
         self.module.rsplit('.').next().unwrap_or(&self.module)
     }
+}
+
+/// Whether PEFT's list of targets selects the module at `path` by `name`: the whole path, or its end after a dot.
+pub fn is_named(path: &str, name: &str) -> bool {
+    !name.is_empty() && path.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }
 
 impl ModelConfig {

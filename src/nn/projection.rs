@@ -6,13 +6,22 @@ use super::adapter::{Adapter, Delta};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::{Dropout, LowRankPair, Projected, linear};
 
+/// The noise of a batch in training. It belongs to the tokens of a step, however the step is cut into batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Noise {
+    /// Differs from step to step.
+    pub seed: u64,
+    /// Tokens of the step that come before this batch.
+    pub first_token: usize,
+}
+
 /// The settings of one pass through the model.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pass<'a> {
     /// The adapter that is added; `None` runs the base alone.
     pub adapter: Option<&'a Adapter>,
-    /// Seed of the adapter's dropout. Differs from step to step; `None` when not training.
-    pub dropout_seed: Option<u64>,
+    /// The noise of training; `None` when not training.
+    pub noise: Option<Noise>,
 }
 
 /// A frozen projection at a site of the model. Whether it is adapted is a property of the pass.
@@ -33,10 +42,10 @@ impl Projection {
             a: pair.a.val(),
             b: pair.b.val(),
             scale: pair.scale,
-            dropout: pass
-                .dropout_seed
-                .filter(|_| pair.dropout > 0.0)
-                .map(|seed| Dropout { probability: pair.dropout, seed: mix(seed, self.site as u64) }),
+            dropout: pass.noise.filter(|_| pair.dropout > 0.0).map(|noise| {
+                let dropout = Dropout { probability: pair.dropout, seed: mix(noise.seed, self.site as u64) };
+                dropout.from_element((noise.first_token * self.weight.dims()[1]) as u64)
+            }),
         });
         Projected { weight: &self.weight, bias: self.bias.as_deref(), low_rank }
     }

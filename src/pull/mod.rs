@@ -1,16 +1,20 @@
 //! Gets base models: a path, a known name, or `hf:org/repo`, to a folder or a `.gguf` file on this machine.
 //!
-//! What comes from the Hugging Face hub lies in the hub's own cache, shared with Python ([`hub`]); everything else
+//! Files of the Hugging Face hub ([`hub`]) lie in the hub's own cache, shared with Python; everything else lies
 //! under `$BURNISH_CACHE` or the XDG cache folder ([`wheel`]). A model that is in a cache is used as it is there.
 
+mod cache;
+mod download;
+mod environment;
 pub mod hub;
 pub mod wheel;
 mod zip;
 
-use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::error::{Error, Result};
+use cache::{is_plain_name, is_revision};
+use environment::{user_cache_folder, variable};
 use hub::{Hub, Wanted};
 use wheel::Wheel;
 
@@ -74,8 +78,8 @@ impl Source {
             [org, repo, file] if file.ends_with(".gguf") => (format!("{org}/{repo}"), Wanted::File(file.to_owned())),
             _ => (String::new(), Wanted::Safetensors),
         };
-        let named = parts.iter().all(|part| hub::is_plain_name(part));
-        if repo.is_empty() || !named || !hub::is_revision(revision) {
+        let named = parts.iter().all(|part| is_plain_name(part));
+        if repo.is_empty() || !named || !is_revision(revision) {
             return Err(Error::input(format!("`{name}`"), "is not a name on the Hugging Face hub")
                 .hint("expected hf:org/repo, hf:org/repo@revision or hf:org/repo/file.gguf"));
         }
@@ -187,39 +191,6 @@ pub fn cache_folder() -> Result<PathBuf> {
         Some(folder) => Ok(PathBuf::from(folder)),
         None => Ok(user_cache_folder()?.join("burnish")),
     }
-}
-
-/// `$XDG_CACHE_HOME`, else `~/.cache`.
-fn user_cache_folder() -> Result<PathBuf> {
-    match variable("XDG_CACHE_HOME") {
-        Some(folder) => Ok(PathBuf::from(folder)),
-        None => Ok(home()?.join(".cache")),
-    }
-}
-
-fn home() -> Result<PathBuf> {
-    env::home_dir().filter(|home| !home.as_os_str().is_empty()).ok_or_else(|| {
-        Error::input("HOME", "is not set, so there is no cache folder").hint("set BURNISH_CACHE and HF_HOME to folders")
-    })
-}
-
-/// The environment variable, unless it is unset or empty.
-fn variable(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-/// Takes the lock file at `path`, waiting for whoever has it; it is let go when the file is dropped.
-fn lock(path: &Path, what: &str, progress: Progress) -> Result<std::fs::File> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|error| Error::write(folder, &error))?;
-    }
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path);
-    let file = file.map_err(|error| Error::write(path, &error))?;
-    if file.try_lock().is_err() {
-        progress(Event::Notice(&format!("waiting for another process that is fetching {what}")));
-        file.lock().map_err(|error| Error::write(path, &error))?;
-    }
-    Ok(file)
 }
 
 #[cfg(test)]

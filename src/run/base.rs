@@ -1,14 +1,15 @@
 //! A base model that is ready for use: fetched if need be, opened, with its tokenizer and chat template.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::Device;
 
 use crate::data::Encoder;
-use crate::error::{Error, Result};
-use crate::model::load::{Compute, LoadOptions, Quant};
+use crate::error::{Error, Place, Result};
+use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
 use crate::pull;
+use crate::quant::{Compute, Quant};
 use crate::text::Tokenizer;
 
 /// An open base model; its weights are still in their files.
@@ -28,10 +29,7 @@ impl OpenBase {
     pub fn open(name: &str, progress: &mut dyn FnMut(pull::Event<'_>)) -> Result<Self> {
         let path = pull::resolve(name, progress)?;
         let files = BaseFiles::open(&path)?;
-        let tokenizer = match files.gguf() {
-            Some(gguf) => Tokenizer::from_gguf(gguf)?,
-            None => Tokenizer::from_folder(&path)?,
-        };
+        let tokenizer = Tokenizer::of_base(&files)?;
         let encoder = Encoder::of(tokenizer, &path.display().to_string())?;
         let encoder = encoder.for_vocabulary(files.config().vocab_size);
         Ok(Self { name: name.to_owned(), files, encoder })
@@ -61,7 +59,7 @@ impl OpenBase {
     ///
     /// # Errors
     /// Input: blocks are to be kept that are not there; packed weights are to be packed otherwise.
-    pub fn check_quant(&self, key: &str, quant: Quant) -> Result<()> {
+    pub fn check_quant(&self, key: impl Into<Place>, quant: Quant) -> Result<()> {
         if quant == Quant::Keep && !self.files.is_gguf() {
             return Err(Error::input(key, "is `keep`: a GGUF file's own blocks as they are; this base has none")
                 .hint("`nf4`, `nf4-double` and `int8` quantise any base"));
@@ -69,7 +67,7 @@ impl OpenBase {
         let packed = self.files.tensor_names().find(|name| self.files.is_packed(name));
         let stored = packed.and_then(|name| self.files.storage_name(name));
         match (quant, stored) {
-            (Quant::Nf4 { .. }, Some(stored)) if stored != "NF4" => Err(packed_otherwise(key, quant, &stored)),
+            (Quant::Nf4 | Quant::Nf4Double, Some(stored)) if stored != "NF4" => Err(packed_otherwise(key, quant, &stored)),
             (Quant::Int8, Some(stored)) if stored != "INT8" => Err(packed_otherwise(key, quant, &stored)),
             _ => Ok(()),
         }
@@ -93,26 +91,7 @@ impl OpenBase {
     }
 }
 
-fn packed_otherwise(key: &str, quant: Quant, stored: &str) -> Error {
+fn packed_otherwise(key: impl Into<Place>, quant: Quant, stored: &str) -> Error {
     let message = format!("is `{}`; the base is stored as {stored}, and is used as it is", quant.name());
     Error::input(key, message).hint("leave it `none`, or name the model that the base was made from")
-}
-
-/// The SHA-256 of a file, in hex.
-///
-/// # Errors
-/// It cannot be read.
-pub fn sha256_of(path: &PathBuf) -> Result<String> {
-    use sha2::{Digest, Sha256};
-    use std::io::Read;
-    let read = |error: std::io::Error| Error::read(path, &error);
-    let mut file = std::fs::File::open(path).map_err(read)?;
-    let (mut digest, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(read)? {
-            0 => break,
-            count => digest.update(&buffer[..count]),
-        }
-    }
-    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::base::OpenBase;
 use super::infer::{Answering, answer_ids};
-use super::train::Validation;
-use crate::adapter::file::HostAdapter;
+use super::outcome::Validation;
+use crate::adapter::host::HostAdapter;
 use crate::data::{Row, encode::LongPolicy};
 use crate::error::{Error, Result};
 use crate::eval::loss::{compare, mean_loss, perplexity};
@@ -16,7 +16,7 @@ use crate::eval::text::{exact_match, rouge_l};
 use crate::generate::run::check_prompt;
 use crate::generate::sample::SamplerConfig;
 use crate::model::Decoder;
-use crate::model::load::Quant;
+use crate::quant::Quant;
 use crate::train::evaluate::evaluate as losses_of;
 
 /// What to measure beside the loss.

@@ -53,7 +53,10 @@ impl RunFolder {
             metrics().inspect_err(|_| drop(std::fs::remove_dir(path)))
         };
         let (metrics, folder) = match is_new {
-            true => temporary::make(claim, |_| path.to_owned()).map(|(metrics, folder)| (metrics, Some(folder))),
+            true => temporary::make(claim, |_| path.to_owned()).map(|made| {
+                let (metrics, folder) = made.into_parts();
+                (metrics, Some(folder))
+            }),
             false => metrics().map(|metrics| (metrics, None)),
         }
         .map_err(failed)?;

@@ -3,13 +3,13 @@
 use crate::data::{Batch, Encoded};
 use crate::eval::loss::ExampleLoss;
 use crate::model::Decoder;
-use crate::nn::LowRanks;
+use crate::nn::Adapter;
 
 /// Tokens that go through the model at once.
 pub const TOKENS_AT_ONCE: usize = 2048;
 
 /// The loss of each sequence, in order. `adapter` is on the decoder's device, without autodiff.
-pub fn evaluate(decoder: &Decoder, adapter: Option<&LowRanks>, sequences: &[Encoded]) -> Vec<ExampleLoss> {
+pub fn evaluate(decoder: &Decoder, adapter: Option<&Adapter>, sequences: &[Encoded]) -> Vec<ExampleLoss> {
     let mut losses = Vec::with_capacity(sequences.len());
     let mut rest = sequences;
     while !rest.is_empty() {

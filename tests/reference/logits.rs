@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Device;
-use burnish::adapter::file::HostAdapter;
+use burnish::adapter::host::HostAdapter;
 use burnish::files::safetensors::{self, TensorHeader};
 use burnish::files::{Bytes, Dtype, FloatType};
 use burnish::model::load::{Compute, LoadOptions, Quant};
@@ -31,7 +31,7 @@ fn main() -> Result<()> {
     let decoder = Decoder::load(&files, &options, |_, _| {})?;
     let adapter = match adapter.first() {
         Some(folder) => {
-            Some(HostAdapter::load_for(Path::new(folder), files.config())?.attach(files.config(), &device)?)
+            Some(HostAdapter::load_over(Path::new(folder), &files)?.attach(files.config(), &device)?)
         }
         None => None,
     };

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::plan::{Plan, Planned};
 use super::source::Source;
-use crate::adapter::file::HostPair;
+use crate::adapter::host::HostPair;
 use crate::error::{Error, Result};
 use crate::files::{Dtype, RawTensor};
 use crate::model::BaseFiles;

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::{BaseFiles, Source};
 use crate::error::Result;
-use crate::files::RawTensor;
+use crate::files::{RawTensor, hex};
 
 /// Files up to this size are hashed whole, larger ones by samples.
 const MAX_HASHED_WHOLE: usize = 512 << 20;
@@ -30,7 +30,7 @@ impl BaseFiles {
                 }
             }
         }
-        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex::encode(&hasher.finalize()))
     }
 }
 

@@ -3,8 +3,7 @@
 use crate::error::Result;
 use crate::files::bitsandbytes::{Int8Tensor, Nf4Tensor};
 use crate::files::{Dtype, RawTensor};
-use crate::model::load::Quant;
-use crate::quant::float;
+use crate::quant::{Quant, float};
 
 /// A weight in the form in which the base stores it.
 #[derive(Debug, Clone)]
@@ -36,7 +35,8 @@ impl StoredWeight {
         let Self::Dense(raw) = &self else { return Ok(self) };
         let packed = match quant {
             Quant::None | Quant::Keep => return Ok(self),
-            Quant::Nf4 { double } => Nf4Tensor::quantise(place, raw, double).map(Self::Nf4),
+            Quant::Nf4 => Nf4Tensor::quantise(place, raw, false).map(Self::Nf4),
+            Quant::Nf4Double => Nf4Tensor::quantise(place, raw, true).map(Self::Nf4),
             Quant::Int8 => Int8Tensor::quantise(place, raw).map(Self::Int8),
         };
         raw.bytes.release();

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{Family, MAX_LAYERS, ModelConfig, RopeConfig};
 use crate::error::Error;
+use crate::files::json;
 use crate::ops::activation::Activation;
 
 /// Fields of a JSON object; the problems with them collect until [`Fields::into_errors`].
@@ -102,7 +103,7 @@ impl<'a> Fields<'a> {
         let value = self.value(field)?;
         let found = read(value);
         if found.is_none() {
-            self.problem(field, format!("is {}; expected {expected}", shortened(value)));
+            self.problem(field, format!("is {}; expected {expected}", json::shortened(value)));
         }
         found
     }
@@ -315,14 +316,5 @@ impl<'a> Fields<'a> {
             self.problem("num_attention_heads", message);
         }
         hidden_size / heads
-    }
-}
-
-/// The value as JSON, cut where it is long.
-fn shortened(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
     }
 }

@@ -81,11 +81,6 @@ impl ModelConfig {
     /// A `config.json` that transformers loads, for a model whose base has none: one that came from GGUF. Its weights
     /// are stored as `dtype` (`F32`, `F16` or `BF16`).
     pub fn to_hf_json(&self, dtype: Dtype) -> Value {
-        let torch_dtype = match dtype {
-            Dtype::F16 => "float16",
-            Dtype::Bf16 => "bfloat16",
-            _ => "float32",
-        };
         let mut config = json!({
             "architectures": [self.family.class_name],
             "model_type": self.family.model_type,
@@ -110,7 +105,7 @@ impl ModelConfig {
                 [one] => json!(one),
                 several => json!(several),
             },
-            "torch_dtype": torch_dtype,
+            "torch_dtype": dtype.torch_name(),
             "use_cache": true,
         });
         if let Some(object) = config.as_object_mut() {

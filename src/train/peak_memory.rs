@@ -1,6 +1,6 @@
-//! How much memory the process has taken.
+//! The most memory that the process has taken so far.
 
-/// The most memory the process has had resident so far, in bytes; 0 where the system does not tell.
+/// The peak of resident memory, in bytes; 0 where the system does not say.
 ///
 /// On Linux from `/proc/self/status`: `getrusage` there counts what the parent held when it started this process.
 pub fn peak_bytes() -> u64 {

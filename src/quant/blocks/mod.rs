@@ -6,18 +6,34 @@
 //! The decoders are what the packed products call per tile: plain loops of fixed length without branches,
 //! compiled for several instruction sets, of which [`BlockType::decode`] takes the best there is.
 
+mod k;
+mod q4;
+mod q8_0;
+
+use k::{q4_k, q5_k, q6_k};
+use q4::{q4_0, q4_1, q5_0, q5_1};
+use q8_0::q8_0;
+
 use super::float::f16_bits_to_f32;
 
 /// A GGUF block format (llama.cpp `ggml-common.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BlockType {
+    /// 32 values of four bits with a scale.
     Q4_0,
+    /// 32 values of four bits with a scale and a minimum.
     Q4_1,
+    /// 32 values of five bits with a scale.
     Q5_0,
+    /// 32 values of five bits with a scale and a minimum.
     Q5_1,
+    /// 32 signed bytes with a scale.
     Q8_0,
+    /// 256 values of four bits; scales and minima of six bits for groups of 32.
     Q4K,
+    /// 256 values of five bits; scales and minima of six bits for groups of 32.
     Q5K,
+    /// 256 values of six bits; scales of eight bits for groups of 16.
     Q6K,
 }
 
@@ -180,146 +196,6 @@ fn f16_at<const BYTES: usize>(block: &[u8; BYTES], offset: usize) -> f32 {
 #[inline(always)]
 fn opaque<const BYTES: usize>(block: &[u8; BYTES]) -> &[u8; BYTES] {
     std::hint::black_box(block)
-}
-
-/// `d * (q - 8)`; low nibbles are the first half of the values.
-#[inline(always)]
-fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
-    let block = opaque(block);
-    let scale = f16_at(block, 0);
-    for i in 0..16 {
-        out[i] = scale * (i32::from(block[2 + i] & 15) - 8) as f32;
-    }
-    for i in 0..16 {
-        out[16 + i] = scale * (i32::from(block[2 + i] >> 4) - 8) as f32;
-    }
-}
-
-/// `d * q + m`.
-#[inline(always)]
-fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
-    let block = opaque(block);
-    let (scale, minimum) = (f16_at(block, 0), f16_at(block, 2));
-    for i in 0..16 {
-        out[i] = scale * i32::from(block[4 + i] & 15) as f32 + minimum;
-    }
-    for i in 0..16 {
-        out[16 + i] = scale * i32::from(block[4 + i] >> 4) as f32 + minimum;
-    }
-}
-
-/// The fifth bits of 32 values: bit `i` belongs to value `i`.
-#[inline(always)]
-fn fifth_bits<const BYTES: usize>(block: &[u8; BYTES], offset: usize) -> u32 {
-    u32::from_le_bytes([block[offset], block[offset + 1], block[offset + 2], block[offset + 3]])
-}
-
-/// `d * (q - 16)`, the fifth bit of each value apart.
-#[inline(always)]
-fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
-    let scale = f16_at(block, 0);
-    let high = fifth_bits(block, 2);
-    for i in 0..16 {
-        let byte = u32::from(block[6 + i]);
-        let low_value = (byte & 15) | (((high >> i) & 1) << 4);
-        let high_value = (byte >> 4) | (((high >> (16 + i)) & 1) << 4);
-        out[i] = scale * (low_value as i32 - 16) as f32;
-        out[16 + i] = scale * (high_value as i32 - 16) as f32;
-    }
-}
-
-/// `d * q + m`, the fifth bit of each value apart.
-#[inline(always)]
-fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
-    let (scale, minimum) = (f16_at(block, 0), f16_at(block, 2));
-    let high = fifth_bits(block, 4);
-    for i in 0..16 {
-        let byte = u32::from(block[8 + i]);
-        let low_value = (byte & 15) | (((high >> i) & 1) << 4);
-        let high_value = (byte >> 4) | (((high >> (16 + i)) & 1) << 4);
-        out[i] = scale * low_value as i32 as f32 + minimum;
-        out[16 + i] = scale * high_value as i32 as f32 + minimum;
-    }
-}
-
-/// `d * q`, `q` a signed byte.
-#[inline(always)]
-fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
-    let scale = f16_at(block, 0);
-    for i in 0..32 {
-        out[i] = scale * f32::from(block[2 + i] as i8);
-    }
-}
-
-/// The eight 6-bit scales and minima that Q4_K and Q5_K pack into 12 bytes: `(scales, minima)`.
-#[inline(always)]
-fn six_bit_scales<const BYTES: usize>(block: &[u8; BYTES], offset: usize) -> ([f32; 8], [f32; 8]) {
-    let (mut scales, mut minima) = ([0.0; 8], [0.0; 8]);
-    for i in 0..4 {
-        let (scale, minimum, shared) = (block[offset + i], block[offset + 4 + i], block[offset + 8 + i]);
-        scales[i] = f32::from(scale & 0x3f);
-        minima[i] = f32::from(minimum & 0x3f);
-        scales[4 + i] = f32::from((shared & 0x0f) | ((scale >> 2) & 0x30));
-        minima[4 + i] = f32::from((shared >> 4) | ((minimum >> 2) & 0x30));
-    }
-    (scales, minima)
-}
-
-/// `(d * scale) * q - (dmin * minimum)`, eight groups of 32; 32 bytes hold two groups, low nibbles first.
-#[inline(always)]
-fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
-    let (scale, minimum) = (f16_at(block, 0), f16_at(block, 2));
-    let (scales, minima) = six_bit_scales(block, 4);
-    for pair in 0..4 {
-        let (low_scale, high_scale) = (scale * scales[2 * pair], scale * scales[2 * pair + 1]);
-        let (low_minimum, high_minimum) = (minimum * minima[2 * pair], minimum * minima[2 * pair + 1]);
-        for i in 0..32 {
-            let byte = i32::from(block[16 + 32 * pair + i]);
-            out[64 * pair + i] = low_scale * (byte & 15) as f32 - low_minimum;
-            out[64 * pair + 32 + i] = high_scale * (byte >> 4) as f32 - high_minimum;
-        }
-    }
-}
-
-/// Q4_K with a fifth bit: bit `g` of high byte `i` belongs to value `i` of group `g`.
-#[inline(always)]
-fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
-    let (scale, minimum) = (f16_at(block, 0), f16_at(block, 2));
-    let (scales, minima) = six_bit_scales(block, 4);
-    for pair in 0..4 {
-        let (low_scale, high_scale) = (scale * scales[2 * pair], scale * scales[2 * pair + 1]);
-        let (low_minimum, high_minimum) = (minimum * minima[2 * pair], minimum * minima[2 * pair + 1]);
-        for i in 0..32 {
-            let byte = i32::from(block[48 + 32 * pair + i]);
-            let high = i32::from(block[16 + i]) >> (2 * pair);
-            out[64 * pair + i] = low_scale * ((byte & 15) | ((high & 1) << 4)) as f32 - low_minimum;
-            out[64 * pair + 32 + i] = high_scale * ((byte >> 4) | ((high & 2) << 3)) as f32 - high_minimum;
-        }
-    }
-}
-
-/// `(d * scale) * (q - 32)`, sixteen groups of 16 with signed 8-bit scales; each half of the block is four
-/// rows of 32 values, their low four bits in 64 bytes, their high two bits in 32.
-#[inline(always)]
-fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
-    let scale = f16_at(block, 208);
-    for half in 0..2 {
-        let mut scales = [0.0; 8];
-        for (group, value) in scales.iter_mut().enumerate() {
-            *value = scale * f32::from(block[192 + 8 * half + group] as i8);
-        }
-        for i in 0..32 {
-            let first = i32::from(block[64 * half + i]);
-            let second = i32::from(block[64 * half + 32 + i]);
-            let high = i32::from(block[128 + 32 * half + i]);
-            let group = i / 16;
-            let at = 128 * half + i;
-            out[at] = scales[group] * (((first & 15) | ((high & 3) << 4)) - 32) as f32;
-            out[at + 32] = scales[2 + group] * (((second & 15) | ((high & 12) << 2)) - 32) as f32;
-            out[at + 64] = scales[4 + group] * (((first >> 4) | (high & 48)) - 32) as f32;
-            out[at + 96] = scales[6 + group] * (((second >> 4) | ((high & 192) >> 2)) - 32) as f32;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,46 +1,77 @@
 //! Temporary files and folders: gone when their guard is dropped, and also where a signal ends the process.
 //!
-//! A signal comes while another thread writes. Whatever makes, renames or forgets something temporary therefore holds
-//! one lock, which [`remove_all`] takes and never gives back: after it nothing appears any more.
+//! A signal comes while another thread writes. One lock is therefore held while something temporary is made, renamed or
+//! forgotten. [`remove_all`] takes that lock and never gives it back: after it nothing appears any more.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-static LIVE: Mutex<BTreeMap<PathBuf, Kind>> = Mutex::new(BTreeMap::new());
+static LIVE: Mutex<BTreeMap<PathBuf, Removal>> = Mutex::new(BTreeMap::new());
 
-/// What of a path is temporary.
+/// How much of a tracked path [`remove_all`] removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// All of it.
+enum Removal {
+    /// Everything.
     Whole,
-    /// The folder, as long as nothing lies in it.
+    /// The folder, only if it is empty.
     IfEmpty,
 }
 
-fn live() -> MutexGuard<'static, BTreeMap<PathBuf, Kind>> {
+fn live() -> MutexGuard<'static, BTreeMap<PathBuf, Removal>> {
     LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Known to [`remove_all`] as long as it lives. Whoever made the path still removes it.
+/// A path that [`remove_all`] knows of as long as this lives. The owner of the path still removes it.
 #[derive(Debug)]
 pub struct Tracked(PathBuf);
 
-/// Makes a temporary file or folder, known from its first moment.
+/// A temporary file or folder with its tracking. Dropped, it is removed first and forgotten afterwards, so that a signal
+/// at any moment leaves nothing.
+#[derive(Debug)]
+pub struct Temporary<T> {
+    // Fields are dropped in this order.
+    made: T,
+    tracked: Tracked,
+}
+
+/// Makes a temporary file or folder, tracked from its first moment.
 ///
 /// # Errors
-/// What `make` says.
-pub fn make<T>(make: impl FnOnce() -> io::Result<T>, path_of: impl FnOnce(&T) -> PathBuf) -> io::Result<(T, Tracked)> {
+/// Those of `make`.
+pub fn make<T>(make: impl FnOnce() -> io::Result<T>, path_of: impl FnOnce(&T) -> PathBuf) -> io::Result<Temporary<T>> {
     let mut live = live();
     let made = make()?;
     let path = path_of(&made);
-    live.insert(path.clone(), Kind::Whole);
-    Ok((made, Tracked(path)))
+    live.insert(path.clone(), Removal::Whole);
+    Ok(Temporary { made, tracked: Tracked(path) })
 }
 
-/// Does something that a signal must not interrupt: renames that belong together.
+impl<T> Temporary<T> {
+    /// Gives the file or folder its final name by `rename`, and forgets it.
+    pub fn settle<R>(self, rename: impl FnOnce(T) -> R) -> R {
+        let Self { made, tracked } = self;
+        tracked.settle(|| rename(made))
+    }
+
+    /// The file or folder and its tracking, to be dropped in this order.
+    pub fn into_parts(self) -> (T, Tracked) {
+        (self.made, self.tracked)
+    }
+}
+
+impl<T> Deref for Temporary<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.made
+    }
+}
+
+/// Runs `work`, which a signal does not interrupt: renames that belong together.
 pub fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
     let _live = live();
     work()
@@ -78,13 +109,13 @@ pub fn make_folders(path: &Path) -> io::Result<MadeFolders> {
     // Innermost first, which is the order they are removed in. Before the lock, so that it is dropped after it.
     let made = MadeFolders(path.ancestors().take_while(is_missing).map(Path::to_owned).collect());
     let mut live = live();
-    live.extend(made.0.iter().map(|folder| (folder.clone(), Kind::IfEmpty)));
+    live.extend(made.0.iter().map(|folder| (folder.clone(), Removal::IfEmpty)));
     std::fs::create_dir_all(path)?;
     Ok(made)
 }
 
 impl MadeFolders {
-    /// They stay.
+    /// Keeps the folders.
     pub fn keep(mut self) {
         let mut live = live();
         for folder in std::mem::take(&mut self.0) {
@@ -107,14 +138,14 @@ impl Drop for MadeFolders {
 /// Removes everything that is tracked: for the moment before the process ends. Threads that want to make or rename
 /// something wait from now on.
 pub fn remove_all() {
-    /// A thread may still be closing a file that it has begun in a folder.
+    /// Another thread may still be closing a file that it has begun in a folder.
     const TRIES: usize = 100;
     let live = live();
     let of_kind = |kind| live.iter().rev().filter(move |entry| *entry.1 == kind).map(|entry| entry.0);
-    // Backwards, what lies in another comes before it.
-    for path in of_kind(Kind::Whole) {
+    // In reverse order, a file comes before the folder that it lies in.
+    for path in of_kind(Removal::Whole) {
         for _ in 0..TRIES {
-            // What cannot be removed cannot be helped: there is no one left to tell.
+            // The process ends: a failure to remove has nowhere to be reported.
             let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
             if path.symlink_metadata().is_err() {
                 break;
@@ -122,8 +153,29 @@ pub fn remove_all() {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
-    for folder in of_kind(Kind::IfEmpty) {
+    for folder in of_kind(Removal::IfEmpty) {
         let _ = std::fs::remove_dir(folder);
     }
     std::mem::forget(live);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_temporary_file_is_removed_before_it_is_forgotten() {
+        /// Notes, when it is dropped, whether the path is still tracked.
+        struct Probe<'a>(&'a Path, &'a mut Option<bool>);
+        impl Drop for Probe<'_> {
+            fn drop(&mut self) {
+                *self.1 = Some(live().contains_key(self.0));
+            }
+        }
+        let path = Path::new("a-path-of-this-test");
+        let mut was_tracked = None;
+        drop(make(|| Ok(Probe(path, &mut was_tracked)), |_| path.to_owned()).expect("made"));
+        assert_eq!(was_tracked, Some(true));
+        assert!(!live().contains_key(path));
+    }
 }

@@ -6,14 +6,14 @@ use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 
 /// Sections within sections that `--set` may name: more than a recipe has, and no danger to the stack.
 const MAX_DEPTH: usize = 8;
 
 /// Where a value was typed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// Nowhere in particular: the recipe as a whole.
     Recipe,
     /// Counted from 1, in characters.
@@ -24,25 +24,25 @@ pub(super) enum Place {
 
 impl Place {
     /// How an error names this place in the recipe called `name`.
-    pub(super) fn of(&self, name: &str) -> String {
+    pub(crate) fn of(&self, name: &str) -> error::Place {
         match self {
-            Self::Recipe => name.to_owned(),
-            Self::File { line, column } => format!("{name}:{line}:{column}"),
-            Self::Override(key) => format!("--set {key}"),
+            Self::Recipe => error::Place::file(name),
+            Self::File { line, column } => error::Place::file(name).line(*line).column(*column),
+            Self::Override(key) => error::Place::argument(format!("--set {key}")),
         }
     }
 }
 
 /// A value and its place.
 #[derive(Debug, Clone)]
-pub(super) struct Node {
-    pub(super) place: Place,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) place: Place,
+    pub(crate) value: Value,
 }
 
 /// A TOML value. Numbers keep their text: what does not fit a type is then still shown as it was typed.
 #[derive(Debug, Clone)]
-pub(super) enum Value {
+pub(crate) enum Value {
     String(String),
     /// Digits with an optional sign, as `i128::from_str_radix` takes them.
     Integer {
@@ -57,7 +57,7 @@ pub(super) enum Value {
 }
 
 /// The keys of a table, each with the place of the key itself.
-pub(super) type Table = BTreeMap<String, (Place, Node)>;
+pub(crate) type Table = BTreeMap<String, (Place, Node)>;
 
 impl fmt::Display for Value {
     /// What was found, for an error message: kind and value.
@@ -77,7 +77,7 @@ impl fmt::Display for Value {
 }
 
 /// Parses TOML. Every syntax error is reported, not only the first.
-pub(super) fn parse(text: &str, name: &str) -> Result<Node> {
+pub(crate) fn parse(text: &str, name: &str) -> Result<Node> {
     let (table, errors) = DeTable::parse_recoverable(text);
     let lines = LineIndex::new(text);
     let errors = errors.iter().map(|error| {
@@ -114,9 +114,9 @@ fn from_value(value: toml::Spanned<DeValue<'_>>, place: &dyn Fn(Range<usize>) ->
 }
 
 /// Lays one `--set key=value` over a recipe. The value is TOML; what is not TOML is taken as a bare string.
-pub(super) fn set(root: &mut Node, setting: &str) -> Result<()> {
+pub(crate) fn set(root: &mut Node, setting: &str) -> Result<()> {
     let form = || {
-        Error::input(format!("--set {setting}"), "expected section.key=value")
+        Error::input(error::Place::argument(format!("--set {setting}")), "expected section.key=value")
             .hint("for example `--set train.learning_rate=1e-4`")
     };
     let (key, text) = setting.split_once('=').ok_or_else(form)?;

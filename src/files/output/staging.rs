@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::temporary::{self, MadeFolders, Tracked};
+use super::temporary::{self, MadeFolders, Temporary};
 use crate::error::{Error, Result};
 
 /// A folder that grows beside its place. Dropped before it is published, it is gone.
 #[derive(Debug)]
 pub struct Staging {
-    folder: tempfile::TempDir,
-    tracked: Tracked,
+    folder: Temporary<tempfile::TempDir>,
     /// Dropped after what lies in them.
     parents: MadeFolders,
 }
@@ -49,9 +48,9 @@ impl Staging {
         // tempfile's own default is 0700; the finished folder gets what the umask leaves.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let made = temporary::make(|| builder.tempdir_in(&parent), |folder| folder.path().to_owned());
-        let (folder, tracked) = made.map_err(|error| Error::write(&parent, &error))?;
-        Ok(Self { folder, tracked, parents })
+        let folder = temporary::make(|| builder.tempdir_in(&parent), |folder| folder.path().to_owned());
+        let folder = folder.map_err(|error| Error::write(&parent, &error))?;
+        Ok(Self { folder, parents })
     }
 
     /// Where the folder is for now.
@@ -65,8 +64,8 @@ impl Staging {
     /// Input: something has come to lie at `out`. Failed: it cannot be renamed.
     pub fn publish(self, out: &Path) -> Result<()> {
         // Where it fails, the folder is dropped first.
-        let Self { parents, folder, tracked } = self;
-        tracked.settle(|| {
+        let Self { parents, folder } = self;
+        folder.settle(|folder| {
             // Renaming onto an empty folder would succeed.
             if out.symlink_metadata().is_ok() {
                 return Err(Error::input(out.display(), "exists already: it was made meanwhile"));

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::safetensors::{self, TensorHeader};
-use super::{Bytes, atomic};
+use super::atomic;
 use crate::error::{Error, Result};
+use crate::files::Bytes;
+use crate::files::safetensors::{self, TensorHeader};
 
 const INDEX: &str = "model.safetensors.index.json";
 
