@@ -5,10 +5,9 @@ use std::sync::{Mutex, MutexGuard};
 
 use burn::tensor::{DType, Device};
 use burnish::adapter::host::HostAdapter;
-use burnish::data::Batch;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
-use burnish::model::{BaseFiles, Decoder, ModelConfig};
+use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig};
 use burnish::ops::cpu::isa::Isa;
 
 /// The instruction set is a setting of the whole process: tests that change it take turns.

@@ -12,7 +12,6 @@ pub mod template;
 
 use std::path::Path;
 
-pub use batch::Batch;
 pub use encode::{Encoded, EncodedSet, Encoder, LongPolicy};
 pub use example::{Example, Message, Position, Role, Row};
 pub use jsonl::Format;

@@ -3,8 +3,8 @@
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use super::batch::Batch;
 use super::config::{EmbeddingMultiplier, ModelConfig};
-use crate::data::Batch;
 use crate::nn::{Adapter, Layer, Noise, Norm, Pass, Projection};
 use crate::ops::attention::Cache;
 use crate::ops::backward_from::backward_from;

@@ -1,6 +1,7 @@
 //! Models: the families and their configurations, base files, loading, and the decoder that runs them all.
 
 pub mod base;
+mod batch;
 pub mod config;
 pub mod decoder;
 pub mod families;
@@ -13,6 +14,7 @@ pub mod spec;
 mod tensors;
 
 pub use base::{BaseFiles, StoredWeight};
+pub use batch::Batch;
 pub use config::ModelConfig;
 pub use decoder::Decoder;
 pub use sites::{Site, SiteKind};

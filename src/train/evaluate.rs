@@ -1,8 +1,8 @@
 //! The loss on held-out sequences: sums only, every sequence, the last partial batch included.
 
-use crate::data::{Batch, Encoded};
+use crate::data::Encoded;
 use crate::eval::loss::ExampleLoss;
-use crate::model::Decoder;
+use crate::model::{Batch, Decoder};
 use crate::nn::Adapter;
 
 /// Tokens that go through the model at once.
@@ -14,7 +14,7 @@ pub fn evaluate(decoder: &Decoder, adapter: Option<&Adapter>, sequences: &[Encod
     let mut rest = sequences;
     while !rest.is_empty() {
         let (these, after) = rest.split_at(fitting(rest));
-        let by_token = decoder.losses(&Batch::join(these), adapter);
+        let by_token = decoder.losses(&Batch::join(these.iter().map(Encoded::parts)), adapter);
         let mut by_token = by_token.into_iter().map(f64::from);
         losses.extend(these.iter().map(|sequence| {
             let tokens = sequence.trained_tokens();

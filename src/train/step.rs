@@ -5,8 +5,7 @@ use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOpti
 use burn::tensor::Tensor;
 
 use super::settings::TrainSettings;
-use crate::data::Batch;
-use crate::model::Decoder;
+use crate::model::{Batch, Decoder};
 use crate::model::decoder::Recompute;
 use crate::nn::{Adapter, Delta, Noise};
 
