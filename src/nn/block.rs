@@ -70,67 +70,6 @@ pub struct QkNorm<N> {
 }
 
 /// The feed-forward network.
-    pub mlp: Mlp<P>,
-    /// Norm of the feed-forward's output, before the residual sum.
-    pub after_mlp: Option<N>,
-    /// How the two outputs join the residual stream.
-    pub residual: Residual,
-    /// Factor on each output before it is added; `None` is 1.
-    pub residual_multiplier: Option<f32>,
-}
-
-/// The form of the residual sums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Residual {
-    /// `x₁ = x + attention(x)`, then `x₁ + mlp(x₁)`.
-    Sequential,
-    /// `x + attention(x) + mlp(x)`.
-    Parallel,
-}
-
-/// Attention's projections.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Attention<P, N> {
-    /// The projections to queries, keys and values.
-    pub qkv: Qkv<P>,
-    /// Norms of queries and keys before rotation.
-    pub qk_norm: Option<QkNorm<N>>,
-    /// The projection of what attention mixed.
-    pub output: P,
-}
-
-/// The projections to queries, keys and values.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Qkv<P> {
-    /// One projection for each of q, k and v.
-    Separate([P; 3]),
-    /// One projection with the rows of q, then k, then v.
-    Fused(P),
-    /// One projection with the rows of q, k and v of the first head, then of the second, and so on.
-    FusedByHead(P),
-}
-
-/// Root-mean-square norms of queries and keys.
-#[derive(Debug, Clone, PartialEq)]
-pub struct QkNorm<N> {
-    /// Norm of the queries.
-    pub q: N,
-    /// Norm of the keys.
-    pub k: N,
-    /// The values that share one root mean square.
-    pub span: Span,
-}
-
-/// The values that a norm of queries or keys takes together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormSpan {
-    /// Each head by itself; the weight has `head_dim` values.
-    PerHead,
-    /// All heads of a token; the weight has `heads · head_dim` values.
-    AllHeads,
-}
-
-/// The feed-forward network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mlp<P> {
     /// The projections to the inner width.

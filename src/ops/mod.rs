@@ -4,17 +4,17 @@
 //!
 //! Activations are `[tokens, features]`: the sequences of a micro-batch lie end to end, so nothing is ever padded.
 
+pub mod activation;
 pub mod attention;
+pub mod backward_from;
 #[cfg(feature = "cpu")]
 pub mod cpu;
 pub mod cross_entropy;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub mod cube;
 pub mod frozen;
-pub mod inject;
 pub mod linear;
 pub mod norm;
-pub mod swiglu;
 
 /// Whether the tensor lives where the processor's kernels run.
 #[cfg(feature = "cpu")]
