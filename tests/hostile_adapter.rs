@@ -178,7 +178,8 @@ fn modules_and_sizes_of_another_base_are_all_listed() {
         half("model.layers.0.mlp.experts", "A", [4, 32]),
         half("model.layers.0.mlp.experts", "B", [32, 4]),
     ];
-    let error = load(&config, &tensors).expect("sound in itself").check_against(base().config()).expect_err("another base");
+    let error =
+        load(&config, &tensors).expect("sound in itself").check_against(base().config()).expect_err("another base");
     let text = error.to_string();
     assert_eq!((error.exit_code(), error.problems().len()), (2, 4), "{text}");
     assert!(text.contains("from 48 to 32 values; the base's goes from 32 to 32"), "{text}");

@@ -160,7 +160,8 @@ fn adapters_written_by_peft_give_its_logits_losses_and_gradients() {
             let batch = Batch { trained: vec![true; ids.len()], lengths: vec![ids.len()], ids };
             let tokens = batch.trained_tokens() as f32;
             for recompute in [Recompute::None, Recompute::Block] {
-                let mut result = decoder.loss_and_gradients(&batch, &trainable, Noise::default(), 1.0 / tokens, recompute);
+                let mut result =
+                    decoder.loss_and_gradients(&batch, &trainable, Noise::default(), 1.0 / tokens, recompute);
                 let loss = result.loss / f64::from(tokens);
                 assert!((loss - f64::from(expected.floats("loss")[0])).abs() < 1e-5, "{place}: loss {loss}");
                 let sites = decoder.config().sites();

@@ -225,7 +225,10 @@ fn a_limit_on_memory_changes_the_layout_or_is_refused() {
     let difference = number(&report["validation"]["loss_after"]) - number(&whole["validation"]["loss_after"]);
     assert!(difference.abs() < 1e-4, "{difference}");
     let about: Value = serde_json::from_slice(&fs::read(split.join("run.json")).expect("a file")).expect("JSON");
-    assert_eq!((&about["plan"]["train"]["micro_batch_seqs"], &about["layout"]["part"]["sequences"]), (&json!(4), &json!(2)));
+    assert_eq!(
+        (&about["plan"]["train"]["micro_batch_seqs"], &about["layout"]["part"]["sequences"]),
+        (&json!(4), &json!(2))
+    );
 }
 
 /// A model large enough for its buffers to outweigh the program, with random weights.

@@ -240,6 +240,28 @@ fn values_are_literal() {
 }
 
 #[test]
+fn a_backslash_between_double_quotes_gets_advice() {
+    let hint = |text: &str| settings(text).expect_err("wrong").problems()[0].hint.clone().unwrap_or_default();
+    let with_train = |value: &str| SMALLEST.replace("\"t.jsonl\"", value);
+    // No escape at all, one that TOML has, and both in another setting.
+    for text in [
+        with_train(r#""C:\Users\me\train.jsonl""#),
+        with_train(r#""C:\new\table.jsonl""#),
+        SMALLEST.replace("\"m.gguf\"", r#""models\base""#),
+        SMALLEST.replace("\"m.gguf\"", r#""D:\qwen""#),
+    ] {
+        assert!(hint(&text).contains("single quotes"), "{text}");
+    }
+    let plan = settings(&with_train(r"'C:\Users\me\train.jsonl'")).expect("valid");
+    assert_eq!(plan.data.train.to_str(), Some(r"C:\Users\me\train.jsonl"));
+    // On the command line quotes ask for TOML; without them the value is taken as it is.
+    let error = with(&[r#"data.train="C:\Users\me""#]).expect_err("an escape");
+    assert!(error.problems()[0].hint.as_ref().is_some_and(|hint| hint.contains("single quotes")), "{error}");
+    let plan = with(&[r"data.train=C:\Users\me"]).expect("valid");
+    assert_eq!(plan.data.train.to_str(), Some(r"C:\Users\me"));
+}
+
+#[test]
 fn every_syntax_error_is_reported() {
     let found = problems(settings("[base\nmodel = \"m\"\n[data]\ntrain = \"a\"\ntrain = \"b\"\n"));
     assert_eq!(found.len(), 2, "{found:#?}");
@@ -271,6 +293,11 @@ fn files_are_looked_at_before_anything_starts() {
     assert!(found[1].contains("recipe.toml:4:9: `data.train`"), "{found:#?}");
     assert!(found[2].contains("recipe.toml:6:7: `output.dir`"), "{found:#?}");
     assert_eq!(problems(recipe(&at(""), &at("base.gguf"), &at("out"))).len(), 1, "data that is a folder");
+    for name in ["HuggingFaceTB/SmolLM2-135M", "https://huggingface.co/HuggingFaceTB/SmolLM2-135M"] {
+        let error = recipe(&at("train.jsonl"), name, &at("out")).expect_err("no such path");
+        let hint = error.problems()[0].hint.clone().unwrap_or_default();
+        assert!(hint.contains("did you mean `hf:HuggingFaceTB/SmolLM2-135M`?"), "{hint}");
+    }
 }
 
 #[test]

@@ -81,6 +81,8 @@ pub struct MergeReport {
     pub values_compared: usize,
     /// Greatest difference between a changed value as stored and the exact sum; its bound is the rounding.
     pub max_difference: f64,
+    /// Licences of the base that are not in the folder, because they are larger than any licence.
+    pub licences_left_out: Vec<String>,
 }
 
 /// Merges `adapter` into `base` and writes a Hugging Face folder at `out`, where nothing may be yet.
@@ -119,7 +121,7 @@ pub fn stage(
     let source = Source { base, weights: options.weights };
     let staging = Staging::beside(out)?;
     plan.shards.write(staging.path(), |planned| Ok(merged_tensor(&source, planned)?.bytes))?;
-    write_configs(base, plan.matrix_dtype, staging.path(), |config| {
+    let licences_left_out = write_configs(base, plan.matrix_dtype, staging.path(), |config| {
         if plan.untied_head {
             config.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
         }
@@ -141,6 +143,7 @@ pub fn stage(
         tensors_compared: checked.tensors,
         values_compared: checked.values,
         max_difference: checked.max_difference,
+        licences_left_out,
     };
     Ok((staging, report))
 }

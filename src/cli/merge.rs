@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::Global;
 use super::model::Model;
 use super::terminal::Terminal;
-use crate::bytes::Size;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
+use crate::bytes::Size;
 use crate::data::encode::LongPolicy;
 use crate::error::{Error, Place, Result};
 use crate::files::FloatType;
@@ -109,6 +109,9 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             None => (None, None),
         },
     };
+    if let (Some(report), Some(out)) = (&report, &arguments.out) {
+        terminal.licences_left_out(out, &report.licences_left_out);
+    }
     let written = report.zip(arguments.out.clone()).map(|(report, out)| Written { out, report });
     terminal.result(&Merged { written, comparison })
 }

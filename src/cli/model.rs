@@ -9,7 +9,7 @@ use super::progress::{Downloads, Loading};
 use super::terminal::Terminal;
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::device;
-use crate::error::{Place, Result};
+use crate::error::{Error, Place, Result};
 use crate::model::Decoder;
 use crate::quant::{Compute, Quant};
 use crate::run::OpenBase;

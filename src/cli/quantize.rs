@@ -52,9 +52,13 @@ fn packing_schemes() -> impl TypedValueParser<Value = Quant> {
 pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
     let mut downloads = Downloads::new(terminal);
     let base = OpenBase::open(&arguments.base, &mut |event| downloads.show(event))?;
-    let options =
-        QuantizeOptions { scheme: arguments.scheme, float_type: arguments.float_type, max_shard_bytes: arguments.max_shard_bytes.0 };
+    let options = QuantizeOptions {
+        scheme: arguments.scheme,
+        float_type: arguments.float_type,
+        max_shard_bytes: arguments.max_shard_bytes.0,
+    };
     let report = quantize(&base.files, &arguments.out, &options, |folder| base.encoder.tokenizer().save(folder))?;
+    terminal.licences_left_out(&arguments.out, &report.licences_left_out);
     terminal.result(&Quantized { out: arguments.out.clone(), report })
 }
 

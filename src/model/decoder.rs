@@ -155,12 +155,7 @@ impl Decoder {
     ) -> Vec<Vec<f32>> {
         let pass = Pass { adapter, noise: None };
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
-        let mut x = self.embed(&new.concat());
-        for (index, layer) in self.layers.iter().enumerate() {
-            let mut caches: Vec<&mut Cache> =
-                sequences.iter_mut().map(|sequence| &mut sequence.caches[index]).collect();
-            x = layer.forward_cached(x, &lengths, &mut caches, &pass);
-        }
+        let x = self.next_hidden(new, sequences, &pass);
         let ends = lengths.iter().scan(0, |end, length| {
             *end += length;
             Some(*end - 1)
@@ -169,6 +164,34 @@ impl Decoder {
         let logits = self.head_logits(last, &pass).cast(DType::F32).into_data();
         let values: Vec<f32> = logits.iter::<f32>().collect();
         values.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect()
+    }
+
+    /// Feeds new tokens of one sequence (at least one); the loss of each `(row of the new tokens, token id that it predicts)`.
+    pub fn next_losses(
+        &self,
+        new: &[u32],
+        targets: &[(u32, u32)],
+        sequence: &mut Sequence,
+        adapter: Option<&Adapter>,
+    ) -> Vec<f32> {
+        let pass = Pass { adapter, noise: None };
+        let x = self.next_hidden(&[new], &mut [sequence], &pass);
+        if targets.is_empty() {
+            return Vec::new();
+        }
+        losses(self.normed(x), &self.head.in_pass(&pass), targets, self.logit_softcap())
+    }
+
+    /// Hidden states of new tokens before the final norm, `[tokens, hidden]`; their keys and values join the past.
+    fn next_hidden(&self, new: &[&[u32]], sequences: &mut [&mut Sequence], pass: &Pass<'_>) -> Tensor<2> {
+        let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
+        let mut x = self.embed(&new.concat());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut caches: Vec<&mut Cache> =
+                sequences.iter_mut().map(|sequence| &mut sequence.caches[index]).collect();
+            x = layer.forward_cached(x, &lengths, &mut caches, pass);
+        }
+        x
     }
 
     /// Summed loss of the batch and `factor` times its gradients. `adapter` is on an autodiff device.

@@ -19,6 +19,8 @@ const MAX_GENERATION_CONFIG_BYTES: u64 = 1 << 20;
 ///
 /// `matrix_dtype` is the type of its unpacked matrices; `edit` makes the other changes to the configuration.
 ///
+/// Returns the names of the licences that were left out, because they are larger than any licence.
+///
 /// # Errors
 /// The base's files cannot be read, or the folder not be written.
 pub fn write_configs(
@@ -26,7 +28,7 @@ pub fn write_configs(
     matrix_dtype: Dtype,
     folder: &Path,
     edit: impl FnOnce(&mut serde_json::Map<String, Value>),
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let mut config = if base.is_gguf() {
         base.config().to_hf_json(matrix_dtype)
     } else {
@@ -48,7 +50,8 @@ pub fn write_configs(
     edit(object);
     write_json(&folder.join(CONFIG), &config)?;
     if base.is_gguf() {
-        return write_json(&folder.join(GENERATION_CONFIG), &generation_config(base));
+        write_json(&folder.join(GENERATION_CONFIG), &generation_config(base))?;
+        return Ok(Vec::new());
     }
     let generation_config = base.path().join(GENERATION_CONFIG);
     if generation_config.exists() {
@@ -70,16 +73,24 @@ fn generation_config(base: &BaseFiles) -> Value {
     generation
 }
 
-fn copy_licences(from: &Path, to: &Path) -> Result<()> {
+/// Copies the licences; returns the names of those that are too large to be one.
+fn copy_licences(from: &Path, to: &Path) -> Result<Vec<String>> {
+    let mut left_out = Vec::new();
     let entries = std::fs::read_dir(from).map_err(|error| Error::read(from, &error))?;
     for entry in entries {
         let name = entry.map_err(|error| Error::read(from, &error))?.file_name();
         let is_licence = name.to_str().is_some_and(|name| LICENCES.iter().any(|start| name.starts_with(start)));
-        if is_licence && from.join(&name).is_file() {
-            copy(&from.join(&name), &to.join(&name), MAX_LICENCE_BYTES)?;
+        let path = from.join(&name);
+        match path.metadata() {
+            Ok(metadata) if is_licence && metadata.is_file() && metadata.len() > MAX_LICENCE_BYTES => {
+                left_out.push(name.to_string_lossy().into_owned());
+            }
+            Ok(metadata) if is_licence && metadata.is_file() => copy(&path, &to.join(&name), MAX_LICENCE_BYTES)?,
+            _ => {}
         }
     }
-    Ok(())
+    left_out.sort();
+    Ok(left_out)
 }
 
 fn copy(from: &Path, to: &Path, max_bytes: u64) -> Result<()> {

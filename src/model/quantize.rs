@@ -43,6 +43,8 @@ pub struct QuantizeReport {
     pub bytes: u64,
     /// Size of the base's files of weights.
     pub base_bytes: u64,
+    /// Licences of the base that are not in the folder, because they are larger than any licence.
+    pub licences_left_out: Vec<String>,
 }
 
 /// What a tensor of the checkpoint is made from.
@@ -85,7 +87,7 @@ pub fn quantize(
     let shards = Shards::plan(weights, options.max_shard_bytes)?;
     let staging = Staging::beside(out)?;
     shards.write(staging.path(), |entry| contents(base, entry, options.scheme))?;
-    write_configs(base, float_type.dtype(), staging.path(), |config| {
+    let licences_left_out = write_configs(base, float_type.dtype(), staging.path(), |config| {
         let quantization =
             bitsandbytes::quantization_config(options.scheme.nf4_double(), float_type.dtype().torch_name());
         config.insert("quantization_config".to_owned(), quantization);
@@ -100,6 +102,7 @@ pub fn quantize(
         files: shards.files(),
         bytes: shards.bytes()?,
         base_bytes: base.file_bytes() as u64,
+        licences_left_out,
     })
 }
 

@@ -157,7 +157,7 @@ impl Hub {
         Ok(wanted.path(repository.snapshot(&listing.commit)))
     }
 
-    fn not_in_cache(&self, repo: &str, revision: &str, wanted: &Wanted) -> Error {
+    pub(super) fn not_in_cache(&self, repo: &str, revision: &str, wanted: &Wanted) -> Error {
         let missing = match self.repository(repo).snapshot_of(revision) {
             Some(snapshot) => format!("lacks {}", wanted.missing(&snapshot).join(", ")),
             None => format!("has nothing of it at `{revision}`"),

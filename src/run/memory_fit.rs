@@ -8,8 +8,8 @@ use crate::bytes::Size;
 use crate::data::{DataSettings, EncodedSet};
 use crate::error::{Error, Place, Result};
 use crate::model::decoder::Recompute;
-use crate::train::evaluate::TOKENS_AT_ONCE;
-use crate::train::{Layout, Part, TrainSettings};
+use crate::generate::run as generate;
+use crate::train::{Layout, Part, TrainSettings, evaluate};
 
 /// The numbers of a run that decide what a step takes.
 pub struct Demand<'a> {
@@ -21,18 +21,39 @@ pub struct Demand<'a> {
     lengths: Vec<(usize, usize)>,
     /// Tokens of all training sequences.
     tokens: usize,
-    /// Tokens of all validation sequences.
+    /// Tokens that go through the model at once between steps.
     evaluated_tokens: usize,
+    /// Tokens whose keys and values are cached at once between steps.
+    cached_tokens: usize,
 }
 
 impl<'a> Demand<'a> {
-    /// The demand of a run over these sequences.
-    pub fn of(train: &'a TrainSettings, data: &'a DataSettings, examples: &EncodedSet, valid: &EncodedSet) -> Self {
+    /// The demand of a run over these sequences, which answers `prompts` with up to `max_tokens` tokens each.
+    pub fn of(
+        train: &'a TrainSettings,
+        data: &'a DataSettings,
+        examples: &EncodedSet,
+        valid: &EncodedSet,
+        (prompts, max_tokens): (&[Vec<u32>], usize),
+    ) -> Self {
         let mut lengths: Vec<(usize, usize)> =
             examples.sequences.iter().map(|sequence| (sequence.ids.len(), sequence.trained_tokens())).collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
-        let evaluated_tokens = valid.sequences.iter().map(|sequence| sequence.ids.len()).sum();
-        Self { train, data, lengths, tokens: examples.tokens, evaluated_tokens }
+        let evaluated: usize = valid.sequences.iter().map(|sequence| sequence.ids.len()).sum();
+        let longest = valid.sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0);
+        let cached_in_evaluation = if longest > evaluate::TOKENS_AT_ONCE { longest } else { 0 };
+        let together = || prompts.chunks(generate::SEQUENCES_AT_ONCE);
+        let tokens = |prompts: &[Vec<u32>]| prompts.iter().map(Vec::len).sum::<usize>();
+        let prompted = together().map(tokens).max().unwrap_or(0).min(generate::TOKENS_AT_ONCE);
+        let answered = together().map(|prompts| tokens(prompts) + prompts.len() * max_tokens).max().unwrap_or(0);
+        Self {
+            train,
+            data,
+            lengths,
+            tokens: examples.tokens,
+            evaluated_tokens: evaluated.min(evaluate::TOKENS_AT_ONCE).max(prompted),
+            cached_tokens: cached_in_evaluation.max(answered),
+        }
     }
 
     /// The work of one part of a micro-batch, at most.
@@ -50,7 +71,8 @@ impl<'a> Demand<'a> {
         Workload {
             tokens,
             trained_tokens: trained_tokens.min(tokens),
-            evaluated_tokens: self.evaluated_tokens.min(TOKENS_AT_ONCE),
+            evaluated_tokens: self.evaluated_tokens,
+            cached_tokens: self.cached_tokens,
             recompute: layout.recompute,
         }
     }
@@ -117,11 +139,12 @@ mod tests {
     use crate::data::Encoded;
 
     fn demand<'a>(train: &'a TrainSettings, data: &'a DataSettings) -> Demand<'a> {
-        let sequence = |length: usize| Encoded { ids: vec![0; length], trained: vec![true; length], untrained_turns: 0 };
+        let sequence =
+            |length: usize| Encoded { ids: vec![0; length], trained: vec![true; length], untrained_turns: 0 };
         let sequences: Vec<Encoded> = [5, 40, 20, 30].map(sequence).into();
         let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
         let set = EncodedSet { sequences, tokens, ..EncodedSet::default() };
-        Demand::of(train, data, &set, &EncodedSet::default())
+        Demand::of(train, data, &set, &EncodedSet::default(), (&[], 0))
     }
 
     #[test]
@@ -131,11 +154,28 @@ mod tests {
         let counted = data(false);
         let found: Vec<_> = demand(&train, &counted).layouts().iter().map(|l| (l.part, l.recompute)).collect();
         let parts = [Part::MicroBatch, Part::Sequences(2), Part::Sequences(1)];
-        let expected = [Recompute::None, Recompute::Block].map(|recompute| parts.map(|part| (part, recompute))).concat();
+        let expected =
+            [Recompute::None, Recompute::Block].map(|recompute| parts.map(|part| (part, recompute))).concat();
         assert_eq!(found, expected);
         let packed = data(true);
         let parts: Vec<_> = demand(&train, &packed).layouts().iter().map(|layout| layout.part).take(3).collect();
         assert_eq!(parts, [Part::MicroBatch, Part::Tokens(100), Part::Tokens(50)]);
+    }
+
+    #[test]
+    fn long_evaluations_and_samples_are_counted() {
+        let (train, data) = (TrainSettings::default(), crate::data::settings::tests::over("t.jsonl", 50));
+        let sequence = Encoded { ids: vec![0; 5000], trained: vec![true; 5000], untrained_turns: 0 };
+        let valid = EncodedSet { sequences: vec![sequence], tokens: 5000, ..EncodedSet::default() };
+        let counted = |valid: &EncodedSet, prompts: &[Vec<u32>]| {
+            let demand = Demand::of(&train, &data, &EncodedSet::default(), valid, (prompts, 100));
+            let work = demand.workload(Layout { part: Part::MicroBatch, recompute: Recompute::None });
+            (work.evaluated_tokens, work.cached_tokens)
+        };
+        assert_eq!(counted(&EncodedSet::default(), &[]), (0, 0));
+        assert_eq!(counted(&valid, &[]), (2048, 5000), "what does not go through at once has a cache");
+        let prompts = vec![vec![0; 200]; 17];
+        assert_eq!(counted(&EncodedSet::default(), &prompts), (2048, 16 * 300), "16 prompts at once");
     }
 
     #[test]

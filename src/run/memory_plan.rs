@@ -14,7 +14,7 @@ use crate::model::decoder::Recompute;
 use crate::model::load::LoadOptions;
 use crate::model::spec::{BlockSpec, LinearSpec};
 use crate::model::{BaseFiles, ModelConfig};
-use crate::ops::cross_entropy::LOGITS_BYTES;
+use crate::ops::cross_entropy::targets_per_chunk;
 use crate::quant::Compute;
 
 /// What the program itself takes, its code for the most part. Measured (docs/performance.md).
@@ -34,8 +34,10 @@ pub struct Workload {
     pub tokens: usize,
     /// Trained tokens in it, at most.
     pub trained_tokens: usize,
-    /// Tokens that go through the model at once in an evaluation; 0 without one.
+    /// Tokens that go through the model at once in an evaluation or for a prompt; 0 without either.
     pub evaluated_tokens: usize,
+    /// Tokens whose keys and values are cached at once, for sample prompts and evaluations of long sequences.
+    pub cached_tokens: usize,
     pub recompute: Recompute,
 }
 
@@ -162,7 +164,7 @@ impl Layers<'_> {
     /// Logits of a chunk and the gradient of the last hidden states.
     fn head(&self, work: &Workload) -> u64 {
         let (hidden, vocabulary) = (self.config.hidden_size as u64, self.config.vocab_size as u64);
-        let chunk = (LOGITS_BYTES as u64 / (4 * vocabulary)).clamp(16, 1024).min(work.trained_tokens as u64);
+        let chunk = targets_per_chunk(self.config.vocab_size).min(work.trained_tokens) as u64;
         chunk * (4 * vocabulary + 2 * 4 * hidden) + 2 * 4 * work.tokens as u64 * hidden
     }
 
@@ -171,8 +173,14 @@ impl Layers<'_> {
         let config = self.config;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
         let tokens = work.evaluated_tokens as u64;
-        let chunk = (LOGITS_BYTES as u64 / (4 * config.vocab_size as u64)).clamp(16, 1024).min(tokens);
+        let chunk = (targets_per_chunk(config.vocab_size) as u64).min(tokens);
         tokens * self.size() * (3 * hidden + 3 * inner) + chunk * 4 * (config.vocab_size as u64 + hidden)
+    }
+
+    /// Keys and values of the cached tokens, f32 in every layer; half as much again for buffers that grow.
+    fn cache(&self, work: &Workload) -> u64 {
+        let a_token = 4 * 2 * (self.config.layers * self.config.kv_heads * self.config.head_dim) as u64;
+        work.cached_tokens as u64 * a_token * 3 / 2
     }
 
     /// What a step keeps, and what it holds for a moment.
@@ -180,18 +188,20 @@ impl Layers<'_> {
         let tokens = work.tokens as u64;
         let layers = self.config.layers;
         let lowest = (0..layers).find(|&layer| self.is_adapted(layer)).unwrap_or(layers);
-        let elsewhere = self.head(work).max(self.evaluation(work));
-        match work.recompute {
+        let (kept, working) = match work.recompute {
             Recompute::None => {
                 let kept: u64 = (lowest..layers).map(|layer| self.kept(layer)).sum();
-                (tokens * kept, self.transient(work).max(elsewhere))
+                (tokens * kept, self.transient(work))
             }
             Recompute::Block => {
                 let inputs = self.size() * (self.config.hidden_size * (layers - lowest)) as u64;
                 let largest = (lowest..layers).map(|layer| self.kept(layer)).max().unwrap_or(0);
-                (tokens * inputs, (self.transient(work) + tokens * largest).max(elsewhere))
+                (tokens * inputs, self.transient(work) + tokens * largest)
             }
-        }
+        };
+        // Evaluations and samples come between steps, when the tape holds nothing.
+        let between_steps = (self.evaluation(work) + self.cache(work)).saturating_sub(kept);
+        (kept, working.max(self.head(work)).max(between_steps))
     }
 }
 

@@ -28,7 +28,8 @@ pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
     let ends = if prepared.raw { encoder.tokenizer().eos_tokens() } else { encoder.stop_tokens() };
     if ends.is_empty() {
         notices.push(
-            "the tokenizer names no end token (`eos_token`): no end is trained, and answers go on to their limit".into(),
+            "the tokenizer names no end token (`eos_token`): no end is trained, and answers go on to their limit"
+                .into(),
         );
     }
     if prepared.seen_in_training > 0 {

@@ -13,10 +13,11 @@ use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
 use crate::data::encode::EncodedSet;
-use crate::data::{self, Example, Row, batch};
+use crate::data::{self, Example, Message, Row, batch};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result};
 use crate::files::hex;
+use crate::generate::run::check_prompt;
 use crate::model::load::LoadOptions;
 use crate::recipe::{Plan, Recipe};
 use crate::train::{Batching, Layout, Part};
@@ -51,6 +52,8 @@ pub struct Prepared {
     pub memory: MemoryPlan,
     /// Whether the examples go past the chat template, so that samples do too.
     pub raw: bool,
+    /// The sample prompts, encoded.
+    pub prompts: Vec<Vec<u32>>,
     /// What was made to fit, in words.
     pub(super) adjustments: Vec<String>,
 }
@@ -91,10 +94,11 @@ fn prepare_plan(
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
     let start = Error::both(precise, plan.adapter.initialise(config, plan.train.seed));
     watch.stage(Stage::Encode);
-    let encoded = encode(&plan, &base, &train, &valid);
-    let ((_, mut start), (train, valid)) = Error::both(start, encoded)?;
+    let encoded = Error::both(encode(&plan, &base, &train, &valid), encode_prompts(&plan, &base, raw));
+    let ((_, mut start), ((train, valid), prompts)) = Error::both(start, encoded)?;
 
-    let demand = Demand::of(&plan.train, &plan.data, &train, &valid);
+    let sample = (&prompts[..], plan.sample.max_tokens);
+    let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
     let (layout, memory) =
         fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
     let mut adjustments = Vec::from_iter(described(layout, &plan));
@@ -129,12 +133,16 @@ fn prepare_plan(
         total_steps,
         memory,
         raw,
+        prompts,
         adjustments,
     })
 }
 
-/// Reads the examples of both splits.
-fn read_examples(plan: &Plan) -> Result<(Vec<Row>, Vec<Row>)> {
+/// Reads the examples of both splits: training, validation.
+///
+/// # Errors
+/// Input: every bad row, as far as there are not too many.
+pub fn read_examples(plan: &Plan) -> Result<(Vec<Row>, Vec<Row>)> {
     let format = plan.data.format.given();
     let valid = plan.data.valid.as_ref().map(|path| data::read(path, format)).transpose();
     let (train, valid) = Error::both(data::read(&plan.data.train, format), valid)?;
@@ -156,6 +164,20 @@ fn encode(plan: &Plan, base: &OpenBase, train: &[Row], valid: &[Row]) -> Result<
     let empty = splits.into_iter().filter(|(_, set, may_be)| set.sequences.is_empty() && !may_be);
     let errors = empty.map(|(path, set, _)| nothing_trained(path, set, limit)).collect();
     Error::none_of(errors, (train, valid))
+}
+
+/// Encodes the sample prompts, each of which the model must have room for.
+fn encode_prompts(plan: &Plan, base: &OpenBase, raw: bool) -> Result<Vec<Vec<u32>>> {
+    let positions = base.files.config().max_positions;
+    let encoded = plan.sample.prompts.iter().enumerate().map(|(index, prompt)| {
+        let ids = match raw {
+            true => base.encoder.encode_raw_prompt(prompt),
+            false => base.encoder.encode_prompt(&[Message::user(prompt.as_str())]),
+        };
+        let checked = ids.and_then(|ids| check_prompt(&ids, positions).map(|()| ids));
+        checked.map_err(|error| error.within(format_args!("sample.prompts: prompt {}", index + 1)))
+    });
+    encoded.collect()
 }
 
 /// A file of which not one example is left.

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::folder::RunFolder;
-use super::infer::{Answering, answer};
+use super::infer::{Answering, answer_ids};
 use super::outcome::{Sample, TrainReport, Validation};
 use super::prepare::{Prepared, prepare};
 use super::watch::{Stage, Watch};
@@ -77,12 +77,7 @@ pub fn train(
 }
 
 /// Trains; metrics and the best adapter go to the run folder as they come.
-fn fit_into(
-    folder: &mut RunFolder,
-    prepared: &Prepared,
-    decoder: &Decoder,
-    watch: &mut dyn Watch,
-) -> Result<Outcome> {
+fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watch: &mut dyn Watch) -> Result<Outcome> {
     let Prepared { plan, base, start, train, valid, batching, layout, .. } = prepared;
     let (hub_name, revision) = (base.hub_name(), base.hub_revision());
     let targets = plan.adapter.targets.names(base.files.config())?;
@@ -140,7 +135,7 @@ fn sampled(
     watch.stage(stage);
     let answering =
         Answering { sampler: SamplerConfig::default(), max_tokens: sample.max_tokens, raw: prepared.raw };
-    answer(decoder, &prepared.base.encoder, adapter, &sample.prompts, &answering, |_, _| Ok(()))
+    answer_ids(decoder, &prepared.base.encoder, adapter, &prepared.prompts, &answering, |_, _| Ok(()))
 }
 
 fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> TrainReport {

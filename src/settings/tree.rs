@@ -82,7 +82,11 @@ pub(crate) fn parse(text: &str, name: &str) -> Result<Node> {
     let lines = LineIndex::new(text);
     let errors = errors.iter().map(|error| {
         let place = error.span().map_or(Place::Recipe, |span| lines.place(span));
-        (place.clone(), Error::input(place.of(name), error.message()))
+        let problem = Error::input(place.of(name), error.message());
+        match error.span().is_some_and(|span| has_escape(lines.line(&span))) {
+            true => (place, problem.hint(ESCAPE_HINT)),
+            false => (place, problem),
+        }
     });
     let mut errors: Vec<_> = errors.collect();
     errors.sort_by(|left, right| left.0.cmp(&right.0));
@@ -127,6 +131,11 @@ pub(crate) fn set(root: &mut Node, setting: &str) -> Result<()> {
     let place = Place::Override(key.to_owned());
     let value = match DeValue::parse(text) {
         Ok(value) => from_value(value, &|_| place.clone()),
+        // Quotes say that it was meant as TOML.
+        Err(error) if text.starts_with(['"', '\'']) => {
+            let problem = Error::input(place.of(""), error.message());
+            return Err(if has_escape(text) { problem.hint(ESCAPE_HINT) } else { problem });
+        }
         Err(_) => Node { place: place.clone(), value: Value::String(text.to_owned()) },
     };
     insert(root, key, "", value)
@@ -149,6 +158,15 @@ fn insert(node: &mut Node, key: &str, parent: &str, value: Node) -> Result<()> {
     insert(child, rest, section, value)
 }
 
+/// The advice for a backslash between double quotes, as in a Windows path.
+pub(crate) const ESCAPE_HINT: &str = "between double quotes a backslash begins an escape; write a path between single \
+                                      quotes, 'C:\\data\\train.jsonl', or with /";
+
+/// Whether a backslash follows a double quote on this line.
+fn has_escape(line: &str) -> bool {
+    line.split_once('"').is_some_and(|(_, rest)| rest.contains('\\'))
+}
+
 /// Byte offsets to lines and columns.
 struct LineIndex<'a> {
     text: &'a str,
@@ -161,8 +179,18 @@ impl<'a> LineIndex<'a> {
         Self { text, starts }
     }
 
+    /// The line on which `span` begins, counted from 1.
+    fn number(&self, span: &Range<usize>) -> usize {
+        self.starts.partition_point(|&start| start <= span.start).max(1)
+    }
+
+    /// The text of that line.
+    fn line(&self, span: &Range<usize>) -> &'a str {
+        self.text.lines().nth(self.number(span) - 1).unwrap_or_default()
+    }
+
     fn place(&self, span: Range<usize>) -> Place {
-        let line = self.starts.partition_point(|&start| start <= span.start).max(1);
+        let line = self.number(&span);
         let start = self.starts.get(line - 1).copied().unwrap_or(0);
         let before = self.text.as_bytes().get(start..span.start).unwrap_or_default();
         Place::File { line, column: String::from_utf8_lossy(before).chars().count() + 1 }

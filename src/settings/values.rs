@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::declare::{Choice, Describe};
 use super::limit::one_of;
 use super::reader::{FromNode, Reader, STRING, mismatch, word};
-use super::tree::{Node, Value};
+use super::tree::{ESCAPE_HINT, Node, Value};
 
 impl FromNode for String {
     fn from_node(node: &Node, key: &str, reader: &mut Reader) -> Option<Self> {
@@ -24,7 +24,13 @@ impl FromNode for String {
 
 impl FromNode for PathBuf {
     fn from_node(node: &Node, key: &str, reader: &mut Reader) -> Option<Self> {
-        String::from_node(node, key, reader).map(PathBuf::from)
+        let text = String::from_node(node, key, reader)?;
+        if let Some(control) = text.chars().find(|symbol| symbol.is_control()) {
+            let message = format!("`{key}`: the control character {control:?} cannot stand in a path");
+            reader.problem_with_hint(&node.place, message, ESCAPE_HINT);
+            return None;
+        }
+        Some(text.into())
     }
 }
 

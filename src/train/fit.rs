@@ -113,11 +113,7 @@ pub struct Outcome {
 ///
 /// # Errors
 /// No sequence with a trained token; a loss that is not finite; what `watch` returns.
-pub fn fit(
-    job: &Job<'_>,
-    stop: impl Fn() -> bool,
-    mut watch: impl FnMut(Event<'_>) -> Result<()>,
-) -> Result<Outcome> {
+pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'_>) -> Result<()>) -> Result<Outcome> {
     let Job { decoder, start, train, valid, settings, batching, layout } = *job;
     let total_steps = batching.total_steps(settings, train)?;
     let schedule = Schedule {
@@ -139,7 +135,8 @@ pub fn fit(
         for micro_batches in batching.steps(train, epoch) {
             let began = Instant::now();
             let learning_rate = schedule.rate(step);
-            let batches: Vec<Batch> = layout.part.split(&micro_batches, train).iter().map(|part| join(part, train)).collect();
+            let batches: Vec<Batch> =
+                layout.part.split(&micro_batches, train).iter().map(|part| join(part, train)).collect();
             let report = trainer.step(decoder, &batches, learning_rate, seed_of(settings.seed, step));
             if !report.is_finite() {
                 // The adapter is the one of the step before: the last that is good.

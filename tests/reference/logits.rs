@@ -30,9 +30,7 @@ fn main() -> Result<()> {
     let options = LoadOptions { device: device.clone(), compute: Compute::F32, quant: Quant::None };
     let decoder = Decoder::load(&files, &options, |_, _| {})?;
     let adapter = match adapter.first() {
-        Some(folder) => {
-            Some(HostAdapter::load_over(Path::new(folder), &files)?.attach(files.config(), &device)?)
-        }
+        Some(folder) => Some(HostAdapter::load_over(Path::new(folder), &files)?.attach(files.config(), &device)?),
         None => None,
     };
     let logits = decoder.logits(&ids, &[ids.len()], adapter.as_ref());

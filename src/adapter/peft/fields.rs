@@ -143,7 +143,11 @@ impl Fields<'_> {
         (!indices.is_empty()).then_some(LayerChoice { indices, lists })
     }
 
-    pub fn patterns<T>(&mut self, key: &str, parse: impl Fn(&mut Self, &str, &Value) -> Option<T>) -> Vec<(Pattern, T)> {
+    pub fn patterns<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&mut Self, &str, &Value) -> Option<T>,
+    ) -> Vec<(Pattern, T)> {
         let entries = match self.value(key) {
             None => return Vec::new(),
             Some(Value::Object(entries)) => entries,

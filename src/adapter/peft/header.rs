@@ -319,4 +319,3 @@ fn float(place: &str, half: &str, tensor: &RawTensor) -> Result<()> {
         other => Err(Error::input(place, format!("{half} is {other}; expected F32, F16 or BF16"))),
     }
 }
-

@@ -92,6 +92,7 @@ fn header_json(metadata: &BTreeMap<String, String>, tensors: &[&TensorHeader]) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::safetensors::SafeTensorsFile;
 
     fn header(name: &str, dtype: Dtype, shape: &[usize]) -> TensorHeader {
         TensorHeader { name: name.to_owned(), dtype, shape: shape.to_vec() }
