@@ -140,7 +140,7 @@ fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
         ));
     }
     let map = value.get("weight_map").and_then(serde_json::Value::as_object);
-    let map = map.ok_or_else(|| Error::input(&place, "has no object `weight_map`"))?;
+    let map = map.ok_or_else(|| Error::input(format_args!("{place}"), "has no object `weight_map`"))?;
     let mut files = BTreeMap::new();
     for (tensor, file) in map {
         let file = file.as_str().ok_or_else(|| {
