@@ -3,6 +3,7 @@
 mod adapter_file;
 mod cli;
 mod data;
+mod families;
 mod fuzz;
 mod hostile_adapter;
 mod hostile_cli;

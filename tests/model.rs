@@ -8,6 +8,7 @@ use burnish::adapter::host::HostAdapter;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig};
+use burnish::nn::Noise;
 use burnish::ops::cpu::isa::Isa;
 
 /// The instruction set is a setting of the whole process: tests that change it take turns.

@@ -51,9 +51,7 @@ pub fn cached_attention(
 pub(in crate::ops) fn split(qkv: Tensor<2>, geometry: &Geometry) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
     let (q, kv) = (geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim);
     match geometry.layout {
-        QkvLayout::SideBySide => {
-            (qkv.clone().narrow(1, 0, q), qkv.clone().narrow(1, q, kv), qkv.narrow(1, q + kv, kv))
-        }
+        QkvLayout::SideBySide => (qkv.clone().narrow(1, 0, q), qkv.clone().narrow(1, q, kv), qkv.narrow(1, q + kv, kv)),
         QkvLayout::ByHead => {
             let tokens = qkv.dims()[0];
             let by_head = qkv.reshape([tokens, geometry.heads, 3, geometry.head_dim]);

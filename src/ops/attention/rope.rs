@@ -115,9 +115,8 @@ impl Frequencies {
         if before < positions {
             // Generation asks for one more position at a time.
             let positions = positions.max(before + before / 2);
-            let angles = (before..positions).flat_map(|position| {
-                self.inverse.iter().map(move |frequency| f64::from(position as f32 * frequency))
-            });
+            let angles = (before..positions)
+                .flat_map(|position| self.inverse.iter().map(move |frequency| f64::from(position as f32 * frequency)));
             let (cos, sin): (Vec<f32>, Vec<f32>) =
                 angles.map(|angle| (angle.cos() as f32 * factor, angle.sin() as f32 * factor)).unzip();
             let grown = |old: &[f32], new: Vec<f32>| [old, &new].concat();

@@ -83,9 +83,9 @@ pub fn apply<K: Kernel>(kernel: K, inputs: Vec<Tensor<2>>) -> Tensor<2> {
     }
     let (output, saved) = kernel.forward(&primitives, is_tracked);
     drop(primitives);
-    let backward = saved.filter(|_| is_tracked).map(|saved| -> BackwardPass {
-        Box::new(move |gradient, wanted| kernel.backward(saved, gradient, wanted))
-    });
+    let backward = saved
+        .filter(|_| is_tracked)
+        .map(|saved| -> BackwardPass { Box::new(move |gradient, wanted| kernel.backward(saved, gradient, wanted)) });
     assert_eq!(backward.is_some(), is_tracked, "a kernel that was asked to save does");
     record_counted!(Step(backward), guards, output, [
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34
