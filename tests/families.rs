@@ -44,8 +44,8 @@ fn training(folder: &Path) -> Value {
     serde_json::from_slice(&text).expect("JSON")
 }
 
-fn adapter(folder: &Path, decoder: &Decoder) -> HostAdapter {
-    HostAdapter::load_for(&folder.join("adapter"), decoder.config()).expect("PEFT's adapter")
+fn adapter(folder: &Path) -> HostAdapter {
+    HostAdapter::load_over(&folder.join("adapter"), &BaseFiles::open(folder).expect("a base")).expect("PEFT's adapter")
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn generation_with_a_cache_gives_the_logits_of_the_whole_sequence() {
         let (ids, logits) = (expected.ids(), expected.floats("logits"));
         let decoder = load(&folder, Compute::F32);
         let vocabulary = decoder.config().vocab_size;
-        let adapted = adapter(&folder, &decoder).attach(decoder.config(), &Device::flex()).expect("fits");
+        let adapted = adapter(&folder).attach(decoder.config(), &Device::flex()).expect("fits");
         let with_adapter = crate::model::logits(&decoder, &ids, Some(&adapted));
         let (mut plain, mut other) = (decoder.begin(), decoder.begin());
         for (start, end) in [(0, 20), (20, 23)].into_iter().chain((23..60).map(|position| (position, position + 1))) {
@@ -116,7 +116,7 @@ fn an_adapter_over_all_linear_layers_gives_the_loss_of_peft_and_merges() {
         let expected = Expected::read(&folder);
         let (ids, decoder) = (expected.ids(), load(&folder, Compute::F32));
         let trained = Expected::read_file(&folder.join("trained.safetensors"));
-        let adapter = adapter(&folder, &decoder);
+        let adapter = adapter(&folder);
         let attached = adapter.attach(decoder.config(), &Device::flex()).expect("fits");
         let adapted = trained.floats("adapter_logits");
         assert_near(&logits(&decoder, &ids, Some(&attached)), &adapted, 1e-4, &place);
@@ -143,7 +143,7 @@ fn five_steps_follow_torch_and_peft() {
     let _turn = turn();
     for (folder, _) in models() {
         let decoder = load(&folder, Compute::F32);
-        let start = adapter(&folder, &decoder);
+        let start = adapter(&folder);
         let run = training(&folder);
         let steps = run["steps"].as_array().expect("steps");
         let rate = run["learning_rate"].as_f64().expect("a rate");
@@ -184,7 +184,7 @@ fn compare_factors(folder: &Path, ours: &HostAdapter, decoder: &Decoder) {
     let targets = Targets::AllLinear.names(decoder.config()).expect("names");
     let options = SaveOptions { targets: &targets, base_name: None, revision: None, rslora: false };
     ours.save(out.path(), &options).expect("saved");
-    assert_eq!(HostAdapter::load_for(out.path(), decoder.config()).expect("ours"), *ours, "{}", folder.display());
+    assert_eq!(HostAdapter::load(out.path()).expect("ours"), *ours, "{}", folder.display());
     let file = SafeTensorsFile::open(&out.path().join("adapter_model.safetensors")).expect("ours");
     let theirs = SafeTensorsFile::open(&folder.join("trained.safetensors")).expect("a fixture");
     let values = |file: &SafeTensorsFile, name: &str| file.tensor(name).and_then(|tensor| tensor.to_f32()).expect("floats");
@@ -230,7 +230,7 @@ fn gradients_do_not_depend_on_what_is_computed_again() {
     for (folder, _) in models() {
         let decoder = load(&folder, Compute::F32);
         let attached =
-            adapter(&folder, &decoder).attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
+            adapter(&folder).attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
         let ids: Vec<u32> = Expected::read(&folder).ids()[..50].to_vec();
         let batch = Batch { trained: vec![true; 50], lengths: vec![30, 20], ids };
         let mut gradients = [Recompute::None, Recompute::Block].map(|recompute| {
