@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::adapter::peft::{AdapterHeader, CONFIG_FILE, PairHeader, WEIGHTS_FILE};
+use crate::adapter::peft::{AdapterHeader, CONFIG_FILE, PairHeader, WEIGHTS_FILE, no_adapter};
 use crate::data::{self, Example};
 use crate::error::{Error, Result, printable};
 use crate::files::json;
@@ -115,6 +115,8 @@ pub struct Adapter {
     pub parameters: usize,
     /// Pairs by projection.
     pub targets: BTreeMap<String, usize>,
+    /// Remarks on what has no effect: pairs that are zero, entries of the configuration that match nothing.
+    pub notices: Vec<String>,
     /// `burnish.…` from the file of weights; empty for a foreign adapter.
     pub provenance: BTreeMap<String, String>,
 }
@@ -142,6 +144,9 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
         });
     }
     if metadata.is_dir() && !has("config.json") {
+        if let Some(error) = no_adapter(path) {
+            return Err(error);
+        }
         let message = format!("holds neither config.json nor {CONFIG_FILE}");
         return Err(Error::input(path.display(), message).hint("expected a model, an adapter or a run folder"));
     }
@@ -252,6 +257,7 @@ fn adapter(path: &Path) -> Result<Adapter> {
         base: config.base_name.clone(),
         parameters: header.pairs.values().map(PairHeader::values).sum(),
         targets,
+        notices: header.notices(None)?,
         provenance: header.metadata,
     })
 }
@@ -344,6 +350,7 @@ impl fmt::Display for Adapter {
             ("parameters", format!("{} ({})", self.parameters, in_millions(self.parameters))),
             ("base", self.base.clone().unwrap_or_else(|| "not named".to_owned())),
         ];
+        lines.extend(self.notices.iter().map(|notice| ("notice", notice.clone())));
         lines.extend(self.provenance.iter().map(|(key, value)| (key.as_str(), value.clone())));
         table(f, &lines)
     }

@@ -1,6 +1,7 @@
 //! Integration tests: one binary, one module an area.
 
 mod adapter_file;
+mod adapter_open;
 mod cli;
 mod data;
 mod families;

@@ -113,11 +113,34 @@ fn changed_modules_hold_the_sum_and_all_others_their_bytes() {
             }
             changed += usize::from(bytes != found);
         }
-        assert_eq!((changed, report.modules_changed), (adapter.pairs.len(), adapter.pairs.len()), "{name}");
+        assert_eq!(
+            (changed, report.modules_changed, report.modules),
+            (adapter.pairs.len(), changed, changed),
+            "{name}"
+        );
         assert_eq!((report.tensors, report.tensors_compared), (before.len(), before.len()));
         assert!(!report.untied_head && report.base_matches.is_none() && report.max_difference < 1e-6);
         assert_eq!(json(&base.path().join("config.json")), json(&folder.path().join("merged/config.json")));
     }
+}
+
+#[test]
+fn modules_that_keep_their_values_are_counted() {
+    let base = base("llama_bf16");
+    let module = "model.layers.0.self_attn.q_proj";
+    let report_of = |change: fn(&mut HostPair)| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut adapter = adapter("bf16");
+        change(adapter.pairs.get_mut(module).expect("a pair"));
+        let report = merged(folder.path(), &base, &adapter, MergeOptions::default()).expect("merged");
+        let same = tensors(base.path())[&format!("{module}.weight")].2
+            == tensors(&folder.path().join("merged"))[&format!("{module}.weight")].2;
+        (report.modules, report.modules_changed, same)
+    };
+    assert_eq!(report_of(|_| {}), (4, 4, false));
+    assert_eq!(report_of(|pair| pair.b.fill(0.0)), (4, 3, true));
+    // Not zero, but far below half a unit in the last place of every weight.
+    assert_eq!(report_of(|pair| pair.scale = 1e-20), (4, 3, true));
 }
 
 /// tests/reference/make_adapters.py: summed in f64 by numpy, rounded once to bf16.

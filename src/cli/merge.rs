@@ -133,14 +133,25 @@ impl fmt::Display for Merged {
         if self.comparison.is_some() {
             writeln!(f)?;
         }
-        let MergeReport { modules_changed, tensors, bytes, tensors_compared, max_difference, .. } = report;
+        let MergeReport { modules, modules_changed, tensors, bytes, tensors_compared, max_difference, .. } = report;
         let megabytes = bytes / 1_000_000;
         write!(
             f,
-            "{}: {tensors} tensors, {megabytes} MB, {modules_changed} changed; read back and compared {tensors_compared}, \
-             greatest difference {max_difference:.1e}",
+            "{}: {tensors} tensors, {megabytes} MB, {modules_changed} modules changed; read back and compared \
+             {tensors_compared}, greatest difference {max_difference:.1e}",
             out.display()
         )?;
+        match modules - modules_changed {
+            0 => {}
+            same if same == *modules => {
+                write!(f, "\nthe adapter changes nothing: every weight equals the base's as stored")?
+            }
+            same => write!(
+                f,
+                "\n{same} of the {modules} modules with a low-rank pair keep the base's values: their update is zero, or \
+                 below the rounding of the type they are stored in"
+            )?,
+        }
         if report.untied_head {
             write!(f, "\nthe head is no longer tied to the embedding: the adapter changes it")?;
         }

@@ -7,12 +7,12 @@ use clap::Args;
 use super::Global;
 use super::progress::{Downloads, Loading};
 use super::terminal::Terminal;
-use crate::adapter::host::{HostAdapter, provenance};
+use crate::adapter::host::HostAdapter;
 use crate::device;
-use crate::error::{Error, Place, Result};
+use crate::error::{Place, Result, printable};
 use crate::model::Decoder;
 use crate::quant::{Compute, Quant};
-use crate::run::OpenBase;
+use crate::run::{OpenAdapter, OpenBase};
 
 /// A base and perhaps an adapter.
 #[derive(Debug, Args)]
@@ -46,19 +46,11 @@ impl Model {
     /// Opens the base and the adapter; their weights are not loaded yet.
     pub(super) fn open(&self, terminal: &Terminal) -> Result<(OpenBase, Option<HostAdapter>)> {
         let mut downloads = Downloads::new(terminal);
-        let base = OpenBase::open(&self.base, &mut |event| downloads.show(event))?;
-        let adapter = match &self.adapter {
-            Some(folder) => Some(HostAdapter::load_over(folder, &base.files)?),
-            None => None,
-        };
-        if let (Some(adapter), Some(folder), false) = (&adapter, &self.adapter, self.force)
-            && let Some(expected) = adapter.metadata.get(provenance::BASE_SHA256)
-            && *expected != base.files.content_hash()?
-        {
-            let message = format!("was trained on another base ({} differs)", provenance::BASE_SHA256);
-            return Err(Error::input(folder.display(), message).hint("`--force` uses it all the same"));
-        }
-        Ok((base, adapter))
+        let mut base = OpenBase::open(&self.base, &mut |event| downloads.show(event))?;
+        let Some(folder) = &self.adapter else { return Ok((base, None)) };
+        let OpenAdapter { adapter, notices } = OpenAdapter::open(folder, &mut base, self.force)?;
+        notices.iter().for_each(|notice| terminal.message(printable(notice)));
+        Ok((base, Some(adapter)))
     }
 
     /// Loads everything.

@@ -15,6 +15,22 @@ const LICENCES: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
 const MAX_LICENCE_BYTES: u64 = 1 << 20;
 const MAX_GENERATION_CONFIG_BYTES: u64 = 1 << 20;
 
+/// Endings of the names of model files, which a folder is not given by intent.
+const FILE_ENDINGS: [&str; 4] = ["gguf", "safetensors", "bin", "pt"];
+
+/// Whether a model folder may be written under the name `out`.
+///
+/// # Errors
+/// Input: the name ends as a model file's does (`m.gguf`); a folder of that name is not what was asked for.
+pub fn check_folder_name(out: &Path) -> Result<()> {
+    let ending = out.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    if !FILE_ENDINGS.iter().any(|name| name.eq_ignore_ascii_case(ending)) {
+        return Ok(());
+    }
+    let message = format!("is the name of a .{ending} file; what is written is a Hugging Face folder");
+    Err(Error::input(out.display(), message).hint(format!("name a folder, as `{}`", out.with_extension("").display())))
+}
+
 /// Writes `config.json`, `generation_config.json` and the licences of a model made from `base` into `folder`.
 ///
 /// `matrix_dtype` is the type of its unpacked matrices; `edit` makes the other changes to the configuration.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::folder::write_configs;
+use super::folder::{check_folder_name, write_configs};
 use super::{BaseFiles, StoredWeight};
 use crate::error::{Error, Result};
 use crate::files::bitsandbytes::{self, Part};
@@ -70,6 +70,7 @@ pub fn quantize(
     options: &QuantizeOptions,
     write_tokenizer: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<QuantizeReport> {
+    check_folder_name(out)?;
     Staging::check_free(out)?;
     let float_type = options.float_type.unwrap_or_else(|| float_type_of(base));
     let mut weights = Vec::new();

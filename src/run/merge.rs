@@ -21,17 +21,17 @@ use crate::train::evaluate::evaluate;
 /// Merges into a folder at `out`.
 ///
 /// # Errors
-/// As [`merge::merge`].
+/// Those of [`merge::merge`].
 pub fn merge(base: &OpenBase, adapter: &HostAdapter, out: &Path, options: &MergeOptions) -> Result<MergeReport> {
     merge::merge(&base.files, adapter, out, options, |folder| base.encoder.tokenizer().save(folder))
 }
 
-/// Where losses are measured, and in what precision.
+/// The device and precision that losses are measured with.
 #[derive(Debug, Clone)]
 pub struct Hardware {
-    /// The device that computes.
+    /// The device that the model is loaded onto.
     pub device: Device,
-    /// Precision of the frozen products.
+    /// Precision of the frozen matrix products.
     pub compute: Compute,
 }
 
@@ -52,7 +52,7 @@ pub struct MergeCheck {
     pub nearer: &'static str,
 }
 
-/// What becomes of the folders that a comparison merges. They grow beside the path.
+/// The fate of the folders that a comparison merges. They grow beside the path.
 #[derive(Debug, Clone, Copy)]
 pub enum MergedFolder<'a> {
     /// The one that the options ask for gets this name.
@@ -64,7 +64,7 @@ pub enum MergedFolder<'a> {
 /// Merges both ways and measures all three on `set`.
 ///
 /// # Errors
-/// What merging and loading say.
+/// Those of merging and of loading.
 pub fn compare(
     base: &OpenBase,
     adapter: &HostAdapter,

@@ -1,5 +1,6 @@
 //! Whole jobs: the work of a command, without its arguments and its printing.
 
+pub mod adapter;
 pub mod base;
 pub mod evaluate;
 pub mod folder;
@@ -13,4 +14,5 @@ pub mod prepare;
 pub mod train;
 pub mod watch;
 
+pub use adapter::OpenAdapter;
 pub use base::OpenBase;

@@ -22,13 +22,13 @@ pub(super) struct Plan<'a> {
 /// One tensor of the merged model.
 pub(super) type Planned<'a> = Entry<Origin<'a>>;
 
-/// What a tensor is made from.
+/// The origin of a merged tensor.
 pub(super) struct Origin<'a> {
     /// The base's tensor that it comes from.
     pub source: String,
     /// The type it gets.
     pub float_type: FloatType,
-    /// What is added to it.
+    /// The low-rank pair that is added to it.
     pub pair: Option<&'a HostPair>,
 }
 

@@ -12,7 +12,7 @@ use crate::model::BaseFiles;
 /// Rows compared of every matrix that was changed or converted, evenly spread.
 const ROWS: usize = 32;
 
-/// What the comparison found.
+/// The outcome of the comparison.
 #[derive(Debug, Default)]
 pub(super) struct Checked {
     pub tensors: usize,

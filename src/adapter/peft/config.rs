@@ -14,10 +14,11 @@ use super::patterns::{LayerChoice, Pattern, Selection, first_match};
 use crate::error::{Error, Result};
 use crate::files::json;
 
-/// What PEFT adapts in a LLaMA, Mistral or Qwen2 that names no targets.
-const DEFAULT_TARGETS: [&str; 2] = ["q_proj", "v_proj"];
+/// The modules that PEFT adapts where a configuration names no targets: the first two in families of LLaMA's kind, the
+/// last one in GPT-NeoX (`utils/constants.py`). No family has both.
+const DEFAULT_TARGETS: [&str; 3] = ["q_proj", "v_proj", "query_key_value"];
 
-/// What `adapter_config.json` says about a LoRA adapter.
+/// The settings of a LoRA adapter in `adapter_config.json`.
 #[derive(Debug, Clone)]
 pub struct PeftConfig {
     /// `r`: the rank where no pattern says otherwise.
@@ -31,11 +32,11 @@ pub struct PeftConfig {
     /// `base_model_name_or_path`. To be shown, never followed.
     pub base_name: Option<String>,
     place: String,
-    targets: Selection,
-    excluded: Option<Selection>,
-    layers: Option<LayerChoice>,
-    ranks: Vec<(Pattern, usize)>,
-    alphas: Vec<(Pattern, f64)>,
+    pub(super) targets: Selection,
+    pub(super) excluded: Option<Selection>,
+    pub(super) layers: Option<LayerChoice>,
+    pub(super) ranks: Vec<(Pattern, usize)>,
+    pub(super) alphas: Vec<(Pattern, f64)>,
 }
 
 impl PeftConfig {
@@ -93,17 +94,18 @@ impl PeftConfig {
 
     /// The rank of `module`: the first pattern that matches, or `r`.
     pub fn rank_of(&self, module: &str) -> Result<usize> {
-        self.named("rank_pattern", first_match(&self.ranks, module)).map(|found| found.unwrap_or(self.rank))
+        Ok(self.named("rank_pattern", first_match(&self.ranks, module))?.map_or(self.rank, |index| self.ranks[index].1))
     }
 
     /// The scale of `module`: `alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA, patterns resolved.
     pub fn scale_of(&self, module: &str) -> Result<f64> {
-        let alpha = self.named("alpha_pattern", first_match(&self.alphas, module))?.unwrap_or(self.alpha);
+        let matched = self.named("alpha_pattern", first_match(&self.alphas, module))?;
+        let alpha = matched.map_or(self.alpha, |index| self.alphas[index].1);
         let rank = self.rank_of(module)? as f64;
         Ok(if self.rslora { alpha / rank.sqrt() } else { alpha / rank })
     }
 
-    fn named<T>(&self, key: &str, result: Result<T, String>) -> Result<T> {
+    pub(super) fn named<T>(&self, key: &str, result: Result<T, String>) -> Result<T> {
         result.map_err(|message| Error::input(&self.place, format!("`{key}`: {message}")))
     }
 }

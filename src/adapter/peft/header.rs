@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::config::PeftConfig;
+use super::missing::{no_adapter, no_weights};
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
 use crate::adapter::base_modules::{check_sizes, module_shapes};
 use crate::error::{Error, Result};
@@ -25,7 +26,9 @@ pub struct AdapterHeader {
 
 /// A pair whose shapes agree with each other and with the configuration.
 pub struct PairHeader {
+    /// `[rank, in]`.
     pub(super) a: RawTensor,
+    /// `[out, rank]`.
     pub(super) b: RawTensor,
     pub(super) rank: usize,
     pub(super) input: usize,
@@ -33,11 +36,32 @@ pub struct PairHeader {
     pub(super) scale: f32,
 }
 
+/// Bytes of zeros that are read to find out whether a pair is zero; a header can promise any number of them.
+const MAX_ZEROS_READ: usize = 1 << 30;
+
 impl PairHeader {
     /// Values of both factors.
     pub fn values(&self) -> usize {
         self.a.elements() + self.b.elements()
     }
+
+    /// Whether the update is zero: a factor of only zeros, or a scale of zero. Reading ends at the first other value, and
+    /// after `budget` bytes, which then count as not zero.
+    fn is_zero(&self, budget: &mut usize) -> bool {
+        self.scale == 0.0 || is_zero(&self.b, budget) || is_zero(&self.a, budget)
+    }
+}
+
+/// Whether all values of a float tensor are zero, of either sign.
+fn is_zero(tensor: &RawTensor, budget: &mut usize) -> bool {
+    let width = if tensor.dtype == Dtype::F32 { 4 } else { 2 };
+    let zeros = tensor.bytes.chunks_exact(width).take(*budget / width);
+    let zeros = zeros.take_while(|value| {
+        value.split_last().is_some_and(|(last, rest)| last & 0x7f == 0 && rest.iter().all(|byte| *byte == 0))
+    });
+    let zeros = zeros.count() * width;
+    *budget -= zeros;
+    zeros == tensor.bytes.len()
 }
 
 impl AdapterHeader {
@@ -45,8 +69,11 @@ impl AdapterHeader {
     /// or the head are refused, unless `is_copy` says that they are the base's own.
     ///
     /// # Errors
-    /// As [`HostAdapter::load`], but for the numbers.
+    /// Those of [`HostAdapter::load`](crate::adapter::host::HostAdapter::load), except numbers that are not finite.
     pub fn read(dir: &Path, is_copy: impl Fn(&str, &RawTensor) -> bool) -> Result<Self> {
+        if let Some(error) = no_adapter(dir) {
+            return Err(error);
+        }
         let place = dir.join(WEIGHTS_FILE).display().to_string();
         let (config, weights) = (PeftConfig::read(dir), read_weights(dir));
         let mut errors = weights.as_ref().map_or(Vec::new(), |(tensors, _)| refusals(&place, tensors, is_copy));
@@ -65,9 +92,42 @@ impl AdapterHeader {
         Error::none_of(errors, Self { config, place, pairs, metadata })
     }
 
-    /// What the configuration says.
+    /// The configuration.
     pub fn config(&self) -> &PeftConfig {
         &self.config
+    }
+
+    /// Remarks for the user, a sentence each: pairs that change nothing, and entries of the configuration without effect.
+    /// Entries of `target_modules` and `exclude_modules` are judged only with a `base`.
+    ///
+    /// # Errors
+    /// A pattern of the configuration that takes too many steps.
+    pub fn notices(&self, base: Option<&ModelConfig>) -> Result<Vec<String>> {
+        let mut notices = Vec::new();
+        let mut budget = MAX_ZEROS_READ;
+        let zero: Vec<&str> = self
+            .pairs
+            .iter()
+            .filter(|(_, pair)| pair.is_zero(&mut budget))
+            .map(|(module, _)| module.as_str())
+            .collect();
+        match zero.split_first() {
+            Some(_) if zero.len() == self.pairs.len() => {
+                notices.push(format!("the adapter changes nothing: all of its {} low-rank pairs are zero", zero.len()));
+            }
+            Some((first, rest)) => notices.push(format!(
+                "{} of {} low-rank pairs are zero and change nothing: {first}{}",
+                zero.len(),
+                self.pairs.len(),
+                and_more(rest.len())
+            )),
+            None => {}
+        }
+        let adapted: Vec<&str> = self.pairs.keys().map(String::as_str).collect();
+        let modules = base.map(|base| module_shapes(base).into_keys().collect::<Vec<_>>());
+        let unused = self.config.unused_entries(&adapted, modules.as_deref())?;
+        notices.extend(unused.into_iter().map(|entry| format!("{CONFIG_FILE}: {entry}")));
+        Ok(notices)
     }
 
     /// Modules of `base` that the configuration targets and that have no pair here.
@@ -92,9 +152,8 @@ type Weights = (BTreeMap<String, RawTensor>, BTreeMap<String, String>);
 
 fn read_weights(dir: &Path) -> Result<Weights> {
     let path = dir.join(WEIGHTS_FILE);
-    if !path.exists() && dir.join("adapter_model.bin").exists() {
-        return Err(Error::input(dir.display(), "holds adapter_model.bin, a pickle, which is never read")
-            .hint("save it again with PEFT's `save_pretrained(..., safe_serialization=True)`"));
+    if let Some(error) = no_weights(dir) {
+        return Err(error);
     }
     let file = SafeTensorsFile::open(&path)?;
     let mut tensors = BTreeMap::new();
@@ -108,7 +167,7 @@ fn read_weights(dir: &Path) -> Result<Weights> {
     Error::none_of(errors, (tensors, file.metadata().clone()))
 }
 
-/// What a tensor's name says it is.
+/// The role of a tensor, by its name.
 enum Role<'a> {
     A(&'a str),
     B(&'a str),
@@ -137,7 +196,7 @@ impl<'a> Role<'a> {
     }
 }
 
-/// What PEFT copies of the base when it is asked to (or when a vocabulary has grown).
+/// Tensors of the base that PEFT copies when it is asked to, or when a vocabulary has grown.
 pub(super) const EMBEDDINGS: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
 
 /// Parts of names that tell what else PEFT can store.
@@ -175,11 +234,11 @@ fn refusals(
             refused.entry(reason).or_default().push(name);
         }
     }
-    let told = refused.into_iter().filter_map(|(reason, names)| {
+    let reported = refused.into_iter().filter_map(|(reason, names)| {
         let (first, rest) = names.split_first()?;
         Some(Error::input(format_args!("{place}: tensor {first}{}", and_more(rest.len())), reason))
     });
-    told.collect()
+    reported.collect()
 }
 
 /// Sorts the tensors into pairs and checks every one but those that [`refusals`] names; what is wrong goes to `errors`.

@@ -6,13 +6,16 @@
 mod config;
 mod fields;
 mod header;
+mod missing;
 mod patterns;
 mod plain_lora;
 mod read;
+mod unused;
 mod write;
 
 pub use config::PeftConfig;
 pub use header::{AdapterHeader, PairHeader};
+pub use missing::no_adapter;
 pub use write::SaveOptions;
 
 /// The name of the configuration file in an adapter folder.
@@ -20,7 +23,7 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The name of the weights file in an adapter folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
-/// What PEFT puts before every module path.
+/// The prefix of every module path in PEFT's files.
 const PREFIX: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";

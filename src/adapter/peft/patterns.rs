@@ -8,6 +8,9 @@ use fancy_regex::{Regex, RegexBuilder};
 const BACKTRACK_LIMIT: usize = 20_000;
 /// The longest pattern, in bytes.
 const MAX_PATTERN_BYTES: usize = 16 << 10;
+/// The last segments of the paths of heads, which `all-linear` leaves out: PEFT leaves out the output embedding of the
+/// model, whatever it is called.
+const HEADS: [&str; 2] = ["lm_head", "embed_out"];
 
 /// A choice of modules by name or by pattern.
 #[derive(Debug, Clone)]
@@ -20,52 +23,40 @@ pub(super) enum Selection {
     AllLinear,
 }
 
-/// `layers_to_transform`, and the name of the list of layers in a path (any, if there are none).
+impl Selection {
+    /// Whether `module` is chosen.
+    pub fn matches(&self, module: &str) -> Result<bool, String> {
+        match self {
+            Self::Names(names) => Ok(names.iter().any(|name| is_or_ends_with(module, name))),
+            Self::Pattern(pattern) => pattern.matches(module),
+            Self::AllLinear => Ok(!HEADS.iter().any(|head| is_or_ends_with(module, head))),
+        }
+    }
+}
+
+/// Whether `module` is `name`, or ends with `.` and `name`.
+pub(super) fn is_or_ends_with(module: &str, name: &str) -> bool {
+    module.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
+}
+
+/// `layers_to_transform`, and the names of the lists of layers in a path (any list, if there are none).
 #[derive(Debug, Clone)]
 pub(super) struct LayerChoice {
     pub indices: Vec<u64>,
     pub lists: Vec<Pattern>,
 }
 
-/// A regular expression of Python's dialect, and how it stands in the file.
-#[derive(Debug, Clone)]
-pub(super) struct Pattern {
-    regex: Regex,
-    shown: String,
-}
-
-/// The value of the first pattern that matches `module`.
-pub(super) fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Result<Option<T>, String> {
-    for (pattern, value) in patterns {
-        if pattern.matches(module)? {
-            return Ok(Some(*value));
-        }
-    }
-    Ok(None)
-}
-
-impl Selection {
-    pub fn matches(&self, module: &str) -> Result<bool, String> {
-        match self {
-            Self::Names(names) => Ok(names.iter().any(|name| module == name || ends_with_segments(module, name))),
-            Self::Pattern(pattern) => pattern.matches(module),
-            Self::AllLinear => Ok(module != "lm_head"),
-        }
-    }
-}
-
-/// Whether `module` ends with `.` and `name`.
-fn ends_with_segments(module: &str, name: &str) -> bool {
-    module.strip_suffix(name).is_some_and(|front| front.ends_with('.'))
-}
-
 impl LayerChoice {
+    /// Whether `module` lies in one of the layers.
     pub fn contains(&self, module: &str) -> Result<bool, String> {
-        let index = if self.lists.is_empty() { first_numbered_segment(module) } else { self.listed_index(module)? };
-        Ok(index.is_some_and(|index| self.indices.contains(&index)))
+        Ok(self.layer_of(module)?.is_some_and(|index| self.indices.contains(&index)))
     }
 
-    fn listed_index(&self, module: &str) -> Result<Option<u64>, String> {
+    /// The number of the layer that `module` lies in.
+    pub fn layer_of(&self, module: &str) -> Result<Option<u64>, String> {
+        if self.lists.is_empty() {
+            return Ok(first_numbered_segment(module));
+        }
         for list in &self.lists {
             if let Some(index) = list.index(module)? {
                 return Ok(Some(index));
@@ -83,33 +74,48 @@ fn first_numbered_segment(module: &str) -> Option<u64> {
     inner.iter().find_map(|segment| segment.parse().ok())
 }
 
+/// A regular expression of Python's dialect, and how it stands in the file.
+#[derive(Debug, Clone)]
+pub(super) struct Pattern {
+    regex: Regex,
+    pub written: String,
+}
+
 impl Pattern {
-    fn new(written: &str, wrapped: &str) -> Result<Self, String> {
+    /// `python`: the expression that PEFT makes of the `written` one and matches from the start of a path.
+    fn new(written: &str, python: &str) -> Result<Self, String> {
         if written.len() > MAX_PATTERN_BYTES {
             return Err(format!("a pattern of {} bytes; at most {MAX_PATTERN_BYTES}", written.len()));
         }
-        let regex = RegexBuilder::new(wrapped)
-            .backtrack_limit(BACKTRACK_LIMIT)
-            .build()
-            .map_err(|error| format!("`{written}` is not a regular expression that can be used: {error}"))?;
-        Ok(Self { regex, shown: written.to_owned() })
+        let compile = |source: &str| {
+            let built = RegexBuilder::new(source).backtrack_limit(BACKTRACK_LIMIT).build();
+            built.map_err(|error| format!("`{written}` is not a regular expression that can be used: {error}"))
+        };
+        // An expression that is none on its own (`a)|(b`) could become one within the group.
+        compile(python)?;
+        Ok(Self { regex: compile(&format!(r"\A(?:{python})"))?, written: written.to_owned() })
     }
 
     /// Matches a whole path (Python's `re.fullmatch`).
     pub fn whole(written: &str) -> Result<Self, String> {
-        Self::new(written, &format!(r"\A(?:{written})\z"))
+        Self::new(written, written)?;
+        Self::new(written, &format!(r"(?:{written})\z"))
     }
 
     /// Matches a path or its end after a `.`, as the keys of `rank_pattern` do.
     pub fn ending(written: &str) -> Result<Self, String> {
-        Self::new(written, &format!(r"\A(.*\.)?({written})\z"))
+        Self::new(written, &format!(r"(.*\.)?({written})\z"))
     }
 
     /// Finds the number after a segment, as `layers_pattern` does.
     pub fn numbered(written: &str) -> Result<Self, String> {
-        Self::new(written, &format!(r"\A(?:|.*?\.){written}\.(?P<burnish_index>\d+)\."))
+        Self::new(written, &format!(r"(?:^|.*?\.){written}\.(?P<burnish_index>\d+)\."))
     }
 
+    /// Whether `module` matches.
+    ///
+    /// # Errors
+    /// A match that takes too many steps.
     pub fn matches(&self, module: &str) -> Result<bool, String> {
         self.regex.is_match(module).map_err(|error| self.too_costly(&error))
     }
@@ -120,6 +126,38 @@ impl Pattern {
     }
 
     fn too_costly(&self, error: &fancy_regex::Error) -> String {
-        format!("the pattern `{}` cannot be matched: {error}", self.shown)
+        format!("the pattern `{}` cannot be matched: {error}", self.written)
+    }
+}
+
+/// The index of the first pattern that matches `module`.
+pub(super) fn first_match<T>(patterns: &[(Pattern, T)], module: &str) -> Result<Option<usize>, String> {
+    for (index, (pattern, _)) in patterns.iter().enumerate() {
+        if pattern.matches(module)? {
+            return Ok(Some(index));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expected values from Python's `re`.
+    #[test]
+    fn patterns_mean_what_python_makes_of_them() {
+        let module = "model.layers.1.self_attn.q_proj";
+        // `re.fullmatch` compiles the pattern alone: "unbalanced parenthesis".
+        assert!(Pattern::whole("a)|(b").is_err());
+        assert!(Pattern::whole("model|.*").unwrap().matches(module).unwrap());
+        assert!(!Pattern::whole("model|layers").unwrap().matches(module).unwrap());
+        // `re.match(r"(.*\.)?(layers)|(q_proj)$", …)`: either alternative at the start of the path.
+        let split = Pattern::ending("layers)|(q_proj").unwrap();
+        assert!(split.matches(module).unwrap() && split.matches("q_proj").unwrap());
+        assert!(!split.matches("x_proj").unwrap() && !Pattern::ending("x)|(q_proj").unwrap().matches(module).unwrap());
+        assert!(Pattern::ending("a))|((b").is_err());
+        assert!(!Pattern::ending("^q_proj").unwrap().matches(module).unwrap());
+        assert!(Pattern::numbered("layers)|(x").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What an adapter's configuration may ask for that is not plain LoRA: everything is refused by its key.
+//! Settings of an adapter's configuration that ask for more than plain LoRA: each is refused by its key.
 
 use serde_json::Value;
 

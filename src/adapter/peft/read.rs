@@ -20,14 +20,24 @@ impl HostAdapter {
         AdapterHeader::read(dir, |_, _| false)?.decode()
     }
 
-    /// Reads the adapter folder `dir` for the base `base`: every pair fits it, and no module that the configuration
-    /// targets lacks its pair. Unchanged copies of the base's embedding and head, as PEFT's `save_embedding_layers=True`
-    /// adds them, are passed over.
+    /// Reads the adapter folder `dir` for the base `base`; see [`AdapterHeader::read_over`].
     ///
     /// # Errors
-    /// Everything that [`load`](Self::load) refuses; pairs that do not fit the base; targeted modules without a pair.
+    /// Everything that [`AdapterHeader::read_over`] refuses; numbers that are not finite.
     pub fn load_over(dir: &Path, base: &BaseFiles) -> Result<Self> {
-        let header = AdapterHeader::read(dir, |name, tensor| is_copy(base, name, tensor))?;
+        AdapterHeader::read_over(dir, base)?.decode()
+    }
+}
+
+impl AdapterHeader {
+    /// Reads the header of the adapter folder `dir` for the base `base`: every pair fits it, and no module that the
+    /// configuration targets lacks its pair. Unchanged copies of the base's embedding and head, as PEFT's
+    /// `save_embedding_layers=True` adds them, are passed over.
+    ///
+    /// # Errors
+    /// Everything that [`read`](Self::read) refuses; pairs that do not fit the base; targeted modules without a pair.
+    pub fn read_over(dir: &Path, base: &BaseFiles) -> Result<Self> {
+        let header = Self::read(dir, |name, tensor| is_copy(base, name, tensor))?;
         let missing = header.missing_pairs(base.config())?;
         // Before any value is read: what fits the base is no larger than the base allows.
         let mut errors = Vec::from_iter(header.check_against(base.config()).err());
@@ -38,13 +48,14 @@ impl HostAdapter {
                 format!("{CONFIG_FILE} targets `{first}`{more} of the base, and the file holds no pair for it"),
             ));
         }
-        Error::none_of(errors, header)?.decode()
+        Error::none_of(errors, header)
     }
-}
 
-impl AdapterHeader {
     /// Reads the values.
-    fn decode(self) -> Result<HostAdapter> {
+    ///
+    /// # Errors
+    /// Every factor with a number that is not finite.
+    pub fn decode(self) -> Result<HostAdapter> {
         let Self { config, place, pairs, metadata } = self;
         let mut errors = Vec::new();
         let mut decoded = BTreeMap::new();

@@ -13,7 +13,7 @@ use crate::model::sites::is_named;
 use crate::files::safetensors::{self, TensorHeader};
 use crate::files::{Bytes, Dtype, atomic, temporary};
 
-/// What [`HostAdapter::save`] writes beside the numbers.
+/// The settings that [`HostAdapter::save`] writes beside the numbers.
 #[derive(Debug, Clone, Copy)]
 pub struct SaveOptions<'a> {
     /// `target_modules`: names of the modules with pairs, by PEFT's rule (`Targets::names`).
