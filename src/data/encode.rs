@@ -25,6 +25,11 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    /// The token ids, and which of them are trained on, as `Batch::join` takes them.
+    pub fn parts(&self) -> (&[u32], &[bool]) {
+        (&self.ids, &self.trained)
+    }
+
     fn new() -> Self {
         Self { ids: Vec::new(), trained: Vec::new(), untrained_turns: 0 }
     }

@@ -13,7 +13,6 @@ pub mod settings;
 mod alpaca;
 mod problems;
 
-pub use batch::Batch;
 pub use chat::ChatTemplate;
 pub use encode::{Encoded, Encoder};
 pub use example::{Example, Message, Position, Role, Row};

@@ -17,7 +17,7 @@ use crate::eval::loss::compare;
 use crate::generate::sample::SamplerConfig;
 use crate::interrupt;
 use crate::model::Decoder;
-use crate::nn::LowRanks;
+use crate::nn::Adapter;
 use crate::recipe::Recipe;
 use crate::train::{Event, Job, Outcome, fit, peak_memory};
 
@@ -80,8 +80,9 @@ pub fn train(
 fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watch: &mut dyn Watch) -> Result<Outcome> {
     let Prepared { plan, base, start, train, valid, batching, layout, .. } = prepared;
     let (hub_name, revision) = (base.hub_name(), base.hub_revision());
+    let targets = plan.adapter.targets.names(base.files.config())?;
     let options = SaveOptions {
-        targets: &plan.adapter.targets,
+        targets: &targets,
         base_name: Some(&hub_name),
         revision: revision.as_deref(),
         rslora: plan.adapter.rslora,
@@ -124,7 +125,7 @@ fn sampled(
     stage: Stage,
     prepared: &Prepared,
     decoder: &Decoder,
-    adapter: Option<&LowRanks>,
+    adapter: Option<&Adapter>,
     watch: &mut dyn Watch,
 ) -> Result<Vec<String>> {
     let sample = &prepared.plan.sample;

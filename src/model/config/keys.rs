@@ -1,78 +1,45 @@
-//! The configuration that a GGUF file's metadata and tensors describe.
+//! Keys of a GGUF file's metadata, read with their types checked.
 
-use super::{Architecture, ModelConfig, RopeScaling, unsupported};
-use crate::error::{Error, Result};
+use super::{Family, ModelConfig, RopeConfig, RopeScaling};
+use crate::error::Error;
 use crate::files::gguf::{Gguf, Value};
 
 /// Tokens that end a turn or a text in the models that have them; a GGUF file names at most three of its
 /// own by key, so those marked as control tokens count too (as in llama.cpp).
-const END_TOKENS: [&str; 5] = ["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>"];
+const END_TOKENS: [&str; 7] =
+    ["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "<|end|>"];
 
-impl ModelConfig {
-    /// Reads the metadata. Reports every problem at once.
-    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        let name = gguf.architecture().unwrap_or("(none named)");
-        let architecture = match name {
-            "llama" => Architecture::Llama,
-            "qwen2" => Architecture::Qwen2,
-            other => return Err(unsupported(gguf.place(), other)),
-        };
-        let mut keys = Keys { gguf, architecture: name, errors: Vec::new() };
-        keys.check_supported();
-        let hidden_size = keys.required("embedding_length");
-        let heads = keys.required("attention.head_count");
-        let head_dim = keys.size("attention.key_length").unwrap_or_else(|| keys.derived_head_dim(hidden_size, heads));
-        keys.check_equal("attention.value_length", head_dim, "the head's dimension");
-        keys.check_equal("rope.dimension_count", head_dim, "the head's dimension");
-        let sliding_window = keys.size("attention.sliding_window").filter(|&window| window > 0);
-        let config = Self {
-            // llama.cpp has no architecture of its own for Mistral, and Llama itself has no window.
-            architecture: match (architecture, sliding_window) {
-                (Architecture::Llama, Some(_)) => Architecture::Mistral,
-                (architecture, _) => architecture,
-            },
-            vocab_size: keys.vocab_size(),
-            hidden_size,
-            intermediate_size: keys.required("feed_forward_length"),
-            layers: keys.required("block_count"),
-            heads,
-            kv_heads: keys.size("attention.head_count_kv").unwrap_or(heads),
-            head_dim,
-            norm_eps: keys.number("attention.layer_norm_rms_epsilon").unwrap_or_else(|| {
-                keys.missing("attention.layer_norm_rms_epsilon");
-                1e-5
-            }),
-            rope_theta: keys.number("rope.freq_base").unwrap_or(10_000.0),
-            rope_scaling: keys.rope_scaling(),
-            tied_head: !gguf.has("output.weight"),
-            qkv_bias: keys.biases(&["attn_q", "attn_k", "attn_v"]),
-            o_bias: keys.biases(&["attn_output"]),
-            mlp_bias: keys.biases(&["ffn_gate", "ffn_up", "ffn_down"]),
-            sliding_window,
-            full_layers: Vec::new(),
-            max_positions: keys.required("context_length"),
-            bos_token: keys.token("tokenizer.ggml.bos_token_id"),
-            eos_tokens: keys.eos_tokens(),
-        };
-        keys.check_biases(&config);
-        let errors = keys.errors;
-        config.checked(gguf.place(), errors)
-    }
-}
-
-/// Metadata under the architecture's prefix; what is wrong collects in `errors`.
-struct Keys<'a> {
+/// Metadata under the architecture's prefix; the problems with it collect until [`Keys::into_errors`].
+#[derive(Debug)]
+pub struct Keys<'a> {
     gguf: &'a Gguf,
     architecture: &'a str,
     errors: Vec<Error>,
 }
 
-impl Keys<'_> {
-    fn problem(&mut self, key: &str, message: impl Into<String>) {
+impl<'a> Keys<'a> {
+    /// The metadata of a file of this architecture.
+    pub fn new(gguf: &'a Gguf, architecture: &'a str) -> Self {
+        Self { gguf, architecture, errors: Vec::new() }
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &'a Gguf {
+        self.gguf
+    }
+
+    /// Everything that was wrong.
+    pub fn into_errors(self) -> Vec<Error> {
+        self.errors
+    }
+
+    /// Reports a problem with a key, given with its prefix.
+    pub fn problem(&mut self, key: &str, message: impl Into<String>) {
         self.errors.push(Error::input(format_args!("{}: {key}", self.gguf.place()), message));
     }
 
-    fn key(&self, name: &str) -> String {
+    /// A key with the architecture's prefix.
+    pub fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.architecture)
     }
 
@@ -81,7 +48,7 @@ impl Keys<'_> {
     }
 
     /// A whole number, or an array with the same one for every layer.
-    fn size(&mut self, name: &str) -> Option<usize> {
+    pub fn size(&mut self, name: &str) -> Option<usize> {
         let key = self.key(name);
         let value = self.gguf.get(&key)?;
         let number = match value.as_integers() {
@@ -102,14 +69,16 @@ impl Keys<'_> {
         size
     }
 
-    fn required(&mut self, name: &str) -> usize {
+    /// [`Self::size`] of a key that must be there; 1 stands in where it is not.
+    pub fn required(&mut self, name: &str) -> usize {
         self.size(name).unwrap_or_else(|| {
             self.missing(name);
             1
         })
     }
 
-    fn number(&mut self, name: &str) -> Option<f64> {
+    /// A number.
+    pub fn number(&mut self, name: &str) -> Option<f64> {
         let key = self.key(name);
         let value = self.gguf.get(&key)?;
         let number = value.as_f64();
@@ -121,6 +90,59 @@ impl Keys<'_> {
             // Written as f32 from a decimal number: 1e-5 must not become 9.99999974e-6.
             Value::F32(number) => number.to_string().parse().ok(),
             _ => number,
+        }
+    }
+
+    /// True or false.
+    pub fn flag(&mut self, name: &str) -> Option<bool> {
+        let key = self.key(name);
+        let value = self.gguf.get(&key)?;
+        match value {
+            Value::Bool(flag) => Some(*flag),
+            other => {
+                self.problem(&key, format!("is of type {}; expected a boolean", other.type_name()));
+                Some(false)
+            }
+        }
+    }
+
+    /// The keys that most architectures share. `norm_eps` names the one that holds what norms add; `may_be_partial` says
+    /// whether only a part of each head may be rotated.
+    pub fn common(&mut self, family: &'static Family, norm_eps: &str, may_be_partial: bool) -> ModelConfig {
+        self.check_supported();
+        let hidden_size = self.required("embedding_length");
+        let heads = self.required("attention.head_count");
+        let head_dim = self.size("attention.key_length").unwrap_or_else(|| self.derived_head_dim(hidden_size, heads));
+        self.check_equal("attention.value_length", head_dim, "the head's dimension");
+        let rotary_dims = match may_be_partial {
+            true => self.size("rope.dimension_count").unwrap_or(head_dim),
+            false => {
+                self.check_equal("rope.dimension_count", head_dim, "the head's dimension");
+                head_dim
+            }
+        };
+        let theta = self.number("rope.freq_base");
+        let mut rope = RopeConfig { scaling: self.rope_scaling(), ..RopeConfig::plain(rotary_dims) };
+        rope.theta = theta.unwrap_or(rope.theta);
+        ModelConfig {
+            vocab_size: self.vocab_size(),
+            hidden_size,
+            intermediate_size: self.required("feed_forward_length"),
+            layers: self.required("block_count"),
+            heads,
+            kv_heads: self.size("attention.head_count_kv").unwrap_or(heads),
+            head_dim,
+            norm_eps: self.number(norm_eps).unwrap_or_else(|| {
+                self.missing(norm_eps);
+                1e-5
+            }),
+            rope,
+            tied_head: !self.gguf.has("output.weight"),
+            sliding_window: self.size("attention.sliding_window").filter(|&window| window > 0),
+            max_positions: self.required("context_length"),
+            bos_token: self.token("tokenizer.ggml.bos_token_id"),
+            eos_tokens: self.eos_tokens(),
+            ..ModelConfig::empty(family)
         }
     }
 
@@ -193,22 +215,8 @@ impl Keys<'_> {
     }
 
     /// Whether the first layer has any of these biases; missing others are found with the tensors.
-    fn biases(&self, modules: &[&str]) -> bool {
+    pub fn biases(&self, modules: &[&str]) -> bool {
         modules.iter().any(|module| self.gguf.has(&format!("blk.0.{module}.bias")))
-    }
-
-    /// Combinations of biases that no supported Hugging Face architecture has could not be written back.
-    fn check_biases(&mut self, config: &ModelConfig) {
-        let possible = match config.architecture {
-            Architecture::Llama => config.qkv_bias == config.o_bias,
-            Architecture::Mistral => !config.qkv_bias && !config.o_bias && !config.mlp_bias,
-            Architecture::Qwen2 => config.qkv_bias && !config.o_bias && !config.mlp_bias,
-        };
-        if !possible {
-            let message = "the biases of blk.0 are not those of its architecture: Llama has them on all four attention \
-                           projections or on none, Mistral has none, Qwen2 has them on q, k and v";
-            self.problem("blk.0", message);
-        }
     }
 
     fn token(&mut self, key: &str) -> Option<u32> {
