@@ -79,7 +79,9 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     terminal.message(match form {
         PromptForm::Conversation if encoder.has_template() => format!("the prompt goes through the chat template{why}"),
         PromptForm::Conversation => {
-            format!("the prompt goes through Alpaca's prompt{why}: the model has no chat template; --raw takes it as it is")
+            format!(
+                "the prompt goes through Alpaca's prompt{why}: the model has no chat template; --raw takes it as it is"
+            )
         }
         PromptForm::Bare | PromptForm::Typed => format!("the prompt is taken as it is{why}"),
     });
@@ -119,7 +121,8 @@ fn prompt_form(arguments: &Arguments, model: &Ready) -> Result<(PromptForm, Stri
         None => (PromptForm::Conversation, "; the adapter does not say how it was trained".to_owned()),
         Some(format) => {
             let form = PromptForm::of(format);
-            let other = if form == PromptForm::Bare { "--chat uses the chat template" } else { "--raw takes it as it is" };
+            let other =
+                if form == PromptForm::Bare { "--chat uses the chat template" } else { "--raw takes it as it is" };
             (form, format!(", as in the adapter's training data (`{format}`); {other}"))
         }
     })

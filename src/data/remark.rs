@@ -146,7 +146,8 @@ impl Rows {
             _ => "line",
         };
         let numbers: Vec<String> = self.first.iter().map(|position| position.number().to_string()).collect();
-        let (plural, more) = (if numbers.len() > 1 { "s" } else { "" }, if self.count > MAX_NAMED { ", …" } else { "" });
+        let (plural, more) =
+            (if numbers.len() > 1 { "s" } else { "" }, if self.count > MAX_NAMED { ", …" } else { "" });
         format!("{}: {unit}{plural} {}{more}", counted(self.count), numbers.join(", "))
     }
 }

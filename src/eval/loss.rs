@@ -170,7 +170,8 @@ mod tests {
         assert_eq!(mean_loss(&losses(&[(3.0, 1), (1.0, 3), (0.0, 0)]), example_number).unwrap(), 1.0);
         assert_eq!(mean_loss(&losses(&[(0.0, 0)]), example_number).unwrap_err().exit_code(), 2);
         assert!(mean_loss(&[], example_number).is_err());
-        let error = mean_loss(&losses(&[(1.0, 1), (f64::NAN, 1)]), |index| format!("d.jsonl:{}", 10 + index)).unwrap_err();
+        let error =
+            mean_loss(&losses(&[(1.0, 1), (f64::NAN, 1)]), |index| format!("d.jsonl:{}", 10 + index)).unwrap_err();
         assert!(error.to_string().starts_with("d.jsonl:11: its loss"), "{error}");
         assert_eq!(perplexity(0.0), 1.0);
     }
@@ -198,7 +199,8 @@ mod tests {
     fn the_seed_decides_the_interval() {
         let before = losses(&[(1.0, 1); 12]);
         let after: Vec<_> = (0..12).map(|index| ExampleLoss { loss_sum: f64::from(index).sqrt(), tokens: 1 }).collect();
-        let interval = |seed| compare(&before, &after, seed, example_number).map(|found| (found.low, found.high)).unwrap();
+        let interval =
+            |seed| compare(&before, &after, seed, example_number).map(|found| (found.low, found.high)).unwrap();
         assert_eq!(interval(3), interval(3));
         assert_ne!(interval(3), interval(4));
     }

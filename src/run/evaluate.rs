@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::base::OpenBase;
 use super::answer::{Answering, answer_ids};
+use super::base::OpenBase;
 use super::outcome::Validation;
 use crate::adapter::host::HostAdapter;
 use crate::data::{Format, LongPolicy, Row};

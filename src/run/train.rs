@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::folder::RunFolder;
 use super::answer::{Answering, answer_ids};
+use super::folder::RunFolder;
 use super::outcome::{Sample, TrainReport, Validation};
 use super::prepare::{Prepared, prepare};
 use super::watch::{Stage, Watch};

@@ -127,7 +127,9 @@ impl Beside {
         }
         // What is wrong with the list itself is found later.
         let Some(list) = list.as_array_mut() else { return Ok(Vec::new()) };
-        for token in list.iter_mut().filter(|token| token["content"].as_str().is_some_and(|text| specials.contains(text))) {
+        for token in
+            list.iter_mut().filter(|token| token["content"].as_str().is_some_and(|text| specials.contains(text)))
+        {
             token["special"] = json!(true);
         }
         let mut added = Vec::new();

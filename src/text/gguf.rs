@@ -238,7 +238,9 @@ impl<'a> Vocabulary<'a> {
     /// Whether a token is matched whole whatever its type says: it looks like a control token, and the chat template
     /// writes it. llama.cpp overrides the types of such tokens, too, by a list of their texts.
     fn is_mistyped(&self, token: &str) -> bool {
-        let looks = |open: &str, close: &str| token.len() > open.len() + close.len() && token.starts_with(open) && token.ends_with(close);
+        let looks = |open: &str, close: &str| {
+            token.len() > open.len() + close.len() && token.starts_with(open) && token.ends_with(close)
+        };
         let is_turn = matches!(token, "<start_of_turn>" | "<end_of_turn>");
         (is_turn || looks("<|", "|>") || looks("<｜", "｜>"))
             && self.chat_template.is_some_and(|template| template.contains(token))

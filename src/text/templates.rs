@@ -39,9 +39,8 @@ impl Templates {
         if default.is_some() {
             return Ok(Self::new(default, tool_use));
         }
-        let config = of_config(&config["chat_template"], || {
-            folder.join("tokenizer_config.json").display().to_string()
-        })?;
+        let config =
+            of_config(&config["chat_template"], || folder.join("tokenizer_config.json").display().to_string())?;
         Ok(Self::new(config.default, tool_use.or(config.tool_use)))
     }
 
@@ -52,9 +51,9 @@ impl Templates {
             (Some(default), None) => Some(json!(default)),
             (default, tool_use) => {
                 let named = [("default", default), (TOOL_USE, tool_use)];
-                let named = named.into_iter().filter_map(|(name, text)| {
-                    text.as_ref().map(|text| json!({"name": name, "template": text}))
-                });
+                let named = named
+                    .into_iter()
+                    .filter_map(|(name, text)| text.as_ref().map(|text| json!({"name": name, "template": text})));
                 Some(named.collect())
             }
         }

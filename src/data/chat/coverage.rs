@@ -67,7 +67,10 @@ pub(in crate::data) fn remarks(
             partly: false,
         }));
         // Where the marks change the rendering otherwise, the places in it say nothing about the trained parts.
-        if bare == text && message.is_answer() && !left_out.contains(&turn) && has_answer(turn, answers, &marks, &places)
+        if bare == text
+            && message.is_answer()
+            && !left_out.contains(&turn)
+            && has_answer(turn, answers, &marks, &places)
         {
             let is_trained = |at: usize| answers.iter().any(|answer| answer.contains(&at));
             let untrained = marks.iter().filter(|marked| marked.turn == Some(turn)).find(|marked| {

@@ -1,7 +1,7 @@
 //! What Python prints: the JSON of `json.dumps`, floats, and the dates of `strftime`.
 
-use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::ErrorKind;
+use minijinja::value::{Kwargs, Value, ValueKind};
 use serde_json::Value as Json;
 use time::OffsetDateTime;
 
@@ -22,8 +22,7 @@ struct JsonStyle {
 
 /// Python's `json.dumps(value, ensure_ascii=False)` of a JSON value.
 pub(in crate::data) fn dumps(value: &Json) -> String {
-    let style =
-        JsonStyle { indent: None, separators: [", ", ": "].map(str::to_owned), ascii: false, sorted: false };
+    let style = JsonStyle { indent: None, separators: [", ", ": "].map(str::to_owned), ascii: false, sorted: false };
     let mut text = String::new();
     // Nothing in a JSON value is of a kind that cannot be written, but it may be nested deeper than templates are.
     match write_json(&mut text, &value_of(value), &style, 0) {

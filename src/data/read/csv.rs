@@ -95,9 +95,8 @@ impl Tidy {
 fn separator(bytes: &[u8]) -> u8 {
     let start = bytes.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(0);
     let known = |separator: u8| {
-        record(&bytes[start..], separator).map_or(0, |(fields, _)| {
-            fields.iter().filter(|field| COLUMNS.contains(&plain(field).as_str())).count()
-        })
+        record(&bytes[start..], separator)
+            .map_or(0, |(fields, _)| fields.iter().filter(|field| COLUMNS.contains(&plain(field).as_str())).count())
     };
     SEPARATORS.into_iter().rev().max_by_key(|separator| known(*separator)).unwrap_or(b',')
 }

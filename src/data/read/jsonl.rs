@@ -193,7 +193,10 @@ mod tests {
     fn a_row_that_is_too_long_is_refused_in_lines_and_in_lists() {
         let object = format!("{{\"text\": \"{}\"}}", "a".repeat(1 << 20));
         let line = problems(&object);
-        assert!(line.contains("d.jsonl:1: a row of 1048588 bytes; at most 1048576") && line.contains("hint: cut"), "{line}");
+        assert!(
+            line.contains("d.jsonl:1: a row of 1048588 bytes; at most 1048576") && line.contains("hint: cut"),
+            "{line}"
+        );
         let list = parse_list(format!("[{object}]").as_bytes(), "d.json", None).expect_err("too long").to_string();
         assert!(list.contains("d.json:1: a row of 1048588 bytes; at most 1048576"), "{list}");
     }
@@ -217,9 +220,7 @@ mod tests {
     #[test]
     fn keys_that_nothing_reads_are_kept_with_their_row() {
         let rows = |text: &str| parse(text.as_bytes(), "d.jsonl", None).expect("good");
-        let ignored = |text: &str| -> Vec<String> {
-            rows(text)[0].ignored.iter().map(|key| key.to_string()).collect()
-        };
+        let ignored = |text: &str| -> Vec<String> { rows(text)[0].ignored.iter().map(|key| key.to_string()).collect() };
         assert_eq!(ignored(r#"{"prompt":"a","completion":"b","text":"c","id":3,"note":null}"#), ["text", "id"]);
         assert_eq!(ignored(r#"{"text":"a","meta":{"x":1}}"#), ["meta"]);
         let chat = r#"{"messages":[{"role":"user","content":"a"}],"history":[["q","a"]],"tools":[]}"#;
@@ -256,7 +257,11 @@ mod tests {
     #[test]
     fn roles_have_many_names() {
         let turn = |role: &str, text: &str| format!(r#"{{"from":"{role}","value":"{text}"}}"#);
-        let row = [turn("Human", "a"), turn("function_call", r#"{\"name\": \"f\", \"arguments\": {}}"#), turn("observation", "b")];
+        let row = [
+            turn("Human", "a"),
+            turn("function_call", r#"{\"name\": \"f\", \"arguments\": {}}"#),
+            turn("observation", "b"),
+        ];
         let text = format!(r#"{{"conversations":[{},{}]}}"#, row.join(","), turn("Assistant", "c"));
         let Example::Chat { messages, .. } = parse(text.as_bytes(), "d.jsonl", None).expect("good").remove(0).example
         else {

@@ -100,11 +100,13 @@ fn messages(fields: &mut Map<String, Value>) -> Result<Vec<Message>, String> {
         Some(other) => return Err(format!("`{list}` is {}; expected a list of turns", shown(&other))),
         None => return Err(format!("`{list}` is missing; expected a list of turns")),
     };
-    let message = |(index, turn): (usize, Value)| match turn {
-        Value::Object(turn) => message(turn),
-        other => Err(format!("found {}", shown(&other))),
-    }
-    .map_err(|message| format!("`{list}[{index}]`: {message}"));
+    let message = |(index, turn): (usize, Value)| {
+        match turn {
+            Value::Object(turn) => message(turn),
+            other => Err(format!("found {}", shown(&other))),
+        }
+        .map_err(|message| format!("`{list}[{index}]`: {message}"))
+    };
     turns.into_iter().enumerate().map(message).collect()
 }
 
