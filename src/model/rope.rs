@@ -10,10 +10,16 @@ pub(super) fn rope(config: &RopeConfig) -> Rope {
         let exponent = (2 * i) as f32 / config.rotary_dims as f32;
         1.0 / (config.theta as f32).powf(exponent)
     });
+    let divided = |factors: &[f32]| plain.clone().zip(factors).map(|(frequency, factor)| frequency / factor).collect();
     let frequencies: Vec<f32> = match &config.scaling {
         RopeScaling::None => plain.collect(),
         RopeScaling::Linear { factor } => plain.map(|frequency| frequency / *factor as f32).collect(),
-        RopeScaling::Factors(factors) => plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect(),
+        RopeScaling::Factors(factors) => divided(factors),
+        RopeScaling::LongRope { short, long, original_max_positions, attention_factor } => {
+            return Rope::new(divided(short))
+                .with_attention_factor(*attention_factor)
+                .with_long_context(*original_max_positions, divided(long));
+        }
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
             let context = *original_max_positions as f32;
             let (factor, low, high) = (*factor as f32, *low_freq_factor as f32, *high_freq_factor as f32);

@@ -88,6 +88,36 @@ def gpt_neox_metadata(writer, config):
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
 
 
+def granite_metadata(writer, config):
+    rms_metadata(writer, config)
+    writer.add_attention_scale(config.attention_multiplier)
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
+
+
+def phi3_metadata(writer, config):
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    rope = config.rope_parameters
+    head_dim = config.hidden_size // config.num_attention_heads
+    writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+    writer.add_sliding_window(config.sliding_window or 0)
+    if rope["rope_type"] == "longrope":
+        growth = config.max_position_embeddings / config.original_max_position_embeddings
+        factor = math.sqrt(1 + math.log(growth) / math.log(config.original_max_position_embeddings))
+        writer.add_rope_scaling_attn_factors(factor)
+
+
+def phi3_factors(config):
+    """LongRoPE's divisors, which llama.cpp keeps as tensors."""
+    lists = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
+    rope = config.rope_parameters
+    return {name: np.array(rope[key], np.float32) for name, key in lists.items() if key in rope}
+
+
 @dataclass
 class Gguf:
     """How llama.cpp's converter writes a family."""
@@ -95,6 +125,8 @@ class Gguf:
     architecture: gguf.MODEL_ARCH
     metadata: Callable = rms_metadata
     weight: Callable = same
+    # Tensors that are a part of the configuration elsewhere.
+    tensors: Callable = field(default=lambda config: {})
 
 
 # --- families -----------------------------------------------------------------------------------------------------------
@@ -155,6 +187,62 @@ FAMILIES = {
         Gguf(gguf.MODEL_ARCH.GPTNEOX, gpt_neox_metadata, split_by_head),
         buffers=gpt_neox_buffers,
     ),
+    "smollm3": Family(
+        {
+            # The fourth layer does not rotate.
+            "grouped": shape("smollm3", num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=5,
+                             tie_word_embeddings=False, pad_token_id=0),
+            "bf16_tied": shape(
+                "smollm3", num_attention_heads=2, num_key_value_heads=1, hidden_size=20, intermediate_size=28, vocab_size=37,
+                attention_bias=True, mlp_bias=True, rope_theta=5e3, num_hidden_layers=4, pad_token_id=0,
+            ),
+        },
+        Gguf(gguf.MODEL_ARCH.SMOLLM3, weight=rotated_pairs),
+    ),
+    "granite": Family(
+        {
+            "grouped": shape("granite", num_attention_heads=4, num_key_value_heads=2, embedding_multiplier=2.5,
+                             attention_multiplier=0.25, residual_multiplier=0.4, logits_scaling=0.5),
+            "bf16_tied": shape(
+                "granite", num_attention_heads=3, num_key_value_heads=1, hidden_size=30, intermediate_size=28, vocab_size=37,
+                tie_word_embeddings=True, attention_bias=True, mlp_bias=True, embedding_multiplier=3.0,
+                attention_multiplier=0.5, residual_multiplier=0.75, logits_scaling=0.25,
+            ),
+        },
+        Gguf(gguf.MODEL_ARCH.GRANITE, granite_metadata, rotated_pairs),
+    ),
+    # llama.cpp has it as a Granite 3 with separate gate and up.
+    "granite4": Family(
+        {
+            "grouped": shape(
+                "granitemoehybrid", num_attention_heads=4, num_key_value_heads=2, num_local_experts=0, num_experts_per_tok=0,
+                shared_intermediate_size=36, position_embedding_type="rope", layer_types=["attention"] * 2,
+                mamba_n_heads=8, embedding_multiplier=2.5, attention_multiplier=0.25, residual_multiplier=0.4,
+                logits_scaling=0.5,
+            ),
+            "bf16_tied_unrotated": shape(
+                "granitemoehybrid", num_attention_heads=2, num_key_value_heads=1, hidden_size=20, num_local_experts=0,
+                num_experts_per_tok=0, shared_intermediate_size=28, layer_types=["attention"] * 2, mamba_n_heads=8,
+                vocab_size=37, tie_word_embeddings=True, attention_bias=True, embedding_multiplier=3.0,
+                attention_multiplier=0.5, residual_multiplier=0.75, logits_scaling=0.25,
+            ),
+        },
+    ),
+    "phi3": Family(
+        {
+            # A part of each head is rotated, by other frequencies beyond 16 tokens.
+            "longrope": shape(
+                "phi3", num_attention_heads=2, num_key_value_heads=1, partial_rotary_factor=0.5,
+                original_max_position_embeddings=16, pad_token_id=0,
+                rope_scaling={"type": "longrope", "short_factor": [1.0, 1.25, 1.5], "long_factor": [1.5, 4.0, 9.0]},
+            ),
+            "bf16_tied_window": shape(
+                "phi3", num_attention_heads=3, hidden_size=30, intermediate_size=28, vocab_size=37, sliding_window=24,
+                tie_word_embeddings=True, original_max_position_embeddings=256, pad_token_id=0,
+            ),
+        },
+        Gguf(gguf.MODEL_ARCH.PHI3, phi3_metadata, tensors=phi3_factors),
+    ),
 }  # fmt: skip
 
 
@@ -206,6 +294,8 @@ def write_gguf(path, model, form, dtype):
             writer.add_tensor(stored, gguf.quantize(values, Type.BF16), raw_dtype=Type.BF16)
         else:
             writer.add_tensor(stored, np.ascontiguousarray(values, dtype=np.float32))
+    for name, values in form.tensors(config).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -36,6 +36,8 @@ pub struct Defaults {
     pub kv_heads: Option<usize>,
     /// `max_position_embeddings`.
     pub max_positions: usize,
+    /// `rope_theta`.
+    pub rope_theta: f64,
     /// `tie_word_embeddings`.
     pub tied_head: bool,
     /// `head_dim`; `None` is `hidden_size / num_attention_heads`.
@@ -51,6 +53,7 @@ impl Defaults {
         heads: None,
         kv_heads: None,
         max_positions: 2048,
+        rope_theta: 10_000.0,
         tied_head: false,
         head_dim: None,
         partial_rotation: false,
@@ -173,6 +176,20 @@ impl<'a> Fields<'a> {
         floats.unwrap_or_default()
     }
 
+    /// A list of whole numbers; `None` where it is absent.
+    pub fn counts(&mut self, field: &str) -> Option<Vec<usize>> {
+        self.get(field, "a list of whole numbers", |value| {
+            value.as_array()?.iter().map(|value| value.as_u64()?.try_into().ok()).collect()
+        })
+    }
+
+    /// A list of texts; `None` where it is absent.
+    pub fn texts(&mut self, field: &str) -> Option<Vec<String>> {
+        self.get(field, "a list of strings", |value| {
+            value.as_array()?.iter().map(|value| value.as_str().map(str::to_owned)).collect()
+        })
+    }
+
     /// The layers that see all positions by `layer_types`, which must name `layers` of them; `None` where it is absent.
     pub fn full_layers(&mut self, layers: usize) -> Option<Vec<usize>> {
         let types = self.get("layer_types", "a list of \"full_attention\" and \"sliding_attention\"", |types| {
@@ -220,7 +237,8 @@ impl<'a> Fields<'a> {
             (None, None) => self.derived_head_dim(hidden_size, heads),
         };
         let max_positions = self.size("max_position_embeddings").unwrap_or(defaults.max_positions);
-        let rope = self.rope(RopeConfig::plain(head_dim), defaults.partial_rotation, head_dim, max_positions);
+        let rope = RopeConfig { theta: defaults.rope_theta, ..RopeConfig::plain(head_dim) };
+        let rope = self.rope(rope, defaults.partial_rotation, head_dim, max_positions);
         let mut eos_tokens = Vec::new();
         self.add_eos_tokens(&mut eos_tokens);
         ModelConfig {

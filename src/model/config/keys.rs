@@ -197,6 +197,9 @@ impl<'a> Keys<'a> {
                 }
             };
         }
+        if let Some(scaling) = self.longrope() {
+            return scaling;
+        }
         let key = self.key("rope.scaling.type");
         let kind = self.gguf.get(&key).map(|value| value.as_str().unwrap_or("(not a string)").to_owned());
         match kind.as_deref() {
@@ -212,6 +215,27 @@ impl<'a> Keys<'a> {
                 RopeScaling::None
             }
         }
+    }
+
+    /// LongRoPE's two lists of divisors, which are tensors here; `None` for a file without them.
+    fn longrope(&mut self) -> Option<RopeScaling> {
+        const LISTS: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long.weight"];
+        if !LISTS.iter().any(|name| self.gguf.has(name)) {
+            return None;
+        }
+        let lists = LISTS.map(|name| self.gguf.tensor(name).and_then(|tensor| tensor.to_f32()));
+        let [short, long] = lists.map(|list| {
+            list.unwrap_or_else(|error| {
+                self.errors.push(error);
+                Vec::new()
+            })
+        });
+        Some(RopeScaling::LongRope {
+            short,
+            long,
+            original_max_positions: self.required("rope.scaling.original_context_length"),
+            attention_factor: self.number("rope.scaling.attn_factor").unwrap_or(1.0) as f32,
+        })
     }
 
     /// Whether the first layer has any of these biases; missing others are found with the tensors.

@@ -39,6 +39,18 @@ pub enum RopeScaling {
     },
     /// Divisors by frequency, `rotary_dims / 2` of them (GGUF `rope_freqs.weight`).
     Factors(Vec<f32>),
+    /// Divisors by frequency, other ones for sequences beyond the first context (Ding et al. 2024, "LongRoPE";
+    /// transformers `_compute_longrope_parameters`).
+    LongRope {
+        /// The divisors of sequences of up to `original_max_positions`, `rotary_dims / 2` of them.
+        short: Vec<f32>,
+        /// The divisors of longer sequences, as many.
+        long: Vec<f32>,
+        /// Positions that the model was first trained with.
+        original_max_positions: usize,
+        /// Factor on cosines and sines.
+        attention_factor: f32,
+    },
 }
 
 const DEFAULT_THETA: f64 = 10_000.0;
@@ -88,12 +100,25 @@ impl RopeConfig {
                     )
                 })
             }
-            RopeScaling::Factors(factors) => {
-                let expected = self.rotary_dims / 2;
-                let valid = factors.len() == expected && factors.iter().all(|f| positive(f64::from(*f)));
-                (!valid).then(|| format!("{} frequency factors; expected {expected}, from 1e-6 to 1e6", factors.len()))
+            RopeScaling::Factors(factors) => self.factors_problem(factors),
+            RopeScaling::LongRope { short, long, original_max_positions, attention_factor } => {
+                let problem = self.factors_problem(short).or_else(|| self.factors_problem(long));
+                problem.or_else(|| {
+                    (*original_max_positions == 0 || !positive(f64::from(*attention_factor))).then(|| {
+                        format!(
+                            "longrope scaling has original_max_position_embeddings {original_max_positions} and \
+                             attention_factor {attention_factor}; expected positive numbers"
+                        )
+                    })
+                })
             }
         }
+    }
+
+    fn factors_problem(&self, factors: &[f32]) -> Option<String> {
+        let expected = self.rotary_dims / 2;
+        let valid = factors.len() == expected && factors.iter().all(|factor| (1e-6..=1e6).contains(factor));
+        (!valid).then(|| format!("{} frequency factors; expected {expected}, from 1e-6 to 1e6", factors.len()))
     }
 
     /// `rope_scaling` for `config.json`, null where nothing is scaled.
@@ -109,6 +134,13 @@ impl RopeConfig {
                 "original_max_position_embeddings": original_max_positions,
             }),
             RopeScaling::Factors(factors) => self.factors_json(factors, max_positions),
+            RopeScaling::LongRope { short, long, original_max_positions, attention_factor } => json!({
+                "rope_type": "longrope",
+                "short_factor": short,
+                "long_factor": long,
+                "attention_factor": attention_factor,
+                "original_max_position_embeddings": original_max_positions,
+            }),
         }
     }
 
@@ -238,8 +270,10 @@ impl Fields<'_> {
             Some("longrope") if self.same_factors_at_every_length() => {
                 RopeScaling::Factors(self.floats("short_factor"))
             }
+            Some("longrope") => self.longrope(original_beside, max_positions),
             Some(other) => {
-                let message = format!("is {other:?}; supported are \"default\", \"linear\" and \"llama3\"");
+                let message =
+                    format!("is {other:?}; supported are \"default\", \"linear\", \"llama3\" and \"longrope\"");
                 self.problem("rope_type", message);
                 RopeScaling::None
             }
@@ -251,9 +285,34 @@ impl Fields<'_> {
         }
     }
 
+    /// The two lists of divisors. An attention factor that is not given follows from the growth of the context.
+    fn longrope(&mut self, original_beside: Option<usize>, max_positions: usize) -> RopeScaling {
+        for field in ["short_factor", "long_factor"] {
+            if self.value(field).is_none() {
+                self.problem(field, "is missing");
+            }
+        }
+        let original = self.size("original_max_position_embeddings");
+        let original_max_positions = original_beside.or(original).unwrap_or(max_positions);
+        let growth = self.number("factor").unwrap_or(max_positions as f64 / original_max_positions as f64);
+        let attention_factor = self.number("attention_factor");
+        RopeScaling::LongRope {
+            short: self.floats("short_factor"),
+            long: self.floats("long_factor"),
+            original_max_positions,
+            attention_factor: attention_factor.unwrap_or(longrope_attention_factor(growth, original_max_positions)) as f32,
+        }
+    }
+
     fn same_factors_at_every_length(&self) -> bool {
         let attention = self.value("attention_factor").and_then(Value::as_f64);
         let short = self.value("short_factor");
         short.is_some() && short == self.value("long_factor") && attention == Some(1.0)
     }
+}
+
+/// LongRoPE's factor on cosines and sines for a context that has grown `growth`-fold: `sqrt(1 + ln growth / ln original)`
+/// (Ding et al. 2024, section 3.4), 1 without growth.
+fn longrope_attention_factor(growth: f64, original_max_positions: usize) -> f64 {
+    if growth <= 1.0 { 1.0 } else { (1.0 + growth.ln() / (original_max_positions as f64).ln()).sqrt() }
 }

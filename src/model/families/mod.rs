@@ -2,11 +2,15 @@
 //! and how one of its layers looks. A new architecture is a file here and a line in [`FAMILIES`].
 
 mod gpt_neox;
+mod granite;
+mod granite4;
 mod layer;
 mod llama;
 mod mistral;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod smollm3;
 
 use std::path::Path;
 
@@ -18,13 +22,18 @@ use crate::files::gguf::Gguf;
 use crate::files::{Dtype, json as strict_json};
 
 pub use gpt_neox::GPT_NEOX;
+pub use granite::GRANITE;
+pub use granite4::GRANITE4;
 pub use llama::LLAMA;
 pub use mistral::MISTRAL;
+pub use phi3::PHI3;
 pub use qwen2::QWEN2;
 pub use qwen3::QWEN3;
+pub use smollm3::SMOLLM3;
 
 /// Every architecture.
-pub static FAMILIES: [&Family; 5] = [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GPT_NEOX];
+pub static FAMILIES: [&Family; 9] =
+    [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GPT_NEOX, &SMOLLM3, &GRANITE, &GRANITE4, &PHI3];
 
 impl ModelConfig {
     /// Reads `config.json`, and the end tokens of a `generation_config.json` beside it. Reports every
