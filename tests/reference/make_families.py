@@ -206,7 +206,7 @@ FAMILIES = {
             "bf16_tied": shape(
                 "granite", num_attention_heads=3, num_key_value_heads=1, hidden_size=30, intermediate_size=28, vocab_size=37,
                 tie_word_embeddings=True, attention_bias=True, mlp_bias=True, embedding_multiplier=3.0,
-                attention_multiplier=0.5, residual_multiplier=0.75, logits_scaling=0.25,
+                attention_multiplier=0.5, residual_multiplier=0.75, logits_scaling=2.0,
             ),
         },
         Gguf(gguf.MODEL_ARCH.GRANITE, granite_metadata, rotated_pairs),
@@ -224,7 +224,7 @@ FAMILIES = {
                 "granitemoehybrid", num_attention_heads=2, num_key_value_heads=1, hidden_size=20, num_local_experts=0,
                 num_experts_per_tok=0, shared_intermediate_size=28, layer_types=["attention"] * 2, mamba_n_heads=8,
                 vocab_size=37, tie_word_embeddings=True, attention_bias=True, embedding_multiplier=3.0,
-                attention_multiplier=0.5, residual_multiplier=0.75, logits_scaling=0.25,
+                attention_multiplier=0.5, residual_multiplier=0.75, logits_scaling=2.0,
             ),
         },
     ),
