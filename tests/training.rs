@@ -9,6 +9,7 @@ use burnish::data::Batch;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Decoder};
+use burnish::train::objective::Sft;
 use burnish::train::step::{AdapterTrainer, StepReport};
 use burnish::train::{Schedule, ScheduleKind, TrainSettings};
 use serde_json::Value;
@@ -77,7 +78,7 @@ impl Run {
         };
         let device = decoder.device().clone().autodiff();
         let adapter = self.start.attach(decoder.config(), &device).expect("fits");
-        let mut trainer = AdapterTrainer::new(adapter, &settings, recompute);
+        let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), &settings, recompute);
         let reports = self.steps.iter().enumerate().map(|(index, step)| {
             let batches: Vec<Batch> = step["micro_batches"].as_array().expect("batches").iter().map(batch).collect();
             trainer.step(decoder, &batches, self.schedule.rate(index as u64), 0)
@@ -136,7 +137,7 @@ fn training_changes_not_one_byte_of_the_base() {
         let adapter = HostAdapter::load(&folder.join("start")).expect("an adapter");
         let adapter = adapter.attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
         let settings = TrainSettings { weight_decay: 0.1, ..TrainSettings::default() };
-        let mut trainer = AdapterTrainer::new(adapter, &settings, Recompute::None);
+        let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), &settings, Recompute::None);
         for step in run["steps"].as_array().expect("steps") {
             let batches: Vec<Batch> = step["micro_batches"].as_array().expect("batches").iter().map(batch).collect();
             let report = trainer.step(&decoder, &batches, 1e-2, 0);
