@@ -1,6 +1,6 @@
 //! `burnish generate`: answers a prompt.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use clap::Args;
 use serde::Serialize;
@@ -9,7 +9,7 @@ use super::Global;
 use super::model::Model;
 use super::terminal::Terminal;
 use crate::data::Message;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use crate::generate::sample::SamplerConfig;
 use crate::run::infer::{Answering, answer_ids};
 use crate::text::TextStream;
@@ -90,8 +90,10 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     print("\n")
 }
 
-/// Text to stdout at once. A reader that has gone away ends the program quietly.
+/// Text to stdout at once. A terminal gets no character that would control it; a file or pipe gets the text as it is. A
+/// reader that has gone away ends the program quietly.
 fn print(text: &str) -> Result<()> {
+    let text = if io::stdout().is_terminal() { printable(text) } else { text.into() };
     match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         Err(error) => Err(Error::failed("stdout", format!("cannot be written: {error}"))),
