@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::Device;
 use burnish::adapter::host::HostAdapter;
-use burnish::data::{Batch, Encoded};
+use burnish::data::Encoded;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
-use burnish::model::{BaseFiles, Decoder};
+use burnish::model::{BaseFiles, Batch, Decoder};
+use burnish::train::evaluate::{evaluate, evaluate_at_once};
 use burnish::train::objective::Sft;
 use burnish::train::step::{AdapterTrainer, StepReport};
-use burnish::train::evaluate::{evaluate, evaluate_at_once};
 use burnish::train::{Batching, Event, Job, Layout, Part, Schedule, ScheduleKind, TrainSettings, fit};
 use serde_json::Value;
 
@@ -183,8 +183,7 @@ fn without_validation_data_the_adapter_is_reported_as_it_goes() {
     let run = Run::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training/seven_and_head"));
     let decoder = load(&run.base, Compute::F32);
     let train = sequences(&[12; 10]);
-    let settings =
-        TrainSettings { micro_batch_seqs: 2, max_steps: Some(5), eval_steps: 2, ..TrainSettings::default() };
+    let settings = TrainSettings { micro_batch_seqs: 2, max_steps: Some(5), eval_steps: 2, ..TrainSettings::default() };
     let job = Job {
         decoder: &decoder,
         start: &run.start,
@@ -195,12 +194,16 @@ fn without_validation_data_the_adapter_is_reported_as_it_goes() {
         layout: Layout { part: Part::MicroBatch, recompute: Recompute::None },
     };
     let mut kept = Vec::new();
-    let outcome = fit(&job, || false, |event| {
-        if let Event::Best { step, adapter } = event {
-            kept.push((step, adapter.clone()));
-        }
-        Ok(())
-    });
+    let outcome = fit(
+        &job,
+        || false,
+        |event| {
+            if let Event::Best { step, adapter } = event {
+                kept.push((step, adapter.clone()));
+            }
+            Ok(())
+        },
+    );
     let outcome = outcome.expect("trained");
     assert_eq!(kept.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [2, 4, 5]);
     assert!(kept[0].1 != kept[1].1 && kept[2].1 == outcome.adapter && outcome.best_step == 5);

@@ -8,7 +8,7 @@ pub mod sft;
 
 pub use sft::Sft;
 
-use crate::data::Batch;
+use crate::model::Batch;
 
 /// The loss of one sequence of a micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
