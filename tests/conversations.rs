@@ -67,7 +67,8 @@ fn a_conversation_with_tools_gets_the_template_for_tools() {
     let list = json!([{"name": "default", "template": CHATML}, {"name": "tool_use", "template": tool_use}]);
     let object = json!({"default": CHATML, "tool_use": tool_use});
     let place = |name: &str| folder.path().join(name);
-    let opened = || Encoder::of(Tokenizer::from_folder(folder.path()).expect("a tokenizer"), "model").expect("compiles");
+    let opened =
+        || Encoder::of(Tokenizer::from_folder(folder.path()).expect("a tokenizer"), "model").expect("compiles");
     let check = |encoder: &Encoder| {
         assert_eq!(encoded(encoder, &talk()), encoded(&self::encoder(CHATML), &talk()));
         assert_eq!(encoded(encoder, &with_tools), encoded(&self::encoder(&tool_use), &with_tools));
@@ -135,7 +136,8 @@ fn tokens_beside_the_tokenizer_are_single_tokens_with_the_ids_given_there() {
         Tokenizer::from_folder(folder.path()).and_then(|tokenizer| Encoder::of(tokenizer, "model"))
     };
     assert_eq!(encoded(&open(Some(&beside), None).expect("opens"), &talk()), original);
-    let ids: Value = beside.iter().map(|token| (token["content"].as_str().expect("a text"), token["id"].clone())).collect();
+    let ids: Value =
+        beside.iter().map(|token| (token["content"].as_str().expect("a text"), token["id"].clone())).collect();
     assert_eq!(encoded(&open(None, Some(ids)).expect("opens"), &talk()), original);
     // An id that the tokenizer cannot give is refused by name.
     let mut far = beside.clone();
@@ -294,7 +296,10 @@ fn calls_that_are_turns_are_trained_and_unknown_roles_are_named() {
         {"role": "assistant", "content": "d"},
     ]});
     let notices = set(&plain, &unknown).notices.join("\n");
-    assert!(notices.contains("role `asistant`; did you mean `assistant`?") && notices.contains("role `critic`"), "{notices}");
+    assert!(
+        notices.contains("role `asistant`; did you mean `assistant`?") && notices.contains("role `critic`"),
+        "{notices}"
+    );
 }
 
 #[test]
@@ -311,7 +316,11 @@ fn reasoning_reaches_the_template_under_every_name() {
         let encoder = encoder(&source.replace("KEY", read));
         for key in ["reasoning_content", "thinking", "reasoning"] {
             let encoded = encoded(&encoder, &row(key));
-            assert_eq!(trained_text(&encoder, &encoded), "<think>Two and one.</think>Three.<|im_end|>", "{read}, {key}");
+            assert_eq!(
+                trained_text(&encoder, &encoded),
+                "<think>Two and one.</think>Three.<|im_end|>",
+                "{read}, {key}"
+            );
             assert!(set(&encoder, &row(key)).notices.is_empty());
         }
         let notices = set(&encoder, &row("rationale")).notices;
@@ -322,10 +331,8 @@ fn reasoning_reaches_the_template_under_every_name() {
 
 #[test]
 fn turns_and_keys_that_the_template_leaves_out_are_named() {
-    let some = CHATML.replace(
-        "{% for m in messages %}",
-        "{% for m in messages if m.role in ['system', 'user', 'assistant'] %}",
-    );
+    let some = CHATML
+        .replace("{% for m in messages %}", "{% for m in messages if m.role in ['system', 'user', 'assistant'] %}");
     let row = |role: &str| {
         json!({"messages": [
             {"role": role, "content": "In one word."}, {"role": "user", "content": "And the gate?"},
@@ -371,7 +378,8 @@ fn hints_of_rows_that_cannot_be_encoded_are_kept() {
     let rows = jsonl::parse(format!("{}\n{}\n", talk(), talk()).as_bytes(), "d.jsonl", None).expect("reads");
     let encoder = Encoder::new(open("bytelevel"), None);
     let error = encoder.encode_all("d.jsonl", &rows, 64, LongPolicy::Error).expect_err("no template").to_string();
-    let expected = "d.jsonl:1: the model has no chat template, and chat data needs one (2 rows, also 2)\n  hint: use an instruct";
+    let expected =
+        "d.jsonl:1: the model has no chat template, and chat data needs one (2 rows, also 2)\n  hint: use an instruct";
     assert!(error.starts_with(expected), "{error}");
 }
 

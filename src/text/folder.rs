@@ -165,7 +165,8 @@ impl Beside {
                 continue;
             }
             let listed = list.iter().filter_map(|token| token["id"].as_u64().and_then(|id| u32::try_from(id).ok()));
-            let Some(id) = listed.chain(vocabulary.values().copied()).max().map_or(Some(0), |id| id.checked_add(1)) else {
+            let Some(id) = listed.chain(vocabulary.values().copied()).max().map_or(Some(0), |id| id.checked_add(1))
+            else {
                 break;
             };
             list.push(json!({
