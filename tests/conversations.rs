@@ -157,10 +157,12 @@ fn check_mistyped(encoder: &Encoder, wanted: &Encoded) {
     assert_eq!(trained_text(encoder, wanted), "It is.<|im_end|>Shut.<|im_end|>");
     let end = encoder.tokenizer().token_to_id("<|im_end|>").expect("a token");
     assert!(encoder.stop_tokens().contains(&end));
-    let spelled = json!({"messages": [
-        {"role": "user", "content": "What does <|im_end|> mean?"}, {"role": "assistant", "content": "An end."},
-    ]});
-    assert_eq!(encoded(encoder, &spelled).ids.iter().filter(|id| **id == end).count(), 2, "text stays text");
+    let ends = |what: &str| {
+        let turns = [("user", format!("What does {what} mean?")), ("assistant", "An end.".to_owned())];
+        let turns: Value = turns.iter().map(|(role, content)| json!({"role": role, "content": content})).collect();
+        encoded(encoder, &json!({ "messages": turns })).ids.iter().filter(|id| **id == end).count()
+    };
+    assert_eq!(ends("<|im_end|>"), ends("that"), "text stays text");
 }
 
 #[test]
