@@ -19,6 +19,7 @@ mod recipe;
 mod recipes;
 mod scores;
 mod tables;
+mod tidy;
 mod tokenizer;
 mod training;
 mod weights;
