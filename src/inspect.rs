@@ -195,7 +195,7 @@ fn base(path: &Path) -> Result<Base> {
     let base = BaseFiles::open(path)?;
     let config = base.config();
     let mut storage: BTreeMap<String, Storage> = BTreeMap::new();
-    for tensor in crate::model::names::tensors(config) {
+    for tensor in config.tensors() {
         let Some(name) = base.storage_name(&tensor.hf) else { continue };
         let entry = storage.entry(name).or_default();
         entry.tensors += 1;
@@ -204,7 +204,7 @@ fn base(path: &Path) -> Result<Base> {
     Ok(Base {
         path: path.to_owned(),
         format: if base.is_gguf() { "gguf" } else { "huggingface" },
-        architecture: config.architecture.class_name(),
+        architecture: config.family.class_name,
         parameters: config.parameters(),
         bytes: base.file_bytes(),
         storage,

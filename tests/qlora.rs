@@ -10,7 +10,7 @@ use burnish::files::safetensors::{self, TensorHeader};
 use burnish::files::{Bytes, Dtype, FloatType};
 use burnish::model::load::Quant;
 use burnish::model::quantize::{QuantizeOptions, quantize};
-use burnish::model::{BaseFiles, ModelConfig, StoredWeight, names};
+use burnish::model::{BaseFiles, ModelConfig, StoredWeight};
 use burnish::text::Tokenizer;
 use serde_json::{Value, json};
 
@@ -54,11 +54,11 @@ fn a_quantised_checkpoint_reads_back_as_what_was_quantised() {
             for name in base.tensor_names() {
                 let before = base.weight(name).expect("a weight");
                 let after = packed.weight(name).expect("a weight");
-                if names::is_projection(name) {
+                if base.is_projection(name) {
                     assert_same(&after, &before.packed(name, scheme).expect("finite"), name);
                 } else {
                     let StoredWeight::Dense(tensor) = &after else { panic!("{name} is packed") };
-                    let is_f16 = base.dtype(names::EMBEDDING) == Some(Dtype::F16);
+                    let is_f16 = base.dtype("model.embed_tokens.weight") == Some(Dtype::F16);
                     let float_type = if is_f16 { FloatType::F16 } else { FloatType::Bf16 };
                     let bytes = float_type.encode(&before.to_f32().expect("decoded"));
                     assert!(tensor.dtype == float_type.dtype() && *tensor.bytes == bytes, "{name}");
@@ -102,7 +102,7 @@ fn an_adapter_merges_into_the_decoded_weights_it_was_trained_over() {
     let merged = BaseFiles::open(&out).expect("a base");
     for name in base.tensor_names() {
         let stored = base.weight(name).expect("a weight");
-        let before = if names::is_projection(name) { stored.packed(name, NF4).expect("finite") } else { stored };
+        let before = if base.is_projection(name) { stored.packed(name, NF4).expect("finite") } else { stored };
         let (before, after) = (before.to_f32().expect("decoded"), merged.weight(name).expect("one").to_f32());
         let mut expected: Vec<f64> = before.iter().copied().map(f64::from).collect();
         if let Some(pair) = adapter.pairs.get(name.trim_end_matches(".weight")) {
@@ -244,7 +244,8 @@ fn middling_model(folder: &Path) {
     });
     fs::write(folder.join("config.json"), config.to_string()).expect("written");
     let config = ModelConfig::from_json_file(&folder.join("config.json")).expect("a config");
-    let headers: Vec<TensorHeader> = names::tensors(&config)
+    let headers: Vec<TensorHeader> = config
+        .tensors()
         .into_iter()
         .map(|tensor| TensorHeader { name: tensor.hf, dtype: Dtype::F32, shape: tensor.shape })
         .collect();

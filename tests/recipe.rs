@@ -3,7 +3,7 @@
 use std::fs;
 
 use burnish::Error;
-use burnish::adapter::spec::Target;
+use burnish::adapter::spec::Targets;
 use burnish::data::{Format, LongPolicy};
 use burnish::model::decoder::Recompute;
 use burnish::quant::{Compute, Quant};
@@ -37,7 +37,7 @@ fn the_smallest_recipe_gets_the_documented_defaults() {
     assert_eq!((plan.data.format, plan.data.overlong), (OrAuto::Auto, LongPolicy::Drop));
     assert_eq!((plan.data.max_seq_tokens, plan.data.packing), (512, false));
     assert_eq!((plan.adapter.rank, plan.adapter.alpha, plan.adapter.dropout), (8, 16.0, 0.0));
-    assert_eq!(plan.adapter.targets, [Target::Q, Target::V]);
+    assert_eq!(plan.adapter.targets, Targets::named(["q_proj", "v_proj"]));
     assert_eq!((plan.train.epochs, plan.train.max_steps), (1, None));
     assert_eq!((plan.train.learning_rate, plan.train.schedule), (2e-4, ScheduleKind::Linear));
     assert_eq!((plan.train.recompute, plan.train.seed), (Recompute::None, 0));
@@ -91,7 +91,7 @@ fn every_setting_can_be_given() {
         "#,
     )
     .expect("valid");
-    assert_eq!(plan.adapter.targets, [Target::LmHead, Target::Down]);
+    assert_eq!(plan.adapter.targets, Targets::named(["lm_head", "down_proj"]));
     assert_eq!((plan.adapter.rank, plan.adapter.alpha), (16, 32.0));
     assert_eq!(plan.train.early_stopping.as_ref().map(|stop| (stop.patience_evals, stop.min_delta)), Some((5, 0.001)));
     assert_eq!(plan.train.seed, 1 << 53);
@@ -105,7 +105,7 @@ fn every_setting_can_be_given() {
 #[test]
 fn every_problem_is_reported_at_once_at_its_line_and_column() {
     let text = "[base]\nmodel = \"m.gguf\"\ncomputer = \"f32\"\n\n[data]\ntrain = 7\n\n[adapter]\nrank = 0\nalpha = nan\n\
-                targets = [\"q_proj\", \"q\"]\n\n[train]\nlearning_rate = \"fast\"\nepochs = 0\n  seed = -1\n";
+                targets = \"q_proj\"\n\n[train]\nlearning_rate = \"fast\"\nepochs = 0\n  seed = -1\n";
     assert_eq!(
         problems(settings(text)),
         [
@@ -114,8 +114,8 @@ fn every_problem_is_reported_at_once_at_its_line_and_column() {
             "recipe.toml:6:9: `data.train`: expected a string, found the whole number 7",
             "recipe.toml:9:8: `adapter.rank`: expected 1 to 65536, found the whole number 0",
             "recipe.toml:10:9: `adapter.alpha`: expected above 0, up to 1000000, found the number nan",
-            "recipe.toml:11:22: `adapter.targets`: expected q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, \
-             down_proj or lm_head, found the string \"q\"",
+            "recipe.toml:11:11: `adapter.targets`: expected `attention`, `all-linear`, or a list of names of modules such \
+             as q_proj, found the string \"q_proj\"",
             "recipe.toml:14:17: `train.learning_rate`: expected a number, found the string \"fast\"",
             "recipe.toml:15:10: `train.epochs`: expected 1 to 1000000000, found the whole number 0",
             "recipe.toml:16:10: `train.seed`: expected a whole number from 0 to 18446744073709551615, found the whole \
@@ -222,7 +222,7 @@ fn overrides_are_toml_or_bare_strings_and_the_last_wins() {
     let plan = plan.expect("valid");
     assert_eq!(plan.train.epochs, 3);
     assert_eq!(plan.base.model, "./other model.gguf");
-    assert_eq!(plan.adapter.targets, [Target::K]);
+    assert_eq!(plan.adapter.targets, Targets::named(["k_proj"]));
     assert_eq!(
         problems(with(&["adapter.rank=none"])),
         ["--set adapter.rank: `adapter.rank`: expected a whole number, found the string \"none\""]

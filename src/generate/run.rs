@@ -4,7 +4,7 @@ use super::sample::{Sampler, SamplerConfig};
 use crate::error::{Error, Result};
 use crate::model::Decoder;
 use crate::model::decoder::Sequence;
-use crate::nn::LowRanks;
+use crate::nn::Adapter;
 
 /// Sequences that are decoded together: each weight is then read once for all of them.
 pub const SEQUENCES_AT_ONCE: usize = 16;
@@ -40,7 +40,7 @@ struct RunningSequence {
 /// An empty prompt; more tokens than the model has positions; logits that are not numbers; what `emit` returns.
 pub fn generate(
     decoder: &Decoder,
-    adapter: Option<&LowRanks>,
+    adapter: Option<&Adapter>,
     prompts: &[Vec<u32>],
     request: &Request<'_>,
     mut emit: impl FnMut(usize, u32) -> Result<()>,
@@ -103,7 +103,7 @@ pub fn check_prompt(prompt: &[u32], positions: usize) -> Result<()> {
 /// long prompts take no more memory; the logits after each sequence.
 fn advance(
     decoder: &Decoder,
-    adapter: Option<&LowRanks>,
+    adapter: Option<&Adapter>,
     running: &mut [RunningSequence],
     tokens_at_once: usize,
 ) -> Vec<Vec<f32>> {

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::folder::{check_folder_name, write_configs};
-use super::{BaseFiles, StoredWeight, names};
+use super::{BaseFiles, StoredWeight};
 use crate::error::{Error, Result};
 use crate::files::bitsandbytes::{self, Part};
 use crate::files::safetensors::TensorHeader;
@@ -76,7 +76,7 @@ pub fn quantize(
     let mut weights = Vec::new();
     let mut packed = 0;
     for name in base.tensor_names() {
-        if names::is_projection(name) {
+        if base.is_projection(name) {
             weights.push(packed_entries(base, name, options.scheme, float_type)?);
             packed += 1;
         } else {
@@ -109,7 +109,7 @@ pub fn quantize(
 
 /// The type of the base's embedding if it has 16 bits, else bf16.
 fn float_type_of(base: &BaseFiles) -> FloatType {
-    match base.dtype(names::EMBEDDING) {
+    match base.dtype(&base.config().embedding_name()) {
         Some(Dtype::F16) => FloatType::F16,
         _ => FloatType::Bf16,
     }

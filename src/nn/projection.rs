@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::low_rank::LowRanks;
+use super::adapter::{Adapter, Delta};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::{Dropout, LowRankPair, Projected, linear};
 
@@ -15,11 +15,12 @@ pub struct Noise {
     pub first_token: usize,
 }
 
-/// What one pass through the model carries: the adapter, if any, and its noise while training.
+/// The settings of one pass through the model.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pass<'a> {
-    pub adapter: Option<&'a LowRanks>,
-    /// `None` when not training.
+    /// The adapter that is added; `None` runs the base alone.
+    pub adapter: Option<&'a Adapter>,
+    /// The noise of training; `None` when not training.
     pub noise: Option<Noise>,
 }
 
@@ -28,15 +29,16 @@ pub struct Pass<'a> {
 pub struct Projection {
     /// `[out, in]`.
     pub weight: FrozenWeight,
+    /// `out` values.
     pub bias: Option<Vec<f32>>,
-    /// Its number, counted through the model.
+    /// Its number among the sites of the model.
     pub site: usize,
 }
 
 impl Projection {
     /// The projection as `ops::linear` takes it, with its low-rank pair if the pass has one for it.
     pub fn in_pass<'a>(&'a self, pass: &Pass<'_>) -> Projected<'a> {
-        let low_rank = pass.adapter.and_then(|adapter| adapter.at(self.site)).map(|pair| LowRankPair {
+        let low_rank = pass.adapter.and_then(|adapter| adapter.at(self.site)).map(|Delta::LowRank(pair)| LowRankPair {
             a: pair.a.val(),
             b: pair.b.val(),
             scale: pair.scale,

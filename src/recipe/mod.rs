@@ -141,8 +141,9 @@ impl Recipe {
             let message = "`train.early_stopping` needs validation examples, and there are none";
             reader.problem_with_hint(&place, message, "give `data.valid` or `data.valid_fraction`");
         }
-        for (index, target) in adapter.targets.iter().enumerate() {
-            if adapter.targets[..index].contains(target) {
+        let listed = adapter.targets.listed();
+        for (index, target) in listed.iter().enumerate() {
+            if listed[..index].contains(target) {
                 let place = self.element_place("adapter.targets", index);
                 reader.problem(&place, format!("`adapter.targets` names {target} twice"));
             }

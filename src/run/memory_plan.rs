@@ -9,10 +9,10 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::adapter::host::HostAdapter;
-use crate::adapter::spec::Target;
 use crate::bytes::Size;
 use crate::model::decoder::Recompute;
 use crate::model::load::LoadOptions;
+use crate::model::spec::{BlockSpec, LinearSpec};
 use crate::model::{BaseFiles, ModelConfig};
 use crate::ops::cross_entropy::targets_per_chunk;
 use crate::quant::Compute;
@@ -81,8 +81,6 @@ impl MemoryPlan {
     }
 }
 
-const LAYER_TARGETS: &[Target] = Target::ALL.split_at(7).0;
-
 /// The layers of a model, for counting.
 struct Layers<'a> {
     config: &'a ModelConfig,
@@ -99,33 +97,52 @@ impl Layers<'_> {
         }
     }
 
-    fn rank(&self, target: Target, layer: usize) -> u64 {
-        self.adapter.pairs.get(&target.path(layer)).map_or(0, |pair| pair.rank as u64)
+    /// The ranks of these projections' pairs together.
+    fn ranks(&self, projections: &[LinearSpec]) -> u64 {
+        let pairs = projections.iter().filter_map(|projection| self.adapter.pairs.get(&projection.module));
+        pairs.map(|pair| pair.rank as u64).sum()
     }
 
     fn is_adapted(&self, layer: usize) -> bool {
-        LAYER_TARGETS.iter().any(|target| self.rank(*target, layer) > 0)
+        self.groups(&self.config.block(layer)).iter().any(|group| self.ranks(group) > 0)
+    }
+
+    /// The projections of a layer, those that share their input together.
+    fn groups<'b>(&self, block: &'b BlockSpec) -> [&'b [LinearSpec]; 4] {
+        let (attention, mlp) = (&block.attention, &block.mlp);
+        [
+            attention.qkv.projections(),
+            std::slice::from_ref(&attention.output),
+            mlp.input.projections(),
+            std::slice::from_ref(&mlp.down),
+        ]
     }
 
     /// Bytes a token that the tape of one layer keeps.
     fn kept(&self, layer: usize) -> u64 {
         let config = self.config;
-        let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
-        let q_width = (config.heads * config.head_dim) as u64;
-        let qkv = q_width + 2 * (config.kv_heads * config.head_dim) as u64;
-        let rank = |target| self.rank(target, layer);
-        let has = |targets: &[Target]| u64::from(targets.iter().any(|target| rank(*target) > 0));
-        // The inputs of both norms, rotated q, k and v, gate and up; a projection's input where it has a pair.
-        let values = 2 * hidden
-            + qkv
-            + 2 * inner
-            + has(&[Target::Q, Target::K, Target::V]) * hidden
-            + has(&[Target::O]) * q_width
-            + has(&[Target::Gate, Target::Up]) * hidden
-            + has(&[Target::Down]) * inner;
+        let block = self.config.block(layer);
+        let hidden = config.hidden_size as u64;
+        let (q_width, kv_width) = (config.q_width() as u64, config.kv_width() as u64);
+        let outer_norms = [&block.before_attention, &block.after_attention, &block.before_mlp, &block.after_mlp];
+        let outer_norms = outer_norms.into_iter().flatten().count() as u64;
+        let activated: u64 = block.mlp.input.projections().iter().map(|projection| projection.rows as u64).sum();
+        // The inputs of the norms, rotated q, k and v, the values before the activation; a projection's input where it
+        // has a pair.
+        let mut values = outer_norms * hidden + q_width + 2 * kv_width + activated;
+        if block.attention.qk_norm.is_some() {
+            values += q_width + kv_width;
+        }
+        let mut ranks = 0;
+        for group in self.groups(&block) {
+            let group_ranks = self.ranks(group);
+            if group_ranks > 0 {
+                values += group[0].columns as u64;
+            }
+            ranks += group_ranks;
+        }
         // In f32: log-sums of attention, inputs between the factors of each pair.
-        let floats = config.heads as u64 + LAYER_TARGETS.iter().map(|target| rank(*target)).sum::<u64>();
-        self.size() * values + 4 * floats
+        self.size() * values + 4 * (config.heads as u64 + ranks)
     }
 
     /// What the backward pass of one layer holds at its worst, beside what the tape keeps.

@@ -1,22 +1,22 @@
 //! The loss on held-out sequences: sums only, every sequence, the last partial batch included.
 
-use crate::data::{Batch, Encoded};
+use crate::data::Encoded;
 use crate::eval::loss::ExampleLoss;
-use crate::model::Decoder;
-use crate::nn::LowRanks;
+use crate::model::{Batch, Decoder};
+use crate::nn::Adapter;
 
 /// Tokens that go through the model at once. A longer sequence goes through it piece by piece, its past in a cache.
 pub const TOKENS_AT_ONCE: usize = 2048;
 
 /// The loss of each sequence, in order. `adapter` is on the decoder's device, without autodiff.
-pub fn evaluate(decoder: &Decoder, adapter: Option<&LowRanks>, sequences: &[Encoded]) -> Vec<ExampleLoss> {
+pub fn evaluate(decoder: &Decoder, adapter: Option<&Adapter>, sequences: &[Encoded]) -> Vec<ExampleLoss> {
     evaluate_at_once(decoder, adapter, sequences, TOKENS_AT_ONCE)
 }
 
 /// [`evaluate`] with at most `tokens_at_once` tokens in the model at once.
 pub fn evaluate_at_once(
     decoder: &Decoder,
-    adapter: Option<&LowRanks>,
+    adapter: Option<&Adapter>,
     sequences: &[Encoded],
     tokens_at_once: usize,
 ) -> Vec<ExampleLoss> {
@@ -27,7 +27,7 @@ pub fn evaluate_at_once(
         let (these, after) = rest.split_at(together.max(1));
         let by_token = match together {
             0 => in_pieces(decoder, adapter, first, tokens_at_once),
-            _ => decoder.losses(&Batch::join(these), adapter),
+            _ => decoder.losses(&Batch::join(these.iter().map(Encoded::parts)), adapter),
         };
         let mut by_token = by_token.into_iter().map(f64::from);
         losses.extend(these.iter().map(|sequence| {
@@ -50,7 +50,7 @@ fn fitting(sequences: &[Encoded], tokens_at_once: usize) -> usize {
 }
 
 /// The loss of each trained token of one sequence, `tokens_at_once` tokens at a time.
-fn in_pieces(decoder: &Decoder, adapter: Option<&LowRanks>, sequence: &Encoded, tokens_at_once: usize) -> Vec<f32> {
+fn in_pieces(decoder: &Decoder, adapter: Option<&Adapter>, sequence: &Encoded, tokens_at_once: usize) -> Vec<f32> {
     let mut past = decoder.begin();
     let mut losses = Vec::with_capacity(sequence.trained_tokens());
     for (index, ids) in sequence.ids.chunks(tokens_at_once).enumerate() {

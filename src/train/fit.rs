@@ -9,10 +9,10 @@ use super::schedule::Schedule;
 use super::settings::TrainSettings;
 use super::step::{AdapterTrainer, StepReport};
 use crate::adapter::host::HostAdapter;
-use crate::data::{Batch, Encoded};
+use crate::data::Encoded;
 use crate::error::{Error, Result};
 use crate::eval::loss::ExampleLoss;
-use crate::model::Decoder;
+use crate::model::{Batch, Decoder};
 
 /// A training run: the base, the adapter to begin with, the examples, and how to train.
 #[derive(Debug, Clone, Copy)]
@@ -183,7 +183,7 @@ fn seed_of(seed: u64, step: u64) -> u64 {
 }
 
 fn join(indices: &[usize], sequences: &[Encoded]) -> Batch {
-    Batch::join(indices.iter().map(|&index| &sequences[index]))
+    Batch::join(indices.iter().map(|&index| sequences[index].parts()))
 }
 
 /// The error of a step whose loss or gradient is not finite, after `steps` good ones.

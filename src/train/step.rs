@@ -5,10 +5,9 @@ use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOpti
 use burn::tensor::Tensor;
 
 use super::settings::TrainSettings;
-use crate::data::Batch;
-use crate::model::Decoder;
 use crate::model::decoder::Recompute;
-use crate::nn::{LowRanks, Noise};
+use crate::model::{Batch, Decoder};
+use crate::nn::{Adapter, Delta, Noise};
 
 /// PyTorch's default for AdamW's ε.
 const EPSILON: f32 = 1e-8;
@@ -16,7 +15,7 @@ const EPSILON: f32 = 1e-8;
 /// An adapter and its optimiser: AdamW (Loshchilov and Hutter 2019) with PyTorch's semantics.
 pub struct AdapterTrainer {
     /// The adapter, on an autodiff device.
-    pub adapter: LowRanks,
+    pub adapter: Adapter,
     optimiser: ModuleOptimizer,
     /// Global norm that gradients are scaled down to; 0 for none.
     max_grad_norm: f64,
@@ -46,7 +45,7 @@ impl StepReport {
 impl AdapterTrainer {
     /// An adapter with a fresh optimiser. Of `settings`, the optimiser's are read; `recompute` decides what the backward
     /// pass computes again.
-    pub fn new(adapter: LowRanks, settings: &TrainSettings, recompute: Recompute) -> Self {
+    pub fn new(adapter: Adapter, settings: &TrainSettings, recompute: Recompute) -> Self {
         let optimiser = AdamWConfig::new()
             .with_beta_1(settings.beta1 as f32)
             .with_beta_2(settings.beta2 as f32)
@@ -94,11 +93,9 @@ impl AdapterTrainer {
         if self.max_grad_norm == 0.0 || factor >= 1.0 {
             return gradients;
         }
-        for pair in &self.adapter.pairs {
-            for parameter in [&pair.a, &pair.b] {
-                if let Some(gradient) = gradients.remove::<2>(parameter.id) {
-                    gradients.register(parameter.id, gradient.mul_scalar(factor));
-                }
+        for parameter in self.adapter.deltas.iter().flat_map(Delta::parameters) {
+            if let Some(gradient) = gradients.remove::<2>(parameter.id) {
+                gradients.register(parameter.id, gradient.mul_scalar(factor));
             }
         }
         gradients
@@ -106,7 +103,7 @@ impl AdapterTrainer {
 }
 
 /// `sqrt(Σ g²)` over every parameter, summed in f64.
-fn global_norm(adapter: &LowRanks, gradients: &GradientsParams) -> f64 {
+fn global_norm(adapter: &Adapter, gradients: &GradientsParams) -> f64 {
     struct SquareSum<'a> {
         gradients: &'a GradientsParams,
         sum: f64,
