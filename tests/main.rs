@@ -3,12 +3,15 @@
 mod adapter_file;
 mod adapter_open;
 mod cli;
+mod conversations;
 mod data;
 mod families;
 mod fuzz;
 mod hostile_adapter;
 mod hostile_cli;
+mod hostile_config;
 mod hostile_families;
+mod hostile_gguf;
 mod hostile_text;
 mod hostile_weights;
 mod layout;
