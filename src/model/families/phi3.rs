@@ -46,8 +46,7 @@ fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
 
 fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {
     object.insert("sliding_window".to_owned(), json!(config.sliding_window));
-    let share = config.rope.rotary_dims as f64 / config.head_dim as f64;
-    object.insert("partial_rotary_factor".to_owned(), json!(share));
+    object.insert("partial_rotary_factor".to_owned(), json!(config.rope.rotated_share(config.head_dim)));
     // transformers takes the first context from here, and 4096 where it is missing.
     let original = object.get("rope_scaling").and_then(|scaling| scaling.get("original_max_position_embeddings"));
     let original = original.cloned().unwrap_or(json!(config.max_positions));
