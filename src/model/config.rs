@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
 
 pub use family::Family;
-pub use fields::{Defaults, Fields};
+pub use fields::{Defaults, Fields, activation_name};
 pub use keys::Keys;
 pub use rope::{RopeConfig, RopeScaling};
 
@@ -223,8 +223,8 @@ impl ModelConfig {
                 problem(field, format!("makes a factor of {value}; expected a number from 1e-9 to 1e9"));
             }
         }
-        for rope in [Some(&self.rope), self.local_rope.as_ref()].into_iter().flatten() {
-            errors.extend(rope.problems(place, self.head_dim));
+        for (theta, rope) in [("rope_theta", Some(&self.rope)), ("rope_local_base_freq", self.local_rope.as_ref())] {
+            errors.extend(rope.into_iter().flat_map(|rope| rope.problems(place, theta, self.head_dim)));
         }
         errors
     }

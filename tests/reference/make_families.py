@@ -88,6 +88,31 @@ def gpt_neox_metadata(writer, config):
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
 
 
+def gemma2_metadata(writer, config):
+    """conversion/gemma.py, `Gemma2Model`: no base of rotation, no scale of scores."""
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    writer.add_sliding_window(config.sliding_window)
+
+
+def gemma3_metadata(writer, config):
+    """conversion/gemma.py, `Gemma3Model`: base and scaling of the layers that see all positions."""
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    full = config.rope_parameters["full_attention"]
+    writer.add_rope_freq_base(full["rope_theta"])
+    if full["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(full["factor"])
+    writer.add_sliding_window(config.sliding_window)
+
+
 @dataclass
 class Gguf:
     """How llama.cpp's converter writes a family."""
@@ -95,6 +120,8 @@ class Gguf:
     architecture: gguf.MODEL_ARCH
     metadata: Callable = rms_metadata
     weight: Callable = same
+    # Shapes that a file of this architecture cannot describe.
+    without: tuple = ()
 
 
 # --- families -----------------------------------------------------------------------------------------------------------
@@ -154,6 +181,56 @@ FAMILIES = {
         },
         Gguf(gguf.MODEL_ARCH.GPTNEOX, gpt_neox_metadata, split_by_head),
         buffers=gpt_neox_buffers,
+    ),
+    "gemma2": Family(
+        {
+            # A window in the first and third layer, heads wider than the hidden size, caps that are reached.
+            "grouped": shape(
+                "gemma2", num_attention_heads=4, num_key_value_heads=2, head_dim=10, num_hidden_layers=3, sliding_window=9,
+                query_pre_attn_scalar=10, attn_logit_softcapping=4.0, final_logit_softcapping=3.0,
+            ),
+            # What GGUF cannot say: a scale of scores, a head of its own, an order of layers, no caps.
+            "bf16_untied": shape(
+                "gemma2", num_attention_heads=3, num_key_value_heads=1, head_dim=14, hidden_size=21, intermediate_size=28,
+                vocab_size=37, tie_word_embeddings=False, sliding_window=5, query_pre_attn_scalar=9, rope_theta=500,
+                layer_types=["full_attention", "sliding_attention"], attn_logit_softcapping=None,
+                final_logit_softcapping=None, attention_bias=True,
+            ),
+        },
+        Gguf(gguf.MODEL_ARCH.GEMMA2, gemma2_metadata, norms_plus_one, without=("bf16_untied",)),
+        norms_around_zero=True,
+    ),
+    "gemma3": Family(
+        {
+            # Layer 6 sees all positions, which are divided by 4 there.
+            "bf16_grouped": shape(
+                "gemma3_text", num_attention_heads=4, num_key_value_heads=2, head_dim=10, hidden_size=20,
+                intermediate_size=24, num_hidden_layers=7, sliding_window=9, query_pre_attn_scalar=10,
+                rope_theta=500000, rope_local_base_freq=700, rope_scaling={"rope_type": "linear", "factor": 4.0},
+            ),
+            # The older spelling of the order of layers, a cap on the logits.
+            "pattern": shape(
+                "gemma3_text", num_attention_heads=3, num_key_value_heads=1, head_dim=8, hidden_size=21, vocab_size=37,
+                sliding_window=7, sliding_window_pattern=2, query_pre_attn_scalar=11, final_logit_softcapping=5.0,
+                rope_theta=90000, tie_word_embeddings=False,
+            ),
+            # The decoder of a model that sees images.
+            "images": dict(
+                model_type="gemma3", tie_word_embeddings=True, bos_token_id=1, eos_token_id=[2, 3], mm_tokens_per_image=4,
+                image_token_index=39, boi_token_index=38, eoi_token_index=37,
+                text_config=shape(
+                    "gemma3_text", num_attention_heads=2, num_key_value_heads=1, head_dim=12, sliding_window=6,
+                    layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=12, rope_scaling=dict(
+                        rope_type="linear", factor=2.0),
+                ),
+                vision_config=dict(
+                    model_type="siglip_vision_model", hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                    num_attention_heads=1, image_size=8, patch_size=4,
+                ),
+            ),
+        },
+        Gguf(gguf.MODEL_ARCH.GEMMA3, gemma3_metadata, norms_plus_one, without=("pattern", "images")),
+        norms_around_zero=True,
     ),
 }  # fmt: skip
 
@@ -286,12 +363,13 @@ def train(model, vocabulary, seed):
     return steps
 
 
-def make(name, family, config, seed):
+def make(name, shape_name, family, config, seed):
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     dtype = torch.bfloat16 if "bf16" in name else torch.float32
-    write_model(folder, family, config, seed, dtype, family.gguf)
+    form = family.gguf if family.gguf and shape_name not in family.gguf.without else None
+    write_model(folder, family, config, seed, dtype, form)
     model = open_model(folder)
     vocabulary = model.config.get_text_config().vocab_size
     ids = tiny.random_ids({"vocab_size": vocabulary}, TOKENS, seed + 1000)
@@ -333,7 +411,7 @@ def main():
         for number, (shape_name, config) in enumerate(family.shapes.items()):
             name = f"{family_name}_{shape_name}"
             if not sys.argv[1:] or name in sys.argv[1:]:
-                make(name, family, config, 10 * index + number + 1)
+                make(name, shape_name, family, config, 10 * index + number + 1)
 
 
 if __name__ == "__main__":

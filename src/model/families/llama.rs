@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::MISTRAL;
+use super::mistral::MISTRAL;
 use super::layer::LayerSpec;
 use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
 use crate::model::spec::{BlockSpec, GgufRows, NormStyle, OuterNames};

@@ -1,6 +1,8 @@
 //! The architectures, one file each. A family is data: how it is recognised, how its configuration is read and written,
 //! and how one of its layers looks. A new architecture is a file here and a line in [`FAMILIES`].
 
+mod gemma2;
+mod gemma3;
 mod gpt_neox;
 mod layer;
 mod llama;
@@ -17,14 +19,16 @@ use crate::error::{Error, Result};
 use crate::files::gguf::Gguf;
 use crate::files::{Dtype, json as strict_json};
 
-pub use gpt_neox::GPT_NEOX;
-pub use llama::LLAMA;
-pub use mistral::MISTRAL;
-pub use qwen2::QWEN2;
-pub use qwen3::QWEN3;
-
 /// Every architecture.
-pub static FAMILIES: [&Family; 5] = [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GPT_NEOX];
+pub static FAMILIES: &[&Family] = &[
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &gpt_neox::GPT_NEOX,
+    &gemma2::GEMMA2,
+    &gemma3::GEMMA3,
+];
 
 impl ModelConfig {
     /// Reads `config.json`, and the end tokens of a `generation_config.json` beside it. Reports every
@@ -57,6 +61,11 @@ impl ModelConfig {
         let beside = format!("{place} (generation_config.json)");
         let whole = within.is_some().then_some((place, object));
         let generation = generation.and_then(Value::as_object).map(|object| (beside.as_str(), object));
+        if let Some((place, object)) = whole {
+            let mut fields = Fields::new(place, object);
+            config.tied_head = fields.flag("tie_word_embeddings").unwrap_or(config.tied_head);
+            errors.extend(fields.into_errors());
+        }
         for (place, object) in whole.into_iter().chain(generation) {
             let mut fields = Fields::new(place, object);
             fields.add_eos_tokens(&mut config.eos_tokens);
@@ -71,7 +80,7 @@ impl ModelConfig {
     /// As [`Self::from_json_file`].
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let name = gguf.architecture().unwrap_or("(none named)");
-        let family = FAMILIES.into_iter().find(|family| family.gguf == Some(name));
+        let family = FAMILIES.iter().copied().find(|family| family.gguf == Some(name));
         let family = family.ok_or_else(|| unsupported(gguf.place(), name))?;
         let mut keys = Keys::new(gguf, name);
         let config = (family.from_gguf)(&mut keys);
@@ -119,6 +128,9 @@ impl ModelConfig {
     }
 }
 
+/// The field of a larger model's `config.json` with the decoder's configuration.
+const TEXT_CONFIG: &str = "text_config";
+
 /// The family of a `config.json`, and the object with the decoder's fields.
 struct Recognised<'a> {
     family: &'static Family,
@@ -153,7 +165,8 @@ fn recognised<'a>(place: &str, object: &'a Map<String, Value>) -> Result<Recogni
     };
     let own_names = |family: &Family| (family.class_name, family.model_type);
     let (family, names, is_larger) = FAMILIES
-        .into_iter()
+        .iter()
+        .copied()
         .flat_map(|family| {
             let larger = family.larger_models.iter().map(move |names| (family, *names, true));
             std::iter::once((family, own_names(family), false)).chain(larger)
@@ -166,11 +179,34 @@ fn recognised<'a>(place: &str, object: &'a Map<String, Value>) -> Result<Recogni
         let message = format!("is {found:?}, and `architectures` names {class}; expected {:?}", names.1);
         return Err(Error::input(format_args!("{place}: model_type"), message));
     }
-    match object.get("text_config") {
-        Some(Value::Object(text)) if is_larger => Ok(Recognised { family, object: text, within: Some("text_config") }),
-        _ if is_larger => Err(Error::input(format_args!("{place}: text_config"), "is missing or not an object")),
-        _ => Ok(Recognised { family, object, within: None }),
+    if !is_larger {
+        return Ok(Recognised { family, object, within: None });
     }
+    let Some(text) = object.get(TEXT_CONFIG).and_then(Value::as_object) else {
+        return Err(Error::input(format_args!("{place}: {TEXT_CONFIG}"), "is missing or not an object"));
+    };
+    match text.get("model_type").and_then(Value::as_str) {
+        Some(other) if other != family.model_type => {
+            let message = format!("is {other:?}; expected {:?}", family.model_type);
+            Err(Error::input(format_args!("{place}: {TEXT_CONFIG}: model_type"), message))
+        }
+        _ => Ok(Recognised { family, object: text, within: Some(TEXT_CONFIG) }),
+    }
+}
+
+/// Makes the configuration of a larger model, of which only the decoder is kept, that of the decoder alone. Any other
+/// stays as it is.
+pub(super) fn keep_decoder(family: &Family, config: &mut Map<String, Value>) {
+    /// Fields that belong to the whole and hold for the decoder.
+    const OUTER: [&str; 6] =
+        ["bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "dtype", "torch_dtype"];
+    let is_larger = family.larger_models.iter().any(|(_, model_type)| {
+        config.get("model_type").is_some_and(|found| found == model_type)
+    });
+    let Some(Value::Object(mut text)) = config.get(TEXT_CONFIG).filter(|_| is_larger).cloned() else { return };
+    text.extend(OUTER.into_iter().filter_map(|field| Some((field.to_owned(), config.get(field)?.clone()))));
+    text.insert("model_type".to_owned(), json!(family.model_type));
+    *config = text;
 }
 
 /// The error for an architecture that is in no file here.
