@@ -16,6 +16,7 @@ use burnish::model::load::Compute;
 use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig, SiteKind};
 use burnish::nn::Noise;
 use burnish::train::TrainSettings;
+use burnish::train::objective::Sft;
 use burnish::train::step::AdapterTrainer;
 use serde_json::Value;
 
@@ -154,7 +155,7 @@ fn five_steps_follow_torch_and_peft() {
                 ..TrainSettings::default()
             };
             let attached = start.attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
-            let mut trainer = AdapterTrainer::new(attached, &settings, recompute);
+            let mut trainer = AdapterTrainer::new(attached, Box::new(Sft), &settings, recompute);
             for (index, step) in steps.iter().enumerate() {
                 let report = trainer.step(&decoder, &[batch(&step["sequences"])], rate, 0);
                 let wanted = step["loss"].as_f64().expect("a loss");
@@ -187,7 +188,8 @@ fn compare_factors(folder: &Path, ours: &HostAdapter, decoder: &Decoder) {
     assert_eq!(HostAdapter::load(out.path()).expect("ours"), *ours, "{}", folder.display());
     let file = SafeTensorsFile::open(&out.path().join("adapter_model.safetensors")).expect("ours");
     let theirs = SafeTensorsFile::open(&folder.join("trained.safetensors")).expect("a fixture");
-    let values = |file: &SafeTensorsFile, name: &str| file.tensor(name).and_then(|tensor| tensor.to_f32()).expect("floats");
+    let values =
+        |file: &SafeTensorsFile, name: &str| file.tensor(name).and_then(|tensor| tensor.to_f32()).expect("floats");
     assert_eq!(file.names().count() + 1, theirs.names().count(), "{}", folder.display());
     for name in file.names() {
         let path = name.strip_prefix("base_model.model.").and_then(|path| path.strip_suffix(".weight"));
@@ -229,13 +231,12 @@ fn gradients_do_not_depend_on_what_is_computed_again() {
     let _turn = turn();
     for (folder, _) in models() {
         let decoder = load(&folder, Compute::F32);
-        let attached =
-            adapter(&folder).attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
+        let attached = adapter(&folder).attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
         let ids: Vec<u32> = Expected::read(&folder).ids()[..50].to_vec();
         let batch = Batch { trained: vec![true; 50], lengths: vec![30, 20], ids };
         let mut gradients = [Recompute::None, Recompute::Block].map(|recompute| {
-            let result = decoder.loss_and_gradients(&batch, &attached, Noise::default(), 1.0, recompute);
-            result.gradients
+            let mut weigh = |losses: &[f32]| vec![1.0; losses.len()];
+            decoder.loss_and_gradients(&batch, &attached, Noise::default(), recompute, &mut weigh).gradients
         });
         for parameter in attached.deltas.iter().flat_map(|delta| delta.parameters()) {
             let [kept, again] = gradients.each_mut().map(|gradients| {
