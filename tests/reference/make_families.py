@@ -31,11 +31,13 @@ from gguf import GGMLQuantizationType as Type
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForCausalLM
 
 import tiny
 
 FOLDER = tiny.FIXTURES / "families"
+# The decoder's class by the `model_type` of a larger model.
+DECODERS = {"gemma3": Gemma3ForCausalLM}
 TOKENS, STEPS, LEARNING_RATE, WEIGHT_DECAY = 200, 5, 1e-2, 0.01
 
 
@@ -253,7 +255,7 @@ def fill(model, family, seed):
         elif is_norm(name):
             values = values * 0.25 + (0.0 if family.norms_around_zero else 1.0)
         elif parameter is model.get_input_embeddings().weight:
-            values *= 0.4 / (math.sqrt(parameter.shape[1]) if scaled_embedding else 1.0)
+            values *= 1.6 / math.sqrt(parameter.shape[1]) if scaled_embedding else 0.4
         else:
             values *= 1.6 / math.sqrt(parameter.shape[-1])
         parameter.data.copy_(torch.from_numpy(values.astype(np.float32)))
@@ -303,8 +305,10 @@ def write_model(folder, family, config, seed, dtype, form):
 
 
 def open_model(folder):
-    """The folder in f32. Buffers of old versions may be in it."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    """The folder in f32, of a larger model the decoder. Buffers of old versions may be in it."""
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    model_class = DECODERS.get(kind, AutoModelForCausalLM)
+    return model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def mean_loss(model, sequences):
