@@ -6,9 +6,10 @@ mod keys;
 mod rope;
 
 use crate::error::{Error, Result};
+use super::spec::OuterNames;
 use crate::ops::activation::Activation;
 
-pub use family::Family;
+pub use family::{Family, LargerModel};
 pub use fields::{Defaults, Fields, activation_name};
 pub use keys::Keys;
 pub use rope::{RopeConfig, RopeScaling};
@@ -18,6 +19,8 @@ pub use rope::{RopeConfig, RopeScaling};
 pub struct ModelConfig {
     /// The architecture.
     pub family: &'static Family,
+    /// Names of the modules outside the layers: the family's, or those within a larger model.
+    pub names: OuterNames,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -108,6 +111,7 @@ impl ModelConfig {
     pub fn empty(family: &'static Family) -> Self {
         Self {
             family,
+            names: family.names,
             vocab_size: 0,
             hidden_size: 0,
             intermediate_size: 0,

@@ -52,7 +52,9 @@ pub fn write_configs(
         strict_json::read(&base.path().join(CONFIG))?
     };
     let object = config.as_object_mut().ok_or_else(|| Error::input(base.path().display(), "has no configuration"))?;
-    keep_decoder(base.config().family, object);
+    if base.config().is_part() {
+        keep_decoder(base.config().family, object);
+    }
     object.shift_remove("quantization_config");
     // What the weights are, where the base's own file says otherwise.
     object.insert("architectures".to_owned(), json!([base.config().family.class_name]));

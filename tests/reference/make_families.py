@@ -31,13 +31,11 @@ from gguf import GGMLQuantizationType as Type
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
 
 FOLDER = tiny.FIXTURES / "families"
-# The decoder's class by the `model_type` of a larger model.
-DECODERS = {"gemma3": Gemma3ForCausalLM}
 TOKENS, STEPS, LEARNING_RATE, WEIGHT_DECAY = 200, 5, 1e-2, 0.01
 
 
@@ -305,10 +303,8 @@ def write_model(folder, family, config, seed, dtype, form):
 
 
 def open_model(folder):
-    """The folder in f32, of a larger model the decoder. Buffers of old versions may be in it."""
-    kind = json.loads((folder / "config.json").read_text())["model_type"]
-    model_class = DECODERS.get(kind, AutoModelForCausalLM)
-    return model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    """The folder in f32. Buffers of old versions may be in it."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def mean_loss(model, sequences):
@@ -330,11 +326,18 @@ def factors(model):
     }
 
 
+def targets(model):
+    """All linear layers, of a larger model those of its decoder."""
+    decoder = "model.language_model."
+    paths = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return [path for path in paths if path.startswith(decoder)] or "all-linear"
+
+
 def write_adapter(folder, name, seed):
     adapter = folder / "adapter"
-    model = get_peft_model(
-        open_model(folder), LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=3, target_modules="all-linear")
-    )
+    base = open_model(folder)
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=3, target_modules=targets(base))
+    model = get_peft_model(base, config)
     random = np.random.default_rng(seed)
     for key, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
