@@ -11,6 +11,7 @@ A family is one entry in `FAMILIES`. Everything is computed in f32 with plain ("
 
     pip install -r tests/reference/requirements.txt
     python tests/reference/make_families.py [FAMILY_SHAPE...]
+    python tests/reference/make_families.py --llama-cpp [FAMILY_SHAPE...]  # the GGUF files in llama.cpp
     python tests/reference/make_families.py --check target/release/burnish   # merged folders in transformers
 """
 
@@ -107,6 +108,7 @@ def gemma3_metadata(writer, config):
     writer.add_value_length(config.head_dim)
     full = config.rope_parameters["full_attention"]
     writer.add_rope_freq_base(full["rope_theta"])
+    writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
     if full["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(full["factor"])
@@ -259,8 +261,18 @@ def fill(model, family, seed):
         parameter.data.copy_(torch.from_numpy(values.astype(np.float32)))
 
 
-def write_gguf(path, model, form, dtype):
-    """The model as llama.cpp's converter writes it: matrices in its type, vectors in f32, no vocabulary."""
+def add_vocabulary(writer, size):
+    """Tokens without meaning, which llama.cpp does not do without."""
+    kinds = gguf.TokenType
+    tokens = ["<unk>", "<s>", "</s>", "<0x0A>", *(f"t{token}" for token in range(4, size))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-float(token) for token in range(size)])
+    writer.add_token_types([kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, kinds.BYTE, *[kinds.NORMAL] * (size - 4)])
+
+
+def write_gguf(path, model, form, dtype, with_vocabulary=False):
+    """The model as llama.cpp's converter writes it: matrices in its type, vectors in f32."""
     config = model.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[form.architecture])
     writer.add_vocab_size(config.vocab_size)
@@ -272,6 +284,8 @@ def write_gguf(path, model, form, dtype):
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
     form.metadata(writer, config)
+    if with_vocabulary:
+        add_vocabulary(writer, config.vocab_size)
     names = gguf.get_tensor_name_map(form.architecture, config.num_hidden_layers)
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -411,7 +425,44 @@ def check(burnish):
             print(f"{base.relative_to(FOLDER)}: merged logits within {difference:.1e}")
 
 
+@torch.no_grad()
+def continuation(model, ids, end, count=12):
+    """The likeliest tokens after `ids`, one by one, the end token left out."""
+    ids = ids.tolist()
+    for _ in range(count):
+        logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        logits[end] = -math.inf
+        ids.append(logits.argmax().item())
+    return ids[-count:]
+
+
+def check_llama_cpp(names):
+    """Runs every model that has a GGUF file in llama.cpp and compares what both say next."""
+    import make_gguf
+
+    for folder in sorted(path.parent for path in FOLDER.glob("*/model.gguf")):
+        if names and folder.name not in names:
+            continue
+        family = next(family for name, family in FAMILIES.items() if folder.name.startswith(f"{name}_"))
+        model = open_model(folder)
+        ids = load_file(folder / "expected.safetensors")["ids"][:40]
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "model.gguf"
+            write_gguf(path, model, family.gguf, torch.float32, with_vocabulary=True)
+            llama_cpp = make_gguf.LlamaCpp(path)
+            options = dict(n_predict=12, temperature=0.0, cache_prompt=False, return_tokens=True, ignore_eos=True)
+            found = llama_cpp.ask("/completion", prompt=ids.tolist(), **options)["tokens"]
+            nearest = llama_cpp.next_tokens(ids.tolist())
+        expected = continuation(model, ids, model.config.eos_token_id)
+        truth = torch.log_softmax(tiny.logits_of(model, ids)[-1].double(), -1)
+        difference = max(abs(truth[token].item() - value) for token, value in nearest.items())
+        assert found == expected and difference < 0.02, f"{folder.name}: {found}, expected {expected}; {difference}"
+        print(f"{folder.name}: llama.cpp goes on with the same 12 tokens, log probabilities within {difference:.1e}")
+
+
 def main():
+    if sys.argv[1:2] == ["--llama-cpp"]:
+        return check_llama_cpp(sys.argv[2:])
     if sys.argv[1:2] == ["--check"]:
         return check(Path(sys.argv[2]).resolve())
     for index, (family_name, family) in enumerate(FAMILIES.items()):
