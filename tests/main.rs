@@ -3,6 +3,7 @@
 mod adapter_file;
 mod adapter_open;
 mod cli;
+mod conversations;
 mod data;
 mod families;
 mod fuzz;
@@ -24,6 +25,7 @@ mod recipe;
 mod recipes;
 mod scores;
 mod tables;
+mod tidy;
 mod tokenizer;
 mod training;
 mod weights;

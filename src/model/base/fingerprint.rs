@@ -1,4 +1,4 @@
-//! What identifies a base: a hash over its files of weights.
+//! The fingerprint that identifies a base: a hash over its files of weights.
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -50,7 +50,7 @@ fn hash_file<'a>(
     let digest = |name: &&str| {
         let tensor = tensor(name)?;
         let digest = tensor_digest(&tensor.bytes, sample);
-        // What was read for its digest need not stay in memory until the weights are loaded.
+        // Pages read for the digest need not stay in memory until the weights are loaded.
         tensor.bytes.release();
         Ok(digest)
     };
