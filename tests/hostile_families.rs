@@ -86,7 +86,12 @@ fn gemma2() {
     refuses(name, &["sliding_window"], json!(0), &["sliding_window", "is 0", "above 0"]);
     refuses(name, &["sliding_window"], json!(null), &["sliding_window", "is null", "sliding_attention"]);
     refuses(name, &["hidden_activation"], json!("relu"), &["hidden_activation", "\"relu\"", "\"gelu_pytorch_tanh\""]);
-    refuses(name, &["use_bidirectional_attention"], json!(true), &["use_bidirectional_attention", "does not look ahead"]);
+    refuses(
+        name,
+        &["use_bidirectional_attention"],
+        json!(true),
+        &["use_bidirectional_attention", "does not look ahead"],
+    );
     refuses(name, &["num_experts"], json!(4), &["num_experts", "mixtures of experts"]);
     let pattern = |period: usize| {
         changed(name, |config| {
@@ -121,7 +126,9 @@ fn gemma3() {
             object.insert(field.to_owned(), value);
         })
     };
-    refused("period", &["sliding_window_pattern", "is 0", "above 0"], || without_types("sliding_window_pattern", json!(0)));
+    refused("period", &["sliding_window_pattern", "is 0", "above 0"], || {
+        without_types("sliding_window_pattern", json!(0))
+    });
     let (old, new) = (without_types("sliding_window_pattern", json!(2)), changed(name, |_| ()));
     assert_eq!(old.expect("the older spelling"), new.expect("the newer one"));
 }

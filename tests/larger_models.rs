@@ -72,7 +72,9 @@ fn what_the_whole_says_holds_for_the_decoder() {
     assert_eq!((usual.eos_tokens.as_slice(), usual.tied_head), ([2, 3].as_slice(), true));
     let untied = changed(|config| config["tie_word_embeddings"] = json!(false)).expect("a configuration");
     assert!(!untied.tied_head);
-    refused("none", &["config.json: text_config", "is missing"], || changed(|config| config["text_config"] = json!(null)));
+    refused("none", &["config.json: text_config", "is missing"], || {
+        changed(|config| config["text_config"] = json!(null))
+    });
     refused("another", &["text_config: model_type", "\"gemma4_text\"", "\"gemma3_text\""], || {
         changed(|config| config["text_config"]["model_type"] = json!("gemma4_text"))
     });

@@ -5,8 +5,8 @@ mod fields;
 mod keys;
 mod rope;
 
-use crate::error::{Error, Result};
 use super::spec::OuterNames;
+use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
 
 pub use family::{Family, LargerModel};

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -418,9 +419,38 @@ def add_tokenizer(folder, size):
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def check(burnish):
-    """With our program: the loss of every adapter against PEFT's, and every merged folder in transformers against PEFT."""
+def train_ours(burnish, base, rows, out):
+    """An adapter over all linear layers by our program, a few large steps."""
+    recipe = rows.with_name("recipe.toml")
+    recipe.write_text(
+        f'[base]\nmodel = "{base}"\ncompute = "f32"\n[data]\ntrain = "{rows}"\n[adapter]\nrank = 2\ntargets = "all-linear"\n'
+        f'[train]\nepochs = 4\nlearning_rate = 0.03\n[output]\ndir = "{out}"\n'
+    )
+    subprocess.run([burnish, "train", recipe], check=True, capture_output=True)
+
+
+def loss_of(burnish, base, adapter, rows):
+    arguments = ["--base", base, "--adapter", adapter, "--data", rows, "--compute", "f32", "--json"]
+    return json.loads(subprocess.run([burnish, "eval", *arguments], check=True, capture_output=True).stdout)["loss"]
+
+
+@torch.no_grad()
+def peft_loss(fixture, adapter, ids):
+    """The loss in PEFT, which must find a pair for every module that it adapts."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(open_model(fixture), adapter)
+    missing = [str(one.message) for one in caught if "missing adapter keys" in str(one.message)]
+    assert not missing, missing
+    return mean_loss(model, [ids]).item()
+
+
+def check(burnish, names):
+    """With our program: the loss of every adapter against PEFT's, an adapter of ours in PEFT, and every merged folder in
+    transformers against PEFT."""
     for fixture in sorted(path for path in FOLDER.iterdir() if path.is_dir()):
+        if names and fixture.name not in names:
+            continue
         ids = load_file(fixture / "expected.safetensors")["ids"]
         expected = load_file(fixture / "trained.safetensors")["adapter_logits"]
         with tempfile.TemporaryDirectory() as temporary:
@@ -429,19 +459,19 @@ def check(burnish):
             add_tokenizer(folder, expected.shape[1])
             rows.write_text(json.dumps({"text": " ".join(f"t{token}" for token in ids[:150].tolist())}) + "\n")
             model = ["--base", folder, "--adapter", folder / "adapter"]
-            evaluated = subprocess.run(
-                [burnish, "eval", *model, "--data", rows, "--compute", "f32", "--json"], check=True, capture_output=True
-            )
             # A text ends with the end token.
             ended = torch.cat([ids[:150], torch.tensor([2])])
-            found = json.loads(evaluated.stdout)["loss"]
-            with torch.no_grad():
-                loss = mean_loss(PeftModel.from_pretrained(open_model(fixture), fixture / "adapter"), [ended]).item()
+            found, loss = loss_of(burnish, *model[1::2], rows), peft_loss(fixture, fixture / "adapter", ended)
             assert abs(found - loss) < 1e-4, f"{fixture.name}: loss {found}, not {loss}"
+            ours = Path(temporary) / "ours"
+            train_ours(burnish, folder, rows, ours)
+            own, in_peft = loss_of(burnish, folder, ours, rows), peft_loss(fixture, ours, ended)
+            assert abs(own - in_peft) < 1e-4, f"{fixture.name}: our adapter's loss is {own}, in PEFT {in_peft}"
+            assert abs(own - loss) > 0.1, f"{fixture.name}: our training changed nothing"
             subprocess.run([burnish, "merge", *model, "--out", out, "--type", "f32"], check=True, capture_output=True)
             difference = (tiny.logits_of(tiny.open_model(out), ids) - expected).abs().max().item()
         assert difference < 1e-3, f"{fixture.name}: merged logits differ by {difference}"
-        print(f"{fixture.name}: loss within {abs(found - loss):.1e}, merged logits within {difference:.1e}")
+        print(f"{fixture.name}: loss within {abs(found - loss):.1e}, ours in PEFT within {abs(own - in_peft):.1e}, merged logits within {difference:.1e}")
 
 
 @torch.no_grad()
@@ -483,7 +513,7 @@ def main():
     if sys.argv[1:2] == ["--llama-cpp"]:
         return check_llama_cpp(sys.argv[2:])
     if sys.argv[1:2] == ["--check"]:
-        return check(Path(sys.argv[2]).resolve())
+        return check(Path(sys.argv[2]).resolve(), sys.argv[3:])
     for index, (family_name, family) in enumerate(FAMILIES.items()):
         for number, (shape_name, config) in enumerate(family.shapes.items()):
             name = f"{family_name}_{shape_name}"

@@ -289,7 +289,12 @@ impl<'a> Fields<'a> {
     }
 
     /// The rotary embedding, and that of layers with a sliding window if the family has another one for them.
-    fn ropes(&mut self, defaults: &Defaults, head_dim: usize, max_positions: usize) -> (RopeConfig, Option<RopeConfig>) {
+    fn ropes(
+        &mut self,
+        defaults: &Defaults,
+        head_dim: usize,
+        max_positions: usize,
+    ) -> (RopeConfig, Option<RopeConfig>) {
         let plain = |theta| RopeConfig { theta, ..RopeConfig::plain(head_dim) };
         match defaults.local_theta {
             None => (self.rope(plain(defaults.theta), defaults.partial_rotation, head_dim, max_positions), None),

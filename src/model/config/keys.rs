@@ -161,7 +161,8 @@ impl<'a> Keys<'a> {
             }
             (None, Some(period)) => every(period, layers),
             (None, None) => {
-                let message = format!("is of type {}; expected a whole number or a list of booleans", value.type_name());
+                let message =
+                    format!("is of type {}; expected a whole number or a list of booleans", value.type_name());
                 self.problem(&key, message);
                 Vec::new()
             }

@@ -34,7 +34,8 @@ pub static FAMILIES: &[&Family] = &[
 /// The names of every family, and those within larger models.
 fn all_names() -> impl Iterator<Item = OuterNames> {
     let families = FAMILIES.iter();
-    families.flat_map(|family| std::iter::once(family.names).chain(family.larger_models.iter().map(|larger| larger.names)))
+    families
+        .flat_map(|family| std::iter::once(family.names).chain(family.larger_models.iter().map(|larger| larger.names)))
 }
 
 /// Whether a module of this path is the output head in some family.
