@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::rope::DEFAULT_THETA;
 use super::{Family, MAX_LAYERS, ModelConfig, RopeConfig};
 use crate::error::Error;
 use crate::files::json;
@@ -36,14 +37,27 @@ pub struct Defaults {
     pub kv_heads: Option<usize>,
     /// `max_position_embeddings`.
     pub max_positions: usize,
-    /// `rope_theta`.
-    pub rope_theta: f64,
     /// `tie_word_embeddings`.
     pub tied_head: bool,
     /// `head_dim`; `None` is `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
     /// The field that holds the share of a head's values that are rotated may be below 1.
     pub partial_rotation: bool,
+    /// `rope_theta`.
+    pub theta: f64,
+    /// `rope_local_base_freq`, for a family whose layers with a sliding window have a rotary embedding of their own;
+    /// `None` is the same one for all layers.
+    pub local_theta: Option<f64>,
+}
+
+/// The name of an activation in transformers.
+pub fn activation_name(activation: Activation) -> &'static str {
+    ACTIVATIONS.iter().find(|(_, known)| *known == activation).map_or("silu", |(name, _)| name)
+}
+
+/// Every `period`-th of the layers, counted from 1; none for a period of 0.
+pub(super) fn every(period: usize, layers: usize) -> Vec<usize> {
+    (0..layers.min(MAX_LAYERS)).filter(|layer| (layer + 1).checked_rem(period) == Some(0)).collect()
 }
 
 impl Defaults {
@@ -53,10 +67,11 @@ impl Defaults {
         heads: None,
         kv_heads: None,
         max_positions: 2048,
-        rope_theta: 10_000.0,
         tied_head: false,
         head_dim: None,
         partial_rotation: false,
+        theta: DEFAULT_THETA,
+        local_theta: None,
     };
 }
 
@@ -158,6 +173,11 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// A number, `default` where the field is absent and `None` where it is null.
+    pub fn number_or(&mut self, field: &str, default: Option<f64>) -> Option<f64> {
+        if self.has(field) { self.number(field) } else { default }
+    }
+
     /// True or false.
     pub fn flag(&mut self, field: &str) -> Option<bool> {
         self.get(field, "true or false", Value::as_bool)
@@ -237,8 +257,7 @@ impl<'a> Fields<'a> {
             (None, None) => self.derived_head_dim(hidden_size, heads),
         };
         let max_positions = self.size("max_position_embeddings").unwrap_or(defaults.max_positions);
-        let rope = RopeConfig { theta: defaults.rope_theta, ..RopeConfig::plain(head_dim) };
-        let rope = self.rope(rope, defaults.partial_rotation, head_dim, max_positions);
+        let (rope, local_rope) = self.ropes(&defaults, head_dim, max_positions);
         let mut eos_tokens = Vec::new();
         self.add_eos_tokens(&mut eos_tokens);
         ModelConfig {
@@ -251,6 +270,7 @@ impl<'a> Fields<'a> {
             head_dim,
             norm_eps: self.number(family.norm_eps).unwrap_or(1e-6),
             rope,
+            local_rope,
             tied_head: self.flag("tie_word_embeddings").unwrap_or(defaults.tied_head),
             max_positions,
             bos_token: self.tokens("bos_token_id").first().copied(),
@@ -280,6 +300,44 @@ impl<'a> Fields<'a> {
             Some(window) => (Some(window), full_layers),
             None => (None, Vec::new()),
         }
+    }
+
+    /// The rotary embedding, and that of layers with a sliding window if the family has another one for them.
+    fn ropes(
+        &mut self,
+        defaults: &Defaults,
+        head_dim: usize,
+        max_positions: usize,
+    ) -> (RopeConfig, Option<RopeConfig>) {
+        let plain = |theta| RopeConfig { theta, ..RopeConfig::plain(head_dim) };
+        match defaults.local_theta {
+            None => (self.rope(plain(defaults.theta), defaults.partial_rotation, head_dim, max_positions), None),
+            Some(local) => {
+                let (full, sliding) = self.rope_by_layer_type(plain(defaults.theta), plain(local), max_positions);
+                (full, Some(sliding))
+            }
+        }
+    }
+
+    /// The sliding window of the layers that `layer_types` names, or of all but every `period`-th: the window, and the
+    /// layers that do without.
+    pub fn alternating_window(&mut self, layers: usize, default: usize, period: usize) -> (Option<usize>, Vec<usize>) {
+        let full_layers = match self.full_layers(layers) {
+            Some(full_layers) => full_layers,
+            None => every(period, layers),
+        };
+        let window = match self.has("sliding_window") {
+            true => self.size("sliding_window"),
+            false => Some(default),
+        };
+        if full_layers.len() == layers {
+            return (None, Vec::new());
+        }
+        if self.has("sliding_window") && self.value("sliding_window").is_none() {
+            let message = "is null, and layers are of type \"sliding_attention\"; expected a whole number above 0";
+            self.problem("sliding_window", message);
+        }
+        (window, full_layers)
     }
 
     /// Settings that would make this another model than the decoder computes.

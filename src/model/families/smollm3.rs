@@ -33,7 +33,7 @@ fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
     let defaults = Defaults {
         kv_heads: Some(4),
         max_positions: 32_768,
-        rope_theta: 2_000_000.0,
+        theta: 2_000_000.0,
         tied_head: true,
         ..Defaults::LLAMA
     };
