@@ -6,7 +6,8 @@
 #   benches/gpu.sh
 #
 # Needs python3 with numpy, and 2.3 GB below TMPDIR. BURNISH and BURNISH_TESTS name a program and a test binary that were
-# built before with `--features wgpu`; without them cargo builds both. Exit code 1 if a test or a comparison failed.
+# built before with `--features wgpu`; without them cargo builds both. TIMEOUT is the most seconds for one measurement
+# (600), LOG a file for all figures as JSON. Exit code 1 if a test or a comparison failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -37,7 +38,8 @@ model() { # SHAPE
 speed() { # SHAPE, then arguments of benches/speed.py
     local shape=$1
     shift
-    python3 benches/speed.py --burnish "$BURNISH" --base "$work/$shape" "$@" 2>>"${LOG:-/dev/null}" || failed=1
+    python3 benches/speed.py --burnish "$BURNISH" --base "$work/$shape" --timeout "${TIMEOUT:-600}" "$@" \
+        2>>"${LOG:-/dev/null}" || failed=1
 }
 
 echo "## Losses over NF4 on both devices"

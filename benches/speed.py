@@ -163,7 +163,8 @@ def measure(options, folder, data, device, mode, targets, threads):
             done = subprocess.run(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=options.timeout
             )
-            error = f"exit {done.returncode}: {done.stderr.strip()[-300:]}" if done.returncode else None
+            said = " ".join(done.stderr.split())[-300:]
+            error = f"exit {done.returncode}: {said}" if done.returncode else None
         except subprocess.TimeoutExpired:
             error = f"not finished after {options.timeout:.0f} s"
     wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -279,13 +279,13 @@ def with_interval(values, sign=""):
     return f"{mean:{sign}.4f}" + ("" if half is None else f" ± {half:.4f}")
 
 
-def losses(dataset, adapter, results):
+def losses(dataset, adapter, results, seeds):
     rate, _ = chosen_rate(dataset, adapter, results)
-    found = {seed: results.get((dataset, adapter, rate, seed)) for seed in SEEDS}
+    found = {seed: results.get((dataset, adapter, rate, seed)) for seed in seeds}
     return rate, {seed: result for seed, result in found.items() if result}
 
 
-def report(results):
+def report(results, seeds=SEEDS):
     for dataset in COST:
         some = next((result for run, result in results.items() if run[0] == dataset), None)
         if some is None:
@@ -294,23 +294,24 @@ def report(results):
             f"\n{dataset}: {some.train['examples']} examples, {some.train['tokens']} tokens in an epoch; validation loss on "
             f"{some.valid_tokens} tokens, {some.before:.4f} before training\n"
         )
-        print("| comparison | targets | rank | parameters | rate | seeds " + ", ".join(map(str, SEEDS)), end="")
+        print("| comparison | targets | rank | parameters | rate | seeds " + ", ".join(map(str, seeds)), end="")
         print(" | mean, 95% | less q, v, 95% | tokens/s |\n|" + "---|" * 9)
         for comparison, adapters in COMPARISONS.items():
-            _, reference = losses(dataset, adapters[0], results)
+            _, reference = losses(dataset, adapters[0], results, seeds)
             for adapter in adapters:
-                rate, found = losses(dataset, adapter, results)
+                rate, found = losses(dataset, adapter, results, seeds)
                 if not found:
                     continue
                 both = [seed for seed in found if seed in reference]
                 differences = [found[seed].loss - reference[seed].loss for seed in both]
                 less = "" if adapter == adapters[0] or not both else with_interval(differences, "+")
-                speed = statistics.median(result.tokens_per_second for result in found.values())
-                values = ", ".join(f"{found[seed].loss:.4f}" if seed in found else "–" for seed in SEEDS)
+                speeds = [result.tokens_per_second for result in found.values() if result.tokens_per_second]
+                speed = f"{statistics.median(speeds):.0f}" if speeds else ""
+                values = ", ".join(f"{found[seed].loss:.4f}" if seed in found else "–" for seed in seeds)
                 mean = with_interval([result.loss for result in found.values()])
                 parameters = next(iter(found.values())).parameters
                 print(f"| {comparison} | {adapter[0]} | {adapter[1]} | {parameters:,} | {rate:g} | ", end="")
-                print(f"{values} | {mean} | {less} | {speed:.0f} |")
+                print(f"{values} | {mean} | {less} | {speed} |")
         print(f"\nValidation loss of seed {TUNING_SEED} by learning rate:\n")
         print("| targets | rank | " + " | ".join(f"{rate:g}" for rate in RATES) + " |\n|" + "---|" * (2 + len(RATES)))
         for adapter in ADAPTERS:
