@@ -1,22 +1,22 @@
 //! The processor's kernels, one by one: `cargo bench --bench ops`.
 //!
 //! Criterion reports elements a second; an element is one floating-point operation (a multiply and an add are two), so
-//! `Gelem/s` reads as GFLOP/s. `BURNISH_ISA` and `RAYON_NUM_THREADS` choose what is measured.
+//! `Gelem/s` reads as GFLOP/s. `BURNISH_ISA` chooses the instruction set.
 
 use std::hint::black_box;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burnish::files::Bytes;
+use burnish::ops::activation::{Activation, gated};
 use burnish::ops::attention::{Geometry, Rope, attention};
+use burnish::ops::backward_from::backward_from;
 use burnish::ops::cpu::isa::Isa;
 use burnish::ops::cpu::matrix::{Matrix, Storage};
 use burnish::ops::cross_entropy::cross_entropy;
 use burnish::ops::frozen::FrozenWeight;
-use burnish::ops::inject::inject;
 use burnish::ops::linear::{Projected, linear};
 use burnish::ops::norm::rms_norm;
-use burnish::ops::swiglu::swiglu;
 use burnish::quant::float;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -51,7 +51,7 @@ fn both_ways(bench: &mut Criterion, name: &str, flops: u64, x: &Tensor<2>, op: i
     group.bench_function(BenchmarkId::new("forward and backward", &dtype), |bencher| {
         bencher.iter(|| {
             let leaf = x.clone().autodiff().require_grad();
-            let gradients = inject(op(leaf.clone()), upstream.clone()).backward();
+            let gradients = backward_from(op(leaf.clone()), upstream.clone());
             black_box(leaf.grad(&gradients))
         });
     });
@@ -77,14 +77,13 @@ fn row_by_row(bench: &mut Criterion) {
         let x = tensor(1024, 576, dtype);
         both_ways(bench, "rms_norm 1024x576", 4 * 1024 * 576, &x, |x| rms_norm(x, &weights, 1e-5));
         let x = tensor(1024, 3072, dtype);
-        both_ways(bench, "swiglu 1024x1536", 10 * 1024 * 1536, &x, swiglu);
+        both_ways(bench, "gated silu 1024x1536", 10 * 1024 * 1536, &x, |x| gated(x, Activation::Silu));
     }
 }
 
 fn causal_attention(bench: &mut Criterion) {
     let frequencies = (0..32).map(|i| 1.0 / 10_000f32.powf(i as f32 / 32.0)).collect();
-    let geometry =
-        Geometry { heads: 9, kv_heads: 3, head_dim: 64, window: None, rope: Arc::new(Rope::new(frequencies)) };
+    let geometry = Geometry { rope: Some(Arc::new(Rope::new(frequencies))), ..Geometry::new(9, 3, 64) };
     for lengths in [vec![256; 4], vec![2048]] {
         for dtype in [DType::BF16, DType::F32] {
             let tokens: usize = lengths.iter().sum();
@@ -104,7 +103,7 @@ fn fused_cross_entropy(bench: &mut Criterion) {
         let targets: Vec<(u32, u32)> = (0..256).map(|row| (row, row * 97)).collect();
         let x = tensor(256, 576, dtype);
         both_ways(bench, "cross-entropy 256x576x49152", 2 * 256 * 576 * 49_152, &x, |x| {
-            cross_entropy(x, &Projected { weight: &weight, bias: None, low_rank: None }, &targets)
+            cross_entropy(x, &Projected { weight: &weight, bias: None, low_rank: None }, &targets, None)
         });
     }
 }

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use burnish::adapter::file::HostAdapter;
-use burnish::model::config::{Architecture, ModelConfig, RopeScaling};
+use burnish::adapter::host::HostAdapter;
+use burnish::model::BaseFiles;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
 const Q0: &str = "model.layers.0.self_attn.q_proj";
@@ -65,36 +65,16 @@ fn config_with(from: &str, to: &str) -> String {
     CONFIG.replace(from, to)
 }
 
-fn base() -> ModelConfig {
-    ModelConfig {
-        architecture: Architecture::Llama,
-        vocab_size: 96,
-        hidden_size: 32,
-        intermediate_size: 64,
-        layers: 2,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 8,
-        norm_eps: 1e-6,
-        rope_theta: 10_000.0,
-        rope_scaling: RopeScaling::None,
-        tied_head: false,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        sliding_window: None,
-        full_layers: Vec::new(),
-        max_positions: 128,
-        bos_token: Some(1),
-        eos_tokens: vec![2],
-    }
+/// Two layers, hidden size 32, and 16 values' width of v.
+fn base() -> BaseFiles {
+    BaseFiles::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/llama_gqa")).expect("a base")
 }
 
 #[test]
 fn the_sound_one_loads() {
     let adapter = load(CONFIG, &sound()).expect("sound");
     assert_eq!(adapter.pairs.len(), 2);
-    adapter.check_against(&base()).expect("fits");
+    adapter.check_against(base().config()).expect("fits");
 }
 
 #[test]
@@ -198,7 +178,8 @@ fn modules_and_sizes_of_another_base_are_all_listed() {
         half("model.layers.0.mlp.experts", "A", [4, 32]),
         half("model.layers.0.mlp.experts", "B", [32, 4]),
     ];
-    let error = load(&config, &tensors).expect("sound in itself").check_against(&base()).expect_err("another base");
+    let error =
+        load(&config, &tensors).expect("sound in itself").check_against(base().config()).expect_err("another base");
     let text = error.to_string();
     assert_eq!((error.exit_code(), error.problems().len()), (2, 4), "{text}");
     assert!(text.contains("from 48 to 32 values; the base's goes from 32 to 32"), "{text}");
@@ -211,7 +192,7 @@ fn modules_and_sizes_of_another_base_are_all_listed() {
 fn pairs_that_the_configuration_promises_must_be_there() {
     let folder = tempfile::tempdir().expect("a folder");
     write(folder.path(), CONFIG, &sound());
-    let error = HostAdapter::load_for(folder.path(), &base()).expect_err("two of four modules have no pair");
+    let error = HostAdapter::load_over(folder.path(), &base()).expect_err("two of four modules have no pair");
     let text = error.to_string();
     assert!(text.contains("model.layers.0.self_attn.v_proj` (and 1 more)"), "{text}");
 }
@@ -230,7 +211,6 @@ fn a_copy_of_the_base_matrix_is_passed_over_where_it_belongs_to_a_pair() {
 
 #[test]
 fn unchanged_copies_of_the_embedding_are_passed_over() {
-    use burnish::model::BaseFiles;
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
     for (name, others) in [("llama_gqa", "llama_odd"), ("llama_tied", "llama_gqa")] {
         let base = BaseFiles::open(&fixtures.join(name)).expect("a base");
@@ -353,7 +333,7 @@ fn sparse(width: u64) -> tempfile::TempDir {
 fn what_a_header_promises_is_held_against_the_base_before_it_is_read() {
     let folder = sparse(1 << 36);
     let start = Instant::now();
-    let error = HostAdapter::load_for(folder.path(), &base()).expect_err("a terabyte").to_string();
+    let error = HostAdapter::load_over(folder.path(), &base()).expect_err("a terabyte").to_string();
     assert!(error.contains("from 68719476736 to 32 values; the base's goes from 32 to 32"), "{error}");
     assert!(error.contains("adapter_model.safetensors"), "{error}");
     burnish::inspect::inspect(folder.path()).expect("the header is sound");

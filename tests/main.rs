@@ -1,20 +1,30 @@
 //! Integration tests: one binary, one module an area.
 
 mod adapter_file;
+mod adapter_open;
 mod cli;
+mod conversations;
 mod data;
+mod families;
+mod fuzz;
 mod hostile_adapter;
 mod hostile_cli;
+mod hostile_config;
+mod hostile_families;
+mod hostile_gguf;
 mod hostile_text;
 mod hostile_weights;
+mod layout;
 mod merge;
 mod model;
 mod ops;
 mod pull;
 mod qlora;
 mod recipe;
+mod recipes;
 mod scores;
 mod tables;
+mod tidy;
 mod tokenizer;
 mod training;
 mod weights;

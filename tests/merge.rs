@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burnish::adapter::file::{HostAdapter, HostPair, provenance};
+use burnish::adapter::host::{HostAdapter, HostPair, provenance};
 use burnish::adapter::merge::{MergeOptions, MergeReport, merge};
 use burnish::files::FloatType;
 use burnish::model::BaseFiles;
@@ -113,11 +113,34 @@ fn changed_modules_hold_the_sum_and_all_others_their_bytes() {
             }
             changed += usize::from(bytes != found);
         }
-        assert_eq!((changed, report.modules_changed), (adapter.pairs.len(), adapter.pairs.len()), "{name}");
+        assert_eq!(
+            (changed, report.modules_changed, report.modules),
+            (adapter.pairs.len(), changed, changed),
+            "{name}"
+        );
         assert_eq!((report.tensors, report.tensors_compared), (before.len(), before.len()));
         assert!(!report.untied_head && report.base_matches.is_none() && report.max_difference < 1e-6);
         assert_eq!(json(&base.path().join("config.json")), json(&folder.path().join("merged/config.json")));
     }
+}
+
+#[test]
+fn modules_that_keep_their_values_are_counted() {
+    let base = base("llama_bf16");
+    let module = "model.layers.0.self_attn.q_proj";
+    let report_of = |change: fn(&mut HostPair)| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut adapter = adapter("bf16");
+        change(adapter.pairs.get_mut(module).expect("a pair"));
+        let report = merged(folder.path(), &base, &adapter, MergeOptions::default()).expect("merged");
+        let same = tensors(base.path())[&format!("{module}.weight")].2
+            == tensors(&folder.path().join("merged"))[&format!("{module}.weight")].2;
+        (report.modules, report.modules_changed, same)
+    };
+    assert_eq!(report_of(|_| {}), (4, 4, false));
+    assert_eq!(report_of(|pair| pair.b.fill(0.0)), (4, 3, true));
+    // Not zero, but far below half a unit in the last place of every weight.
+    assert_eq!(report_of(|pair| pair.scale = 1e-20), (4, 3, true));
 }
 
 /// tests/reference/make_adapters.py: summed in f64 by numpy, rounded once to bf16.
@@ -206,12 +229,15 @@ fn tokenizer_generation_settings_and_licence_go_along() {
     std::fs::write(from.join("generation_config.json"), r#"{"eos_token_id":[2,7]}"#).expect("written");
     std::fs::write(from.join("LICENSE.txt"), "terms").expect("written");
     std::fs::write(from.join("README.md"), "the base's own card").expect("written");
+    // No licence is as large, and a merge does not fail for it.
+    std::fs::write(from.join("NOTICE"), vec![b'x'; (1 << 20) + 1]).expect("written");
     let out = folder.path().join("out/merged");
     let base = BaseFiles::open(&from).expect("a base");
-    merge(&base, &adapter("qv"), &out, &MergeOptions::default(), |dir| {
+    let report = merge(&base, &adapter("qv"), &out, &MergeOptions::default(), |dir| {
         std::fs::write(dir.join("tokenizer.json"), "{}").map_err(|error| Error::write(dir, &error))
     })
     .expect("merged");
+    assert_eq!(report.licences_left_out, ["NOTICE"]);
     let mut names: Vec<_> = std::fs::read_dir(&out).expect("listed").map(|one| one.expect("one").file_name()).collect();
     names.sort();
     assert_eq!(names, ["LICENSE.txt", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]);
@@ -297,12 +323,14 @@ fn in_a_process_that_may_write_little() {
 #[test]
 fn a_full_disk_leaves_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
-    let status = std::process::Command::new(std::env::current_exe().expect("this program"))
+    let output = std::process::Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "merge::in_a_process_that_may_write_little"])
         .env(LIMITED_FOLDER, folder.path())
         .output()
         .expect("started");
-    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "the test of that name ran: {said}");
     nothing_is_left(folder.path());
 }
 

@@ -2,15 +2,16 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burnish::files::Bytes;
-use burnish::ops::attention::{self, Geometry, Rope};
+use burnish::ops::activation::{self, Activation};
+use burnish::ops::attention::{self, Cache, Geometry, QkvLayout, Rope};
+use burnish::ops::backward_from::backward_from;
 use burnish::ops::cpu::isa::Isa;
 use burnish::ops::cpu::matrix::{Matrix, Storage};
 use burnish::ops::cpu::pool;
 use burnish::ops::cross_entropy;
 use burnish::ops::frozen::FrozenWeight;
 use burnish::ops::linear::{self, Dropout, LowRankPair, Projected};
-use burnish::ops::norm;
-use burnish::ops::swiglu;
+use burnish::ops::norm::{self, QkNorm, Span};
 use burnish::quant::float;
 
 use crate::model::{instruction_sets, turn};
@@ -71,7 +72,7 @@ fn run(inputs: &[Tensor<2>], dtype: DType, op: &dyn Fn(Vec<Tensor<2>>) -> Tensor
     let upstream = TensorData::new(values(rows * columns, 99), [rows, columns]);
     let upstream = Tensor::<2>::from_data(upstream, &Device::flex()).cast(y.dtype());
     let out = floats(y.clone().inner());
-    let gradients = burnish::ops::inject::inject(y, upstream).backward();
+    let gradients = backward_from(y, upstream);
     (out, leaves.iter().map(|leaf| floats(leaf.grad(&gradients).expect("a gradient"))).collect())
 }
 
@@ -145,43 +146,113 @@ fn linear_with_and_without_low_rank_pairs_bias_residual_and_dropout() {
 }
 
 #[test]
-fn rms_norm_and_swiglu() {
+fn norms_of_odd_widths() {
     let _turn = turn();
     for (tokens, width) in [(1, 3), (3, 5), (70, 66), (33, 256)] {
-        let weights = values(width, 4);
-        let inputs = [tensor(tokens, width, 2).mul_scalar(3.0)];
+        let (weights, biases) = (values(width, 4), values(width, 5));
+        let inputs = [tensor(tokens, width, 2).mul_scalar(3.0).add_scalar(0.5)];
         compare(
             &format!("rms_norm {tokens}x{width}"),
             &inputs,
             &|leaves, _| norm::rms_norm(leaves[0].clone(), &weights, 1e-5),
             &|leaves, _| norm::reference::rms_norm(leaves[0].clone(), &weights, 1e-5),
         );
-        let inputs = [tensor(tokens, 2 * width, 3).mul_scalar(4.0)];
-        compare(
-            &format!("swiglu {tokens}x{width}"),
-            &inputs,
-            &|leaves, _| swiglu::swiglu(leaves[0].clone()),
-            &|leaves, _| swiglu::reference::swiglu(leaves[0].clone()),
-        );
+        for bias in [None, Some(biases.as_slice())] {
+            compare(
+                &format!("layer_norm {tokens}x{width} bias {}", bias.is_some()),
+                &inputs,
+                &|leaves, _| norm::layer_norm(leaves[0].clone(), &weights, bias, 1e-5),
+                &|leaves, _| norm::reference::layer_norm(leaves[0].clone(), &weights, bias, 1e-5),
+            );
+        }
     }
 }
 
 #[test]
-fn attention_over_ragged_sequences_grouped_heads_and_windows() {
+fn norms_of_queries_and_keys_by_head_and_over_all_heads() {
     let _turn = turn();
-    for (lengths, heads, kv_heads, head_dim, window) in [
-        (vec![1usize], 1, 1, 2, None),
-        (vec![5, 1, 33], 4, 2, 16, None),
-        (vec![100, 131], 3, 1, 64, None),
-        (vec![70, 20], 2, 2, 10, Some(7)),
-        (vec![200], 2, 1, 40, Some(64)),
+    for (tokens, heads, kv_heads, head_dim, layout) in [
+        (5, 4, 2, 16, QkvLayout::SideBySide),
+        (33, 3, 1, 40, QkvLayout::SideBySide),
+        (2, 2, 2, 6, QkvLayout::ByHead),
+        (40, 3, 3, 64, QkvLayout::ByHead),
     ] {
-        let frequencies = (0..head_dim / 2).map(|i| 1.0 / 100f32.powf(2.0 * i as f32 / head_dim as f32)).collect();
-        let geometry =
-            Geometry { heads, kv_heads, head_dim, window, rope: std::sync::Arc::new(Rope::new(frequencies)) };
+        let geometry = Geometry { layout, ..Geometry::new(heads, kv_heads, head_dim) };
+        let inputs = [tensor(tokens, geometry.qkv_width(), 2).mul_scalar(3.0)];
+        for (span, q, k) in [(Span::PerHead, 1, 1), (Span::AllHeads, heads, kv_heads)] {
+            let norm = QkNorm { q: values(q * head_dim, 6), k: values(k * head_dim, 7), eps: 1e-5, span };
+            compare(
+                &format!("qk_norm {tokens} tokens, {heads}/{kv_heads}x{head_dim} {layout:?} {span:?}"),
+                &inputs,
+                &|leaves, _| norm::qk_norm(leaves[0].clone(), &norm, &geometry),
+                &|leaves, _| norm::reference::qk_norm(leaves[0].clone(), &norm, &geometry),
+            );
+        }
+    }
+}
+
+#[test]
+fn every_activation_by_itself_and_as_a_gate() {
+    let _turn = turn();
+    for function in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+        for (tokens, width) in [(1, 3), (3, 5), (70, 66), (33, 256)] {
+            let inputs = [tensor(tokens, 2 * width, 3).mul_scalar(4.0)];
+            compare(
+                &format!("gated {function:?} {tokens}x{width}"),
+                &inputs,
+                &|leaves, _| activation::gated(leaves[0].clone(), function),
+                &|leaves, _| activation::reference::gated(leaves[0].clone(), function),
+            );
+            compare(
+                &format!("{function:?} {tokens}x{}", 2 * width),
+                &inputs,
+                &|leaves, _| activation::activate(leaves[0].clone(), function),
+                &|leaves, _| activation::reference::activate(leaves[0].clone(), function),
+            );
+        }
+    }
+}
+
+/// Frequencies of a rotation of the first `2 · half` values of each head.
+fn frequencies(half: usize, base: f32) -> Vec<f32> {
+    (0..half).map(|i| 1.0 / base.powf(i as f32 / half as f32)).collect()
+}
+
+/// A rotation with a factor, and other frequencies for sequences longer than 90.
+fn rope(half: usize) -> Rope {
+    Rope::new(frequencies(half, 100.0)).with_attention_factor(1.25).with_long_context(90, frequencies(half, 700.0))
+}
+
+/// Shapes of attention with everything that one may have: `(lengths, geometry)`.
+fn attention_shapes() -> Vec<(Vec<usize>, Geometry)> {
+    let geometry = |heads, kv_heads, head_dim, half| Geometry {
+        rope: (half > 0).then(|| std::sync::Arc::new(rope(half))),
+        ..Geometry::new(heads, kv_heads, head_dim)
+    };
+    vec![
+        (vec![1], geometry(1, 1, 2, 1)),
+        (vec![5, 1, 33], geometry(4, 2, 16, 8)),
+        // Of the two sequences one is longer than the context that the rotation was made for.
+        (vec![100, 31], geometry(3, 1, 64, 32)),
+        (vec![70, 20], Geometry { window: Some(7), ..geometry(2, 2, 10, 5) }),
+        (vec![200], Geometry { window: Some(64), ..geometry(2, 1, 40, 20) }),
+        // Without rotation; with a rotation of a quarter of each head.
+        (vec![40, 7], geometry(2, 1, 24, 0)),
+        (vec![40, 95], geometry(2, 2, 32, 4)),
+        (vec![77, 3], Geometry { layout: QkvLayout::ByHead, ..geometry(3, 3, 20, 3) }),
+        (vec![35], Geometry { layout: QkvLayout::ByHead, ..geometry(2, 2, 16, 0) }),
+        (vec![110, 2], Geometry { softcap: Some(1.5), scale: 0.4, ..geometry(4, 2, 16, 8) }),
+        (vec![60], Geometry { softcap: Some(3.0), window: Some(40), scale: 0.7, ..geometry(2, 1, 34, 17) }),
+    ]
+}
+
+#[test]
+fn attention_over_ragged_sequences_of_every_shape() {
+    let _turn = turn();
+    for (lengths, geometry) in attention_shapes() {
         let inputs = [tensor(lengths.iter().sum(), geometry.qkv_width(), 8).mul_scalar(2.0)];
         compare(
-            &format!("attention {lengths:?} {heads}/{kv_heads}x{head_dim} window {window:?}"),
+            &format!("attention {lengths:?} {geometry:?}"),
             &inputs,
             &|leaves, _| attention::attention(leaves[0].clone(), &lengths, &geometry),
             &|leaves, _| attention::reference::attention(leaves[0].clone(), &lengths, &geometry),
@@ -190,36 +261,203 @@ fn attention_over_ragged_sequences_grouped_heads_and_windows() {
 }
 
 #[test]
-fn cross_entropy_with_and_without_a_pair_on_the_head() {
+fn attention_with_a_cache_is_attention_over_the_whole_sequence() {
+    let _turn = turn();
+    for (lengths, mut geometry) in attention_shapes() {
+        // What the rotation changes to at its original context is another test.
+        geometry.rope = geometry.rope.map(|rope| Rope::new(frequencies(rope.half(), 100.0)).into());
+        let total: usize = lengths.iter().sum();
+        let qkv = tensor(total, geometry.qkv_width(), 8).mul_scalar(2.0).inner();
+        let expected = floats(attention::reference::attention(qkv.clone(), &lengths, &geometry));
+        for isa in instruction_sets() {
+            isa.choose();
+            for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
+                for is_kernel in [true, false] {
+                    let ours = in_steps(qkv.clone().cast(dtype), &lengths, &geometry, is_kernel);
+                    let error = relative(&ours, &expected);
+                    let what = format!("{lengths:?} {geometry:?} kernel {is_kernel} on {} in {dtype:?}", isa.name());
+                    assert!(error <= tolerance, "{what}: {error}");
+                }
+            }
+        }
+    }
+    Isa::best().choose();
+}
+
+/// Attention through caches: a first piece of every sequence together, then pieces of other sizes, in the rows' order.
+fn in_steps(qkv: Tensor<2>, lengths: &[usize], geometry: &Geometry, is_kernel: bool) -> Vec<f32> {
+    let width = geometry.heads * geometry.head_dim;
+    let mut caches = vec![Cache::default(); lengths.len()];
+    let mut done = vec![0; lengths.len()];
+    let mut out = vec![Vec::new(); lengths.len()];
+    let starts: Vec<usize> = (0..lengths.len()).map(|index| lengths[..index].iter().sum()).collect();
+    for step in 0.. {
+        let wanted = |index: usize| if step == 0 { lengths[index] * 2 / 3 } else { 1 + 6 * (step % 2) };
+        let pieces: Vec<(usize, usize)> = (0..lengths.len())
+            .map(|index| (index, wanted(index).max(1).min(lengths[index] - done[index])))
+            .filter(|&(_, count)| count > 0)
+            .collect();
+        if pieces.is_empty() {
+            break;
+        }
+        let rows = pieces.iter().map(|&(index, count)| qkv.clone().narrow(0, starts[index] + done[index], count));
+        let rows = Tensor::cat(rows.collect(), 0);
+        let counts: Vec<usize> = pieces.iter().map(|&(_, count)| count).collect();
+        let mut taking: Vec<&mut Cache> = caches
+            .iter_mut()
+            .enumerate()
+            .filter(|(index, _)| pieces.iter().any(|(other, _)| other == index))
+            .map(|(_, cache)| cache)
+            .collect();
+        let y = if is_kernel {
+            attention::cached_attention(rows, &counts, &mut taking, geometry)
+        } else {
+            attention::reference::cached_attention(rows, &counts, &mut taking, geometry)
+        };
+        let y = floats(y);
+        let mut row = 0;
+        for &(index, count) in &pieces {
+            out[index].extend_from_slice(&y[row * width..(row + count) * width]);
+            row += count;
+            done[index] += count;
+            assert_eq!(caches[index].length(), done[index]);
+        }
+    }
+    out.concat()
+}
+
+#[test]
+fn a_cached_sequence_that_outgrows_its_context_has_the_keys_of_a_long_one() {
+    let _turn = turn();
+    let geometry = Geometry { rope: Some(std::sync::Arc::new(rope(6))), ..Geometry::new(2, 1, 16) };
+    let (short, long) = (88, 93);
+    let qkv = tensor(long, geometry.qkv_width(), 8).inner();
+    let width = geometry.heads * geometry.head_dim;
+    let expected = floats(attention::reference::attention(qkv.clone(), &[long], &geometry));
+    for cached_attention in [attention::cached_attention, attention::reference::cached_attention] {
+        let mut cache = Cache::default();
+        cached_attention(qkv.clone().narrow(0, 0, short), &[short], &mut [&mut cache], &geometry);
+        let y =
+            cached_attention(qkv.clone().narrow(0, short, long - short), &[long - short], &mut [&mut cache], &geometry);
+        let error = relative(&floats(y), &expected[short * width..]);
+        assert!(error <= 1e-5, "{error}");
+    }
+    let rope = geometry.rope.as_ref().expect("a rotation");
+    assert!(rope.switches(short, long) && !rope.switches(0, long) && !rope.switches(91, long));
+}
+
+#[test]
+fn cross_entropy_of_every_kind_of_head() {
     let _turn = turn();
     for (tokens, width, vocabulary, rank) in [(9, 12, 17, 3), (40, 64, 331, 4)] {
         let targets: Vec<(u32, u32)> =
             (0..tokens as u32).filter(|row| row % 3 != 1).map(|row| (row, row * 7 % vocabulary as u32)).collect();
+        let biases = values(vocabulary, 11);
         let inputs = [tensor(tokens, width, 6), tensor(rank, width, 7), tensor(vocabulary, rank, 8)];
-        for with_pair in [true, false] {
+        let dropout = Some(Dropout { probability: 0.4, seed: 5 });
+        for (pair, softcap, bias) in [
+            (Some(None), None, None),
+            (None, None, Some(biases.as_slice())),
+            (Some(dropout), None, None),
+            (None, Some(0.8), None),
+            (Some(dropout), Some(1.5), Some(biases.as_slice())),
+        ] {
             let op = |leaves: Vec<Tensor<2>>, dtype: DType, is_kernel: bool| {
                 let weight = weight(vocabulary, width, dtype, 9);
-                let pair = LowRankPair { a: leaves[1].clone(), b: leaves[2].clone(), scale: 0.7, dropout: None };
-                let head = Projected { weight: &weight, bias: None, low_rank: with_pair.then_some(pair) };
+                let low_rank = pair.map(|dropout| {
+                    let (a, b) = (leaves[1].clone(), leaves[2].clone());
+                    LowRankPair { a, b, scale: 0.7, dropout }
+                });
+                let head = Projected { weight: &weight, bias, low_rank };
                 if is_kernel {
-                    cross_entropy::cross_entropy(leaves[0].clone(), &head, &targets)
+                    cross_entropy::cross_entropy(leaves[0].clone(), &head, &targets, softcap)
                 } else {
-                    cross_entropy::reference::cross_entropy(leaves[0].clone(), &head, &targets)
+                    cross_entropy::reference::cross_entropy(leaves[0].clone(), &head, &targets, softcap)
                 }
             };
-            let used = if with_pair { &inputs[..] } else { &inputs[..1] };
-            let pad = |mut leaves: Vec<Tensor<2>>| {
-                leaves.extend(inputs[leaves.len()..].iter().cloned());
-                leaves
-            };
+            let used = if pair.is_some() { &inputs[..] } else { &inputs[..1] };
             compare(
-                &format!("cross-entropy {tokens}x{width}x{vocabulary} pair {with_pair}"),
+                &format!("cross-entropy {tokens}x{width}x{vocabulary} pair {pair:?} cap {softcap:?}"),
                 used,
-                &|leaves, dtype| op(pad(leaves), dtype, true),
-                &|leaves, dtype| op(pad(leaves), dtype, false),
+                &|leaves, dtype| op(leaves, dtype, true),
+                &|leaves, dtype| op(leaves, dtype, false),
             );
+            let leaves: Vec<Tensor<2>> = used.iter().map(|input| input.clone().inner()).collect();
+            let weight = weight(vocabulary, width, DType::F32, 9);
+            let low_rank =
+                pair.map(|dropout| LowRankPair { a: leaves[1].clone(), b: leaves[2].clone(), scale: 0.7, dropout });
+            let head = Projected { weight: &weight, bias, low_rank };
+            let alone = cross_entropy::losses(leaves[0].clone(), &head, &targets, softcap);
+            assert_eq!(alone, floats(op(leaves, DType::F32, true)));
         }
     }
+}
+
+/// The output of a projection and of a head with this pair, by kernel and by reference.
+fn outputs_with(pair: &LowRankPair, x: &Tensor<2>, weight: &FrozenWeight) -> [Vec<f32>; 4] {
+    let projected = || Projected { weight, bias: None, low_rank: Some(pair.clone()) };
+    let targets: Vec<(u32, u32)> = (0..x.dims()[0] as u32).map(|row| (row, row * 5 % 13)).collect();
+    [
+        floats(linear::linear(x.clone(), &[projected()], None)),
+        floats(linear::reference::linear(x.clone(), &[projected()], None)),
+        floats(cross_entropy::cross_entropy(x.clone(), &projected(), &targets, None)),
+        floats(cross_entropy::reference::cross_entropy(x.clone(), &projected(), &targets, None)),
+    ]
+}
+
+#[test]
+fn every_field_of_a_low_rank_pair_changes_the_result_of_every_op() {
+    let _turn = turn();
+    let (x, weight) = (tensor(6, 24, 1).inner(), weight(13, 24, DType::F32, 2));
+    let (a, b) = (tensor(4, 24, 3).inner(), tensor(13, 4, 4).inner());
+    let dropout = |probability, seed| Some(Dropout { probability, seed });
+    let pair = LowRankPair { a: a.clone(), b: b.clone(), scale: 0.5, dropout: dropout(0.5, 1) };
+    // Every field by name: a new one does not compile until it stands here.
+    let LowRankPair { a: _, b: _, scale: _, dropout: _ } = &pair;
+    let changed = [
+        ("a", LowRankPair { a: a.mul_scalar(2.0), ..pair.clone() }),
+        ("b", LowRankPair { b: b.mul_scalar(2.0), ..pair.clone() }),
+        ("scale", LowRankPair { scale: 0.75, ..pair.clone() }),
+        ("dropout", LowRankPair { dropout: None, ..pair.clone() }),
+        ("dropout's probability", LowRankPair { dropout: dropout(0.25, 1), ..pair.clone() }),
+        ("dropout's seed", LowRankPair { dropout: dropout(0.5, 2), ..pair.clone() }),
+    ];
+    let before = outputs_with(&pair, &x, &weight);
+    let ops = ["linear", "linear's reference", "cross-entropy", "cross-entropy's reference"];
+    for (field, pair) in changed {
+        for ((op, before), after) in ops.iter().zip(&before).zip(&outputs_with(&pair, &x, &weight)) {
+            assert!(relative(after, before) > 1e-3, "{field} changes nothing in {op}");
+        }
+    }
+}
+
+#[test]
+fn a_group_of_many_adapted_projections_has_all_of_its_pairs() {
+    let _turn = turn();
+    let (tokens, input, rank, members) = (20, 40, 3, 12);
+    let inputs: Vec<Tensor<2>> = std::iter::once(tensor(tokens, input, 1))
+        .chain((0..members).flat_map(|index| [tensor(rank, input, 10 + index), tensor(5, rank, 40 + index)]))
+        .collect();
+    let op = |leaves: Vec<Tensor<2>>, dtype: DType, is_kernel: bool| {
+        let weights: Vec<FrozenWeight> = (0..members).map(|index| weight(5, input, dtype, 70 + index)).collect();
+        let pairs = leaves[1..].chunks(2).map(|pair| LowRankPair {
+            a: pair[0].clone(),
+            b: pair[1].clone(),
+            scale: 1.5,
+            dropout: None,
+        });
+        let group: Vec<Projected<'_>> = (weights.iter().zip(pairs))
+            .map(|(weight, pair)| Projected { weight, bias: None, low_rank: Some(pair) })
+            .collect();
+        if is_kernel {
+            linear::linear(leaves[0].clone(), &group, None)
+        } else {
+            linear::reference::linear(leaves[0].clone(), &group, None)
+        }
+    };
+    compare("twelve pairs", &inputs, &|leaves, dtype| op(leaves, dtype, true), &|leaves, dtype| {
+        op(leaves, dtype, false)
+    });
 }
 
 #[test]

@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use burnish::adapter::file::HostAdapter;
-use burnish::data::Batch;
+use burnish::adapter::host::HostAdapter;
+use burnish::data::Encoded;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
-use burnish::model::{BaseFiles, Decoder};
-use burnish::train::schedule::{Schedule, ScheduleKind};
-use burnish::train::step::{Optimiser, StepReport, Trainee};
+use burnish::model::{BaseFiles, Batch, Decoder};
+use burnish::train::evaluate::{evaluate, evaluate_at_once};
+use burnish::train::objective::Sft;
+use burnish::train::step::{AdapterTrainer, StepReport};
+use burnish::train::{Batching, Event, Job, Layout, Part, Schedule, ScheduleKind, TrainSettings, fit};
 use serde_json::Value;
 
 use crate::model::{fixtures, load, turn};
@@ -70,21 +72,20 @@ impl Run {
 
     /// Runs it again on the decoder's device: a report for each step, and the adapter it ends with.
     pub fn replay(&self, decoder: &Decoder, recompute: Recompute) -> (Vec<StepReport>, HostAdapter) {
-        let optimiser = Optimiser {
-            beta1: 0.9,
-            beta2: 0.999,
+        let settings = TrainSettings {
             weight_decay: self.weight_decay,
             max_grad_norm: self.max_grad_norm,
-            recompute,
+            ..TrainSettings::default()
         };
         let device = decoder.device().clone().autodiff();
-        let mut trainee = Trainee::new(self.start.attach(decoder.config(), &device).expect("fits"), optimiser);
+        let adapter = self.start.attach(decoder.config(), &device).expect("fits");
+        let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), &settings, recompute);
         let reports = self.steps.iter().enumerate().map(|(index, step)| {
             let batches: Vec<Batch> = step["micro_batches"].as_array().expect("batches").iter().map(batch).collect();
-            trainee.step(decoder, &batches, self.schedule.rate(index as u64), 0)
+            trainer.step(decoder, &batches, self.schedule.rate(index as u64), 0)
         });
         let reports = reports.collect();
-        (reports, self.start.with_values(decoder.config(), &trainee.adapter.valid()))
+        (reports, self.start.with_values(decoder.config(), &trainer.adapter.valid()))
     }
 }
 
@@ -128,7 +129,7 @@ fn training_changes_not_one_byte_of_the_base() {
         base.tensor_names().map(|name| base.tensor(name).expect("a tensor").bytes.to_vec()).collect()
     };
     // Dense weights lie in the mapped file; quantised ones only in memory, where the logits tell.
-    for quant in [Quant::None, Quant::Nf4 { double: true }, Quant::Int8] {
+    for quant in [Quant::None, Quant::Nf4Double, Quant::Int8] {
         let options = LoadOptions { device: Device::flex(), compute: Compute::F32, quant };
         let decoder = Decoder::load(&base, &options, |_, _| {}).expect("loads");
         let ids: Vec<u32> = (0..20).collect();
@@ -136,15 +137,74 @@ fn training_changes_not_one_byte_of_the_base() {
         let (bytes_before, logits_before) = (bytes(), logits());
         let adapter = HostAdapter::load(&folder.join("start")).expect("an adapter");
         let adapter = adapter.attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
-        let recompute = Recompute::None;
-        let optimiser = Optimiser { beta1: 0.9, beta2: 0.999, weight_decay: 0.1, max_grad_norm: 1.0, recompute };
-        let mut trainee = Trainee::new(adapter, optimiser);
+        let settings = TrainSettings { weight_decay: 0.1, ..TrainSettings::default() };
+        let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), &settings, Recompute::None);
         for step in run["steps"].as_array().expect("steps") {
             let batches: Vec<Batch> = step["micro_batches"].as_array().expect("batches").iter().map(batch).collect();
-            let report = trainee.step(&decoder, &batches, 1e-2, 0);
+            let report = trainer.step(&decoder, &batches, 1e-2, 0);
             assert!(report.loss.is_finite() && report.grad_norm > 0.0);
         }
         assert_eq!(bytes(), bytes_before, "{quant:?}");
         assert_eq!(logits(), logits_before, "{quant:?}");
     }
+}
+
+/// Sequences of the vocabulary's first tokens, every token but the first third trained.
+fn sequences(lengths: &[usize]) -> Vec<Encoded> {
+    let sequence = |(index, &length): (usize, &usize)| Encoded {
+        ids: (0..length).map(|position| ((7 * index + 5 * position) % 60 + 3) as u32).collect(),
+        trained: (0..length).map(|position| position >= length / 3).collect(),
+        untrained_turns: 0,
+    };
+    lengths.iter().enumerate().map(sequence).collect()
+}
+
+#[test]
+fn a_long_sequence_is_evaluated_piece_by_piece() {
+    let _turn = turn();
+    let run = Run::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training/seven_and_head"));
+    let decoder = load(&run.base, Compute::F32);
+    let adapter = run.start.attach(decoder.config(), decoder.device()).expect("fits");
+    let sequences = sequences(&[40, 9, 33, 64]);
+    let whole = evaluate(&decoder, Some(&adapter), &sequences);
+    for tokens_at_once in [1, 7, 16, 33, 50] {
+        let pieces = evaluate_at_once(&decoder, Some(&adapter), &sequences, tokens_at_once);
+        for (piece, whole) in pieces.iter().zip(&whole) {
+            assert_eq!(piece.tokens, whole.tokens);
+            let off = (piece.loss_sum / whole.loss_sum - 1.0).abs();
+            assert!(off < 1e-5, "{tokens_at_once}: {} instead of {}", piece.loss_sum, whole.loss_sum);
+        }
+    }
+}
+
+#[test]
+fn without_validation_data_the_adapter_is_reported_as_it_goes() {
+    let _turn = turn();
+    let run = Run::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training/seven_and_head"));
+    let decoder = load(&run.base, Compute::F32);
+    let train = sequences(&[12; 10]);
+    let settings = TrainSettings { micro_batch_seqs: 2, max_steps: Some(5), eval_steps: 2, ..TrainSettings::default() };
+    let job = Job {
+        decoder: &decoder,
+        start: &run.start,
+        train: &train,
+        valid: &[],
+        settings: &settings,
+        batching: Batching { micro_batch_seqs: 2, packed_tokens: None, accumulate_steps: 1, seed: 0 },
+        layout: Layout { part: Part::MicroBatch, recompute: Recompute::None },
+    };
+    let mut kept = Vec::new();
+    let outcome = fit(
+        &job,
+        || false,
+        |event| {
+            if let Event::Best { step, adapter } = event {
+                kept.push((step, adapter.clone()));
+            }
+            Ok(())
+        },
+    );
+    let outcome = outcome.expect("trained");
+    assert_eq!(kept.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [2, 4, 5]);
+    assert!(kept[0].1 != kept[1].1 && kept[2].1 == outcome.adapter && outcome.best_step == 5);
 }

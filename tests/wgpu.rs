@@ -12,8 +12,8 @@ use burnish::files::{Bytes, Dtype, RawTensor};
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Decoder};
+use burnish::ops::backward_from::backward_from;
 use burnish::ops::frozen::FrozenWeight;
-use burnish::ops::inject::inject;
 use burnish::ops::linear::{Dropout, LowRankPair, Projected, linear};
 use burnish::quant::float;
 use serde_json::{Value, json};
@@ -112,7 +112,7 @@ fn project(weight: &FrozenWeight, tokens: usize, device: &Device) -> Vec<Vec<f32
     let both = Tensor::cat(vec![residual.clone(), residual.clone()], 1);
     let y = linear(x.clone(), &group, Some(both));
     let upstream = TensorData::new(values(tokens * 2 * out, 8), [tokens, 2 * out]);
-    let gradients = inject(y.clone(), Tensor::from_data(upstream, device)).backward();
+    let gradients = backward_from(y.clone(), Tensor::from_data(upstream, device));
     let floats = |tensor: Tensor<2>| tensor.into_data().iter::<f32>().collect();
     let leaves = [x, a, b, residual].map(|leaf| floats(leaf.grad(&gradients).expect("a gradient")));
     [vec![floats(y.inner())], leaves.into()].concat()
@@ -203,8 +203,8 @@ fn the_losses_of_a_run_are_the_processors() {
 #[test]
 fn the_losses_of_a_run_over_nf4_are_the_processors() {
     let _turn = turn();
-    compare_run("qv", Quant::Nf4 { double: false }, Recompute::None);
-    compare_run("seven_and_head", Quant::Nf4 { double: true }, Recompute::Block);
+    compare_run("qv", Quant::Nf4, Recompute::None);
+    compare_run("seven_and_head", Quant::Nf4Double, Recompute::Block);
 }
 
 #[test]

@@ -14,14 +14,14 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::adapter::file::{HostAdapter, provenance};
+use crate::adapter::host::{HostAdapter, provenance};
 use crate::error::{Error, Result};
 use crate::files::shards::Entry;
 use crate::files::staging::Staging;
 use crate::files::{FloatType, RawTensor};
 use crate::model::BaseFiles;
-use crate::model::folder::write_configs;
-use crate::model::load::Quant;
+use crate::model::folder::{check_folder_name, write_configs};
+use crate::quant::Quant;
 
 use plan::{Plan, Planned};
 use source::Source;
@@ -39,7 +39,7 @@ pub enum MergeBase {
 /// How to merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MergeOptions {
-    /// What the adapter is added to.
+    /// The weights that the adapter is added to.
     pub weights: MergeBase,
     /// The type of every tensor. `None`: as the base stores it, and f32 for what it stores in blocks, which no
     /// 16-bit float holds exactly.
@@ -56,10 +56,13 @@ impl Default for MergeOptions {
     }
 }
 
-/// What was merged, and what the comparison after it found.
+/// The outcome of a merge, and of the comparison after it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MergeReport {
-    /// Modules that were changed: as many as the adapter has pairs.
+    /// Modules that have a low-rank pair.
+    pub modules: usize,
+    /// Of these, the ones of which a value as stored differs from the base's. A pair that is zero changes none, nor does an
+    /// update below the rounding of the stored type.
     pub modules_changed: usize,
     /// Tensors written.
     pub tensors: usize,
@@ -75,12 +78,14 @@ pub struct MergeReport {
     pub trained_over: Option<&'static str>,
     /// `original` or `dequantized`: what the adapter was added to.
     pub merged_into: &'static str,
-    /// Tensors compared with an independent sum after reading them again: every one.
+    /// Tensors that were read again and compared with an independent sum: every one.
     pub tensors_compared: usize,
-    /// Values compared: some rows of what was changed, all of what was not.
+    /// Values compared: 32 rows of every matrix that was changed or converted, all values of every other tensor.
     pub values_compared: usize,
     /// Greatest difference between a changed value as stored and the exact sum; its bound is the rounding.
     pub max_difference: f64,
+    /// Licences of the base that are not in the folder, because they are larger than any licence.
+    pub licences_left_out: Vec<String>,
 }
 
 /// Merges `adapter` into `base` and writes a Hugging Face folder at `out`, where nothing may be yet.
@@ -106,7 +111,7 @@ pub fn merge(
 /// [`merge`] without the last step: the merged folder, checked, under a temporary name beside `out`.
 ///
 /// # Errors
-/// As [`merge`].
+/// Those of [`merge`].
 pub fn stage(
     base: &BaseFiles,
     adapter: &HostAdapter,
@@ -118,8 +123,13 @@ pub fn stage(
     let plan = Plan::new(base, adapter, options)?;
     let source = Source { base, weights: options.weights };
     let staging = Staging::beside(out)?;
-    plan.shards.write(staging.path(), |planned| Ok(merged_tensor(&source, planned)?.bytes))?;
-    write_configs(base, plan.matrix_dtype, staging.path(), |config| {
+    let mut modules_changed = 0;
+    plan.shards.write(staging.path(), |planned| {
+        let merged = merged_tensor(&source, planned)?;
+        modules_changed += usize::from(merged.is_changed);
+        Ok(merged.tensor.bytes)
+    })?;
+    let licences_left_out = write_configs(base, plan.matrix_dtype, staging.path(), |config| {
         if plan.untied_head {
             config.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
         }
@@ -127,7 +137,8 @@ pub fn stage(
     write_tokenizer(staging.path())?;
     let checked = verify::reread(&source, &plan, staging.path())?;
     let report = MergeReport {
-        modules_changed: adapter.pairs.len(),
+        modules: adapter.pairs.len(),
+        modules_changed,
         tensors: plan.shards.entries().count(),
         files: plan.shards.files(),
         bytes: plan.shards.bytes()?,
@@ -141,6 +152,7 @@ pub fn stage(
         tensors_compared: checked.tensors,
         values_compared: checked.values,
         max_difference: checked.max_difference,
+        licences_left_out,
     };
     Ok((staging, report))
 }
@@ -148,6 +160,7 @@ pub fn stage(
 /// Whether merging can start at all; every obstacle in one error. Returns whether the adapter names this base.
 fn check(base: &BaseFiles, adapter: &HostAdapter, out: &Path, options: &MergeOptions) -> Result<Option<bool>> {
     let mut errors = Vec::new();
+    errors.extend(check_folder_name(out).err());
     errors.extend(Staging::check_free(out).err());
     if options.max_shard_bytes == 0 {
         errors.push(Error::input("max_shard_bytes", "expected at least 1, found 0"));
@@ -167,23 +180,35 @@ fn check(base: &BaseFiles, adapter: &HostAdapter, out: &Path, options: &MergeOpt
     Error::none_of(errors, base_matches)
 }
 
-/// A tensor as it goes into the file: the base's bytes untouched where nothing changes.
-fn merged_tensor(source: &Source<'_>, planned: &Planned<'_>) -> Result<RawTensor> {
+/// A tensor as it goes into the file.
+struct Merged {
+    tensor: RawTensor,
+    /// Whether a low-rank pair changed a value of it.
+    is_changed: bool,
+}
+
+/// Makes one tensor of the merged model: the base's bytes untouched where nothing changes.
+fn merged_tensor(source: &Source<'_>, planned: &Planned<'_>) -> Result<Merged> {
     let Entry { header, origin } = planned;
     let tensor = source.tensor(&origin.source)?;
     let dtype = origin.float_type.dtype();
     if origin.pair.is_none() && tensor.dtype == dtype {
-        return Ok(tensor);
+        return Ok(Merged { tensor, is_changed: false });
     }
     let mut values = tensor.to_f32()?;
     drop(tensor);
+    let mut bytes = origin.float_type.encode(&values);
+    let mut is_changed = false;
     if let Some(pair) = origin.pair {
         product::add_low_rank(&mut values, pair);
+        let sums = origin.float_type.encode(&values);
+        is_changed = sums != bytes;
+        bytes = sums;
     }
-    let bytes = origin.float_type.encode(&values).into();
+    let bytes = bytes.into();
     let stored = RawTensor { dtype, shape: header.shape.clone(), bytes };
     match stored.check_finite("") {
-        Ok(()) => Ok(stored),
+        Ok(()) => Ok(Merged { tensor: stored, is_changed }),
         Err(_) => {
             let message = format!("a merged value is beyond what {dtype} holds");
             Err(Error::failed(format_args!("tensor {}", header.name), message)

@@ -1,7 +1,8 @@
 //! Low-rank adapters: what to adapt, the trainable factors, PEFT's file format, merging.
 
 pub mod attach;
-pub mod file;
+mod base_modules;
+pub mod host;
 pub mod merge;
-pub mod peft_config;
+pub mod peft;
 pub mod spec;

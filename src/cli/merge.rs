@@ -10,12 +10,12 @@ use super::Global;
 use super::model::Model;
 use super::terminal::Terminal;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
-use crate::data::encode::LongPolicy;
-use crate::error::{Error, Result};
+use crate::bytes::Size;
+use crate::data::LongPolicy;
+use crate::error::{Error, Place, Result};
 use crate::files::FloatType;
-use crate::model::load::Quant;
-use crate::run::memory_plan::Size;
-use crate::run::merge::{self, Bench, Comparison, Place};
+use crate::quant::Quant;
+use crate::run::merge::{self, Hardware, MergeCheck, MergedFolder};
 use crate::{data, device};
 
 /// Fold an adapter into its base and write a Hugging Face folder
@@ -59,7 +59,7 @@ struct Merged {
     #[serde(flatten)]
     written: Option<Written>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    comparison: Option<Comparison>,
+    comparison: Option<MergeCheck>,
 }
 
 #[derive(Debug, Serialize)]
@@ -72,12 +72,11 @@ struct Written {
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
     let (base, adapter) = arguments.model.open(terminal)?;
     let (Some(adapter), Some(folder)) = (adapter, &arguments.model.adapter) else {
-        return Err(
-            Error::input("--adapter", "is missing").hint("name the adapter's folder, as `--adapter adapters/my-run`")
-        );
+        return Err(Error::input(Place::argument("--adapter"), "is missing")
+            .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
     };
     let quant = arguments.model.quant(&base, Some(&adapter))?;
-    let packing = matches!(quant, Quant::Nf4 { .. } | Quant::Int8).then_some(quant);
+    let packing = quant.is_packing().then_some(quant);
     let weights = match (arguments.merge_base, packing) {
         (Some(Weights::Original), _) | (None, None) => MergeBase::Original,
         (_, Some(packing)) => MergeBase::Dequantized(packing),
@@ -99,10 +98,10 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let rows = data::read(data, None)?;
             let positions = base.files.config().max_positions;
             let set = base.encoder.encode_all(data.display(), &rows, positions, LongPolicy::Error)?;
-            let bench = Bench { device: device::open(&global.device)?, compute: arguments.model.compute() };
+            let hardware = Hardware { device: device::open(&global.device)?, compute: arguments.model.compute() };
             let scratch = folder.join("merged");
-            let place = arguments.out.as_deref().map_or_else(|| Place::Measure(&scratch), Place::Keep);
-            let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &bench, &options, place)?;
+            let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);
+            let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &hardware, &options, place)?;
             (report, Some(comparison))
         }
         _ => match &arguments.out {
@@ -110,6 +109,9 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             None => (None, None),
         },
     };
+    if let (Some(report), Some(out)) = (&report, &arguments.out) {
+        terminal.licences_left_out(out, &report.licences_left_out);
+    }
     let written = report.zip(arguments.out.clone()).map(|(report, out)| Written { out, report });
     terminal.result(&Merged { written, comparison })
 }
@@ -131,14 +133,25 @@ impl fmt::Display for Merged {
         if self.comparison.is_some() {
             writeln!(f)?;
         }
-        let MergeReport { modules_changed, tensors, bytes, tensors_compared, max_difference, .. } = report;
+        let MergeReport { modules, modules_changed, tensors, bytes, tensors_compared, max_difference, .. } = report;
         let megabytes = bytes / 1_000_000;
         write!(
             f,
-            "{}: {tensors} tensors, {megabytes} MB, {modules_changed} changed; read back and compared {tensors_compared}, \
-             greatest difference {max_difference:.1e}",
+            "{}: {tensors} tensors, {megabytes} MB, {modules_changed} modules changed; read back and compared \
+             {tensors_compared}, greatest difference {max_difference:.1e}",
             out.display()
         )?;
+        match modules - modules_changed {
+            0 => {}
+            same if same == *modules => {
+                write!(f, "\nthe adapter changes nothing: every weight equals the base's as stored")?
+            }
+            same => write!(
+                f,
+                "\n{same} of the {modules} modules with a low-rank pair keep the base's values: their update is zero, or \
+                 below the rounding of the type they are stored in"
+            )?,
+        }
         if report.untied_head {
             write!(f, "\nthe head is no longer tied to the embedding: the adapter changes it")?;
         }

@@ -4,20 +4,31 @@
 //!
 //! Activations are `[tokens, features]`: the sequences of a micro-batch lie end to end, so nothing is ever padded.
 
+pub mod activation;
 pub mod attention;
+pub mod backward_from;
 #[cfg(feature = "cpu")]
 pub mod cpu;
 pub mod cross_entropy;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub mod cube;
 pub mod frozen;
-pub mod inject;
 pub mod linear;
 pub mod norm;
-pub mod swiglu;
+
+/// Whether the processor's kernels run on this device.
+pub fn is_processor(device: &burn::tensor::Device) -> bool {
+    #[cfg(feature = "cpu")]
+    return *device == burn::tensor::Device::flex();
+    #[cfg(not(feature = "cpu"))]
+    {
+        let _ = device;
+        false
+    }
+}
 
 /// Whether the tensor lives where the processor's kernels run.
 #[cfg(feature = "cpu")]
 fn on_processor(tensor: &burn::tensor::Tensor<2>) -> bool {
-    tensor.device().inner() == burn::tensor::Device::flex()
+    is_processor(&tensor.device().inner())
 }

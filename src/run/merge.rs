@@ -7,34 +7,37 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use super::base::OpenBase;
-use crate::adapter::file::HostAdapter;
+use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{self, MergeBase, MergeOptions, MergeReport};
 use crate::data::{Encoded, EncodedSet};
 use crate::error::{Error, Result};
-use crate::eval::loss::mean_loss;
+use crate::eval::loss::{example_number, mean_loss};
 use crate::files::staging::Staging;
-use crate::model::load::{Compute, LoadOptions, Quant};
+use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
+use crate::quant::{Compute, Quant};
 use crate::train::evaluate::evaluate;
 
 /// Merges into a folder at `out`.
 ///
 /// # Errors
-/// As [`merge::merge`].
+/// Those of [`merge::merge`].
 pub fn merge(base: &OpenBase, adapter: &HostAdapter, out: &Path, options: &MergeOptions) -> Result<MergeReport> {
     merge::merge(&base.files, adapter, out, options, |folder| base.encoder.tokenizer().save(folder))
 }
 
-/// Where losses are measured.
+/// The device and precision that losses are measured with.
 #[derive(Debug, Clone)]
-pub struct Bench {
+pub struct Hardware {
+    /// The device that the model is loaded onto.
     pub device: Device,
+    /// Precision of the frozen matrix products.
     pub compute: Compute,
 }
 
 /// The losses that tell which weights an adapter belongs to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Comparison {
+pub struct MergeCheck {
     /// How the base was packed.
     pub packed_as: &'static str,
     /// Trained tokens of the data.
@@ -49,43 +52,43 @@ pub struct Comparison {
     pub nearer: &'static str,
 }
 
-/// What becomes of the folders that a comparison merges. They grow beside the path.
+/// The fate of the folders that a comparison merges. They grow beside the path.
 #[derive(Debug, Clone, Copy)]
-pub enum Place<'a> {
+pub enum MergedFolder<'a> {
     /// The one that the options ask for gets this name.
     Keep(&'a Path),
     /// None stays.
-    Measure(&'a Path),
+    Discard(&'a Path),
 }
 
 /// Merges both ways and measures all three on `set`.
 ///
 /// # Errors
-/// What merging and loading say.
+/// Those of merging and of loading.
 pub fn compare(
     base: &OpenBase,
     adapter: &HostAdapter,
     packing: Quant,
     set: &EncodedSet,
-    bench: &Bench,
+    hardware: &Hardware,
     options: &MergeOptions,
-    place: Place<'_>,
-) -> Result<(Comparison, Option<MergeReport>)> {
-    let (out, scratch) = match place {
-        Place::Keep(out) => (Some(out), out),
-        Place::Measure(scratch) => (None, scratch),
+    folder: MergedFolder<'_>,
+) -> Result<(MergeCheck, Option<MergeReport>)> {
+    let (out, scratch) = match folder {
+        MergedFolder::Keep(out) => (Some(out), out),
+        MergedFolder::Discard(scratch) => (None, scratch),
     };
     let adapter_on_packed = {
-        let decoder = base.load(&bench.device, bench.compute, packing, |_, _| {})?;
-        let attached = adapter.attach(decoder.config(), &bench.device)?;
-        mean_loss(&evaluate(&decoder, Some(&attached), &set.sequences))?
+        let decoder = base.load(&hardware.device, hardware.compute, packing, |_, _| {})?;
+        let attached = adapter.attach(decoder.config(), &hardware.device)?;
+        mean_loss(&evaluate(&decoder, Some(&attached), &set.sequences), example_number)?
     };
     let mut kept = None;
     let mut loss_of = |weights: MergeBase| {
         let save = |folder: &Path| base.encoder.tokenizer().save(folder);
         let both = MergeOptions { weights, ..*options };
         let (staging, report) = merge::stage(&base.files, adapter, scratch, &both, save)?;
-        let loss = loss_of_folder(&staging, &set.sequences, bench)?;
+        let loss = loss_of_folder(&staging, &set.sequences, hardware)?;
         if weights == options.weights {
             kept = Some((staging, report));
         }
@@ -102,7 +105,7 @@ pub fn compare(
         }
         _ => None,
     };
-    let comparison = Comparison {
+    let comparison = MergeCheck {
         packed_as: packing.name(),
         tokens: set.trained_tokens,
         adapter_on_packed,
@@ -113,14 +116,14 @@ pub fn compare(
     Ok((comparison, report))
 }
 
-fn loss_of_folder(folder: &Staging, sequences: &[Encoded], bench: &Bench) -> Result<f64> {
+fn loss_of_folder(folder: &Staging, sequences: &[Encoded], hardware: &Hardware) -> Result<f64> {
     let files = BaseFiles::open(folder.path())?;
-    let options = LoadOptions { device: bench.device.clone(), compute: bench.compute, quant: Quant::None };
+    let options = LoadOptions { device: hardware.device.clone(), compute: hardware.compute, quant: Quant::None };
     let decoder = Decoder::load(&files, &options, |_, _| {})?;
-    mean_loss(&evaluate(&decoder, None, sequences))
+    mean_loss(&evaluate(&decoder, None, sequences), example_number)
 }
 
-impl fmt::Display for Comparison {
+impl fmt::Display for MergeCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { packed_as, tokens, adapter_on_packed, merged_on_original, merged_on_dequantized, nearer } = self;
         writeln!(f, "validation loss over {tokens} tokens")?;

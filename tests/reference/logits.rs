@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Device;
-use burnish::adapter::file::HostAdapter;
+use burnish::adapter::host::HostAdapter;
 use burnish::files::safetensors::{self, TensorHeader};
 use burnish::files::{Bytes, Dtype, FloatType};
 use burnish::model::load::{Compute, LoadOptions, Quant};
@@ -30,9 +30,7 @@ fn main() -> Result<()> {
     let options = LoadOptions { device: device.clone(), compute: Compute::F32, quant: Quant::None };
     let decoder = Decoder::load(&files, &options, |_, _| {})?;
     let adapter = match adapter.first() {
-        Some(folder) => {
-            Some(HostAdapter::load_for(Path::new(folder), files.config())?.attach(files.config(), &device)?)
-        }
+        Some(folder) => Some(HostAdapter::load_over(Path::new(folder), &files)?.attach(files.config(), &device)?),
         None => None,
     };
     let logits = decoder.logits(&ids, &[ids.len()], adapter.as_ref());

@@ -7,11 +7,14 @@ training/NAME/   a replayable run of torch.optim.AdamW over a PEFT model: `start
 
     pip install -r tests/reference/requirements.txt
     python tests/reference/make_models.py && python tests/reference/make_adapters.py
+
+`make_adapters.py NAME …` makes only those adapters.
 """
 
 import json
 import math
 import shutil
+import sys
 
 import numpy as np
 import torch
@@ -50,6 +53,31 @@ ADAPTERS = {
     "window": ("mistral_window", dict(r=4, lora_alpha=8, target_modules=SEVEN)),
     "qwen2": ("qwen2", dict(r=4, lora_alpha=8, target_modules=SEVEN)),
     "bf16": ("llama_bf16", dict(r=8, lora_alpha=12, target_modules=["q_proj", "down_proj"])),
+    # Keys that match no module, in the way of a typo: PEFT ignores them.
+    "unmatched": (
+        "llama_gqa",
+        dict(
+            r=4,
+            lora_alpha=8,
+            target_modules=["q_proj", "v_proj", "query"],
+            rank_pattern={"^q_proj": 9},
+            alpha_pattern={"^v_proj": 64},
+        ),
+    ),
+    # Layers by number, and modules left out of them.
+    "layers": (
+        "llama_gqa",
+        dict(
+            r=3,
+            lora_alpha=9,
+            target_modules=["q_proj", "o_proj", "mlp.down_proj", "model.layers.0.mlp.up_proj"],
+            exclude_modules=["self_attn.o_proj"],
+            layers_to_transform=[1],
+            layers_pattern=["layers"],
+        ),
+    ),
+    # PEFT writes out what `all-linear` stands for in this model.
+    "all_linear": ("llama_gqa", dict(r=2, lora_alpha=3, target_modules="all-linear", exclude_modules=r".*\.0\..*")),
 }
 
 MERGED = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
@@ -253,8 +281,12 @@ def make_run(name, base, arguments, training, seed):
 
 
 def main():
+    chosen = sys.argv[1:]
     for seed, (name, (base, arguments)) in enumerate(ADAPTERS.items(), start=100):
-        make_adapter(name, base, arguments, seed)
+        if not chosen or name in chosen:
+            make_adapter(name, base, arguments, seed)
+    if chosen:
+        return
     make_merged()
     for seed, (name, (base, arguments, training)) in enumerate(RUNS.items(), start=200):
         make_run(name, base, arguments, training, seed)

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::MergeOptions;
-use crate::adapter::file::{HostAdapter, HostPair};
-use crate::adapter::spec::Target;
+use crate::adapter::host::{HostAdapter, HostPair};
 use crate::error::{Error, Result};
 use crate::files::safetensors::TensorHeader;
 use crate::files::shards::{Entry, Shards};
 use crate::files::{Dtype, FloatType};
-use crate::model::{BaseFiles, names};
+use crate::model::BaseFiles;
 
 /// Everything that will be written.
 pub(super) struct Plan<'a> {
@@ -23,21 +22,22 @@ pub(super) struct Plan<'a> {
 /// One tensor of the merged model.
 pub(super) type Planned<'a> = Entry<Origin<'a>>;
 
-/// What a tensor is made from.
+/// The origin of a merged tensor.
 pub(super) struct Origin<'a> {
     /// The base's tensor that it comes from.
     pub source: String,
     /// The type it gets.
     pub float_type: FloatType,
-    /// What is added to it.
+    /// The low-rank pair that is added to it.
     pub pair: Option<&'a HostPair>,
 }
 
 impl<'a> Plan<'a> {
     /// Plans every tensor, and makes sure that every pair of the adapter is used exactly once.
     pub fn new(base: &BaseFiles, adapter: &'a HostAdapter, options: &MergeOptions) -> Result<Self> {
-        let head = Target::LmHead.path(0);
-        let untied_head = base.config().tied_head && adapter.pairs.contains_key(&head);
+        let head = base.config().head().module;
+        let config = base.config();
+        let untied_head = config.tied_head && adapter.pairs.contains_key(&head);
         let mut unused: BTreeMap<&str, &HostPair> =
             adapter.pairs.iter().map(|(module, pair)| (module.as_str(), pair)).collect();
         let mut planned = Vec::new();
@@ -46,7 +46,13 @@ impl<'a> Plan<'a> {
             planned.push(plan_one(base, name, name, pair, options)?);
         }
         if untied_head {
-            planned.push(plan_one(base, names::HEAD, names::EMBEDDING, unused.remove(head.as_str()), options)?);
+            planned.push(plan_one(
+                base,
+                &config.head_name(),
+                &config.embedding_name(),
+                unused.remove(head.as_str()),
+                options,
+            )?);
         }
         if let Some(module) = unused.keys().next() {
             return Err(Error::failed(

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::adapter::file::HostPair;
+use crate::adapter::host::HostPair;
 
 /// `W += scale * (B * A)`, in f32. `weight`: `[out, in]`, row-major.
 pub(super) fn add_low_rank(weight: &mut [f32], pair: &HostPair) {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::plan::{Plan, Planned};
 use super::source::Source;
-use crate::adapter::file::HostPair;
+use crate::adapter::host::HostPair;
 use crate::error::{Error, Result};
 use crate::files::{Dtype, RawTensor};
 use crate::model::BaseFiles;
@@ -12,7 +12,7 @@ use crate::model::BaseFiles;
 /// Rows compared of every matrix that was changed or converted, evenly spread.
 const ROWS: usize = 32;
 
-/// What the comparison found.
+/// The outcome of the comparison.
 #[derive(Debug, Default)]
 pub(super) struct Checked {
     pub tensors: usize,

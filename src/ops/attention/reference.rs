@@ -3,7 +3,8 @@
 use burn::tensor::{Bool, DType, Tensor, TensorData, activation};
 
 use super::cache::{Cache, Store, Tensors};
-use super::{Geometry, Rope};
+use super::rope::RopeTable;
+use super::{Geometry, QkvLayout};
 
 /// See [`attention`](super::attention).
 pub fn attention(qkv: Tensor<2>, lengths: &[usize], geometry: &Geometry) -> Tensor<2> {
@@ -12,8 +13,7 @@ pub fn attention(qkv: Tensor<2>, lengths: &[usize], geometry: &Geometry) -> Tens
         let sequence = qkv.clone().narrow(0, start, length);
         start += length;
         let (q, k, v) = split(sequence, geometry);
-        let q = rotate(q, geometry.heads, &geometry.rope, 0);
-        let k = rotate(k, geometry.kv_heads, &geometry.rope, 0);
+        let (q, k) = (rotate(q, geometry, 0, length), rotate(k, geometry, 0, length));
         attend(q, k, v, 0, geometry)
     });
     Tensor::cat(outputs.collect(), 0)
@@ -30,41 +30,100 @@ pub fn cached_attention(
     let outputs = lengths.iter().zip(caches).map(|(&length, cache)| {
         let sequence = qkv.clone().narrow(0, start, length);
         start += length;
-        let past = cache.length;
+        let (past, after) = (cache.length, cache.length + length);
         let (q, k, v) = split(sequence, geometry);
-        let q = rotate(q, geometry.heads, &geometry.rope, past);
-        let k = rotate(k, geometry.kv_heads, &geometry.rope, past);
+        let (q, k) = (rotate(q, geometry, past, after), rotate(k, geometry, past, after));
         let (keys, values) = match std::mem::take(&mut cache.store) {
-            Store::Tensors(past) => (Tensor::cat(vec![past.keys, k], 0), Tensor::cat(vec![past.values, v], 0)),
+            Store::Tensors(store) => {
+                let keys = rotated_anew(store.keys, geometry, past, after);
+                (Tensor::cat(vec![keys, k], 0), Tensor::cat(vec![store.values, v], 0))
+            }
             _ => (k, v),
         };
-        cache.length += length;
+        cache.length = after;
         cache.store = Store::Tensors(Box::new(Tensors { keys: keys.clone(), values: values.clone() }));
         attend(q, keys, values, past, geometry)
     });
     Tensor::cat(outputs.collect(), 0)
 }
 
-fn split(qkv: Tensor<2>, geometry: &Geometry) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
+/// Queries, keys and values, `[tokens, heads · head_dim]` each.
+pub(in crate::ops) fn split(qkv: Tensor<2>, geometry: &Geometry) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
     let (q, kv) = (geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim);
-    (qkv.clone().narrow(1, 0, q), qkv.clone().narrow(1, q, kv), qkv.narrow(1, q + kv, kv))
+    match geometry.layout {
+        QkvLayout::SideBySide => (qkv.clone().narrow(1, 0, q), qkv.clone().narrow(1, q, kv), qkv.narrow(1, q + kv, kv)),
+        QkvLayout::ByHead => {
+            let tokens = qkv.dims()[0];
+            let by_head = qkv.reshape([tokens, geometry.heads, 3, geometry.head_dim]);
+            let part = |index: usize| by_head.clone().narrow(2, index, 1).reshape([tokens, q]);
+            (part(0), part(1), part(2))
+        }
+    }
 }
 
-/// `[tokens, heads · head_dim]`, positions from `first` on.
-fn rotate(x: Tensor<2>, heads: usize, rope: &Rope, first: usize) -> Tensor<2> {
+/// What [`split`] took apart.
+pub(in crate::ops) fn join(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, geometry: &Geometry) -> Tensor<2> {
+    match geometry.layout {
+        QkvLayout::SideBySide => Tensor::cat(vec![q, k, v], 1),
+        QkvLayout::ByHead => {
+            let tokens = q.dims()[0];
+            let parts = [q, k, v].map(|part| part.reshape([tokens, geometry.heads, 1, geometry.head_dim]));
+            Tensor::cat(parts.to_vec(), 2).reshape([tokens, geometry.qkv_width()])
+        }
+    }
+}
+
+/// `[tokens, heads · head_dim]` at positions `first..`, of a sequence of `length` tokens.
+fn rotate(x: Tensor<2>, geometry: &Geometry, first: usize, length: usize) -> Tensor<2> {
+    match &geometry.rope {
+        Some(rope) => turn(x, geometry, &rope.table(length), rope.half(), first, 1.0),
+        None => x,
+    }
+}
+
+/// Keys of positions `0..past`, which were rotated as for a sequence of that length, as for one of `after` tokens.
+fn rotated_anew(keys: Tensor<2>, geometry: &Geometry, past: usize, after: usize) -> Tensor<2> {
+    match &geometry.rope {
+        Some(rope) if rope.switches(past, after) => {
+            // Turned back, values are multiplied by the factor on cosines and sines once more; turned on, again.
+            let (before, half) = (rope.table(past), rope.half());
+            let plain = turn(keys, geometry, &before, half, 0, -1.0);
+            let again = turn(plain, geometry, &rope.table(after), half, 0, 1.0);
+            scale_rotated(again, geometry, half, rope.attention_factor().powi(-2))
+        }
+        _ => keys,
+    }
+}
+
+/// The rotated values of each head times `factor`.
+fn scale_rotated(x: Tensor<2>, geometry: &Geometry, half: usize, factor: f32) -> Tensor<2> {
     let [tokens, width] = x.dims();
-    let (half, device, dtype) = (rope.half(), x.device(), x.dtype());
-    let known = rope.table(first + tokens);
-    let table = |values: &[f32]| {
+    let dim = geometry.head_dim;
+    let x = x.reshape([tokens, width / dim, dim]);
+    let rotated = x.clone().narrow(2, 0, 2 * half).mul_scalar(factor);
+    let parts = if 2 * half == dim { vec![rotated] } else { vec![rotated, x.narrow(2, 2 * half, dim - 2 * half)] };
+    Tensor::cat(parts, 2).reshape([tokens, width])
+}
+
+/// Turns the first `2 · half` values of every head to positions `first..` (`direction` 1) or back (-1).
+fn turn(x: Tensor<2>, geometry: &Geometry, table: &RopeTable, half: usize, first: usize, direction: f32) -> Tensor<2> {
+    let ([tokens, width], device, dtype) = (x.dims(), x.device(), x.dtype());
+    let dim = geometry.head_dim;
+    let rows = |values: &[f32]| {
         let values = values[first * half..(first + tokens) * half].to_vec();
         Tensor::<3>::from_data(TensorData::new(values, [tokens, 1, half]), &device)
     };
-    let (cos, sin) = (table(&known.cos), table(&known.sin));
-    let x = x.cast(DType::F32).reshape([tokens, heads, 2 * half]);
-    let (left, right) = (x.clone().narrow(2, 0, half), x.narrow(2, half, half));
-    let rotated_left = left.clone() * cos.clone() - right.clone() * sin.clone();
-    let rotated_right = right * cos + left * sin;
-    Tensor::cat(vec![rotated_left, rotated_right], 2).reshape([tokens, width]).cast(dtype)
+    let (cos, sin) = (rows(&table.cos), rows(&table.sin).mul_scalar(direction));
+    let x = x.cast(DType::F32).reshape([tokens, width / dim, dim]);
+    let (left, right) = (x.clone().narrow(2, 0, half), x.clone().narrow(2, half, half));
+    let mut parts = vec![
+        left.clone() * cos.clone() - right.clone() * sin.clone(), //
+        right * cos + left * sin,
+    ];
+    if 2 * half < dim {
+        parts.push(x.narrow(2, 2 * half, dim - 2 * half));
+    }
+    Tensor::cat(parts, 2).reshape([tokens, width]).cast(dtype)
 }
 
 /// Rotated `q` at positions `past..`, against keys and values from position 0.
@@ -86,7 +145,10 @@ fn attend(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, past: usize, geometry: &Geom
         .flat_map(|position| (0..keys).map(move |key| key > position || key < geometry.first_key(position)))
         .collect();
     let hidden = Tensor::<3, Bool>::from_data(TensorData::new(hidden, [1, queries, keys]), &device);
-    let scores = q.matmul(k.swap_dims(1, 2)).mul_scalar(geometry.scale());
+    let mut scores = q.matmul(k.swap_dims(1, 2)).mul_scalar(geometry.scale);
+    if let Some(cap) = geometry.softcap {
+        scores = scores.div_scalar(cap).tanh().mul_scalar(cap);
+    }
     let scores = scores.mask_fill(hidden.expand([geometry.heads, queries, keys]), f32::NEG_INFINITY);
     let mixed = activation::softmax(scores, 2).matmul(v);
     mixed.swap_dims(0, 1).reshape([queries, width]).cast(dtype)

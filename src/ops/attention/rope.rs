@@ -1,20 +1,38 @@
-//! Rotary position embedding (Su et al. 2021) in the half-split form that Hugging Face checkpoints use.
+//! Rotary position embedding (Su et al. 2021, "RoFormer") in the half-split form that Hugging Face checkpoints use.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Inverse frequencies, `head_dim / 2` of them, scaled as the model says.
+/// The rotation of queries and keys by their positions: frequencies, and a factor on cosines and sines.
+///
+/// Of each head the first `2 · half` values are rotated, value `i` with value `half + i`; the others stay as they are.
 #[derive(Debug)]
 pub struct Rope {
-    inverse_frequencies: Vec<f32>,
-    /// What has been computed so far.
+    frequencies: Frequencies,
+    long: Option<LongContext>,
+    attention_factor: f32,
+}
+
+/// The frequencies of sequences that are longer than the context that the model was trained on first.
+#[derive(Debug)]
+struct LongContext {
+    original_positions: usize,
+    frequencies: Frequencies,
+}
+
+/// Inverse frequencies with the cosines and sines computed so far.
+#[derive(Debug)]
+struct Frequencies {
+    inverse: Vec<f32>,
     known: Mutex<Arc<RopeTable>>,
 }
 
-/// Cosines and sines of the positions from 0 on, `[positions, head_dim / 2]` each.
+/// Cosines and sines of the positions from 0 on, `[positions, half]` each.
 #[derive(Debug, Default)]
 pub struct RopeTable {
     half: usize,
+    /// Cosines, times the attention factor.
     pub cos: Vec<f32>,
+    /// Sines, times the attention factor.
     pub sin: Vec<f32>,
 }
 
@@ -27,31 +45,80 @@ impl RopeTable {
 }
 
 impl Rope {
-    /// `frequencies` in radians per position.
+    /// A rotation by `inverse_frequencies`, in radians per position; two values of each head for each of them.
     pub fn new(inverse_frequencies: Vec<f32>) -> Self {
-        let known = RopeTable { half: inverse_frequencies.len(), ..RopeTable::default() };
-        Self { inverse_frequencies, known: Mutex::new(Arc::new(known)) }
+        Self { frequencies: Frequencies::new(inverse_frequencies), long: None, attention_factor: 1.0 }
     }
 
-    /// `head_dim / 2`.
+    /// Multiplies cosines and sines (`attention_factor` of transformers' `modeling_rope_utils.py`).
+    pub fn with_attention_factor(mut self, factor: f32) -> Self {
+        self.attention_factor = factor;
+        self
+    }
+
+    /// Other frequencies for sequences longer than `original_positions` (LongRoPE, Ding et al. 2024).
+    ///
+    /// As in transformers, the length of a sequence decides for all of its positions: `seq_len >
+    /// original_max_position_embeddings`. While a sequence grows in a cache, transformers computes it anew when it crosses
+    /// that line. A [`Cache`](super::Cache) has keys but not what they came from, so its keys are rotated back and then
+    /// with the new frequencies, which is exact for the first layer; in the layers above, keys and values of earlier
+    /// tokens still come from states that attended with the old frequencies. Where [`Rope::switches`] says so, a caller
+    /// that wants what transformers does feeds the whole sequence to fresh caches.
+    ///
+    /// # Panics
+    /// If there are not as many frequencies as for short sequences.
+    pub fn with_long_context(mut self, original_positions: usize, inverse_frequencies: Vec<f32>) -> Self {
+        assert_eq!(inverse_frequencies.len(), self.half(), "as many long as short frequencies");
+        self.long = Some(LongContext { original_positions, frequencies: Frequencies::new(inverse_frequencies) });
+        self
+    }
+
+    /// Rotated pairs of values in each head.
     pub fn half(&self) -> usize {
-        self.inverse_frequencies.len()
+        self.frequencies.inverse.len()
     }
 
-    /// A table of at least the first `positions` positions. It is kept: every layer of every step needs it.
+    /// The factor on cosines and sines.
+    pub fn attention_factor(&self) -> f32 {
+        self.attention_factor
+    }
+
+    /// Whether a sequence that grows from `before` to `after` tokens crosses from one set of frequencies to the other.
+    pub fn switches(&self, before: usize, after: usize) -> bool {
+        before > 0 && self.is_long(before) != self.is_long(after)
+    }
+
+    fn is_long(&self, length: usize) -> bool {
+        self.long.as_ref().is_some_and(|long| length > long.original_positions)
+    }
+
+    /// The table for a sequence of `length` tokens, with at least its positions. It is kept: every layer of every step
+    /// needs it.
     ///
     /// The angle is an f32 product, as in transformers, so that long contexts agree with it to the last bits.
-    pub fn table(&self, positions: usize) -> Arc<RopeTable> {
+    pub fn table(&self, length: usize) -> Arc<RopeTable> {
+        let long = self.long.as_ref().filter(|_| self.is_long(length));
+        long.map_or(&self.frequencies, |long| &long.frequencies).table(length, self.attention_factor)
+    }
+}
+
+impl Frequencies {
+    fn new(inverse: Vec<f32>) -> Self {
+        let known = RopeTable { half: inverse.len(), ..RopeTable::default() };
+        Self { inverse, known: Mutex::new(Arc::new(known)) }
+    }
+
+    fn table(&self, positions: usize, factor: f32) -> Arc<RopeTable> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let half = self.half();
+        let half = self.inverse.len();
         let before = known.cos.len() / half.max(1);
         if before < positions {
             // Generation asks for one more position at a time.
             let positions = positions.max(before + before / 2);
-            let angles = (before..positions).flat_map(|position| {
-                self.inverse_frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
-            });
-            let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+            let angles = (before..positions)
+                .flat_map(|position| self.inverse.iter().map(move |frequency| f64::from(position as f32 * frequency)));
+            let (cos, sin): (Vec<f32>, Vec<f32>) =
+                angles.map(|angle| (angle.cos() as f32 * factor, angle.sin() as f32 * factor)).unzip();
             let grown = |old: &[f32], new: Vec<f32>| [old, &new].concat();
             *known = Arc::new(RopeTable { half, cos: grown(&known.cos, cos), sin: grown(&known.sin, sin) });
         }

@@ -5,7 +5,7 @@ use burn::backend::autodiff::{
     Autodiff,
     checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
     grads::Gradients,
-    ops::{Backward, Ops, OpsKind},
+    ops::{Backward, NodeGuard, Ops},
 };
 use burn::tensor::{DType, Shape, Tensor, TensorData};
 use burn_flex::FlexTensor;
@@ -13,29 +13,39 @@ use half::bf16;
 
 use super::product::{Rows, Target};
 
-/// An op with a hand-written backward, on `N` float inputs of two dimensions.
-pub trait Kernel<const N: usize>: Clone + Send + Sync + std::fmt::Debug + 'static {
-    /// What the backward needs.
-    type Saved: Clone + Send + std::fmt::Debug + 'static;
+/// An op with a hand-written backward, on float inputs of two dimensions.
+pub trait Kernel: Send + 'static {
+    /// The values that the backward pass needs.
+    type Saved: Send + 'static;
 
-    /// The output, and what the backward needs if `save`.
-    fn forward(&self, inputs: [&FlexTensor; N], save: bool) -> (FlexTensor, Option<Self::Saved>);
+    /// The output, and the values that the backward pass needs if `save`.
+    fn forward(&self, inputs: &[FlexTensor], save: bool) -> (FlexTensor, Option<Self::Saved>);
 
-    /// The gradient of each input that is `wanted`, from the output's gradient.
-    fn backward(&self, saved: Self::Saved, gradient: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N];
+    /// The gradient of each input, in order, from the gradient of the output. An input that is not `wanted` may get
+    /// `None`.
+    fn backward(&self, saved: Self::Saved, gradient: FlexTensor, wanted: &[bool]) -> Vec<Option<FlexTensor>>;
 }
 
-#[derive(Debug)]
-struct Step<K>(K);
+/// The backward pass of one call of a kernel.
+type BackwardPass = Box<dyn FnOnce(FlexTensor, &[bool]) -> Vec<Option<FlexTensor>> + Send>;
 
-impl<const N: usize, K: Kernel<N>> Backward<Flex, N> for Step<K> {
-    type State = K::Saved;
+/// A call of a kernel on the tape; it holds a backward pass if any input is tracked.
+struct Step(Option<BackwardPass>);
 
-    fn backward(self, ops: Ops<K::Saved, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+impl std::fmt::Debug for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Step(tracked)" } else { "Step(untracked)" })
+    }
+}
+
+impl<const N: usize> Backward<Flex, N> for Step {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let gradient = contiguous(grads.consume::<Flex>(&ops.node));
+        let Some(backward) = self.0 else { return };
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let gradients = self.0.backward(ops.state, gradient, wanted);
-        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+        for (parent, gradient) in ops.parents.into_iter().zip(backward(gradient, &wanted)) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 grads.register::<Flex>(parent.id, gradient);
             }
@@ -43,29 +53,50 @@ impl<const N: usize, K: Kernel<N>> Backward<Flex, N> for Step<K> {
     }
 }
 
+/// Calls `record::<N>` for the number of inputs at hand: Burn fixes the number of an operation's parents at compile time.
+macro_rules! record_counted {
+    ($step:expr, $guards:expr, $output:expr, [$($count:literal)*]) => {
+        match $guards.len() {
+            $($count => record::<$count>($step, $guards, $output),)*
+            count => panic!("a kernel on {count} inputs: autograd.rs lists the numbers that can be recorded"),
+        }
+    };
+}
+
 /// Runs `kernel`, recorded on the tape if any input is on an autodiff device.
-pub fn apply<const N: usize, K: Kernel<N>>(kernel: K, inputs: [Tensor<2>; N]) -> Tensor<2> {
+///
+/// # Panics
+/// If there are more than 34 inputs and one of them is on an autodiff device.
+pub fn apply<K: Kernel>(kernel: K, inputs: Vec<Tensor<2>>) -> Tensor<2> {
     if inputs.iter().all(|input| !input.is_autodiff()) {
-        let inputs = inputs.map(plain);
-        return Tensor::from_primitive::<Flex>(kernel.forward(inputs.each_ref(), false).0);
+        let inputs: Vec<FlexTensor> = inputs.into_iter().map(plain).collect();
+        return Tensor::from_primitive::<Flex>(kernel.forward(&inputs, false).0);
     }
-    let tracked = inputs.map(|input| {
+    let (mut primitives, mut guards, mut is_tracked) = (Vec::new(), Vec::new(), false);
+    for input in inputs {
         let input = if input.is_autodiff() { input } else { input.autodiff() };
-        input.try_into_primitive::<Autodiff<Flex>>().expect("kernels run on processor tensors")
-    });
-    let primitives = tracked.each_ref().map(|input| contiguous(input.primitive().clone()));
-    let guards = tracked.map(|input| input.into_parts().1);
-    match Step(kernel.clone()).prepare::<NoCheckpointing>(guards).compute_bound().stateful() {
-        OpsKind::Tracked(prepared) => {
-            let (output, saved) = kernel.forward(primitives.each_ref(), true);
-            let saved = saved.expect("a kernel that was asked to save does");
-            Tensor::from_primitive::<Autodiff<Flex>>(prepared.finish(saved, output))
-        }
-        OpsKind::UnTracked(prepared) => {
-            let (output, _) = kernel.forward(primitives.each_ref(), false);
-            Tensor::from_primitive::<Autodiff<Flex>>(prepared.finish(output))
-        }
+        let input = input.try_into_primitive::<Autodiff<Flex>>().expect("kernels run on processor tensors");
+        is_tracked |= input.is_tracked();
+        let (primitive, guard) = input.into_parts();
+        primitives.push(contiguous(primitive));
+        guards.push(guard);
     }
+    let (output, saved) = kernel.forward(&primitives, is_tracked);
+    drop(primitives);
+    let backward = saved
+        .filter(|_| is_tracked)
+        .map(|saved| -> BackwardPass { Box::new(move |gradient, wanted| kernel.backward(saved, gradient, wanted)) });
+    assert_eq!(backward.is_some(), is_tracked, "a kernel that was asked to save does");
+    record_counted!(Step(backward), guards, output, [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34
+    ])
+}
+
+/// Puts a finished output on the tape, with the step that leads back from it to its `N` inputs.
+fn record<const N: usize>(step: Step, guards: Vec<NodeGuard>, output: FlexTensor) -> Tensor<2> {
+    let guards = <[NodeGuard; N]>::try_from(guards).expect("the caller counted the inputs");
+    let output = step.prepare::<NoCheckpointing>(guards).compute_bound().stateless(output);
+    Tensor::from_primitive::<Autodiff<Flex>>(output)
 }
 
 /// The buffer behind a processor tensor that no tape follows.

@@ -117,19 +117,19 @@ macro_rules! vectorised {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx512 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body $(::<$generic>)? ($($arg),*) }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body $(::<$generic>)? ($($arg),*) }
                 let isa = $crate::ops::cpu::isa::Isa::current();
                 // SAFETY: `current` never exceeds what the processor reports.
                 if isa >= $crate::ops::cpu::isa::Isa::Avx512 {
-                    return unsafe { avx512($($arg),*) };
+                    return unsafe { avx512 $(::<$generic>)? ($($arg),*) };
                 }
                 if isa >= $crate::ops::cpu::isa::Isa::Avx2 {
-                    return unsafe { avx2($($arg),*) };
+                    return unsafe { avx2 $(::<$generic>)? ($($arg),*) };
                 }
             }
-            body($($arg),*)
+            body $(::<$generic>)? ($($arg),*)
         }
     };
 }

@@ -231,15 +231,17 @@ impl<E: Element, O: Element> Job<'_, E, O> {
         let mut tile = Tile::ZERO;
         let mut row = self.row;
         let end = self.row + self.rows;
+        // A strip of each term and the distance of its rows: where it lies, or copied where the format differs.
+        let mut sources: Vec<(*const E, usize)> = Vec::with_capacity(self.part.terms.len());
         while row < end {
             let rows = (end - row).min(strip_rows);
             let mut copy_rest = &mut *copies;
-            // This strip of each term and the distance of its rows: where it lies, or copied where the format differs.
-            let mut sources: [(&[E], usize); MAX_TERMS] = [(&[], 0); MAX_TERMS];
-            for (term, source) in self.part.terms.iter().zip(&mut sources) {
+            sources.clear();
+            for term in &self.part.terms {
                 let depth = term.columns.padded_depth();
                 let (copy, after) = copy_rest.split_at_mut(strip_rows * depth);
-                *source = strip(term.rows, row, rows, term.columns.depth(), depth, copy);
+                let (strip, stride) = strip(term.rows, row, rows, term.columns.depth(), depth, copy);
+                sources.push((strip.as_ptr(), stride));
                 copy_rest = after;
             }
             for panel in 0..panels {
@@ -247,11 +249,9 @@ impl<E: Element, O: Element> Job<'_, E, O> {
                 for (index, (term, &(a, lda))) in self.part.terms.iter().zip(&sources).enumerate() {
                     let depth = term.columns.padded_depth();
                     let columns = &packed[offset + panel * depth * PANEL..][..depth * PANEL];
-                    // SAFETY: `strip` gave `rows` rows of `depth` values; the panel is whole.
-                    unsafe {
-                        let (a, tile) = (a.as_ptr(), tile.0.as_mut_ptr());
-                        E::tile(self.isa, rows, depth, a, lda, columns.as_ptr(), tile, index > 0);
-                    }
+                    // SAFETY: `strip` gave `rows` rows of `depth` values, which stay where they are while this strip is
+                    // worked on; the panel is whole.
+                    unsafe { E::tile(self.isa, rows, depth, a, lda, columns.as_ptr(), tile.0.as_mut_ptr(), index > 0) };
                     offset += panels * depth * PANEL;
                 }
                 self.store(row, rows, panel, &tile);
@@ -342,9 +342,6 @@ fn add_lanes<S: Stored>(sums: &mut [f32; PANEL], values: &[S]) {
         }
     }
 }
-
-/// The most terms a product has: three projections with a low-rank pair each.
-pub const MAX_TERMS: usize = 8;
 
 /// `rows` rows from `row` on, `depth` values each and zeros up to `padded`, in the kernel's format, and the distance
 /// between them: where they lie if they have that format, or else in `copy`. As many rows follow as the kernel reads.

@@ -1,7 +1,7 @@
 //! The language-model head and its loss in one: logits are made for trained positions only, a chunk at a time.
 //!
-//! `loss = Σ over (row, target) of ln Σ_v exp(logit_v) − logit_target`, summed, not averaged: the caller divides once
-//! by the trained tokens of everything it accumulates.
+//! `loss = ln Σ_v exp(z_v) − z_target` with `z = cap(logits)`, for every target by itself: an objective weighs and sums
+//! them.
 
 #[cfg(feature = "cpu")]
 mod cpu;
@@ -12,25 +12,47 @@ use burn::tensor::Tensor;
 use super::linear::Projected;
 
 /// Logits that the processor's kernel holds at once, in bytes.
-pub const LOGITS_BYTES: usize = 48 << 20;
+const LOGITS_BYTES: usize = 48 << 20;
 
 /// `(row of the hidden states, token id that it must predict)`.
 pub type Targets = [(u32, u32)];
 
-/// Summed loss, `[1, 1]` in f32, of `hidden` `[tokens, width]` through the head.
-pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets) -> Tensor<2> {
-    #[cfg(feature = "cpu")]
-    if head.weight.matrix().is_some() {
-        return cpu::cross_entropy(hidden, head, targets);
-    }
-    reference::cross_entropy(hidden, head, targets)
+/// Targets whose logits the processor's kernel holds at once, in f32.
+pub fn targets_per_chunk(vocabulary: usize) -> usize {
+    (LOGITS_BYTES / (vocabulary * size_of::<f32>()).max(1)).clamp(16, 1024)
 }
 
-/// Loss of each target, in order; no gradient.
-pub fn losses(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets) -> Vec<f32> {
+/// The loss of each target, with its gradient.
+///
+/// # Shapes
+/// - `hidden`: `[tokens, width]`
+/// - `head`: a weight `[vocabulary, width]`
+/// - `softcap`: logits `z` become `cap · tanh(z / cap)` (Gemma 2)
+/// - output: `[targets, 1]` in f32, in the order of the targets
+pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Tensor<2> {
     #[cfg(feature = "cpu")]
     if head.weight.matrix().is_some() {
-        return cpu::losses(hidden, head, targets);
+        return cpu::cross_entropy(hidden, head, targets, softcap);
     }
-    reference::losses(hidden, head, targets)
+    reference::cross_entropy(hidden, head, targets, softcap)
+}
+
+/// The values of [`cross_entropy`], without a gradient.
+pub fn losses(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Vec<f32> {
+    #[cfg(feature = "cpu")]
+    if head.weight.matrix().is_some() {
+        return cpu::losses(hidden, head, targets, softcap);
+    }
+    reference::cross_entropy(hidden, head, targets, softcap).into_data().iter::<f32>().collect()
+}
+
+/// `cap · tanh(logits / cap)`, or the logits themselves without a cap.
+///
+/// # Shapes
+/// - `logits`, output: `[tokens, vocabulary]`
+pub fn capped(logits: Tensor<2>, softcap: Option<f32>) -> Tensor<2> {
+    match softcap {
+        Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+        None => logits,
+    }
 }

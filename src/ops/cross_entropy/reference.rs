@@ -2,22 +2,11 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData, activation};
 
-use super::Targets;
+use super::{Targets, capped};
 use crate::ops::linear::{Projected, reference::linear};
 
 /// See [`cross_entropy`](super::cross_entropy()).
-pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets) -> Tensor<2> {
-    per_target(hidden, head, targets).sum().reshape([1, 1])
-}
-
-/// See [`losses`](super::losses).
-pub fn losses(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets) -> Vec<f32> {
-    let losses = per_target(hidden, head, targets).into_data();
-    losses.iter::<f32>().collect()
-}
-
-/// `[targets, 1]`.
-fn per_target(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets) -> Tensor<2> {
+pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Tensor<2> {
     let device = hidden.device();
     let indices = |values: Vec<i32>| {
         let count = values.len();
@@ -26,6 +15,6 @@ fn per_target(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets) -> Ten
     let rows = indices(targets.iter().map(|&(row, _)| row as i32).collect());
     let ids = indices(targets.iter().map(|&(_, id)| id as i32).collect());
     let logits = linear(hidden.select(0, rows), std::slice::from_ref(head), None).cast(DType::F32);
-    let log_probabilities = activation::log_softmax(logits, 1);
+    let log_probabilities = activation::log_softmax(capped(logits, softcap), 1);
     log_probabilities.gather(1, ids.reshape([targets.len() as i32, 1])).neg()
 }

@@ -6,9 +6,10 @@ use burn::tensor::{DType, Tensor};
 use burn_flex::FlexTensor;
 use half::bf16;
 
+use super::dropout::apply_dropout;
 use super::{Dropout, LowRankPair, Projected};
 use crate::ops::cpu::autograd::{Kernel, Output, apply, dims, f32s, from_f32, rows};
-use crate::ops::cpu::isa::{Isa, vectorised};
+use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::matrix::{Matrix, Views};
 use crate::ops::cpu::pack::{PlainColumns, RowsAsColumns};
@@ -17,13 +18,11 @@ use crate::ops::cpu::reduce::{Outer, sum_outers, transpose};
 use crate::ops::cpu::rowwise::{for_each_row, map_rows, narrowed};
 
 /// A group of projections without its trainable factors, which are inputs of the op.
-#[derive(Debug, Clone)]
 struct Group {
     members: Vec<Member>,
     has_residual: bool,
 }
 
-#[derive(Debug, Clone)]
 struct Member {
     weight: Arc<Matrix>,
     bias: Option<Vec<f32>>,
@@ -31,7 +30,6 @@ struct Member {
     pair: Option<(f32, Option<Dropout>)>,
 }
 
-#[derive(Debug, Clone)]
 struct Saved {
     /// The input, where a low-rank pair needs it; frozen weights do not.
     x: Option<FlexTensor>,
@@ -51,45 +49,30 @@ pub fn linear(x: Tensor<2>, group: &[Projected<'_>], residual: Option<Tensor<2>>
         pair: projected.low_rank.as_ref().map(|pair| (pair.scale, pair.dropout)),
     });
     let kernel = Group { members: members.collect(), has_residual: residual.is_some() };
-    let pairs: Vec<&LowRankPair> = group.iter().filter_map(|projected| projected.low_rank.as_ref()).collect();
-    let factors = |index: usize| (pairs[index].a.clone(), pairs[index].b.clone());
-    // Without a residual the input stands in its place; `has_residual` tells the kernel not to look.
-    let residual = residual.unwrap_or_else(|| x.clone().detach());
-    match pairs.len() {
-        0 => apply::<2, _>(kernel, [x, residual]),
-        1 => {
-            let (a, b) = factors(0);
-            apply::<4, _>(kernel, [x, residual, a, b])
-        }
-        2 => {
-            let ((a0, b0), (a1, b1)) = (factors(0), factors(1));
-            apply::<6, _>(kernel, [x, residual, a0, b0, a1, b1])
-        }
-        _ => {
-            let ((a0, b0), (a1, b1), (a2, b2)) = (factors(0), factors(1), factors(2));
-            apply::<8, _>(kernel, [x, residual, a0, b0, a1, b1, a2, b2])
-        }
-    }
+    let pairs = group.iter().filter_map(|projected| projected.low_rank.as_ref());
+    let factors = pairs.flat_map(|LowRankPair { a, b, .. }| [a.clone(), b.clone()]);
+    apply(kernel, std::iter::once(x).chain(residual).chain(factors).collect())
 }
 
-impl<const N: usize> Kernel<N> for Group {
+/// Inputs: `x`, the residual if there is one, then `A` and `B` of each pair.
+impl Kernel for Group {
     type Saved = Saved;
 
-    fn forward(&self, inputs: [&FlexTensor; N], save: bool) -> (FlexTensor, Option<Saved>) {
-        let factors: Vec<_> = inputs[2..].chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
-        let residual = self.has_residual.then_some(inputs[1]);
-        let (y, low) = if uses_bf16(inputs[0].dtype()) {
-            self.run::<bf16>(inputs[0], residual, &factors)
+    fn forward(&self, inputs: &[FlexTensor], save: bool) -> (FlexTensor, Option<Saved>) {
+        let (x, rest) = inputs.split_first().expect("the input");
+        let (residual, factors) = rest.split_at(usize::from(self.has_residual));
+        let (factors, _) = factors.as_chunks::<2>();
+        let factors: Vec<_> = factors.iter().map(|[a, b]| (a.clone(), b.clone())).collect();
+        let (y, low) = if uses_bf16(x.dtype()) {
+            self.run::<bf16>(x, residual.first(), &factors)
         } else {
-            self.run::<f32>(inputs[0], residual, &factors)
+            self.run::<f32>(x, residual.first(), &factors)
         };
-        let x = inputs[0];
         let kept = (!factors.is_empty()).then(|| x.clone());
         (y, save.then(|| Saved { x: kept, dims: dims(x), dtype: x.dtype(), low, factors }))
     }
 
-    fn backward(&self, saved: Saved, gradient: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
-        let mut gradients = [const { None }; N];
+    fn backward(&self, saved: Saved, gradient: FlexTensor, wanted: &[bool]) -> Vec<Option<FlexTensor>> {
         let (dx, pairs) = if uses_bf16(saved.dtype) {
             // Rounded once, rather than by every task of every product that reads it.
             let rounded = (gradient.dtype() == DType::F32).then(|| narrowed(&gradient));
@@ -97,12 +80,9 @@ impl<const N: usize> Kernel<N> for Group {
         } else {
             self.gradients::<f32>(&saved, &gradient, wanted[0])
         };
-        gradients[0] = dx;
-        for (slot, factor) in gradients[2..].iter_mut().zip(pairs.into_iter().flat_map(|(da, db)| [da, db])) {
-            *slot = Some(factor);
-        }
-        gradients[1] = (self.has_residual && wanted[1]).then_some(gradient);
-        gradients
+        let residual = self.has_residual.then(|| wanted[1].then_some(gradient));
+        let factors = pairs.into_iter().flat_map(|(da, db)| [Some(da), Some(db)]);
+        std::iter::once(dx).chain(residual).chain(factors).collect()
     }
 }
 
@@ -381,12 +361,4 @@ fn dropped(x: &FlexTensor, dropout: Dropout) -> FlexTensor {
         rows(x).read(row, 0, out);
         apply_dropout(out, dropout, (row * width) as u64);
     })
-}
-
-vectorised! {
-    fn apply_dropout(values: &mut [f32], dropout: Dropout, first: u64) {
-        for (index, value) in values.iter_mut().enumerate() {
-            *value *= dropout.factor(first + index as u64);
-        }
-    }
 }

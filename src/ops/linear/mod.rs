@@ -5,38 +5,15 @@
 
 #[cfg(feature = "cpu")]
 mod cpu;
+pub(in crate::ops) mod dropout;
 pub mod reference;
 
 use burn::tensor::Tensor;
 
+pub use self::dropout::Dropout;
 use super::frozen::FrozenWeight;
 
-/// Dropout on the input of a low-rank pair: element `i` is kept if a hash of (`seed`, `i`) says so.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Dropout {
-    /// Probability of dropping a value, in `[0, 1)`.
-    pub probability: f32,
-    /// Differs for every projection and step.
-    pub seed: u64,
-}
-
-impl Dropout {
-    /// Factor for element `index`: 0, or `1 / (1 - probability)`.
-    ///
-    /// Counter-based (the finaliser of SplitMix64, Steele et al. 2014), so that the backward pass makes the same
-    /// mask again instead of keeping it.
-    #[inline(always)]
-    pub fn factor(self, index: u64) -> f32 {
-        let mut bits = self.seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^= bits >> 31;
-        let uniform = (bits >> 40) as f32 / (1u64 << 24) as f32;
-        if uniform < self.probability { 0.0 } else { 1.0 / (1.0 - self.probability) }
-    }
-}
-
-/// A low-rank pair in use.
+/// A low-rank pair in use: the update of the weight is `scale · B · A`.
 #[derive(Debug, Clone)]
 pub struct LowRankPair {
     /// `[rank, in]`, f32.
@@ -56,10 +33,15 @@ pub struct Projected<'a> {
     pub weight: &'a FrozenWeight,
     /// `out` values.
     pub bias: Option<&'a [f32]>,
+    /// The low-rank update of the weight, if it is adapted.
     pub low_rank: Option<LowRankPair>,
 }
 
-/// Projects `x` `[tokens, in]`: `[tokens, Σ out]`, plus `residual` of that shape if given.
+/// Projects `x` by every member of the group; the outputs lie side by side, plus `residual` if given.
+///
+/// # Shapes
+/// - `x`: `[tokens, in]`
+/// - `residual`, output: `[tokens, Σ out]`, the output in the number format of `x`
 pub fn linear(x: Tensor<2>, group: &[Projected<'_>], residual: Option<Tensor<2>>) -> Tensor<2> {
     #[cfg(feature = "cpu")]
     if group.iter().all(|projected| projected.weight.matrix().is_some()) {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::super::Geometry;
-use super::scores::{Laid, Strip, differentiate, restore, row_sums, soften};
+use super::scores::{ScoreGradientTargets, Strip, probabilities, row_sums, score_gradients, softmax};
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::kernel::{Element, PANEL, Tile, with_tiles};
 use crate::ops::cpu::matrix::interleave_rows;
@@ -198,7 +198,8 @@ impl Head<'_> {
             panels: panels.len(),
             position: self.past + first,
             window: self.geometry.window,
-            scale: self.geometry.scale(),
+            scale: self.geometry.scale,
+            softcap: self.geometry.softcap,
         }
     }
 
@@ -218,7 +219,7 @@ impl Head<'_> {
         let most = self.panel_range(0, wanted.end).end;
         let mut queries = Aligned::<E>::new(step * padded);
         let mut scores = Aligned::<f32>::new(most * step * PANEL);
-        let mut probabilities = Aligned::<E>::new(step * most * PANEL);
+        let mut weights = Aligned::<E>::new(step * most * PANEL);
         let mut mixed = Aligned::<f32>::new(dim_panels * step * PANEL);
         let (mut log_sums, mut factors) = (vec![0f32; step], vec![0f32; step]);
         let mut row_values = vec![0f32; dim_panels * PANEL];
@@ -232,8 +233,8 @@ impl Head<'_> {
                 }
                 let depth = range.len() * PANEL;
                 let strip = self.strip(first, rows, step, range.clone());
-                soften(&strip, scores.as_mut(), probabilities.as_mut(), depth, &mut log_sums, &mut factors);
-                let left = (probabilities.as_slice(), depth);
+                softmax(&strip, scores.as_mut(), weights.as_mut(), depth, &mut log_sums, &mut factors);
+                let left = (weights.as_slice(), depth);
                 for (index, mixed) in mixed.as_mut().chunks_exact_mut(step * PANEL).enumerate() {
                     let panel = &values.panel(index)[range.start * PANEL * PANEL..][..depth * PANEL];
                     self.multiply(rows, depth, left, panel, mixed, false);
@@ -266,7 +267,9 @@ impl Head<'_> {
         let padded = dim.next_multiple_of(depth_step);
         let dim_panels = dim.div_ceil(PANEL);
         let panels = self.count.div_ceil(PANEL);
-        let blocks = self.query_blocks(depth_step, PANEL * (size_of::<f32>() + size_of::<E>()));
+        let is_capped = self.geometry.softcap.is_some();
+        let bytes = size_of::<E>() + size_of::<f32>() * if is_capped { 2 } else { 1 };
+        let blocks = self.query_blocks(depth_step, PANEL * bytes);
         let widest = blocks.iter().map(|&(_, rows)| rows).max().unwrap_or(0).next_multiple_of(depth_step);
         let size = widest * PANEL;
         let most =
@@ -277,8 +280,9 @@ impl Head<'_> {
         let dim_rows = dim.next_multiple_of(E::row_step(self.isa));
         let across = || Aligned::<E>::new(dim_rows * widest);
         let (mut queries_across, mut g_across) = (across(), across());
-        // Of every panel that a block sees, `P` and `dP`; of the panel at hand the rest.
+        // Of every panel that a block sees, `P`, `dP` and the slopes of capped scores; of the panel at hand the rest.
         let (mut p, mut dp) = (Aligned::<E>::new(kept), Aligned::<f32>::new(kept));
+        let mut slopes = Aligned::<f32>::new(if is_capped { kept } else { 0 });
         let (mut scores, mut right_ds) = (Aligned::<f32>::new(size), Aligned::<E>::new(size));
         let mut left_ds = Aligned::<E>::new(size * KEY_PANELS);
         let mut dq = Aligned::<f32>::new(dim_panels * size);
@@ -309,21 +313,24 @@ impl Head<'_> {
                     let (scores, dp) = (scores.as_mut(), &mut dp.as_mut()[at * size..][..size]);
                     self.multiply(rows, padded, q_left, keys.panel(panel), scores, false);
                     self.multiply(rows, padded, g_left, values.panel(panel), dp, false);
-                    restore(&seen, at, scores, dp, &log_sums, &mut p.as_mut()[at * size..][..size], &mut sums);
+                    let p = &mut p.as_mut()[at * size..][..size];
+                    let slopes = if is_capped { &mut slopes.as_mut()[at * size..][..size] } else { &mut [] };
+                    probabilities(&seen, at, scores, dp, &log_sums, p, &mut sums, slopes);
                 }
                 row_sums(&sums, &mut shared);
                 for from in range.clone().step_by(KEY_PANELS) {
                     let these = from..(from + KEY_PANELS).min(range.end);
                     let left_stride = these.len() * PANEL;
                     for panel in these.clone() {
-                        let laid = Laid {
+                        let targets = ScoreGradientTargets {
                             right: right_ds.as_mut(),
                             left: &mut left_ds.as_mut()[(panel - from) * PANEL..],
                             left_stride,
                         };
                         let at = (panel - range.start) * size;
                         let (p, dp) = (&p.as_slice()[at..at + size], &dp.as_slice()[at..at + size]);
-                        differentiate(rows, p, dp, &shared, self.geometry.scale(), laid);
+                        let slopes = is_capped.then(|| &slopes.as_slice()[at..at + size]);
+                        score_gradients(rows, p, dp, &shared, self.geometry.scale, slopes, targets);
                         let (dv, dk) = (share.values.panel_mut(panel), share.keys.panel_mut(panel));
                         self.multiply(dim, depth, (g_across.as_slice(), widest), p, dv, true);
                         self.multiply(dim, depth, (queries_across.as_slice(), widest), right_ds.as_slice(), dk, true);

@@ -6,7 +6,9 @@
 //! accumulates `dKᵀ` and `dVᵀ` in tiles. Query heads that share a key head are summed in order, so the result does not
 //! depend on the number of threads.
 
+mod cached;
 mod head;
+mod rotate;
 mod scores;
 
 use std::sync::Arc;
@@ -15,136 +17,41 @@ use burn::tensor::{DType, Tensor};
 use burn_flex::FlexTensor;
 use half::bf16;
 
+pub use self::cached::cached_attention;
 use self::head::{Head, Packed, Share, Transposed};
+use self::rotate::{Places, rotate, rotate_back};
 use super::Geometry;
-use super::cache::{Cache, Store};
-use crate::ops::cpu::autograd::{Kernel, Output, apply, dims, f32s, from_f32, plain, rows};
-use crate::ops::cpu::isa::{Isa, vectorised};
+use crate::ops::cpu::autograd::{Kernel, Output, apply, dims, rows};
+use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::kernel::{Element, PANEL};
 use crate::ops::cpu::pool;
 use crate::ops::cpu::product::{Rows, SharedMut, Target, narrow};
-use crate::ops::cpu::rowwise::{map_rows, narrowed};
 
 /// Queries of a task of the forward pass: few enough that one long sequence keeps every thread busy.
 const QUERIES_PER_TASK: usize = 384;
 
-#[derive(Debug, Clone)]
 struct Attention {
     lengths: Arc<[usize]>,
     geometry: Geometry,
 }
 
-#[derive(Debug, Clone)]
 struct Saved {
     /// `q | k | v`, rotated.
     rotated: FlexTensor,
     /// `ln Σ exp(scores)` by query and head, `[tokens, heads]`.
-    log_sums: Arc<Vec<f32>>,
+    log_sums: Vec<f32>,
 }
 
 /// See [`attention`](super::attention).
 pub fn attention(qkv: Tensor<2>, lengths: &[usize], geometry: &Geometry) -> Tensor<2> {
-    apply::<1, _>(Attention { lengths: lengths.into(), geometry: geometry.clone() }, [qkv])
-}
-
-/// See [`cached_attention`](super::cached_attention).
-pub fn cached_attention(
-    qkv: Tensor<2>,
-    lengths: &[usize],
-    caches: &mut [&mut Cache],
-    geometry: &Geometry,
-) -> Tensor<2> {
-    let qkv = plain(qkv);
-    let [tokens, _] = dims(&qkv);
-    let (q_width, kv_width) = (geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim);
-    let positions: Vec<usize> =
-        lengths.iter().zip(caches.iter()).flat_map(|(&length, cache)| cache.length..cache.length + length).collect();
-    let rotated = rotate(&qkv, &positions, geometry, DType::F32, 1.0);
-    let values = f32s(&rotated);
-    let mut start = 0;
-    for (&length, cache) in lengths.iter().zip(caches.iter_mut()) {
-        if matches!(cache.store, Store::Empty) {
-            cache.store = Store::Host { keys: Vec::new(), values: Vec::new() };
-        }
-        if let Store::Host { keys, values: remembered } = &mut cache.store {
-            for row in values.chunks_exact(q_width + 2 * kv_width).skip(start).take(length) {
-                keys.extend_from_slice(&row[q_width..q_width + kv_width]);
-                remembered.extend_from_slice(&row[q_width + kv_width..]);
-            }
-        }
-        cache.length += length;
-        start += length;
-    }
-    let mut out = vec![0f32; tokens * q_width];
-    let target = SharedMut(out.as_mut_ptr());
-    let mut tasks = Vec::new();
-    let mut start = 0;
-    for (&length, cache) in lengths.iter().zip(caches.iter()) {
-        for head in 0..geometry.heads {
-            tasks.push((start, length, &**cache, head));
-        }
-        start += length;
-    }
-    pool::for_each(tasks.len(), |task| {
-        let (start, length, cache, head) = tasks[task];
-        let Store::Host { keys, values: remembered } = &cache.store else { return };
-        let kv_head = head / (geometry.heads / geometry.kv_heads);
-        let column = kv_head * geometry.head_dim;
-        let packed = |data| Rows::F32 { data, stride: kv_width }.from_column(column);
-        let queries = Rows::F32 { data: values, stride: q_width + 2 * kv_width }
-            .from_row(start)
-            .from_column(head * geometry.head_dim);
-        let (count, dim) = (cache.length, geometry.head_dim);
-        let keys = Packed::<f32>::columns(packed(keys), count, dim);
-        let values = Packed::rows(packed(remembered), count, dim);
-        let job = Head { isa: Isa::current(), queries, count: length, past: count - length, geometry };
-        let target = &target;
-        job.forward(0..length, &keys, &values, |query, mixed, _| {
-            // SAFETY: this head of this row belongs to this task alone.
-            unsafe {
-                let out = target.0.add((start + query) * q_width + head * geometry.head_dim);
-                std::slice::from_raw_parts_mut(out, mixed.len()).copy_from_slice(mixed);
-            }
-        });
-    });
-    let out = from_f32(out, tokens, q_width);
-    let out = if qkv.dtype() == DType::BF16 { narrowed(&out) } else { out };
-    Tensor::from_primitive::<burn::backend::Flex>(out)
-}
-
-/// The queries and keys of `qkv` rotated to their positions (`direction` 1) or back (-1).
-fn rotate(qkv: &FlexTensor, positions: &[usize], geometry: &Geometry, dtype: DType, direction: f32) -> FlexTensor {
-    let [tokens, width] = dims(qkv);
-    let half = geometry.head_dim / 2;
-    let table = geometry.rope.table(positions.iter().max().map_or(0, |last| last + 1));
-    let source = rows(qkv);
-    map_rows(dtype, tokens, width, |row, out, _| {
-        source.read(row, 0, out);
-        let (cos, sin) = table.at(positions[row]);
-        rotate_heads(&mut out[..2 * half * (geometry.heads + geometry.kv_heads)], cos, sin, direction);
-    })
-}
-
-vectorised! {
-    fn rotate_heads(heads: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
-        for head in heads.chunks_exact_mut(2 * cos.len()) {
-            let (left, right) = head.split_at_mut(cos.len());
-            for (((left, right), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
-                let sin = sin * direction;
-                let turned = *left * cos - *right * sin;
-                *right = *right * cos + *left * sin;
-                *left = turned;
-            }
-        }
-    }
-}
-
-/// Positions of sequences laid end to end.
-fn positions(lengths: &[usize]) -> Vec<usize> {
-    lengths.iter().flat_map(|&length| 0..length).collect()
+    apply(Attention { lengths: lengths.into(), geometry: geometry.clone() }, vec![qkv])
 }
 
 impl Attention {
+    fn places(&self) -> Places {
+        Places::of(self.lengths.iter().map(|&length| (0, length)), &self.geometry)
+    }
+
     /// First row and length of every sequence.
     fn sequences(&self) -> impl Iterator<Item = (usize, usize)> {
         self.lengths.iter().scan(0, |end, &length| {
@@ -259,31 +166,32 @@ impl Attention {
         });
         // SAFETY: the columns of every query, key and value head were written for every token.
         let dqkv = unsafe { dqkv.into_tensor(tokens, width) };
-        rotate(&dqkv, &positions(&self.lengths), &self.geometry, saved.rotated.dtype(), -1.0)
+        rotate_back(&dqkv, &self.places(), &self.geometry, saved.rotated.dtype())
     }
 }
 
-impl Kernel<1> for Attention {
+impl Kernel for Attention {
     type Saved = Saved;
 
-    fn forward(&self, [qkv]: [&FlexTensor; 1], save: bool) -> (FlexTensor, Option<Saved>) {
-        let rotated = rotate(qkv, &positions(&self.lengths), &self.geometry, qkv.dtype(), 1.0);
+    fn forward(&self, inputs: &[FlexTensor], save: bool) -> (FlexTensor, Option<Saved>) {
+        let qkv = &inputs[0];
+        let rotated = rotate(qkv, &self.places(), &self.geometry, qkv.dtype());
         let (y, log_sums) = if qkv.dtype() == DType::BF16 && Isa::current().multiplies_bf16() {
             self.run::<bf16>(&rotated)
         } else {
             self.run::<f32>(&rotated)
         };
-        (y, save.then(|| Saved { rotated, log_sums: Arc::new(log_sums) }))
+        (y, save.then_some(Saved { rotated, log_sums }))
     }
 
-    fn backward(&self, saved: Saved, gradient: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+    fn backward(&self, saved: Saved, gradient: FlexTensor, _: &[bool]) -> Vec<Option<FlexTensor>> {
         let bf16_kernel = saved.rotated.dtype() == DType::BF16 && Isa::current().multiplies_bf16();
         let dqkv = if bf16_kernel {
             self.gradients::<bf16>(&saved, &gradient)
         } else {
             self.gradients::<f32>(&saved, &gradient)
         };
-        [Some(dqkv)]
+        vec![Some(dqkv)]
     }
 }
 

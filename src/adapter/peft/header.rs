@@ -1,0 +1,378 @@
+//! The header of an adapter folder: its configuration, and the pairs that its weights file lists, checked against each
+//! other. No value is read.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::config::PeftConfig;
+use super::missing::{no_adapter, no_weights};
+use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
+use crate::adapter::base_modules::{check_sizes, module_shapes};
+use crate::error::{Error, Result};
+use crate::files::safetensors::SafeTensorsFile;
+use crate::files::{Dtype, RawTensor};
+use crate::model::{ModelConfig, families};
+
+/// An adapter folder whose values have not been read yet.
+pub struct AdapterHeader {
+    pub(super) config: PeftConfig,
+    /// The path of the weights file.
+    pub(super) place: String,
+    /// By module path.
+    pub pairs: BTreeMap<String, PairHeader>,
+    /// `burnish.…` from the file of weights.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A pair whose shapes agree with each other and with the configuration.
+pub struct PairHeader {
+    /// `[rank, in]`.
+    pub(super) a: RawTensor,
+    /// `[out, rank]`.
+    pub(super) b: RawTensor,
+    pub(super) rank: usize,
+    pub(super) input: usize,
+    pub(super) output: usize,
+    pub(super) scale: f32,
+}
+
+/// Bytes of zeros that are read to find out whether a pair is zero; a header can promise any number of them.
+const MAX_ZEROS_READ: usize = 1 << 30;
+
+impl PairHeader {
+    /// Values of both factors.
+    pub fn values(&self) -> usize {
+        self.a.elements() + self.b.elements()
+    }
+
+    /// Whether the update is zero: a factor of only zeros, or a scale of zero. Reading ends at the first other value, and
+    /// after `budget` bytes, which then count as not zero.
+    fn is_zero(&self, budget: &mut usize) -> bool {
+        self.scale == 0.0 || is_zero(&self.b, budget) || is_zero(&self.a, budget)
+    }
+}
+
+/// Whether all values of a float tensor are zero, of either sign.
+fn is_zero(tensor: &RawTensor, budget: &mut usize) -> bool {
+    let width = if tensor.dtype == Dtype::F32 { 4 } else { 2 };
+    let zeros = tensor.bytes.chunks_exact(width).take(*budget / width);
+    let zeros = zeros.take_while(|value| {
+        value.split_last().is_some_and(|(last, rest)| last & 0x7f == 0 && rest.iter().all(|byte| *byte == 0))
+    });
+    let zeros = zeros.count() * width;
+    *budget -= zeros;
+    zeros == tensor.bytes.len()
+}
+
+impl AdapterHeader {
+    /// Reads the configuration of the adapter folder `dir` and the header of its weights. Tensors named like the embedding
+    /// or the head are refused, unless `is_copy` says that they are the base's own.
+    ///
+    /// # Errors
+    /// Those of [`HostAdapter::load`](crate::adapter::host::HostAdapter::load), except numbers that are not finite.
+    pub fn read(dir: &Path, is_copy: impl Fn(&str, &RawTensor) -> bool) -> Result<Self> {
+        if let Some(error) = no_adapter(dir) {
+            return Err(error);
+        }
+        let place = dir.join(WEIGHTS_FILE).display().to_string();
+        let (config, weights) = (PeftConfig::read(dir), read_weights(dir));
+        let mut errors = weights.as_ref().map_or(Vec::new(), |(tensors, _)| refusals(&place, tensors, is_copy));
+        let (config, (tensors, metadata)) = match Error::both(config, weights) {
+            Ok(read) => read,
+            Err(error) => {
+                errors.insert(0, error.clone());
+                return Err(Error::join(errors).unwrap_or(error));
+            }
+        };
+        let pairs = pairs_of(&place, &config, tensors, &mut errors);
+        if pairs.is_empty() && errors.is_empty() {
+            errors.push(Error::input(&place, "holds no low-rank pair"));
+        }
+        let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
+        Error::none_of(errors, Self { config, place, pairs, metadata })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &PeftConfig {
+        &self.config
+    }
+
+    /// Remarks for the user, a sentence each: pairs that change nothing, and entries of the configuration without effect.
+    /// Entries of `target_modules` and `exclude_modules` are judged only with a `base`.
+    ///
+    /// # Errors
+    /// A pattern of the configuration that takes too many steps.
+    pub fn notices(&self, base: Option<&ModelConfig>) -> Result<Vec<String>> {
+        let mut notices = Vec::new();
+        let mut budget = MAX_ZEROS_READ;
+        let zero: Vec<&str> = self
+            .pairs
+            .iter()
+            .filter(|(_, pair)| pair.is_zero(&mut budget))
+            .map(|(module, _)| module.as_str())
+            .collect();
+        match zero.split_first() {
+            Some(_) if zero.len() == self.pairs.len() => {
+                notices.push(format!("the adapter changes nothing: all of its {} low-rank pairs are zero", zero.len()));
+            }
+            Some((first, rest)) => notices.push(format!(
+                "{} of {} low-rank pairs are zero and change nothing: {first}{}",
+                zero.len(),
+                self.pairs.len(),
+                and_more(rest.len())
+            )),
+            None => {}
+        }
+        let adapted: Vec<&str> = self.pairs.keys().map(String::as_str).collect();
+        let modules = base.map(|base| module_shapes(base).into_keys().collect::<Vec<_>>());
+        let unused = self.config.unused_entries(&adapted, modules.as_deref())?;
+        notices.extend(unused.into_iter().map(|entry| format!("{CONFIG_FILE}: {entry}")));
+        Ok(notices)
+    }
+
+    /// Modules of `base` that the configuration targets and that have no pair here.
+    pub(super) fn missing_pairs(&self, base: &ModelConfig) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        for module in module_shapes(base).into_keys() {
+            if !self.pairs.contains_key(&module) && self.config.covers(&module)? {
+                missing.push(module);
+            }
+        }
+        Ok(missing)
+    }
+
+    pub(super) fn check_against(&self, base: &ModelConfig) -> Result<()> {
+        let sizes = self.pairs.iter().map(|(module, pair)| (module.as_str(), (pair.input, pair.output)));
+        check_sizes(&self.place, sizes, base)
+    }
+}
+
+/// Tensors and metadata of the weights' file.
+type Weights = (BTreeMap<String, RawTensor>, BTreeMap<String, String>);
+
+fn read_weights(dir: &Path) -> Result<Weights> {
+    let path = dir.join(WEIGHTS_FILE);
+    if let Some(error) = no_weights(dir) {
+        return Err(error);
+    }
+    let file = SafeTensorsFile::open(&path)?;
+    let mut tensors = BTreeMap::new();
+    let mut errors = Vec::new();
+    for name in file.names() {
+        match file.tensor(name) {
+            Ok(tensor) => drop(tensors.insert(name.to_owned(), tensor)),
+            Err(error) => errors.push(error),
+        }
+    }
+    Error::none_of(errors, (tensors, file.metadata().clone()))
+}
+
+/// The role of a tensor, by its name.
+enum Role<'a> {
+    A(&'a str),
+    B(&'a str),
+    /// PEFT stores the base's own matrix along with an adapter on the head.
+    BaseCopy(&'a str),
+    /// Of no use to plain LoRA; why.
+    Refused(&'static str),
+}
+
+impl<'a> Role<'a> {
+    fn of(name: &'a str) -> Self {
+        let Some(path) = name.strip_prefix(PREFIX) else {
+            return Self::Refused("not named as PEFT names a tensor (`base_model.model.<path>.lora_A.weight`)");
+        };
+        if let Some(module) = path.strip_suffix(A_SUFFIX) {
+            return Self::A(module);
+        }
+        if let Some(module) = path.strip_suffix(B_SUFFIX) {
+            return Self::B(module);
+        }
+        if let Some(module) = path.strip_suffix(".base_layer.weight") {
+            return Self::BaseCopy(module);
+        }
+        let reason = REFUSED_NAMES.iter().find(|(part, _)| path.contains(part)).map(|(_, reason)| *reason);
+        Self::Refused(reason.unwrap_or("neither half of a low-rank pair"))
+    }
+}
+
+/// Parts of names that tell what else PEFT can store.
+const REFUSED_NAMES: [(&str, &str); 8] = [
+    (".lora_magnitude_vector", "a DoRA magnitude, which cannot be applied"),
+    (".lora_embedding_", "an adapter on an embedding, which cannot be applied"),
+    (".lora_B.bias", "a bias of the low-rank pair, which cannot be applied"),
+    (".token_adapter.", "trained tokens, which cannot be applied"),
+    (".lora_A.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
+    (".lora_B.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
+    (".bias", "a trained bias, which cannot be applied"),
+    (".weight", "a wholly trained module, which cannot be applied"),
+];
+
+/// The two halves of a pair, as far as the file has them.
+#[derive(Default)]
+struct Halves {
+    a: Option<RawTensor>,
+    b: Option<RawTensor>,
+}
+
+/// Tensors that plain LoRA has no use for, by what they are.
+fn refusals(
+    place: &str,
+    tensors: &BTreeMap<String, RawTensor>,
+    is_copy: impl Fn(&str, &RawTensor) -> bool,
+) -> Vec<Error> {
+    let mut refused: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
+    for (name, tensor) in tensors {
+        if let Role::Refused(reason) = Role::of(name) {
+            // PEFT copies these of the base when it is asked to, or when a vocabulary has grown.
+            let base_name = name.strip_prefix(PREFIX).filter(|name| families::is_embedding_or_head(name));
+            if base_name.is_some_and(|base_name| is_copy(base_name, tensor)) {
+                continue;
+            }
+            refused.entry(reason).or_default().push(name);
+        }
+    }
+    let reported = refused.into_iter().filter_map(|(reason, names)| {
+        let (first, rest) = names.split_first()?;
+        Some(Error::input(format_args!("{place}: tensor {first}{}", and_more(rest.len())), reason))
+    });
+    reported.collect()
+}
+
+/// Sorts the tensors into pairs and checks every one but those that [`refusals`] names; what is wrong goes to `errors`.
+fn pairs_of(
+    place: &str,
+    config: &PeftConfig,
+    tensors: BTreeMap<String, RawTensor>,
+    errors: &mut Vec<Error>,
+) -> BTreeMap<String, PairHeader> {
+    let mut halves: BTreeMap<String, Halves> = BTreeMap::new();
+    let mut copies: Vec<(String, RawTensor)> = Vec::new();
+    errors.extend(mixed_dtypes(place, &tensors));
+    for (name, tensor) in tensors {
+        match Role::of(&name) {
+            Role::A(module) => halves.entry(module.to_owned()).or_default().a = Some(tensor),
+            Role::B(module) => halves.entry(module.to_owned()).or_default().b = Some(tensor),
+            Role::BaseCopy(module) => copies.push((module.to_owned(), tensor)),
+            Role::Refused(_) => {}
+        }
+    }
+    let mut pairs = BTreeMap::new();
+    let mut untargeted = Vec::new();
+    for (module, halves) in halves {
+        match config.covers(&module) {
+            Ok(true) => {}
+            Ok(false) => untargeted.push(module.clone()),
+            Err(error) => {
+                // A pattern that cannot be matched fails for every module alike.
+                errors.push(error);
+                return pairs;
+            }
+        }
+        match pair_of(place, config, &module, halves) {
+            Ok(pair) => drop(pairs.insert(module, pair)),
+            Err(error) => errors.push(error),
+        }
+    }
+    if let Some((first, rest)) = untargeted.split_first() {
+        errors.push(Error::input(
+            format_args!("{place}: module {first}{}", and_more(rest.len())),
+            format!("is not among the targets in {CONFIG_FILE}, so that PEFT would not load it"),
+        ));
+    }
+    errors.extend(misplaced_copies(place, &pairs, &copies));
+    pairs
+}
+
+/// ` (and 3 more)`, or nothing.
+pub(super) fn and_more(count: usize) -> String {
+    if count == 0 { String::new() } else { format!(" (and {count} more)") }
+}
+
+/// PEFT writes all of an adapter in one dtype: several are a file pieced together.
+fn mixed_dtypes(place: &str, tensors: &BTreeMap<String, RawTensor>) -> Option<Error> {
+    let mut counts: Vec<(Dtype, usize)> = Vec::new();
+    for (name, tensor) in tensors {
+        if !matches!(Role::of(name), Role::A(_) | Role::B(_)) {
+            continue;
+        }
+        match counts.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((tensor.dtype, 1)),
+        }
+    }
+    (counts.len() > 1).then(|| {
+        let counts: Vec<String> = counts.iter().map(|(dtype, count)| format!("{count} in {dtype}")).collect();
+        Error::input(place, format!("mixes dtypes ({}); expected one for all pairs", counts.join(", ")))
+    })
+}
+
+/// Copies of the base's matrices that belong to no pair, or have another size than it.
+fn misplaced_copies<'a>(
+    place: &'a str,
+    pairs: &'a BTreeMap<String, PairHeader>,
+    copies: &'a [(String, RawTensor)],
+) -> impl Iterator<Item = Error> + 'a {
+    copies.iter().filter_map(move |(module, tensor)| {
+        let expected = pairs.get(module).map(|pair| vec![pair.output, pair.input]);
+        (expected.as_ref() != Some(&tensor.shape)).then(|| {
+            Error::input(
+                format_args!("{place}: tensor {PREFIX}{module}.base_layer.weight"),
+                format!(
+                    "is a copy of a base matrix of shape {:?}, and no pair of these sizes goes with it",
+                    tensor.shape
+                ),
+            )
+        })
+    })
+}
+
+/// One pair, or everything that is wrong with it.
+fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Result<PairHeader> {
+    let place = format!("{place}: module {module}");
+    let (a, b) = match (halves.a, halves.b) {
+        (Some(a), Some(b)) => (a, b),
+        (Some(_), None) => return Err(Error::input(place, "has lora_A and no lora_B")),
+        _ => return Err(Error::input(place, "has lora_B and no lora_A")),
+    };
+    let rank = config.rank_of(module)?;
+    let ([a_rank, input], [output, b_rank]) = Error::both(matrix(&place, "lora_A", &a), matrix(&place, "lora_B", &b))?;
+    let mut errors = Vec::new();
+    if a_rank != rank {
+        errors.push(other_rank(&place, "lora_A", "[rank, in]", [a_rank, input], rank));
+    }
+    if b_rank != rank {
+        errors.push(other_rank(&place, "lora_B", "[out, rank]", [output, b_rank], rank));
+    }
+    errors.extend(
+        [("lora_A", &a), ("lora_B", &b)].into_iter().filter_map(|(half, tensor)| float(&place, half, tensor).err()),
+    );
+    let scale = config.scale_of(module)? as f32;
+    Error::none_of(errors, PairHeader { a, b, rank, input, output, scale })
+}
+
+/// A half whose shape does not have the rank that the configuration gives.
+fn other_rank(place: &str, half: &str, layout: &str, shape: [usize; 2], rank: usize) -> Error {
+    let turned = if shape.contains(&rank) { "; is it transposed?" } else { "" };
+    Error::input(
+        place,
+        format!("{half} has shape {shape:?}; expected {layout} with rank {rank} from {CONFIG_FILE}{turned}"),
+    )
+}
+
+/// The two sizes of a matrix.
+fn matrix(place: &str, half: &str, tensor: &RawTensor) -> Result<[usize; 2]> {
+    tensor
+        .shape
+        .as_slice()
+        .try_into()
+        .map_err(|_| Error::input(place, format!("{half} has shape {:?}; expected two dimensions", tensor.shape)))
+}
+
+/// Whether it is of a type of float.
+fn float(place: &str, half: &str, tensor: &RawTensor) -> Result<()> {
+    match tensor.dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::Bf16 => Ok(()),
+        other => Err(Error::input(place, format!("{half} is {other}; expected F32, F16 or BF16"))),
+    }
+}

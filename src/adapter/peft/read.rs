@@ -1,0 +1,90 @@
+//! Reading an adapter folder: header, then what does not fit the base, then the values.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::header::{AdapterHeader, PairHeader, and_more};
+use super::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::adapter::host::{HostAdapter, HostPair};
+use crate::error::{Error, Result};
+use crate::files::RawTensor;
+use crate::model::BaseFiles;
+
+impl HostAdapter {
+    /// Reads the adapter folder `dir`. The base that its configuration names is not followed.
+    ///
+    /// # Errors
+    /// Everything wrong with the folder, in one error: what plain LoRA arithmetic cannot apply (DoRA, biases,
+    /// `modules_to_save`, …), halves of pairs, ranks and shapes that disagree, numbers that are not finite.
+    pub fn load(dir: &Path) -> Result<Self> {
+        AdapterHeader::read(dir, |_, _| false)?.decode()
+    }
+
+    /// Reads the adapter folder `dir` for the base `base`; see [`AdapterHeader::read_over`].
+    ///
+    /// # Errors
+    /// Everything that [`AdapterHeader::read_over`] refuses; numbers that are not finite.
+    pub fn load_over(dir: &Path, base: &BaseFiles) -> Result<Self> {
+        AdapterHeader::read_over(dir, base)?.decode()
+    }
+}
+
+impl AdapterHeader {
+    /// Reads the header of the adapter folder `dir` for the base `base`: every pair fits it, and no module that the
+    /// configuration targets lacks its pair. Unchanged copies of the base's embedding and head, as PEFT's
+    /// `save_embedding_layers=True` adds them, are passed over.
+    ///
+    /// # Errors
+    /// Everything that [`read`](Self::read) refuses; pairs that do not fit the base; targeted modules without a pair.
+    pub fn read_over(dir: &Path, base: &BaseFiles) -> Result<Self> {
+        let header = Self::read(dir, |name, tensor| is_copy(base, name, tensor))?;
+        let missing = header.missing_pairs(base.config())?;
+        // Before any value is read: what fits the base is no larger than the base allows.
+        let mut errors = Vec::from_iter(header.check_against(base.config()).err());
+        if let Some((first, rest)) = missing.split_first() {
+            let more = and_more(rest.len());
+            errors.push(Error::input(
+                dir.join(WEIGHTS_FILE).display(),
+                format!("{CONFIG_FILE} targets `{first}`{more} of the base, and the file holds no pair for it"),
+            ));
+        }
+        Error::none_of(errors, header)
+    }
+
+    /// Reads the values.
+    ///
+    /// # Errors
+    /// Every factor with a number that is not finite.
+    pub fn decode(self) -> Result<HostAdapter> {
+        let Self { config, place, pairs, metadata } = self;
+        let mut errors = Vec::new();
+        let mut decoded = BTreeMap::new();
+        for (module, PairHeader { a, b, rank, input, output, scale }) in pairs {
+            let place = format!("{place}: module {module}");
+            match Error::both(numbers(&place, "lora_A", &a), numbers(&place, "lora_B", &b)) {
+                Ok((a, b)) => drop(decoded.insert(module, HostPair { a, b, rank, input, output, scale })),
+                Err(error) => errors.push(error),
+            }
+        }
+        let (rank, alpha, dropout) = (config.rank, config.alpha, config.dropout);
+        Error::none_of(errors, HostAdapter { pairs: decoded, rank, alpha, dropout, metadata })
+    }
+}
+
+/// Whether a tensor is the base's own of that name, value for value.
+fn is_copy(base: &BaseFiles, name: &str, tensor: &RawTensor) -> bool {
+    // A tied head is the embedding.
+    let embedding = base.config().embedding_name();
+    let name = if base.has(name) { name } else { &embedding };
+    base.shape(name) == Some(tensor.shape.as_slice())
+        && base.tensor(name).is_ok_and(|own| match own.dtype == tensor.dtype {
+            true => own.bytes[..] == tensor.bytes[..],
+            false => own.to_f32().is_ok_and(|own| tensor.to_f32().is_ok_and(|copy| own == copy)),
+        })
+}
+
+/// The values in f32, all finite.
+fn numbers(place: &str, half: &str, tensor: &RawTensor) -> Result<Vec<f32>> {
+    tensor.check_finite(format_args!("{place}: {half}"))?;
+    tensor.to_f32()
+}

@@ -1,0 +1,134 @@
+//! Writing an adapter folder. The keys are those that every PEFT since 0.6 knows.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
+use crate::adapter::host::HostAdapter;
+use crate::error::{Error, Result};
+use crate::files::safetensors::{self, TensorHeader};
+use crate::files::{Bytes, Dtype, atomic, temporary};
+use crate::model::sites::is_named;
+
+/// The settings that [`HostAdapter::save`] writes beside the numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct SaveOptions<'a> {
+    /// `target_modules`: names of the modules with pairs, by PEFT's rule (`Targets::names`).
+    pub targets: &'a [String],
+    /// `base_model_name_or_path`: a hub name where one is known.
+    pub base_name: Option<&'a str>,
+    /// `revision`: the hub's branch, tag or commit that the base was taken from, if it is not the default one.
+    pub revision: Option<&'a str>,
+    /// The scales are `alpha / sqrt(rank)`.
+    pub rslora: bool,
+}
+
+impl HostAdapter {
+    /// Writes the two files into the folder `dir`, which is made if need be; numbers in f32.
+    ///
+    /// Both files are first written in full under temporary names. If the configuration on disk is already what
+    /// it shall be, renaming the weights replaces the adapter in one step. Otherwise the old configuration is
+    /// removed, then the weights and last the new configuration are renamed: a crash in between leaves a folder
+    /// that every reader refuses for want of a configuration, never the weights of one adapter under the
+    /// configuration of another.
+    pub fn save(&self, dir: &Path, options: &SaveOptions<'_>) -> Result<()> {
+        let config = self.config_json(options)?;
+        std::fs::create_dir_all(dir).map_err(|error| Error::write(dir, &error))?;
+        let staging = || tempfile::Builder::new().prefix(".burnish-").tempdir_in(dir);
+        let staging =
+            temporary::make(staging, |staging| staging.path().to_owned()).map_err(|error| Error::write(dir, &error))?;
+        let staged = |name: &str| staging.path().join(name);
+        self.write_weights(&staged(WEIGHTS_FILE))?;
+        let config_path = dir.join(CONFIG_FILE);
+        if std::fs::read(&config_path).is_ok_and(|old| old == config.as_bytes()) {
+            return temporary::undisturbed(|| rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE)));
+        }
+        atomic::write_bytes(&staged(CONFIG_FILE), config.as_bytes())?;
+        temporary::undisturbed(|| {
+            match std::fs::remove_file(&config_path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::write(&config_path, &error)),
+                _ => {}
+            }
+            rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE))?;
+            rename(&staged(CONFIG_FILE), &config_path)
+        })
+    }
+
+    /// `adapter_model.safetensors`: `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of every pair, in f32.
+    fn write_weights(&self, path: &Path) -> Result<()> {
+        let mut metadata = self.metadata.clone();
+        metadata.insert("format".to_owned(), "pt".to_owned());
+        let mut headers = Vec::with_capacity(2 * self.pairs.len());
+        let mut values: BTreeMap<String, &[f32]> = BTreeMap::new();
+        for (module, pair) in &self.pairs {
+            let halves = [
+                (A_SUFFIX, vec![pair.rank, pair.input], pair.a.as_slice()),
+                (B_SUFFIX, vec![pair.output, pair.rank], pair.b.as_slice()),
+            ];
+            for (suffix, shape, numbers) in halves {
+                let name = format!("{PREFIX}{module}{suffix}");
+                values.insert(name.clone(), numbers);
+                headers.push(TensorHeader { name, dtype: Dtype::F32, shape });
+            }
+        }
+        safetensors::write(path, &metadata, &headers, |header| {
+            let numbers = values.get(&header.name).copied().unwrap_or_default();
+            Ok(Bytes::from(numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>()))
+        })
+    }
+
+    /// `adapter_config.json`, keys sorted as PEFT writes them.
+    fn config_json(&self, options: &SaveOptions<'_>) -> Result<String> {
+        let mut ranks = Map::new();
+        let mut alphas = Map::new();
+        for (module, pair) in &self.pairs {
+            if !options.targets.iter().any(|target| is_named(module, target)) {
+                return Err(Error::failed(module, "has a pair, and is not among the targets to be saved"));
+            }
+            if pair.rank != self.rank {
+                ranks.insert(module.clone(), json!(pair.rank));
+            }
+            let root = if options.rslora { (pair.rank as f64).sqrt() } else { pair.rank as f64 };
+            if pair.scale != (self.alpha / root) as f32 {
+                alphas.insert(module.clone(), number(f64::from(pair.scale) * root));
+            }
+        }
+        let mut config = json!({
+            "alpha_pattern": alphas,
+            "base_model_name_or_path": options.base_name,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "layers_pattern": null,
+            "layers_to_transform": null,
+            "lora_alpha": number(self.alpha),
+            "lora_dropout": self.dropout,
+            "modules_to_save": null,
+            "peft_type": "LORA",
+            "r": self.rank,
+            "rank_pattern": ranks,
+            "revision": options.revision,
+            "target_modules": options.targets,
+            "task_type": "CAUSAL_LM",
+        });
+        if options.rslora {
+            // Older PEFT does not know the key, so it stands only where it is needed.
+            config["use_rslora"] = json!(true);
+        }
+        Ok(format!("{config:#}\n"))
+    }
+}
+
+/// A whole number where it is one: PEFT's `lora_alpha` is an integer by convention.
+fn number(value: f64) -> Value {
+    const EXACT_INTEGERS: f64 = 9_007_199_254_740_992.0;
+    if value.fract() == 0.0 && value.abs() < EXACT_INTEGERS { json!(value as i64) } else { json!(value) }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|error| Error::write(to, &error))
+}

@@ -1,0 +1,367 @@
+//! [`cross_entropy`](super::cross_entropy()) on the processor.
+//!
+//! The gradient of the hidden states is made together with the losses, while a chunk's logits are at hand: `d logits =
+//! softmax − onehot`. The backward pass weighs its rows by the gradient of each loss. The factors of an adapted head get
+//! sums over all targets, which wait for those weights: the backward pass makes the logits again.
+
+mod softmax;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Tensor};
+use burn_flex::FlexTensor;
+use half::bf16;
+
+use self::softmax::{SoftmaxRow, exponentials_of, losses_of, softmax};
+use super::{Targets, targets_per_chunk};
+use crate::ops::cpu::autograd::{Kernel, apply, dims, f32s, from_f32, plain, rows};
+use crate::ops::cpu::isa::{Isa, vectorised};
+use crate::ops::cpu::kernel::Element;
+use crate::ops::cpu::matrix::{Matrix, Views};
+use crate::ops::cpu::pack::{Columns, PlainColumns, RowsAsColumns};
+use crate::ops::cpu::product::{Epilogue, Part, Rows, Target, Term, product};
+use crate::ops::cpu::reduce::{Outer, sum_outers, transpose};
+use crate::ops::cpu::rowwise::for_each_row;
+use crate::ops::linear::dropout::apply_dropout;
+use crate::ops::linear::{Dropout, Projected};
+
+/// Vocabulary entries summed over in one product of the backward pass.
+const VOCABULARY_BLOCK: usize = 4096;
+
+/// The head without its trainable factors, which are inputs 1 and 2 of the op.
+struct CrossEntropy {
+    weight: Arc<Matrix>,
+    bias: Option<Arc<[f32]>>,
+    targets: Arc<Targets>,
+    softcap: Option<f32>,
+    /// Scale and dropout of the head's low-rank pair.
+    pair: Option<(f32, Option<Dropout>)>,
+}
+
+/// The low-rank pair of the head.
+#[derive(Clone)]
+struct Pair {
+    /// `[rank, width]`.
+    a: FlexTensor,
+    /// `[vocabulary, rank]`.
+    b: FlexTensor,
+    rank: usize,
+    scale: f32,
+    dropout: Option<Dropout>,
+}
+
+struct Saved {
+    tokens: usize,
+    width: usize,
+    /// The gradient of each loss with respect to the hidden state that it is of, `[targets, width]`.
+    d_hidden: Vec<f32>,
+    /// For the gradients of the factors.
+    adapted: Option<SavedPair>,
+}
+
+struct SavedPair {
+    hidden: FlexTensor,
+    pair: Pair,
+    /// The gradient of each loss with respect to `drop(h)·Aᵀ`, `[targets, rank]`.
+    d_low: Vec<f32>,
+}
+
+/// See [`cross_entropy`](super::cross_entropy()).
+pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Tensor<2> {
+    let factors = head.low_rank.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]);
+    apply(CrossEntropy::new(head, targets, softcap), std::iter::once(hidden).chain(factors).collect())
+}
+
+/// See [`losses`](super::losses).
+pub fn losses(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Vec<f32> {
+    let kernel = CrossEntropy::new(head, targets, softcap);
+    let factors = head.low_rank.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]);
+    let inputs: Vec<FlexTensor> = std::iter::once(hidden).chain(factors).map(plain).collect();
+    kernel.losses_and_gradient(&inputs, false).0
+}
+
+impl Kernel for CrossEntropy {
+    type Saved = Saved;
+
+    fn forward(&self, inputs: &[FlexTensor], save: bool) -> (FlexTensor, Option<Saved>) {
+        let (losses, saved) = self.losses_and_gradient(inputs, save);
+        let count = losses.len();
+        (from_f32(losses, count, 1), saved)
+    }
+
+    fn backward(&self, saved: Saved, gradient: FlexTensor, _: &[bool]) -> Vec<Option<FlexTensor>> {
+        let Saved { tokens, width, d_hidden, adapted } = saved;
+        let weights = f32s(&gradient);
+        let mut d_all = vec![0f32; tokens * width];
+        for ((&(row, _), values), weight) in self.targets.iter().zip(d_hidden.chunks_exact(width)).zip(weights) {
+            add_scaled(&mut d_all[row as usize * width..][..width], *weight, values);
+        }
+        drop(d_hidden);
+        let mut gradients = vec![Some(from_f32(d_all, tokens, width))];
+        if let Some(adapted) = adapted {
+            let [da, db] = if uses_bf16(&adapted.hidden) {
+                self.factor_gradients::<bf16>(&adapted, weights)
+            } else {
+                self.factor_gradients::<f32>(&adapted, weights)
+            };
+            gradients.extend([Some(da), Some(db)]);
+        }
+        gradients
+    }
+}
+
+/// Activations in bf16 on a processor that multiplies bf16.
+fn uses_bf16(hidden: &FlexTensor) -> bool {
+    hidden.dtype() == DType::BF16 && Isa::current().multiplies_bf16()
+}
+
+/// The hidden states of some targets, one after another.
+struct Chunk<'a> {
+    targets: &'a Targets,
+    /// `[targets, width]`.
+    picked: Vec<f32>,
+    /// `drop(picked)`, where that is not `picked` itself.
+    dropped: Option<Vec<f32>>,
+    /// `drop(picked)·Aᵀ`, `[targets, rank]`; empty without a pair.
+    low: Vec<f32>,
+    width: usize,
+}
+
+impl Chunk<'_> {
+    fn rows(&self) -> Rows<'_> {
+        Rows::F32 { data: &self.picked, stride: self.width }
+    }
+
+    /// What the low-rank pair sees.
+    fn pair_rows(&self) -> Rows<'_> {
+        Rows::F32 { data: self.dropped.as_ref().unwrap_or(&self.picked), stride: self.width }
+    }
+}
+
+impl CrossEntropy {
+    fn new(head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Self {
+        Self {
+            weight: head.weight.matrix().expect("the caller checked").clone(),
+            bias: head.bias.map(Arc::from),
+            targets: targets.into(),
+            softcap,
+            pair: head.low_rank.as_ref().map(|pair| (pair.scale, pair.dropout)),
+        }
+    }
+
+    fn losses_and_gradient(&self, inputs: &[FlexTensor], gradient: bool) -> (Vec<f32>, Option<Saved>) {
+        let pair = self.pair.map(|(scale, dropout)| {
+            let (a, b) = (inputs[1].clone(), inputs[2].clone());
+            let rank = dims(&a)[0];
+            Pair { a, b, rank, scale, dropout }
+        });
+        if uses_bf16(&inputs[0]) {
+            self.run::<bf16>(&inputs[0], pair, gradient)
+        } else {
+            self.run::<f32>(&inputs[0], pair, gradient)
+        }
+    }
+
+    /// Ranges of targets whose logits are held at once, and room for these.
+    fn chunks(&self) -> (impl Iterator<Item = Range<usize>>, Vec<f32>) {
+        let (count, chunk) = (self.targets.len(), targets_per_chunk(self.weight.rows()));
+        let logits = vec![0f32; chunk.min(count) * self.weight.rows()];
+        ((0..count).step_by(chunk).map(move |first| first..(first + chunk).min(count)), logits)
+    }
+
+    /// The loss of each target, and its gradient if wanted.
+    fn run<E: Element>(&self, hidden: &FlexTensor, pair: Option<Pair>, gradient: bool) -> (Vec<f32>, Option<Saved>)
+    where
+        Matrix: Views<E>,
+    {
+        let [tokens, width] = dims(hidden);
+        let vocabulary = self.weight.rows();
+        let mut losses = Vec::with_capacity(self.targets.len());
+        let mut d_hidden = vec![0f32; if gradient { self.targets.len() * width } else { 0 }];
+        let mut d_low = Vec::new();
+        let (chunks, mut logits) = self.chunks();
+        for range in chunks {
+            let chunk = self.chunk::<E>(hidden, pair.as_ref(), range.clone());
+            let logits = &mut logits[..range.len() * vocabulary];
+            self.logits::<E>(&chunk, pair.as_ref(), logits);
+            if !gradient {
+                losses.extend(losses_of(logits, vocabulary, chunk.targets, self.softcap));
+                continue;
+            }
+            let softmax_rows = softmax::<E>(logits, vocabulary, chunk.targets, self.softcap);
+            losses.extend(softmax_rows.iter().map(|row| row.loss));
+            let exponentials = exponentials_of::<E>(logits, vocabulary);
+            let d_picked = &mut d_hidden[range.start * width..range.end * width];
+            self.sum_over_vocabulary::<E>(exponentials, range.len(), d_picked);
+            for_each_row(d_picked, width, width, |row, values, scratch| {
+                self.weight.decode(chunk.targets[row].1 as usize, 0, scratch);
+                let SoftmaxRow { factor, target_slope, .. } = softmax_rows[row];
+                scale_and_subtract(values, factor, scratch, target_slope);
+            });
+            if let Some(pair) = &pair {
+                let of_chunk = low_gradient::<E>(pair, &chunk, exponentials, &softmax_rows);
+                add_low_gradient::<E>(pair, &of_chunk, range.start, d_picked, width);
+                d_low.extend(of_chunk);
+            }
+        }
+        let adapted = pair.map(|pair| SavedPair { hidden: hidden.clone(), pair, d_low });
+        (losses, gradient.then_some(Saved { tokens, width, d_hidden, adapted }))
+    }
+
+    /// The gradients of `A` and `B`, with a weight for each loss.
+    fn factor_gradients<E: Element>(&self, saved: &SavedPair, weights: &[f32]) -> [FlexTensor; 2]
+    where
+        Matrix: Views<E>,
+    {
+        let SavedPair { hidden, pair, d_low } = saved;
+        let (width, vocabulary, rank, scale) = (dims(hidden)[1], self.weight.rows(), pair.rank, pair.scale);
+        let (mut da, mut db) = (vec![0f32; rank * width], vec![0f32; rank * vocabulary]);
+        let (chunks, mut logits) = self.chunks();
+        for range in chunks {
+            let chunk = self.chunk::<E>(hidden, Some(pair), range.clone());
+            let logits = &mut logits[..range.len() * vocabulary];
+            self.logits::<E>(&chunk, Some(pair), logits);
+            let softmax_rows = softmax::<E>(logits, vocabulary, chunk.targets, self.softcap);
+            let exponentials = exponentials_of::<E>(logits, vocabulary);
+            let weights = &weights[range.clone()];
+            let weighted = |values: &[f32], weight: &dyn Fn(usize) -> f32| -> Vec<f32> {
+                let rows = values.chunks_exact(rank).enumerate();
+                rows.flat_map(|(row, values)| values.iter().map(move |value| value * weight(row))).collect()
+            };
+            let d_low = weighted(&d_low[range.start * rank..range.end * rank], &|row| weights[row]);
+            // Against the exponentials; what the targets take away follows.
+            let low = weighted(&chunk.low, &|row| softmax_rows[row].factor * weights[row]);
+            let sums = sum_outers(&[
+                Outer { left: (&d_low, rank), rank, right: chunk.pair_rows(), width, scale: 1.0 },
+                Outer { left: (&low, rank), rank, right: exponentials, width: vocabulary, scale },
+            ]);
+            add_scaled(&mut da, 1.0, &sums[0]);
+            add_scaled(&mut db, 1.0, &sums[1]);
+            for (row, values) in chunk.low.chunks_exact(rank).enumerate() {
+                let factor = scale * softmax_rows[row].target_slope * weights[row];
+                for (r, value) in values.iter().enumerate() {
+                    db[r * vocabulary + chunk.targets[row].1 as usize] -= factor * value;
+                }
+            }
+        }
+        [from_f32(da, rank, width), from_f32(transpose(&db, rank, vocabulary), vocabulary, rank)]
+    }
+
+    /// The hidden states of the targets in `range`.
+    fn chunk<E: Element>(&self, hidden: &FlexTensor, pair: Option<&Pair>, range: Range<usize>) -> Chunk<'_> {
+        let width = dims(hidden)[1];
+        let (source, first) = (rows(hidden), range.start);
+        let targets = &self.targets[range];
+        let mut picked = vec![0f32; targets.len() * width];
+        for (&(row, _), values) in targets.iter().zip(picked.chunks_exact_mut(width)) {
+            source.read(row as usize, 0, values);
+        }
+        let mut chunk = Chunk { targets, picked, dropped: None, low: Vec::new(), width };
+        if let Some(pair) = pair {
+            chunk.dropped = pair.dropout.map(|dropout| {
+                let mut dropped = chunk.picked.clone();
+                apply_dropout(&mut dropped, dropout, (first * width) as u64);
+                dropped
+            });
+            let columns = RowsAsColumns { data: f32s(&pair.a), stride: width, depth: width, scale: 1.0 };
+            chunk.low = multiply::<E>(targets.len(), pair.rank, chunk.pair_rows(), &columns);
+        }
+        chunk
+    }
+
+    /// The logits of a chunk, before the cap.
+    fn logits<E: Element>(&self, chunk: &Chunk<'_>, pair: Option<&Pair>, logits: &mut [f32])
+    where
+        Matrix: Views<E>,
+    {
+        let vocabulary = self.weight.rows();
+        let weight = Views::<E>::forward_columns(&*self.weight);
+        let mut terms = vec![Term { rows: chunk.rows(), columns: &*weight }];
+        let update = pair.map(|pair| {
+            let (data, stride) = (f32s(&pair.b), pair.rank);
+            (
+                Rows::F32 { data: &chunk.low, stride },
+                RowsAsColumns { data, stride, depth: pair.rank, scale: pair.scale },
+            )
+        });
+        if let Some((rows, columns)) = &update {
+            terms.push(Term { rows: *rows, columns });
+        }
+        let parts = [Part { column: 0, columns: vocabulary, terms, bias: self.bias.as_deref() }];
+        product(chunk.targets.len(), &parts, Epilogue::default(), Target::f32(logits, vocabulary));
+    }
+
+    /// `exponentials · W`, a block of the vocabulary at a time so that packed panels stay small.
+    fn sum_over_vocabulary<E: Element>(&self, exponentials: Rows<'_>, count: usize, sums: &mut [f32])
+    where
+        Matrix: Views<E>,
+    {
+        let width = self.weight.columns();
+        for first in (0..self.weight.rows()).step_by(VOCABULARY_BLOCK) {
+            let block = VOCABULARY_BLOCK.min(self.weight.rows() - first);
+            let columns = Views::<E>::gradient_columns_of(&*self.weight, first, block);
+            let part = Part::whole(width, Term { rows: exponentials.from_column(first), columns: &*columns });
+            let epilogue = Epilogue { accumulate: first > 0, ..Epilogue::default() };
+            product(count, &part, epilogue, Target::f32(sums, width));
+        }
+    }
+}
+
+/// The gradient of each loss with respect to `drop(h)·Aᵀ`, `[targets, rank]`: `s·(d logits)·B`.
+fn low_gradient<E: Element>(
+    pair: &Pair,
+    chunk: &Chunk<'_>,
+    exponentials: Rows<'_>,
+    softmax_rows: &[SoftmaxRow],
+) -> Vec<f32> {
+    let Pair { rank, scale, .. } = *pair;
+    let b = f32s(&pair.b);
+    let columns = PlainColumns { data: b, stride: rank, depth: b.len() / rank, scale };
+    let mut d_low = multiply::<E>(chunk.targets.len(), rank, exponentials, &columns);
+    for ((values, &(_, target)), row) in d_low.chunks_exact_mut(rank).zip(chunk.targets).zip(softmax_rows) {
+        let b = &b[target as usize * rank..][..rank];
+        values.iter_mut().zip(b).for_each(|(value, b)| *value = *value * row.factor - row.target_slope * scale * b);
+    }
+    d_low
+}
+
+/// Adds `drop'(d_low·A)` to the gradient of the hidden states of the targets from `first` on.
+fn add_low_gradient<E: Element>(pair: &Pair, d_low: &[f32], first: usize, d_picked: &mut [f32], width: usize) {
+    let (rank, count) = (pair.rank, d_picked.len() / width);
+    let columns = PlainColumns { data: f32s(&pair.a), stride: width, depth: rank, scale: 1.0 };
+    let rows = Rows::F32 { data: d_low, stride: rank };
+    let Some(dropout) = pair.dropout else {
+        let part = Part::whole(width, Term::<E> { rows, columns: &columns });
+        let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
+        return product(count, &part, epilogue, Target::f32(d_picked, width));
+    };
+    let mut share = multiply::<E>(count, width, rows, &columns);
+    apply_dropout(&mut share, dropout, (first * width) as u64);
+    add_scaled(d_picked, 1.0, &share);
+}
+
+/// A small product in f32.
+fn multiply<E: Element>(count: usize, columns: usize, left: Rows<'_>, right: &dyn Columns<E>) -> Vec<f32> {
+    let mut out = vec![0f32; count * columns];
+    let part = Part::whole(columns, Term { rows: left, columns: right });
+    product(count, &part, Epilogue::default(), Target::f32(&mut out, columns));
+    out
+}
+
+vectorised! {
+    fn add_scaled(sums: &mut [f32], factor: f32, values: &[f32]) {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += factor * value;
+        }
+    }
+}
+
+vectorised! {
+    /// `values · factor − subtracted · share`.
+    fn scale_and_subtract(values: &mut [f32], factor: f32, subtracted: &[f32], share: f32) {
+        for (value, subtracted) in values.iter_mut().zip(subtracted) {
+            *value = *value * factor - share * subtracted;
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Rows of logits turned into exponentials in place, with the loss of each.
+
+use half::bf16;
+
+use super::Targets;
+use crate::ops::cpu::isa::vectorised;
+use crate::ops::cpu::kernel::Element;
+use crate::ops::cpu::math::{exp, tanh};
+use crate::ops::cpu::product::{Rows, SharedMut};
+use crate::ops::cpu::rowwise::for_each_row;
+
+/// A row of logits in whose place `exp(z − largest)` stands, times the slope of the cap where there is one.
+#[derive(Clone, Copy, Default)]
+pub struct SoftmaxRow {
+    /// `ln Σ_v exp(z_v) − z_target`.
+    pub loss: f32,
+    /// The factor that makes the exponentials sum to one.
+    pub factor: f32,
+    /// `dz/d logit` at the target: 1 without a cap.
+    pub target_slope: f32,
+}
+
+/// Turns each row of logits into its exponentials, in the kernel's format (see [`exponentials_of`]).
+///
+/// They are neither divided by their sum nor is one subtracted at the target before the products that read them: both
+/// happen afterwards, in f32, which saves two passes over the logits and a rounding.
+pub fn softmax<E: Element>(
+    logits: &mut [f32],
+    vocabulary: usize,
+    targets: &Targets,
+    softcap: Option<f32>,
+) -> Vec<SoftmaxRow> {
+    let mut results = vec![SoftmaxRow::default(); targets.len()];
+    let slots = SharedMut(results.as_mut_ptr());
+    for_each_row(logits, vocabulary, 0, |row, logits, _| {
+        let slots = &slots;
+        let target = targets[row].1 as usize;
+        let largest = match softcap {
+            Some(cap) => largest_of_capped(logits, cap),
+            None => largest(logits),
+        };
+        let picked = logits[target];
+        let sum = match softcap {
+            Some(cap) => exponentials_in_place::<E, _>(logits, largest, Capped { inverse: 1.0 / cap }),
+            None => exponentials_in_place::<E, _>(logits, largest, Uncapped),
+        };
+        let target_slope = softcap.map_or(1.0, |cap| Capped { inverse: 1.0 / cap }.slope(picked));
+        let result = SoftmaxRow { loss: largest + sum.ln() - picked, factor: 1.0 / sum, target_slope };
+        // SAFETY: every row has its own slot.
+        unsafe { *slots.0.add(row) = result };
+    });
+    results
+}
+
+/// The exponentials that [`softmax`] left: bf16 stands in the first half of each row.
+pub fn exponentials_of<E: Element>(values: &[f32], width: usize) -> Rows<'_> {
+    match E::DEPTH_UNIT {
+        1 => Rows::F32 { data: values, stride: width },
+        _ => Rows::Bf16 { data: bytemuck::cast_slice(values), stride: 2 * width },
+    }
+}
+
+/// The loss of each row; the logits are overwritten.
+pub fn losses_of(logits: &mut [f32], vocabulary: usize, targets: &Targets, softcap: Option<f32>) -> Vec<f32> {
+    softmax::<f32>(logits, vocabulary, targets, softcap).iter().map(|row| row.loss).collect()
+}
+
+/// The derivative of the cap on logits, for loops that vectorise.
+trait Cap: Copy {
+    /// `dz/d logit` at a capped logit `z`.
+    fn slope(self, z: f32) -> f32;
+
+    /// `exponential · slope(z)`.
+    fn scaled(self, exponential: f32, z: f32) -> f32;
+}
+
+#[derive(Clone, Copy)]
+struct Uncapped;
+
+impl Cap for Uncapped {
+    #[inline(always)]
+    fn slope(self, _: f32) -> f32 {
+        1.0
+    }
+
+    #[inline(always)]
+    fn scaled(self, exponential: f32, _: f32) -> f32 {
+        exponential
+    }
+}
+
+/// `z = cap·tanh(logit / cap)`, whose derivative is `1 − (z / cap)²`.
+#[derive(Clone, Copy)]
+struct Capped {
+    inverse: f32,
+}
+
+impl Cap for Capped {
+    #[inline(always)]
+    fn slope(self, z: f32) -> f32 {
+        let share = z * self.inverse;
+        1.0 - share * share
+    }
+
+    #[inline(always)]
+    fn scaled(self, exponential: f32, z: f32) -> f32 {
+        exponential * self.slope(z)
+    }
+}
+
+fn exponentials_in_place<E: Element, C: Cap>(row: &mut [f32], largest: f32, cap: C) -> f32 {
+    if E::DEPTH_UNIT == 1 { exponentials(row, largest, cap) } else { narrow_exponentials(row, largest, cap) }
+}
+
+vectorised! {
+    fn largest(logits: &[f32]) -> f32 {
+        const LANES: usize = 64;
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (whole, rest) = logits.as_chunks::<LANES>();
+        for values in whole {
+            for lane in 0..LANES {
+                lanes[lane] = if values[lane] > lanes[lane] { values[lane] } else { lanes[lane] };
+            }
+        }
+        let mut largest = f32::NEG_INFINITY;
+        for &value in lanes.iter().chain(rest) {
+            largest = if value > largest { value } else { largest };
+        }
+        largest
+    }
+}
+
+vectorised! {
+    /// Caps the logits in place; the largest of them.
+    fn largest_of_capped(logits: &mut [f32], cap: f32) -> f32 {
+        const LANES: usize = 32;
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (whole, rest) = logits.as_chunks_mut::<LANES>();
+        for values in whole {
+            for lane in 0..LANES {
+                values[lane] = cap * tanh(values[lane] / cap);
+                lanes[lane] = if values[lane] > lanes[lane] { values[lane] } else { lanes[lane] };
+            }
+        }
+        let mut largest = f32::NEG_INFINITY;
+        for value in lanes {
+            largest = if value > largest { value } else { largest };
+        }
+        for value in rest {
+            *value = cap * tanh(*value / cap);
+            largest = if *value > largest { *value } else { largest };
+        }
+        largest
+    }
+}
+
+vectorised! {
+    /// `exp(z − largest)`, scaled by the cap, in place; the sum of the exponentials themselves.
+    fn exponentials<C: Cap>(logits: &mut [f32], largest: f32, cap: C) -> f32 {
+        const LANES: usize = 32;
+        let mut sums = [0f32; LANES];
+        let (whole, rest) = logits.as_chunks_mut::<LANES>();
+        for values in whole {
+            for lane in 0..LANES {
+                let exponential = exp(values[lane] - largest);
+                sums[lane] += exponential;
+                values[lane] = cap.scaled(exponential, values[lane]);
+            }
+        }
+        let mut sum = 0.0;
+        for value in sums {
+            sum += value;
+        }
+        for value in rest {
+            let exponential = exp(*value - largest);
+            sum += exponential;
+            *value = cap.scaled(exponential, *value);
+        }
+        sum
+    }
+}
+
+vectorised! {
+    /// [`exponentials`], rounded to bf16 into the first half of the row; the sum is that of the exact ones.
+    fn narrow_exponentials<C: Cap>(row: &mut [f32], largest: f32, cap: C) -> f32 {
+        const LANES: usize = 32;
+        let width = row.len();
+        let mut sums = [0f32; LANES];
+        let mut first = 0;
+        while first + LANES <= width {
+            let mut narrowed = [bf16::ZERO; LANES];
+            for (lane, value) in row[first..first + LANES].iter().enumerate() {
+                let exponential = exp(*value - largest);
+                sums[lane] += exponential;
+                narrowed[lane] = bf16::exact(bf16::rounded(cap.scaled(exponential, *value)));
+            }
+            // What is overwritten has been read: value `i` moves to half of its place.
+            let halves: &mut [bf16] = bytemuck::cast_slice_mut(row);
+            for (half, narrowed) in halves[first..first + LANES].iter_mut().zip(narrowed) {
+                *half = narrowed;
+            }
+            first += LANES;
+        }
+        let mut sum = 0.0;
+        for value in sums {
+            sum += value;
+        }
+        for index in first..width {
+            let value = row[index];
+            let exponential = exp(value - largest);
+            sum += exponential;
+            let halves: &mut [bf16] = bytemuck::cast_slice_mut(row);
+            halves[index] = bf16::exact(bf16::rounded(cap.scaled(exponential, value)));
+        }
+        sum
+    }
+}

@@ -1,0 +1,44 @@
+//! Dropout on the input of a low-rank pair, without a mask that is kept.
+
+/// Dropout on the input of a low-rank pair: element `i` is kept if a hash of (`seed`, `i`) says so.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dropout {
+    /// Probability of dropping a value, in `[0, 1)`.
+    pub probability: f32,
+    /// Differs for every projection and step.
+    pub seed: u64,
+}
+
+/// The odd constant of SplitMix64, by which elements are spread.
+const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Dropout {
+    /// The dropout of what begins at element `first`: its element `i` is element `first + i` of this one.
+    pub fn from_element(self, first: u64) -> Self {
+        Self { seed: self.seed.wrapping_add(first.wrapping_mul(GOLDEN_GAMMA)), ..self }
+    }
+
+    /// Factor for element `index`: 0, or `1 / (1 - probability)`.
+    ///
+    /// Counter-based (the finaliser of SplitMix64, Steele et al. 2014), so that the backward pass makes the same
+    /// mask again instead of keeping it.
+    #[inline(always)]
+    pub fn factor(self, index: u64) -> f32 {
+        let mut bits = self.seed.wrapping_add(index.wrapping_mul(GOLDEN_GAMMA));
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^= bits >> 31;
+        let uniform = (bits >> 40) as f32 / (1u64 << 24) as f32;
+        if uniform < self.probability { 0.0 } else { 1.0 / (1.0 - self.probability) }
+    }
+}
+
+#[cfg(feature = "cpu")]
+crate::ops::cpu::isa::vectorised! {
+    /// Multiplies `values`, the elements from `first` on, by their factors.
+    pub(in crate::ops) fn apply_dropout(values: &mut [f32], dropout: Dropout, first: u64) {
+        for (index, value) in values.iter_mut().enumerate() {
+            *value *= dropout.factor(first + index as u64);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! An adapter that is opened for a base: checked against it, with the tokenizer and chat template that it was trained with.
+
+use std::path::Path;
+
+use super::base::OpenBase;
+use crate::adapter::host::{HostAdapter, provenance};
+use crate::adapter::peft::AdapterHeader;
+use crate::data::Encoder;
+use crate::error::{Error, Result};
+use crate::text::{FOLDER_FILES, Tokenizer};
+
+/// An adapter ready for use with a base.
+#[derive(Debug)]
+pub struct OpenAdapter {
+    /// The low-rank pairs.
+    pub adapter: HostAdapter,
+    /// Remarks for the user, a sentence each: what of the adapter has no effect, and what differs from the base.
+    pub notices: Vec<String>,
+}
+
+impl OpenAdapter {
+    /// Opens the adapter folder `folder` for `base`. Where the folder holds a tokenizer of its own, `base` encodes with it
+    /// from now on, chat template included: the adapter was trained with it.
+    ///
+    /// # Errors
+    /// Input: what reading the adapter or its tokenizer says; the adapter names another base, unless `force`.
+    pub fn open(folder: &Path, base: &mut OpenBase, force: bool) -> Result<Self> {
+        let header = AdapterHeader::read_over(folder, &base.files)?;
+        if !force {
+            check_base(folder, &header, base)?;
+        }
+        let place = folder.display();
+        let mut notices: Vec<String> =
+            header.notices(Some(base.files.config()))?.into_iter().map(|notice| format!("{place}: {notice}")).collect();
+        let adapter = header.decode()?;
+        if let Some(notice) = use_own_tokenizer(folder, base)? {
+            notices.push(format!("{place}: {notice}"));
+        }
+        Ok(Self { adapter, notices })
+    }
+}
+
+/// Whether the adapter names `base` as the one that it was trained on, or none.
+fn check_base(folder: &Path, header: &AdapterHeader, base: &OpenBase) -> Result<()> {
+    let Some(expected) = header.metadata.get(provenance::BASE_SHA256) else { return Ok(()) };
+    let found = base.files.content_hash()?;
+    if *expected == found {
+        return Ok(());
+    }
+    let trained_on = match &header.config().base_name {
+        Some(name) => format!("`{name}`"),
+        None => "a base that it does not name".to_owned(),
+    };
+    let short = |hash: &str| hash.chars().take(12).collect::<String>();
+    let message = format!(
+        "was trained on another base, {trained_on}: its {} is {}…, that of {} is {}…",
+        provenance::BASE_SHA256,
+        short(expected),
+        base.path().display(),
+        short(&found)
+    );
+    let error = Error::input(folder.display(), message);
+    Err(error.hint("give that base; another file of the same model has another fingerprint. `--force` uses this one"))
+}
+
+/// Makes `base` encode with the tokenizer in `folder`, if there is one that differs from the base's. Returns a remark on
+/// what differs.
+fn use_own_tokenizer(folder: &Path, base: &mut OpenBase) -> Result<Option<String>> {
+    if holds_the_same_files(folder, base.path()) {
+        return Ok(None);
+    }
+    if !folder.join("tokenizer.json").is_file() {
+        return Ok(lone_template(folder, base.encoder.tokenizer()));
+    }
+    let encoder = Encoder::of(Tokenizer::from_folder(folder)?, &folder.display().to_string())?;
+    let (own, theirs) = (encoder.tokenizer(), base.encoder.tokenizer());
+    let differences = differences(own, theirs);
+    if differences.is_empty() && own.chat_template().is_none() && theirs.chat_template().is_some() {
+        return Ok(Some("its tokenizer has no chat template; the base's is used".to_owned()));
+    }
+    let template_differs = template_of(own) != template_of(theirs);
+    // A GGUF file may name more end tokens than the files that were written from it.
+    if differences.is_empty() && !template_differs && base.files.is_gguf() {
+        return Ok(None);
+    }
+    base.encoder = encoder.for_vocabulary(base.files.config().vocab_size);
+    let mut used = Vec::new();
+    if template_differs {
+        used.push("the chat template".to_owned());
+    }
+    if !differences.is_empty() {
+        used.push(format!("the tokenizer (other {})", differences.join(", ")));
+    }
+    Ok((!used.is_empty()).then(|| {
+        format!(
+            "{} of the adapter's folder differs from the base's, and is used: the adapter was trained with it",
+            used.join(" and ")
+        )
+    }))
+}
+
+/// Whether every tokenizer file in `folder` is that of the base, byte for byte.
+fn holds_the_same_files(folder: &Path, base: &Path) -> bool {
+    let read = |dir: &Path, name: &str| std::fs::read(dir.join(name)).ok();
+    FOLDER_FILES.into_iter().all(|name| !folder.join(name).exists() || read(folder, name) == read(base, name))
+}
+
+/// A remark on a chat template that came without a tokenizer and is not the base's.
+fn lone_template(folder: &Path, base: &Tokenizer) -> Option<String> {
+    let template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok()?;
+    (Some(template.trim_end()) != template_of(base)).then(|| {
+        "its chat_template.jinja differs from the base's chat template and is not used, since no tokenizer.json lies \
+         beside it; copy the base's tokenizer files there to use it"
+            .to_owned()
+    })
+}
+
+/// The chat template without line ends after it, which editors and libraries add or drop.
+fn template_of(tokenizer: &Tokenizer) -> Option<&str> {
+    tokenizer.chat_template().map(str::trim_end)
+}
+
+/// The names of what two tokenizers do not have in common, chat templates aside.
+fn differences(own: &Tokenizer, base: &Tokenizer) -> Vec<&'static str> {
+    let mut differences = Vec::new();
+    let tokens = own.vocab_size().max(base.vocab_size()) as u32;
+    if (0..tokens).any(|id| own.id_to_token(id) != base.id_to_token(id)) {
+        differences.push("tokens");
+    }
+    let special = |tokenizer: &Tokenizer| {
+        let mut special: Vec<(String, u32)> =
+            tokenizer.special_tokens().map(|(text, id)| (text.to_owned(), id)).collect();
+        special.sort_unstable();
+        special
+    };
+    let first_end = |tokenizer: &Tokenizer| tokenizer.eos_tokens().first().copied();
+    if own.bos() != base.bos() || first_end(own) != first_end(base) || special(own) != special(base) {
+        differences.push("special tokens");
+    }
+    if own.adds_bos() != base.adds_bos() {
+        differences.push("beginning-of-text rule");
+    }
+    differences
+}
