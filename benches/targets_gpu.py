@@ -10,7 +10,9 @@ the factors come from PyTorch's generators. Base and activations are bf16, the f
 Many adapters train at once over one frozen base: every run has its own examples and its own factors, which one batched
 product applies. Factors are padded with zeros to one rank and to all seven projections; a pair of zeros gets no gradient,
 so the padding stays zero and changes nothing. All rates run with seed 0; the seeds after it then run at the best rate of
-each adapter, and only they are reported. One JSON object a run is appended to RESULTS.
+each adapter, and only they are reported. One JSON object a run is appended to RESULTS. `--report` reads RESULTS, of a run
+that was cut short too, and trains nothing. Beside the interval over seeds stands one over validation examples: of the
+difference from q and v at seed 0, both at their best rate, paired by example.
 """
 
 import argparse
@@ -40,15 +42,19 @@ LOGIT_ROWS = 8192
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--wikisql", type=Path, required=True)
-    parser.add_argument("--alpaca", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--wikisql", type=Path)
+    parser.add_argument("--alpaca", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--datasets", default="wikisql,alpaca")
     parser.add_argument("--steps", type=int, help="at most so many steps, for trying it out")
     parser.add_argument("--device", default="cuda")
-    return parser.parse_args()
+    parser.add_argument("--report", action="store_true")
+    options = parser.parse_args()
+    if not options.report and not (options.model and options.wikisql and options.alpaca):
+        parser.error("--model, --wikisql and --alpaca are needed to train anything")
+    return options
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------
@@ -259,8 +265,49 @@ def train(base, examples, valid, runs, options):
     return found, factors.parameters
 
 
+def by_example(results, dataset):
+    """The difference from q and v at the tuning seed with its 95% interval over the validation examples."""
+    print("\n| comparison | targets | rank | rate | loss | less q, v, 95% over examples |\n|" + "---|" * 6)
+    for name, adapters in comparison.COMPARISONS.items():
+        reference = None
+        for adapter in adapters:
+            rate, _ = comparison.chosen_rate(dataset, adapter, results)
+            if rate is None:
+                continue
+            run = results[dataset, adapter, rate, comparison.TUNING_SEED]
+            reference, less = reference or run, ""
+            if run is not reference:
+                total = sum(run.tokens)
+                summed = [a - b for a, b in zip(run.losses, reference.losses, strict=True)]
+                mean = sum(summed) / total
+                # Of a ratio of sums: what each example adds to it beyond its share of the tokens.
+                rest = [difference - mean * tokens for difference, tokens in zip(summed, run.tokens)]
+                half = 1.984 * math.sqrt(len(rest) / (len(rest) - 1) * sum(value * value for value in rest)) / total
+                less = f"{mean:+.4f} ± {half:.4f}"
+            print(f"| {name} | {adapter[0]} | {adapter[1]} | {rate:g} | {run.loss:.4f} | {less} |")
+
+
+def as_result(line):
+    """A line of RESULTS as benches/targets.py reads its own."""
+    line = dict(line)
+    key = line["dataset"], (line["targets"], line["rank"]), line["rate"], line["seed"]
+    loss = line["loss"] if math.isfinite(line["loss"]) else math.inf
+    more = {"valid_tokens": sum(line["tokens"]), "tokens_per_second": None, "train": line.get("train", {"examples": "?", "tokens": "?"})}
+    return key, SimpleNamespace(**{**line, "loss": loss, **more})
+
+
+def print_tables(results, seeds):
+    comparison.report(results, seeds)
+    for dataset in dict.fromkeys(key[0] for key in results):
+        by_example(results, dataset)
+
+
 def main():
     options = arguments()
+    if options.report:
+        with options.out.open(encoding="utf-8") as file:
+            results = dict(as_result(json.loads(line)) for line in file)
+        return print_tables(results, list(range(1, options.seeds + 1)))
     base, tokenizer = Base(options.model, options.device), AutoTokenizer.from_pretrained(options.model)
     results, seeds = {}, list(range(1, options.seeds + 1))
     for dataset in options.datasets.split(","):
@@ -275,18 +322,16 @@ def main():
                 for run, losses, count in zip(runs, found, parameters):
                     result = {"dataset": dataset, **vars(run), "loss": losses.sum().item() / sum(tokens), "before": before}
                     result |= {"parameters": count, "tokens": tokens, "losses": [round(loss, 4) for loss in losses.tolist()]}
+                    result["train"] = {"examples": len(examples), "tokens": sum(len(ids) for ids, _, _ in examples)}
                     file.write(json.dumps(result) + "\n")
-                    about = {"examples": len(examples), "tokens": sum(len(ids) for ids, _, _ in examples)}
-                    results[dataset, (run.targets, run.rank), run.rate, run.seed] = SimpleNamespace(
-                        loss=result["loss"] if math.isfinite(result["loss"]) else math.inf, before=before,
-                        parameters=count, tokens_per_second=None, valid_tokens=sum(tokens), train=about,
-                    )  # fmt: skip
+                    key, value = as_result(result)
+                    results[key] = value
 
         run = lambda adapter, rate, seed: SimpleNamespace(targets=adapter[0], rank=adapter[1], rate=rate, seed=seed)
         go([run(adapter, rate, comparison.TUNING_SEED) for adapter in comparison.ADAPTERS for rate in comparison.RATES])
         best = {adapter: comparison.chosen_rate(dataset, adapter, results)[0] for adapter in comparison.ADAPTERS}
         go([run(adapter, best[adapter], seed) for adapter in comparison.ADAPTERS for seed in seeds])
-    comparison.report(results, seeds)
+    print_tables(results, seeds)
 
 
 if __name__ == "__main__":
