@@ -168,7 +168,15 @@ fn the_same_adapter_gives_the_same_bytes() {
     let bytes = ["a", "b"].map(|name| {
         let dir = folder.path().join(name);
         adapter
-            .save(&dir, &SaveOptions { targets: &named(&SEVEN_AND_HEAD[..7]), base_name: Some("org/name"), revision: None, rslora: false })
+            .save(
+                &dir,
+                &SaveOptions {
+                    targets: &named(&SEVEN_AND_HEAD[..7]),
+                    base_name: Some("org/name"),
+                    revision: None,
+                    rslora: false,
+                },
+            )
             .expect("saved");
         (std::fs::read(dir.join("adapter_config.json")).ok(), std::fs::read(dir.join("adapter_model.safetensors")).ok())
     });

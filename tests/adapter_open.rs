@@ -156,7 +156,7 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
     let gguf = tiny_model();
     let rows = json!({"messages": [{"role": "user", "content": "1 and 2"}, {"role": "assistant", "content": "3"}]});
     std::fs::write(folder.path().join("rows.jsonl"), format!("{rows}\n")).expect("rows");
-    for name in ["own", "same", "none", "lone"] {
+    for name in ["own", "same", "none", "lone", "lone-config"] {
         tiny_adapter(&folder.path().join(name), 0.25);
     }
     let tokenizer = open_base(&base).encoder.tokenizer().clone();
@@ -165,6 +165,8 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
     }
     std::fs::write(folder.path().join("own/chat_template.jinja"), TEMPLATE).expect("written");
     std::fs::write(folder.path().join("lone/chat_template.jinja"), TEMPLATE).expect("written");
+    let config = json!({"chat_template": TEMPLATE}).to_string();
+    std::fs::write(folder.path().join("lone-config/tokenizer_config.json"), config).expect("written");
     // The base with that template of its own: what the adapter's loss has to be.
     let expected_base = folder.path().join("expected");
     std::fs::create_dir(&expected_base).expect("made");
@@ -195,8 +197,13 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
         let (same, said) = eval(base, "same");
         assert_eq!((same.0, said.contains("template")), (plain.0, false), "{said}");
     }
-    let (lone, said) = eval(&base, "lone");
-    assert!(lone == plain && said.contains("lone: its chat_template.jinja differs"), "{said}");
+    for name in ["lone", "lone-config"] {
+        let (lone, said) = eval(&base, name);
+        assert!(
+            lone == plain && said.contains(": its chat template differs from the base's and is not used"),
+            "{said}"
+        );
+    }
 
     let base = base.to_str().expect("UTF-8");
     let output = run(&folder, &["merge", "--base", base, "--adapter", "own", "--out", "merged"]);

@@ -7,6 +7,7 @@ use crate::adapter::host::{HostAdapter, provenance};
 use crate::adapter::peft::AdapterHeader;
 use crate::data::Encoder;
 use crate::error::{Error, Result};
+use crate::files::json;
 use crate::text::{FOLDER_FILES, Tokenizer};
 
 /// An adapter ready for use with a base.
@@ -108,10 +109,15 @@ fn holds_the_same_files(folder: &Path, base: &Path) -> bool {
 
 /// A remark on a chat template that came without a tokenizer and is not the base's.
 fn lone_template(folder: &Path, base: &Tokenizer) -> Option<String> {
-    let template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok()?;
+    let alone = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
+    let within = || {
+        let config = json::read(&folder.join("tokenizer_config.json")).ok()?;
+        Some(config.get("chat_template")?.as_str()?.to_owned())
+    };
+    let template = alone.or_else(within)?;
     (Some(template.trim_end()) != template_of(base)).then(|| {
-        "its chat_template.jinja differs from the base's chat template and is not used, since no tokenizer.json lies \
-         beside it; copy the base's tokenizer files there to use it"
+        "its chat template differs from the base's and is not used, since no tokenizer.json lies beside it; copy the \
+         base's tokenizer.json there to use it"
             .to_owned()
     })
 }

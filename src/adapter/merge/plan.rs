@@ -46,7 +46,13 @@ impl<'a> Plan<'a> {
             planned.push(plan_one(base, name, name, pair, options)?);
         }
         if untied_head {
-            planned.push(plan_one(base, &config.head_name(), &config.embedding_name(), unused.remove(head.as_str()), options)?);
+            planned.push(plan_one(
+                base,
+                &config.head_name(),
+                &config.embedding_name(),
+                unused.remove(head.as_str()),
+                options,
+            )?);
         }
         if let Some(module) = unused.keys().next() {
             return Err(Error::failed(

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use super::config::PeftConfig;
 use super::missing::{no_adapter, no_weights};
+use super::patterns::is_or_ends_with;
+use super::renaming::Renaming;
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
 use crate::adapter::base_modules::{check_sizes, module_shapes};
 use crate::error::{Error, Result};
@@ -18,8 +20,10 @@ pub struct AdapterHeader {
     pub(super) config: PeftConfig,
     /// The path of the weights file.
     pub(super) place: String,
-    /// By module path.
+    /// By module path as it stands in the file.
     pub pairs: BTreeMap<String, PairHeader>,
+    /// From the paths in the file to those of the base.
+    pub(super) renaming: Renaming,
     /// `burnish.…` from the file of weights.
     pub metadata: BTreeMap<String, String>,
 }
@@ -89,7 +93,7 @@ impl AdapterHeader {
             errors.push(Error::input(&place, "holds no low-rank pair"));
         }
         let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
-        Error::none_of(errors, Self { config, place, pairs, metadata })
+        Error::none_of(errors, Self { config, place, pairs, renaming: Renaming::default(), metadata })
     }
 
     /// The configuration.
@@ -124,7 +128,8 @@ impl AdapterHeader {
             None => {}
         }
         let adapted: Vec<&str> = self.pairs.keys().map(String::as_str).collect();
-        let modules = base.map(|base| module_shapes(base).into_keys().collect::<Vec<_>>());
+        let in_file = |module: String| self.renaming.in_file(&module);
+        let modules = base.map(|base| module_shapes(base).into_keys().map(in_file).collect::<Vec<_>>());
         let unused = self.config.unused_entries(&adapted, modules.as_deref())?;
         notices.extend(unused.into_iter().map(|entry| format!("{CONFIG_FILE}: {entry}")));
         Ok(notices)
@@ -134,16 +139,18 @@ impl AdapterHeader {
     pub(super) fn missing_pairs(&self, base: &ModelConfig) -> Result<Vec<String>> {
         let mut missing = Vec::new();
         for module in module_shapes(base).into_keys() {
-            if !self.pairs.contains_key(&module) && self.config.covers(&module)? {
-                missing.push(module);
+            let path = self.renaming.in_file(&module);
+            if !self.pairs.contains_key(&path) && self.config.covers(&path)? {
+                missing.push(path);
             }
         }
         Ok(missing)
     }
 
     pub(super) fn check_against(&self, base: &ModelConfig) -> Result<()> {
-        let sizes = self.pairs.iter().map(|(module, pair)| (module.as_str(), (pair.input, pair.output)));
-        check_sizes(&self.place, sizes, base)
+        let renamed = self.pairs.iter().map(|(path, pair)| (self.renaming.in_base(path), (pair.input, pair.output)));
+        let renamed: Vec<_> = renamed.collect();
+        check_sizes(&self.place, renamed.iter().map(|(module, sizes)| (module.as_str(), *sizes)), base)
     }
 }
 
@@ -196,8 +203,14 @@ impl<'a> Role<'a> {
     }
 }
 
-/// Tensors of the base that PEFT copies when it is asked to, or when a vocabulary has grown.
-pub(super) const EMBEDDINGS: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
+/// The ends of the names of embeddings and heads, of which PEFT stores copies when it is asked to, or when a vocabulary has
+/// grown.
+const EMBEDDINGS: [&str; 4] = ["embed_tokens.weight", "lm_head.weight", "embed_in.weight", "embed_out.weight"];
+
+/// Whether `name` is that of an embedding or a head.
+fn is_embedding(name: &str) -> bool {
+    EMBEDDINGS.into_iter().any(|embedding| is_or_ends_with(name, embedding))
+}
 
 /// Parts of names that tell what else PEFT can store.
 const REFUSED_NAMES: [(&str, &str); 8] = [
@@ -227,7 +240,7 @@ fn refusals(
     let mut refused: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
     for (name, tensor) in tensors {
         if let Role::Refused(reason) = Role::of(name) {
-            let base_name = name.strip_prefix(PREFIX).filter(|name| EMBEDDINGS.contains(name));
+            let base_name = name.strip_prefix(PREFIX).filter(|name| is_embedding(name));
             if base_name.is_some_and(|base_name| is_copy(base_name, tensor)) {
                 continue;
             }

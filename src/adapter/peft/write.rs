@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
 use crate::adapter::host::HostAdapter;
 use crate::error::{Error, Result};
-use crate::model::sites::is_named;
 use crate::files::safetensors::{self, TensorHeader};
 use crate::files::{Bytes, Dtype, atomic, temporary};
+use crate::model::sites::is_named;
 
 /// The settings that [`HostAdapter::save`] writes beside the numbers.
 #[derive(Debug, Clone, Copy)]
