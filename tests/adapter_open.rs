@@ -185,7 +185,7 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
     let (plain, said) = eval(&base, "none");
     assert!(!said.contains("template"), "{said}");
     let (own, said) = eval(&base, "own");
-    assert!(said.contains("own: the chat template of the adapter's folder differs from the base's"), "{said}");
+    assert!(said.contains("own: its chat template differs from the base's"), "{said}");
     assert_eq!(own, eval(&expected_base, "none").0);
     assert_ne!(own, plain);
     let of_gguf = eval(&gguf, "own").0;
@@ -207,7 +207,7 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
 
     let base = base.to_str().expect("UTF-8");
     let output = run(&folder, &["merge", "--base", base, "--adapter", "own", "--out", "merged"]);
-    assert!(text(&output.stderr).contains("differs from the base's"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("chat template differs from the base's"), "{}", text(&output.stderr));
     let output = run(&folder, &["eval", "--base", "merged", "--data", "rows.jsonl", "--json"]);
     let merged = json_of(&output);
     assert_eq!(merged["tokens"].as_u64(), own.0);
@@ -227,7 +227,7 @@ fn a_tokenizer_with_other_tokens_is_named() {
     config["eos_token"] = json!("<|im_start|>");
     std::fs::write(&path, config.to_string()).expect("written");
     let found = notices(&adapter, &base);
-    assert!(found.len() == 1 && found[0].contains("the tokenizer (other special tokens)"), "{found:?}");
+    assert!(found.len() == 1 && found[0].contains("its tokenizer differs (in its special tokens) from the base's"), "{found:?}");
     std::fs::write(adapter.join("tokenizer.json"), "{}").expect("written");
     let error = OpenAdapter::open(&adapter, &mut open_base(&base), false).expect_err("a broken tokenizer");
     assert!(error.exit_code() == 2 && error.to_string().contains("adapter/tokenizer.json"), "{error}");
