@@ -102,6 +102,11 @@ fn entries_that_match_nothing_are_named() {
         folder.path(),
         &json!({"alpha_pattern": {"^v_proj": 64, "k_proj": 1}, "exclude_modules": ["k_proj"]}),
     );
+    let long = |index: usize| (format!("x{index}{}", "y".repeat(200)), json!(1));
+    let many: serde_json::Map<String, Value> = (0..30).map(long).collect();
+    let told = notices_with("qv", &json!({"alpha_pattern": many}));
+    assert!(told.lines().count() == 21 && told.ends_with("and 10 more entries without effect"), "{told}");
+    assert!(told.lines().all(|line| line.chars().count() < 200), "{told}");
     let found = HostAdapter::load(folder.path()).expect("an adapter");
     assert_eq!(found.pairs, HostAdapter::load(&fixture("adapters/qv")).expect("an adapter").pairs);
     let Inspection::Adapter(adapter) = inspect(folder.path()).expect("an adapter") else { panic!("an adapter") };
@@ -227,7 +232,10 @@ fn a_tokenizer_with_other_tokens_is_named() {
     config["eos_token"] = json!("<|im_start|>");
     std::fs::write(&path, config.to_string()).expect("written");
     let found = notices(&adapter, &base);
-    assert!(found.len() == 1 && found[0].contains("its tokenizer differs (in its special tokens) from the base's"), "{found:?}");
+    assert!(
+        found.len() == 1 && found[0].contains("its tokenizer differs (in its special tokens) from the base's"),
+        "{found:?}"
+    );
     std::fs::write(adapter.join("tokenizer.json"), "{}").expect("written");
     let error = OpenAdapter::open(&adapter, &mut open_base(&base), false).expect_err("a broken tokenizer");
     assert!(error.exit_code() == 2 && error.to_string().contains("adapter/tokenizer.json"), "{error}");

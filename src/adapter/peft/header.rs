@@ -40,6 +40,8 @@ pub struct PairHeader {
     pub(super) scale: f32,
 }
 
+/// Most entries without effect that are named; further ones are only counted.
+const MAX_UNUSED: usize = 20;
 /// Bytes of zeros that are read to find out whether a pair is zero; a header can promise any number of them.
 const MAX_ZEROS_READ: usize = 1 << 30;
 
@@ -131,7 +133,10 @@ impl AdapterHeader {
         let in_file = |module: String| self.renaming.in_file(&module);
         let modules = base.map(|base| module_shapes(base).into_keys().map(in_file).collect::<Vec<_>>());
         let unused = self.config.unused_entries(&adapted, modules.as_deref())?;
-        notices.extend(unused.into_iter().map(|entry| format!("{CONFIG_FILE}: {entry}")));
+        notices.extend(unused.iter().take(MAX_UNUSED).map(|entry| format!("{CONFIG_FILE}: {entry}")));
+        if let Some(more @ 1..) = unused.len().checked_sub(MAX_UNUSED) {
+            notices.push(format!("{CONFIG_FILE}: and {more} more entries without effect"));
+        }
         Ok(notices)
     }
 
