@@ -166,7 +166,9 @@ pub fn bitsandbytes(data: &[u8]) {
     for (suffix, dtype, bytes) in &tensors {
         let (begin, size) = (end, if *dtype == "F32" { bytes.len() / 4 } else { bytes.len() });
         end += bytes.len();
-        header.push(format!("\"w.weight{suffix}\":{{\"dtype\":\"{dtype}\",\"shape\":[{size}],\"data_offsets\":[{begin},{end}]}}"));
+        header.push(format!(
+            "\"w.weight{suffix}\":{{\"dtype\":\"{dtype}\",\"shape\":[{size}],\"data_offsets\":[{begin},{end}]}}"
+        ));
     }
     let header = format!("{{{}}}", header.join(","));
     let mut file = (header.len() as u64).to_le_bytes().to_vec();

@@ -35,8 +35,20 @@ fn mutated(seeds: &[Vec<u8>], number: u64) -> Vec<u8> {
     const NUMBERS: [u64; 8] =
         [0, 1, 0x7f, 0xffff, 0x7fff_ffff, 0xffff_ffff, 0x7fff_ffff_ffff_ffff, 0xffff_ffff_ffff_ffff];
     const WORDS: [&[u8]; 14] = [
-        b"\"", b"{", b"[", b"]", b",", b"null", b"-1", b"1e999", b"\\ud800", b"\xff\xfe", b"\0", b"18446744073709551616",
-        b"{{", b"%}",
+        b"\"",
+        b"{",
+        b"[",
+        b"]",
+        b",",
+        b"null",
+        b"-1",
+        b"1e999",
+        b"\\ud800",
+        b"\xff\xfe",
+        b"\0",
+        b"18446744073709551616",
+        b"{{",
+        b"%}",
     ];
     let mut random = Random(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bf0_3635);
     random.next();
@@ -84,7 +96,8 @@ fn fixtures(folder: &str, endings: &[&str]) -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(folder)];
     while let Some(folder) = folders.pop() {
-        let mut paths: Vec<_> = fs::read_dir(&folder).expect("a folder").map(|one| one.expect("an entry").path()).collect();
+        let mut paths: Vec<_> =
+            fs::read_dir(&folder).expect("a folder").map(|one| one.expect("an entry").path()).collect();
         paths.sort();
         for path in paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -218,7 +218,7 @@ impl Encoder {
         let count = problems.len();
         problems.truncate(MAX_REPORTED);
         if count > MAX_REPORTED {
-            problems.push(Error::input(file.to_string(), format!("and {} more examples", count - MAX_REPORTED)));
+            problems.push(Error::input(format_args!("{file}"), format!("and {} more examples", count - MAX_REPORTED)));
         }
         Error::none_of(problems, set)
     }

@@ -155,6 +155,7 @@ macro_rules! from_references {
 }
 
 from_references! {
+    &path::Display<'_> => |path: &path::Display<'_>| Place::file(path.to_string()),
     &str => |text: &str| text.to_owned().into(),
     &&str => |text: &&str| (*text).to_owned().into(),
     &String => |text: &String| text.clone().into(),

@@ -7,8 +7,8 @@ use super::memory_plan::{MemoryPlan, Workload};
 use crate::bytes::Size;
 use crate::data::{DataSettings, EncodedSet};
 use crate::error::{Error, Place, Result};
-use crate::model::decoder::Recompute;
 use crate::generate::run as generate;
+use crate::model::decoder::Recompute;
 use crate::train::{Layout, Part, TrainSettings, evaluate};
 
 /// The numbers of a run that decide what a step takes.

@@ -99,8 +99,7 @@ fn prepare_plan(
 
     let sample = (&prompts[..], plan.sample.max_tokens);
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
-    let (layout, memory) =
-        fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
+    let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
     let mut adjustments = Vec::from_iter(described(layout, &plan));
     let batching = Batching::of(&plan.train, &plan.data);
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;

@@ -133,8 +133,7 @@ fn sampled(
         return Ok(Vec::new());
     }
     watch.stage(stage);
-    let answering =
-        Answering { sampler: SamplerConfig::default(), max_tokens: sample.max_tokens, raw: prepared.raw };
+    let answering = Answering { sampler: SamplerConfig::default(), max_tokens: sample.max_tokens, raw: prepared.raw };
     answer_ids(decoder, &prepared.base.encoder, adapter, &prepared.prompts, &answering, |_, _| Ok(()))
 }
 
