@@ -187,7 +187,8 @@ fn compare_factors(folder: &Path, ours: &HostAdapter, decoder: &Decoder) {
     assert_eq!(HostAdapter::load(out.path()).expect("ours"), *ours, "{}", folder.display());
     let file = SafeTensorsFile::open(&out.path().join("adapter_model.safetensors")).expect("ours");
     let theirs = SafeTensorsFile::open(&folder.join("trained.safetensors")).expect("a fixture");
-    let values = |file: &SafeTensorsFile, name: &str| file.tensor(name).and_then(|tensor| tensor.to_f32()).expect("floats");
+    let values =
+        |file: &SafeTensorsFile, name: &str| file.tensor(name).and_then(|tensor| tensor.to_f32()).expect("floats");
     assert_eq!(file.names().count() + 1, theirs.names().count(), "{}", folder.display());
     for name in file.names() {
         let path = name.strip_prefix("base_model.model.").and_then(|path| path.strip_suffix(".weight"));
@@ -229,8 +230,7 @@ fn gradients_do_not_depend_on_what_is_computed_again() {
     let _turn = turn();
     for (folder, _) in models() {
         let decoder = load(&folder, Compute::F32);
-        let attached =
-            adapter(&folder).attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
+        let attached = adapter(&folder).attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
         let ids: Vec<u32> = Expected::read(&folder).ids()[..50].to_vec();
         let batch = Batch { trained: vec![true; 50], lengths: vec![30, 20], ids };
         let mut gradients = [Recompute::None, Recompute::Block].map(|recompute| {

@@ -8,6 +8,7 @@ mod families;
 mod fuzz;
 mod hostile_adapter;
 mod hostile_cli;
+mod hostile_families;
 mod hostile_text;
 mod hostile_weights;
 mod layout;

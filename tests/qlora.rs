@@ -244,7 +244,8 @@ fn middling_model(folder: &Path) {
     });
     fs::write(folder.join("config.json"), config.to_string()).expect("written");
     let config = ModelConfig::from_json_file(&folder.join("config.json")).expect("a config");
-    let headers: Vec<TensorHeader> = config.tensors()
+    let headers: Vec<TensorHeader> = config
+        .tensors()
         .into_iter()
         .map(|tensor| TensorHeader { name: tensor.hf, dtype: Dtype::F32, shape: tensor.shape })
         .collect();

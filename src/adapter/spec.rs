@@ -85,7 +85,8 @@ impl Targets {
             let unknown = names.iter().filter(|name| !sites.iter().any(|site| site.is_named(name)));
             let errors = unknown.map(|name| {
                 let message = format!("`{name}` is the name of no projection of {}", config.family.class_name);
-                Error::input(Place::setting("adapter.targets"), message).hint(format!("there are {}", existing(&sites).join(", ")))
+                Error::input(Place::setting("adapter.targets"), message)
+                    .hint(format!("there are {}", existing(&sites).join(", ")))
             });
             return Error::none_of(errors.collect(), names.clone());
         }

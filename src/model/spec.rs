@@ -139,10 +139,6 @@ pub struct OuterNames {
 
 impl OuterNames {
     /// The names that most decoders have.
-    pub const USUAL: Self = Self {
-        layers: "model.layers",
-        embedding: "model.embed_tokens",
-        final_norm: "model.norm",
-        head: "lm_head",
-    };
+    pub const USUAL: Self =
+        Self { layers: "model.layers", embedding: "model.embed_tokens", final_norm: "model.norm", head: "lm_head" };
 }

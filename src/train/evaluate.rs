@@ -50,12 +50,7 @@ fn fitting(sequences: &[Encoded], tokens_at_once: usize) -> usize {
 }
 
 /// The loss of each trained token of one sequence, `tokens_at_once` tokens at a time.
-fn in_pieces(
-    decoder: &Decoder,
-    adapter: Option<&Adapter>,
-    sequence: &Encoded,
-    tokens_at_once: usize,
-) -> Vec<f32> {
+fn in_pieces(decoder: &Decoder, adapter: Option<&Adapter>, sequence: &Encoded, tokens_at_once: usize) -> Vec<f32> {
     let mut past = decoder.begin();
     let mut losses = Vec::with_capacity(sequence.trained_tokens());
     for (index, ids) in sequence.ids.chunks(tokens_at_once).enumerate() {

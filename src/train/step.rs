@@ -5,8 +5,8 @@ use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOpti
 use burn::tensor::Tensor;
 
 use super::settings::TrainSettings;
-use crate::model::{Batch, Decoder};
 use crate::model::decoder::Recompute;
+use crate::model::{Batch, Decoder};
 use crate::nn::{Adapter, Delta, Noise};
 
 /// PyTorch's default for AdamW's ε.

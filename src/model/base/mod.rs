@@ -176,9 +176,7 @@ impl BaseFiles {
     /// only way to their values.
     pub fn stores_packed_projections(&self) -> bool {
         let mut projections = self.tensors.iter().filter(|tensor| tensor.is_projection);
-        projections.any(|tensor| {
-            self.is_packed(&tensor.hf) || matches!(self.dtype(&tensor.hf), Some(Dtype::Block(_)))
-        })
+        projections.any(|tensor| self.is_packed(&tensor.hf) || matches!(self.dtype(&tensor.hf), Some(Dtype::Block(_))))
     }
 
     /// How a tensor is stored: `BF16`, `Q4_K`, or `NF4` and `INT8` for what bitsandbytes packed. Reads headers only.

@@ -312,7 +312,8 @@ impl<'a> Fields<'a> {
             return 0;
         }
         if !hidden_size.is_multiple_of(heads) {
-            let message = format!("is {heads}, which does not divide hidden_size {hidden_size}, and there is no head_dim");
+            let message =
+                format!("is {heads}, which does not divide hidden_size {hidden_size}, and there is no head_dim");
             self.problem("num_attention_heads", message);
         }
         hidden_size / heads

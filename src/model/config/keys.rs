@@ -6,15 +6,8 @@ use crate::files::gguf::{Gguf, Value};
 
 /// Tokens that end a turn or a text in the models that have them; a GGUF file names at most three of its
 /// own by key, so those marked as control tokens count too (as in llama.cpp).
-const END_TOKENS: [&str; 7] = [
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<end_of_turn>",
-    "<|end|>",
-];
+const END_TOKENS: [&str; 7] =
+    ["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "<|end|>"];
 
 /// Metadata under the architecture's prefix; the problems with it collect until [`Keys::into_errors`].
 #[derive(Debug)]

@@ -43,7 +43,8 @@ fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
     let attention_bias = fields.flag("attention_bias").unwrap_or(true);
     let mut config = fields.common(&GPT_NEOX, defaults);
     if config.kv_heads != config.heads {
-        let message = format!("is {}; expected {}: a GPT-NeoX has as many as attention heads", config.kv_heads, config.heads);
+        let message =
+            format!("is {}; expected {}: a GPT-NeoX has as many as attention heads", config.kv_heads, config.heads);
         fields.problem("num_key_value_heads", message);
     }
     rope(fields, &mut config);

@@ -26,8 +26,7 @@ pub static QWEN3: Family = Family {
 
 fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
     fields.expect_silu();
-    let defaults =
-        Defaults { kv_heads: Some(32), max_positions: 32_768, head_dim: Some(128), ..Defaults::LLAMA };
+    let defaults = Defaults { kv_heads: Some(32), max_positions: 32_768, head_dim: Some(128), ..Defaults::LLAMA };
     let bias = fields.flag("attention_bias").unwrap_or(false);
     let common = fields.common(&QWEN3, defaults);
     let (sliding_window, full_layers) = qwen2::window(fields, common.layers);
