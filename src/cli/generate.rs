@@ -1,6 +1,6 @@
 //! `burnish generate`: answers a prompt.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use clap::Args;
 use serde::Serialize;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Global;
 use super::model::{Model, Ready};
 use super::terminal::Terminal;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use crate::generate::sample::SamplerConfig;
 use crate::run::answer::{Answering, PromptForm, answer_ids};
 use crate::text::TextStream;
@@ -128,8 +128,10 @@ fn prompt_form(arguments: &Arguments, model: &Ready) -> Result<(PromptForm, Stri
     })
 }
 
-/// Text to stdout at once. A reader that has gone away ends the program quietly.
+/// Text to stdout at once. A terminal gets no character that would control it; a file or pipe gets the text as it is. A
+/// reader that has gone away ends the program quietly.
 fn print(text: &str) -> Result<()> {
+    let text = if io::stdout().is_terminal() { printable(text) } else { text.into() };
     match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         Err(error) => Err(Error::failed("stdout", format!("cannot be written: {error}"))),

@@ -6,14 +6,13 @@ use std::path::Path;
 
 use super::config::PeftConfig;
 use super::missing::{no_adapter, no_weights};
-use super::patterns::is_or_ends_with;
 use super::renaming::Renaming;
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
 use crate::adapter::base_modules::{check_sizes, module_shapes};
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafeTensorsFile;
 use crate::files::{Dtype, RawTensor};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, families};
 
 /// An adapter folder whose values have not been read yet.
 pub struct AdapterHeader {
@@ -208,13 +207,15 @@ impl<'a> Role<'a> {
     }
 }
 
-/// The ends of the names of embeddings and heads, of which PEFT stores copies when it is asked to, or when a vocabulary has
-/// grown.
-const EMBEDDINGS: [&str; 4] = ["embed_tokens.weight", "lm_head.weight", "embed_in.weight", "embed_out.weight"];
-
-/// Whether `name` is that of an embedding or a head.
-fn is_embedding(name: &str) -> bool {
-    EMBEDDINGS.into_iter().any(|embedding| is_or_ends_with(name, embedding))
+/// Whether `name` is that of an embedding or a head, in a larger model around the decoder as well. PEFT copies these of the
+/// base when it is asked to, or when a vocabulary has grown.
+fn is_embedding_or_head(name: &str) -> bool {
+    let mut prefixes = families::FAMILIES.iter().flat_map(|family| family.stored_prefixes);
+    let is_one = |name: &str| families::is_embedding_or_head(name);
+    let is_within = |(stored, usual): &(&str, &str)| {
+        name.strip_prefix(stored).is_some_and(|rest| is_one(&format!("{usual}{rest}")))
+    };
+    is_one(name) || prefixes.any(is_within)
 }
 
 /// Parts of names that tell what else PEFT can store.
@@ -245,7 +246,7 @@ fn refusals(
     let mut refused: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
     for (name, tensor) in tensors {
         if let Role::Refused(reason) = Role::of(name) {
-            let base_name = name.strip_prefix(PREFIX).filter(|name| is_embedding(name));
+            let base_name = name.strip_prefix(PREFIX).filter(|name| is_embedding_or_head(name));
             if base_name.is_some_and(|base_name| is_copy(base_name, tensor)) {
                 continue;
             }
