@@ -298,7 +298,7 @@ fn every_obstacle_is_reported_before_anything_is_written() {
     let error = merged(folder.path(), &base("llama_gqa"), &adapter, options).expect_err("all of it");
     let text = error.to_string();
     assert_eq!(error.exit_code(), 2);
-    for what in ["merged: exists already", "max_shard_bytes", "model.layers.2.self_attn.q_proj", "do not fill"] {
+    for what in ["merged: exists already", "max_shard_bytes", "model.layers.2.", "do not fill"] {
         assert!(text.contains(what), "{what}: {text}");
     }
     nothing_is_left(&folder.path().join("merged"));
