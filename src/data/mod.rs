@@ -17,6 +17,6 @@ pub use chat::ChatTemplate;
 pub use encode::{Encoded, Encoder};
 pub use example::{Example, Message, Position, Role, Row};
 pub use format::Format;
-pub use read::{jsonl, read, tables};
+pub use read::{DataFile, jsonl, read, read_file, tables};
 pub use set::{EncodedSet, LongPolicy};
 pub use settings::DataSettings;

@@ -49,22 +49,6 @@ pub struct Answering {
 /// Answers prompts; `emit(prompt's index, token)` sees every token as it comes.
 ///
 /// # Errors
-/// What encoding and generation say.
-pub fn answer(
-    decoder: &Decoder,
-    encoder: &Encoder,
-    adapter: Option<&Adapter>,
-    prompts: &[String],
-    form: PromptForm,
-    answering: &Answering,
-) -> Result<Vec<String>> {
-    let prompts = prompts.iter().map(|prompt| form.encode(encoder, prompt)).collect::<Result<Vec<_>>>()?;
-    answer_ids(decoder, encoder, adapter, &prompts, answering, |_, _| Ok(()))
-}
-
-/// [`answer`] for prompts that are encoded already; `emit(prompt's index, token)` sees every token as it comes.
-///
-/// # Errors
 /// What generation says.
 pub fn answer_ids(
     decoder: &Decoder,
