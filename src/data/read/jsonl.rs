@@ -14,10 +14,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::MAX_JSON_BYTES;
 use super::rows::Rows;
 use super::{list, unreadable};
 use crate::data::example::{Position, Row};
-use super::MAX_JSON_BYTES;
 use crate::data::format::Format;
 use crate::error::{Error, Place, Result};
 use crate::files::{json, open};
