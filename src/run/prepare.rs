@@ -55,7 +55,7 @@ pub struct Prepared {
     pub form: PromptForm,
     /// The sample prompts, encoded.
     pub prompts: Vec<Vec<u32>>,
-    /// What was made to fit, in words.
+    /// The settings that were adjusted, in words.
     pub(super) adjustments: Vec<String>,
 }
 

@@ -24,7 +24,7 @@ use crate::train::{Event, Job, Outcome, fit, peak_memory};
 /// Trains as `recipe` says and writes its run folder.
 ///
 /// # Errors
-/// What [`prepare`] says, before a weight is loaded; what training says. A run that has recorded a step keeps its folder.
+/// Those of [`prepare`], before a weight is loaded; those of training. A run that has recorded a step keeps its folder.
 pub fn train(
     recipe: &Recipe,
     choice: &DeviceChoice,

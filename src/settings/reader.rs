@@ -119,13 +119,13 @@ pub(crate) fn mismatch<T>(node: &Node, key: &str, expected: &str, reader: &mut R
 /// The type of a string, for messages.
 pub(crate) const STRING: &str = "a string";
 
-/// What a setting is where the recipe does not give it.
+/// The value of a setting that the recipe does not give.
 pub(crate) enum Missing<T> {
     /// This value.
     Take(T),
     /// A problem.
     Refuse,
-    /// What an empty section gives.
+    /// That of an empty section.
     ReadEmpty,
 }
 
