@@ -46,7 +46,7 @@ pub struct Answering {
     pub max_tokens: usize,
 }
 
-/// Answers prompts; `emit(prompt's index, token)` sees every token as it comes.
+/// Answers prompts that are encoded already; `emit(prompt's index, token)` sees every token as it comes.
 ///
 /// # Errors
 /// What generation says.

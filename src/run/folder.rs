@@ -47,7 +47,7 @@ impl RunFolder {
         let parent = path.parent().unwrap_or(path);
         let is_new = !path.exists();
         let parents = temporary::make_folders(parent).map_err(failed)?;
-        let metrics = || File::create_new(path.join(METRICS));
+        let metrics = || atomic::create_new(&path.join(METRICS));
         let claim = || {
             std::fs::create_dir(path)?;
             metrics().inspect_err(|_| drop(std::fs::remove_dir(path)))
@@ -115,6 +115,8 @@ impl Drop for RunFolder {
         for name in [METRICS, "recipe.toml", "run.json"].iter().chain(&FOLDER_FILES) {
             let _ = std::fs::remove_file(self.path.join(name));
         }
+        // One of those files lies in a folder of its own.
+        let _ = std::fs::remove_dir(self.path.join("additional_chat_templates"));
         if unfinished.folder.is_some() {
             let _ = std::fs::remove_dir(&self.path);
         }

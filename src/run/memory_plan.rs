@@ -17,17 +17,17 @@ use crate::model::{BaseFiles, ModelConfig};
 use crate::ops::cross_entropy::targets_per_chunk;
 use crate::quant::Compute;
 
-/// Bytes of the program itself, its code for the most part. Measured (docs/performance.md).
+/// Memory of the program itself, mostly its code. Measured (docs/performance.md).
 const PROGRAM: u64 = 30 << 20;
-/// Bytes of each thread, for packed panels and decoded rows.
+/// Memory of each thread: packed panels and decoded rows.
 const PER_THREAD: u64 = 2 << 20;
-/// Bytes of the tokenizer for each token of its vocabulary. Measured.
+/// Memory of the tokenizer for each token of its vocabulary. Measured.
 const PER_TOKEN: u64 = 1 << 10;
-/// Fragmentation: the tape takes 1/8 more than its values, measured from 1k to 8k tokens (docs/performance.md), a little on
-/// the safe side where there is little to lose.
+/// Fragmentation: the tape takes one part in this many more than its values. Measured from 1k to 8k tokens
+/// (docs/performance.md), a little on the safe side for short sequences.
 const FRAGMENTATION_DIVISOR: u64 = 8;
 
-/// The numbers that decide how much a step takes.
+/// The sizes that decide how much memory a step takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Workload {
     /// Tokens of the largest micro-batch.
@@ -38,7 +38,6 @@ pub struct Workload {
     pub evaluated_tokens: usize,
     /// Tokens whose keys and values are cached at once, for sample prompts and evaluations of long sequences.
     pub cached_tokens: usize,
-    /// The activations that are computed again.
     pub recompute: Recompute,
 }
 
@@ -47,7 +46,7 @@ pub struct Workload {
 pub struct MemoryPlan {
     /// The base, as it stays in memory.
     pub weights: u64,
-    /// The largest tensor in its file, which loading holds beside them for a moment.
+    /// Taken beside them while loading: the largest tensor in its file.
     pub loading: u64,
     /// The adapter's factors, their gradients and the two moments of the optimiser.
     pub adapter: u64,
@@ -146,7 +145,7 @@ impl Layers<'_> {
         self.size() * values + 4 * (config.heads as u64 + ranks)
     }
 
-    /// The most that the backward pass of one layer holds, beside the values on the tape.
+    /// Bytes that the backward pass of one layer holds at its worst, beside the tape.
     fn transient(&self, work: &Workload) -> u64 {
         let config = self.config;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
@@ -184,7 +183,7 @@ impl Layers<'_> {
         work.cached_tokens as u64 * a_token * 3 / 2
     }
 
-    /// Bytes that a step keeps, and the most that it holds for a moment.
+    /// Bytes that a step keeps, and bytes that it holds for a moment.
     fn step(&self, work: &Workload) -> (u64, u64) {
         let tokens = work.tokens as u64;
         let layers = self.config.layers;
