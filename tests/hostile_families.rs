@@ -215,3 +215,75 @@ fn an_index_may_list_the_head_of_a_tied_model() {
     std::fs::write(&path, index.to_string()).expect("written");
     refused("not a tensor", &["model.layers.7.mlp.up_proj.weight", "is not in"], || BaseFiles::open(folder.path()));
 }
+
+#[test]
+fn smollm3() {
+    let name = "smollm3_grouped";
+    refuses(name, &["no_rope_layers"], json!([1, 1, 0]), &["no_rope_layers", "has 3 entries", "5 layers"]);
+    refuses(name, &["no_rope_layers"], json!([1, 1, 2, 1, 1]), &["no_rope_layers", "holds 2", "expected 1"]);
+    refuses(name, &["no_rope_layers"], json!("all"), &["no_rope_layers", "a list of whole numbers"]);
+    refuses(name, &["layer_types"], json!(["full_attention"]), &["layer_types", "names 1 layers", "is 5"]);
+    // Every second layer, and the usual fourth.
+    for (interval, expected) in [(json!(2), vec![1, 3]), (Value::Null, vec![3])] {
+        let config = changed(name, |config| {
+            config.as_object_mut().expect("an object").remove("no_rope_layers");
+            config["no_rope_layer_interval"] = interval;
+        });
+        assert_eq!(config.expect("a configuration").unrotated_layers, expected);
+    }
+    refuses(name, &["no_rope_layer_interval"], json!(0), &["no_rope_layer_interval", "is 0", "above 0"]);
+    // A window is that of the layers that do not rotate, and only where it is turned on.
+    for (used, window, full) in [(true, Some(8), vec![0, 1, 2, 4]), (false, None, Vec::new())] {
+        let config = changed(name, |config| {
+            config.as_object_mut().expect("an object").remove("layer_types");
+            config["sliding_window"] = json!(8);
+            config["use_sliding_window"] = json!(used);
+        });
+        let config = config.expect("a configuration");
+        assert_eq!((config.sliding_window, config.full_layers), (window, full));
+    }
+}
+
+#[test]
+fn granite() {
+    for name in ["granite_grouped", "granite4_grouped"] {
+        for field in ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"] {
+            refuses(name, &[field], json!("two"), &[field, "expected a number"]);
+            for value in [json!(0), json!(-1.0), json!(1e300)] {
+                refuses(name, &[field], value, &[field, "expected a number from 1e-9 to 1e9"]);
+            }
+        }
+    }
+    let name = "granite4_grouped";
+    refuses(name, &["num_local_experts"], json!(8), &["num_local_experts", "is 8", "mixtures of experts"]);
+    refuses(name, &["layer_types"], json!(["attention", "mamba"]), &["layer_types", "\"mamba\"", "every layer"]);
+    refuses(name, &["layer_types"], json!(["attention"]), &["layer_types", "names 1 layers", "is 2"]);
+    refuses(name, &["position_embedding_type"], json!("alibi"), &["position_embedding_type", "\"alibi\"", "\"rope\""]);
+    refuses(name, &["shared_intermediate_size"], json!(0), &["shared_intermediate_size", "is 0", "above 0"]);
+    for field in ["num_local_experts", "layer_types"] {
+        refused(field, &[field, "is missing", "supported"], || {
+            changed(name, |config| drop(config.as_object_mut().expect("an object").remove(field)))
+        });
+    }
+}
+
+#[test]
+fn phi3() {
+    let name = "phi3_longrope";
+    let rope = |field: &'static str| ["rope_parameters", field];
+    refuses(name, &rope("short_factor"), json!([1.0]), &["1 frequency factors", "expected 3"]);
+    refuses(name, &rope("long_factor"), json!([1.0, 2.0, 0.0]), &["frequency factors", "from 1e-6 to 1e6"]);
+    refuses(name, &rope("long_factor"), Value::Null, &["long_factor", "is missing"]);
+    refuses(name, &rope("partial_rotary_factor"), json!(1.5), &["partial_rotary_factor", "is 1.5", "at most 1"]);
+    refuses(name, &["num_key_value_heads"], json!(4), &["num_key_value_heads", "is 4", "2 attention heads"]);
+    refuses(name, &["sliding_window"], json!(0), &["sliding_window", "is 0", "above 0"]);
+    refuses(name, &["hidden_act"], json!("gelu"), &["hidden_act", "\"gelu\"", "\"silu\""]);
+    // Fused rows that do not divide: the weights are those of another number of key and value heads.
+    let folder = copied("families/phi3_longrope");
+    let path = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("a fixture")).expect("JSON");
+    config["num_key_value_heads"] = json!(2);
+    std::fs::write(&path, config.to_string()).expect("written");
+    let words = ["self_attn.qkv_proj.weight", "[48, 24]", "[72, 24]"];
+    refused("fused rows", &words, || BaseFiles::open(folder.path()));
+}
