@@ -15,7 +15,6 @@ mod hostile_gguf;
 mod hostile_text;
 mod hostile_weights;
 mod larger_models;
-mod layout;
 mod merge;
 mod model;
 mod ops;
