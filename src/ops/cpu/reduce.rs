@@ -1,9 +1,9 @@
 //! Sums over tokens: the gradients of low-rank factors.
 
 use super::isa::vectorised;
-use super::pack::Stored;
 use super::pool;
-use super::product::{Rows, SharedMut};
+use super::rows::{Rows, Stored};
+use super::shared::SharedMut;
 
 /// Columns and ranks of the block of sums that a loop over the tokens holds in registers.
 const COLUMNS: usize = 32;
@@ -28,7 +28,7 @@ pub struct Outer<'a> {
 /// Several such sums at once.
 pub fn sum_outers(sums: &[Outer<'_>]) -> Vec<Vec<f32>> {
     let mut results: Vec<Vec<f32>> = sums.iter().map(|outer| vec![0f32; outer.rank * outer.width]).collect();
-    let targets: Vec<_> = results.iter_mut().map(|result| SharedMut(result.as_mut_ptr())).collect();
+    let targets: Vec<_> = results.iter_mut().map(|result| SharedMut::new(result)).collect();
     let blocks: Vec<(usize, usize)> = (sums.iter().enumerate())
         .flat_map(|(index, outer)| (0..outer.width).step_by(COLUMNS).map(move |first| (index, first)))
         .collect();
@@ -40,9 +40,10 @@ pub fn sum_outers(sums: &[Outer<'_>]) -> Vec<Vec<f32>> {
             let ranks = (rank - first_rank).min(RANKS);
             let block = outer_block(&left[first_rank..], stride, ranks, right.from_column(first), columns);
             for (row, sums) in block.iter().enumerate().take(ranks) {
-                for (column, sum) in sums.iter().enumerate().take(columns) {
-                    // SAFETY: these columns belong to this task alone.
-                    unsafe { *target.0.add((first_rank + row) * width + first + column) = scale * sum };
+                // SAFETY: these columns belong to this task alone.
+                let target = unsafe { target.slice((first_rank + row) * width + first, columns) };
+                for (target, sum) in target.iter_mut().zip(sums) {
+                    *target = scale * sum;
                 }
             }
         }
@@ -86,7 +87,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::{Block, COLUMNS, RANKS};
-    use crate::ops::cpu::product::Rows;
+    use crate::ops::cpu::rows::Rows;
 
     /// A whole block; AVX-512 is there.
     pub fn checked_block(left: &[f32], rank: usize, right: Rows<'_>) -> Block {

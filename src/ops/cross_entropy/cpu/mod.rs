@@ -20,8 +20,9 @@ use crate::ops::cpu::isa::{Isa, vectorised};
 use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::matrix::{Matrix, Views};
 use crate::ops::cpu::pack::{Columns, PlainColumns, RowsAsColumns};
-use crate::ops::cpu::product::{Epilogue, Part, Rows, Target, Term, product};
+use crate::ops::cpu::product::{Epilogue, Part, Term, product};
 use crate::ops::cpu::reduce::{Outer, sum_outers, transpose};
+use crate::ops::cpu::rows::{OutputBuffer, Rows};
 use crate::ops::cpu::rowwise::for_each_row;
 use crate::ops::linear::dropout::apply_dropout;
 use crate::ops::linear::{Dropout, Projected};
@@ -289,7 +290,7 @@ impl CrossEntropy {
             terms.push(Term { rows: *rows, columns });
         }
         let parts = [Part { column: 0, columns: vocabulary, terms, bias: self.bias.as_deref() }];
-        product(chunk.targets.len(), &parts, Epilogue::default(), Target::f32(logits, vocabulary));
+        product(chunk.targets.len(), &parts, Epilogue::default(), OutputBuffer::f32(logits, vocabulary));
     }
 
     /// `exponentials · W`, a block of the vocabulary at a time so that packed panels stay small.
@@ -303,7 +304,7 @@ impl CrossEntropy {
             let columns = Views::<E>::gradient_columns_of(&*self.weight, first, block);
             let part = Part::whole(width, Term { rows: exponentials.from_column(first), columns: &*columns });
             let epilogue = Epilogue { accumulate: first > 0, ..Epilogue::default() };
-            product(count, &part, epilogue, Target::f32(sums, width));
+            product(count, &part, epilogue, OutputBuffer::f32(sums, width));
         }
     }
 }
@@ -334,7 +335,7 @@ fn add_low_gradient<E: Element>(pair: &Pair, d_low: &[f32], first: usize, d_pick
     let Some(dropout) = pair.dropout else {
         let part = Part::whole(width, Term::<E> { rows, columns: &columns });
         let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
-        return product(count, &part, epilogue, Target::f32(d_picked, width));
+        return product(count, &part, epilogue, OutputBuffer::f32(d_picked, width));
     };
     let mut share = multiply::<E>(count, width, rows, &columns);
     apply_dropout(&mut share, dropout, (first * width) as u64);
@@ -345,7 +346,7 @@ fn add_low_gradient<E: Element>(pair: &Pair, d_low: &[f32], first: usize, d_pick
 fn multiply<E: Element>(count: usize, columns: usize, left: Rows<'_>, right: &dyn Columns<E>) -> Vec<f32> {
     let mut out = vec![0f32; count * columns];
     let part = Part::whole(columns, Term { rows: left, columns: right });
-    product(count, &part, Epilogue::default(), Target::f32(&mut out, columns));
+    product(count, &part, Epilogue::default(), OutputBuffer::f32(&mut out, columns));
     out
 }
 
