@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use burn::tensor::Device;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 
 /// What `--device` asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -86,7 +86,7 @@ fn not_compiled_in(feature: &str) -> Error {
         none if none.is_empty() => "no device at all".to_owned(),
         names => names,
     };
-    Error::input("--device", format!("this burnish was built without `{feature}` (it has: {present})"))
+    Error::input(Place::argument("--device"), format!("this burnish was built without `{feature}` (it has: {present})"))
         .hint(format!("build it with `cargo build --release --features {feature}`"))
 }
 
@@ -97,7 +97,8 @@ fn no_such_device(name: &str, index: usize, found: &[Device]) -> Error {
         1 => format!("there is no {name}:{index}; this machine has {name}:0 only"),
         count => format!("there is no {name}:{index}; this machine has {name}:0 to {name}:{}", count - 1),
     };
-    Error::input("--device", message).hint("`--device cpu` runs everywhere; docs/devices.md lists the drivers needed")
+    Error::input(Place::argument("--device"), message)
+        .hint("`--device cpu` runs everywhere; docs/devices.md lists the drivers needed")
 }
 
 #[cfg(feature = "cpu")]

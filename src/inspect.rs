@@ -1,4 +1,4 @@
-//! What a path is: a base model, an adapter or a run, from headers and configurations alone.
+//! Finds out what a path is: a base model, an adapter, a run, a data file or a recipe. Weights are not read.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,21 +8,54 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::adapter::peft::{AdapterHeader, CONFIG_FILE, PairHeader, WEIGHTS_FILE, no_adapter};
+use crate::data::{self, Example};
 use crate::error::{Error, Result, printable};
 use crate::files::json;
 use crate::model::BaseFiles;
+use crate::recipe::Recipe;
 use crate::text::Tokenizer;
 
-/// The file in a run folder that says what was run.
+/// The file in a run folder that records the run.
 pub const RUN_FILE: &str = "run.json";
 
-/// What a path is.
+/// The kind of thing that lies at a path, with its facts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Inspection {
+    /// A base model.
     Base(Base),
+    /// An adapter without its run.
     Adapter(Adapter),
+    /// A run folder.
     Run(Run),
+    /// A file of examples.
+    Data(Data),
+    /// A recipe.
+    Recipe(RecipeFacts),
+}
+
+/// A file of examples, all of one shape.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Data {
+    /// The file.
+    pub path: PathBuf,
+    /// The shape of its examples, as `data.format` names it.
+    pub format: &'static str,
+    /// The number of examples.
+    pub examples: usize,
+    /// The turns of all conversations; `None` for other shapes.
+    pub turns: Option<usize>,
+    /// The size of the file.
+    pub bytes: u64,
+}
+
+/// A recipe without errors.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RecipeFacts {
+    /// The file.
+    pub path: PathBuf,
+    /// Every setting, defaults filled in, by section.
+    pub settings: Value,
 }
 
 /// A base model.
@@ -99,7 +132,7 @@ pub struct Run {
 /// Finds out what `path` is.
 ///
 /// # Errors
-/// Input: neither a base, an adapter nor a run folder, or a broken one.
+/// Input: none of the kinds of [`Inspection`], or a broken one.
 pub fn inspect(path: &Path) -> Result<Inspection> {
     let metadata = std::fs::metadata(path).map_err(|error| Error::read(path, &error))?;
     let has = |file: &str| path.join(file).is_file();
@@ -117,14 +150,52 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
         let message = format!("holds neither config.json nor {CONFIG_FILE}");
         return Err(Error::input(path.display(), message).hint("expected a model, an adapter or a run folder"));
     }
-    base(path).map(Inspection::Base)
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    match extension.to_ascii_lowercase().as_str() {
+        "jsonl" | "json" | "csv" | "parquet" if metadata.is_file() => data_file(path).map(Inspection::Data),
+        "toml" if metadata.is_file() => recipe(path).map(Inspection::Recipe),
+        "gguf" | "safetensors" => base(path).map(Inspection::Base),
+        _ => base(path).map(Inspection::Base).map_err(|error| match metadata.is_file() {
+            true => error.hint(
+                "expected a model, an adapter or a run folder, a .gguf file, data (.jsonl, .json, .csv, .parquet) or a \
+                 recipe (.toml)",
+            ),
+            false => error,
+        }),
+    }
+}
+
+fn data_file(path: &Path) -> Result<Data> {
+    let rows = data::read(path, None)?;
+    let (mut format, mut turns) = ("", None);
+    for row in &rows {
+        format = match &row.example {
+            Example::PromptCompletion { .. } => data::Format::PromptCompletion,
+            Example::Alpaca { .. } => data::Format::Alpaca,
+            Example::Chat { messages, .. } => {
+                *turns.get_or_insert(0) += messages.len();
+                data::Format::Chat
+            }
+            Example::Text { .. } => data::Format::Text,
+        }
+        .name();
+    }
+    let bytes = std::fs::metadata(path).map_err(|error| Error::read(path, &error))?.len();
+    Ok(Data { path: path.to_owned(), format, examples: rows.len(), turns, bytes })
+}
+
+fn recipe(path: &Path) -> Result<RecipeFacts> {
+    let plan = Recipe::load(path, &[])?.settings()?;
+    let settings = serde_json::to_value(plan)
+        .map_err(|error| Error::failed(path, format!("its settings cannot be shown: {error}")).because(error))?;
+    Ok(RecipeFacts { path: path.to_owned(), settings })
 }
 
 fn base(path: &Path) -> Result<Base> {
     let base = BaseFiles::open(path)?;
     let config = base.config();
     let mut storage: BTreeMap<String, Storage> = BTreeMap::new();
-    for tensor in crate::model::names::tensors(config) {
+    for tensor in config.tensors() {
         let Some(name) = base.storage_name(&tensor.hf) else { continue };
         let entry = storage.entry(name).or_default();
         entry.tensors += 1;
@@ -133,7 +204,7 @@ fn base(path: &Path) -> Result<Base> {
     Ok(Base {
         path: path.to_owned(),
         format: if base.is_gguf() { "gguf" } else { "huggingface" },
-        architecture: config.architecture.class_name(),
+        architecture: config.family.class_name,
         parameters: config.parameters(),
         bytes: base.file_bytes(),
         storage,
@@ -196,6 +267,8 @@ impl fmt::Display for Inspection {
         match self {
             Self::Base(base) => base.fmt(f),
             Self::Adapter(adapter) => adapter.fmt(f),
+            Self::Data(data) => data.fmt(f),
+            Self::Recipe(recipe) => recipe.fmt(f),
             Self::Run(run) => {
                 writeln!(f, "{}", run.adapter)?;
                 let lines = run.run.as_object().into_iter().flatten();
@@ -204,6 +277,33 @@ impl fmt::Display for Inspection {
                 table(f, &plain)
             }
         }
+    }
+}
+
+impl fmt::Display for Data {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let turns = self.turns.map_or(String::new(), |turns| format!(", {turns} turns"));
+        let lines = [
+            ("data", self.path.display().to_string()),
+            ("shape", self.format.to_owned()),
+            ("examples", format!("{}{turns}", self.examples)),
+            ("file", format!("{:.1} kB", self.bytes as f64 / 1e3)),
+        ];
+        table(f, &lines)?;
+        write!(f, "\n`burnish check RECIPE` says what of it is trained, and how long it is in tokens")
+    }
+}
+
+impl fmt::Display for RecipeFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut lines = vec![("recipe".to_owned(), self.path.display().to_string())];
+        for (section, settings) in self.settings.as_object().into_iter().flatten() {
+            let settings = settings.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+            lines.extend(settings.map(|(key, value)| (format!("{section}.{key}"), text(value))));
+        }
+        let lines: Vec<(&str, String)> = lines.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+        table(f, &lines)?;
+        write!(f, "\n`burnish check {}` checks it against its base and its data", self.path.display())
     }
 }
 

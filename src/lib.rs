@@ -1,12 +1,13 @@
 //! burnish: fine-tune LLaMA-family language models with low-rank adapters, on Burn.
 //!
 //! Read `docs/architecture.md` first. Modules in the order they build on each other (nothing imports upward):
-//! [`error`], [`quant`], [`files`], [`interrupt`], [`ops`], [`nn`], [`model`], [`adapter`], [`text`], [`data`], [`train`],
+//! [`error`], [`settings`], [`quant`], [`files`], [`interrupt`], [`ops`], [`nn`], [`model`], [`adapter`], [`text`], [`data`], [`train`],
 //! [`generate`], [`eval`], [`inspect`], [`pull`], [`recipe`], [`cli`].
 
 #![recursion_limit = "512"]
 
 pub mod adapter;
+pub mod bytes;
 pub mod cli;
 pub mod data;
 pub mod device;
@@ -23,6 +24,7 @@ pub mod pull;
 pub mod quant;
 pub mod recipe;
 pub mod run;
+pub mod settings;
 pub mod text;
 pub mod train;
 

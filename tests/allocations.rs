@@ -70,8 +70,8 @@ fn weights() -> Vec<(&'static str, Storage)> {
         Storage::Blocks(block, bytes.into())
     };
     let mut all = vec![
-        ("nf4", packed(Quant::Nf4 { double: false })),
-        ("nf4-double", packed(Quant::Nf4 { double: true })),
+        ("nf4", packed(Quant::Nf4)),
+        ("nf4-double", packed(Quant::Nf4Double)),
         ("int8", packed(Quant::Int8)),
         ("f16", Storage::F16(FloatType::F16.encode(&values).into())),
     ];

@@ -97,7 +97,7 @@ fn an_unknown_scheme_is_told_with_its_adapter() {
     let base = tiny_model().display().to_string();
     let generate = ["generate", "--base", &base, "--adapter", "runs/sums", "--prompt", "a", "--max-tokens", "1"];
     let error = refused(&run(&folder, &generate));
-    assert!(error.contains("runs/sums: burnish.quant: is `nf\\u{8}`; known are none, keep"), "{error}");
+    assert!(error.contains("runs/sums: burnish.quant: is `nf\\u{8}`; known are none, nf4"), "{error}");
 }
 
 #[test]
@@ -154,7 +154,7 @@ mod at_the_same_time {
     use super::*;
     use crate::cli::burnish;
     use std::process::{Child, Stdio};
-    use std::time::Duration;
+    use std::time::Instant;
 
     fn start(folder: &TempDir, arguments: &[&str]) -> Child {
         let mut command = burnish(folder);
@@ -175,16 +175,23 @@ mod at_the_same_time {
         assert_eq!(json(&run(&folder, &["inspect", "runs/sums", "--json"]))["kind"], "run");
     }
 
-    /// Runs a command again and again, each time with a signal after a little longer; what is at `out` is whole or
-    /// not there, and there is nothing beside it.
+    /// Runs a command again and again, each time with a signal a little later, over all the time that it takes
+    /// undisturbed; `out` is then whole or not there, and there is nothing beside it.
     fn interrupted(folder: &TempDir, arguments: &[&str], out: &str, kept: impl Fn(&[String]) -> bool) {
+        const ROUNDS: u32 = 16;
         let before = entries(folder.path());
-        for round in 0..16u64 {
+        let begin = Instant::now();
+        assert!(start(folder, arguments).wait().expect("it ends").success());
+        let undisturbed = begin.elapsed();
+        fs::remove_dir_all(folder.path().join(out)).expect("removed");
+        let mut stopped = 0;
+        for round in 0..ROUNDS {
             let mut child = start(folder, arguments);
-            std::thread::sleep(Duration::from_micros(8_000 + 4_000 * round));
+            std::thread::sleep(undisturbed * (round + 1) / (ROUNDS + 1));
             // SAFETY: sends a signal to the child. That it has ended already is no error.
             unsafe { libc::kill(child.id() as libc::pid_t, if round % 2 == 0 { libc::SIGINT } else { libc::SIGTERM }) };
-            child.wait().expect("it ends");
+            let status = child.wait().expect("it ends");
+            stopped += u32::from(!status.success());
             let path = folder.path().join(out);
             if path.exists() {
                 let left = entries(&path);
@@ -193,6 +200,7 @@ mod at_the_same_time {
             }
             assert_eq!(entries(folder.path()), before, "round {round}");
         }
+        assert!(stopped >= ROUNDS / 4, "only {stopped} of {ROUNDS} signals came while the command ran");
     }
 
     #[test]

@@ -439,7 +439,7 @@ fn hostile_lines_are_errors_with_their_number() {
         "PAR1\u{0}\u{1}",
     ] {
         let error = jsonl::parse(format!("\n{line}\n").as_bytes(), "d.jsonl", None).expect_err("hostile");
-        assert!(error.to_string().starts_with("error: d.jsonl:2: "), "{}: {error}", &line[..line.len().min(60)]);
+        assert!(error.to_string().starts_with("d.jsonl:2: "), "{}: {error}", &line[..line.len().min(60)]);
     }
     for bytes in [&b"\xff\xfe{\0"[..], b"\xfe\xff\0{", b"{\"text\": \"\xff\xfe\"}", b"\x1f\x8b\x08\x00", b"\0\0\0"] {
         assert!(jsonl::parse(bytes, "d.jsonl", None).is_err());

@@ -229,12 +229,15 @@ fn tokenizer_generation_settings_and_licence_go_along() {
     std::fs::write(from.join("generation_config.json"), r#"{"eos_token_id":[2,7]}"#).expect("written");
     std::fs::write(from.join("LICENSE.txt"), "terms").expect("written");
     std::fs::write(from.join("README.md"), "the base's own card").expect("written");
+    // No licence is as large, and a merge does not fail for it.
+    std::fs::write(from.join("NOTICE"), vec![b'x'; (1 << 20) + 1]).expect("written");
     let out = folder.path().join("out/merged");
     let base = BaseFiles::open(&from).expect("a base");
-    merge(&base, &adapter("qv"), &out, &MergeOptions::default(), |dir| {
+    let report = merge(&base, &adapter("qv"), &out, &MergeOptions::default(), |dir| {
         std::fs::write(dir.join("tokenizer.json"), "{}").map_err(|error| Error::write(dir, &error))
     })
     .expect("merged");
+    assert_eq!(report.licences_left_out, ["NOTICE"]);
     let mut names: Vec<_> = std::fs::read_dir(&out).expect("listed").map(|one| one.expect("one").file_name()).collect();
     names.sort();
     assert_eq!(names, ["LICENSE.txt", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]);
@@ -320,12 +323,14 @@ fn in_a_process_that_may_write_little() {
 #[test]
 fn a_full_disk_leaves_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
-    let status = std::process::Command::new(std::env::current_exe().expect("this program"))
+    let output = std::process::Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "merge::in_a_process_that_may_write_little"])
         .env(LIMITED_FOLDER, folder.path())
         .output()
         .expect("started");
-    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "the test of that name ran: {said}");
     nothing_is_left(folder.path());
 }
 

@@ -5,10 +5,10 @@ use std::sync::{Mutex, MutexGuard};
 
 use burn::tensor::{DType, Device};
 use burnish::adapter::host::HostAdapter;
-use burnish::data::Batch;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
-use burnish::model::{BaseFiles, Decoder, ModelConfig};
+use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig};
+use burnish::nn::Noise;
 use burnish::ops::cpu::isa::Isa;
 
 /// The instruction set is a setting of the whole process: tests that change it take turns.
@@ -76,7 +76,7 @@ pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
         .fold(0.0, |largest, d| if d.is_nan() { f32::NAN } else { largest.max(d) })
 }
 
-pub fn logits(decoder: &Decoder, ids: &[u32], adapter: Option<&burnish::nn::LowRanks>) -> Vec<f32> {
+pub fn logits(decoder: &Decoder, ids: &[u32], adapter: Option<&burnish::nn::Adapter>) -> Vec<f32> {
     decoder.logits(ids, &[ids.len()], adapter).cast(DType::F32).into_data().iter::<f32>().collect()
 }
 
@@ -161,15 +161,17 @@ fn adapters_written_by_peft_give_its_logits_losses_and_gradients() {
             let batch = Batch { trained: vec![true; ids.len()], lengths: vec![ids.len()], ids };
             let tokens = batch.trained_tokens() as f32;
             for recompute in [Recompute::None, Recompute::Block] {
-                let mut result = decoder.loss_and_gradients(&batch, &trainable, 0, 1.0 / tokens, recompute);
+                let mut result =
+                    decoder.loss_and_gradients(&batch, &trainable, Noise::default(), 1.0 / tokens, recompute);
                 let loss = result.loss / f64::from(tokens);
                 assert!((loss - f64::from(expected.floats("loss")[0])).abs() < 1e-5, "{place}: loss {loss}");
-                let paths: Vec<_> =
-                    (0..decoder.sites()).filter_map(|site| trainable.at(site).map(|pair| (site, pair))).collect();
-                assert_eq!(paths.len(), adapter.pairs.len());
-                for (site, pair) in paths {
-                    let module = burnish::adapter::attach::module_path(decoder.config(), site);
-                    for (parameter, name) in [(&pair.a, "lora_A"), (&pair.b, "lora_B")] {
+                let sites = decoder.config().sites();
+                assert_eq!(sites.len(), decoder.sites());
+                let adapted = sites.iter().enumerate().filter_map(|(number, site)| Some((site, trainable.at(number)?)));
+                assert_eq!(adapted.clone().count(), adapter.pairs.len());
+                for (site, delta) in adapted {
+                    let module = &site.module;
+                    for (parameter, name) in delta.parameters().zip(["lora_A", "lora_B"]) {
                         let gradient = result.gradients.remove::<2>(parameter.id).expect("a gradient");
                         let gradient: Vec<f32> = gradient.into_data().iter::<f32>().collect();
                         let wanted = expected.floats(&format!("grad.{module}.{name}"));

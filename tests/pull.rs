@@ -33,10 +33,23 @@ struct Answer {
     body: Vec<u8>,
     /// Only so much of the body is sent before the connection drops.
     cut: Option<usize>,
+    framing: Framing,
+}
+
+/// How the end of a body is known.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    /// By its announced length.
+    #[default]
+    Length,
+    /// Sent in chunks; the last one is empty.
+    Chunks,
+    /// When the connection is closed.
+    Close,
 }
 
 fn answer(status: u16, headers: Vec<(&'static str, String)>, body: &[u8]) -> Answer {
-    Answer { status, headers, body: body.to_vec(), cut: None }
+    Answer { status, headers, body: body.to_vec(), ..Answer::default() }
 }
 
 struct FakeHub {
@@ -118,9 +131,23 @@ fn write_answer(mut stream: TcpStream, request: &Request, answer: &Answer) {
     for (name, value) in &answer.headers {
         head += &format!("{name}: {value}\r\n");
     }
-    head += &format!("Content-Length: {}\r\n\r\n", answer.body.len());
-    let body = if request.method == "HEAD" { &[] } else { &answer.body[..answer.cut.unwrap_or(answer.body.len())] };
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body)).and_then(|()| stream.flush());
+    head += &match answer.framing {
+        Framing::Length => format!("Content-Length: {}\r\n\r\n", answer.body.len()),
+        Framing::Chunks => "Transfer-Encoding: chunked\r\n\r\n".to_owned(),
+        Framing::Close => "\r\n".to_owned(),
+    };
+    let sent = &answer.body[..answer.cut.unwrap_or(answer.body.len())];
+    let body = match answer.framing {
+        _ if request.method == "HEAD" => Vec::new(),
+        Framing::Chunks => {
+            let chunks =
+                sent.chunks(10).map(|chunk| [format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat());
+            let end = if answer.cut.is_none() { &b"0\r\n\r\n"[..] } else { &[] };
+            [chunks.collect::<Vec<_>>().concat(), end.to_vec()].concat()
+        }
+        Framing::Length | Framing::Close => sent.to_vec(),
+    };
+    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)).and_then(|()| stream.flush());
 }
 
 fn weights() -> Vec<u8> {
@@ -131,20 +158,31 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+const TOKENIZER: &str = "{\"model\": {}, \"added_tokens\": []}";
+
+/// Git's id of a blob: `printf CONTENT | git hash-object --stdin`.
+fn git_blob_id(content: &str) -> &'static str {
+    match content {
+        "{}" => "9e26dfeeb6e641a33dae4961196235bdb965b21b",
+        TOKENIZER => "24b946e2a446c0ab8e76492e92603eeedbe769e7",
+        other => panic!("no id is known of {other}"),
+    }
+}
+
 /// A repository as the hub serves it: small files itself, large ones by a redirect to another host.
 fn repository(request: &Request, port: u16) -> Answer {
     let files =
         ["README.md", "config.json", "model.safetensors", "onnx/model.onnx", "pytorch_model.bin", "tokenizer.json"];
     let siblings: Vec<_> = files.iter().map(|file| serde_json::json!({ "rfilename": file })).collect();
     let listing = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
-    let small = |etag: &str, body: &str| answer(200, vec![("ETag", format!("\"{etag}\""))], body.as_bytes());
+    let small = |body: &str| answer(200, vec![("ETag", format!("\"{}\"", git_blob_id(body)))], body.as_bytes());
     let resolve = format!("/org/model/resolve/{COMMIT}/");
     match request.path.as_str() {
         "/api/models/org/model/revision/main" => answer(200, vec![], listing.as_bytes()),
         "/store/weights" => stored(request, &weights()),
         path => match path.strip_prefix(&resolve) {
-            Some("config.json") => small("1111111111111111111111111111111111111111", "{}"),
-            Some("tokenizer.json") => small("2222222222222222222222222222222222222222", "{\"model\": {}}"),
+            Some("config.json") => small("{}"),
+            Some("tokenizer.json") => small(TOKENIZER),
             Some("model.safetensors") => {
                 let (etag, size) = (format!("\"{}\"", sha256(&weights())), weights().len().to_string());
                 let target = format!("http://localhost:{port}/store/weights");
@@ -299,6 +337,65 @@ fn a_download_that_never_completes_is_given_up() {
     let error = hub.fetch().expect_err("no byte ever comes");
     assert_eq!(error.exit_code(), 1);
     assert!(error.to_string().contains("stops at byte 0 of 300000"), "{error}");
+}
+
+/// Answers for the tokenizer as a mirror gives them that does not say the size.
+fn tokenizer_answer(request: &Request, port: u16, framing: Framing) -> Option<Answer> {
+    request.path.ends_with("/tokenizer.json").then(|| Answer { framing, ..repository(request, port) })
+}
+
+#[test]
+fn a_small_file_of_unknown_size_that_is_cut_is_never_kept() {
+    for framing in [Framing::Chunks, Framing::Close] {
+        let hub = FakeHub::new(move |request, _, port| match tokenizer_answer(request, port, framing) {
+            Some(whole) => Answer { cut: Some(15), ..whole },
+            None => repository(request, port),
+        });
+        let error = hub.fetch().expect_err("cut each time");
+        assert_eq!(error.exit_code(), 1);
+        let text = error.to_string();
+        assert!(text.contains("tokenizer.json stops at byte") || text.contains("tokenizer.json is corrupt"), "{text}");
+        let blob = hub.repo_folder().join("blobs").join(git_blob_id(TOKENIZER));
+        assert!(!blob.exists(), "half a file in a cache that Python shares");
+        assert!(hub.client().cached(REPO, "main", &Wanted::Safetensors).is_none());
+    }
+}
+
+#[test]
+fn a_small_file_of_unknown_size_that_is_cut_once_is_fetched_whole() {
+    let hub = FakeHub::new(|request, count, port| match tokenizer_answer(request, port, Framing::Chunks) {
+        Some(whole) => Answer { cut: (request.method == "GET" && count == 0).then_some(15), ..whole },
+        None => repository(request, port),
+    });
+    let snapshot = hub.fetch().expect("fetched");
+    assert_eq!(fs::read_to_string(snapshot.join("tokenizer.json")).expect("there"), TOKENIZER);
+}
+
+#[test]
+fn a_small_file_with_another_content_than_its_blob_id_is_refused() {
+    let hub = FakeHub::new(|request, _, port| {
+        let mut answer = repository(request, port);
+        if request.path.ends_with("/tokenizer.json") {
+            answer.body[3] ^= 1;
+        }
+        answer
+    });
+    let text = hub.fetch().expect_err("corrupt").to_string();
+    assert!(text.contains("tokenizer.json is corrupt: git blob"), "{text}");
+    assert!(text.contains(&format!("expected {}", git_blob_id(TOKENIZER))), "{text}");
+}
+
+#[cfg(unix)]
+#[test]
+fn other_users_can_read_a_reference_in_a_shared_cache() {
+    use std::os::unix::fs::MetadataExt;
+    let hub = FakeHub::new(|request, _, port| repository(request, port));
+    let snapshot = hub.fetch().expect("fetched");
+    let mode = |path: &Path| fs::metadata(path).expect("there").mode() & 0o777;
+    let blob = mode(&snapshot.join("config.json"));
+    assert_eq!(mode(&hub.repo_folder().join("refs/main")), blob, "as readable as the files: what the umask leaves");
+    let names: Vec<_> = fs::read_dir(hub.repo_folder().join("refs")).expect("listed").collect();
+    assert_eq!(names.len(), 1, "no temporary file beside it");
 }
 
 #[test]

@@ -10,14 +10,14 @@ use burnish::files::safetensors::{self, TensorHeader};
 use burnish::files::{Bytes, Dtype, FloatType};
 use burnish::model::load::Quant;
 use burnish::model::quantize::{QuantizeOptions, quantize};
-use burnish::model::{BaseFiles, ModelConfig, StoredWeight, names};
+use burnish::model::{BaseFiles, ModelConfig, StoredWeight};
 use burnish::text::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::cli::{json, refused, run, text, tiny_job};
 
-const NF4: Quant = Quant::Nf4 { double: false };
-const NF4_DOUBLE: Quant = Quant::Nf4 { double: true };
+const NF4: Quant = Quant::Nf4;
+const NF4_DOUBLE: Quant = Quant::Nf4Double;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -54,11 +54,11 @@ fn a_quantised_checkpoint_reads_back_as_what_was_quantised() {
             for name in base.tensor_names() {
                 let before = base.weight(name).expect("a weight");
                 let after = packed.weight(name).expect("a weight");
-                if names::is_projection(name) {
+                if base.is_projection(name) {
                     assert_same(&after, &before.packed(name, scheme).expect("finite"), name);
                 } else {
                     let StoredWeight::Dense(tensor) = &after else { panic!("{name} is packed") };
-                    let is_f16 = base.dtype(names::EMBEDDING) == Some(Dtype::F16);
+                    let is_f16 = base.dtype("model.embed_tokens.weight") == Some(Dtype::F16);
                     let float_type = if is_f16 { FloatType::F16 } else { FloatType::Bf16 };
                     let bytes = float_type.encode(&before.to_f32().expect("decoded"));
                     assert!(tensor.dtype == float_type.dtype() && *tensor.bytes == bytes, "{name}");
@@ -102,7 +102,7 @@ fn an_adapter_merges_into_the_decoded_weights_it_was_trained_over() {
     let merged = BaseFiles::open(&out).expect("a base");
     for name in base.tensor_names() {
         let stored = base.weight(name).expect("a weight");
-        let before = if names::is_projection(name) { stored.packed(name, NF4).expect("finite") } else { stored };
+        let before = if base.is_projection(name) { stored.packed(name, NF4).expect("finite") } else { stored };
         let (before, after) = (before.to_f32().expect("decoded"), merged.weight(name).expect("one").to_f32());
         let mut expected: Vec<f64> = before.iter().copied().map(f64::from).collect();
         if let Some(pair) = adapter.pairs.get(name.trim_end_matches(".weight")) {
@@ -210,7 +210,7 @@ fn a_limit_on_memory_changes_the_layout_or_is_refused() {
 
     let limit = (planned - 1).to_string();
     let squeezed = check(&["--json", "--max-memory", &limit]);
-    assert!(text(&squeezed.stderr).contains("micro_batch_seqs 2, accumulate_steps 2"), "{}", text(&squeezed.stderr));
+    assert!(text(&squeezed.stderr).contains("2 sequences at a time, recompute none"), "{}", text(&squeezed.stderr));
     assert!(json(&squeezed)["memory_bytes"].as_u64().is_some_and(|bytes| bytes < planned));
     let refusal = refused(&check(&["--max-memory", "1MiB"]));
     assert!(refusal.contains("--max-memory") && refusal.contains("at least"), "{refusal}");
@@ -225,7 +225,10 @@ fn a_limit_on_memory_changes_the_layout_or_is_refused() {
     let difference = number(&report["validation"]["loss_after"]) - number(&whole["validation"]["loss_after"]);
     assert!(difference.abs() < 1e-4, "{difference}");
     let about: Value = serde_json::from_slice(&fs::read(split.join("run.json")).expect("a file")).expect("JSON");
-    assert_eq!(about["plan"]["train"]["micro_batch_seqs"], 2);
+    assert_eq!(
+        (&about["plan"]["train"]["micro_batch_seqs"], &about["layout"]["part"]["sequences"]),
+        (&json!(4), &json!(2))
+    );
 }
 
 /// A model large enough for its buffers to outweigh the program, with random weights.
@@ -241,7 +244,8 @@ fn middling_model(folder: &Path) {
     });
     fs::write(folder.join("config.json"), config.to_string()).expect("written");
     let config = ModelConfig::from_json_file(&folder.join("config.json")).expect("a config");
-    let headers: Vec<TensorHeader> = names::tensors(&config)
+    let headers: Vec<TensorHeader> = config
+        .tensors()
         .into_iter()
         .map(|tensor| TensorHeader { name: tensor.hf, dtype: Dtype::F32, shape: tensor.shape })
         .collect();

@@ -3,8 +3,13 @@
 use std::fs;
 
 use burnish::Error;
-use burnish::adapter::spec::Target;
-use burnish::recipe::{Compute, DataFormat, Overlong, Plan, Quant, Recipe, Recompute, Schedule};
+use burnish::adapter::spec::Targets;
+use burnish::data::{Format, LongPolicy};
+use burnish::model::decoder::Recompute;
+use burnish::quant::{Compute, Quant};
+use burnish::recipe::{Plan, Recipe};
+use burnish::settings::OrAuto;
+use burnish::train::ScheduleKind;
 use proptest::prelude::*;
 
 const SMALLEST: &str = "[base]\nmodel = \"m.gguf\"\n[data]\ntrain = \"t.jsonl\"\n[output]\ndir = \"out\"\n";
@@ -29,12 +34,12 @@ fn problems(result: Result<Plan, Error>) -> Vec<String> {
 fn the_smallest_recipe_gets_the_documented_defaults() {
     let plan = settings(SMALLEST).expect("valid");
     assert_eq!((plan.base.compute, plan.base.quant), (Compute::Bf16, Quant::None));
-    assert_eq!((plan.data.format, plan.data.overlong), (DataFormat::Auto, Overlong::Drop));
+    assert_eq!((plan.data.format, plan.data.overlong), (OrAuto::Auto, LongPolicy::Drop));
     assert_eq!((plan.data.max_seq_tokens, plan.data.packing), (512, false));
     assert_eq!((plan.adapter.rank, plan.adapter.alpha, plan.adapter.dropout), (8, 16.0, 0.0));
-    assert_eq!(plan.adapter.targets, [Target::Q, Target::V]);
+    assert_eq!(plan.adapter.targets, Targets::named(["q_proj", "v_proj"]));
     assert_eq!((plan.train.epochs, plan.train.max_steps), (1, None));
-    assert_eq!((plan.train.learning_rate, plan.train.schedule), (2e-4, Schedule::Linear));
+    assert_eq!((plan.train.learning_rate, plan.train.schedule), (2e-4, ScheduleKind::Linear));
     assert_eq!((plan.train.recompute, plan.train.seed), (Recompute::None, 0));
     assert!(plan.train.early_stopping.is_none() && plan.data.valid.is_none());
 }
@@ -86,10 +91,11 @@ fn every_setting_can_be_given() {
         "#,
     )
     .expect("valid");
-    assert_eq!(plan.adapter.targets, [Target::LmHead, Target::Down]);
+    assert_eq!(plan.adapter.targets, Targets::named(["lm_head", "down_proj"]));
     assert_eq!((plan.adapter.rank, plan.adapter.alpha), (16, 32.0));
     assert_eq!(plan.train.early_stopping.as_ref().map(|stop| (stop.patience_evals, stop.min_delta)), Some((5, 0.001)));
     assert_eq!(plan.train.seed, 1 << 53);
+    assert_eq!(plan.data.format, OrAuto::Given(Format::PromptCompletion));
     assert_eq!(plan.sample.prompts, ["Hi", "你好"]);
     let json = serde_json::to_value(&plan).expect("serialisable");
     assert_eq!(json["base"]["quant"], "nf4-double");
@@ -99,7 +105,7 @@ fn every_setting_can_be_given() {
 #[test]
 fn every_problem_is_reported_at_once_at_its_line_and_column() {
     let text = "[base]\nmodel = \"m.gguf\"\ncomputer = \"f32\"\n\n[data]\ntrain = 7\n\n[adapter]\nrank = 0\nalpha = nan\n\
-                targets = [\"q_proj\", \"q\"]\n\n[train]\nlearning_rate = \"fast\"\nepochs = 0\n  seed = -1\n";
+                targets = \"q_proj\"\n\n[train]\nlearning_rate = \"fast\"\nepochs = 0\n  seed = -1\n";
     assert_eq!(
         problems(settings(text)),
         [
@@ -108,8 +114,8 @@ fn every_problem_is_reported_at_once_at_its_line_and_column() {
             "recipe.toml:6:9: `data.train`: expected a string, found the whole number 7",
             "recipe.toml:9:8: `adapter.rank`: expected 1 to 65536, found the whole number 0",
             "recipe.toml:10:9: `adapter.alpha`: expected above 0, up to 1000000, found the number nan",
-            "recipe.toml:11:22: `adapter.targets`: expected q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, \
-             down_proj or lm_head, found the string \"q\"",
+            "recipe.toml:11:11: `adapter.targets`: expected `attention`, `all-linear`, or a list of names of modules such \
+             as q_proj, found the string \"q_proj\"",
             "recipe.toml:14:17: `train.learning_rate`: expected a number, found the string \"fast\"",
             "recipe.toml:15:10: `train.epochs`: expected 1 to 1000000000, found the whole number 0",
             "recipe.toml:16:10: `train.seed`: expected a whole number from 0 to 18446744073709551615, found the whole \
@@ -135,6 +141,15 @@ fn an_unknown_key_names_the_nearest() {
         ("trian.epochs=1", "did you mean `train`?"),
         ("base.xyzzy=1", "[base] has model, compute, quant"),
         ("base.quant=nf", "did you mean `nf4`?"),
+        ("train.lr=1e-4", "did you mean `learning_rate`?"),
+        ("lr=1e-4", "did you mean `train.learning_rate`?"),
+        ("train.batch_size=4", "did you mean `micro_batch_seqs`?"),
+        ("train.gradient_accumulation_steps=4", "did you mean `accumulate_steps`?"),
+        ("adapter.lora_alpha=4", "did you mean `alpha`?"),
+        ("lora.r=4", "did you mean `adapter`?"),
+        ("base.compute=bfloat16", "did you mean `bf16`?"),
+        ("base.quant=4bit", "did you mean `nf4`?"),
+        ("data.format=ShareGPT", "did you mean `chat`?"),
     ] {
         let error = with(&[setting]).expect_err(setting);
         assert_eq!(error.problems()[0].hint.as_deref(), Some(hint), "{setting}");
@@ -198,8 +213,6 @@ fn settings_that_contradict_each_other_are_problems() {
     let contradiction = |overrides: &[&str]| problems(with(overrides)).remove(0);
     assert!(contradiction(&["data.valid=v.jsonl", "data.valid_fraction=0.1"]).contains("exclude each other"));
     assert!(contradiction(&["train.early_stopping.min_delta=0.1"]).contains("needs validation examples"));
-    assert!(contradiction(&["train.warmup_steps=11", "train.max_steps=10"]).contains("more than the 10 steps"));
-    with(&["train.warmup_steps=10", "train.max_steps=10"]).expect("as many warm-up steps as steps");
 }
 
 #[test]
@@ -209,7 +222,7 @@ fn overrides_are_toml_or_bare_strings_and_the_last_wins() {
     let plan = plan.expect("valid");
     assert_eq!(plan.train.epochs, 3);
     assert_eq!(plan.base.model, "./other model.gguf");
-    assert_eq!(plan.adapter.targets, [Target::K]);
+    assert_eq!(plan.adapter.targets, Targets::named(["k_proj"]));
     assert_eq!(
         problems(with(&["adapter.rank=none"])),
         ["--set adapter.rank: `adapter.rank`: expected a whole number, found the string \"none\""]
@@ -224,6 +237,28 @@ fn overrides_are_toml_or_bare_strings_and_the_last_wins() {
 fn values_are_literal() {
     let plan = with(&["output.dir=${HOME}/$(id)"]).expect("valid");
     assert_eq!(plan.output.dir.to_str(), Some("${HOME}/$(id)"));
+}
+
+#[test]
+fn a_backslash_between_double_quotes_gets_advice() {
+    let hint = |text: &str| settings(text).expect_err("wrong").problems()[0].hint.clone().unwrap_or_default();
+    let with_train = |value: &str| SMALLEST.replace("\"t.jsonl\"", value);
+    // No escape at all, one that TOML has, and both in another setting.
+    for text in [
+        with_train(r#""C:\Users\me\train.jsonl""#),
+        with_train(r#""C:\new\table.jsonl""#),
+        SMALLEST.replace("\"m.gguf\"", r#""models\base""#),
+        SMALLEST.replace("\"m.gguf\"", r#""D:\qwen""#),
+    ] {
+        assert!(hint(&text).contains("single quotes"), "{text}");
+    }
+    let plan = settings(&with_train(r"'C:\Users\me\train.jsonl'")).expect("valid");
+    assert_eq!(plan.data.train.to_str(), Some(r"C:\Users\me\train.jsonl"));
+    // On the command line quotes ask for TOML; without them the value is taken as it is.
+    let error = with(&[r#"data.train="C:\Users\me""#]).expect_err("an escape");
+    assert!(error.problems()[0].hint.as_ref().is_some_and(|hint| hint.contains("single quotes")), "{error}");
+    let plan = with(&[r"data.train=C:\Users\me"]).expect("valid");
+    assert_eq!(plan.data.train.to_str(), Some(r"C:\Users\me"));
 }
 
 #[test]
@@ -258,6 +293,11 @@ fn files_are_looked_at_before_anything_starts() {
     assert!(found[1].contains("recipe.toml:4:9: `data.train`"), "{found:#?}");
     assert!(found[2].contains("recipe.toml:6:7: `output.dir`"), "{found:#?}");
     assert_eq!(problems(recipe(&at(""), &at("base.gguf"), &at("out"))).len(), 1, "data that is a folder");
+    for name in ["HuggingFaceTB/SmolLM2-135M", "https://huggingface.co/HuggingFaceTB/SmolLM2-135M"] {
+        let error = recipe(&at("train.jsonl"), name, &at("out")).expect_err("no such path");
+        let hint = error.problems()[0].hint.clone().unwrap_or_default();
+        assert!(hint.contains("did you mean `hf:HuggingFaceTB/SmolLM2-135M`?"), "{hint}");
+    }
 }
 
 #[test]
@@ -337,16 +377,5 @@ fn the_reference_lists_every_setting() {
         fs::write(&path, format!("{introduction}<!-- settings -->\n{expected}")).expect("written");
     } else {
         assert_eq!(listed, expected, "run the tests with BURNISH_WRITE_DOCS=1 to write docs/recipe.md anew");
-    }
-}
-
-#[test]
-fn every_recipe_of_the_project_is_valid() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
-    let paths: Vec<_> = std::fs::read_dir(folder).expect("recipes").map(|entry| entry.expect("one").path()).collect();
-    assert!(paths.len() >= 5);
-    for path in paths {
-        let recipe = Recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
-        recipe.settings().unwrap_or_else(|error| panic!("{error}"));
     }
 }

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::Device;
 use burnish::adapter::host::HostAdapter;
-use burnish::data::Batch;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
-use burnish::model::{BaseFiles, Decoder};
-use burnish::train::schedule::{Schedule, ScheduleKind};
-use burnish::train::step::{Optimiser, StepReport, Trainee};
+use burnish::model::{BaseFiles, Batch, Decoder};
+use burnish::train::step::{AdapterTrainer, StepReport};
+use burnish::train::{Schedule, ScheduleKind, TrainSettings};
 use serde_json::Value;
 
 use crate::model::{fixtures, load, turn};
@@ -70,21 +69,20 @@ impl Run {
 
     /// Runs it again on the decoder's device: a report for each step, and the adapter it ends with.
     pub fn replay(&self, decoder: &Decoder, recompute: Recompute) -> (Vec<StepReport>, HostAdapter) {
-        let optimiser = Optimiser {
-            beta1: 0.9,
-            beta2: 0.999,
+        let settings = TrainSettings {
             weight_decay: self.weight_decay,
             max_grad_norm: self.max_grad_norm,
-            recompute,
+            ..TrainSettings::default()
         };
         let device = decoder.device().clone().autodiff();
-        let mut trainee = Trainee::new(self.start.attach(decoder.config(), &device).expect("fits"), optimiser);
+        let adapter = self.start.attach(decoder.config(), &device).expect("fits");
+        let mut trainer = AdapterTrainer::new(adapter, &settings, recompute);
         let reports = self.steps.iter().enumerate().map(|(index, step)| {
             let batches: Vec<Batch> = step["micro_batches"].as_array().expect("batches").iter().map(batch).collect();
-            trainee.step(decoder, &batches, self.schedule.rate(index as u64), 0)
+            trainer.step(decoder, &batches, self.schedule.rate(index as u64), 0)
         });
         let reports = reports.collect();
-        (reports, self.start.with_values(decoder.config(), &trainee.adapter.valid()))
+        (reports, self.start.with_values(decoder.config(), &trainer.adapter.valid()))
     }
 }
 
@@ -128,7 +126,7 @@ fn training_changes_not_one_byte_of_the_base() {
         base.tensor_names().map(|name| base.tensor(name).expect("a tensor").bytes.to_vec()).collect()
     };
     // Dense weights lie in the mapped file; quantised ones only in memory, where the logits tell.
-    for quant in [Quant::None, Quant::Nf4 { double: true }, Quant::Int8] {
+    for quant in [Quant::None, Quant::Nf4Double, Quant::Int8] {
         let options = LoadOptions { device: Device::flex(), compute: Compute::F32, quant };
         let decoder = Decoder::load(&base, &options, |_, _| {}).expect("loads");
         let ids: Vec<u32> = (0..20).collect();
@@ -136,12 +134,11 @@ fn training_changes_not_one_byte_of_the_base() {
         let (bytes_before, logits_before) = (bytes(), logits());
         let adapter = HostAdapter::load(&folder.join("start")).expect("an adapter");
         let adapter = adapter.attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
-        let recompute = Recompute::None;
-        let optimiser = Optimiser { beta1: 0.9, beta2: 0.999, weight_decay: 0.1, max_grad_norm: 1.0, recompute };
-        let mut trainee = Trainee::new(adapter, optimiser);
+        let settings = TrainSettings { weight_decay: 0.1, ..TrainSettings::default() };
+        let mut trainer = AdapterTrainer::new(adapter, &settings, Recompute::None);
         for step in run["steps"].as_array().expect("steps") {
             let batches: Vec<Batch> = step["micro_batches"].as_array().expect("batches").iter().map(batch).collect();
-            let report = trainee.step(&decoder, &batches, 1e-2, 0);
+            let report = trainer.step(&decoder, &batches, 1e-2, 0);
             assert!(report.loss.is_finite() && report.grad_norm > 0.0);
         }
         assert_eq!(bytes(), bytes_before, "{quant:?}");

@@ -147,7 +147,7 @@ fn edited(name: &str, edit: impl FnOnce(&mut Value)) -> ModelConfig {
 #[test]
 fn rope_is_read_as_transformers_5_does_where_a_file_leaves_it_open() {
     let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
-    let original = |config: ModelConfig| match config.rope_scaling {
+    let original = |config: ModelConfig| match config.rope.scaling {
         RopeScaling::Llama3 { original_max_positions, .. } => original_max_positions,
         other => panic!("{other:?}"),
     };
@@ -163,13 +163,13 @@ fn rope_is_read_as_transformers_5_does_where_a_file_leaves_it_open() {
         json["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 300.0});
         json["rope_scaling"] = json!({"type": "linear", "factor": 3.0});
     });
-    assert_eq!((both.rope_theta, both.rope_scaling), (10_000.0, RopeScaling::Linear { factor: 3.0 }));
+    assert_eq!((both.rope.theta, both.rope.scaling), (10_000.0, RopeScaling::Linear { factor: 3.0 }));
     for (scaling, theta) in [(json!({}), 300.0), (json!({"rope_theta": 500.0}), 500.0)] {
         let config = edited("llama_mha", |json| {
             json["rope_theta"] = json!(300.0);
             json["rope_scaling"] = scaling.clone();
         });
-        assert_eq!((config.rope_theta, config.rope_scaling), (theta, RopeScaling::None), "{scaling}");
+        assert_eq!((config.rope.theta, config.rope.scaling), (theta, RopeScaling::None), "{scaling}");
     }
 }
 
@@ -222,11 +222,12 @@ fn a_checkpoint_under_other_names_is_written_under_the_usual_ones() {
 fn frequency_factors_of_llama_3_are_recognised() {
     let path = fixture("models/llama_gqa/config.json");
     let mut config = ModelConfig::from_json_file(&path).expect("a config");
-    (config.head_dim, config.rope_theta) = (128, 500_000.0);
+    config.head_dim = 128;
+    (config.rope.rotary_dims, config.rope.theta) = (128, 500_000.0);
     let factors = values(&open("blocks/gguf.safetensors"), "llama3.rope_freqs");
-    config.rope_scaling = RopeScaling::Factors(factors);
+    config.rope.scaling = RopeScaling::Factors(factors);
     assert_eq!(config.to_hf_json(Dtype::F32)["rope_scaling"]["rope_type"], "llama3");
-    config.rope_scaling = RopeScaling::Factors(vec![1.5; 64]);
+    config.rope.scaling = RopeScaling::Factors(vec![1.5; 64]);
     let written = config.to_hf_json(Dtype::F32);
     assert_eq!(written["rope_scaling"]["rope_type"], "longrope");
     assert_eq!(ModelConfig::from_json("written", &written, None).expect("a config"), config);

@@ -203,8 +203,8 @@ fn the_losses_of_a_run_are_the_processors() {
 #[test]
 fn the_losses_of_a_run_over_nf4_are_the_processors() {
     let _turn = turn();
-    compare_run("qv", Quant::Nf4 { double: false }, Recompute::None);
-    compare_run("seven_and_head", Quant::Nf4 { double: true }, Recompute::Block);
+    compare_run("qv", Quant::Nf4, Recompute::None);
+    compare_run("seven_and_head", Quant::Nf4Double, Recompute::Block);
 }
 
 #[test]

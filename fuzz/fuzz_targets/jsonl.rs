@@ -2,14 +2,8 @@
 
 #![no_main]
 
-use burnish::data::jsonl;
-use libfuzzer_sys::fuzz_target;
+#[allow(dead_code)]
+#[path = "../readers.rs"]
+mod readers;
 
-fuzz_target!(|data: &[u8]| {
-    if let Err(error) = jsonl::parse(data, "fuzz", None) {
-        assert_eq!(error.exit_code(), 2);
-    }
-    if let Err(error) = jsonl::parse_list(data, "fuzz", None) {
-        assert_eq!(error.exit_code(), 2);
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| readers::data_rows(data));

@@ -1,13 +1,9 @@
-//! Any text as a recipe: parsed, and its settings read.
+//! Any text as a recipe.
 
 #![no_main]
 
-use burnish::recipe::Recipe;
-use libfuzzer_sys::fuzz_target;
+#[allow(dead_code)]
+#[path = "../readers.rs"]
+mod readers;
 
-fuzz_target!(|text: &str| {
-    let read = Recipe::parse(text, "fuzz", &[]).and_then(|recipe| recipe.settings());
-    if let Err(error) = read {
-        assert_eq!(error.exit_code(), 2);
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| readers::recipe(data));

@@ -2,39 +2,21 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::host::{HostAdapter, HostPair};
-use super::spec::Target;
-use crate::error::{Error, Result};
+use super::spec::AdapterSpec;
+use crate::error::{Error, Place, Result};
 use crate::model::ModelConfig;
-use crate::model::decoder::SITES_PER_LAYER;
-use crate::nn::{LowRank, LowRanks};
-
-/// What to train.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AdapterSpec {
-    pub rank: usize,
-    pub alpha: f64,
-    pub dropout: f64,
-    /// Rank-stabilised scaling: `alpha / sqrt(rank)` (Kalajdzievski 2023).
-    pub rslora: bool,
-    pub targets: Vec<Target>,
-}
+use crate::nn::{Adapter, Delta, LowRank};
 
 impl AdapterSpec {
-    /// The factor on `B · A`.
-    pub fn scale(&self) -> f64 {
-        let rank = self.rank as f64;
-        if self.rslora { self.alpha / rank.sqrt() } else { self.alpha / rank }
-    }
-
     /// A fresh adapter with PEFT's default initialisation: `A` uniform within `±1/sqrt(in)` (Kaiming with
     /// `a = sqrt 5`), `B` zero.
     ///
     /// # Errors
-    /// A rank above the smaller side of a projection.
+    /// Input: a target that the model does not have; a rank above the smaller side of a projection.
     pub fn initialise(&self, config: &ModelConfig, seed: u64) -> Result<HostAdapter> {
         let mut generator = ChaCha8Rng::seed_from_u64(seed);
         let mut adapter = HostAdapter {
@@ -44,80 +26,97 @@ impl AdapterSpec {
             dropout: self.dropout,
             metadata: Default::default(),
         };
+        self.targets.names(config)?;
         let mut problems = Vec::new();
-        for site in sites(config) {
-            let (target, path) = describe(config, site);
-            if !self.targets.contains(&target) {
-                continue;
-            }
-            let [output, input] = target.dims(config);
+        for site in config.sites().into_iter().filter(|site| self.targets.takes(site)) {
+            let (output, input) = (site.rows, site.columns);
             if self.rank > output.min(input) {
+                let path = &site.module;
                 let message =
                     format!("is {}, above the {} of {path} ({output} x {input})", self.rank, output.min(input));
-                problems.push(Error::input("adapter.rank", message));
+                problems.push(Error::input(Place::setting("adapter.rank"), message));
                 break;
             }
             let bound = 1.0 / (input as f32).sqrt();
-            let a = (0..self.rank * input).map(|_| generator.random_range(-bound..bound)).collect();
+            let a = (0..self.rank * input).map(|_| uniform(&mut generator, bound)).collect();
             let b = vec![0.0; output * self.rank];
             let pair = HostPair { a, b, rank: self.rank, input, output, scale: self.scale() as f32 };
-            adapter.pairs.insert(path, pair);
+            adapter.pairs.insert(site.module, pair);
         }
         Error::none_of(problems, adapter)
     }
 }
 
-/// Every site of a model.
-fn sites(config: &ModelConfig) -> std::ops::Range<usize> {
-    0..config.layers * SITES_PER_LAYER + 1
-}
-
-/// The module path of a site.
-pub fn module_path(config: &ModelConfig, site: usize) -> String {
-    describe(config, site).1
-}
-
-/// What stands at a site: the projection and its module path.
-fn describe(config: &ModelConfig, site: usize) -> (Target, String) {
-    let layer = site / SITES_PER_LAYER;
-    let target = if layer == config.layers { Target::LmHead } else { Target::ALL[site % SITES_PER_LAYER] };
-    (target, target.path(layer))
+/// A value from `[-bound, bound)`: a multiple of `2⁻²²·bound`, from the upper 23 bits of the next 32.
+///
+/// The generator and this are all that decides an adapter's first values, so that a seed gives the same ones on every machine
+/// and in every version.
+fn uniform(generator: &mut ChaCha8Rng, bound: f32) -> f32 {
+    /// 2⁻²³.
+    const UNIT: f32 = 1.0 / (1 << 23) as f32;
+    (generator.next_u32() >> 9) as f32 * UNIT * (2.0 * bound) - bound
 }
 
 impl HostAdapter {
     /// Puts the factors on `device`; on an autodiff device they are parameters.
-    pub fn attach(&self, config: &ModelConfig, device: &Device) -> Result<LowRanks> {
+    ///
+    /// # Errors
+    /// Input: a pair that does not fit the model.
+    pub fn attach(&self, config: &ModelConfig, device: &Device) -> Result<Adapter> {
         self.check_against(config)?;
-        let mut ranks = LowRanks { pairs: Vec::new(), by_site: Vec::new() };
-        for site in sites(config) {
-            let pair = self.pairs.get(&describe(config, site).1);
-            ranks.by_site.push(pair.map(|_| ranks.pairs.len()));
+        let mut adapter = Adapter { deltas: Vec::new(), by_site: Vec::new() };
+        for site in config.sites() {
+            let pair = self.pairs.get(&site.module);
+            adapter.by_site.push(pair.map(|_| adapter.deltas.len()));
             if let Some(pair) = pair {
                 let tensor = |values: &[f32], rows, columns| {
                     let data = TensorData::new(values.to_vec(), [rows, columns]);
                     Param::from_tensor(Tensor::<2>::from_data(data, device))
                 };
-                ranks.pairs.push(LowRank {
+                adapter.deltas.push(Delta::LowRank(LowRank {
                     a: tensor(&pair.a, pair.rank, pair.input),
                     b: tensor(&pair.b, pair.output, pair.rank),
                     scale: pair.scale,
                     dropout: self.dropout as f32,
-                });
+                }));
             }
         }
-        Ok(ranks)
+        Ok(adapter)
     }
 
-    /// This adapter with the values that `ranks` holds now.
-    pub fn with_values(&self, config: &ModelConfig, ranks: &LowRanks) -> Self {
-        let ranks = ranks.valid();
+    /// This adapter with the values that `trained` holds now.
+    pub fn with_values(&self, config: &ModelConfig, trained: &Adapter) -> Self {
+        let trained = trained.valid();
         let mut adapter = self.clone();
-        for site in sites(config) {
-            if let (Some(low_rank), Some(pair)) = (ranks.at(site), adapter.pairs.get_mut(&describe(config, site).1)) {
-                pair.a = low_rank.a.val().into_data().iter::<f32>().collect();
-                pair.b = low_rank.b.val().into_data().iter::<f32>().collect();
+        for (number, site) in config.sites().iter().enumerate() {
+            let (Some(delta), Some(pair)) = (trained.at(number), adapter.pairs.get_mut(&site.module)) else { continue };
+            match delta {
+                Delta::LowRank(low_rank) => {
+                    pair.a = low_rank.a.val().into_data().iter::<f32>().collect();
+                    pair.b = low_rank.b.val().into_data().iter::<f32>().collect();
+                }
             }
         }
         adapter
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_the_same_values_for_good() {
+        let draw = |seed: u64, bound: f32| {
+            let mut generator = ChaCha8Rng::seed_from_u64(seed);
+            [(); 4].map(|()| uniform(&mut generator, bound).to_bits())
+        };
+        // What rand 0.10 gave for `random_range(-bound..bound)`, with which adapters began before.
+        for (seed, bound) in [(0u64, 0.125f32), (1, 0.0416), (42, 1.0)] {
+            let mut generator = ChaCha8Rng::seed_from_u64(seed);
+            let expected = [(); 4].map(|()| rand::RngExt::random_range(&mut generator, -bound..bound).to_bits());
+            println!("{seed} {bound} {expected:#x?}");
+            assert_eq!(draw(seed, bound), expected, "{seed}");
+        }
     }
 }

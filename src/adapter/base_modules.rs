@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::spec::Target;
+use super::spec::existing;
 use crate::error::{Error, Result};
-use crate::model::{ModelConfig, names};
+use crate::model::ModelConfig;
 
 /// Whether every module is one of `base`, with the given sizes of input and output.
 pub(super) fn check_sizes<'a>(
@@ -33,27 +33,14 @@ pub(super) fn check_sizes<'a>(
 
 /// Every module that can carry a pair, with its input and output size. The head counts even where it is tied.
 pub(super) fn module_shapes(base: &ModelConfig) -> BTreeMap<String, (usize, usize)> {
-    let mut shapes = BTreeMap::from([(Target::LmHead.path(0), (base.hidden_size, base.vocab_size))]);
-    for tensor in names::tensors(base) {
-        let module = tensor.hf.strip_suffix(".weight");
-        let adaptable = module.filter(|module| is_projection(module));
-        if let (Some(module), [output, input]) = (adaptable, tensor.shape.as_slice()) {
-            shapes.insert(module.to_owned(), (*input, *output));
-        }
-    }
-    shapes
-}
-
-/// Whether a module's last segment names a projection.
-fn is_projection(module: &str) -> bool {
-    module.rsplit('.').next().is_some_and(|name| name.parse::<Target>().is_ok())
+    base.sites().into_iter().map(|site| (site.module, (site.columns, site.rows))).collect()
 }
 
 fn unknown_module(place: &str, module: &str, base: &ModelConfig) -> Error {
     let last = base.layers.saturating_sub(1);
-    let projections: Vec<&str> = Target::ALL.iter().map(|target| target.name()).collect();
+    let sites = base.sites();
     Error::input(
         format_args!("{place}: {module}"),
-        format!("the base has no such module; it has layers 0 to {last} with {}", projections.join(", ")),
+        format!("the base has no such module; it has layers 0 to {last} with {}", existing(&sites).join(", ")),
     )
 }

@@ -6,7 +6,7 @@ use super::base_modules::check_sizes;
 use crate::data::jsonl::Format;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::model::load::Quant;
+use crate::quant::Quant;
 
 /// Provenance keys in the metadata of the weights' file.
 pub mod provenance {

@@ -21,7 +21,7 @@ use crate::files::staging::Staging;
 use crate::files::{FloatType, RawTensor};
 use crate::model::BaseFiles;
 use crate::model::folder::{check_folder_name, write_configs};
-use crate::model::load::Quant;
+use crate::quant::Quant;
 
 use plan::{Plan, Planned};
 use source::Source;
@@ -84,6 +84,8 @@ pub struct MergeReport {
     pub values_compared: usize,
     /// Greatest difference between a changed value as stored and the exact sum; its bound is the rounding.
     pub max_difference: f64,
+    /// Licences of the base that are not in the folder, because they are larger than any licence.
+    pub licences_left_out: Vec<String>,
 }
 
 /// Merges `adapter` into `base` and writes a Hugging Face folder at `out`, where nothing may be yet.
@@ -127,7 +129,7 @@ pub fn stage(
         modules_changed += usize::from(merged.is_changed);
         Ok(merged.tensor.bytes)
     })?;
-    write_configs(base, plan.matrix_dtype, staging.path(), |config| {
+    let licences_left_out = write_configs(base, plan.matrix_dtype, staging.path(), |config| {
         if plan.untied_head {
             config.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
         }
@@ -150,6 +152,7 @@ pub fn stage(
         tensors_compared: checked.tensors,
         values_compared: checked.values,
         max_difference: checked.max_difference,
+        licences_left_out,
     };
     Ok((staging, report))
 }

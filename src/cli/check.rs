@@ -6,11 +6,15 @@ use serde::Serialize;
 
 use super::Global;
 use super::terminal::Terminal;
-use super::train::{Arguments, Screen};
+use super::train::{Arguments, TrainProgress};
+use crate::bytes::Size;
 use crate::data::encode::EncodedSet;
 use crate::error::Result;
-use crate::run::memory_plan::{MemoryPlan, Size};
-use crate::run::train::{Prepared, prepare};
+use crate::pull::{self, Presence};
+use crate::recipe::Recipe;
+use crate::run::folder::RunFolder;
+use crate::run::memory_plan::MemoryPlan;
+use crate::run::prepare::{Prepared, prepare, read_examples};
 
 /// What a recipe will do.
 #[derive(Debug, Serialize)]
@@ -99,7 +103,45 @@ impl fmt::Display for Checked {
     }
 }
 
+/// What a recipe will do, as far as that is known without its base.
+#[derive(Debug, Serialize)]
+struct CheckedWithoutBase {
+    base: String,
+    /// What `train` fetches first, in words.
+    fetches: String,
+    train_examples: usize,
+    valid_examples: usize,
+}
+
+impl fmt::Display for CheckedWithoutBase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { base, fetches, train_examples, valid_examples } = self;
+        writeln!(f, "base        {base} is not on this machine; `burnish train` fetches {fetches}")?;
+        writeln!(f, "training    {train_examples} examples")?;
+        if *valid_examples > 0 {
+            writeln!(f, "validation  {valid_examples} examples")?;
+        }
+        write!(f, "tokens, steps and memory depend on the base: `burnish pull {base}` fetches it now, then check again")
+    }
+}
+
+/// Checks recipe and data alone where the base would have to be fetched first; `None` where it is on this machine.
+fn without_base(recipe: &Recipe) -> Result<Option<CheckedWithoutBase>> {
+    let plan = recipe.plan()?;
+    RunFolder::check_free(&plan.output.dir)?;
+    let base = plan.base.model.clone();
+    let Presence::Fetchable(fetches) = pull::look_up(&base)? else { return Ok(None) };
+    let (train, valid) = read_examples(&plan).map_err(|error| recipe.locate(error))?;
+    Ok(Some(CheckedWithoutBase { base, fetches, train_examples: train.len(), valid_examples: valid.len() }))
+}
+
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let prepared = prepare(&arguments.recipe()?, &global.device, arguments.max_memory, &mut Screen::new(terminal))?;
+    let recipe = arguments.recipe()?;
+    // Nothing is fetched here: a check asks for no model.
+    if let Some(checked) = without_base(&recipe)? {
+        return terminal.result(&checked);
+    }
+    let progress = &mut TrainProgress::new(terminal);
+    let prepared = prepare(&recipe, &global.device, arguments.max_memory, progress)?;
     terminal.result(&Checked::of(&prepared))
 }

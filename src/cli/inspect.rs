@@ -1,21 +1,25 @@
-//! `burnish inspect`: what a base, an adapter or a run folder is.
+//! `burnish inspect`: reports what a file or folder is, without fetching anything.
 
 use clap::Args;
 
-use super::progress::Downloads;
 use super::terminal::Terminal;
-use crate::error::Result;
-use crate::{inspect, pull};
+use crate::error::{Error, Result};
+use crate::inspect;
+use crate::pull::{self, Presence};
 
-/// Say what a base model, GGUF file, adapter or run folder is
+/// Say what a base model, GGUF file, adapter, run folder, data file or recipe is
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// A folder, a .gguf file, or the name of a base model
+    /// A folder, a .gguf file, a data file, a recipe, or the name of a base model
     path: String,
 }
 
 pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
-    let mut downloads = Downloads::new(terminal);
-    let path = pull::resolve(&arguments.path, &mut |event| downloads.show(event))?;
-    terminal.result(&inspect::inspect(&path)?)
+    match pull::look_up(&arguments.path)? {
+        Presence::Here(path) => terminal.result(&inspect::inspect(&path)?),
+        Presence::Fetchable(what) => {
+            let error = Error::input(format!("`{}`", arguments.path), "is not on this machine");
+            Err(error.hint(format!("`burnish pull {}` fetches {what}", arguments.path)))
+        }
+    }
 }

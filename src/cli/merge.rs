@@ -10,11 +10,11 @@ use super::Global;
 use super::model::Model;
 use super::terminal::Terminal;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
+use crate::bytes::Size;
 use crate::data::encode::LongPolicy;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::files::FloatType;
-use crate::model::load::Quant;
-use crate::run::memory_plan::Size;
+use crate::quant::Quant;
 use crate::run::merge::{self, Hardware, MergeCheck, MergedFolder};
 use crate::{data, device};
 
@@ -72,12 +72,11 @@ struct Written {
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
     let (base, adapter) = arguments.model.open(terminal)?;
     let (Some(adapter), Some(folder)) = (adapter, &arguments.model.adapter) else {
-        return Err(
-            Error::input("--adapter", "is missing").hint("name the adapter's folder, as `--adapter adapters/my-run`")
-        );
+        return Err(Error::input(Place::argument("--adapter"), "is missing")
+            .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
     };
     let quant = arguments.model.quant(&base, Some(&adapter))?;
-    let packing = matches!(quant, Quant::Nf4 { .. } | Quant::Int8).then_some(quant);
+    let packing = quant.is_packing().then_some(quant);
     let weights = match (arguments.merge_base, packing) {
         (Some(Weights::Original), _) | (None, None) => MergeBase::Original,
         (_, Some(packing)) => MergeBase::Dequantized(packing),
@@ -110,6 +109,9 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             None => (None, None),
         },
     };
+    if let (Some(report), Some(out)) = (&report, &arguments.out) {
+        terminal.licences_left_out(out, &report.licences_left_out);
+    }
     let written = report.zip(arguments.out.clone()).map(|(report, out)| Written { out, report });
     terminal.result(&Merged { written, comparison })
 }

@@ -16,14 +16,14 @@ mod quantize;
 mod terminal;
 mod train;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
 
 use crate::device::DeviceChoice;
-use crate::error::{Error, Result};
-use crate::interrupt;
+use crate::error::{Error, Place, Result};
+use crate::interrupt::{self, Effect};
 use terminal::{Colour, Terminal};
 
 /// Fine-tune LLaMA-family language models with LoRA and QLoRA.
@@ -77,10 +77,7 @@ enum Command {
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
     panic::keep_quiet();
-    interrupt::listen(|| {
-        let _ =
-            writeln!(std::io::stderr(), "\nstopping after this step; again stops at once, and keeps the best adapter");
-    });
+    interrupt::listen(announce);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -101,6 +98,19 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Reports the effect of a signal. The line that it interrupts, `^C` with it, is ended first.
+fn announce(effect: Effect) {
+    let mut stderr = std::io::stderr();
+    // Nobody is there to learn that stderr is closed.
+    let _ = match effect {
+        Effect::FinishesFirst => {
+            writeln!(stderr, "\nstopping after this step; again stops at once, and keeps the best adapter")
+        }
+        Effect::EndsNow if stderr.is_terminal() => writeln!(stderr, "\ninterrupted"),
+        Effect::EndsNow => Ok(()),
+    };
 }
 
 fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
@@ -130,7 +140,9 @@ fn use_threads(threads: Option<u16>) -> Result<()> {
     #[cfg(feature = "cpu")]
     crate::ops::cpu::pool::use_threads(threads.into());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
-    pool.map_err(|error| Error::failed("--threads", format!("{threads} threads cannot be started: {error}")))
+    pool.map_err(|error| {
+        Error::failed(Place::argument("--threads"), format!("{threads} threads cannot be started: {error}"))
+    })
 }
 
 #[cfg(test)]

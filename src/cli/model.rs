@@ -2,16 +2,16 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::Global;
 use super::progress::{Downloads, Loading};
 use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
 use crate::device;
-use crate::error::{Result, printable};
+use crate::error::{Place, Result, printable};
 use crate::model::Decoder;
-use crate::model::load;
+use crate::quant::{Compute, Quant};
 use crate::run::{OpenAdapter, OpenBase};
 
 /// A base and perhaps an adapter.
@@ -34,48 +34,12 @@ pub(super) struct Model {
     pub(super) force: bool,
 }
 
-/// Precision of the frozen matrix products.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Compute {
-    /// Exact
-    F32,
-    /// Faster; f32 sums
-    Bf16,
-}
-
-/// How the frozen weights are kept in memory.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Quant {
-    /// As floats
-    None,
-    /// The blocks of a GGUF file as they are
-    Keep,
-    /// 4-bit NormalFloat
-    Nf4,
-    /// 4-bit NormalFloat with quantised scales
-    Nf4Double,
-    /// 8-bit, one scale a row
-    Int8,
-}
-
-impl Quant {
-    fn scheme(self) -> load::Quant {
-        match self {
-            Self::None => load::Quant::None,
-            Self::Keep => load::Quant::Keep,
-            Self::Nf4 => load::Quant::Nf4 { double: false },
-            Self::Nf4Double => load::Quant::Nf4 { double: true },
-            Self::Int8 => load::Quant::Int8,
-        }
-    }
-}
-
 /// A model ready to run.
 pub(super) struct Ready {
     pub(super) base: OpenBase,
     pub(super) adapter: Option<HostAdapter>,
     pub(super) decoder: Decoder,
-    pub(super) quant: load::Quant,
+    pub(super) quant: Quant,
 }
 
 impl Model {
@@ -100,29 +64,26 @@ impl Model {
     }
 
     /// The precision asked for.
-    pub(super) fn compute(&self) -> load::Compute {
-        match self.compute {
-            Compute::F32 => load::Compute::F32,
-            Compute::Bf16 => load::Compute::Bf16,
-        }
+    pub(super) fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// The scheme asked for, or else the one that the adapter was trained over.
-    pub(super) fn quant(&self, base: &OpenBase, adapter: Option<&HostAdapter>) -> Result<load::Quant> {
+    pub(super) fn quant(&self, base: &OpenBase, adapter: Option<&HostAdapter>) -> Result<Quant> {
         if let Some(quant) = self.quant {
-            base.check_quant("--quant", quant.scheme())?;
-            return Ok(quant.scheme());
+            base.check_quant(Place::argument("--quant"), quant)?;
+            return Ok(quant);
         }
-        let trained_over = adapter.map(HostAdapter::trained_over).transpose().map_err(|error| {
-            let folder = self.adapter.as_ref().map(|folder| folder.display().to_string());
-            error.within(folder.unwrap_or_default())
-        })?;
+        let trained_over = adapter
+            .map(HostAdapter::trained_over)
+            .transpose()
+            .map_err(|error| error.within(self.adapter.as_ref().map_or(Place::Nowhere, Place::file)))?;
         let trained_over = trained_over.flatten();
         Ok(match trained_over {
             // The blocks of a GGUF file, and this base is none.
-            Some(load::Quant::Keep) if !base.files.is_gguf() => load::Quant::None,
+            Some(Quant::Keep) if !base.files.is_gguf() => Quant::None,
             Some(quant) => quant,
-            None => load::Quant::None,
+            None => Quant::None,
         })
     }
 }

@@ -1,14 +1,14 @@
-//! A panic is a bug of ours, and is told as one line rather than as a stack trace.
+//! A panic is a bug of ours. It is reported as one line rather than as a stack trace.
 
 use std::panic::PanicHookInfo;
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Error;
 
-/// What the last panic said, and where.
+/// The message and place of the last panic.
 static LAST: Mutex<Option<String>> = Mutex::new(None);
 
-/// Keeps what a panic says until it is known whether anyone catches it. With `RUST_BACKTRACE` set, it is printed
+/// Keeps the message of a panic until it is known whether anyone catches it. With `RUST_BACKTRACE` set, it is printed
 /// at once, as usual.
 pub(super) fn keep_quiet() {
     let usual = std::panic::take_hook();

@@ -18,7 +18,7 @@ impl<'t> Downloads<'t> {
         Self { terminal, bar: None }
     }
 
-    /// Shows what happened.
+    /// Shows an event.
     pub(super) fn show(&mut self, event: Event) {
         match event {
             Event::Notice(text) => {
@@ -54,7 +54,7 @@ impl<'t> Downloads<'t> {
     }
 }
 
-/// Shows a base being loaded, if that takes long enough to be looked at.
+/// Shows a base being loaded, if that takes more than a second.
 pub(super) struct Loading<'t> {
     terminal: &'t Terminal,
     began: Instant,
@@ -62,9 +62,9 @@ pub(super) struct Loading<'t> {
     last_line: Instant,
 }
 
-/// What is over sooner needs no bar.
+/// Loading that takes less than this gets no bar.
 const SHORT: Duration = Duration::from_secs(1);
-/// Between two lines where there is no bar.
+/// Time between two lines where there is no bar.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
 impl<'t> Loading<'t> {

@@ -20,7 +20,7 @@ pub(super) struct Arguments {
     name: String,
 }
 
-/// Where the model is.
+/// The place of the model.
 #[derive(Debug, Serialize)]
 struct Pulled {
     name: String,

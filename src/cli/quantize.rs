@@ -3,17 +3,18 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::progress::Downloads;
 use super::terminal::Terminal;
+use crate::bytes::Size;
 use crate::error::Result;
 use crate::files::FloatType;
-use crate::model::load::Quant;
 use crate::model::quantize::{QuantizeOptions, QuantizeReport, quantize};
+use crate::quant::Quant;
 use crate::run::OpenBase;
-use crate::run::memory_plan::Size;
 
 /// Write a base as a checkpoint packed the way bitsandbytes does it, which transformers loads
 #[derive(Debug, Args)]
@@ -25,25 +26,14 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// How the layers' projections are packed
-    #[arg(long, value_enum, default_value_t = Scheme::Nf4, value_name = "SCHEME")]
-    scheme: Scheme,
+    #[arg(long, value_parser = packing_schemes(), default_value_t = Quant::Nf4, value_name = "SCHEME")]
+    scheme: Quant,
     /// Type of everything else: f32, f16 or bf16 [default: as in the base where that has 16 bits, else bf16]
     #[arg(long = "type", value_name = "TYPE")]
     float_type: Option<FloatType>,
     /// Files of weights grow to this size, as 2GiB, 500MB or a number of bytes
     #[arg(long, default_value = "5GB", value_name = "SIZE")]
     max_shard_bytes: Size,
-}
-
-/// How weights are packed.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Scheme {
-    /// 4-bit NormalFloat
-    Nf4,
-    /// 4-bit NormalFloat with quantised scales
-    Nf4Double,
-    /// 8-bit, one scale a row
-    Int8,
 }
 
 #[derive(Debug, Serialize)]
@@ -53,17 +43,22 @@ struct Quantized {
     report: QuantizeReport,
 }
 
+/// Accepts the schemes that pack a projection.
+fn packing_schemes() -> impl TypedValueParser<Value = Quant> {
+    let values = Quant::PACKING.iter().filter_map(ValueEnum::to_possible_value);
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Quant>())
+}
+
 pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
     let mut downloads = Downloads::new(terminal);
     let base = OpenBase::open(&arguments.base, &mut |event| downloads.show(event))?;
-    let scheme = match arguments.scheme {
-        Scheme::Nf4 => Quant::Nf4 { double: false },
-        Scheme::Nf4Double => Quant::Nf4 { double: true },
-        Scheme::Int8 => Quant::Int8,
+    let options = QuantizeOptions {
+        scheme: arguments.scheme,
+        float_type: arguments.float_type,
+        max_shard_bytes: arguments.max_shard_bytes.0,
     };
-    let options =
-        QuantizeOptions { scheme, float_type: arguments.float_type, max_shard_bytes: arguments.max_shard_bytes.0 };
     let report = quantize(&base.files, &arguments.out, &options, |folder| base.encoder.tokenizer().save(folder))?;
+    terminal.licences_left_out(&arguments.out, &report.licences_left_out);
     terminal.result(&Quantized { out: arguments.out.clone(), report })
 }
 

@@ -1,4 +1,4 @@
-//! What goes to stdout and what goes to stderr, and in which colour.
+//! Output to stdout and stderr, and its colour.
 
 use std::env;
 use std::fmt::Display;
@@ -20,7 +20,7 @@ pub(super) enum Colour {
     Never,
 }
 
-/// How much is told, and how.
+/// The amount of output, and its form.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Terminal {
     json: bool,
@@ -53,8 +53,16 @@ impl Terminal {
     /// A line for the user, on stderr.
     pub(super) fn message(&self, text: impl Display) {
         if !self.quiet {
-            // There is nobody to tell that stderr is closed.
+            // Nobody is there to learn that stderr is closed.
             let _ = writeln!(io::stderr(), "{text}");
+        }
+    }
+
+    /// A warning that licences of the base do not lie beside the weights in `folder`.
+    pub(super) fn licences_left_out(&self, folder: &std::path::Path, names: &[String]) {
+        for name in names {
+            let folder = folder.display();
+            self.message(format!("warning: {name} of the base is too large for a licence, and is not in {folder}"));
         }
     }
 
@@ -67,7 +75,8 @@ impl Terminal {
 
     /// Every problem, on stderr.
     pub(super) fn error(&self, error: &Error) {
-        let text = error.to_string();
+        let text: Vec<String> = error.paragraphs().iter().map(|paragraph| format!("error: {paragraph}")).collect();
+        let text = text.join("\n");
         let text = if self.colour { coloured(&text) } else { text };
         let _ = writeln!(io::stderr(), "{text}");
     }

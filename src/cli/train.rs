@@ -9,11 +9,12 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use super::Global;
 use super::progress::{Downloads, Loading};
 use super::terminal::Terminal;
+use crate::bytes::Size;
 use crate::error::Result;
 use crate::pull;
 use crate::recipe::Recipe;
-use crate::run::memory_plan::Size;
-use crate::run::train::{Watch, train};
+use crate::run::train::train;
+use crate::run::watch::{Stage, Watch};
 use crate::train::Event;
 
 /// Fine-tune as a recipe says, and write the run folder
@@ -24,7 +25,8 @@ pub(super) struct Arguments {
     /// Set a key of the recipe: `--set train.epochs=3`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// The most memory the run may take, as 8GiB: makes micro-batches smaller and computes again until it fits
+    /// The most memory the run may take, as 8GiB: micro-batches go through the model in parts, and activations are computed
+    /// again, until it fits; the steps stay as they are
     #[arg(long, env = "BURNISH_MAX_MEMORY", value_name = "SIZE")]
     pub(super) max_memory: Option<Size>,
     /// Decides the adapter's first values, the order of examples and dropout (short for --set train.seed=N)
@@ -43,12 +45,12 @@ impl Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let report = train(&arguments.recipe()?, &global.device, arguments.max_memory, &mut Screen::new(terminal))?;
+    let report = train(&arguments.recipe()?, &global.device, arguments.max_memory, &mut TrainProgress::new(terminal))?;
     terminal.result(&report)
 }
 
 /// Shows a run: a bar where stderr is a terminal, otherwise a line every few seconds.
-pub(super) struct Screen<'t> {
+pub(super) struct TrainProgress<'t> {
     terminal: &'t Terminal,
     downloads: Downloads<'t>,
     loading: Loading<'t>,
@@ -61,7 +63,7 @@ pub(super) struct Screen<'t> {
 /// Seconds between two lines where there is no bar.
 const SECONDS_BETWEEN_LINES: u64 = 5;
 
-impl<'t> Screen<'t> {
+impl<'t> TrainProgress<'t> {
     pub(super) fn new(terminal: &'t Terminal) -> Self {
         let (downloads, loading) = (Downloads::new(terminal), Loading::new(terminal));
         Self { terminal, downloads, loading, bar: None, began: Instant::now(), last_line: None, total: 0 }
@@ -75,7 +77,11 @@ impl<'t> Screen<'t> {
     }
 }
 
-impl Watch for Screen<'_> {
+impl Watch for TrainProgress<'_> {
+    fn stage(&mut self, stage: Stage) {
+        self.terminal.detail(|| stage.name().to_owned());
+    }
+
     fn pull(&mut self, event: pull::Event<'_>) {
         self.downloads.show(event);
     }

@@ -1,4 +1,4 @@
-//! Examples to micro-batches: seeded order, length checks, sequences laid end to end (no padding anywhere).
+//! The order of examples, micro-batches by count or by length, and the validation split.
 
 use std::collections::HashSet;
 
@@ -6,51 +6,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::encode::Encoded;
-use crate::error::{Error, Result};
-
-/// Sequences laid end to end. Attention never crosses a boundary; positions restart at each.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
-    /// Token ids of all sequences, `[total]`.
-    pub ids: Vec<u32>,
-    /// Length of each sequence; sums to `total`.
-    pub lengths: Vec<usize>,
-    /// For each position, whether the token *at* it is trained on (it is predicted from the position before).
-    pub trained: Vec<bool>,
-}
-
-impl Batch {
-    /// Lays sequences end to end.
-    pub fn join<'a>(sequences: impl IntoIterator<Item = &'a Encoded>) -> Self {
-        let mut batch = Self { ids: Vec::new(), lengths: Vec::new(), trained: Vec::new() };
-        for sequence in sequences {
-            batch.ids.extend_from_slice(&sequence.ids);
-            batch.trained.extend_from_slice(&sequence.trained);
-            batch.lengths.push(sequence.ids.len());
-        }
-        batch
-    }
-
-    /// Number of trained tokens: positions that are trained on and have a position before them.
-    pub fn trained_tokens(&self) -> usize {
-        self.targets().len()
-    }
-
-    /// `(row, target)` pairs: the hidden state at `row` predicts the token id `target`.
-    pub fn targets(&self) -> Vec<(u32, u32)> {
-        let mut targets = Vec::new();
-        let mut start = 0;
-        for &length in &self.lengths {
-            for position in start + 1..start + length {
-                if self.trained[position] {
-                    targets.push((position as u32 - 1, self.ids[position]));
-                }
-            }
-            start += length;
-        }
-        targets
-    }
-}
+use crate::error::{Error, Place, Result};
 
 /// The order of an epoch: a permutation of `0..count` that `seed` and `epoch` (from 0) decide, on every machine
 /// and in every version.
@@ -98,7 +54,7 @@ pub fn split_valid<T>(examples: Vec<T>, fraction: f64, seed: u64) -> Result<(Vec
     let count = examples.len();
     if !(fraction > 0.0 && fraction < 1.0) || count < 2 {
         let message = format!("is {fraction} of {count} examples; expected a share above 0 and below 1 of at least 2");
-        return Err(Error::input("data.valid_fraction", message));
+        return Err(Error::input(Place::setting("data.valid_fraction"), message));
     }
     let wanted = ((count as f64 * fraction).round() as usize).clamp(1, count - 1);
     // A stream of its own: the split must not follow the order of any epoch.

@@ -8,7 +8,6 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -16,6 +15,7 @@ use serde_json::Value;
 use super::example::{Example, Message, Role, Row};
 use super::template::ChatTemplate;
 use crate::error::{Error, Result};
+use crate::settings::choice;
 use crate::text::Tokenizer;
 
 /// An encoded example.
@@ -29,6 +29,11 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    /// The token ids, and which of them are trained on, as `Batch::join` takes them.
+    pub fn parts(&self) -> (&[u32], &[bool]) {
+        (&self.ids, &self.trained)
+    }
+
     fn new() -> Self {
         Self { ids: Vec::new(), trained: Vec::new(), untrained_turns: 0 }
     }
@@ -44,28 +49,15 @@ impl Encoded {
     }
 }
 
-/// What happens to an example with more than `max_seq_tokens` tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LongPolicy {
-    /// It is left out, and counted.
-    #[default]
-    Drop,
-    /// The prompt loses tokens from the left (the beginning-of-text token stays); left out if that is not enough.
-    TruncatePrompt,
-    /// It is an error.
-    Error,
-}
-
-impl FromStr for LongPolicy {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "drop" => Ok(LongPolicy::Drop),
-            "truncate-prompt" => Ok(LongPolicy::TruncatePrompt),
-            "error" => Ok(LongPolicy::Error),
-            other => Err(format!("unknown policy {other:?}; expected drop, truncate-prompt, error")),
-        }
+choice! {
+    /// What happens to an example that is longer than `max_seq_tokens`.
+    LongPolicy {
+        /// It is left out, and counted.
+        Drop = "drop",
+        /// The start of its prompt is cut off, the beginning-of-text token excepted; left out if that is not enough.
+        TruncatePrompt = "truncate-prompt",
+        /// It is a problem, reported before training.
+        Error = "error",
     }
 }
 
@@ -226,7 +218,7 @@ impl Encoder {
         let count = problems.len();
         problems.truncate(MAX_REPORTED);
         if count > MAX_REPORTED {
-            problems.push(Error::input(&file, format!("and {} more examples", count - MAX_REPORTED)));
+            problems.push(Error::input(format_args!("{file}"), format!("and {} more examples", count - MAX_REPORTED)));
         }
         Error::none_of(problems, set)
     }

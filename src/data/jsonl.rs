@@ -9,15 +9,14 @@
 //!
 //! A turn with `"weight": 0` (OpenAI's format) is not trained. Keys beside these are ignored. Every bad line is reported, up to 20 of them.
 
-use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 
 use serde_json::{Map, Value, json};
 
 use super::example::{Example, Message, Position, Role, Row};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::files::{json, open};
+use crate::settings::choice;
 
 /// The largest data file read.
 const MAX_FILE_BYTES: u64 = 4 << 30;
@@ -27,29 +26,21 @@ pub(super) const MAX_LINE_BYTES: usize = 1 << 20;
 /// How many bad lines are reported one by one.
 const MAX_REPORTED: usize = 20;
 
-/// The shape of the objects of a data file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    PromptCompletion,
-    Alpaca,
-    Chat,
-    Text,
+choice! {
+    /// The shape of the objects of a data file, in the order in which detection tries them.
+    Format {
+        /// `{"prompt", "completion"}`.
+        PromptCompletion = "prompt-completion",
+        /// `{"instruction", "input", "output"}`.
+        Alpaca = "alpaca",
+        /// `{"messages": [{"role", "content"}]}`.
+        Chat = "chat",
+        /// `{"text"}`.
+        Text = "text",
+    }
 }
 
 impl Format {
-    /// All of them, in the order in which detection tries them.
-    pub const ALL: [Format; 4] = [Format::PromptCompletion, Format::Alpaca, Format::Chat, Format::Text];
-
-    /// The name in recipes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Format::PromptCompletion => "prompt-completion",
-            Format::Alpaca => "alpaca",
-            Format::Chat => "chat",
-            Format::Text => "text",
-        }
-    }
-
     /// The format that has these keys.
     pub(super) fn of_keys(has: impl Fn(&str) -> bool) -> Option<Self> {
         Self::ALL.into_iter().find(|format| match format {
@@ -57,23 +48,6 @@ impl Format {
             Format::Alpaca => has("instruction"),
             Format::Chat => has("messages") || has("conversations"),
             Format::Text => has("text"),
-        })
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Format {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.iter().map(|format| format.name()).collect();
-            format!("unknown data format {name:?}; expected auto, {}", names.join(", "))
         })
     }
 }
@@ -203,7 +177,10 @@ pub(super) fn without_mark<'a>(bytes: &'a [u8], name: &str) -> Result<&'a [u8]> 
 fn parse_line(line: &[u8], place: &str) -> Result<Value> {
     let value = json::parse("", line).map_err(|error| match error.problems() {
         [problem] => {
-            let column = problem.place.rsplit(':').next().unwrap_or_default();
+            let column = match problem.place {
+                Place::File { column, .. } => column.unwrap_or(1),
+                _ => 1,
+            };
             let error = Error::input(place, format!("{} at column {column}", problem.message));
             match line.first() {
                 Some(b'[') => error.hint("a file that is one JSON list must be named .json"),
@@ -524,7 +501,7 @@ mod tests {
             r#"{"text":"a","text":"b"}"#,
             r#"{"text":"\ud800"}"#,
         ] {
-            assert!(problems(text).starts_with("error: d.jsonl:1: "), "{text}");
+            assert!(problems(text).starts_with("d.jsonl:1: "), "{text}");
         }
         assert!(parse(b"{\"text\":\"\xff\"}", "d.jsonl", None).is_err());
         let named = |bytes: &[u8]| parse(bytes, "d.jsonl", None).expect_err("no text").to_string();

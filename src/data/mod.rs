@@ -4,6 +4,7 @@ pub mod batch;
 pub mod encode;
 pub mod example;
 pub mod jsonl;
+pub mod settings;
 pub mod statistics;
 #[cfg_attr(not(feature = "tables"), path = "tables_absent.rs")]
 pub mod tables;
@@ -11,10 +12,10 @@ pub mod template;
 
 use std::path::Path;
 
-pub use batch::Batch;
 pub use encode::{Encoded, EncodedSet, Encoder, LongPolicy};
 pub use example::{Example, Message, Position, Role, Row};
 pub use jsonl::Format;
+pub use settings::DataSettings;
 pub use statistics::Statistics;
 pub use template::ChatTemplate;
 

@@ -44,7 +44,7 @@ impl Verdict {
 
 /// Two models on the same examples.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Comparison {
+pub struct LossComparison {
     /// Mean loss by token.
     pub before: f64,
     /// Mean loss by token.
@@ -90,7 +90,7 @@ pub fn perplexity(mean_loss: f64) -> f64 {
 ///
 /// # Errors
 /// Lists that do not belong together, and what [`mean_loss`] refuses.
-pub fn compare(before: &[ExampleLoss], after: &[ExampleLoss], seed: u64) -> Result<Comparison> {
+pub fn compare(before: &[ExampleLoss], after: &[ExampleLoss], seed: u64) -> Result<LossComparison> {
     let same_tokens = before.iter().map(|example| example.tokens).eq(after.iter().map(|example| example.tokens));
     if !same_tokens {
         return Err(Error::failed("evaluation", "the two models were not measured on the same examples"));
@@ -110,7 +110,7 @@ pub fn compare(before: &[ExampleLoss], after: &[ExampleLoss], seed: u64) -> Resu
         _ if low > 0.0 => Verdict::Worse,
         _ => Verdict::NoEvidence,
     };
-    Ok(Comparison {
+    Ok(LossComparison {
         before: mean_before,
         after: mean_after,
         difference: mean_after - mean_before,

@@ -7,25 +7,48 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAcces
 use serde_json::{Map, Number, Value};
 
 use super::open;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 
 /// No configuration file is larger, and this much parses within the memory that hostile input may take.
 const MAX_BYTES: u64 = 8 << 20;
 
 /// Reads and parses a JSON file.
 pub fn read(path: &Path) -> Result<Value> {
-    parse(path.display(), &open::read(path, MAX_BYTES)?)
+    parse(path, &open::read(path, MAX_BYTES)?)
 }
 
 /// Parses JSON. `place` names where it comes from. Nested at most 128 deep.
-pub fn parse(place: impl fmt::Display, text: &[u8]) -> Result<Value> {
+pub fn parse(place: impl Into<Place>, text: &[u8]) -> Result<Value> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     serde_json::from_slice::<Strict>(text).map(|strict| strict.0).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         let message = error.to_string();
         let message = message.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&message);
-        Error::input(format_args!("{place}:{line}:{column}"), format!("not valid JSON: {message}"))
+        let place = place.into().line(line).column(column);
+        Error::input(place, format!("not valid JSON: {message}")).because(error)
     })
+}
+
+/// The kind of a value, for messages.
+pub fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A value as JSON, for messages: cut after 80 characters.
+pub fn shortened(value: &Value) -> String {
+    const MOST_CHARACTERS: usize = 80;
+    let text = value.to_string();
+    match text.char_indices().nth(MOST_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
 }
 
 /// A [`Value`] whose objects had no key twice.

@@ -1,17 +1,15 @@
-//! Files of weights: safetensors and GGUF, read without copying, written atomically.
+//! Files of weights: safetensors and GGUF, read without copying, written atomically ([`output`]).
 //!
 //! A reader hands out [`RawTensor`]s: the bytes as they lie in the file, with a dtype and a shape.
 //! What the numbers mean is `quant`'s business, what they are for is `model`'s.
 
-pub mod atomic;
 pub mod bitsandbytes;
 pub mod gguf;
+pub mod hex;
 pub mod json;
 pub mod open;
+pub mod output;
 pub mod safetensors;
-pub mod shards;
-pub mod staging;
-pub mod temporary;
 
 use std::fmt;
 use std::ops::{Deref, Range};
@@ -20,7 +18,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+pub use output::{atomic, shards, staging, temporary};
+
+use crate::error::{Error, Place, Result};
 use crate::quant::{BlockType, float};
 
 /// Bytes that are either a slice of a memory-mapped file or owned. Cloning is cheap.
@@ -66,11 +66,6 @@ impl Bytes {
             }
         }
     }
-
-    /// Whether they lie in a mapped file (and cost no memory of their own).
-    pub fn is_mapped(&self) -> bool {
-        matches!(self.owner, Owner::Mapped(_))
-    }
 }
 
 impl From<Vec<u8>> for Bytes {
@@ -100,12 +95,19 @@ impl fmt::Debug for Bytes {
 /// How the numbers of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
+    /// IEEE 754 binary32.
     F32,
+    /// IEEE 754 binary16.
     F16,
+    /// bfloat16: the upper half of a binary32.
     Bf16,
+    /// Signed bytes.
     I8,
+    /// Unsigned bytes.
     U8,
+    /// Signed 32-bit integers.
     I32,
+    /// Signed 64-bit integers.
     I64,
     /// GGUF blocks, row by row.
     Block(BlockType),
@@ -123,6 +125,15 @@ impl Dtype {
             Self::I32 => "I32",
             Self::I64 => "I64",
             Self::Block(block) => block.name(),
+        }
+    }
+
+    /// PyTorch's name of the type that holds these numbers: of a float format its own, of any other `float32`.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+            _ => "float32",
         }
     }
 
@@ -154,8 +165,11 @@ impl fmt::Display for Dtype {
 /// A number format that weights can be written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FloatType {
+    /// IEEE 754 binary32.
     F32,
+    /// IEEE 754 binary16.
     F16,
+    /// bfloat16: the upper half of a binary32.
     Bf16,
 }
 
@@ -196,8 +210,11 @@ impl FromStr for FloatType {
 /// whatever order the file format uses.
 #[derive(Debug, Clone)]
 pub struct RawTensor {
+    /// How the values are stored.
     pub dtype: Dtype,
+    /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
+    /// The values, row-major, little-endian.
     pub bytes: Bytes,
 }
 
@@ -268,7 +285,7 @@ impl RawTensor {
 
     /// An error naming `place` where a value (for blocks: a scale) is infinite or NaN: such a weight makes
     /// every loss NaN.
-    pub fn check_finite(&self, place: impl fmt::Display) -> Result<()> {
+    pub fn check_finite(&self, place: impl Into<Place>) -> Result<()> {
         let bytes: &[u8] = &self.bytes;
         let (what, index) = match self.dtype {
             Dtype::F32 => ("value", any_special(bytes, |bytes| u32::from_le_bytes(bytes) & 0x7f80_0000 == 0x7f80_0000)),

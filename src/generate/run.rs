@@ -4,10 +4,12 @@ use super::sample::{Sampler, SamplerConfig};
 use crate::error::{Error, Result};
 use crate::model::Decoder;
 use crate::model::decoder::Sequence;
-use crate::nn::LowRanks;
+use crate::nn::Adapter;
 
 /// Sequences that are decoded together: each weight is then read once for all of them.
-const SEQUENCES_AT_ONCE: usize = 16;
+pub const SEQUENCES_AT_ONCE: usize = 16;
+/// Tokens that go through the model at once; longer prompts go through it piece by piece.
+pub const TOKENS_AT_ONCE: usize = 2048;
 
 /// How to continue prompts.
 #[derive(Debug, Clone)]
@@ -19,7 +21,8 @@ pub struct Request<'a> {
     pub end_tokens: &'a [u32],
 }
 
-struct Live {
+/// A sequence that is being continued.
+struct RunningSequence {
     index: usize,
     sequence: Sequence,
     sampler: Sampler,
@@ -37,7 +40,7 @@ struct Live {
 /// An empty prompt; more tokens than the model has positions; logits that are not numbers; what `emit` returns.
 pub fn generate(
     decoder: &Decoder,
-    adapter: Option<&LowRanks>,
+    adapter: Option<&Adapter>,
     prompts: &[Vec<u32>],
     request: &Request<'_>,
     mut emit: impl FnMut(usize, u32) -> Result<()>,
@@ -45,12 +48,12 @@ pub fn generate(
     let positions = decoder.config().max_positions;
     let mut continuations = vec![Vec::new(); prompts.len()];
     for (group, prompts) in prompts.chunks(SEQUENCES_AT_ONCE).enumerate() {
-        let mut live = Vec::with_capacity(prompts.len());
+        let mut running = Vec::with_capacity(prompts.len());
         for (offset, prompt) in prompts.iter().enumerate() {
             let index = group * SEQUENCES_AT_ONCE + offset;
             check_prompt(prompt, positions).map_err(|error| error.within(format_args!("prompt {}", index + 1)))?;
             let seed = request.sampler.seed.wrapping_add(index as u64);
-            live.push(Live {
+            running.push(RunningSequence {
                 index,
                 sequence: decoder.begin(),
                 sampler: Sampler::new(SamplerConfig { seed, ..request.sampler.clone() })?,
@@ -59,10 +62,10 @@ pub fn generate(
                 added: 0,
             });
         }
-        while !live.is_empty() && request.max_tokens > 0 {
-            let logits = advance(decoder, adapter, &mut live);
-            let mut next = Vec::with_capacity(live.len());
-            for (mut one, logits) in live.into_iter().zip(logits) {
+        while !running.is_empty() && request.max_tokens > 0 {
+            let logits = advance(decoder, adapter, &mut running, TOKENS_AT_ONCE);
+            let mut next = Vec::with_capacity(running.len());
+            for (mut one, logits) in running.into_iter().zip(logits) {
                 let token = one.sampler.sample(&logits, &one.history)?;
                 if request.end_tokens.contains(&token) {
                     continue;
@@ -75,7 +78,7 @@ pub fn generate(
                     next.push(one);
                 }
             }
-            live = next;
+            running = next;
         }
     }
     Ok(continuations)
@@ -96,13 +99,32 @@ pub fn check_prompt(prompt: &[u32], positions: usize) -> Result<()> {
     Ok(())
 }
 
-/// Feeds what each sequence has not seen; the logits after each.
-fn advance(decoder: &Decoder, adapter: Option<&LowRanks>, live: &mut [Live]) -> Vec<Vec<f32>> {
-    let (mut new, mut sequences) = (Vec::with_capacity(live.len()), Vec::with_capacity(live.len()));
-    for Live { sequence, history, fed, .. } in live {
-        new.push(&history[*fed..]);
-        *fed = history.len();
-        sequences.push(sequence);
+/// Feeds each sequence the tokens that the model has not seen, at most `tokens_at_once` of all at a time, so that many or
+/// long prompts take no more memory; the logits after each sequence.
+fn advance(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    running: &mut [RunningSequence],
+    tokens_at_once: usize,
+) -> Vec<Vec<f32>> {
+    let mut logits = vec![Vec::new(); running.len()];
+    loop {
+        let (mut room, mut new, mut sequences, mut ends) = (tokens_at_once, Vec::new(), Vec::new(), Vec::new());
+        for (index, RunningSequence { sequence, history, fed, .. }) in running.iter_mut().enumerate() {
+            let count = (history.len() - *fed).min(room);
+            if count > 0 {
+                new.push(&history[*fed..*fed + count]);
+                sequences.push(sequence);
+                *fed += count;
+                room -= count;
+                ends.push(index);
+            }
+        }
+        if new.is_empty() {
+            return logits;
+        }
+        for (index, after) in ends.into_iter().zip(decoder.next_logits(&new, &mut sequences, adapter)) {
+            logits[index] = after;
+        }
     }
-    decoder.next_logits(&new, &mut sequences, adapter)
 }

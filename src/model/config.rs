@@ -1,107 +1,168 @@
-//! What a model is: its shape, taken from `config.json` or from GGUF metadata, and checked before any use.
+//! The shape of a model: one set of fields for every family, filled by `families/`, and checked before any use.
 
-mod from_gguf;
-mod from_json;
-mod to_json;
+mod family;
+mod fields;
+mod keys;
+mod rope;
 
 use crate::error::{Error, Result};
+use crate::ops::activation::Activation;
 
-/// What [`Architecture`] runs, for messages.
-const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM";
-
-/// A LLaMA-family architecture this decoder runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Architecture {
-    Llama,
-    Mistral,
-    Qwen2,
-}
-
-impl Architecture {
-    /// The class name in `config.json`.
-    pub fn class_name(self) -> &'static str {
-        match self {
-            Self::Llama => "LlamaForCausalLM",
-            Self::Mistral => "MistralForCausalLM",
-            Self::Qwen2 => "Qwen2ForCausalLM",
-        }
-    }
-
-    /// `model_type` in `config.json`.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Qwen2 => "qwen2",
-        }
-    }
-}
-
-/// RoPE frequency scaling.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    None,
-    /// Positions divided by `factor`.
-    Linear {
-        factor: f64,
-    },
-    /// Llama 3.1's wavelength-dependent scaling (transformers `_compute_llama3_parameters`).
-    Llama3 {
-        factor: f64,
-        low_freq_factor: f64,
-        high_freq_factor: f64,
-        original_max_positions: usize,
-    },
-    /// Per-frequency divisors, `head_dim / 2` of them (GGUF `rope_freqs.weight`).
-    Factors(Vec<f32>),
-}
+pub use family::Family;
+pub use fields::{Defaults, Fields};
+pub use keys::Keys;
+pub use rope::{RopeConfig, RopeScaling};
 
 /// The shape of a decoder. Every value has been checked: no zero, heads divide, `head_dim` is even.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    pub architecture: Architecture,
+    /// The architecture.
+    pub family: &'static Family,
+    /// Rows of the embedding.
     pub vocab_size: usize,
+    /// Width of the residual stream.
     pub hidden_size: usize,
+    /// Inner width of the feed-forward network.
     pub intermediate_size: usize,
+    /// Number of layers.
     pub layers: usize,
+    /// Query heads.
     pub heads: usize,
+    /// Key and value heads.
     pub kv_heads: usize,
+    /// Width of a head.
     pub head_dim: usize,
+    /// Added to the mean square or the variance in every norm.
     pub norm_eps: f64,
-    pub rope_theta: f64,
-    pub rope_scaling: RopeScaling,
+    /// The activation of the feed-forward network.
+    pub activation: Activation,
+    /// Rotary embedding.
+    pub rope: RopeConfig,
+    /// Rotary embedding of the layers with a sliding window, where it is another than `rope`.
+    pub local_rope: Option<RopeConfig>,
+    /// Layers without rotary embedding.
+    pub unrotated_layers: Vec<usize>,
     /// The head shares the embedding's matrix.
     pub tied_head: bool,
-    /// Biases on `q_proj`, `k_proj`, `v_proj`.
+    /// Biases on the projections to q, k and v.
     pub qkv_bias: bool,
-    /// Bias on `o_proj`.
+    /// Bias on attention's output projection.
     pub o_bias: bool,
-    /// Biases on `gate_proj`, `up_proj`, `down_proj`.
+    /// Biases on the projections of the feed-forward network.
     pub mlp_bias: bool,
-    /// A query sees at most this many positions, itself included.
+    /// Attention and feed-forward network read the same input, and both outputs are added to it.
+    pub parallel_residual: bool,
+    /// Number of positions that a query sees at most, itself included.
     pub sliding_window: Option<usize>,
-    /// Layers in which it sees all of them even so.
+    /// Layers in which a query sees all positions even so.
     pub full_layers: Vec<usize>,
+    /// Factor on attention's scores; `None` is `1 / sqrt(head_dim)`.
+    pub attention_multiplier: Option<f64>,
+    /// Scores of attention `s` become `cap · tanh(s / cap)`.
+    pub attention_softcap: Option<f64>,
+    /// Logits `z` become `cap · tanh(z / cap)`.
+    pub logit_softcap: Option<f64>,
+    /// Factor on the embedding's rows.
+    pub embedding_multiplier: EmbeddingMultiplier,
+    /// Factor on the output of attention and of the feed-forward network; `None` is 1.
+    pub residual_multiplier: Option<f64>,
+    /// Factor on the logits; `None` is 1.
+    pub logit_multiplier: Option<f64>,
+    /// Positions that the model was made for.
     pub max_positions: usize,
+    /// The token that begins a text.
     pub bos_token: Option<u32>,
     /// Any of these ends a generation.
     pub eos_tokens: Vec<u32>,
 }
 
+/// Factor on the embedding's rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum EmbeddingMultiplier {
+    /// No factor.
+    One,
+    /// The factor as it is.
+    Exact(f64),
+    /// The factor rounded to the number format of the activations, as Gemma has it.
+    Rounded(f64),
+}
+
+impl EmbeddingMultiplier {
+    /// The factor before any rounding.
+    pub fn value(self) -> f64 {
+        match self {
+            Self::One => 1.0,
+            Self::Exact(value) | Self::Rounded(value) => value,
+        }
+    }
+}
+
 /// Sizes far above any model, low enough that no product of two overflows.
 const MAX_SIZE: usize = 1 << 24;
-const MAX_LAYERS: usize = 10_000;
+pub(super) const MAX_LAYERS: usize = 10_000;
 const MAX_POSITIONS: usize = 1 << 32;
 
 impl ModelConfig {
+    /// A configuration of `family` without sizes and without anything that only some families have, for a family to
+    /// fill.
+    pub fn empty(family: &'static Family) -> Self {
+        Self {
+            family,
+            vocab_size: 0,
+            hidden_size: 0,
+            intermediate_size: 0,
+            layers: 0,
+            heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            norm_eps: 1e-6,
+            activation: Activation::Silu,
+            rope: RopeConfig::plain(0),
+            local_rope: None,
+            unrotated_layers: Vec::new(),
+            tied_head: false,
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            parallel_residual: false,
+            sliding_window: None,
+            full_layers: Vec::new(),
+            attention_multiplier: None,
+            attention_softcap: None,
+            logit_softcap: None,
+            embedding_multiplier: EmbeddingMultiplier::One,
+            residual_multiplier: None,
+            logit_multiplier: None,
+            max_positions: 0,
+            bos_token: None,
+            eos_tokens: Vec::new(),
+        }
+    }
+
     /// The window of a layer.
     pub fn window_of(&self, layer: usize) -> Option<usize> {
         self.sliding_window.filter(|_| !self.full_layers.contains(&layer))
     }
 
-    /// Values of the model in all tensors; a tied head counts once.
-    pub fn parameters(&self) -> usize {
-        super::names::tensors(self).iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+    /// The rotary embedding of a layer; `None` where it has none.
+    pub fn rope_of(&self, layer: usize) -> Option<&RopeConfig> {
+        if self.unrotated_layers.contains(&layer) {
+            return None;
+        }
+        match &self.local_rope {
+            Some(local) if self.window_of(layer).is_some() => Some(local),
+            _ => Some(&self.rope),
+        }
+    }
+
+    /// Columns of all queries.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Columns of all keys, or of all values.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
     }
 
     /// Every problem with the values as they stand; `place` names the file.
@@ -129,7 +190,7 @@ impl ModelConfig {
             let message = format!("is {}, which does not divide the {} attention heads", self.kv_heads, self.heads);
             problem("num_key_value_heads", message);
         }
-        if !self.head_dim.is_multiple_of(2) {
+        if !self.head_dim.is_multiple_of(2) && self.rope.rotary_dims == self.head_dim {
             problem("head_dim", format!("is {}; rotary embedding needs an even number", self.head_dim));
         }
         if self.heads.checked_mul(self.head_dim).is_none_or(|width| width > MAX_SIZE) {
@@ -137,10 +198,7 @@ impl ModelConfig {
         }
         // Computed with in f32.
         if !(self.norm_eps >= f64::from(f32::MIN_POSITIVE) && self.norm_eps < 1.0) {
-            problem("rms_norm_eps", format!("is {}; expected above 0 and below 1", self.norm_eps));
-        }
-        if !(1.0..=f64::from(f32::MAX)).contains(&self.rope_theta) {
-            problem("rope_theta", format!("is {}; expected 1 or more", self.rope_theta));
+            problem(self.family.norm_eps, format!("is {}; expected above 0 and below 1", self.norm_eps));
         }
         if self.sliding_window == Some(0) {
             problem("sliding_window", "is 0; expected a positive number, or null for none".to_owned());
@@ -151,90 +209,33 @@ impl ModelConfig {
                 problem("bos_token_id/eos_token_id", message);
             }
         }
-        errors.extend(self.rope_problems(place));
+        let multipliers = [
+            ("attention_multiplier", self.attention_multiplier),
+            ("embedding_multiplier", Some(self.embedding_multiplier.value())),
+            ("residual_multiplier", self.residual_multiplier),
+            ("logits_scaling", self.logit_multiplier),
+            ("attn_logit_softcapping", self.attention_softcap),
+            ("final_logit_softcapping", self.logit_softcap),
+        ];
+        for (field, value) in multipliers {
+            // Beyond these, products of f32 are infinite or all zero.
+            if let Some(value) = value.filter(|value| !(1e-9..=1e9).contains(value)) {
+                problem(field, format!("makes a factor of {value}; expected a number from 1e-9 to 1e9"));
+            }
+        }
+        for rope in [Some(&self.rope), self.local_rope.as_ref()].into_iter().flatten() {
+            errors.extend(rope.problems(place, self.head_dim));
+        }
         errors
     }
 
-    fn rope_problems(&self, place: &str) -> Vec<Error> {
-        // Beyond these, frequencies of f32 are infinite or all zero.
-        let positive = |value: f64| (1e-6..=1e6).contains(&value);
-        let message = match &self.rope_scaling {
-            RopeScaling::None => None,
-            RopeScaling::Linear { factor } => (!positive(*factor))
-                .then(|| format!("factor is {factor}; expected a positive number, from 1e-6 to 1e6")),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
-                let valid = positive(*factor)
-                    && positive(*low_freq_factor)
-                    && positive(*high_freq_factor)
-                    && high_freq_factor > low_freq_factor
-                    && *original_max_positions > 0;
-                (!valid).then(|| {
-                    format!(
-                        "llama3 scaling has factor {factor}, low_freq_factor {low_freq_factor}, high_freq_factor \
-                         {high_freq_factor}, original_max_position_embeddings {original_max_positions}; expected \
-                         positive numbers from 1e-6 to 1e6, high above low"
-                    )
-                })
-            }
-            RopeScaling::Factors(factors) => {
-                let valid = factors.len() * 2 == self.head_dim && factors.iter().all(|f| positive(f64::from(*f)));
-                (!valid).then(|| {
-                    format!("{} frequency factors; expected {}, from 1e-6 to 1e6", factors.len(), self.head_dim / 2)
-                })
-            }
-        };
-        message.map(|message| Error::input(format_args!("{place}: rope_scaling"), message)).into_iter().collect()
-    }
-
-    /// The configuration, or everything that is wrong with it.
-    fn checked(self, place: &str, mut errors: Vec<Error>) -> Result<Self> {
+    /// The configuration, or everything that is wrong with it: `errors` from reading, or else the values that make no
+    /// sense.
+    pub(super) fn checked(self, place: &str, mut errors: Vec<Error>) -> Result<Self> {
         // Where a field could not be read its stand-in value would only be reported a second time.
         if errors.is_empty() {
             errors = self.problems(place);
         }
         Error::none_of(errors, self)
-    }
-}
-
-fn unsupported(place: &str, found: &str) -> Error {
-    Error::input(place, format!("the architecture {found} is not supported"))
-        .hint(format!("supported are {SUPPORTED}, and GGUF files of architecture llama or qwen2"))
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// A small Llama, for tests of names and files.
-    pub(crate) fn tiny() -> ModelConfig {
-        ModelConfig {
-            architecture: Architecture::Llama,
-            vocab_size: 32,
-            hidden_size: 8,
-            intermediate_size: 12,
-            layers: 2,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 4,
-            norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            rope_scaling: RopeScaling::None,
-            tied_head: false,
-            qkv_bias: false,
-            o_bias: false,
-            mlp_bias: false,
-            sliding_window: None,
-            full_layers: Vec::new(),
-            max_positions: 64,
-            bos_token: Some(1),
-            eos_tokens: vec![2],
-        }
-    }
-
-    #[test]
-    fn parameters_are_counted_once_for_a_tied_head() {
-        let untied = tiny();
-        let tied = ModelConfig { tied_head: true, ..tiny() };
-        assert_eq!(untied.parameters() - tied.parameters(), 32 * 8);
     }
 }

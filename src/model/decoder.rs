@@ -1,33 +1,29 @@
 //! The decoder: embedding, layers, norm, head. Frozen; what is trainable comes in with the [`Pass`].
 
-use std::sync::Arc;
-
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use super::config::{ModelConfig, RopeScaling};
-use crate::data::Batch;
-use crate::nn::{Layer, LowRanks, Pass, Projection};
-use crate::ops::attention::{Cache, Geometry, Rope};
+use super::batch::Batch;
+use super::config::{EmbeddingMultiplier, ModelConfig};
+use crate::nn::{Adapter, Layer, Noise, Norm, Pass, Projection};
+use crate::ops::attention::Cache;
 use crate::ops::backward_from::backward_from;
-use crate::ops::cross_entropy::{cross_entropy, losses};
+use crate::ops::cross_entropy::{capped, cross_entropy, losses};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::linear;
-use crate::ops::norm::rms_norm;
+use crate::settings::choice;
 
-/// Projections of a layer, in the order of their sites.
-pub const SITES_PER_LAYER: usize = 7;
-
-/// What the backward pass keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recompute {
-    /// Every activation.
-    None,
-    /// The input of each layer; the layer runs again when its gradient is due.
-    Block,
+choice! {
+    /// The activations that are computed again in the backward pass.
+    Recompute {
+        /// Nothing: every activation is kept.
+        None = "none",
+        /// Each layer again from its input, when its gradient is due.
+        Block = "block",
+    }
 }
 
-/// A LLaMA-family decoder on a device.
+/// A decoder on a device.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     pub(super) config: ModelConfig,
@@ -36,7 +32,7 @@ pub struct Decoder {
     pub(super) compute: DType,
     pub(super) embedding: FrozenWeight,
     pub(super) layers: Vec<Layer>,
-    pub(super) norm: Vec<f32>,
+    pub(super) norm: Norm,
     pub(super) head: Projection,
 }
 
@@ -72,20 +68,15 @@ impl Decoder {
         &self.device
     }
 
-    /// `[out, in]` of the projection at a site; the last site is the head.
-    pub fn site_dims(&self, site: usize) -> [usize; 2] {
-        match self.layers.get(site / SITES_PER_LAYER) {
-            Some(layer) => {
-                let projections = [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down];
-                projections[site % SITES_PER_LAYER].weight.dims()
-            }
-            None => self.head.weight.dims(),
-        }
+    /// Number of sites: projections that can be adapted, the head last.
+    pub fn sites(&self) -> usize {
+        self.head.site + 1
     }
 
-    /// Number of projections that can be adapted.
-    pub fn sites(&self) -> usize {
-        self.layers.len() * SITES_PER_LAYER + 1
+    /// The sites of a layer.
+    fn sites_of(&self, layer: usize) -> std::ops::Range<usize> {
+        let start = |layer: usize| self.layers.get(layer).map_or(self.head.site, Layer::first_site);
+        start(layer)..start(layer + 1)
     }
 
     /// Hidden states before the final norm, `[tokens, hidden]`.
@@ -94,32 +85,60 @@ impl Decoder {
         self.layers.iter().fold(x, |x, layer| layer.forward(x, lengths, pass))
     }
 
+    /// `[tokens, hidden]`.
     fn embed(&self, ids: &[u32]) -> Tensor<2> {
-        self.embedding.rows(ids, self.compute, &self.device)
+        let mut values = self.embedding.select(ids);
+        let multiplier = match self.config.embedding_multiplier {
+            EmbeddingMultiplier::One => None,
+            EmbeddingMultiplier::Exact(multiplier) => Some(multiplier as f32),
+            EmbeddingMultiplier::Rounded(multiplier) if self.compute == DType::BF16 => {
+                Some(half::bf16::from_f64(multiplier).to_f32())
+            }
+            EmbeddingMultiplier::Rounded(multiplier) => Some(multiplier as f32),
+        };
+        if let Some(multiplier) = multiplier {
+            values.iter_mut().for_each(|value| *value *= multiplier);
+        }
+        let data = TensorData::new(values, [ids.len(), self.config.hidden_size]);
+        Tensor::<2>::from_data(data, &self.device).cast(self.compute)
     }
 
+    /// The input of the head: the last hidden states, normalised. A factor on the logits is taken here, since the head
+    /// is linear.
     fn normed(&self, x: Tensor<2>) -> Tensor<2> {
-        rms_norm(x, &self.norm, self.config.norm_eps)
+        let x = self.norm.forward(x);
+        match self.config.logit_multiplier {
+            Some(multiplier) => x.mul_scalar(multiplier),
+            None => x,
+        }
     }
 
-    /// Loss of each of the batch's trained tokens, `[trained tokens, 1]`.
-    fn token_losses(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
-        let x = self.hidden(&batch.ids, &batch.lengths, pass);
-        cross_entropy(self.normed(x), &self.head.in_pass(pass), &batch.targets(), None)
+    /// Loss of each of the batch's trained tokens, `[trained tokens, 1]`, from the hidden states before the final norm.
+    fn token_losses(&self, x: Tensor<2>, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
+        cross_entropy(self.normed(x), &self.head.in_pass(pass), &batch.targets(), self.logit_softcap())
+    }
+
+    fn logit_softcap(&self) -> Option<f32> {
+        self.config.logit_softcap.map(|cap| cap as f32)
+    }
+
+    /// Logits of hidden states before the final norm, `[tokens, vocabulary]`.
+    fn head_logits(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        capped(linear(self.normed(x), &[self.head.in_pass(pass)], None), self.logit_softcap())
     }
 
     /// Loss of each trained token of the batch, in order.
-    pub fn losses(&self, batch: &Batch, adapter: Option<&LowRanks>) -> Vec<f32> {
-        let pass = Pass { adapter, dropout_seed: None };
+    pub fn losses(&self, batch: &Batch, adapter: Option<&Adapter>) -> Vec<f32> {
+        let pass = Pass { adapter, noise: None };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
-        losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), None)
+        losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), self.logit_softcap())
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
-    pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&LowRanks>) -> Tensor<2> {
-        let pass = Pass { adapter, dropout_seed: None };
+    pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&Adapter>) -> Tensor<2> {
+        let pass = Pass { adapter, noise: None };
         let x = self.hidden(ids, lengths, &pass);
-        linear(self.normed(x), &[self.head.in_pass(&pass)], None)
+        self.head_logits(x, &pass)
     }
 
     /// The past of a sequence that has not begun.
@@ -132,39 +151,62 @@ impl Decoder {
         &self,
         new: &[&[u32]],
         sequences: &mut [&mut Sequence],
-        adapter: Option<&LowRanks>,
+        adapter: Option<&Adapter>,
     ) -> Vec<Vec<f32>> {
-        let pass = Pass { adapter, dropout_seed: None };
+        let pass = Pass { adapter, noise: None };
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
-        let mut x = self.embed(&new.concat());
-        for (index, layer) in self.layers.iter().enumerate() {
-            let mut caches: Vec<&mut Cache> =
-                sequences.iter_mut().map(|sequence| &mut sequence.caches[index]).collect();
-            x = layer.forward_cached(x, &lengths, &mut caches, &pass);
-        }
+        let x = self.next_hidden(new, sequences, &pass);
         let ends = lengths.iter().scan(0, |end, length| {
             *end += length;
             Some(*end - 1)
         });
         let last = Tensor::cat(ends.map(|row| x.clone().narrow(0, row, 1)).collect(), 0);
-        let logits = linear(self.normed(last), &[self.head.in_pass(&pass)], None).cast(DType::F32).into_data();
+        let logits = self.head_logits(last, &pass).cast(DType::F32).into_data();
         let values: Vec<f32> = logits.iter::<f32>().collect();
         values.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect()
+    }
+
+    /// Feeds new tokens of one sequence (at least one); the loss of each `(row of the new tokens, token id that it predicts)`.
+    pub fn next_losses(
+        &self,
+        new: &[u32],
+        targets: &[(u32, u32)],
+        sequence: &mut Sequence,
+        adapter: Option<&Adapter>,
+    ) -> Vec<f32> {
+        let pass = Pass { adapter, noise: None };
+        let x = self.next_hidden(&[new], &mut [sequence], &pass);
+        if targets.is_empty() {
+            return Vec::new();
+        }
+        losses(self.normed(x), &self.head.in_pass(&pass), targets, self.logit_softcap())
+    }
+
+    /// Hidden states of new tokens before the final norm, `[tokens, hidden]`; their keys and values join the past.
+    fn next_hidden(&self, new: &[&[u32]], sequences: &mut [&mut Sequence], pass: &Pass<'_>) -> Tensor<2> {
+        let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
+        let mut x = self.embed(&new.concat());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut caches: Vec<&mut Cache> =
+                sequences.iter_mut().map(|sequence| &mut sequence.caches[index]).collect();
+            x = layer.forward_cached(x, &lengths, &mut caches, pass);
+        }
+        x
     }
 
     /// Summed loss of the batch and `factor` times its gradients. `adapter` is on an autodiff device.
     pub fn loss_and_gradients(
         &self,
         batch: &Batch,
-        adapter: &LowRanks,
-        dropout_seed: u64,
+        adapter: &Adapter,
+        noise: Noise,
         factor: f32,
         recompute: Recompute,
     ) -> LossAndGradients {
-        let pass = Pass { adapter: Some(adapter), dropout_seed: Some(dropout_seed) };
+        let pass = Pass { adapter: Some(adapter), noise: Some(noise) };
         match recompute {
             Recompute::None => {
-                let losses = self.token_losses(batch, &pass);
+                let losses = self.token_losses(self.hidden(&batch.ids, &batch.lengths, &pass), batch, &pass);
                 let loss = sum(losses.clone());
                 let gradients = backward_from(losses.clone(), constant(&losses, factor));
                 LossAndGradients { loss, gradients: GradientsParams::from_grads(gradients, adapter) }
@@ -176,7 +218,7 @@ impl Decoder {
     /// Runs the layers without a tape, keeping their inputs; then, from the last to the first, each again with one.
     ///
     /// Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
-    fn by_block(&self, batch: &Batch, adapter: &LowRanks, pass: &Pass<'_>, factor: f32) -> LossAndGradients {
+    fn by_block(&self, batch: &Batch, adapter: &Adapter, pass: &Pass<'_>, factor: f32) -> LossAndGradients {
         let frozen = burn::module::Module::valid(adapter);
         let untracked = Pass { adapter: Some(&frozen), ..*pass };
         let lowest = self.lowest_adapted_layer(adapter);
@@ -190,7 +232,7 @@ impl Decoder {
         }
         let mut gradients = GradientsParams::new();
         let end = x.autodiff().require_grad();
-        let losses = cross_entropy(self.normed(end.clone()), &self.head.in_pass(pass), &batch.targets(), None);
+        let losses = self.token_losses(end.clone(), batch, pass);
         let loss = sum(losses.clone());
         let mut tape = backward_from(losses.clone(), constant(&losses, factor));
         drop(losses);
@@ -203,27 +245,27 @@ impl Decoder {
             let y = layer.forward(input.clone(), &batch.lengths, pass);
             let mut tape = backward_from(y, known);
             upstream = input.grad_remove(&mut tape);
-            collect(&mut gradients, &mut tape, adapter, index * SITES_PER_LAYER..(index + 1) * SITES_PER_LAYER);
+            collect(&mut gradients, &mut tape, adapter, self.sites_of(index));
         }
         LossAndGradients { loss, gradients }
     }
 
-    /// The first layer with a pair; the number of layers if only the head has one.
-    fn lowest_adapted_layer(&self, adapter: &LowRanks) -> usize {
+    /// The first layer that is adapted; the number of layers if only the head is.
+    fn lowest_adapted_layer(&self, adapter: &Adapter) -> usize {
         let first = adapter.by_site.iter().position(Option::is_some).unwrap_or(self.head.site);
-        first / SITES_PER_LAYER
+        (0..self.layers.len()).find(|&layer| first < self.sites_of(layer).end).unwrap_or(self.layers.len())
     }
 }
 
-/// Moves the gradients of the pairs at `sites` from a tape.
+/// Moves the gradients of the deltas at `sites` from a tape.
 fn collect(
     gradients: &mut GradientsParams,
     tape: &mut burn::tensor::Gradients,
-    adapter: &LowRanks,
+    adapter: &Adapter,
     sites: std::ops::Range<usize>,
 ) {
-    for pair in sites.filter_map(|site| adapter.at(site)) {
-        for parameter in [&pair.a, &pair.b] {
+    for delta in sites.filter_map(|site| adapter.at(site)) {
+        for parameter in delta.parameters() {
             if let Some(gradient) = parameter.val().grad_remove(tape) {
                 gradients.register(parameter.id, gradient);
             }
@@ -240,53 +282,4 @@ fn sum(losses: Tensor<2>) -> f64 {
 /// A gradient of `factor` for each of the `losses`.
 fn constant(losses: &Tensor<2>, factor: f32) -> Tensor<2> {
     Tensor::full(losses.dims(), factor, &losses.device().inner())
-}
-
-/// Frequencies of the rotary embedding, as transformers computes them (f32, `modeling_rope_utils.py`).
-pub(super) fn rope(config: &ModelConfig) -> Rope {
-    let half = config.head_dim / 2;
-    let plain = (0..half).map(|i| {
-        let exponent = (2 * i) as f32 / config.head_dim as f32;
-        1.0 / (config.rope_theta as f32).powf(exponent)
-    });
-    let frequencies: Vec<f32> = match &config.rope_scaling {
-        RopeScaling::None => plain.collect(),
-        RopeScaling::Linear { factor } => plain.map(|frequency| frequency / *factor as f32).collect(),
-        RopeScaling::Factors(factors) => plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
-            let context = *original_max_positions as f32;
-            let (factor, low, high) = (*factor as f32, *low_freq_factor as f32, *high_freq_factor as f32);
-            let scale = |frequency: f32| {
-                let wavelength = 2.0 * std::f32::consts::PI / frequency;
-                if wavelength < context / high {
-                    frequency
-                } else if wavelength > context / low {
-                    frequency / factor
-                } else {
-                    let smooth = (context / wavelength - low) / (high - low);
-                    (1.0 - smooth) * frequency / factor + smooth * frequency
-                }
-            };
-            plain.map(scale).collect()
-        }
-    };
-    Rope::new(frequencies)
-}
-
-/// Attention's shape in a layer.
-pub(super) fn geometry(config: &ModelConfig, rope: &Arc<Rope>, layer: usize) -> Geometry {
-    Geometry {
-        window: config.window_of(layer),
-        rope: Some(rope.clone()),
-        ..Geometry::new(config.heads, config.kv_heads, config.head_dim)
-    }
-}
-
-impl FrozenWeight {
-    /// Rows `ids` as a tensor of `dtype` (the embedding).
-    fn rows(&self, ids: &[u32], dtype: DType, device: &Device) -> Tensor<2> {
-        let width = self.dims()[1];
-        let values = self.select(ids);
-        Tensor::<2>::from_data(TensorData::new(values, [ids.len(), width]), device).cast(dtype)
-    }
 }

@@ -35,6 +35,8 @@ pub fn check_folder_name(out: &Path) -> Result<()> {
 ///
 /// `matrix_dtype` is the type of its unpacked matrices; `edit` makes the other changes to the configuration.
 ///
+/// Returns the names of the licences that were left out, because they are larger than any licence.
+///
 /// # Errors
 /// The base's files cannot be read, or the folder not be written.
 pub fn write_configs(
@@ -42,7 +44,7 @@ pub fn write_configs(
     matrix_dtype: Dtype,
     folder: &Path,
     edit: impl FnOnce(&mut serde_json::Map<String, Value>),
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let mut config = if base.is_gguf() {
         base.config().to_hf_json(matrix_dtype)
     } else {
@@ -51,35 +53,27 @@ pub fn write_configs(
     let object = config.as_object_mut().ok_or_else(|| Error::input(base.path().display(), "has no configuration"))?;
     object.shift_remove("quantization_config");
     // What the weights are, where the base's own file says otherwise.
-    object.insert("architectures".to_owned(), json!([base.config().architecture.class_name()]));
+    object.insert("architectures".to_owned(), json!([base.config().family.class_name]));
     if !base.config().tied_head && object.get("tie_word_embeddings") == Some(&Value::Bool(true)) {
         object.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
     }
     // transformers 5 writes `dtype`, older ones `torch_dtype`; both are read.
     let key = if object.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     let says = object.get(key).and_then(Value::as_str);
-    if says.is_none_or(|says| says != torch_name(matrix_dtype)) {
-        object.insert(key.to_owned(), Value::from(torch_name(matrix_dtype)));
+    if says.is_none_or(|says| says != matrix_dtype.torch_name()) {
+        object.insert(key.to_owned(), Value::from(matrix_dtype.torch_name()));
     }
     edit(object);
     write_json(&folder.join(CONFIG), &config)?;
     if base.is_gguf() {
-        return write_json(&folder.join(GENERATION_CONFIG), &generation_config(base));
+        write_json(&folder.join(GENERATION_CONFIG), &generation_config(base))?;
+        return Ok(Vec::new());
     }
     let generation_config = base.path().join(GENERATION_CONFIG);
     if generation_config.exists() {
         copy(&generation_config, &folder.join(GENERATION_CONFIG), MAX_GENERATION_CONFIG_BYTES)?;
     }
     copy_licences(base.path(), folder)
-}
-
-/// PyTorch's name of a float type.
-pub fn torch_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F16 => "float16",
-        Dtype::Bf16 => "bfloat16",
-        _ => "float32",
-    }
 }
 
 /// The tokens at which a generation starts and ends, for a base that has no such file.
@@ -95,16 +89,24 @@ fn generation_config(base: &BaseFiles) -> Value {
     generation
 }
 
-fn copy_licences(from: &Path, to: &Path) -> Result<()> {
+/// Copies the licences; returns the names of those that are too large to be one.
+fn copy_licences(from: &Path, to: &Path) -> Result<Vec<String>> {
+    let mut left_out = Vec::new();
     let entries = std::fs::read_dir(from).map_err(|error| Error::read(from, &error))?;
     for entry in entries {
         let name = entry.map_err(|error| Error::read(from, &error))?.file_name();
         let is_licence = name.to_str().is_some_and(|name| LICENCES.iter().any(|start| name.starts_with(start)));
-        if is_licence && from.join(&name).is_file() {
-            copy(&from.join(&name), &to.join(&name), MAX_LICENCE_BYTES)?;
+        let path = from.join(&name);
+        match path.metadata() {
+            Ok(metadata) if is_licence && metadata.is_file() && metadata.len() > MAX_LICENCE_BYTES => {
+                left_out.push(name.to_string_lossy().into_owned());
+            }
+            Ok(metadata) if is_licence && metadata.is_file() => copy(&path, &to.join(&name), MAX_LICENCE_BYTES)?,
+            _ => {}
         }
     }
-    Ok(())
+    left_out.sort();
+    Ok(left_out)
 }
 
 fn copy(from: &Path, to: &Path, max_bytes: u64) -> Result<()> {

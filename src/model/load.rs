@@ -5,67 +5,24 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device};
 
 use super::base::{BaseFiles, StoredWeight};
-use super::config::ModelConfig;
-use super::decoder::{Decoder, SITES_PER_LAYER, geometry, rope};
-use super::names;
-use crate::error::{Error, Result};
+use super::config::{ModelConfig, RopeConfig};
+use super::decoder::Decoder;
+use super::rope::rope;
+use super::spec::{LinearSpec, NormSpec};
+use crate::error::{Error, Place, Result};
 use crate::files::Dtype;
-use crate::nn::{Layer, Projection};
-use crate::ops::attention::Rope;
+use crate::nn::block::{Build, Qkv};
+use crate::nn::{Layer, Norm, Projection};
+use crate::ops::attention::{Geometry, QkvLayout, Rope};
 use crate::ops::frozen::FrozenWeight;
 use crate::quant::nf4;
+pub use crate::quant::{Compute, Quant};
 
-/// Precision of the frozen products and of the activations. Adapters are always f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compute {
-    F32,
-    Bf16,
-}
-
-impl Compute {
-    fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-        }
-    }
-}
-
-/// What becomes of the base's weights in memory. A weight that a checkpoint holds packed stays as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quant {
-    /// As stored if dense; GGUF blocks are decoded.
-    None,
-    /// GGUF blocks stay as they are.
-    Keep,
-    /// The layers' projections in bitsandbytes' NF4; embedding, norms and head stay dense.
-    Nf4 {
-        /// Block scales are quantised too.
-        double: bool,
-    },
-    /// The layers' projections in int8, a scale a row.
-    Int8,
-}
-
-impl Quant {
-    /// Every scheme.
-    pub const ALL: [Self; 5] =
-        [Self::None, Self::Keep, Self::Nf4 { double: false }, Self::Nf4 { double: true }, Self::Int8];
-
-    /// The scheme of this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|quant| quant.name() == name)
-    }
-
-    /// The name that recipes and adapters use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Keep => "keep",
-            Self::Nf4 { double: false } => "nf4",
-            Self::Nf4 { double: true } => "nf4-double",
-            Self::Int8 => "int8",
-        }
+/// The tensor format of the activations.
+fn dtype(compute: Compute) -> DType {
+    match compute {
+        Compute::F32 => DType::F32,
+        Compute::Bf16 => DType::BF16,
     }
 }
 
@@ -84,9 +41,9 @@ impl LoadOptions {
     /// Input: bf16 on a device without it; int8 anywhere but on the processor.
     pub fn check(&self) -> Result<()> {
         let mut problems = Vec::new();
-        if !self.device.supports_dtype(self.compute.dtype()) {
+        if !self.device.supports_dtype(dtype(self.compute)) {
             problems.push(
-                Error::input("base.compute", "this device does not compute in bf16")
+                Error::input(Place::setting("base.compute"), "this device does not compute in bf16")
                     .hint("set `compute = \"f32\"` under [base]"),
             );
         }
@@ -104,20 +61,20 @@ impl LoadOptions {
         let values: usize = shape.iter().product();
         let [rows, _] = *shape else { return 4 * values };
         let stored = base.dtype(name);
-        let is_projection = names::is_projection(name);
-        let is_nf4 = is_projection && (base.is_packed(name) || matches!(self.quant, Quant::Nf4 { .. }));
+        let is_projection = base.is_projection(name);
+        let is_nf4 = is_projection && (base.is_packed(name) || self.quant.nf4_double().is_some());
         if !is_nf4 && !is_processor(&self.device) {
             return 4 * values;
         }
         if base.is_packed(name) {
             return base.stored_bytes(name) + 4 * values / nf4::BLOCK;
         }
+        if let Some(double) = self.quant.nf4_double().filter(|_| is_projection) {
+            let blocks = values.div_ceil(nf4::BLOCK);
+            let scales = if double { blocks + 4 * blocks.div_ceil(nf4::NESTED_BLOCK) } else { 4 * blocks };
+            return nf4::packed_bytes(values) + scales;
+        }
         match (self.quant, stored, self.compute) {
-            (Quant::Nf4 { double }, _, _) if is_projection => {
-                let blocks = values.div_ceil(nf4::BLOCK);
-                nf4::packed_bytes(values)
-                    + if double { blocks + 4 * blocks.div_ceil(nf4::NESTED_BLOCK) } else { 4 * blocks }
-            }
             (Quant::Int8, _, _) if is_projection => values + 4 * rows,
             (Quant::Keep, Some(Dtype::Block(_)), _) => base.stored_bytes(name),
             (_, Some(Dtype::Bf16), _) | (_, Some(Dtype::F16), Compute::F32) | (_, _, Compute::Bf16) => 2 * values,
@@ -127,75 +84,109 @@ impl LoadOptions {
 }
 
 impl Decoder {
-    /// Loads a base. `progress` is told (tensors done, tensors in all).
+    /// Loads a base. Calls `progress(done, total)` after each tensor.
     ///
     /// # Errors
-    /// A tensor that cannot be read, or that holds a value that is not finite; what [`LoadOptions::check`] says; a
+    /// Input: a tensor that cannot be read, or that holds a value that is not finite; what [`LoadOptions::check`] says; a
     /// weight that would stay in int8 or GGUF blocks anywhere but on the processor.
     pub fn load(base: &BaseFiles, options: &LoadOptions, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
         options.check()?;
-        let compute = options.compute.dtype();
+        let compute = dtype(options.compute);
         let config = base.config().clone();
         let total = base.tensor_names().count();
         let mut done = 0;
         let mut loader = Loader {
             base,
             options,
-            config: &config,
-            rope: Arc::new(rope(&config)),
+            next_site: 0,
             advance: &mut || {
                 done += 1;
                 progress(done, total);
             },
         };
-        let embedding = loader.weight(names::EMBEDDING)?;
-        let layers = (0..config.layers).map(|layer| loader.layer(layer)).collect::<Result<_>>()?;
-        let norm = loader.vector(names::FINAL_NORM)?;
-        let head = if config.tied_head { embedding.clone() } else { loader.weight(names::HEAD)? };
-        let head = Projection { weight: head, bias: None, site: config.layers * SITES_PER_LAYER };
+        let embedding = loader.weight(&config.embedding_name())?;
+        let ropes = Ropes::new(&config);
+        let layers = (0..config.layers).map(|layer| {
+            let block = config.block(layer).build(&mut loader)?;
+            let geometry = geometry(&config, &ropes, layer, &block.attention.qkv);
+            Ok(Layer::new(block, geometry))
+        });
+        let layers = layers.collect::<Result<_>>()?;
+        let norm = loader.norm(config.final_norm())?;
+        let head = match config.tied_head {
+            true => Projection { weight: embedding.clone(), bias: None, site: loader.next_site },
+            false => loader.projection(config.head())?,
+        };
         Ok(Self { config, device: options.device.clone(), compute, embedding, layers, norm, head })
+    }
+}
+
+/// The rotary embeddings of a model, each made once.
+struct Ropes<'a> {
+    made: Vec<(&'a RopeConfig, Arc<Rope>)>,
+}
+
+impl<'a> Ropes<'a> {
+    fn new(config: &'a ModelConfig) -> Self {
+        let configs = std::iter::once(&config.rope).chain(&config.local_rope);
+        Self { made: configs.map(|config| (config, Arc::new(rope(config)))).collect() }
+    }
+
+    fn of(&self, config: &RopeConfig) -> Option<Arc<Rope>> {
+        self.made.iter().find(|(made, _)| *made == config).map(|(_, rope)| rope.clone())
+    }
+}
+
+/// The shape of attention in a layer.
+fn geometry(config: &ModelConfig, ropes: &Ropes<'_>, layer: usize, qkv: &Qkv<Projection>) -> Geometry {
+    let usual = Geometry::new(config.heads, config.kv_heads, config.head_dim);
+    Geometry {
+        scale: config.attention_multiplier.map_or(usual.scale, |scale| scale as f32),
+        softcap: config.attention_softcap.map(|cap| cap as f32),
+        window: config.window_of(layer),
+        rope: config.rope_of(layer).and_then(|rope| ropes.of(rope)),
+        layout: match qkv {
+            Qkv::Separate(_) | Qkv::Fused(_) => QkvLayout::SideBySide,
+            Qkv::FusedByHead(_) => QkvLayout::ByHead,
+        },
+        ..usual
     }
 }
 
 struct Loader<'a> {
     base: &'a BaseFiles,
     options: &'a LoadOptions,
-    config: &'a ModelConfig,
-    rope: Arc<Rope>,
+    /// The number of the next projection.
+    next_site: usize,
     advance: &'a mut dyn FnMut(),
 }
 
-impl Loader<'_> {
-    fn layer(&mut self, layer: usize) -> Result<Layer> {
-        let modules = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
-        let mlp = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
-        let mut projections = modules.iter().chain(&mlp).enumerate().map(|(index, module)| {
-            let bias = names::layer(layer, module, "bias");
-            Ok(Projection {
-                weight: self.weight(&names::layer(layer, module, "weight"))?,
-                bias: if self.base.has(&bias) { Some(self.vector(&bias)?) } else { None },
-                site: layer * SITES_PER_LAYER + index,
-            })
-        });
-        let mut next = || projections.next().unwrap_or_else(|| unreachable!("seven projections a layer"));
-        let (q, k, v, o) = (next()?, next()?, next()?, next()?);
-        let (gate, up, down) = (next()?, next()?, next()?);
-        drop(projections);
-        Ok(Layer {
-            attention_norm: self.vector(&names::layer(layer, "input_layernorm", "weight"))?,
-            q,
-            k,
-            v,
-            o,
-            mlp_norm: self.vector(&names::layer(layer, "post_attention_layernorm", "weight"))?,
-            gate,
-            up,
-            down,
-            norm_eps: self.config.norm_eps,
-            geometry: geometry(self.config, &self.rope, layer),
+impl Build<LinearSpec, NormSpec> for Loader<'_> {
+    type Projection = Projection;
+    type Norm = Norm;
+    type Error = Error;
+
+    fn projection(&mut self, spec: LinearSpec) -> Result<Projection> {
+        let site = self.next_site;
+        self.next_site += 1;
+        Ok(Projection {
+            weight: self.weight(&format!("{}.weight", spec.module))?,
+            bias: spec.bias.then(|| self.vector(&format!("{}.bias", spec.module))).transpose()?,
+            site,
         })
     }
 
+    fn norm(&mut self, spec: NormSpec) -> Result<Norm> {
+        let mut weight = self.vector(&format!("{}.weight", spec.module))?;
+        if spec.style.offset != 0.0 {
+            weight.iter_mut().for_each(|value| *value += spec.style.offset);
+        }
+        let bias = spec.style.bias.then(|| self.vector(&format!("{}.bias", spec.module))).transpose()?;
+        Ok(Norm { kind: spec.style.kind, weight, bias, eps: spec.eps })
+    }
+}
+
+impl Loader<'_> {
     fn vector(&mut self, name: &str) -> Result<Vec<f32>> {
         let values = self.base.tensor(name)?.to_f32()?;
         (self.advance)();
@@ -209,7 +200,7 @@ impl Loader<'_> {
         let &[rows, columns] = stored.shape() else {
             return Err(Error::input(place, "is not a matrix"));
         };
-        let quant = if names::is_projection(name) || self.options.quant == Quant::Keep {
+        let quant = if self.base.is_projection(name) || self.options.quant == Quant::Keep {
             self.options.quant
         } else {
             Quant::None
@@ -218,7 +209,7 @@ impl Loader<'_> {
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             stored if !is_processor(&self.options.device) => {
                 let packed = stored.packed(&place, quant)?;
-                elsewhere(packed, names::is_projection(name), quant, rows, columns, &self.options.device)
+                elsewhere(packed, self.base.is_projection(name), quant, rows, columns, &self.options.device)
             }
             stored => place_matrix(&place, stored, quant, rows, columns, self.options.compute),
         }
@@ -276,7 +267,7 @@ fn place_matrix(_: &str, _: StoredWeight, _: Quant, _: usize, _: usize, _: Compu
 
 /// Int8 and GGUF blocks have kernels on the processor only.
 fn only_on_the_processor() -> Error {
-    Error::input("base.quant", "int8 weights and GGUF blocks stay packed with `--device cpu` only")
+    Error::input(Place::setting("base.quant"), "int8 weights and GGUF blocks stay packed with `--device cpu` only")
         .hint("this device has `quant = \"nf4\"`, `\"nf4-double\"` and `\"none\"`, for a base that is not itself int8")
 }
 

@@ -1,13 +1,20 @@
-//! The LLaMA family: configuration, tensor names, base files, and the decoder.
+//! Models: the families and their configurations, base files, loading, and the decoder that runs them all.
 
 pub mod base;
+mod batch;
 pub mod config;
 pub mod decoder;
+pub mod families;
 pub mod folder;
 pub mod load;
-pub mod names;
 pub mod quantize;
+pub mod rope;
+pub mod sites;
+pub mod spec;
+mod tensors;
 
 pub use base::{BaseFiles, StoredWeight};
+pub use batch::Batch;
 pub use config::ModelConfig;
 pub use decoder::Decoder;
+pub use sites::{Site, SiteKind};

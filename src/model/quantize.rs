@@ -9,15 +9,15 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::folder::{check_folder_name, torch_name, write_configs};
-use super::load::Quant;
-use super::{BaseFiles, StoredWeight, names};
+use super::folder::{check_folder_name, write_configs};
+use super::{BaseFiles, StoredWeight};
 use crate::error::{Error, Result};
 use crate::files::bitsandbytes::{self, Part};
 use crate::files::safetensors::TensorHeader;
 use crate::files::shards::{Entry, Shards};
 use crate::files::staging::Staging;
 use crate::files::{Bytes, Dtype, FloatType};
+use crate::quant::Quant;
 
 /// How to quantise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub struct QuantizeReport {
     pub bytes: u64,
     /// Size of the base's files of weights.
     pub base_bytes: u64,
+    /// Licences of the base that are not in the folder, because they are larger than any licence.
+    pub licences_left_out: Vec<String>,
 }
 
 /// What a tensor of the checkpoint is made from.
@@ -74,7 +76,7 @@ pub fn quantize(
     let mut weights = Vec::new();
     let mut packed = 0;
     for name in base.tensor_names() {
-        if names::is_projection(name) {
+        if base.is_projection(name) {
             weights.push(packed_entries(base, name, options.scheme, float_type)?);
             packed += 1;
         } else {
@@ -86,12 +88,9 @@ pub fn quantize(
     let shards = Shards::plan(weights, options.max_shard_bytes)?;
     let staging = Staging::beside(out)?;
     shards.write(staging.path(), |entry| contents(base, entry, options.scheme))?;
-    let double = match options.scheme {
-        Quant::Nf4 { double } => Some(double),
-        _ => None,
-    };
-    write_configs(base, float_type.dtype(), staging.path(), |config| {
-        let quantization = bitsandbytes::quantization_config(double, torch_name(float_type.dtype()));
+    let licences_left_out = write_configs(base, float_type.dtype(), staging.path(), |config| {
+        let quantization =
+            bitsandbytes::quantization_config(options.scheme.nf4_double(), float_type.dtype().torch_name());
         config.insert("quantization_config".to_owned(), quantization);
     })?;
     write_tokenizer(staging.path())?;
@@ -104,12 +103,13 @@ pub fn quantize(
         files: shards.files(),
         bytes: shards.bytes()?,
         base_bytes: base.file_bytes() as u64,
+        licences_left_out,
     })
 }
 
 /// The type of the base's embedding if it has 16 bits, else bf16.
 fn float_type_of(base: &BaseFiles) -> FloatType {
-    match base.dtype(names::EMBEDDING) {
+    match base.dtype(&base.config().embedding_name()) {
         Some(Dtype::F16) => FloatType::F16,
         _ => FloatType::Bf16,
     }
@@ -122,7 +122,7 @@ fn parts(base: &BaseFiles, name: &str, scheme: Quant, float_type: FloatType) -> 
         return Err(Error::input(place, "is packed already").hint("quantise the model that it was made from"));
     }
     match stored.packed(&place, scheme)? {
-        StoredWeight::Nf4(tensor) => Ok(tensor.parts(name, torch_name(float_type.dtype()))),
+        StoredWeight::Nf4(tensor) => Ok(tensor.parts(name, float_type.dtype().torch_name())),
         StoredWeight::Int8(tensor) => Ok(tensor.parts(name)),
         StoredWeight::Dense(_) => Err(Error::failed(place, format!("`{}` packs nothing", scheme.name()))),
     }

@@ -1,36 +1,57 @@
-//! One decoder layer: `x + o(attention(qkv(norm(x))))`, then `x + down(gated(gate_up(norm(x))))`.
+//! The forward pass of one decoder layer, for every form of [`Block`].
 
 use burn::tensor::Tensor;
 
+use super::block::{Block, MlpInput, Residual};
+use super::norm::Norm;
 use super::projection::{Pass, Projection, project};
-use crate::ops::activation::{Activation, gated};
+use crate::ops::activation::{activate, gated};
 use crate::ops::attention::{Cache, Geometry, attention, cached_attention};
-use crate::ops::norm::rms_norm;
+use crate::ops::norm::{QkNorm, qk_norm};
 
-/// A LLaMA decoder layer.
+/// A decoder layer with its weights.
 #[derive(Debug, Clone)]
 pub struct Layer {
-    pub attention_norm: Vec<f32>,
-    pub q: Projection,
-    pub k: Projection,
-    pub v: Projection,
-    pub o: Projection,
-    pub mlp_norm: Vec<f32>,
-    pub gate: Projection,
-    pub up: Projection,
-    pub down: Projection,
-    pub norm_eps: f64,
+    /// Its parts.
+    pub block: Block<Projection, Norm>,
+    /// The norms of queries and keys, as their op takes them.
+    qk_norm: Option<QkNorm>,
+    /// The shape of its attention.
     pub geometry: Geometry,
 }
 
 impl Layer {
-    /// `x` is `[tokens, hidden]`, sequences of these `lengths` end to end.
-    pub fn forward(&self, x: Tensor<2>, lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
-        let mixed = attention(self.qkv(x.clone(), pass), lengths, &self.geometry);
-        self.after_attention(x, mixed, pass)
+    /// A layer of these parts.
+    pub fn new(block: Block<Projection, Norm>, geometry: Geometry) -> Self {
+        let qk_norm = block.attention.qk_norm.as_ref().map(|norms| QkNorm {
+            q: norms.q.weight.clone(),
+            k: norms.k.weight.clone(),
+            eps: norms.q.eps,
+            span: norms.span,
+        });
+        Self { block, qk_norm, geometry }
     }
 
-    /// New tokens of sequences whose past is in `caches`.
+    /// The number of its first site.
+    pub fn first_site(&self) -> usize {
+        self.block.attention.qkv.projections()[0].site
+    }
+
+    /// Runs whole sequences of these `lengths`, laid end to end.
+    ///
+    /// # Shapes
+    /// - `x`: `[tokens, hidden]`
+    /// - output: `[tokens, hidden]`
+    pub fn forward(&self, x: Tensor<2>, lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
+        let mixed = attention(self.qkv(x.clone(), pass), lengths, &self.geometry);
+        self.after_mixing(x, mixed, pass)
+    }
+
+    /// Runs new tokens of sequences whose past is in `caches`, and adds them to it.
+    ///
+    /// # Shapes
+    /// - `x`: `[tokens, hidden]`, the `lengths[i]` new tokens of sequence `i` end to end
+    /// - output: `[tokens, hidden]`
     pub fn forward_cached(
         &self,
         x: Tensor<2>,
@@ -39,18 +60,71 @@ impl Layer {
         pass: &Pass<'_>,
     ) -> Tensor<2> {
         let mixed = cached_attention(self.qkv(x.clone(), pass), lengths, caches, &self.geometry);
-        self.after_attention(x, mixed, pass)
+        self.after_mixing(x, mixed, pass)
     }
 
+    /// Queries, keys and values before rotation, `[tokens, geometry.qkv_width()]`.
     fn qkv(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let h = rms_norm(x, &self.attention_norm, self.norm_eps);
-        project(h, &[&self.q, &self.k, &self.v], None, pass)
+        let h = normed(self.block.before_attention.as_ref(), x);
+        let group: Vec<&Projection> = self.block.attention.qkv.projections().iter().collect();
+        let qkv = project(h, &group, None, pass);
+        match &self.qk_norm {
+            Some(norm) => qk_norm(qkv, norm, &self.geometry),
+            None => qkv,
+        }
     }
 
-    fn after_attention(&self, x: Tensor<2>, mixed: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let x = project(mixed, &[&self.o], Some(x), pass);
-        let h = rms_norm(x.clone(), &self.mlp_norm, self.norm_eps);
-        let gated = gated(project(h, &[&self.gate, &self.up], None, pass), Activation::Silu);
-        project(gated, &[&self.down], Some(x), pass)
+    fn after_mixing(&self, x: Tensor<2>, mixed: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        let block = &self.block;
+        let after_attention = block.after_attention.as_ref();
+        match block.residual {
+            Residual::Sequential => {
+                let x = self.add(x, mixed, &block.attention.output, after_attention, pass);
+                self.feed_forward(x.clone(), x, pass)
+            }
+            Residual::Parallel => {
+                let sum = self.add(x.clone(), mixed, &block.attention.output, after_attention, pass);
+                self.feed_forward(x, sum, pass)
+            }
+        }
+    }
+
+    /// `residual + mlp(norm(x))`.
+    fn feed_forward(&self, x: Tensor<2>, residual: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        let mlp = &self.block.mlp;
+        let h = normed(self.block.before_mlp.as_ref(), x);
+        let group: Vec<&Projection> = mlp.input.projections().iter().collect();
+        let projected = project(h, &group, None, pass);
+        let inner = match mlp.input {
+            MlpInput::Gated(_) | MlpInput::FusedGated(_) => gated(projected, mlp.activation),
+            MlpInput::Plain(_) => activate(projected, mlp.activation),
+        };
+        self.add(residual, inner, &mlp.down, self.block.after_mlp.as_ref(), pass)
+    }
+
+    /// `residual + multiplier · norm(projection(x))`; without norm and multiplier the sum is taken as the product is stored.
+    fn add(
+        &self,
+        residual: Tensor<2>,
+        x: Tensor<2>,
+        projection: &Projection,
+        norm: Option<&Norm>,
+        pass: &Pass<'_>,
+    ) -> Tensor<2> {
+        if norm.is_none() && self.block.residual_multiplier.is_none() {
+            return project(x, &[projection], Some(residual), pass);
+        }
+        let y = normed(norm, project(x, &[projection], None, pass));
+        match self.block.residual_multiplier {
+            Some(multiplier) => residual + y.mul_scalar(multiplier),
+            None => residual + y,
+        }
+    }
+}
+
+fn normed(norm: Option<&Norm>, x: Tensor<2>) -> Tensor<2> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
     }
 }

@@ -1,9 +1,13 @@
-//! The parts of a decoder layer: projections with low-rank pairs, attention, feed-forward.
+//! The parts of a decoder: projections, norms, a layer as data and its forward pass, the adapter.
 
+pub mod adapter;
+pub mod block;
 pub mod layer;
-pub mod low_rank;
+pub mod norm;
 pub mod projection;
 
+pub use adapter::{Adapter, Delta, LowRank};
+pub use block::Block;
 pub use layer::Layer;
-pub use low_rank::{LowRank, LowRanks};
-pub use projection::{Pass, Projection};
+pub use norm::{Norm, NormKind};
+pub use projection::{Noise, Pass, Projection};

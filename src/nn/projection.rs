@@ -2,16 +2,26 @@
 
 use burn::tensor::Tensor;
 
-use super::low_rank::LowRanks;
+use super::adapter::{Adapter, Delta};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::{Dropout, LowRankPair, Projected, linear};
 
-/// What one pass through the model carries: the adapter, if any, and the seed of its dropout while training.
+/// The noise of a batch in training. It belongs to the tokens of a step, however the step is cut into batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Noise {
+    /// Differs from step to step.
+    pub seed: u64,
+    /// Tokens of the step that come before this batch.
+    pub first_token: usize,
+}
+
+/// The settings of one pass through the model.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pass<'a> {
-    pub adapter: Option<&'a LowRanks>,
-    /// Differs from step to step; `None` when not training.
-    pub dropout_seed: Option<u64>,
+    /// The adapter that is added; `None` runs the base alone.
+    pub adapter: Option<&'a Adapter>,
+    /// The noise of training; `None` when not training.
+    pub noise: Option<Noise>,
 }
 
 /// A frozen projection at a site of the model. Whether it is adapted is a property of the pass.
@@ -19,22 +29,23 @@ pub struct Pass<'a> {
 pub struct Projection {
     /// `[out, in]`.
     pub weight: FrozenWeight,
+    /// `out` values.
     pub bias: Option<Vec<f32>>,
-    /// Its number, counted through the model.
+    /// Its number among the sites of the model.
     pub site: usize,
 }
 
 impl Projection {
     /// The projection as `ops::linear` takes it, with its low-rank pair if the pass has one for it.
     pub fn in_pass<'a>(&'a self, pass: &Pass<'_>) -> Projected<'a> {
-        let low_rank = pass.adapter.and_then(|adapter| adapter.at(self.site)).map(|pair| LowRankPair {
+        let low_rank = pass.adapter.and_then(|adapter| adapter.at(self.site)).map(|Delta::LowRank(pair)| LowRankPair {
             a: pair.a.val(),
             b: pair.b.val(),
             scale: pair.scale,
-            dropout: pass
-                .dropout_seed
-                .filter(|_| pair.dropout > 0.0)
-                .map(|seed| Dropout { probability: pair.dropout, seed: mix(seed, self.site as u64) }),
+            dropout: pass.noise.filter(|_| pair.dropout > 0.0).map(|noise| {
+                let dropout = Dropout { probability: pair.dropout, seed: mix(noise.seed, self.site as u64) };
+                dropout.from_element((noise.first_token * self.weight.dims()[1]) as u64)
+            }),
         });
         Projected { weight: &self.weight, bias: self.bias.as_deref(), low_rank }
     }

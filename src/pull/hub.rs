@@ -1,43 +1,43 @@
-//! The Hugging Face hub, and its cache on disk, laid out as Python's `huggingface_hub` lays it out.
+//! The Hugging Face hub over HTTP.
 //!
-//! ```text
-//! <cache>/models--ORG--NAME/blobs/<etag>                 the files; <etag>.incomplete while they are fetched
-//!                           snapshots/<commit>/<file>    relative links to blobs
-//!                           refs/<revision>              the commit a branch or tag stood at
-//! <cache>/.locks/models--ORG--NAME/<etag>.lock
-//! ```
-//!
-//! Either side uses what the other fetched. Why this is not the `hf-hub` crate: 1.0 brings over 300 packages (an async
-//! runtime and a second HTTP stack), 0.5 verifies no checksum and knows neither `HF_TOKEN` nor `HF_HUB_OFFLINE` nor
-//! `HF_HUB_CACHE`; reading the cache while offline is needed either way, and the rest is this file.
+//! Why this is not the `hf-hub` crate: 1.0 brings over 300 packages (an async runtime and a second HTTP stack), 0.5
+//! verifies no checksum and knows neither `HF_TOKEN` nor `HF_HUB_OFFLINE` nor `HF_HUB_CACHE`; reading the cache while
+//! offline is needed either way ([`super::cache`]), and the rest is this file and [`super::download`].
 
-use std::fmt::{Display, Write as _};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::fmt::Display;
+use std::io;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{HeaderMap, Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-use super::{Event, Freshness, Progress, home, lock, user_cache_folder, variable};
+pub use super::cache::Wanted;
+use super::cache::{CachedRepository, is_commit, is_plain_name, link_blob};
+use super::download::{Download, Remote};
+use super::environment::{expand_home, is_on, token, user_cache_folder, variable};
+use super::{Event, Freshness, Progress};
 use crate::error::{Error, Result};
+use crate::files::open;
+use crate::files::output::lock;
 
 /// How long a name look-up and a connection may take before the hub counts as not reachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the hub may stay silent within a response.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a request is tried again: rate limits, server errors, dropped connections.
-const RETRIES: u32 = 4;
+pub(super) const RETRIES: u32 = 4;
 /// A hub that asks for a longer wait than this has said no.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// The largest listing of a repository, in bytes.
 const MAX_LISTING_BYTES: u64 = 64 << 20;
+
+/// The largest file of certificates, in bytes.
+const MAX_CERTIFICATES_BYTES: u64 = 16 << 20;
 
 /// Where the hub is and where its cache lies.
 #[derive(Debug, Clone)]
@@ -52,92 +52,11 @@ pub struct Hub {
     pub offline: bool,
 }
 
-/// Which files of a repository.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
-    /// A Hugging Face folder: configuration, tokenizer, chat template, safetensors.
-    Safetensors,
-    /// One file, by name.
-    File(String),
-}
-
-/// Files besides the weights that a base needs, or that belong beside a merged model.
-const SMALL_FILES: &[&str] = &[
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-];
-const INDEX: &str = "model.safetensors.index.json";
-
-impl Wanted {
-    fn is_wanted(&self, file: &str) -> bool {
-        match self {
-            Self::File(name) => file == name,
-            Self::Safetensors => {
-                let is_weight = file.starts_with("model") && file.ends_with(".safetensors");
-                SMALL_FILES.contains(&file) || file == INDEX || is_weight
-            }
-        }
-    }
-
-    /// What is missing in `snapshot` for it to be used without asking the hub.
-    fn missing(&self, snapshot: &Path) -> Vec<String> {
-        let needed = match self {
-            Self::File(name) => vec![name.clone()],
-            Self::Safetensors => {
-                let mut needed = vec!["config.json".to_owned(), "tokenizer.json".to_owned()];
-                needed.extend(shards(&snapshot.join(INDEX)).unwrap_or_else(|| vec!["model.safetensors".to_owned()]));
-                needed
-            }
-        };
-        needed.into_iter().filter(|file| !snapshot.join(file).is_file()).collect()
-    }
-
-    fn path(&self, snapshot: PathBuf) -> PathBuf {
-        match self {
-            Self::Safetensors => snapshot,
-            Self::File(name) => snapshot.join(name),
-        }
-    }
-}
-
-/// The files that a safetensors index names; `None` if it cannot be read as one.
-fn shards(index: &Path) -> Option<Vec<String>> {
-    let index: Value = serde_json::from_slice(&fs::read(index).ok()?).ok()?;
-    let mut files: Vec<String> =
-        index.get("weight_map")?.as_object()?.values().filter_map(Value::as_str).map(str::to_owned).collect();
-    files.sort();
-    files.dedup();
-    Some(files)
-}
-
-/// A part of a repository's name, or the name of a file: nothing that leaves its folder.
-pub(super) fn is_plain_name(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    !name.is_empty() && name.len() <= 255 && name.bytes().all(plain) && !name.contains("..") && name != "."
-}
-
-/// A branch, tag, commit or `refs/pr/N`.
-pub(super) fn is_revision(revision: &str) -> bool {
-    revision.split('/').all(is_plain_name)
-}
-
-fn is_commit(revision: &str) -> bool {
-    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
 /// What a repository is taken from where no revision is named.
 pub const DEFAULT_REVISION: &str = "main";
 
 /// Why the hub gave nothing.
-enum Failure {
+pub(super) enum Failure {
     /// No connection: the cache, or another source, may serve.
     Unreachable(Error),
     /// It answered, and the answer was no.
@@ -145,7 +64,7 @@ enum Failure {
 }
 
 impl Failure {
-    fn error(self) -> Error {
+    pub(super) fn error(self) -> Error {
         match self {
             Self::Unreachable(error) | Self::Refused(error) => error,
         }
@@ -156,20 +75,6 @@ impl Failure {
 struct Listing {
     commit: String,
     files: Vec<String>,
-}
-
-/// What the hub says about a file.
-struct Remote {
-    etag: String,
-    bytes: Option<u64>,
-}
-
-impl Remote {
-    /// Large files have the SHA-256 of their content as etag; small ones have git's blob id.
-    fn sha256(&self) -> Option<&str> {
-        let is_sha256 = self.etag.len() == 64 && self.etag.bytes().all(|byte| byte.is_ascii_hexdigit());
-        is_sha256.then_some(self.etag.as_str())
-    }
 }
 
 impl Hub {
@@ -200,23 +105,14 @@ impl Hub {
         })
     }
 
-    /// What the cache holds of a repository, if that is complete.
+    /// The cached folder or file of a repository, if it is complete.
     pub fn cached(&self, repo: &str, revision: &str, wanted: &Wanted) -> Option<PathBuf> {
-        let snapshot = self.snapshot_of(repo, revision)?;
+        let snapshot = self.repository(repo).snapshot_of(revision)?;
         wanted.missing(&snapshot).is_empty().then(|| wanted.path(snapshot))
     }
 
-    fn snapshot_of(&self, repo: &str, revision: &str) -> Option<PathBuf> {
-        let folder = self.repo_folder(repo);
-        let commit = match is_commit(revision) {
-            true => revision.to_owned(),
-            false => fs::read_to_string(folder.join("refs").join(revision)).ok()?.trim().to_owned(),
-        };
-        is_commit(&commit).then(|| folder.join("snapshots").join(commit))
-    }
-
-    fn repo_folder(&self, repo: &str) -> PathBuf {
-        self.cache.join(format!("models--{}", repo.replace('/', "--")))
+    fn repository(&self, repo: &str) -> CachedRepository {
+        CachedRepository::new(&self.cache, repo)
     }
 
     /// The folder (or the one file) of `repo` at `revision`, fetched unless the cache has it.
@@ -254,15 +150,15 @@ impl Hub {
         for file in files {
             self.fetch_file(&agent, repo, &listing.commit, file, progress)?;
         }
-        let folder = self.repo_folder(repo);
+        let repository = self.repository(repo);
         if revision != listing.commit {
-            write_ref(&folder.join("refs").join(revision), &listing.commit)?;
+            repository.set_reference(revision, &listing.commit)?;
         }
-        Ok(wanted.path(folder.join("snapshots").join(&listing.commit)))
+        Ok(wanted.path(repository.snapshot(&listing.commit)))
     }
 
-    fn not_in_cache(&self, repo: &str, revision: &str, wanted: &Wanted) -> Error {
-        let missing = match self.snapshot_of(repo, revision) {
+    pub(super) fn not_in_cache(&self, repo: &str, revision: &str, wanted: &Wanted) -> Error {
+        let missing = match self.repository(repo).snapshot_of(revision) {
             Some(snapshot) => format!("lacks {}", wanted.missing(&snapshot).join(", ")),
             None => format!("has nothing of it at `{revision}`"),
         };
@@ -315,17 +211,16 @@ impl Hub {
     }
 
     fn fetch_file(&self, agent: &Agent, repo: &str, commit: &str, file: &str, progress: Progress) -> Result<()> {
-        let folder = self.repo_folder(repo);
-        let link = folder.join("snapshots").join(commit).join(file);
+        let repository = self.repository(repo);
+        let link = repository.snapshot(commit).join(file);
         if link.is_file() {
             return Ok(());
         }
         let url = format!("{}/{repo}/resolve/{commit}/{file}", self.endpoint);
         let remote = self.describe(agent, repo, commit, &url)?;
-        let repo_name = folder.file_name().unwrap_or_default();
-        let lock_path = self.cache.join(".locks").join(repo_name).join(format!("{}.lock", remote.etag));
-        let _lock = lock(&lock_path, file, progress)?;
-        let blob = folder.join("blobs").join(&remote.etag);
+        let waiting = || progress(Event::Notice(&format!("waiting for another process that is fetching {file}")));
+        let _lock = lock::take(&repository.lock_file(&remote.etag), waiting)?;
+        let blob = repository.blob(&remote.etag);
         if !blob.is_file() {
             Download { hub: self, agent, repo, commit, file, url: &url, remote: &remote }.run(&blob, progress)?;
         }
@@ -366,7 +261,7 @@ impl Hub {
     }
 
     /// `GET`, from byte `start` on, following redirects; the token goes to the hub's own host only.
-    fn get(&self, agent: &Agent, url: &str, start: u64) -> Result<Response<Body>, Failure> {
+    pub(super) fn get(&self, agent: &Agent, url: &str, start: u64) -> Result<Response<Body>, Failure> {
         self.retried(|| {
             let request = agent.get(url).header("Accept-Encoding", "identity");
             let request = if start > 0 { request.header("Range", format!("bytes={start}-")) } else { request };
@@ -407,8 +302,8 @@ impl Hub {
         }
     }
 
-    /// What a refusal means to the user (`X-Error-Code` says what the status leaves open).
-    fn refusal(&self, repo: &str, revision: &str, response: &Response<Body>) -> Error {
+    /// The error that a refusal is to the user (`X-Error-Code` says what the status leaves open).
+    pub(super) fn refusal(&self, repo: &str, revision: &str, response: &Response<Body>) -> Error {
         let place = format!("hf:{repo}");
         let status = response.status().as_u16();
         let code = header(response.headers(), "X-Error-Code").unwrap_or_default();
@@ -434,177 +329,12 @@ impl Hub {
     }
 }
 
-/// A file on its way to the cache.
-struct Download<'d> {
-    hub: &'d Hub,
-    agent: &'d Agent,
-    repo: &'d str,
-    commit: &'d str,
-    file: &'d str,
-    url: &'d str,
-    remote: &'d Remote,
-}
-
-impl Download<'_> {
-    /// Fetches into `<blob>.incomplete`, going on where an earlier attempt stopped; verified, it becomes `blob`.
-    fn run(&self, blob: &Path, progress: Progress) -> Result<()> {
-        let mut incomplete = blob.as_os_str().to_owned();
-        incomplete.push(".incomplete");
-        let incomplete = PathBuf::from(incomplete);
-        let write_error = |error: io::Error| Error::write(&incomplete, &error);
-        let folder = incomplete.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder).map_err(|error| Error::write(folder, &error))?;
-        let mut output = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&incomplete);
-        let output = output.as_mut().map_err(|error| Error::write(&incomplete, error))?;
-        let mut stalled = 0;
-        let mut hash = Sha256::new();
-        let mut done = io::copy(output, &mut Hashing(&mut hash)).map_err(write_error)?;
-        loop {
-            if self.remote.bytes.is_some_and(|bytes| done > bytes) {
-                (hash, done) = restart(output).map_err(write_error)?;
-            }
-            progress(Event::Start { file: self.file, bytes_done: done, bytes_total: self.remote.bytes });
-            let before = done;
-            if self.remote.bytes != Some(done) || done == 0 {
-                let mut response = self.hub.get(self.agent, self.url, done).map_err(Failure::error)?;
-                let goes_on = match response.status() {
-                    StatusCode::PARTIAL_CONTENT => continues_at(response.headers(), done),
-                    StatusCode::OK => done == 0,
-                    StatusCode::RANGE_NOT_SATISFIABLE => false,
-                    _ => return Err(self.hub.refusal(self.repo, self.commit, &response)),
-                };
-                if !goes_on {
-                    (hash, done) = restart(output).map_err(write_error)?;
-                    if response.status() != StatusCode::OK {
-                        stalled += 1;
-                        self.give_up_after(stalled, done)?;
-                        continue;
-                    }
-                }
-                done += self.receive(&mut response, output, &mut hash, progress).map_err(write_error)?;
-            }
-            if self.remote.bytes.is_none_or(|bytes| done == bytes) {
-                break;
-            }
-            stalled = if done > before { 0 } else { stalled + 1 };
-            self.give_up_after(stalled, done)?;
-        }
-        output.sync_all().map_err(write_error)?;
-        let found = hexadecimal(&hash.finalize());
-        if let Some(expected) = self.remote.sha256().filter(|expected| *expected != found) {
-            // What is here is not what the hub has: no later attempt must go on from it.
-            let _ = fs::remove_file(&incomplete);
-            let message = format!("the download of {} is corrupt: sha256 {found}, expected {expected}", self.file);
-            return Err(Error::failed(format!("hf:{}", self.repo), message).hint("try again"));
-        }
-        fs::rename(&incomplete, blob).map_err(|error| Error::write(blob, &error))?;
-        progress(Event::Finish);
-        Ok(())
-    }
-
-    /// Appends what the response holds to `output`; a connection that drops ends it early. Errors are the disk's.
-    fn receive(
-        &self,
-        response: &mut Response<Body>,
-        output: &mut File,
-        hash: &mut Sha256,
-        progress: Progress,
-    ) -> io::Result<u64> {
-        let mut body = response.body_mut().as_reader();
-        let mut buffer = vec![0; 1 << 18];
-        let mut received = 0;
-        loop {
-            let count = match body.read(&mut buffer) {
-                Ok(0) => return Ok(received),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return Ok(received),
-            };
-            let chunk = buffer.get(..count).unwrap_or_default();
-            output.write_all(chunk)?;
-            hash.update(chunk);
-            received += count as u64;
-            progress(Event::Advance { bytes: count as u64 });
-        }
-    }
-
-    fn give_up_after(&self, stalled: u32, done: u64) -> Result<()> {
-        if stalled <= RETRIES {
-            return Ok(());
-        }
-        let expected = self.remote.bytes.map_or(String::new(), |bytes| format!(" of {bytes}"));
-        let message = format!("the download of {} stops at byte {done}{expected}", self.file);
-        Err(Error::failed(format!("hf:{}", self.repo), message).hint("run it again: it goes on where it stopped"))
-    }
-}
-
-/// Feeds what is written to a hash.
-struct Hashing<'h>(&'h mut Sha256);
-
-impl Write for Hashing<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// An empty file, and the state that goes with it.
-fn restart(output: &mut File) -> io::Result<(Sha256, u64)> {
-    output.set_len(0)?;
-    io::Seek::rewind(output)?;
-    Ok((Sha256::new(), 0))
-}
-
-/// Whether a partial response starts at byte `start`.
-fn continues_at(headers: &HeaderMap, start: u64) -> bool {
-    let range = header(headers, "Content-Range").and_then(|range| range.strip_prefix("bytes "));
-    range.and_then(|range| range.split('-').next()?.parse().ok()) == Some(start)
-}
-
-/// Makes `link` stand for `blob`, as Python does: a relative link where there are links, else a copy.
-fn link_blob(blob: &Path, link: &Path) -> Result<()> {
-    let folder = link.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(|error| Error::write(folder, &error))?;
-    if fs::symlink_metadata(link).is_ok() {
-        fs::remove_file(link).map_err(|error| Error::write(link, &error))?;
-    }
-    let linked = {
-        #[cfg(unix)]
-        {
-            let target = Path::new("../../blobs").join(blob.file_name().unwrap_or_default());
-            std::os::unix::fs::symlink(target, link)
-        }
-        #[cfg(not(unix))]
-        {
-            fs::copy(blob, link).map(|_| ())
-        }
-    };
-    linked.map_err(|error| Error::write(link, &error))
-}
-
-/// Writes where a branch stands, in one rename.
-fn write_ref(path: &Path, commit: &str) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let written = || -> io::Result<()> {
-        fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(commit.as_bytes())?;
-        file.persist(path)?;
-        Ok(())
-    };
-    written().map_err(|error| Error::write(path, &error))
-}
-
 fn agent() -> Result<Agent> {
     let mut tls = TlsConfig::builder();
     if let Some(path) = variable("SSL_CERT_FILE") {
         // Behind a proxy that opens TLS, its certificate is here, as for curl and Python.
         let path = PathBuf::from(path);
-        let pem = fs::read(&path).map_err(|error| Error::read(&path, &error).hint("SSL_CERT_FILE names it"))?;
+        let pem = open::read(&path, MAX_CERTIFICATES_BYTES).map_err(|error| error.hint("SSL_CERT_FILE names it"))?;
         let certificates = ureq::tls::parse_pem(&pem).filter_map(|item| match item {
             Ok(PemItem::Certificate(certificate)) => Some(certificate),
             _ => None,
@@ -647,36 +377,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     header(headers, "Retry-After")?.trim().parse().ok().map(Duration::from_secs)
 }
 
-fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+/// The header as text.
+pub(super) fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name)?.to_str().ok()
-}
-
-fn token(file: &Path) -> Option<String> {
-    if is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
-        return None;
-    }
-    let token = variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN"));
-    let token = token.or_else(|| fs::read_to_string(file).ok())?;
-    Some(token.trim().to_owned()).filter(|token| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()))
-}
-
-/// Whether a switch in the environment is on, by Python's rule.
-fn is_on(name: &str) -> bool {
-    variable(name).is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
-}
-
-fn expand_home(path: &str) -> Result<PathBuf> {
-    match path.strip_prefix("~/") {
-        Some(rest) => Ok(home()?.join(rest)),
-        None => Ok(PathBuf::from(path)),
-    }
-}
-
-/// Lower-case hexadecimal.
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

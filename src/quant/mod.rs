@@ -5,5 +5,7 @@ mod dynamic_map;
 pub mod float;
 pub mod int8;
 pub mod nf4;
+pub mod scheme;
 
 pub use blocks::BlockType;
+pub use scheme::{Compute, Quant};

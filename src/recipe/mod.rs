@@ -9,25 +9,19 @@
 //! Paths in a recipe are relative to the current folder, not to the recipe: a recipe that is copied elsewhere
 //! goes on meaning the same files when it is run from the same place.
 
+mod aliases;
 mod plan;
-mod reader;
-mod section;
-mod tree;
 
 use std::fs;
 use std::path::Path;
 
-pub use plan::{
-    Adapter, Base, Compute, Data, DataFormat, EarlyStopping, Output, Overlong, Plan, Quant, Recompute, Sample,
-    Schedule, Train,
-};
-pub use section::Setting;
+pub use crate::settings::Setting;
+pub use plan::{Base, Output, Plan, SampleSettings};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{self, Error, Result};
 use crate::pull::Source;
-use reader::{FromNode, Reader};
-use section::Describe;
-use tree::{Node, Place, Value};
+use crate::settings::tree::{self, Node, Place, Value};
+use crate::settings::{Describe, FromNode, Reader, Suggestions};
 
 /// The largest recipe that is read, in bytes.
 const MAX_RECIPE_BYTES: u64 = 256 << 10;
@@ -64,7 +58,14 @@ impl Recipe {
             let at = error.utf8_error().valid_up_to();
             Error::input(path.display(), format!("is not UTF-8 text: the byte at offset {at} is wrong"))
         })?;
-        Self::parse(&text, &path.display().to_string(), overrides)
+        let is_of_another_format = path
+            .extension()
+            .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|other| extension.eq_ignore_ascii_case(other)));
+        match tree::parse(&text, "") {
+            Err(_) if is_of_another_format => Err(Error::input(path, "is not TOML, and a recipe is TOML")
+                .hint("write `key = value` under [base], [data] and so on; docs/recipe.md has every setting")),
+            _ => Self::parse(&text, &path.display().to_string(), overrides),
+        }
     }
 
     /// Parses the text of a recipe that errors call `name`, and lays `overrides` over it.
@@ -86,7 +87,7 @@ impl Recipe {
     /// # Errors
     /// Input: every unknown key, wrong type, value out of range and contradiction, each at its line and column.
     pub fn settings(&self) -> Result<Plan> {
-        let mut reader = Reader::new(&self.name);
+        let mut reader = self.reader();
         let plan = self.read(&mut reader);
         reader.finish(plan)
     }
@@ -96,7 +97,7 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::settings`], and Input for each file that is missing or in the way.
     pub fn plan(&self) -> Result<Plan> {
-        let mut reader = Reader::new(&self.name);
+        let mut reader = self.reader();
         let plan = self.read(&mut reader);
         if let Some(plan) = &plan {
             self.check_files(plan, &mut reader);
@@ -104,24 +105,23 @@ impl Recipe {
         reader.finish(plan)
     }
 
-    /// The same problems; where a place is the key of a setting (`adapter.rank`), it becomes the line and column of it.
-    pub fn locate(&self, error: &Error) -> Error {
-        let located = error.problems().iter().map(|problem| {
-            let is_key = settings().iter().any(|setting| setting.key == problem.place);
-            let (place, message) = match is_key {
-                true => (self.place(&problem.place).of(&self.name), format!("`{}` {}", problem.place, problem.message)),
-                false => (problem.place.clone(), problem.message.clone()),
-            };
-            let located = match error.kind() {
-                Kind::Input => Error::input(place, message),
-                Kind::Failed => Error::failed(place, message),
-            };
-            match &problem.hint {
-                Some(hint) => located.hint(hint),
-                None => located,
+    /// The same problems; a setting ([`Place::Setting`](crate::error::Place)) becomes the line and column where it was typed.
+    pub fn locate(&self, error: Error) -> Error {
+        error.map_problems(|place, message| {
+            if let error::Place::Setting(key) = place {
+                *message = format!("`{key}` {message}");
+                *place = self.place(key).of(&self.name);
             }
-        });
-        Error::join(located).unwrap_or_else(|| error.clone())
+        })
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        let suggestions = Suggestions {
+            keys: settings().into_iter().map(|setting| setting.key).collect(),
+            foreign_keys: aliases::FOREIGN_KEYS,
+            foreign_words: aliases::FOREIGN_WORDS,
+        };
+        Reader::new(&self.name, suggestions)
     }
 
     fn read(&self, reader: &mut Reader) -> Option<Plan> {
@@ -141,18 +141,17 @@ impl Recipe {
             let message = "`train.early_stopping` needs validation examples, and there are none";
             reader.problem_with_hint(&place, message, "give `data.valid` or `data.valid_fraction`");
         }
-        if let Some(max_steps) = train.max_steps.filter(|&max_steps| train.warmup_steps > max_steps) {
-            let message =
-                format!("`train.warmup_steps` is {}, more than the {max_steps} steps there are", train.warmup_steps);
-            reader.problem(&self.place("train.warmup_steps"), message);
-        }
-        for (index, target) in adapter.targets.iter().enumerate() {
-            if adapter.targets[..index].contains(target) {
+        let listed = adapter.targets.listed();
+        for (index, target) in listed.iter().enumerate() {
+            if listed[..index].contains(target) {
                 let place = self.element_place("adapter.targets", index);
                 reader.problem(&place, format!("`adapter.targets` names {target} twice"));
             }
         }
-        if let Err(error) = Source::parse(&plan.base.model) {
+        if let Some(control) = plan.base.model.chars().find(|symbol| symbol.is_control()) {
+            let message = format!("`base.model`: the control character {control:?} cannot stand in a name or path");
+            reader.problem_with_hint(&self.place("base.model"), message, tree::ESCAPE_HINT);
+        } else if let Err(error) = Source::parse(&plan.base.model) {
             let place = self.place("base.model");
             for problem in error.problems() {
                 let message = format!("`base.model`: {}", problem.message);

@@ -1,51 +1,51 @@
-//! A base model that is ready for use: fetched if need be, opened, with its tokenizer and chat template.
+//! A base model ready for use: fetched if need be, opened, with its tokenizer and chat template.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::Device;
 
 use crate::data::Encoder;
-use crate::error::{Error, Result};
-use crate::model::load::{Compute, LoadOptions, Quant};
+use crate::error::{Error, Place, Result};
+use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
 use crate::pull;
+use crate::quant::{Compute, Quant};
 use crate::text::Tokenizer;
 
 /// An open base model; its weights are still in their files.
 #[derive(Debug)]
 pub struct OpenBase {
-    /// As the user named it.
+    /// Its name as the user gave it.
     pub name: String,
+    /// Its files.
     pub files: BaseFiles,
+    /// Its tokenizer and chat template.
     pub encoder: Encoder,
 }
 
 impl OpenBase {
-    /// Resolves a name or path and opens what is there; fetches it if it is missing.
+    /// Resolves a name or path and opens the model there; a model that is missing is fetched.
     ///
     /// # Errors
-    /// What resolving, opening or the tokenizer say.
+    /// Those of resolving, of opening and of the tokenizer.
     pub fn open(name: &str, progress: &mut dyn FnMut(pull::Event<'_>)) -> Result<Self> {
         let path = pull::resolve(name, progress)?;
         let files = BaseFiles::open(&path)?;
-        let tokenizer = match files.gguf() {
-            Some(gguf) => Tokenizer::from_gguf(gguf)?,
-            None => Tokenizer::from_folder(&path)?,
-        };
+        let tokenizer = Tokenizer::of_base(&files)?;
         let encoder = Encoder::of(tokenizer, &path.display().to_string())?;
         let encoder = encoder.for_vocabulary(files.config().vocab_size);
         Ok(Self { name: name.to_owned(), files, encoder })
     }
 
-    /// Where it lies.
+    /// The folder or file of the model.
     pub fn path(&self) -> &Path {
         self.files.path()
     }
 
-    /// Loads the weights onto `device`; `progress` is told (tensors done, tensors in all).
+    /// Loads the weights onto `device`; calls `progress(done, total)` after each tensor.
     ///
     /// # Errors
-    /// What [`Decoder::load`] says.
+    /// Those of [`Decoder::load`].
     pub fn load(
         &self,
         device: &Device,
@@ -61,7 +61,7 @@ impl OpenBase {
     ///
     /// # Errors
     /// Input: blocks are to be kept that are not there; packed weights are to be packed otherwise.
-    pub fn check_quant(&self, key: &str, quant: Quant) -> Result<()> {
+    pub fn check_quant(&self, key: impl Into<Place>, quant: Quant) -> Result<()> {
         if quant == Quant::Keep && !self.files.is_gguf() {
             return Err(Error::input(key, "is `keep`: a GGUF file's own blocks as they are; this base has none")
                 .hint("`nf4`, `nf4-double` and `int8` quantise any base"));
@@ -69,13 +69,15 @@ impl OpenBase {
         let packed = self.files.tensor_names().find(|name| self.files.is_packed(name));
         let stored = packed.and_then(|name| self.files.storage_name(name));
         match (quant, stored) {
-            (Quant::Nf4 { .. }, Some(stored)) if stored != "NF4" => Err(packed_otherwise(key, quant, &stored)),
+            (Quant::Nf4 | Quant::Nf4Double, Some(stored)) if stored != "NF4" => {
+                Err(packed_otherwise(key, quant, &stored))
+            }
             (Quant::Int8, Some(stored)) if stored != "INT8" => Err(packed_otherwise(key, quant, &stored)),
             _ => Ok(()),
         }
     }
 
-    /// What an adapter's configuration calls it: the hub's name where there is one, else as the user named it.
+    /// The name in an adapter's configuration: the hub's where there is one, else the user's.
     pub fn hub_name(&self) -> String {
         match pull::Source::parse(&self.name) {
             Ok(pull::Source::Known(model)) => model.repo.to_owned(),
@@ -84,7 +86,7 @@ impl OpenBase {
         }
     }
 
-    /// The hub's revision that it was taken from; `None` for the default branch, and where it is not from the hub.
+    /// The revision on the hub; `None` for the default branch, and for a model that is not from the hub.
     pub fn hub_revision(&self) -> Option<String> {
         match pull::Source::parse(&self.name) {
             Ok(pull::Source::Hub { revision, .. }) if revision != pull::hub::DEFAULT_REVISION => Some(revision),
@@ -93,26 +95,7 @@ impl OpenBase {
     }
 }
 
-fn packed_otherwise(key: &str, quant: Quant, stored: &str) -> Error {
+fn packed_otherwise(key: impl Into<Place>, quant: Quant, stored: &str) -> Error {
     let message = format!("is `{}`; the base is stored as {stored}, and is used as it is", quant.name());
     Error::input(key, message).hint("leave it `none`, or name the model that the base was made from")
-}
-
-/// The SHA-256 of a file, in hex.
-///
-/// # Errors
-/// It cannot be read.
-pub fn sha256_of(path: &PathBuf) -> Result<String> {
-    use sha2::{Digest, Sha256};
-    use std::io::Read;
-    let read = |error: std::io::Error| Error::read(path, &error);
-    let mut file = std::fs::File::open(path).map_err(read)?;
-    let (mut digest, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(read)? {
-            0 => break,
-            count => digest.update(&buffer[..count]),
-        }
-    }
-    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

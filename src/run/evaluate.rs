@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::base::OpenBase;
 use super::infer::{Answering, answer_ids};
-use super::train::Validation;
+use super::outcome::Validation;
 use crate::adapter::host::HostAdapter;
 use crate::data::{Row, encode::LongPolicy};
 use crate::error::{Error, Result};
@@ -16,10 +16,10 @@ use crate::eval::text::{exact_match, rouge_l};
 use crate::generate::run::check_prompt;
 use crate::generate::sample::SamplerConfig;
 use crate::model::Decoder;
-use crate::model::load::Quant;
+use crate::quant::Quant;
 use crate::train::evaluate::evaluate as losses_of;
 
-/// What to measure beside the loss.
+/// The measures beside the loss.
 #[derive(Debug, Clone)]
 pub struct EvalOptions {
     /// Answer every example greedily and score the answers.
@@ -32,14 +32,16 @@ pub struct EvalOptions {
     pub quant: Quant,
 }
 
-/// What an evaluation says.
+/// The outcome of an evaluation.
 #[derive(Debug, Clone, Serialize)]
 pub struct EvalReport {
     /// Mean over the trained tokens, with the adapter if there is one.
     pub loss: f64,
+    /// `exp(loss)`.
     pub perplexity: f64,
     /// Trained tokens.
     pub tokens: usize,
+    /// Examples.
     pub examples: usize,
     /// How the base's weights were kept in memory: `none`, `nf4`, …
     pub quant: &'static str,

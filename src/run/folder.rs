@@ -1,4 +1,4 @@
-//! The run folder: what a run was, how it went, and the best adapter so far.
+//! The run folder: the recipe, the metrics, the outcome, and the best adapter so far.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -13,17 +13,17 @@ use crate::text::FOLDER_FILES;
 
 const METRICS: &str = "metrics.jsonl";
 
-/// A run folder that is being written. Lines of metrics reach the disk one by one; everything else is written whole.
-/// Dropped before [`RunFolder::keep`], it is gone.
+/// A run folder that is being written. Lines of metrics reach the disk one by one; every other file is written whole.
+/// A folder that is dropped before [`RunFolder::keep`] is removed.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
     metrics: File,
-    /// Until it is kept.
+    /// The folders to remove; `None` once it is kept.
     unfinished: Option<Unfinished>,
 }
 
-/// What was made for a run that is not kept yet.
+/// The folders that were made for a run that is not kept yet.
 #[derive(Debug)]
 struct Unfinished {
     /// The folder, unless it was there before: then it is not a signal's to remove.
@@ -53,7 +53,10 @@ impl RunFolder {
             metrics().inspect_err(|_| drop(std::fs::remove_dir(path)))
         };
         let (metrics, folder) = match is_new {
-            true => temporary::make(claim, |_| path.to_owned()).map(|(metrics, folder)| (metrics, Some(folder))),
+            true => temporary::make(claim, |_| path.to_owned()).map(|made| {
+                let (metrics, folder) = made.into_parts();
+                (metrics, Some(folder))
+            }),
             false => metrics().map(|metrics| (metrics, None)),
         }
         .map_err(failed)?;
@@ -61,7 +64,7 @@ impl RunFolder {
         Ok(Self { path: path.to_owned(), metrics, unfinished })
     }
 
-    /// It stays from now on: there is something in it that is worth it.
+    /// Keeps the folder whatever happens from now on: it holds something of worth.
     pub fn keep(&mut self) {
         if let Some(unfinished) = self.unfinished.take() {
             unfinished.parents.keep();
@@ -108,7 +111,7 @@ impl RunFolder {
 impl Drop for RunFolder {
     fn drop(&mut self) {
         let Some(unfinished) = self.unfinished.take() else { return };
-        // Only what a run writes: anything else that has come to lie here is someone's.
+        // Only the files that a run writes: any other file that lies here is somebody's.
         for name in [METRICS, "recipe.toml", "run.json"].iter().chain(&FOLDER_FILES) {
             let _ = std::fs::remove_file(self.path.join(name));
         }

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::generate::run::{Request, generate};
 use crate::generate::sample::SamplerConfig;
 use crate::model::Decoder;
-use crate::nn::LowRanks;
+use crate::nn::Adapter;
 
 /// How prompts are answered.
 #[derive(Debug, Clone)]
@@ -24,7 +24,7 @@ pub struct Answering {
 pub fn answer(
     decoder: &Decoder,
     encoder: &Encoder,
-    adapter: Option<&LowRanks>,
+    adapter: Option<&Adapter>,
     prompts: &[String],
     answering: &Answering,
     emit: impl FnMut(usize, u32) -> Result<()>,
@@ -44,7 +44,7 @@ pub fn answer(
 pub fn answer_ids(
     decoder: &Decoder,
     encoder: &Encoder,
-    adapter: Option<&LowRanks>,
+    adapter: Option<&Adapter>,
     prompts: &[Vec<u32>],
     answering: &Answering,
     emit: impl FnMut(usize, u32) -> Result<()>,

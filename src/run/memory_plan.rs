@@ -1,21 +1,21 @@
-//! What a run will take in memory, before anything is loaded, and how to make it fit.
+//! The memory that a run will take, known before anything is loaded.
 //!
 //! The sums follow the code: what `model/load.rs` makes of each weight, what the ops keep for their backward pass
 //! (`ops/*/cpu.rs`, `Saved`), and the largest of what they hold for a moment. `tests/qlora.rs` holds them against
 //! measured peaks.
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde::Serialize;
 
 use crate::adapter::host::HostAdapter;
-use crate::adapter::spec::Target;
-use crate::error::{Error, Result};
+use crate::bytes::Size;
 use crate::model::decoder::Recompute;
-use crate::model::load::{Compute, LoadOptions};
+use crate::model::load::LoadOptions;
+use crate::model::spec::{BlockSpec, LinearSpec};
 use crate::model::{BaseFiles, ModelConfig};
 use crate::ops::cross_entropy::targets_per_chunk;
+use crate::quant::Compute;
 
 /// What the program itself takes, its code for the most part. Measured (docs/performance.md).
 const PROGRAM: u64 = 30 << 20;
@@ -27,42 +27,6 @@ const PER_TOKEN: u64 = 1 << 10;
 /// (docs/performance.md), a little on the safe side where there is little to lose.
 const LOST: u64 = 8;
 
-/// An amount of memory, as `8GiB`, `500MB` or a number of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Size(pub u64);
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const UNITS: [(&str, u64); 7] = [
-            ("KiB", 1 << 10),
-            ("MiB", 1 << 20),
-            ("GiB", 1 << 30),
-            ("kB", 1000),
-            ("MB", 1_000_000),
-            ("GB", 1_000_000_000),
-            ("B", 1),
-        ];
-        let found = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
-        let (number, unit) = found.unwrap_or((text, 1));
-        let bytes = number.trim().parse::<f64>().ok().map(|number| number * unit as f64);
-        match bytes {
-            Some(bytes) if (1.0..=1e18).contains(&bytes) => Ok(Self(bytes as u64)),
-            _ => Err(format!("`{text}` is no amount of memory; expected one like 8GiB, 500MB or 1000000")),
-        }
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 as f64 / (1u64 << 20) as f64 {
-            megabytes if megabytes >= 10_000.0 => write!(f, "{:.1} GiB", megabytes / 1024.0),
-            megabytes => write!(f, "{megabytes:.0} MiB"),
-        }
-    }
-}
-
 /// What decides how much a step takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Workload {
@@ -70,8 +34,10 @@ pub struct Workload {
     pub tokens: usize,
     /// Trained tokens in it, at most.
     pub trained_tokens: usize,
-    /// Tokens that go through the model at once in an evaluation; 0 without one.
+    /// Tokens that go through the model at once in an evaluation or for a prompt; 0 without either.
     pub evaluated_tokens: usize,
+    /// Tokens whose keys and values are cached at once, for sample prompts and evaluations of long sequences.
+    pub cached_tokens: usize,
     pub recompute: Recompute,
 }
 
@@ -115,8 +81,6 @@ impl MemoryPlan {
     }
 }
 
-const LAYER_TARGETS: &[Target] = Target::ALL.split_at(7).0;
-
 /// The layers of a model, for counting.
 struct Layers<'a> {
     config: &'a ModelConfig,
@@ -133,33 +97,52 @@ impl Layers<'_> {
         }
     }
 
-    fn rank(&self, target: Target, layer: usize) -> u64 {
-        self.adapter.pairs.get(&target.path(layer)).map_or(0, |pair| pair.rank as u64)
+    /// The ranks of these projections' pairs together.
+    fn ranks(&self, projections: &[LinearSpec]) -> u64 {
+        let pairs = projections.iter().filter_map(|projection| self.adapter.pairs.get(&projection.module));
+        pairs.map(|pair| pair.rank as u64).sum()
     }
 
     fn is_adapted(&self, layer: usize) -> bool {
-        LAYER_TARGETS.iter().any(|target| self.rank(*target, layer) > 0)
+        self.groups(&self.config.block(layer)).iter().any(|group| self.ranks(group) > 0)
+    }
+
+    /// The projections of a layer, those that share their input together.
+    fn groups<'b>(&self, block: &'b BlockSpec) -> [&'b [LinearSpec]; 4] {
+        let (attention, mlp) = (&block.attention, &block.mlp);
+        [
+            attention.qkv.projections(),
+            std::slice::from_ref(&attention.output),
+            mlp.input.projections(),
+            std::slice::from_ref(&mlp.down),
+        ]
     }
 
     /// Bytes a token that the tape of one layer keeps.
     fn kept(&self, layer: usize) -> u64 {
         let config = self.config;
-        let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
-        let q_width = (config.heads * config.head_dim) as u64;
-        let qkv = q_width + 2 * (config.kv_heads * config.head_dim) as u64;
-        let rank = |target| self.rank(target, layer);
-        let has = |targets: &[Target]| u64::from(targets.iter().any(|target| rank(*target) > 0));
-        // The inputs of both norms, rotated q, k and v, gate and up; a projection's input where it has a pair.
-        let values = 2 * hidden
-            + qkv
-            + 2 * inner
-            + has(&[Target::Q, Target::K, Target::V]) * hidden
-            + has(&[Target::O]) * q_width
-            + has(&[Target::Gate, Target::Up]) * hidden
-            + has(&[Target::Down]) * inner;
+        let block = self.config.block(layer);
+        let hidden = config.hidden_size as u64;
+        let (q_width, kv_width) = (config.q_width() as u64, config.kv_width() as u64);
+        let outer_norms = [&block.before_attention, &block.after_attention, &block.before_mlp, &block.after_mlp];
+        let outer_norms = outer_norms.into_iter().flatten().count() as u64;
+        let activated: u64 = block.mlp.input.projections().iter().map(|projection| projection.rows as u64).sum();
+        // The inputs of the norms, rotated q, k and v, the values before the activation; a projection's input where it
+        // has a pair.
+        let mut values = outer_norms * hidden + q_width + 2 * kv_width + activated;
+        if block.attention.qk_norm.is_some() {
+            values += q_width + kv_width;
+        }
+        let mut ranks = 0;
+        for group in self.groups(&block) {
+            let group_ranks = self.ranks(group);
+            if group_ranks > 0 {
+                values += group[0].columns as u64;
+            }
+            ranks += group_ranks;
+        }
         // In f32: log-sums of attention, inputs between the factors of each pair.
-        let floats = config.heads as u64 + LAYER_TARGETS.iter().map(|target| rank(*target)).sum::<u64>();
-        self.size() * values + 4 * floats
+        self.size() * values + 4 * (config.heads as u64 + ranks)
     }
 
     /// What the backward pass of one layer holds at its worst, beside what the tape keeps.
@@ -194,47 +177,32 @@ impl Layers<'_> {
         tokens * self.size() * (3 * hidden + 3 * inner) + chunk * 4 * (config.vocab_size as u64 + hidden)
     }
 
+    /// Keys and values of the cached tokens, f32 in every layer; half as much again for buffers that grow.
+    fn cache(&self, work: &Workload) -> u64 {
+        let a_token = 4 * 2 * (self.config.layers * self.config.kv_heads * self.config.head_dim) as u64;
+        work.cached_tokens as u64 * a_token * 3 / 2
+    }
+
     /// What a step keeps, and what it holds for a moment.
     fn step(&self, work: &Workload) -> (u64, u64) {
         let tokens = work.tokens as u64;
         let layers = self.config.layers;
         let lowest = (0..layers).find(|&layer| self.is_adapted(layer)).unwrap_or(layers);
-        let elsewhere = self.head(work).max(self.evaluation(work));
-        match work.recompute {
+        let (kept, working) = match work.recompute {
             Recompute::None => {
                 let kept: u64 = (lowest..layers).map(|layer| self.kept(layer)).sum();
-                (tokens * kept, self.transient(work).max(elsewhere))
+                (tokens * kept, self.transient(work))
             }
             Recompute::Block => {
                 let inputs = self.size() * (self.config.hidden_size * (layers - lowest)) as u64;
                 let largest = (lowest..layers).map(|layer| self.kept(layer)).max().unwrap_or(0);
-                (tokens * inputs, (self.transient(work) + tokens * largest).max(elsewhere))
+                (tokens * inputs, self.transient(work) + tokens * largest)
             }
-        }
+        };
+        // Evaluations and samples come between steps, when the tape holds nothing.
+        let between_steps = (self.evaluation(work) + self.cache(work)).saturating_sub(kept);
+        (kept, working.max(self.head(work)).max(between_steps))
     }
-}
-
-/// How the micro-batches of a step may be laid out: as the recipe says first, then what takes less memory.
-///
-/// The product of the two, and so the optimiser's steps, stays the same. Smaller micro-batches come before computing
-/// again, which costs a third more arithmetic.
-pub fn layouts(
-    micro_batch_seqs: usize,
-    accumulate_steps: usize,
-    recompute: Recompute,
-) -> impl Iterator<Item = (usize, usize, Recompute)> {
-    let ways = if recompute == Recompute::Block { vec![recompute] } else { vec![Recompute::None, Recompute::Block] };
-    ways.into_iter().flat_map(move |recompute| {
-        let divisors = (1..=micro_batch_seqs).rev().filter(move |size| micro_batch_seqs.is_multiple_of(*size));
-        divisors.map(move |size| (size, accumulate_steps * (micro_batch_seqs / size), recompute))
-    })
-}
-
-/// The error where nothing fits.
-pub fn does_not_fit(limit: Size, least: &MemoryPlan) -> Error {
-    let message = format!("{limit} is not enough: {} at least ({least})", Size(least.total()));
-    let hint = "`base.quant = \"nf4\"` makes weights smaller, a lower `data.max_seq_tokens` activations";
-    Error::input("--max-memory", message).hint(hint)
 }
 
 impl fmt::Display for MemoryPlan {
@@ -247,30 +215,5 @@ impl fmt::Display for MemoryPlan {
             "weights {weights}, adapter and optimiser {adapter}, activations {activations}, working {working}, program \
              {program}"
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_read_and_written() {
-        for (text, bytes) in [("8GiB", 8 << 30), ("1.5 GB", 1_500_000_000), ("350MiB", 350 << 20), ("4096", 4096)] {
-            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
-        }
-        for text in ["", "GiB", "-1GB", "8 gigs", "nan", "1e30"] {
-            assert!(text.parse::<Size>().is_err(), "{text}");
-        }
-        assert_eq!(Size(350 << 20).to_string(), "350 MiB");
-        assert_eq!(Size(64 << 30).to_string(), "64.0 GiB");
-    }
-
-    #[test]
-    fn layouts_keep_the_sequences_of_a_step() {
-        let all: Vec<_> = layouts(4, 2, Recompute::None).collect();
-        assert_eq!(all[0], (4, 2, Recompute::None));
-        assert_eq!(all.last(), Some(&(1, 8, Recompute::Block)));
-        assert!(all.iter().all(|(size, steps, _)| size * steps == 8) && all.len() == 6);
     }
 }

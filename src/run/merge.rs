@@ -13,8 +13,9 @@ use crate::data::{Encoded, EncodedSet};
 use crate::error::{Error, Result};
 use crate::eval::loss::mean_loss;
 use crate::files::staging::Staging;
-use crate::model::load::{Compute, LoadOptions, Quant};
+use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
+use crate::quant::{Compute, Quant};
 use crate::train::evaluate::evaluate;
 
 /// Merges into a folder at `out`.

@@ -1,13 +1,18 @@
-//! Whole jobs: what a command does, without its arguments and its printing.
+//! Whole jobs: the work of a command, without its arguments and its printing.
 
 pub mod adapter;
 pub mod base;
 pub mod evaluate;
 pub mod folder;
 pub mod infer;
+pub mod memory_fit;
 pub mod memory_plan;
 pub mod merge;
+mod notices;
+pub mod outcome;
+pub mod prepare;
 pub mod train;
+pub mod watch;
 
 pub use adapter::OpenAdapter;
 pub use base::OpenBase;

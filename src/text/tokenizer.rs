@@ -442,23 +442,14 @@ fn read_template(folder: &Path, config: &Value) -> Result<Option<String>> {
             Some(text.ok_or_else(error)?.to_owned())
         }
         other => {
-            let message = format!("`chat_template` is {}; expected a text or a list of named templates", kind(other));
+            let message = format!(
+                "`chat_template` is {}; expected a text or a list of named templates",
+                strict_json::kind(other)
+            );
             return Err(Error::input(place, message));
         }
     };
     Ok(text.filter(|text| !text.trim().is_empty()))
-}
-
-/// What a JSON value is, in words.
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// The files that make transformers load this tokenizer.

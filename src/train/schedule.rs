@@ -1,13 +1,17 @@
 //! The learning rate of each step, as a closed form of the step's number.
 
-/// How the rate goes on after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScheduleKind {
-    Constant,
-    /// To 0 in a straight line.
-    Linear,
-    /// To 0 along half a cosine.
-    Cosine,
+use crate::settings::choice;
+
+choice! {
+    /// How the learning rate goes on after the warm-up.
+    ScheduleKind {
+        /// It stays.
+        Constant = "constant",
+        /// It falls in a straight line to 0 at the last step.
+        Linear = "linear",
+        /// It falls along half a cosine to 0 at the last step.
+        Cosine = "cosine",
+    }
 }
 
 /// transformers' schedules (`get_linear_schedule_with_warmup` and its siblings).

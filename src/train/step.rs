@@ -4,32 +4,25 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 
-use crate::data::Batch;
-use crate::model::Decoder;
+use super::settings::TrainSettings;
 use crate::model::decoder::Recompute;
-use crate::nn::LowRanks;
+use crate::model::{Batch, Decoder};
+use crate::nn::{Adapter, Delta, Noise};
 
-/// AdamW (Loshchilov and Hutter 2019) with PyTorch's semantics.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Optimiser {
-    pub beta1: f64,
-    pub beta2: f64,
-    /// Decoupled: `p ← p·(1 − rate·weight_decay)` before the update.
-    pub weight_decay: f64,
-    /// Global norm that gradients are scaled down to; 0 for none.
-    pub max_grad_norm: f64,
-    pub recompute: Recompute,
-}
+/// PyTorch's default for AdamW's ε.
+const EPSILON: f32 = 1e-8;
 
-/// An adapter in training.
-pub struct Trainee {
-    /// On an autodiff device.
-    pub adapter: LowRanks,
+/// An adapter and its optimiser: AdamW (Loshchilov and Hutter 2019) with PyTorch's semantics.
+pub struct AdapterTrainer {
+    /// The adapter, on an autodiff device.
+    pub adapter: Adapter,
     optimiser: ModuleOptimizer,
-    settings: Optimiser,
+    /// Global norm that gradients are scaled down to; 0 for none.
+    max_grad_norm: f64,
+    recompute: Recompute,
 }
 
-/// What a step did.
+/// The outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
     /// Mean over the trained tokens, before the update.
@@ -42,19 +35,28 @@ pub struct StepReport {
     pub trained_tokens: usize,
 }
 
-impl Trainee {
-    /// An adapter with a fresh optimiser.
-    pub fn new(adapter: LowRanks, settings: Optimiser) -> Self {
+impl StepReport {
+    /// Whether the update was made: a loss or gradient that is not finite changes nothing.
+    pub fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+}
+
+impl AdapterTrainer {
+    /// An adapter with a fresh optimiser. Of `settings`, the optimiser's are read; `recompute` decides what the backward
+    /// pass computes again.
+    pub fn new(adapter: Adapter, settings: &TrainSettings, recompute: Recompute) -> Self {
         let optimiser = AdamWConfig::new()
             .with_beta_1(settings.beta1 as f32)
             .with_beta_2(settings.beta2 as f32)
-            .with_epsilon(1e-8)
+            .with_epsilon(EPSILON)
             .with_weight_decay(settings.weight_decay as f32)
             .init();
-        Self { adapter, optimiser, settings }
+        Self { adapter, optimiser, max_grad_norm: settings.max_grad_norm, recompute }
     }
 
-    /// One update from the mean loss over the trained tokens of all `micro_batches`. `seed` decides dropout.
+    /// One update from the mean loss over the trained tokens of all `micro_batches`. `seed` decides the noise, which
+    /// belongs to the tokens of the step: it is the same however they are cut into micro-batches.
     ///
     /// A loss or a gradient that is not finite is reported and changes nothing.
     pub fn step(&mut self, decoder: &Decoder, micro_batches: &[Batch], rate: f64, seed: u64) -> StepReport {
@@ -66,15 +68,19 @@ impl Trainee {
         }
         let factor = 1.0 / trained_tokens as f32;
         let mut sum = GradientsAccumulator::new();
-        for (index, batch) in micro_batches.iter().enumerate().filter(|(_, batch)| batch.trained_tokens() > 0) {
-            let seed = seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(index as u64);
-            let result = decoder.loss_and_gradients(batch, &self.adapter, seed, factor, self.settings.recompute);
-            report.loss += result.loss / trained_tokens as f64;
-            sum.accumulate(&self.adapter, result.gradients);
+        let mut first_token = 0;
+        for batch in micro_batches {
+            let noise = Noise { seed, first_token };
+            first_token += batch.ids.len();
+            if batch.trained_tokens() > 0 {
+                let result = decoder.loss_and_gradients(batch, &self.adapter, noise, factor, self.recompute);
+                report.loss += result.loss / trained_tokens as f64;
+                sum.accumulate(&self.adapter, result.gradients);
+            }
         }
         let gradients = sum.grads();
         report.grad_norm = global_norm(&self.adapter, &gradients);
-        if report.loss.is_finite() && report.grad_norm.is_finite() {
+        if report.is_finite() {
             let gradients = self.clipped(gradients, report.grad_norm);
             self.adapter = self.optimiser.step(rate, self.adapter.clone(), gradients);
         }
@@ -83,15 +89,13 @@ impl Trainee {
 
     /// `torch.nn.utils.clip_grad_norm_`: scaled by `max / (norm + 1e-6)` where that is below 1.
     fn clipped(&self, mut gradients: GradientsParams, norm: f64) -> GradientsParams {
-        let factor = self.settings.max_grad_norm / (norm + 1e-6);
-        if self.settings.max_grad_norm == 0.0 || factor >= 1.0 {
+        let factor = self.max_grad_norm / (norm + 1e-6);
+        if self.max_grad_norm == 0.0 || factor >= 1.0 {
             return gradients;
         }
-        for pair in &self.adapter.pairs {
-            for parameter in [&pair.a, &pair.b] {
-                if let Some(gradient) = gradients.remove::<2>(parameter.id) {
-                    gradients.register(parameter.id, gradient.mul_scalar(factor));
-                }
+        for parameter in self.adapter.deltas.iter().flat_map(Delta::parameters) {
+            if let Some(gradient) = gradients.remove::<2>(parameter.id) {
+                gradients.register(parameter.id, gradient.mul_scalar(factor));
             }
         }
         gradients
@@ -99,7 +103,7 @@ impl Trainee {
 }
 
 /// `sqrt(Σ g²)` over every parameter, summed in f64.
-fn global_norm(adapter: &LowRanks, gradients: &GradientsParams) -> f64 {
+fn global_norm(adapter: &Adapter, gradients: &GradientsParams) -> f64 {
     struct SquareSum<'a> {
         gradients: &'a GradientsParams,
         sum: f64,

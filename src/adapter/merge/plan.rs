@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 
 use super::MergeOptions;
 use crate::adapter::host::{HostAdapter, HostPair};
-use crate::adapter::spec::Target;
 use crate::error::{Error, Result};
 use crate::files::safetensors::TensorHeader;
 use crate::files::shards::{Entry, Shards};
 use crate::files::{Dtype, FloatType};
-use crate::model::{BaseFiles, names};
+use crate::model::BaseFiles;
 
 /// Everything that will be written.
 pub(super) struct Plan<'a> {
@@ -36,8 +35,9 @@ pub(super) struct Origin<'a> {
 impl<'a> Plan<'a> {
     /// Plans every tensor, and makes sure that every pair of the adapter is used exactly once.
     pub fn new(base: &BaseFiles, adapter: &'a HostAdapter, options: &MergeOptions) -> Result<Self> {
-        let head = Target::LmHead.path(0);
-        let untied_head = base.config().tied_head && adapter.pairs.contains_key(&head);
+        let head = base.config().head().module;
+        let config = base.config();
+        let untied_head = config.tied_head && adapter.pairs.contains_key(&head);
         let mut unused: BTreeMap<&str, &HostPair> =
             adapter.pairs.iter().map(|(module, pair)| (module.as_str(), pair)).collect();
         let mut planned = Vec::new();
@@ -46,7 +46,13 @@ impl<'a> Plan<'a> {
             planned.push(plan_one(base, name, name, pair, options)?);
         }
         if untied_head {
-            planned.push(plan_one(base, names::HEAD, names::EMBEDDING, unused.remove(head.as_str()), options)?);
+            planned.push(plan_one(
+                base,
+                &config.head_name(),
+                &config.embedding_name(),
+                unused.remove(head.as_str()),
+                options,
+            )?);
         }
         if let Some(module) = unused.keys().next() {
             return Err(Error::failed(

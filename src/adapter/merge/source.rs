@@ -3,7 +3,7 @@
 use super::MergeBase;
 use crate::error::Result;
 use crate::files::RawTensor;
-use crate::model::{BaseFiles, names};
+use crate::model::BaseFiles;
 
 /// A base as it is, or as it looked to an adapter that was trained over its packed weights.
 pub(super) struct Source<'a> {
@@ -15,7 +15,7 @@ impl Source<'_> {
     /// A tensor by its Hugging Face name.
     pub fn tensor(&self, name: &str) -> Result<RawTensor> {
         let MergeBase::Dequantized(quant) = self.weights else { return self.base.tensor(name) };
-        if !names::is_projection(name) {
+        if !self.base.is_projection(name) {
             return self.base.tensor(name);
         }
         let place = format!("{}: tensor {name}", self.base.path().display());

@@ -47,7 +47,10 @@ impl PeftConfig {
     }
 
     /// Takes a configuration from JSON; `place` is named in errors.
-    fn from_json(place: &str, value: &Value) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Input: every problem in it.
+    pub fn from_json(place: &str, value: &Value) -> Result<Self> {
         let object = value.as_object().ok_or_else(|| Error::input(place, "expected a JSON object"))?;
         let mut fields = Fields { place, object, errors: Vec::new() };
         fields.refuse_what_is_not_plain_lora();

@@ -8,16 +8,16 @@ use serde_json::{Map, Value, json};
 
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
 use crate::adapter::host::HostAdapter;
-use crate::adapter::spec::Target;
 use crate::error::{Error, Result};
 use crate::files::safetensors::{self, TensorHeader};
 use crate::files::{Bytes, Dtype, atomic, temporary};
+use crate::model::sites::is_named;
 
 /// The settings that [`HostAdapter::save`] writes beside the numbers.
 #[derive(Debug, Clone, Copy)]
 pub struct SaveOptions<'a> {
-    /// The projections that the pairs lie on, in every layer.
-    pub targets: &'a [Target],
+    /// `target_modules`: names of the modules with pairs, by PEFT's rule (`Targets::names`).
+    pub targets: &'a [String],
     /// `base_model_name_or_path`: a hub name where one is known.
     pub base_name: Option<&'a str>,
     /// `revision`: the hub's branch, tag or commit that the base was taken from, if it is not the default one.
@@ -38,7 +38,7 @@ impl HostAdapter {
         let config = self.config_json(options)?;
         std::fs::create_dir_all(dir).map_err(|error| Error::write(dir, &error))?;
         let staging = || tempfile::Builder::new().prefix(".burnish-").tempdir_in(dir);
-        let (staging, _tracked) =
+        let staging =
             temporary::make(staging, |staging| staging.path().to_owned()).map_err(|error| Error::write(dir, &error))?;
         let staged = |name: &str| staging.path().join(name);
         self.write_weights(&staged(WEIGHTS_FILE))?;
@@ -85,8 +85,7 @@ impl HostAdapter {
         let mut ranks = Map::new();
         let mut alphas = Map::new();
         for (module, pair) in &self.pairs {
-            let projection = module.rsplit('.').next().unwrap_or(module);
-            if !options.targets.iter().any(|target| target.name() == projection) {
+            if !options.targets.iter().any(|target| is_named(module, target)) {
                 return Err(Error::failed(module, "has a pair, and is not among the targets to be saved"));
             }
             if pair.rank != self.rank {
@@ -97,7 +96,6 @@ impl HostAdapter {
                 alphas.insert(module.clone(), number(f64::from(pair.scale) * root));
             }
         }
-        let targets: Vec<&str> = options.targets.iter().map(|target| target.name()).collect();
         let mut config = json!({
             "alpha_pattern": alphas,
             "base_model_name_or_path": options.base_name,
@@ -114,7 +112,7 @@ impl HostAdapter {
             "r": self.rank,
             "rank_pattern": ranks,
             "revision": options.revision,
-            "target_modules": targets,
+            "target_modules": options.targets,
             "task_type": "CAUSAL_LM",
         });
         if options.rslora {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{Int8Tensor, NF4_STATE, Nf4Scales, Nf4Tensor, STATE, row_scales_name};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::files::safetensors::SafeTensorsFile;
 use crate::files::{Dtype, RawTensor, json};
 use crate::quant::nf4;
@@ -16,7 +16,7 @@ const BLOCK_SIZES: [u64; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
 /// Reads a row-wise int8 weight.
 pub fn read_int8(file: &SafeTensorsFile, weight: &str) -> Result<Int8Tensor> {
-    let problem = |message: String| Error::input(format_args!("{}: tensor {weight}", file.place()), message);
+    let problem = |message: String| Error::input(Place::tensor(file.place(), weight), message);
     let codes = file.tensor(weight)?;
     let (Dtype::I8, &[rows, columns]) = (codes.dtype, codes.shape.as_slice()) else {
         return Err(problem(format!("is {} of shape {:?}; an 8-bit weight is I8 [out, in]", codes.dtype, codes.shape)));
@@ -28,7 +28,7 @@ pub fn read_int8(file: &SafeTensorsFile, weight: &str) -> Result<Int8Tensor> {
 
 /// Reads a 4-bit weight. Every contradiction between its parts is an error naming the part.
 pub fn read_nf4(file: &SafeTensorsFile, weight: &str) -> Result<Nf4Tensor> {
-    let problem = |message: String| Error::input(format_args!("{}: tensor {weight}", file.place()), message);
+    let problem = |message: String| Error::input(Place::tensor(file.place(), weight), message);
     let state = State::read(file, weight)?;
     check_code_table(file, weight)?;
     let values = state.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
@@ -46,7 +46,7 @@ pub fn read_nf4(file: &SafeTensorsFile, weight: &str) -> Result<Nf4Tensor> {
             let codes = part(file, &absmax)?;
             if codes.dtype != Dtype::U8 || codes.elements() != blocks {
                 let message = format!("{} {} values; nested scales are {blocks} of U8", codes.elements(), codes.dtype);
-                return Err(Error::input(format_args!("{}: tensor {absmax}", file.place()), message));
+                return Err(Error::input(Place::tensor(file.place(), absmax), message));
             }
             let nested = self::scales(file, &format!("{weight}.nested_absmax"), blocks.div_ceil(block))?;
             let map = nested_map(file, &format!("{weight}.nested_quant_map"))?;
@@ -66,7 +66,7 @@ struct State {
 
 impl State {
     fn read(file: &SafeTensorsFile, weight: &str) -> Result<Self> {
-        let problem = |message: String| Error::input(format_args!("{}: tensor {weight}", file.place()), message);
+        let problem = |message: String| Error::input(Place::tensor(file.place(), weight), message);
         let prefix = format!("{weight}{STATE}");
         let states: Vec<&str> = file.names_from(&prefix).collect();
         let name = match states.as_slice() {
@@ -75,8 +75,9 @@ impl State {
             [] => return Err(problem(format!("has scales but no `{weight}{NF4_STATE}`"))),
             several => return Err(problem(format!("has {} quantisation states; expected one", several.len()))),
         };
-        let place = format!("{}: tensor {name}", file.place());
-        let bytes = part(file, &name)?.bytes;
+        let place = Place::tensor(file.place(), &name);
+        // A copy: the bytes of a mapped file may change while they are read as text.
+        let bytes = part(file, &name)?.bytes.to_vec();
         if bytes.len() > MAX_STATE_BYTES {
             return Err(Error::input(place, format!("has {} bytes; at most {MAX_STATE_BYTES}", bytes.len())));
         }
@@ -84,7 +85,7 @@ impl State {
         Self::from_json(&place, &state).and_then(|state| state.check_nesting(file, weight))
     }
 
-    fn from_json(place: &str, state: &Value) -> Result<Self> {
+    fn from_json(place: &Place, state: &Value) -> Result<Self> {
         let problem = |message: String| Error::input(place, message);
         let field = |name: &str| state.get(name).filter(|value| !value.is_null());
         if field("quant_type").and_then(Value::as_str) != Some("nf4") {
@@ -125,7 +126,7 @@ impl State {
                 } else {
                     format!("is there, and the quantisation state of {weight} is not nested")
                 };
-                return Err(Error::input(format_args!("{}: tensor {name}", file.place()), message));
+                return Err(Error::input(Place::tensor(file.place(), name), message));
             }
         }
         Ok(self)
@@ -136,14 +137,14 @@ impl State {
 fn part(file: &SafeTensorsFile, name: &str) -> Result<RawTensor> {
     if !file.has(name) {
         let message = "is missing beside its quantised weight";
-        return Err(Error::input(format_args!("{}: tensor {name}", file.place()), message));
+        return Err(Error::input(Place::tensor(file.place(), name), message));
     }
     file.tensor(name)
 }
 
 /// `count` scales, finite and not negative.
 fn scales(file: &SafeTensorsFile, name: &str, count: usize) -> Result<Arc<[f32]>> {
-    let problem = |message: String| Error::input(format_args!("{}: tensor {name}", file.place()), message);
+    let problem = |message: String| Error::input(Place::tensor(file.place(), name), message);
     let tensor = part(file, name)?;
     if tensor.dtype != Dtype::F32 || tensor.elements() != count {
         let message = format!("{} {} values; expected {count} scales of F32", tensor.elements(), tensor.dtype);
@@ -160,7 +161,7 @@ fn check_code_table(file: &SafeTensorsFile, weight: &str) -> Result<()> {
     let name = format!("{weight}.quant_map");
     let table = part(file, &name)?;
     if table.dtype != Dtype::F32 || table.to_f32()? != nf4::CODE {
-        return Err(Error::input(format_args!("{}: tensor {name}", file.place()), "is not NF4's table of 16 values"));
+        return Err(Error::input(Place::tensor(file.place(), name), "is not NF4's table of 16 values"));
     }
     Ok(())
 }
@@ -173,7 +174,7 @@ fn nested_map(file: &SafeTensorsFile, name: &str) -> Result<Arc<[f32; 256]>> {
         Ok(map) if map.iter().all(|value| value.abs() <= 1.0) => Ok(Arc::new(map)),
         _ => {
             let message = "is not a map of 256 F32 values from -1 to 1";
-            Err(Error::input(format_args!("{}: tensor {name}", file.place()), message))
+            Err(Error::input(Place::tensor(file.place(), name), message))
         }
     }
 }

@@ -9,14 +9,22 @@ pub struct Dropout {
     pub seed: u64,
 }
 
+/// The odd constant of SplitMix64, by which elements are spread.
+const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
 impl Dropout {
+    /// The dropout of what begins at element `first`: its element `i` is element `first + i` of this one.
+    pub fn from_element(self, first: u64) -> Self {
+        Self { seed: self.seed.wrapping_add(first.wrapping_mul(GOLDEN_GAMMA)), ..self }
+    }
+
     /// Factor for element `index`: 0, or `1 / (1 - probability)`.
     ///
     /// Counter-based (the finaliser of SplitMix64, Steele et al. 2014), so that the backward pass makes the same
     /// mask again instead of keeping it.
     #[inline(always)]
     pub fn factor(self, index: u64) -> f32 {
-        let mut bits = self.seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut bits = self.seed.wrapping_add(index.wrapping_mul(GOLDEN_GAMMA));
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         bits ^= bits >> 31;

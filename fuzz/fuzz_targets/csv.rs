@@ -1,0 +1,9 @@
+//! Any bytes as a CSV file of examples.
+
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../readers.rs"]
+mod readers;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| readers::csv(data));

@@ -1,0 +1,156 @@
+//! Metadata values of a GGUF file, and what other code asks of them.
+
+/// A metadata value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    U8(u8),
+    I8(i8),
+    U16(u16),
+    I16(i16),
+    U32(u32),
+    I32(i32),
+    F32(f32),
+    Bool(bool),
+    String(String),
+    Array(Array),
+    U64(u64),
+    I64(i64),
+    F64(f64),
+}
+
+/// A metadata array: items of one type.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Array {
+    U8(Vec<u8>),
+    I8(Vec<i8>),
+    U16(Vec<u16>),
+    I16(Vec<i16>),
+    U32(Vec<u32>),
+    I32(Vec<i32>),
+    F32(Vec<f32>),
+    Bool(Vec<bool>),
+    String(Vec<String>),
+    Array(Vec<Array>),
+    U64(Vec<u64>),
+    I64(Vec<i64>),
+    F64(Vec<f64>),
+}
+
+impl Value {
+    /// Any integer type that is not negative.
+    pub fn as_u64(&self) -> Option<u64> {
+        match *self {
+            Self::U8(value) => Some(value.into()),
+            Self::U16(value) => Some(value.into()),
+            Self::U32(value) => Some(value.into()),
+            Self::U64(value) => Some(value),
+            Self::I8(value) => value.try_into().ok(),
+            Self::I16(value) => value.try_into().ok(),
+            Self::I32(value) => value.try_into().ok(),
+            Self::I64(value) => value.try_into().ok(),
+            _ => None,
+        }
+    }
+
+    /// Either float type.
+    pub fn as_f64(&self) -> Option<f64> {
+        match *self {
+            Self::F32(value) => Some(value.into()),
+            Self::F64(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// A boolean.
+    pub fn as_bool(&self) -> Option<bool> {
+        match *self {
+            Self::Bool(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// A string.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::String(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// An array of strings (tokens, merges).
+    pub fn as_strings(&self) -> Option<&[String]> {
+        match self {
+            Self::Array(Array::String(values)) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// An array of `F32` (scores).
+    pub fn as_f32s(&self) -> Option<&[f32]> {
+        match self {
+            Self::Array(Array::F32(values)) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// An array of integers that all fit `i64` (token types, per-layer counts).
+    pub fn as_integers(&self) -> Option<Vec<i64>> {
+        let Self::Array(array) = self else { return None };
+        match array {
+            Array::U8(values) => Some(values.iter().map(|&value| value.into()).collect()),
+            Array::I8(values) => Some(values.iter().map(|&value| value.into()).collect()),
+            Array::U16(values) => Some(values.iter().map(|&value| value.into()).collect()),
+            Array::I16(values) => Some(values.iter().map(|&value| value.into()).collect()),
+            Array::U32(values) => Some(values.iter().map(|&value| value.into()).collect()),
+            Array::I32(values) => Some(values.iter().map(|&value| value.into()).collect()),
+            Array::U64(values) => values.iter().map(|&value| value.try_into().ok()).collect(),
+            Array::I64(values) => Some(values.clone()),
+            _ => None,
+        }
+    }
+
+    /// The type's name, for messages.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::U8(_) => "u8",
+            Self::I8(_) => "i8",
+            Self::U16(_) => "u16",
+            Self::I16(_) => "i16",
+            Self::U32(_) => "u32",
+            Self::I32(_) => "i32",
+            Self::F32(_) => "f32",
+            Self::Bool(_) => "bool",
+            Self::String(_) => "string",
+            Self::Array(_) => "array",
+            Self::U64(_) => "u64",
+            Self::I64(_) => "i64",
+            Self::F64(_) => "f64",
+        }
+    }
+}
+
+impl Array {
+    /// Number of items.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::U8(values) => values.len(),
+            Self::I8(values) => values.len(),
+            Self::U16(values) => values.len(),
+            Self::I16(values) => values.len(),
+            Self::U32(values) => values.len(),
+            Self::I32(values) => values.len(),
+            Self::F32(values) => values.len(),
+            Self::Bool(values) => values.len(),
+            Self::String(values) => values.len(),
+            Self::Array(values) => values.len(),
+            Self::U64(values) => values.len(),
+            Self::I64(values) => values.len(),
+            Self::F64(values) => values.len(),
+        }
+    }
+
+    /// Whether there are no items.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,217 @@
+//! The frozen base model's files: a Hugging Face folder or a GGUF file, under one set of names.
+
+mod differences;
+mod fingerprint;
+mod gguf;
+mod index;
+mod weight;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::config::ModelConfig;
+use super::spec::TensorSpec;
+use crate::error::{Error, Result};
+use crate::files::bitsandbytes::{self, Storage};
+use crate::files::gguf::Gguf;
+use crate::files::safetensors::SafeTensorsFile;
+use crate::files::{Dtype, RawTensor};
+
+use index::ShardIndex;
+pub use weight::StoredWeight;
+
+/// Most differences to list; further ones are only counted.
+const MAX_DIFFERENCES: usize = 100;
+
+/// An open base model. Its tensors have the names of [`ModelConfig::tensors`], the right shapes, and a dtype that
+/// is supported; their bytes stay in the mapped files until they are asked for.
+#[derive(Debug, Clone)]
+pub struct BaseFiles {
+    path: PathBuf,
+    config: ModelConfig,
+    tensors: Vec<TensorSpec>,
+    /// Index into `tensors` by Hugging Face name: a file may have ten thousand layers.
+    by_name: HashMap<String, usize>,
+    source: Source,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    Folder(ShardIndex),
+    Gguf(Gguf),
+}
+
+impl BaseFiles {
+    /// Opens a folder with `config.json` and `model.safetensors` (or shards with their index), or a GGUF
+    /// file. Reads headers only, and reports every missing, unexpected or misshapen tensor at once.
+    pub fn open(path: &Path) -> Result<Self> {
+        let metadata = std::fs::metadata(path).map_err(|error| Error::read(path, &error))?;
+        let (config, source) = if metadata.is_dir() {
+            if path.join("adapter_config.json").exists() && !path.join("config.json").exists() {
+                return Err(Error::input(path.display(), "is an adapter, not a base model")
+                    .hint("name the model that it was trained on as the base, and this folder as the adapter"));
+            }
+            let mut config = ModelConfig::from_json_file(&path.join("config.json"))?;
+            let shards = ShardIndex::open(path, &config)?.under_usual_names(&config)?;
+            // transformers 5 believes the weights where they contradict `tie_word_embeddings`.
+            config.tied_head = config.tied_head && !shards.has_a_head_of_its_own(&config)?;
+            (config, Source::Folder(shards))
+        } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors")) {
+            return Err(Error::input(path.display(), "is one file of weights, without its config.json")
+                .hint("give the folder that it lies in"));
+        } else {
+            let gguf = Gguf::open(path)?;
+            (ModelConfig::from_gguf(&gguf)?, Source::Gguf(gguf))
+        };
+        let tensors = config.tensors();
+        let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.hf.clone(), index)).collect();
+        let base = Self { path: path.to_owned(), config, tensors, by_name, source };
+        base.check_tensors()?;
+        Ok(base)
+    }
+
+    /// What was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Whether it is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        self.gguf().is_some()
+    }
+
+    /// The GGUF file, for its tokenizer and other metadata.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match &self.source {
+            Source::Gguf(gguf) => Some(gguf),
+            Source::Folder(_) => None,
+        }
+    }
+
+    /// Hugging Face names of the model's tensors, in the order of [`ModelConfig::tensors`]. Without the head
+    /// where it is tied.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().map(|tensor| tensor.hf.as_str())
+    }
+
+    /// Whether the model has a tensor of this Hugging Face name.
+    pub fn has(&self, hf_name: &str) -> bool {
+        self.by_name.contains_key(hf_name)
+    }
+
+    /// Whether the tensor is the weight of a layer's projection: what quantisation applies to.
+    pub fn is_projection(&self, hf_name: &str) -> bool {
+        self.spec(hf_name).is_some_and(|tensor| tensor.is_projection)
+    }
+
+    fn spec(&self, hf_name: &str) -> Option<&TensorSpec> {
+        self.by_name.get(hf_name).map(|&index| &self.tensors[index])
+    }
+
+    /// The shape of a tensor by its Hugging Face name, outermost dimension first.
+    pub fn shape(&self, hf_name: &str) -> Option<&[usize]> {
+        self.spec(hf_name).map(|tensor| tensor.shape.as_slice())
+    }
+
+    /// The type that [`Self::tensor`] hands out, without reading it; `None` for a name that the model does not have.
+    pub fn dtype(&self, hf_name: &str) -> Option<Dtype> {
+        match &self.source {
+            Source::Folder(shards) => {
+                let file = shards.file_of(hf_name)?;
+                match bitsandbytes::storage(file, hf_name) {
+                    Storage::Dense => file.dtype(hf_name),
+                    Storage::FourBit | Storage::EightBit => Some(Dtype::F32),
+                }
+            }
+            Source::Gguf(gguf) => gguf.dtype(&self.spec(hf_name)?.gguf),
+        }
+    }
+
+    /// A tensor by its Hugging Face name, rows in Hugging Face's order. A weight that bitsandbytes packed is
+    /// decoded to `F32` (see [`Self::weight`] for the packed one). Reads all of it once to see that every
+    /// value (every scale of a block format) is finite.
+    pub fn tensor(&self, hf_name: &str) -> Result<RawTensor> {
+        self.weight(hf_name)?.into_dense()
+    }
+
+    /// A tensor by its Hugging Face name as it is stored, packed or not. Checked as in [`Self::tensor`].
+    pub fn weight(&self, hf_name: &str) -> Result<StoredWeight> {
+        match &self.source {
+            Source::Folder(shards) => {
+                let file = shards.file_of(hf_name).ok_or_else(|| self.unknown(hf_name))?;
+                match bitsandbytes::storage(file, hf_name) {
+                    Storage::FourBit => bitsandbytes::read_nf4(file, hf_name).map(StoredWeight::Nf4),
+                    Storage::EightBit => bitsandbytes::read_int8(file, hf_name).map(StoredWeight::Int8),
+                    Storage::Dense => {
+                        let tensor = file.tensor(hf_name)?;
+                        tensor.check_finite(format_args!("{}: tensor {hf_name}", file.place()))?;
+                        Ok(StoredWeight::Dense(tensor))
+                    }
+                }
+            }
+            Source::Gguf(gguf) => {
+                let tensor = self.spec(hf_name).ok_or_else(|| self.unknown(hf_name))?;
+                gguf::read(gguf, tensor).map(StoredWeight::Dense)
+            }
+        }
+    }
+
+    /// Whether bitsandbytes packed the tensor.
+    pub fn is_packed(&self, hf_name: &str) -> bool {
+        match &self.source {
+            Source::Folder(shards) => {
+                let file = shards.file_of(hf_name);
+                file.is_some_and(|file| bitsandbytes::storage(file, hf_name) != Storage::Dense)
+            }
+            Source::Gguf(_) => false,
+        }
+    }
+
+    /// Whether projections are stored packed, in GGUF blocks or as bitsandbytes packs them, so that decoding them is the
+    /// only way to their values.
+    pub fn stores_packed_projections(&self) -> bool {
+        let mut projections = self.tensors.iter().filter(|tensor| tensor.is_projection);
+        projections.any(|tensor| self.is_packed(&tensor.hf) || matches!(self.dtype(&tensor.hf), Some(Dtype::Block(_))))
+    }
+
+    /// How a tensor is stored: `BF16`, `Q4_K`, or `NF4` and `INT8` for what bitsandbytes packed. Reads headers only.
+    pub fn storage_name(&self, hf_name: &str) -> Option<String> {
+        match &self.source {
+            Source::Folder(shards) => {
+                let file = shards.file_of(hf_name)?;
+                match bitsandbytes::storage(file, hf_name) {
+                    Storage::Dense => file.dtype_name(hf_name),
+                    Storage::FourBit => Some("NF4".to_owned()),
+                    Storage::EightBit => Some("INT8".to_owned()),
+                }
+            }
+            Source::Gguf(gguf) => gguf.dtype(&self.spec(hf_name)?.gguf).map(|dtype| dtype.name().to_owned()),
+        }
+    }
+
+    /// Size of a tensor in its file; 0 for a name that the model does not have.
+    pub fn stored_bytes(&self, hf_name: &str) -> usize {
+        let bytes = match &self.source {
+            Source::Folder(shards) => shards.file_of(hf_name).and_then(|file| file.tensor(hf_name).ok()),
+            Source::Gguf(gguf) => self.spec(hf_name).and_then(|tensor| gguf.tensor(&tensor.gguf).ok()),
+        };
+        bytes.map_or(0, |tensor| tensor.bytes.len())
+    }
+
+    /// Size of the files of weights.
+    pub fn file_bytes(&self) -> usize {
+        match &self.source {
+            Source::Folder(shards) => shards.files.iter().map(SafeTensorsFile::file_bytes).sum(),
+            Source::Gguf(gguf) => gguf.file_bytes(),
+        }
+    }
+
+    fn unknown(&self, hf_name: &str) -> Error {
+        Error::input(format_args!("{}: tensor {hf_name}", self.path.display()), "the model has no such tensor")
+    }
+}

@@ -1,0 +1,43 @@
+//! An architecture as data. The architectures themselves stand in `model/families/`.
+
+use serde_json::{Map, Value};
+
+use super::{Fields, Keys, ModelConfig};
+use crate::model::spec::{BlockSpec, NormStyle, OuterNames};
+
+/// An architecture.
+#[derive(Debug)]
+pub struct Family {
+    /// The class in `architectures` of `config.json`.
+    pub class_name: &'static str,
+    /// `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// `general.architecture` of a GGUF file, unless another family goes by it.
+    pub gguf: Option<&'static str>,
+    /// The field of `config.json` with the number that norms add.
+    pub norm_eps: &'static str,
+    /// The form of its norms.
+    pub norm: NormStyle,
+    /// Names of the modules outside the layers.
+    pub names: OuterNames,
+    /// Beginnings of names in checkpoints of a larger model, and what stands in their place in a decoder's own.
+    pub stored_prefixes: &'static [(&'static str, &'static str)],
+    /// Class and `model_type` of larger models whose `text_config` is a configuration of this family.
+    pub larger_models: &'static [(&'static str, &'static str)],
+    /// Whether a tensor of this Hugging Face name has no use in the decoder.
+    pub ignores: fn(&str) -> bool,
+    /// Reads `config.json`.
+    pub from_json: fn(&mut Fields<'_>) -> ModelConfig,
+    /// Reads a GGUF file's metadata.
+    pub from_gguf: fn(&mut Keys<'_>) -> ModelConfig,
+    /// Adds the fields of `config.json` that this family has beyond the common ones.
+    pub to_json: fn(&ModelConfig, &mut Map<String, Value>),
+    /// Describes a layer. Called for a checked configuration only.
+    pub block: fn(&ModelConfig, usize) -> BlockSpec,
+}
+
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.class_name == other.class_name
+    }
+}

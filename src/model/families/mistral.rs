@@ -1,0 +1,46 @@
+//! Mistral: Llama's layer without biases, with a sliding window. llama.cpp stores it under `llama`.
+
+use serde_json::{Map, Value, json};
+
+use super::llama;
+use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
+use crate::model::spec::{NormStyle, OuterNames};
+
+/// Mistral.
+pub static MISTRAL: Family = Family {
+    class_name: "MistralForCausalLM",
+    model_type: "mistral",
+    gguf: None,
+    norm_eps: "rms_norm_eps",
+    norm: NormStyle::RMS,
+    names: OuterNames::USUAL,
+    stored_prefixes: &[],
+    larger_models: &[],
+    ignores: |_| false,
+    from_json,
+    from_gguf,
+    to_json,
+    block: llama::block,
+};
+
+const DEFAULT_WINDOW: usize = 4096;
+
+fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
+    fields.expect_silu();
+    if fields.flag("attention_bias") == Some(true) {
+        fields.problem("attention_bias", "is true, which no Mistral has");
+    }
+    let defaults = Defaults { kv_heads: Some(8), max_positions: 4096 * 32, ..Defaults::LLAMA };
+    let common = fields.common(&MISTRAL, defaults);
+    // transformers 5 calls a Mistral with `layer_types` "ministral".
+    let (sliding_window, full_layers) = fields.sliding_window(common.layers, DEFAULT_WINDOW, true, 0);
+    ModelConfig { sliding_window, full_layers, ..common }
+}
+
+fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
+    (llama::LLAMA.from_gguf)(keys)
+}
+
+fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {
+    object.insert("sliding_window".to_owned(), json!(config.sliding_window));
+}

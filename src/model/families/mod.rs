@@ -1,0 +1,185 @@
+//! The architectures, one file each. A family is data: how it is recognised, how its configuration is read and written,
+//! and how one of its layers looks. A new architecture is a file here and a line in [`FAMILIES`].
+
+mod gpt_neox;
+mod layer;
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::config::{Family, Fields, Keys, ModelConfig};
+use crate::error::{Error, Result};
+use crate::files::gguf::Gguf;
+use crate::files::{Dtype, json as strict_json};
+
+pub use gpt_neox::GPT_NEOX;
+pub use llama::LLAMA;
+pub use mistral::MISTRAL;
+pub use qwen2::QWEN2;
+pub use qwen3::QWEN3;
+
+/// Every architecture.
+pub static FAMILIES: [&Family; 5] = [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GPT_NEOX];
+
+impl ModelConfig {
+    /// Reads `config.json`, and the end tokens of a `generation_config.json` beside it. Reports every
+    /// problem at once.
+    ///
+    /// # Errors
+    /// Input: a file that cannot be read or is not JSON, an unknown architecture, fields that are missing or make no
+    /// sense.
+    pub fn from_json_file(path: &Path) -> Result<Self> {
+        let config = strict_json::read(path)?;
+        let generation_path = path.with_file_name("generation_config.json");
+        let generation = if generation_path.exists() { Some(strict_json::read(&generation_path)?) } else { None };
+        Self::from_json(&path.display().to_string(), &config, generation.as_ref())
+    }
+
+    /// The configuration that `config` describes, with the end tokens of `generation` added; `place` names
+    /// the file.
+    ///
+    /// # Errors
+    /// As [`Self::from_json_file`].
+    pub fn from_json(place: &str, config: &Value, generation: Option<&Value>) -> Result<Self> {
+        let Value::Object(object) = config else {
+            return Err(Error::input(place, "is not a JSON object"));
+        };
+        let Recognised { family, object: own, within } = recognised(place, object)?;
+        let inner_place = within.map_or(place.to_owned(), |within| format!("{place}: {within}"));
+        let mut fields = Fields::new(&inner_place, own);
+        let mut config = (family.from_json)(&mut fields);
+        let mut errors = fields.into_errors();
+        let beside = format!("{place} (generation_config.json)");
+        let whole = within.is_some().then_some((place, object));
+        let generation = generation.and_then(Value::as_object).map(|object| (beside.as_str(), object));
+        for (place, object) in whole.into_iter().chain(generation) {
+            let mut fields = Fields::new(place, object);
+            fields.add_eos_tokens(&mut config.eos_tokens);
+            errors.extend(fields.into_errors());
+        }
+        config.checked(&inner_place, errors)
+    }
+
+    /// The configuration that a GGUF file's metadata and tensors describe. Reports every problem at once.
+    ///
+    /// # Errors
+    /// As [`Self::from_json_file`].
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let name = gguf.architecture().unwrap_or("(none named)");
+        let family = FAMILIES.into_iter().find(|family| family.gguf == Some(name));
+        let family = family.ok_or_else(|| unsupported(gguf.place(), name))?;
+        let mut keys = Keys::new(gguf, name);
+        let config = (family.from_gguf)(&mut keys);
+        config.checked(gguf.place(), keys.into_errors())
+    }
+
+    /// A `config.json` that transformers loads, for a model whose base has none: one that came from GGUF. Its weights
+    /// are stored as `dtype` (`F32`, `F16` or `BF16`).
+    pub fn to_hf_json(&self, dtype: Dtype) -> Value {
+        let mut config = json!({
+            "architectures": [self.family.class_name],
+            "model_type": self.family.model_type,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            self.family.norm_eps: self.norm_eps,
+            "rope_theta": self.rope.theta,
+            "rope_scaling": self.rope.scaling_json(self.max_positions),
+            "tie_word_embeddings": self.tied_head,
+            "max_position_embeddings": self.max_positions,
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "bos_token_id": self.bos_token,
+            "eos_token_id": match self.eos_tokens.as_slice() {
+                [] => Value::Null,
+                [one] => json!(one),
+                several => json!(several),
+            },
+            "torch_dtype": dtype.torch_name(),
+            "use_cache": true,
+        });
+        if let Some(object) = config.as_object_mut() {
+            (self.family.to_json)(self, object);
+        }
+        if !self.full_layers.is_empty() {
+            let kind = |layer| if self.full_layers.contains(&layer) { "full_attention" } else { "sliding_attention" };
+            config["layer_types"] = (0..self.layers).map(kind).collect();
+        }
+        config
+    }
+}
+
+/// The family of a `config.json`, and the object with the decoder's fields.
+struct Recognised<'a> {
+    family: &'static Family,
+    object: &'a Map<String, Value>,
+    /// The name of that object within the file, if it is not the whole.
+    within: Option<&'static str>,
+}
+
+/// The family by its class name and by `model_type`, either of which may be absent. transformers goes by `model_type`,
+/// other tools by the class: where they disagree, no choice is right.
+fn recognised<'a>(place: &str, object: &'a Map<String, Value>) -> Result<Recognised<'a>> {
+    let model_type = object.get("model_type").and_then(Value::as_str);
+    let class = match object.get("architectures") {
+        None | Some(Value::Null) => None,
+        Some(Value::Array(names)) => match names.as_slice() {
+            [Value::String(name)] => Some(name.as_str()),
+            names => return Err(unsupported(place, &Value::from(names).to_string())),
+        },
+        Some(other) => {
+            let message = format!("is {other}; expected a list with one name");
+            return Err(Error::input(format_args!("{place}: architectures"), message));
+        }
+    };
+    // The decoder saved without its head is "LlamaModel"; the first conversions of LLaMA write "LLaMAForCausalLM".
+    let with_head = class.map(|class| match class.strip_suffix("Model") {
+        Some(family) => format!("{family}ForCausalLM"),
+        None => class.to_owned(),
+    });
+    let is_named = |(class_name, type_name): &(&str, &str)| match &with_head {
+        Some(class) => class_name.eq_ignore_ascii_case(class),
+        None => Some(*type_name) == model_type,
+    };
+    let own_names = |family: &Family| (family.class_name, family.model_type);
+    let (family, names, is_larger) = FAMILIES
+        .into_iter()
+        .flat_map(|family| {
+            let larger = family.larger_models.iter().map(move |names| (family, *names, true));
+            std::iter::once((family, own_names(family), false)).chain(larger)
+        })
+        .find(|(_, names, _)| is_named(names))
+        .ok_or_else(|| unsupported(place, class.or(model_type).unwrap_or("(none named)")))?;
+    if let (Some(class), Some(found)) = (class, model_type)
+        && found != names.1
+    {
+        let message = format!("is {found:?}, and `architectures` names {class}; expected {:?}", names.1);
+        return Err(Error::input(format_args!("{place}: model_type"), message));
+    }
+    match object.get("text_config") {
+        Some(Value::Object(text)) if is_larger => Ok(Recognised { family, object: text, within: Some("text_config") }),
+        _ if is_larger => Err(Error::input(format_args!("{place}: text_config"), "is missing or not an object")),
+        _ => Ok(Recognised { family, object, within: None }),
+    }
+}
+
+/// The error for an architecture that is in no file here.
+fn unsupported(place: &str, found: &str) -> Error {
+    let classes: Vec<&str> = FAMILIES.iter().map(|family| family.class_name).collect();
+    let gguf: Vec<&str> = FAMILIES.iter().filter_map(|family| family.gguf).collect();
+    Error::input(place, format!("the architecture {found} is not supported")).hint(format!(
+        "supported are {}, and GGUF files of architecture {}",
+        classes.join(", "),
+        gguf.join(", ")
+    ))
+}

@@ -1,0 +1,69 @@
+//! The sites of a model: the linear layers that an adapter can change, by number and by path.
+
+use super::config::ModelConfig;
+use crate::nn::block::Part;
+
+/// A linear layer that an adapter can change. Its number is its place in [`ModelConfig::sites`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// Path of the module in Hugging Face's model: `model.layers.3.self_attn.q_proj`, `lm_head`.
+    pub module: String,
+    /// Output width.
+    pub rows: usize,
+    /// Input width.
+    pub columns: usize,
+    /// The part of the model that it belongs to.
+    pub kind: SiteKind,
+    /// The layer; `None` for the head.
+    pub layer: Option<usize>,
+}
+
+/// The part of the model that a site belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SiteKind {
+    /// A projection of attention.
+    Attention,
+    /// A projection of the feed-forward network.
+    Mlp,
+    /// The output head.
+    Head,
+}
+
+impl Site {
+    /// Whether PEFT's list of targets selects it by `name`: the whole path, or its end after a dot.
+    pub fn is_named(&self, name: &str) -> bool {
+        is_named(&self.module, name)
+    }
+
+    /// The last part of the path: `q_proj`.
+    pub fn name(&self) -> &str {
+        self.module.rsplit('.').next().unwrap_or(&self.module)
+    }
+}
+
+/// Whether PEFT's list of targets selects the module at `path` by `name`: the whole path, or its end after a dot.
+pub fn is_named(path: &str, name: &str) -> bool {
+    !name.is_empty() && path.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
+}
+
+impl ModelConfig {
+    /// Every site, layer by layer in the order in which a layer uses them, the head last. A tied head is one too.
+    pub fn sites(&self) -> Vec<Site> {
+        let mut sites = Vec::new();
+        for layer in 0..self.layers {
+            for part in self.block(layer).parts() {
+                let (linear, kind) = match part {
+                    Part::Attention(linear) => (linear, SiteKind::Attention),
+                    Part::Mlp(linear) => (linear, SiteKind::Mlp),
+                    Part::Norm(_) => continue,
+                };
+                let (rows, columns) = (linear.rows, linear.columns);
+                sites.push(Site { module: linear.module.clone(), rows, columns, kind, layer: Some(layer) });
+            }
+        }
+        let head = self.head();
+        let (rows, columns) = (head.rows, head.columns);
+        sites.push(Site { module: head.module, rows, columns, kind: SiteKind::Head, layer: None });
+        sites
+    }
+}

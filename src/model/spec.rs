@@ -1,0 +1,144 @@
+//! The tensors of a model as its family describes them: names in both formats, shapes, and how GGUF stores them.
+
+use crate::nn::{Block, NormKind};
+
+/// A layer as a family describes it.
+pub type BlockSpec = Block<LinearSpec, NormSpec>;
+
+/// A linear layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinearSpec {
+    /// Path of the module in Hugging Face's model: `model.layers.3.self_attn.q_proj`.
+    pub module: String,
+    /// The same in GGUF: `blk.3.attn_q`.
+    pub gguf: String,
+    /// Output width.
+    pub rows: usize,
+    /// Input width.
+    pub columns: usize,
+    /// Whether it has a bias.
+    pub bias: bool,
+    /// The order of its rows in GGUF.
+    pub gguf_rows: GgufRows,
+}
+
+/// A norm.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NormSpec {
+    /// Path of the module in Hugging Face's model.
+    pub module: String,
+    /// The same in GGUF.
+    pub gguf: String,
+    /// Number of values.
+    pub width: usize,
+    /// Formula and form of the stored values.
+    pub style: NormStyle,
+    /// Added to the mean square or the variance.
+    pub eps: f64,
+}
+
+/// The formula of a family's norms, and the form in which their values are stored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormStyle {
+    /// The formula.
+    pub kind: NormKind,
+    /// Whether there are biases.
+    pub bias: bool,
+    /// Added to the weight as Hugging Face stores it. GGUF stores the sum.
+    pub offset: f32,
+}
+
+impl NormStyle {
+    /// Root-mean-square norm with the stored weight.
+    pub const RMS: Self = Self { kind: NormKind::Rms, bias: false, offset: 0.0 };
+    /// Root-mean-square norm with one plus the stored weight.
+    pub const RMS_PLUS_ONE: Self = Self { kind: NormKind::Rms, bias: false, offset: 1.0 };
+    /// Layer norm with a bias.
+    pub const LAYER: Self = Self { kind: NormKind::Layer, bias: true, offset: 0.0 };
+}
+
+/// The order of a tensor's rows in GGUF against Hugging Face's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GgufRows {
+    /// The same.
+    Same,
+    /// Within each of `heads` heads, the two values that are rotated together stand side by side (llama.cpp's `permute`).
+    RotatedPairs {
+        /// Number of heads.
+        heads: usize,
+    },
+    /// Hugging Face has q, k and v of each head together, GGUF all queries, then all keys, then all values.
+    SplitByHead {
+        /// Number of heads.
+        heads: usize,
+    },
+}
+
+/// A tensor that a model has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorSpec {
+    /// Hugging Face's name: `model.layers.3.self_attn.q_proj.weight`.
+    pub hf: String,
+    /// GGUF's name: `blk.3.attn_q.weight`.
+    pub gguf: String,
+    /// Outermost dimension first, `[out, in]` for a projection.
+    pub shape: Vec<usize>,
+    /// Whether it is the weight of a layer's projection: what quantisation applies to.
+    pub is_projection: bool,
+    /// The order of its rows in GGUF.
+    pub gguf_rows: GgufRows,
+    /// GGUF stores the values with this added.
+    pub gguf_offset: f32,
+}
+
+impl LinearSpec {
+    /// Its weight, then its bias if it has one. `is_projection` says whether it lies in a layer.
+    pub fn tensors(&self, is_projection: bool) -> impl Iterator<Item = TensorSpec> {
+        let tensor = |parameter: &str, shape, is_projection| TensorSpec {
+            hf: format!("{}.{parameter}", self.module),
+            gguf: format!("{}.{parameter}", self.gguf),
+            shape,
+            is_projection,
+            gguf_rows: self.gguf_rows,
+            gguf_offset: 0.0,
+        };
+        let weight = tensor("weight", vec![self.rows, self.columns], is_projection);
+        let bias = self.bias.then(|| tensor("bias", vec![self.rows], false));
+        std::iter::once(weight).chain(bias)
+    }
+}
+
+impl NormSpec {
+    /// Its weight, then its bias if it has one.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorSpec> {
+        let tensor = |parameter: &str, gguf_offset| TensorSpec {
+            hf: format!("{}.{parameter}", self.module),
+            gguf: format!("{}.{parameter}", self.gguf),
+            shape: vec![self.width],
+            is_projection: false,
+            gguf_rows: GgufRows::Same,
+            gguf_offset,
+        };
+        let bias = self.style.bias.then(|| tensor("bias", 0.0));
+        std::iter::once(tensor("weight", self.style.offset)).chain(bias)
+    }
+}
+
+/// Names of the modules outside the layers, in Hugging Face's model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OuterNames {
+    /// The list of layers: `model.layers`.
+    pub layers: &'static str,
+    /// The embedding.
+    pub embedding: &'static str,
+    /// The norm before the head.
+    pub final_norm: &'static str,
+    /// The output head.
+    pub head: &'static str,
+}
+
+impl OuterNames {
+    /// The names that most decoders have.
+    pub const USUAL: Self =
+        Self { layers: "model.layers", embedding: "model.embed_tokens", final_norm: "model.norm", head: "lm_head" };
+}

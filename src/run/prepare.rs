@@ -1,0 +1,216 @@
+//! The preparation of a training run: everything short of the weights.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+
+use super::base::OpenBase;
+use super::folder::RunFolder;
+use super::memory_fit::{Demand, fit_memory};
+use super::memory_plan::MemoryPlan;
+use super::notices::notices;
+use super::watch::{Stage, Watch};
+use crate::adapter::host::{HostAdapter, provenance};
+use crate::bytes::Size;
+use crate::data::encode::EncodedSet;
+use crate::data::{self, Example, Message, Row, batch};
+use crate::device::{self, DeviceChoice};
+use crate::error::{Error, Place, Result};
+use crate::files::hex;
+use crate::generate::run::check_prompt;
+use crate::model::load::LoadOptions;
+use crate::recipe::{Plan, Recipe};
+use crate::train::{Batching, Layout, Part};
+
+/// All that a run needs, short of the weights.
+pub struct Prepared {
+    /// The recipe's settings, a warm-up longer than the run shortened.
+    pub plan: Plan,
+    /// Where to compute.
+    pub device: Device,
+    /// The base, its weights still in their files.
+    pub base: OpenBase,
+    /// The fingerprint of the base's files.
+    pub base_sha256: String,
+    /// The SHA-256 of the training file.
+    pub data_sha256: String,
+    /// The training examples.
+    pub train: EncodedSet,
+    /// The validation examples; empty without.
+    pub valid: EncodedSet,
+    /// Validation sequences that are training sequences too.
+    pub seen_in_training: usize,
+    /// The adapter before the first step.
+    pub start: HostAdapter,
+    /// How sequences become steps.
+    pub batching: Batching,
+    /// How a step goes through the model.
+    pub layout: Layout,
+    /// Steps of the run, unless it stops early.
+    pub total_steps: u64,
+    /// The memory that the run will take.
+    pub memory: MemoryPlan,
+    /// Whether the examples go past the chat template, so that samples do too.
+    pub raw: bool,
+    /// The sample prompts, encoded.
+    pub prompts: Vec<Vec<u32>>,
+    /// What was made to fit, in words.
+    pub(super) adjustments: Vec<String>,
+}
+
+/// Prepares what `recipe` asks for, and loads no weight.
+///
+/// # Errors
+/// All that is wrong with the recipe and the files it names; then all that is wrong with the data, the base and what
+/// they make of each other, at the line of the recipe where a setting is to blame.
+pub fn prepare(
+    recipe: &Recipe,
+    choice: &DeviceChoice,
+    max_memory: Option<Size>,
+    watch: &mut dyn Watch,
+) -> Result<Prepared> {
+    let plan = recipe.plan()?;
+    RunFolder::check_free(&plan.output.dir)?;
+    let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(error))?;
+    notices(&prepared).iter().for_each(|notice| watch.notice(notice));
+    Ok(prepared)
+}
+
+fn prepare_plan(
+    mut plan: Plan,
+    choice: &DeviceChoice,
+    max_memory: Option<Size>,
+    watch: &mut dyn Watch,
+) -> Result<Prepared> {
+    let device = device::open(choice)?;
+    watch.stage(Stage::OpenBase);
+    let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event));
+    watch.stage(Stage::ReadData);
+    let (base, (train, valid)) = Error::both(base, read_examples(&plan))?;
+    let raw =
+        matches!(train.first().map(|row| &row.example), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
+    let config = base.files.config();
+    let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
+    let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
+    let start = Error::both(precise, plan.adapter.initialise(config, plan.train.seed));
+    watch.stage(Stage::Encode);
+    let encoded = Error::both(encode(&plan, &base, &train, &valid), encode_prompts(&plan, &base, raw));
+    let ((_, mut start), ((train, valid), prompts)) = Error::both(start, encoded)?;
+
+    let sample = (&prompts[..], plan.sample.max_tokens);
+    let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
+    let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
+    let mut adjustments = Vec::from_iter(described(layout, &plan));
+    let batching = Batching::of(&plan.train, &plan.data);
+    let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
+    adjustments.extend(shorten_warmup(&mut plan, total_steps));
+
+    let (base_sha256, data_sha256) = (base.files.content_hash()?, hex::sha256_of_file(&plan.data.train)?);
+    start.metadata.extend(
+        [
+            (provenance::BASE_SHA256, base_sha256.clone()),
+            (provenance::QUANT, plan.base.quant.to_string()),
+            (provenance::DATA_SHA256, data_sha256.clone()),
+            (provenance::SEED, plan.train.seed.to_string()),
+            (provenance::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value)),
+    );
+    let seen_in_training = batch::seen_in_training(&train.sequences, &valid.sequences);
+    Ok(Prepared {
+        plan,
+        device,
+        base,
+        base_sha256,
+        data_sha256,
+        train,
+        valid,
+        seen_in_training,
+        start,
+        batching,
+        layout,
+        total_steps,
+        memory,
+        raw,
+        prompts,
+        adjustments,
+    })
+}
+
+/// Reads the examples of both splits: training, validation.
+///
+/// # Errors
+/// Input: every bad row, as far as there are not too many.
+pub fn read_examples(plan: &Plan) -> Result<(Vec<Row>, Vec<Row>)> {
+    let format = plan.data.format.given();
+    let valid = plan.data.valid.as_ref().map(|path| data::read(path, format)).transpose();
+    let (train, valid) = Error::both(data::read(&plan.data.train, format), valid)?;
+    match (valid, plan.data.valid_fraction) {
+        (Some(valid), _) => Ok((train, valid)),
+        (None, Some(fraction)) => batch::split_valid(train, fraction, plan.train.seed),
+        (None, None) => Ok((train, Vec::new())),
+    }
+}
+
+/// Encodes the examples of both splits, of which neither may come out empty.
+fn encode(plan: &Plan, base: &OpenBase, train: &[Row], valid: &[Row]) -> Result<(EncodedSet, EncodedSet)> {
+    let limit = plan.data.max_seq_tokens.min(base.files.config().max_positions);
+    let encode = |path: &Path, rows: &[Row]| base.encoder.encode_all(path.display(), rows, limit, plan.data.overlong);
+    let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
+    let (train, valid) = Error::both(encode(&plan.data.train, train), encode(valid_path, valid))?;
+    let may_lack_valid = plan.data.valid.is_none() && plan.data.valid_fraction.is_none();
+    let splits = [(&plan.data.train, &train, false), (valid_path, &valid, may_lack_valid)];
+    let empty = splits.into_iter().filter(|(_, set, may_be)| set.sequences.is_empty() && !may_be);
+    let errors = empty.map(|(path, set, _)| nothing_trained(path, set, limit)).collect();
+    Error::none_of(errors, (train, valid))
+}
+
+/// Encodes the sample prompts, each of which the model must have room for.
+fn encode_prompts(plan: &Plan, base: &OpenBase, raw: bool) -> Result<Vec<Vec<u32>>> {
+    let positions = base.files.config().max_positions;
+    let encoded = plan.sample.prompts.iter().enumerate().map(|(index, prompt)| {
+        let ids = match raw {
+            true => base.encoder.encode_raw_prompt(prompt),
+            false => base.encoder.encode_prompt(&[Message::user(prompt.as_str())]),
+        };
+        let checked = ids.and_then(|ids| check_prompt(&ids, positions).map(|()| ids));
+        checked.map_err(|error| error.within(format_args!("sample.prompts: prompt {}", index + 1)))
+    });
+    encoded.collect()
+}
+
+/// A file of which not one example is left.
+fn nothing_trained(path: &Path, set: &EncodedSet, limit: usize) -> Error {
+    let (long, untrained) = (set.dropped_long, set.dropped_untrained);
+    let message =
+        format!("no example is left: {long} have more than {limit} tokens, in {untrained} nothing is trained");
+    let error = Error::input(path.display(), message);
+    match long {
+        0 => error.hint("loss is taken on completions, answers and the turns of the role `assistant`: are there any?"),
+        _ => error.hint("raise `data.max_seq_tokens`, up to the positions of the model, or cut with `data.overlong`"),
+    }
+}
+
+/// The layout in words, where it is not the recipe's own.
+fn described(layout: Layout, plan: &Plan) -> Option<String> {
+    let part = match layout.part {
+        Part::MicroBatch if layout.recompute == plan.train.recompute => return None,
+        Part::MicroBatch => "micro-batches go through the model whole".to_owned(),
+        Part::Sequences(count) => format!("micro-batches go through the model {count} sequences at a time"),
+        Part::Tokens(tokens) => format!("micro-batches go through the model {tokens} tokens at a time"),
+    };
+    Some(format!("to fit --max-memory: {part}, recompute {}; the steps stay as they are", layout.recompute))
+}
+
+/// Shortens a warm-up that is longer than the run, so that the rate reaches its peak at the last step; says so.
+fn shorten_warmup(plan: &mut Plan, total_steps: u64) -> Option<String> {
+    let asked = plan.train.warmup_steps;
+    if asked <= total_steps {
+        return None;
+    }
+    plan.train.warmup_steps = total_steps - 1;
+    Some(format!(
+        "train.warmup_steps is {asked}, more than the {total_steps} steps there are: shortened to {}",
+        plan.train.warmup_steps
+    ))
+}

@@ -1,0 +1,50 @@
+//! Every shipped recipe, two steps on a tiny base: what it sets goes together, and runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::cli::{json, run, tiny_job, tiny_model};
+
+fn shipped() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let mut paths: Vec<_> = fs::read_dir(folder).expect("recipes").map(|entry| entry.expect("one").path()).collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn every_shipped_recipe_trains_two_steps() {
+    let recipes = shipped();
+    assert!(recipes.len() >= 5 && recipes.iter().all(|path| path.extension().is_some_and(|ending| ending == "toml")));
+    let folder = tiny_job();
+    let base = format!("base.model={:?}", tiny_model());
+    for recipe in recipes {
+        let name = recipe.file_stem().expect("a name").to_str().expect("UTF-8");
+        let dir = format!("output.dir=out/{name}");
+        let settings = [
+            &base,
+            "data.train=train.jsonl",
+            "data.valid=valid.jsonl",
+            "train.max_steps=2",
+            "train.accumulate_steps=1",
+            "sample.max_tokens=2",
+            &dir,
+        ];
+        let overrides: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        let arguments = [&["train", recipe.to_str().expect("UTF-8"), "--json"][..], &overrides].concat();
+        let report = json(&run(&folder, &arguments));
+        assert_eq!(report["steps"], 2, "{name}: {report}");
+        assert!(report["validation"]["loss_after"].as_f64().is_some_and(f64::is_finite), "{name}: {report}");
+        let out = folder.path().join("out").join(name);
+        let about: Value = serde_json::from_slice(&fs::read(out.join("run.json")).expect("a file")).expect("JSON");
+        let typed: toml::Table = fs::read_to_string(&recipe).expect("a recipe").parse().expect("TOML");
+        for (key, value) in typed["adapter"].as_table().expect("a section") {
+            let meant = serde_json::to_value(value).expect("JSON");
+            let close = meant.as_f64().is_some() && meant.as_f64() == about["plan"]["adapter"][key].as_f64();
+            assert!(close || meant == about["plan"]["adapter"][key], "{name}: adapter.{key}");
+        }
+        assert!(out.join("adapter_model.safetensors").is_file(), "{name}");
+    }
+}

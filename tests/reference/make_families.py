@@ -1,0 +1,340 @@
+"""Makes tests/fixtures/families/*: for every model family two tiny random models by transformers, and what PEFT makes of them.
+
+FAMILY_SHAPE/ is a Hugging Face folder as transformers saves it, with
+    expected.safetensors  `ids` [tokens] and transformers' `logits` [tokens, vocabulary] in f32
+    model.gguf            the same weights under llama.cpp's names and in its order (if llama.cpp has the family)
+    adapter/              PEFT's adapter over all linear layers
+    trained.safetensors   its factors after five steps of PyTorch's AdamW, and `adapter_logits` before them
+    training.json         the batches of the five steps, and their losses
+
+A family is one entry in `FAMILIES`. Everything is computed in f32 with plain ("eager") attention.
+
+    pip install -r tests/reference/requirements.txt
+    python tests/reference/make_families.py [FAMILY_SHAPE...]
+    python tests/reference/make_families.py --check target/release/burnish   # merged folders in transformers
+"""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Type
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import tiny
+
+FOLDER = tiny.FIXTURES / "families"
+TOKENS, STEPS, LEARNING_RATE, WEIGHT_DECAY = 200, 5, 1e-2, 0.01
+
+
+# --- llama.cpp's form of weights ----------------------------------------------------------------------------------------
+
+
+def same(name, weight, config):
+    return weight
+
+
+def rotated_pairs(name, weight, config):
+    """`permute` of conversion/llama.py: q and k of Llama and what inherits from it."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": getattr(config, "num_key_value_heads", None)}
+    count = next((count for part, count in heads.items() if f".{part}." in name), None)
+    if count is None:
+        return weight
+    return weight.reshape(count, 2, weight.shape[0] // count // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def split_by_head(name, weight, config):
+    """conversion/gptneox.py: `query_key_value` of each head becomes all queries, all keys, all values."""
+    if ".query_key_value." not in name:
+        return weight
+    heads = config.num_attention_heads
+    parts = weight.reshape(heads, 3, weight.shape[0] // heads // 3, *weight.shape[1:])
+    return np.concatenate([parts[:, part].reshape(-1, *weight.shape[1:]) for part in range(3)])
+
+
+def norms_plus_one(name, weight, config):
+    """conversion/gemma.py: the stored weight of a norm is one plus Hugging Face's."""
+    return weight + 1 if name.endswith("norm.weight") else weight
+
+
+def rms_metadata(writer, config):
+    """The keys of Llama's kind of model."""
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+
+
+def gpt_neox_metadata(writer, config):
+    head_dim = config.hidden_size // config.num_attention_heads
+    writer.add_rope_dimension_count(int(head_dim * config.rope_parameters["partial_rotary_factor"]))
+    writer.add_parallel_residual(config.use_parallel_residual)
+    writer.add_layer_norm_eps(config.layer_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+
+
+@dataclass
+class Gguf:
+    """How llama.cpp's converter writes a family."""
+
+    architecture: gguf.MODEL_ARCH
+    metadata: Callable = rms_metadata
+    weight: Callable = same
+
+
+# --- families -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Family:
+    """`shapes`: configurations by name; those whose name begins with `bf16` are stored in bf16 and in shards."""
+
+    shapes: dict
+    gguf: Gguf | None = None
+    # The weight of a norm is added to one.
+    norms_around_zero: bool = False
+    # Added to the weights of the checkpoint: buffers of old versions.
+    buffers: Callable = field(default=lambda config: {})
+
+
+COMMON = dict(vocab_size=40, hidden_size=24, intermediate_size=40, num_hidden_layers=2, max_position_embeddings=256,
+              bos_token_id=1, eos_token_id=2)  # fmt: skip
+
+
+def shape(model_type, **changes):
+    return {**COMMON, "model_type": model_type, **changes}
+
+
+def gpt_neox_buffers(config):
+    """The causal mask that transformers before 4.4x saved in every layer."""
+    buffers = {}
+    for layer in range(config.num_hidden_layers):
+        at = f"gpt_neox.layers.{layer}.attention."
+        buffers[at + "bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
+        buffers[at + "masked_bias"] = torch.tensor(-1e9)
+        buffers[at + "rotary_emb.inv_freq"] = torch.ones(2)
+    return buffers
+
+
+FAMILIES = {
+    "qwen3": Family(
+        {
+            # Grouped heads that are wider than the hidden size.
+            "grouped": shape("qwen3", num_attention_heads=4, num_key_value_heads=2, head_dim=12),
+            "bf16_tied": shape(
+                "qwen3", num_attention_heads=3, num_key_value_heads=1, head_dim=10, hidden_size=20, intermediate_size=28,
+                vocab_size=37, tie_word_embeddings=True, attention_bias=True, rope_theta=1e6, num_hidden_layers=3,
+            ),
+        },
+        Gguf(gguf.MODEL_ARCH.QWEN3),
+    ),
+    "gpt_neox": Family(
+        {
+            # Half of each head is rotated; attention and feed-forward network side by side.
+            "parallel": shape("gpt_neox", num_attention_heads=3, rotary_pct=0.5, hidden_act="gelu"),
+            "bf16_sequential": shape(
+                "gpt_neox", num_attention_heads=2, rotary_pct=1.0, hidden_size=20, intermediate_size=44, vocab_size=37,
+                use_parallel_residual=False, rotary_emb_base=500, hidden_act="gelu",
+            ),
+        },
+        Gguf(gguf.MODEL_ARCH.GPTNEOX, gpt_neox_metadata, split_by_head),
+        buffers=gpt_neox_buffers,
+    ),
+}  # fmt: skip
+
+
+# --- making -------------------------------------------------------------------------------------------------------------
+
+
+def is_norm(name):
+    return name.endswith("norm.weight")
+
+
+def fill(model, family, seed):
+    """Random weights of a scale that gives logits of a few units, so that a wrong detail shows."""
+    random = np.random.default_rng(seed)
+    scaled_embedding = getattr(model.config.get_text_config(), "model_type", "").startswith("gemma")
+    for name, parameter in sorted(model.named_parameters()):
+        values = random.standard_normal(tuple(parameter.shape))
+        if name.endswith(".bias"):
+            values *= 0.3
+        elif is_norm(name):
+            values = values * 0.25 + (0.0 if family.norms_around_zero else 1.0)
+        elif parameter is model.get_input_embeddings().weight:
+            values *= 0.4 / (math.sqrt(parameter.shape[1]) if scaled_embedding else 1.0)
+        else:
+            values *= 1.6 / math.sqrt(parameter.shape[-1])
+        parameter.data.copy_(torch.from_numpy(values.astype(np.float32)))
+
+
+def write_gguf(path, model, form, dtype):
+    """The model as llama.cpp's converter writes it: matrices in its type, vectors in f32, no vocabulary."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[form.architecture])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    form.metadata(writer, config)
+    names = gguf.get_tensor_name_map(form.architecture, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = form.weight(name, weight.float().numpy(), config)
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert stored, f"llama.cpp has no name for {name}"
+        if values.ndim > 1 and dtype == torch.bfloat16:
+            writer.add_tensor(stored, gguf.quantize(values, Type.BF16), raw_dtype=Type.BF16)
+        else:
+            writer.add_tensor(stored, np.ascontiguousarray(values, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_model(folder, family, config, seed, dtype, form):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
+    fill(model, family, seed)
+    model.to(dtype).save_pretrained(folder, max_shard_size="8KB" if dtype == torch.bfloat16 else "1GB")
+    buffers = family.buffers(model.config)
+    if buffers:
+        path = sorted(folder.glob("*.safetensors"))[0]
+        save_file({**load_file(path), **buffers}, path, metadata={"format": "pt"})
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if form:
+        write_gguf(folder / "model.gguf", model, form, dtype)
+
+
+def open_model(folder):
+    """The folder in f32. Buffers of old versions may be in it."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def mean_loss(model, sequences):
+    """The summed loss of all tokens but the first of each sequence, divided once by their number."""
+    total, tokens = 0, 0
+    for ids in sequences:
+        logits = model(ids.view(1, -1), use_cache=False).logits[0, :-1].float()
+        total = total + cross_entropy(logits, ids[1:], reduction="sum")
+        tokens += len(ids) - 1
+    return total / tokens
+
+
+def factors(model):
+    """Module path and factor -> values."""
+    named = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+    return {
+        name.removeprefix("base_model.model.").removesuffix(".default.weight"): value.detach().clone().contiguous()
+        for name, value in named
+    }
+
+
+def write_adapter(folder, name, seed):
+    adapter = folder / "adapter"
+    model = get_peft_model(
+        open_model(folder), LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=3, target_modules="all-linear")
+    )
+    random = np.random.default_rng(seed)
+    for key, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            scale = 0.25 if "lora_B" in key else 1.0 / math.sqrt(parameter.shape[1])
+            values = random.standard_normal(tuple(parameter.shape)) * scale
+            parameter.data.copy_(torch.from_numpy(values.astype(np.float32)))
+    model.peft_config["default"].base_model_name_or_path = f"tests/fixtures/families/{name}"
+    model.save_pretrained(adapter, save_embedding_layers=False)
+    (adapter / "README.md").unlink(missing_ok=True)
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return PeftModel.from_pretrained(open_model(folder), adapter, is_trainable=True).eval()
+
+
+def train(model, vocabulary, seed):
+    """Five steps of two ragged sequences each."""
+    random = np.random.default_rng(seed)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    steps = []
+    for _ in range(STEPS):
+        sequences = [torch.from_numpy(random.integers(0, vocabulary, random.integers(5, 20))) for _ in range(2)]
+        loss = mean_loss(model, sequences)
+        loss.backward()
+        steps.append({"sequences": [ids.tolist() for ids in sequences], "loss": loss.item()})
+        optimizer.step()
+        optimizer.zero_grad()
+    return steps
+
+
+def make(name, family, config, seed):
+    folder = FOLDER / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    dtype = torch.bfloat16 if "bf16" in name else torch.float32
+    write_model(folder, family, config, seed, dtype, family.gguf)
+    model = open_model(folder)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = tiny.random_ids({"vocab_size": vocabulary}, TOKENS, seed + 1000)
+    logits = tiny.logits_of(model, ids)
+    tiny.write_expected(folder / "expected.safetensors", ids, logits)
+    adapted = write_adapter(folder, name, seed + 2000)
+    adapter_logits = tiny.logits_of(adapted, ids)
+    change = (adapter_logits - logits).abs().max().item()
+    assert change > 0.3, f"{name}: the adapter changes the logits by {change} only"
+    steps = train(adapted, vocabulary, seed + 3000)
+    save_file({"adapter_logits": adapter_logits, **factors(adapted)}, folder / "trained.safetensors")
+    loss = cross_entropy(adapter_logits[:-1], ids[1:]).item()
+    training = {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "adapter_loss": loss, "steps": steps}
+    (folder / "training.json").write_text(json.dumps(training) + "\n")
+    print(f"families/{name}: losses {[round(step['loss'], 4) for step in steps]}")
+
+
+def check(burnish):
+    """Merges every adapter with our program and compares the merged folder's logits in transformers with PEFT's."""
+    for folder in sorted(path for path in FOLDER.iterdir() if path.is_dir()):
+        ids = load_file(folder / "expected.safetensors")["ids"]
+        expected = load_file(folder / "trained.safetensors")["adapter_logits"]
+        for base in [folder, folder / "model.gguf"]:
+            if not base.exists():
+                continue
+            with tempfile.TemporaryDirectory() as temporary:
+                out = Path(temporary) / "merged"
+                arguments = ["merge", "--base", base, "--adapter", folder / "adapter", "--out", out, "--type", "f32"]
+                subprocess.run([burnish, *arguments], check=True, capture_output=True)
+                difference = (tiny.logits_of(tiny.open_model(out), ids) - expected).abs().max().item()
+            assert difference < 1e-3, f"{base}: merged logits differ by {difference}"
+            print(f"{base.relative_to(FOLDER)}: merged logits within {difference:.1e}")
+
+
+def main():
+    if sys.argv[1:2] == ["--check"]:
+        return check(Path(sys.argv[2]).resolve())
+    for index, (family_name, family) in enumerate(FAMILIES.items()):
+        for number, (shape_name, config) in enumerate(family.shapes.items()):
+            name = f"{family_name}_{shape_name}"
+            if not sys.argv[1:] or name in sys.argv[1:]:
+                make(name, family, config, 10 * index + number + 1)
+
+
+if __name__ == "__main__":
+    main()
