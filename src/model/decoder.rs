@@ -1,7 +1,7 @@
 //! The decoder: embedding, layers, norm, head. Frozen; what is trainable comes in with the [`Pass`].
 
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::batch::Batch;
 use super::config::{EmbeddingMultiplier, ModelConfig};
@@ -87,7 +87,7 @@ impl Decoder {
 
     /// `[tokens, hidden]`.
     fn embed(&self, ids: &[u32]) -> Tensor<2> {
-        let mut values = self.embedding.select(ids);
+        let rows = self.embedding.rows(ids, &self.device);
         let multiplier = match self.config.embedding_multiplier {
             EmbeddingMultiplier::One => None,
             EmbeddingMultiplier::Exact(multiplier) => Some(multiplier as f32),
@@ -96,11 +96,11 @@ impl Decoder {
             }
             EmbeddingMultiplier::Rounded(multiplier) => Some(multiplier as f32),
         };
-        if let Some(multiplier) = multiplier {
-            values.iter_mut().for_each(|value| *value *= multiplier);
+        match multiplier {
+            Some(multiplier) => rows.mul_scalar(multiplier),
+            None => rows,
         }
-        let data = TensorData::new(values, [ids.len(), self.config.hidden_size]);
-        Tensor::<2>::from_data(data, &self.device).cast(self.compute)
+        .cast(self.compute)
     }
 
     /// The input of the head: the last hidden states, normalised. A factor on the logits is taken here, since the head

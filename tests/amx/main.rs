@@ -6,7 +6,7 @@
 mod emulator;
 mod execution;
 mod model;
-#[path = "../ops.rs"]
+#[path = "../ops/mod.rs"]
 mod ops;
 
 use std::sync::atomic::Ordering;

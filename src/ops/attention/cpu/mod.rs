@@ -151,7 +151,9 @@ impl Attention {
             let shares = &shares[index * heads + kv_head * group..][..group];
             let mut sums = vec![0f32; head_dim * PANEL];
             let mut row = vec![0f32; head_dim];
-            for (of, column) in [((|share| &share.keys) as fn(&Share) -> &Transposed, heads), (|share| &share.values, heads + kv_heads)] {
+            for (of, column) in
+                [((|share| &share.keys) as fn(&Share) -> &Transposed, heads), (|share| &share.values, heads + kv_heads)]
+            {
                 for first in (0..length).step_by(PANEL) {
                     sums.fill(0.0);
                     for share in shares {

@@ -141,8 +141,7 @@ fn amx_multiplies() -> bool {
     }
     sums.iter().enumerate().all(|(i, sum)| {
         let (row, column) = (i / ROWS, i % ROWS);
-        let product =
-            |k: usize| a[row * DEPTH + k].to_f32() * b[k / 2 * DEPTH + 2 * column + k % 2].to_f32();
+        let product = |k: usize| a[row * DEPTH + k].to_f32() * b[k / 2 * DEPTH + 2 * column + k % 2].to_f32();
         let expected: f32 = (0..DEPTH).map(product).sum();
         (expected - sum).abs() <= 1e-3 * (1.0 + expected.abs())
     })

@@ -25,9 +25,7 @@ pub(super) unsafe fn f32_tile(
     accumulate: bool,
 ) {
     // SAFETY: as the caller vouches.
-    unsafe {
-        by_rows!(rows, f32_rows, (depth, a, lda, panel, tile, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12])
-    }
+    unsafe { by_rows!(rows, f32_rows, (depth, a, lda, panel, tile, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12]) }
 }
 
 /// The product for exactly `COUNT` rows, whose sums stay in registers.
@@ -85,9 +83,7 @@ pub(super) unsafe fn bf16_tile(
     accumulate: bool,
 ) {
     // SAFETY: as the caller vouches.
-    unsafe {
-        by_rows!(rows, bf16_rows, (depth, a, lda, panel, tile, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12])
-    }
+    unsafe { by_rows!(rows, bf16_rows, (depth, a, lda, panel, tile, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12]) }
 }
 
 /// The product for exactly `COUNT` rows, whose sums stay in registers.
