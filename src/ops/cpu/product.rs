@@ -29,7 +29,9 @@ pub struct Term<'a, E: Element> {
 pub struct Part<'a, E: Element> {
     /// The first column in the target.
     pub column: usize,
+    /// Number of columns.
     pub columns: usize,
+    /// The products that are summed, in this order.
     pub terms: Vec<Term<'a, E>>,
     /// One value a column.
     pub bias: Option<&'a [f32]>,
@@ -324,7 +326,7 @@ pub fn strip<'a, E: Element>(
     (&copy[..readable * padded], padded)
 }
 
-/// Lends this thread's scratch: `count` values, contents undefined but initialised.
+/// Lends this thread's scratch: `count` values that mean nothing.
 pub fn with_scratch<E: Element, R>(count: usize, work: impl FnOnce(&mut [E]) -> R) -> R {
     let words = (count * size_of::<E>()).div_ceil(8) + 8;
     let mut buffer = SCRATCH.with(|scratch| std::mem::take(&mut *scratch.borrow_mut()));
@@ -336,4 +338,44 @@ pub fn with_scratch<E: Element, R>(count: usize, work: impl FnOnce(&mut [E]) -> 
     let result = work(&mut bytemuck::cast_slice_mut(&mut bytes[skip..skip + count * size_of::<E>()])[..count]);
     SCRATCH.with(|scratch| *scratch.borrow_mut() = buffer);
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pack::PlainColumns;
+    use super::*;
+
+    /// `rows` rows of ones by terms that each have one depth.
+    fn ones_by_terms(terms: usize, epilogue: Epilogue<'_>, target: OutputBuffer<'_>) {
+        let ones = [1f32; 40];
+        let columns: Vec<_> = (0..terms)
+            .map(|index| PlainColumns { data: &ones[..], stride: 40, depth: 1, scale: (index + 1) as f32 })
+            .collect();
+        let rows = Rows::F32 { data: &ones[..5], stride: 1 };
+        let terms = columns.iter().map(|columns| Term::<f32> { rows, columns }).collect();
+        product(5, &[Part { column: 0, columns: 40, terms, bias: None }], epilogue, target);
+    }
+
+    #[test]
+    fn a_product_has_all_of_its_terms() {
+        for terms in [1, 8, 9, 30] {
+            let mut sums = vec![0f32; 5 * 40];
+            ones_by_terms(terms, Epilogue::default(), OutputBuffer::f32(&mut sums, 40));
+            let expected = (terms * (terms + 1) / 2) as f32;
+            assert!(sums.iter().all(|&sum| sum == expected), "{terms} terms: {} for {expected}", sums[0]);
+        }
+    }
+
+    #[test]
+    fn a_product_adds_to_values_and_to_nothing_else() {
+        let add = Epilogue { accumulate: true, ..Epilogue::default() };
+        let mut sums = vec![2f32; 5 * 40];
+        ones_by_terms(1, add, OutputBuffer::f32(&mut sums, 40));
+        assert!(sums.iter().all(|&sum| sum == 3.0));
+        let mut fresh: Vec<f32> = Vec::with_capacity(5 * 40);
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            ones_by_terms(1, add, OutputBuffer::fresh_f32(fresh.spare_capacity_mut(), 40));
+        }));
+        assert!(caught.is_err());
+    }
 }

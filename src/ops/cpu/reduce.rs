@@ -18,10 +18,13 @@ type Block = [[f32; COLUMNS]; RANKS];
 pub struct Outer<'a> {
     /// `[tokens, rank]`, with the distance between its rows.
     pub left: (&'a [f32], usize),
+    /// Columns on the left.
     pub rank: usize,
     /// `[tokens, width]`.
     pub right: Rows<'a>,
+    /// Columns on the right.
     pub width: usize,
+    /// Multiplies every sum.
     pub scale: f32,
 }
 
@@ -55,7 +58,8 @@ pub fn sum_outers(sums: &[Outer<'_>]) -> Vec<Vec<f32>> {
 fn outer_block(left: &[f32], stride: usize, ranks: usize, right: Rows<'_>, columns: usize) -> Block {
     #[cfg(target_arch = "x86_64")]
     if columns == COLUMNS && ranks == RANKS && super::isa::Isa::current() >= super::isa::Isa::Avx512 {
-        return x86::checked_block(left, stride, right);
+        // SAFETY: AVX-512 is there.
+        return unsafe { x86::checked_block(left, stride, right) };
     }
     match right {
         Rows::F32 { data, stride: apart } => portable_block(left, stride, ranks, data, apart, columns),
@@ -89,20 +93,23 @@ mod x86 {
     use super::{Block, COLUMNS, RANKS};
     use crate::ops::cpu::rows::Rows;
 
-    /// A whole block; AVX-512 is there.
-    pub fn checked_block(left: &[f32], rank: usize, right: Rows<'_>) -> Block {
-        let tokens = if left.len() < RANKS { 0 } else { (left.len() - RANKS) / rank + 1 };
+    /// A whole block of rows on the left, `left_stride` apart, and rows on the right.
+    ///
+    /// # Safety
+    /// AVX-512F is there.
+    pub unsafe fn checked_block(left: &[f32], left_stride: usize, right: Rows<'_>) -> Block {
+        let tokens = if left.len() < RANKS { 0 } else { (left.len() - RANKS) / left_stride + 1 };
         let inside = |length: usize, stride: usize| length >= tokens.saturating_sub(1) * stride + COLUMNS;
         match right {
             Rows::F32 { data, stride } => {
                 assert!(inside(data.len(), stride));
                 // SAFETY: every row of the block lies inside `data` and `left`.
-                unsafe { outer_block::<false>(left.as_ptr(), rank, data.as_ptr().cast(), stride * 4, tokens) }
+                unsafe { outer_block::<false>(left.as_ptr(), left_stride, data.as_ptr().cast(), stride * 4, tokens) }
             }
             Rows::Bf16 { data, stride } => {
                 assert!(inside(data.len(), stride));
-                // SAFETY: as above.
-                unsafe { outer_block::<true>(left.as_ptr(), rank, data.as_ptr().cast(), stride * 2, tokens) }
+                // SAFETY: every row of the block lies inside `data` and `left`.
+                unsafe { outer_block::<true>(left.as_ptr(), left_stride, data.as_ptr().cast(), stride * 2, tokens) }
             }
         }
     }
@@ -110,12 +117,12 @@ mod x86 {
     /// The sums stay in 16 registers.
     ///
     /// # Safety
-    /// For each of the `tokens`, `left` has `RANKS` values every `rank` values, `right` `COLUMNS` values (bf16 or f32)
+    /// AVX-512F is there. For each of the `tokens`, `left` has `RANKS` values every `left_stride` values, `right` `COLUMNS` values (bf16 or f32)
     /// every `stride` bytes.
     #[target_feature(enable = "avx512f")]
     unsafe fn outer_block<const BF16: bool>(
         left: *const f32,
-        rank: usize,
+        left_stride: usize,
         right: *const u8,
         stride: usize,
         tokens: usize,
@@ -131,7 +138,7 @@ mod x86 {
                     (_mm512_loadu_ps(row.cast()), _mm512_loadu_ps(row.add(64).cast()))
                 };
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let factor = _mm512_set1_ps(*left.add(token * rank + r));
+                    let factor = _mm512_set1_ps(*left.add(token * left_stride + r));
                     sums[0] = _mm512_fmadd_ps(factor, lower, sums[0]);
                     sums[1] = _mm512_fmadd_ps(factor, upper, sums[1]);
                 }
