@@ -242,9 +242,9 @@ fn paragraph(problem: &Problem, others: &[&Problem]) -> String {
     text
 }
 
-/// The text as a terminal may get it: what would control it is escaped, line ends aside.
+/// The text as a terminal may get it: characters that would control it are escaped, line ends and tabs aside.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    let controls = |symbol: char| symbol.is_control() && symbol != '\n';
+    let controls = |symbol: char| symbol.is_control() && !matches!(symbol, '\n' | '\t');
     if !text.contains(controls) {
         return Cow::Borrowed(text);
     }

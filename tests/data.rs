@@ -1,7 +1,6 @@
 //! Chat templates and encoding against transformers' (tests/reference/make_text_fixtures.py).
 
-use burnish::data::encode::LongPolicy;
-use burnish::data::{ChatTemplate, Encoder, Example, Message, Position, Role, Row, jsonl};
+use burnish::data::{ChatTemplate, Encoder, Example, LongPolicy, Message, Position, Role, Row, jsonl};
 use serde_json::Value;
 use time::{Date, Month, Time};
 
@@ -230,7 +229,7 @@ fn a_turn_that_the_template_rewrites_later_is_not_trained() {
     let text = open("bytelevel").decode(&trained, false).expect("decodes");
     assert_eq!(text, "<think>\nsix\n</think>\n\n6<|im_end|>");
     assert_eq!(encoded.untrained_turns, 1, "and that is counted");
-    let row = Row { position: Position::Line(1), example };
+    let row = Row { position: Position::Line(1), example, ignored: Vec::new() };
     let set = encoder.encode_all("d.jsonl", &[row], 512, LongPolicy::Drop).expect("encodes");
     assert_eq!(set.untrained_turns, 1);
 }
@@ -290,8 +289,10 @@ fn prompt_and_completion_are_encoded_apart_and_joined() {
     let example = Example::PromptCompletion { prompt: "Q: price? A: ".into(), completion: "100".into() };
     let encoded = encoder.encode(&example).expect("encodes");
     let prompt = tokenizer.encode("Q: price? A: ").expect("encodes");
-    let completion = tokenizer.encode("100").expect("encodes");
+    let completion = tokenizer.encode_continuation("100").expect("encodes");
+    assert_ne!(completion, tokenizer.encode("100").expect("encodes"), "the first word of a text gets a space");
     assert_eq!(encoded.ids, [&[1], &prompt[..], &completion[..], &[2]].concat());
+    assert_eq!(tokenizer.decode(&encoded.ids, true).expect("decodes"), "Q: price? A: 100");
     assert_eq!(encoded.trained_tokens(), completion.len() + 1);
     // A tokenizer that adds no beginning-of-text token gets none.
     let plain = Encoder::new(open("bytelevel"), None).encode(&example).expect("encodes");
@@ -383,7 +384,7 @@ fn long_and_untrained_examples_are_counted() {
     let long = "many words ".repeat(50);
     let rows = |examples: Vec<Example>| -> Vec<Row> {
         let numbered = examples.into_iter().zip(1..);
-        numbered.map(|(example, line)| Row { position: Position::Line(line), example }).collect()
+        numbered.map(|(example, line)| Row { position: Position::Line(line), example, ignored: Vec::new() }).collect()
     };
     let examples = rows(vec![example("a", "b"), example(&long, "b"), example("a", &long)]);
     let dropped = encoder.encode_all("d.jsonl", &examples, 64, LongPolicy::Drop).expect("encodes");

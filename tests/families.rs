@@ -16,6 +16,7 @@ use burnish::model::load::Compute;
 use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig, SiteKind};
 use burnish::nn::Noise;
 use burnish::train::TrainSettings;
+use burnish::train::objective::Sft;
 use burnish::train::step::AdapterTrainer;
 use serde_json::Value;
 
@@ -154,7 +155,7 @@ fn five_steps_follow_torch_and_peft() {
                 ..TrainSettings::default()
             };
             let attached = start.attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
-            let mut trainer = AdapterTrainer::new(attached, &settings, recompute);
+            let mut trainer = AdapterTrainer::new(attached, Box::new(Sft), &settings, recompute);
             for (index, step) in steps.iter().enumerate() {
                 let report = trainer.step(&decoder, &[batch(&step["sequences"])], rate, 0);
                 let wanted = step["loss"].as_f64().expect("a loss");
@@ -234,8 +235,8 @@ fn gradients_do_not_depend_on_what_is_computed_again() {
         let ids: Vec<u32> = Expected::read(&folder).ids()[..50].to_vec();
         let batch = Batch { trained: vec![true; 50], lengths: vec![30, 20], ids };
         let mut gradients = [Recompute::None, Recompute::Block].map(|recompute| {
-            let result = decoder.loss_and_gradients(&batch, &attached, Noise::default(), 1.0, recompute);
-            result.gradients
+            let mut weigh = |losses: &[f32]| vec![1.0; losses.len()];
+            decoder.loss_and_gradients(&batch, &attached, Noise::default(), recompute, &mut weigh).gradients
         });
         for parameter in attached.deltas.iter().flat_map(|delta| delta.parameters()) {
             let [kept, again] = gradients.each_mut().map(|gradients| {

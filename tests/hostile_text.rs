@@ -23,7 +23,7 @@ fn changed(change: impl FnOnce(&mut Value)) -> burnish::Result<Tokenizer> {
     Tokenizer::from_json(&serde_json::to_vec(&value).expect("JSON"), "t.json")
 }
 
-/// Checks that `change` makes an error of exit code 2 that says `expected`, within a second.
+/// Checks that `change` makes an error of exit code 2 that says `expected`, within twenty seconds.
 fn refused(expected: &str, change: impl FnOnce(&mut Value)) {
     let start = Instant::now();
     let error = changed(change).expect_err(expected);
@@ -436,12 +436,18 @@ fn hostile_lines_are_errors_with_their_number() {
         "{\"instruction\": \"a\"}",
         "\"text\"",
         "[{\"text\": \"a\"}]",
-        "PAR1\u{0}\u{1}",
     ] {
         let error = jsonl::parse(format!("\n{line}\n").as_bytes(), "d.jsonl", None).expect_err("hostile");
         assert!(error.to_string().starts_with("d.jsonl:2: "), "{}: {error}", &line[..line.len().min(60)]);
     }
-    for bytes in [&b"\xff\xfe{\0"[..], b"\xfe\xff\0{", b"{\"text\": \"\xff\xfe\"}", b"\x1f\x8b\x08\x00", b"\0\0\0"] {
+    for bytes in [
+        &b"PAR1\0\x01"[..],
+        b"\xff\xfe{\0",
+        b"\xfe\xff\0{",
+        b"{\"text\": \"\xff\xfe\"}",
+        b"\x1f\x8b\x08\x00",
+        b"\0\0\0",
+    ] {
         assert!(jsonl::parse(bytes, "d.jsonl", None).is_err());
     }
 }

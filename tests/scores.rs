@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burnish::eval::loss::{ExampleLoss, compare, mean_loss};
+use burnish::eval::loss::{ExampleLoss, compare, example_number, mean_loss};
 use burnish::eval::text::rouge_l;
 use burnish::generate::sample::{Sampler, SamplerConfig};
 use serde_json::Value;
@@ -37,8 +37,8 @@ fn the_bootstrap_interval_is_that_of_numpy() {
         };
         let (before, after) = (losses("before"), losses("after"));
         let number = |key: &str| case[key].as_f64().expect("a number");
-        assert!((mean_loss(&before).expect("finite") - number("mean_before")).abs() < 1e-12);
-        let found = compare(&before, &after, 17).expect("a comparison");
+        assert!((mean_loss(&before, example_number).expect("finite") - number("mean_before")).abs() < 1e-12);
+        let found = compare(&before, &after, 17, example_number).expect("a comparison");
         assert!((found.after - number("mean_after")).abs() < 1e-12);
         // Two runs of 10,000 resamples differ by this much: the ends are estimates themselves.
         let tolerance = 0.03 * (number("high") - number("low"));

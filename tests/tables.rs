@@ -56,6 +56,16 @@ mod with_polars {
         // Blank lines, and quotes that stand for inches.
         let blank = csv("\r\nprompt,completion\r\n\r\na 6\" b,\"x\"\r\n  \nc \"d\" 7\",y\n\n").expect("reads");
         assert_eq!(blank, [pair("a 6\" b", "x"), pair("c \"d\" 7\"", "y")]);
+        // Semicolons, as spreadsheets in many languages write them, and tabs.
+        for separator in [";", "\t"] {
+            let text = format!("prompt{separator}completion\n\"a;\tb\"{separator}c, d\n");
+            assert_eq!(csv(&text).expect("reads"), [pair("a;\tb", "c, d")]);
+        }
+        // Columns that are not read are kept by name; JSON text in the others is read.
+        let rows = tables::parse_csv(b"id,text\n7,a\n".to_vec(), "d.csv", None).expect("reads");
+        assert_eq!(rows[0].ignored.iter().map(|key| &**key).collect::<Vec<_>>(), ["id"]);
+        let history = "instruction,output,history\nc,d,\"[[\"\"a\"\",\"\"b\"\"]]\"\n";
+        assert!(matches!(&csv(history).expect("reads")[0], Example::Chat { messages, .. } if messages.len() == 4));
         // What a spreadsheet would calculate is text here.
         assert_eq!(csv("text\n=1+1\n").expect("reads"), [Example::Text { text: "=1+1".into() }]);
     }
@@ -74,13 +84,17 @@ mod with_polars {
             ("prompt,completion\n\n\"a\nb\",c\n,d\n", "d.csv:5: `prompt` is missing"),
             ("prompt,completion\n\"a\"b,c\n", "d.csv:2: text follows a closing quote"),
             ("prompt, completion\na,b\n", "found the columns [\"prompt\", \" completion\"]"),
+            ("prompt;completion\na;b;c\n", "fields are separated by semicolons"),
             ("\r", "has no examples"),
-            ("messages\n{\n", "d.csv:2, `messages`"),
+            ("messages\n{\n", "d.csv:2: `messages`"),
         ] {
             let error = csv(text).expect_err(text);
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(expected), "{text:?}: {error}");
         }
+        let both = format!("prompt,completion\n{},{}\n", "a".repeat(600_000), "b".repeat(600_000));
+        let error = csv(&both).expect_err("a long row").to_string();
+        assert!(error.contains("d.csv:2: a row of 1200000 bytes; at most 1048576"), "{error}");
         let long = format!("text\n{}\n", "a".repeat(17 << 20));
         assert!(csv(&long).expect_err("a long field").to_string().contains("at most"));
         let bytes = |bytes: &[u8]| tables::parse_csv(bytes.to_vec(), "d.csv", None).expect_err("no text").to_string();

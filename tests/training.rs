@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::Device;
 use burnish::adapter::host::HostAdapter;
+use burnish::data::Encoded;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Batch, Decoder};
+use burnish::train::evaluate::{evaluate, evaluate_at_once};
+use burnish::train::objective::Sft;
 use burnish::train::step::{AdapterTrainer, StepReport};
-use burnish::train::{Schedule, ScheduleKind, TrainSettings};
+use burnish::train::{Batching, Event, Job, Layout, Part, Schedule, ScheduleKind, TrainSettings, fit};
 use serde_json::Value;
 
 use crate::model::{fixtures, load, turn};
@@ -76,7 +79,7 @@ impl Run {
         };
         let device = decoder.device().clone().autodiff();
         let adapter = self.start.attach(decoder.config(), &device).expect("fits");
-        let mut trainer = AdapterTrainer::new(adapter, &settings, recompute);
+        let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), &settings, recompute);
         let reports = self.steps.iter().enumerate().map(|(index, step)| {
             let batches: Vec<Batch> = step["micro_batches"].as_array().expect("batches").iter().map(batch).collect();
             trainer.step(decoder, &batches, self.schedule.rate(index as u64), 0)
@@ -135,7 +138,7 @@ fn training_changes_not_one_byte_of_the_base() {
         let adapter = HostAdapter::load(&folder.join("start")).expect("an adapter");
         let adapter = adapter.attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
         let settings = TrainSettings { weight_decay: 0.1, ..TrainSettings::default() };
-        let mut trainer = AdapterTrainer::new(adapter, &settings, Recompute::None);
+        let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), &settings, Recompute::None);
         for step in run["steps"].as_array().expect("steps") {
             let batches: Vec<Batch> = step["micro_batches"].as_array().expect("batches").iter().map(batch).collect();
             let report = trainer.step(&decoder, &batches, 1e-2, 0);
@@ -144,4 +147,64 @@ fn training_changes_not_one_byte_of_the_base() {
         assert_eq!(bytes(), bytes_before, "{quant:?}");
         assert_eq!(logits(), logits_before, "{quant:?}");
     }
+}
+
+/// Sequences of the vocabulary's first tokens, every token but the first third trained.
+fn sequences(lengths: &[usize]) -> Vec<Encoded> {
+    let sequence = |(index, &length): (usize, &usize)| Encoded {
+        ids: (0..length).map(|position| ((7 * index + 5 * position) % 60 + 3) as u32).collect(),
+        trained: (0..length).map(|position| position >= length / 3).collect(),
+        untrained_turns: 0,
+    };
+    lengths.iter().enumerate().map(sequence).collect()
+}
+
+#[test]
+fn a_long_sequence_is_evaluated_piece_by_piece() {
+    let _turn = turn();
+    let run = Run::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training/seven_and_head"));
+    let decoder = load(&run.base, Compute::F32);
+    let adapter = run.start.attach(decoder.config(), decoder.device()).expect("fits");
+    let sequences = sequences(&[40, 9, 33, 64]);
+    let whole = evaluate(&decoder, Some(&adapter), &sequences);
+    for tokens_at_once in [1, 7, 16, 33, 50] {
+        let pieces = evaluate_at_once(&decoder, Some(&adapter), &sequences, tokens_at_once);
+        for (piece, whole) in pieces.iter().zip(&whole) {
+            assert_eq!(piece.tokens, whole.tokens);
+            let off = (piece.loss_sum / whole.loss_sum - 1.0).abs();
+            assert!(off < 1e-5, "{tokens_at_once}: {} instead of {}", piece.loss_sum, whole.loss_sum);
+        }
+    }
+}
+
+#[test]
+fn without_validation_data_the_adapter_is_reported_as_it_goes() {
+    let _turn = turn();
+    let run = Run::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training/seven_and_head"));
+    let decoder = load(&run.base, Compute::F32);
+    let train = sequences(&[12; 10]);
+    let settings = TrainSettings { micro_batch_seqs: 2, max_steps: Some(5), eval_steps: 2, ..TrainSettings::default() };
+    let job = Job {
+        decoder: &decoder,
+        start: &run.start,
+        train: &train,
+        valid: &[],
+        settings: &settings,
+        batching: Batching { micro_batch_seqs: 2, packed_tokens: None, accumulate_steps: 1, seed: 0 },
+        layout: Layout { part: Part::MicroBatch, recompute: Recompute::None },
+    };
+    let mut kept = Vec::new();
+    let outcome = fit(
+        &job,
+        || false,
+        |event| {
+            if let Event::Best { step, adapter } = event {
+                kept.push((step, adapter.clone()));
+            }
+            Ok(())
+        },
+    );
+    let outcome = outcome.expect("trained");
+    assert_eq!(kept.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [2, 4, 5]);
+    assert!(kept[0].1 != kept[1].1 && kept[2].1 == outcome.adapter && outcome.best_step == 5);
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::base_modules::check_sizes;
-use crate::data::jsonl::Format;
+use crate::data::Format;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::quant::Quant;

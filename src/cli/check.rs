@@ -8,7 +8,7 @@ use super::Global;
 use super::terminal::Terminal;
 use super::train::{Arguments, TrainProgress};
 use crate::bytes::Size;
-use crate::data::encode::EncodedSet;
+use crate::data::{EncodedSet, Format};
 use crate::error::Result;
 use crate::pull::{self, Presence};
 use crate::recipe::Recipe;
@@ -20,6 +20,8 @@ use crate::run::prepare::{Prepared, prepare, read_examples};
 #[derive(Debug, Serialize)]
 struct Checked {
     total_steps: u64,
+    /// The shape of the examples, given or found.
+    format: Option<&'static str>,
     train: Split,
     /// `None` without validation data.
     valid: Option<Split>,
@@ -64,6 +66,7 @@ impl Checked {
         let pairs = prepared.start.pairs.values();
         Self {
             total_steps: prepared.total_steps,
+            format: prepared.train.format.map(Format::name),
             train: Split::of(&prepared.train),
             valid: (!prepared.valid.sequences.is_empty()).then(|| Split::of(&prepared.valid)),
             seen_in_training: prepared.seen_in_training,
@@ -88,6 +91,9 @@ impl fmt::Display for Split {
 
 impl fmt::Display for Checked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(format) = self.format {
+            writeln!(f, "data        read as `{format}`")?;
+        }
         writeln!(f, "training    {}", self.train)?;
         if let Some(valid) = &self.valid {
             writeln!(f, "validation  {valid}")?;

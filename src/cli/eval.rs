@@ -8,7 +8,7 @@ use super::Global;
 use super::model::Model;
 use super::terminal::Terminal;
 use crate::data;
-use crate::error::Result;
+use crate::error::{Result, printable};
 use crate::run::evaluate::{EvalOptions, evaluate};
 
 /// Measure loss and perplexity on a data file, and with --generate exact match and ROUGE-L
@@ -41,6 +41,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         quant: model.quant,
     };
     let adapter = model.adapter.as_ref();
-    let report = evaluate(&model.base, &model.decoder, adapter, &rows, &arguments.data, &options)?;
+    let mut notice = |text: &str| terminal.message(printable(text));
+    let report = evaluate(&model.base, &model.decoder, adapter, &rows, &arguments.data, &options, &mut notice)?;
     terminal.result(&report)
 }

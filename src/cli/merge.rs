@@ -11,7 +11,7 @@ use super::model::Model;
 use super::terminal::Terminal;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
 use crate::bytes::Size;
-use crate::data::encode::LongPolicy;
+use crate::data::LongPolicy;
 use crate::error::{Error, Place, Result};
 use crate::files::FloatType;
 use crate::quant::Quant;

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::encode::LongPolicy;
-use super::jsonl::Format;
+use super::format::Format;
+use super::set::LongPolicy;
 use crate::settings::{Limit, OrAuto, any, between, not_empty, optional, section};
 
 section! {

@@ -59,14 +59,20 @@ pub struct LossComparison {
     pub verdict: Verdict,
 }
 
-/// Mean loss by token: every token weighs the same, whatever example it stands in.
+/// The place of an example that has none in a file, by its index.
+pub fn example_number(index: usize) -> String {
+    format!("example {}", index + 1)
+}
+
+/// Mean loss by token: every token weighs the same, whatever example it stands in. `place` names the example of an index,
+/// for messages.
 ///
 /// # Errors
 /// A loss that is not finite; not one trained token.
-pub fn mean_loss(losses: &[ExampleLoss]) -> Result<f64> {
+pub fn mean_loss(losses: &[ExampleLoss], place: impl Fn(usize) -> String) -> Result<f64> {
     let broken = losses.iter().position(|example| !example.loss_sum.is_finite());
     if let Some(index) = broken {
-        return Err(Error::failed(format_args!("example {}", index + 1), "its loss is not a finite number")
+        return Err(Error::failed(place(index), "its loss is not a finite number")
             .hint("base or adapter may be damaged, or trained to divergence"));
     }
     let tokens: usize = losses.iter().map(|example| example.tokens).sum();
@@ -86,16 +92,21 @@ pub fn perplexity(mean_loss: f64) -> f64 {
 /// The interval is the percentile bootstrap of the paired difference (Efron and Tibshirani 1993, chapter 13):
 /// examples are drawn with replacement, [`RESAMPLES`] times, and each draw gives
 /// `sum(after - before) / sum(tokens)`; 2.5% of the results lie below the interval and 2.5% above.
-/// The same `seed` gives the same interval on every machine.
+/// The same `seed` gives the same interval on every machine. `place` names the example of an index, for messages.
 ///
 /// # Errors
 /// Lists that do not belong together, and what [`mean_loss`] refuses.
-pub fn compare(before: &[ExampleLoss], after: &[ExampleLoss], seed: u64) -> Result<LossComparison> {
+pub fn compare(
+    before: &[ExampleLoss],
+    after: &[ExampleLoss],
+    seed: u64,
+    place: impl Fn(usize) -> String,
+) -> Result<LossComparison> {
     let same_tokens = before.iter().map(|example| example.tokens).eq(after.iter().map(|example| example.tokens));
     if !same_tokens {
         return Err(Error::failed("evaluation", "the two models were not measured on the same examples"));
     }
-    let (mean_before, mean_after) = (mean_loss(before)?, mean_loss(after)?);
+    let (mean_before, mean_after) = (mean_loss(before, &place)?, mean_loss(after, &place)?);
     let pairs = before.iter().zip(after);
     let differences: Vec<ExampleLoss> = pairs
         .map(|(before, after)| ExampleLoss { loss_sum: after.loss_sum - before.loss_sum, tokens: before.tokens })
@@ -156,10 +167,12 @@ mod tests {
 
     #[test]
     fn tokens_weigh_the_same_and_examples_without_any_count_for_nothing() {
-        assert_eq!(mean_loss(&losses(&[(3.0, 1), (1.0, 3), (0.0, 0)])).unwrap(), 1.0);
-        assert_eq!(mean_loss(&losses(&[(0.0, 0)])).unwrap_err().exit_code(), 2);
-        assert!(mean_loss(&[]).is_err());
-        assert!(mean_loss(&losses(&[(1.0, 1), (f64::NAN, 1)])).unwrap_err().to_string().contains("example 2"));
+        assert_eq!(mean_loss(&losses(&[(3.0, 1), (1.0, 3), (0.0, 0)]), example_number).unwrap(), 1.0);
+        assert_eq!(mean_loss(&losses(&[(0.0, 0)]), example_number).unwrap_err().exit_code(), 2);
+        assert!(mean_loss(&[], example_number).is_err());
+        let error =
+            mean_loss(&losses(&[(1.0, 1), (f64::NAN, 1)]), |index| format!("d.jsonl:{}", 10 + index)).unwrap_err();
+        assert!(error.to_string().starts_with("d.jsonl:11: its loss"), "{error}");
         assert_eq!(perplexity(0.0), 1.0);
     }
 
@@ -167,26 +180,27 @@ mod tests {
     fn the_verdict_follows_the_interval() {
         let before: Vec<_> = (0..40).map(|index| (2.0 + 0.01 * f64::from(index % 7), 10)).collect();
         let shifted = |by: f64| losses(&before.iter().map(|&(sum, tokens)| (sum + by, tokens)).collect::<Vec<_>>());
-        let verdict = |by| compare(&losses(&before), &shifted(by), 0).unwrap().verdict;
+        let verdict = |by| compare(&losses(&before), &shifted(by), 0, example_number).unwrap().verdict;
         assert_eq!(verdict(-0.1), Verdict::Improved);
         assert_eq!(verdict(0.1), Verdict::Worse);
         assert_eq!(verdict(0.0), Verdict::NoEvidence);
-        let few = |by| compare(&losses(&before[..9]), &shifted(by)[..9], 0).unwrap().verdict;
+        let few = |by| compare(&losses(&before[..9]), &shifted(by)[..9], 0, example_number).unwrap().verdict;
         assert_eq!(few(-0.1), Verdict::NoEvidence);
     }
 
     #[test]
     fn lists_that_do_not_belong_together_are_refused() {
         let (one, other) = (losses(&[(1.0, 2), (1.0, 3)]), losses(&[(1.0, 2), (1.0, 4)]));
-        assert_eq!(compare(&one, &other, 0).unwrap_err().exit_code(), 1);
-        assert!(compare(&one, &one[..1], 0).is_err());
+        assert_eq!(compare(&one, &other, 0, example_number).unwrap_err().exit_code(), 1);
+        assert!(compare(&one, &one[..1], 0, example_number).is_err());
     }
 
     #[test]
     fn the_seed_decides_the_interval() {
         let before = losses(&[(1.0, 1); 12]);
         let after: Vec<_> = (0..12).map(|index| ExampleLoss { loss_sum: f64::from(index).sqrt(), tokens: 1 }).collect();
-        let interval = |seed| compare(&before, &after, seed).map(|found| (found.low, found.high)).unwrap();
+        let interval =
+            |seed| compare(&before, &after, seed, example_number).map(|found| (found.low, found.high)).unwrap();
         assert_eq!(interval(3), interval(3));
         assert_ne!(interval(3), interval(4));
     }

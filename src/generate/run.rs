@@ -128,3 +128,44 @@ fn advance(
         }
     }
 }
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::device::{self, DeviceChoice};
+    use crate::model::BaseFiles;
+    use crate::model::load::LoadOptions;
+    use crate::quant::{Compute, Quant};
+
+    #[test]
+    fn prompts_go_through_the_model_piece_by_piece() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/smollm.gguf");
+        let base = BaseFiles::open(&path).expect("a base");
+        let device = device::open(&DeviceChoice::Cpu).expect("the processor");
+        let options = LoadOptions { device, compute: Compute::F32, quant: Quant::None };
+        let decoder = Decoder::load(&base, &options, |_, _| {}).expect("loaded");
+        let logits = |tokens_at_once: usize| {
+            let running = [30u32, 3, 17].map(|length| RunningSequence {
+                index: 0,
+                sequence: decoder.begin(),
+                sampler: Sampler::new(SamplerConfig::default()).expect("a sampler"),
+                history: (0..length).map(|token| token * 11 % 300).collect(),
+                fed: 0,
+                added: 0,
+            });
+            let mut running = Vec::from(running);
+            let logits = advance(&decoder, None, &mut running, tokens_at_once);
+            assert!(running.iter().all(|one| one.fed == one.history.len() && one.sequence.length() == one.fed));
+            logits
+        };
+        let whole = logits(usize::MAX);
+        for tokens_at_once in [1, 8, 31] {
+            for (piece, whole) in logits(tokens_at_once).iter().zip(&whole) {
+                let off = piece.iter().zip(whole).map(|(piece, whole)| (piece - whole).abs()).fold(0.0, f32::max);
+                assert!(piece.len() == whole.len() && off < 1e-4, "{tokens_at_once}: {off}");
+            }
+        }
+    }
+}

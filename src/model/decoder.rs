@@ -49,11 +49,14 @@ impl Sequence {
     }
 }
 
-/// Summed loss of a micro-batch with the gradients of the adapter.
+/// Gives the loss of each trained token its weight in the value to minimise.
+pub type Weigh<'a> = dyn FnMut(&[f32]) -> Vec<f32> + 'a;
+
+/// The losses of a micro-batch with the gradients of the adapter.
 pub struct LossAndGradients {
-    /// Summed over the trained tokens, not averaged.
-    pub loss: f64,
-    /// Of the summed loss times the factor that was asked for.
+    /// The loss of each trained token, in order.
+    pub losses: Vec<f32>,
+    /// The gradients of their weighed sum.
     pub gradients: GradientsParams,
 }
 
@@ -194,31 +197,31 @@ impl Decoder {
         x
     }
 
-    /// Summed loss of the batch and `factor` times its gradients. `adapter` is on an autodiff device.
+    /// The loss of each of the batch's trained tokens, and the gradients of their sum weighed by `weigh(losses)`.
+    /// `adapter` is on an autodiff device.
     pub fn loss_and_gradients(
         &self,
         batch: &Batch,
         adapter: &Adapter,
         noise: Noise,
-        factor: f32,
         recompute: Recompute,
+        weigh: &mut Weigh<'_>,
     ) -> LossAndGradients {
         let pass = Pass { adapter: Some(adapter), noise: Some(noise) };
         match recompute {
             Recompute::None => {
                 let losses = self.token_losses(self.hidden(&batch.ids, &batch.lengths, &pass), batch, &pass);
-                let loss = sum(losses.clone());
-                let gradients = backward_from(losses.clone(), constant(&losses, factor));
-                LossAndGradients { loss, gradients: GradientsParams::from_grads(gradients, adapter) }
+                let (losses, gradients) = weighed(losses, weigh);
+                LossAndGradients { losses, gradients: GradientsParams::from_grads(gradients, adapter) }
             }
-            Recompute::Block => self.by_block(batch, adapter, &pass, factor),
+            Recompute::Block => self.by_block(batch, adapter, &pass, weigh),
         }
     }
 
     /// Runs the layers without a tape, keeping their inputs; then, from the last to the first, each again with one.
     ///
     /// Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
-    fn by_block(&self, batch: &Batch, adapter: &Adapter, pass: &Pass<'_>, factor: f32) -> LossAndGradients {
+    fn by_block(&self, batch: &Batch, adapter: &Adapter, pass: &Pass<'_>, weigh: &mut Weigh<'_>) -> LossAndGradients {
         let frozen = burn::module::Module::valid(adapter);
         let untracked = Pass { adapter: Some(&frozen), ..*pass };
         let lowest = self.lowest_adapted_layer(adapter);
@@ -233,9 +236,7 @@ impl Decoder {
         let mut gradients = GradientsParams::new();
         let end = x.autodiff().require_grad();
         let losses = self.token_losses(end.clone(), batch, pass);
-        let loss = sum(losses.clone());
-        let mut tape = backward_from(losses.clone(), constant(&losses, factor));
-        drop(losses);
+        let (losses, mut tape) = weighed(losses, weigh);
         let mut upstream = end.grad_remove(&mut tape);
         collect(&mut gradients, &mut tape, adapter, self.head.site..self.head.site + 1);
         drop((end, tape));
@@ -247,7 +248,7 @@ impl Decoder {
             upstream = input.grad_remove(&mut tape);
             collect(&mut gradients, &mut tape, adapter, self.sites_of(index));
         }
-        LossAndGradients { loss, gradients }
+        LossAndGradients { losses, gradients }
     }
 
     /// The first layer that is adapted; the number of layers if only the head is.
@@ -273,13 +274,13 @@ fn collect(
     }
 }
 
-/// The summed loss, rounded once.
-fn sum(losses: Tensor<2>) -> f64 {
-    let sum: f64 = losses.inner().into_data().iter::<f32>().map(f64::from).sum();
-    f64::from(sum as f32)
-}
-
-/// A gradient of `factor` for each of the `losses`.
-fn constant(losses: &Tensor<2>, factor: f32) -> Tensor<2> {
-    Tensor::full(losses.dims(), factor, &losses.device().inner())
+/// The values of `losses`, and the gradients of their sum weighed by `weigh(values)`.
+///
+/// # Shapes
+/// - `losses`: `[trained tokens, 1]`, on an autodiff device
+fn weighed(losses: Tensor<2>, weigh: &mut Weigh<'_>) -> (Vec<f32>, burn::tensor::Gradients) {
+    let values: Vec<f32> = losses.clone().inner().into_data().iter::<f32>().collect();
+    let weights = TensorData::new(weigh(&values), losses.dims());
+    let weights = Tensor::from_data(weights, &losses.device().inner());
+    (values, backward_from(losses, weights))
 }

@@ -72,18 +72,17 @@ fn use_own_tokenizer(folder: &Path, base: &mut OpenBase) -> Result<Option<String
     if !folder.join("tokenizer.json").is_file() {
         return Ok(lone_template(folder, base.encoder.tokenizer()));
     }
-    let own = Tokenizer::from_folder(folder)?;
-    let theirs = base.encoder.tokenizer();
-    let differences = differences(&own, theirs);
+    let encoder = Encoder::of(Tokenizer::from_folder(folder)?, &folder.display().to_string())?;
+    let (own, theirs) = (encoder.tokenizer(), base.encoder.tokenizer());
+    let differences = differences(own, theirs);
     if differences.is_empty() && own.chat_template().is_none() && theirs.chat_template().is_some() {
         return Ok(Some("its tokenizer has no chat template; the base's is used".to_owned()));
     }
-    let template_differs = template_of(&own) != template_of(theirs);
+    let template_differs = template_of(own) != template_of(theirs);
     // A GGUF file may name more end tokens than the files that were written from it.
     if differences.is_empty() && !template_differs && base.files.is_gguf() {
         return Ok(None);
     }
-    let encoder = Encoder::of(own, &folder.display().to_string())?;
     base.encoder = encoder.for_vocabulary(base.files.config().vocab_size);
     let mut used = Vec::new();
     if template_differs {

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::answer::{Answering, answer_ids};
 use super::base::OpenBase;
-use super::infer::{Answering, answer_ids};
 use super::outcome::Validation;
 use crate::adapter::host::HostAdapter;
-use crate::data::{Row, encode::LongPolicy};
+use crate::data::{Format, LongPolicy, Row};
 use crate::error::{Error, Result};
 use crate::eval::loss::{compare, mean_loss, perplexity};
 use crate::eval::text::{exact_match, rouge_l};
@@ -56,7 +56,7 @@ pub struct EvalReport {
     pub rouge_l: Option<f64>,
 }
 
-/// Evaluates `examples`.
+/// Evaluates `rows` of the file `data`; `notice` gets what the user should know of them, a line each.
 ///
 /// # Errors
 /// An example that cannot be encoded; no trained token; an adapter that does not fit; no answers to score.
@@ -67,21 +67,34 @@ pub fn evaluate(
     rows: &[Row],
     data: &Path,
     options: &EvalOptions,
+    notice: &mut dyn FnMut(&str),
 ) -> Result<EvalReport> {
     let limit = decoder.config().max_positions;
     let of_data = |error: Error| error.within(data.display());
     let set = base.encoder.encode_all(data.display(), rows, limit, LongPolicy::Error)?;
+    set.notices.iter().for_each(|text| notice(text));
     if set.sequences.is_empty() {
         return Err(Error::input(data.display(), "no example has a token to evaluate"));
     }
+    if let (Some(trained_on), Some(format)) = (adapter.map(HostAdapter::data_format).transpose()?.flatten(), set.format)
+        && trained_on.uses_template() != format.uses_template()
+    {
+        let through = |format: Format| if format.uses_template() { "through the chat template" } else { "bare" };
+        notice(&format!(
+            "the adapter was trained on `{trained_on}` data, {}; this file is read as `{format}`, {}",
+            through(trained_on),
+            through(format)
+        ));
+    }
     let attached = adapter.map(|adapter| adapter.attach(decoder.config(), decoder.device())).transpose()?;
     let losses = losses_of(decoder, attached.as_ref(), &set.sequences);
-    let loss = mean_loss(&losses).map_err(of_data)?;
+    let place = |index: usize| set.positions[index].within(data.display());
+    let loss = mean_loss(&losses, place)?;
     let tokens = losses.iter().map(|loss| loss.tokens).sum();
     let against_base = match &attached {
         Some(_) => {
             let before = losses_of(decoder, None, &set.sequences);
-            Some(Validation::of(&compare(&before, &losses, options.seed)?, tokens))
+            Some(Validation::of(&compare(&before, &losses, options.seed, place)?, tokens))
         }
         None => None,
     };
@@ -109,7 +122,7 @@ pub fn evaluate(
             return Err(Error::input(data.display(), "no example has an answer to compare with")
                 .hint("--generate needs prompts with completions, Alpaca examples or conversations"));
         }
-        let answering = Answering { sampler: SamplerConfig::default(), max_tokens: options.max_tokens, raw: true };
+        let answering = Answering { sampler: SamplerConfig::default(), max_tokens: options.max_tokens };
         let answers = answer_ids(decoder, &base.encoder, attached.as_ref(), &prompts, &answering, |_, _| Ok(()));
         let answers = answers.map_err(of_data)?;
         let pairs = || answers.iter().zip(&expected);

@@ -11,7 +11,7 @@ use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{self, MergeBase, MergeOptions, MergeReport};
 use crate::data::{Encoded, EncodedSet};
 use crate::error::{Error, Result};
-use crate::eval::loss::mean_loss;
+use crate::eval::loss::{example_number, mean_loss};
 use crate::files::staging::Staging;
 use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
@@ -81,7 +81,7 @@ pub fn compare(
     let adapter_on_packed = {
         let decoder = base.load(&hardware.device, hardware.compute, packing, |_, _| {})?;
         let attached = adapter.attach(decoder.config(), &hardware.device)?;
-        mean_loss(&evaluate(&decoder, Some(&attached), &set.sequences))?
+        mean_loss(&evaluate(&decoder, Some(&attached), &set.sequences), example_number)?
     };
     let mut kept = None;
     let mut loss_of = |weights: MergeBase| {
@@ -120,7 +120,7 @@ fn loss_of_folder(folder: &Staging, sequences: &[Encoded], hardware: &Hardware) 
     let files = BaseFiles::open(folder.path())?;
     let options = LoadOptions { device: hardware.device.clone(), compute: hardware.compute, quant: Quant::None };
     let decoder = Decoder::load(&files, &options, |_, _| {})?;
-    mean_loss(&evaluate(&decoder, None, sequences))
+    mean_loss(&evaluate(&decoder, None, sequences), example_number)
 }
 
 impl fmt::Display for MergeCheck {

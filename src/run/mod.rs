@@ -1,10 +1,10 @@
 //! Whole jobs: the work of a command, without its arguments and its printing.
 
 pub mod adapter;
+pub mod answer;
 pub mod base;
 pub mod evaluate;
 pub mod folder;
-pub mod infer;
 pub mod memory_fit;
 pub mod memory_plan;
 pub mod merge;

@@ -10,12 +10,12 @@ pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
         for (count, what) in [
             (set.dropped_long, format!("left out: longer than {limit} tokens")),
             (set.truncated, format!("had their prompt cut to {limit} tokens")),
-            (set.dropped_untrained, "left out: nothing in them is trained".to_owned()),
         ] {
             if count > 0 {
                 notices.push(format!("{name}: {count} examples {what}"));
             }
         }
+        notices.extend(set.notices.iter().map(|notice| format!("{name}: {notice}")));
         if set.untrained_turns > 0 {
             notices.push(format!(
                 "{name}: {} turns of the assistant are not trained: the chat template shows them differently once the \

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
+use super::answer::PromptForm;
 use super::base::OpenBase;
 use super::folder::RunFolder;
 use super::memory_fit::{Demand, fit_memory};
@@ -12,8 +13,7 @@ use super::notices::notices;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
-use crate::data::encode::EncodedSet;
-use crate::data::{self, Example, Message, Row, batch};
+use crate::data::{self, EncodedSet, Row, batch};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result};
 use crate::files::hex;
@@ -87,8 +87,8 @@ fn prepare_plan(
     let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event));
     watch.stage(Stage::ReadData);
     let (base, (train, valid)) = Error::both(base, read_examples(&plan))?;
-    let raw =
-        matches!(train.first().map(|row| &row.example), Some(Example::PromptCompletion { .. } | Example::Text { .. }));
+    let format = train.first().map(|row| row.example.format());
+    let raw = format.is_some_and(|format| !format.uses_template());
     let config = base.files.config();
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
@@ -105,6 +105,9 @@ fn prepare_plan(
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
     adjustments.extend(shorten_warmup(&mut plan, total_steps));
 
+    if let Some(format) = format {
+        start.record_data_format(format);
+    }
     let (base_sha256, data_sha256) = (base.files.content_hash()?, hex::sha256_of_file(&plan.data.train)?);
     start.metadata.extend(
         [
@@ -169,10 +172,8 @@ fn encode(plan: &Plan, base: &OpenBase, train: &[Row], valid: &[Row]) -> Result<
 fn encode_prompts(plan: &Plan, base: &OpenBase, raw: bool) -> Result<Vec<Vec<u32>>> {
     let positions = base.files.config().max_positions;
     let encoded = plan.sample.prompts.iter().enumerate().map(|(index, prompt)| {
-        let ids = match raw {
-            true => base.encoder.encode_raw_prompt(prompt),
-            false => base.encoder.encode_prompt(&[Message::user(prompt.as_str())]),
-        };
+        let form = if raw { PromptForm::Bare } else { PromptForm::Conversation };
+        let ids = form.encode(&base.encoder, prompt);
         let checked = ids.and_then(|ids| check_prompt(&ids, positions).map(|()| ids));
         checked.map_err(|error| error.within(format_args!("sample.prompts: prompt {}", index + 1)))
     });

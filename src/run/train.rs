@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::answer::{Answering, answer_ids};
 use super::folder::RunFolder;
-use super::infer::{Answering, answer_ids};
 use super::outcome::{Sample, TrainReport, Validation};
 use super::prepare::{Prepared, prepare};
 use super::watch::{Stage, Watch};
@@ -63,7 +63,7 @@ pub fn train(
 
     // The outcome stands: a signal may end the process now.
     drop(finishing);
-    report.validation = validation(&outcome, plan.train.seed)?;
+    report.validation = validation(&outcome, &prepared)?;
     if !outcome.interrupted {
         let adapter = outcome.adapter.attach(decoder.config(), &prepared.device)?;
         let after = sampled(Stage::SampleAfter, &prepared, &decoder, Some(&adapter), watch)?;
@@ -133,7 +133,7 @@ fn sampled(
         return Ok(Vec::new());
     }
     watch.stage(stage);
-    let answering = Answering { sampler: SamplerConfig::default(), max_tokens: sample.max_tokens, raw: prepared.raw };
+    let answering = Answering { sampler: SamplerConfig::default(), max_tokens: sample.max_tokens };
     answer_ids(decoder, &prepared.base.encoder, adapter, &prepared.prompts, &answering, |_, _| Ok(()))
 }
 
@@ -154,11 +154,14 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
     }
 }
 
-fn validation(outcome: &Outcome, seed: u64) -> Result<Option<Validation>> {
+fn validation(outcome: &Outcome, prepared: &Prepared) -> Result<Option<Validation>> {
     if outcome.valid_before.is_empty() {
         return Ok(None);
     }
-    let comparison = compare(&outcome.valid_before, &outcome.valid_after, seed)?;
+    let Prepared { plan, valid, .. } = prepared;
+    let file = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
+    let place = |index: usize| valid.positions[index].within(file.display());
+    let comparison = compare(&outcome.valid_before, &outcome.valid_after, plan.train.seed, place)?;
     let tokens = outcome.valid_after.iter().map(|loss| loss.tokens).sum();
     Ok(Some(Validation::of(&comparison, tokens)))
 }
@@ -175,7 +178,7 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared) -> Value 
         "base": { "name": base.name, "path": base.path(), "sha256": base_sha256 },
         "layout": layout,
         "memory_plan": memory,
-        "data": { "train_sha256": data_sha256, "train": describe(train), "valid": describe(valid) },
+        "data": { "train_sha256": data_sha256, "format": train.format, "train": describe(train), "valid": describe(valid) },
     })
 }
 

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Map, Value, json};
 
 use super::Tokenizer;
+use super::templates::Templates;
 use super::tokenizer::{NamedTokens, Surroundings};
 use crate::error::{Error, Result};
 use crate::files::gguf::{Gguf, Value as Metadata};
@@ -98,6 +99,7 @@ struct Vocabulary<'a> {
     adds_bos: Option<bool>,
     adds_space: Option<bool>,
     chat_template: Option<&'a str>,
+    tool_use_template: Option<&'a str>,
 }
 
 /// `tokenizer.KEY` as the type that `read` takes it for; an error where it has another type.
@@ -142,6 +144,7 @@ impl<'a> Vocabulary<'a> {
             adds_bos: flag("ggml.add_bos_token")?,
             adds_space: flag("ggml.add_space_prefix")?,
             chat_template: text("chat_template")?,
+            tool_use_template: text("chat_template.tool_use")?,
         })
     }
 
@@ -175,8 +178,9 @@ impl<'a> Vocabulary<'a> {
             "model": parts.model,
         });
         let more_eos_ids = self.more_eos.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
-        let chat_template = self.chat_template.filter(|text| !text.trim().is_empty()).map(str::to_owned);
-        Tokenizer::from_parts(place.into(), json, Surroundings { named, more_eos_ids, adds_bos, chat_template })
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        let templates = Templates::new(owned(self.chat_template), owned(self.tool_use_template));
+        Tokenizer::from_parts(place.into(), json, Surroundings { named, more_eos_ids, adds_bos, templates })
     }
 
     fn token(&self, id: Option<u64>) -> Option<String> {
@@ -221,7 +225,7 @@ impl<'a> Vocabulary<'a> {
         let added = self.tokens.iter().enumerate().filter_map(|(id, token)| {
             let token_type = self.token_type(id);
             let special = matches!(token_type, CONTROL | UNKNOWN) || named.contains(&id);
-            (special || token_type == USER_DEFINED).then(|| {
+            (special || token_type == USER_DEFINED || self.is_mistyped(token)).then(|| {
                 json!({
                     "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
                     "normalized": false, "special": special,
@@ -231,13 +235,29 @@ impl<'a> Vocabulary<'a> {
         added.collect()
     }
 
+    /// Whether a token is matched whole whatever its type says: it looks like a control token, and the chat template
+    /// writes it. llama.cpp overrides the types of such tokens, too, by a list of their texts.
+    fn is_mistyped(&self, token: &str) -> bool {
+        let looks = |open: &str, close: &str| {
+            token.len() > open.len() + close.len() && token.starts_with(open) && token.ends_with(close)
+        };
+        let is_turn = matches!(token, "<start_of_turn>" | "<end_of_turn>");
+        (is_turn || looks("<|", "|>") || looks("<｜", "｜>"))
+            && self.chat_template.is_some_and(|template| template.contains(token))
+    }
+
     fn vocab(&self) -> Value {
         Value::Object(self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect())
     }
 
     /// Byte-level BPE.
     fn byte_level(&self, place: &str) -> Result<Parts> {
-        let name = self.pre.unwrap_or("default");
+        let Some(name) = self.pre.filter(|name| !name.is_empty()) else {
+            let message = "`tokenizer.ggml.pre` is missing: nothing says how texts were split before the merges, and other \
+                           splits give other tokens";
+            return Err(Error::input(place, message)
+                .hint("convert the model again with a current llama.cpp, or name its pre-tokenizer with `gguf-new-metadata --pre-tokenizer`"));
+        };
         let Some(pre) = PRE_TOKENIZERS.iter().find(|pre| pre.name == name) else {
             let known: Vec<&str> = PRE_TOKENIZERS.iter().map(|pre| pre.name).collect();
             let message = format!("pre-tokenizer {name:?} is not supported; supported: {}", known.join(", "));

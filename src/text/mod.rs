@@ -5,10 +5,13 @@
 //! that JSON form (`gguf`).
 
 mod check;
+mod folder;
 mod gguf;
+mod save;
 mod stream;
+mod templates;
 mod tokenizer;
 
+pub(crate) use folder::FOLDER_FILES;
 pub use stream::TextStream;
-pub(crate) use tokenizer::FOLDER_FILES;
 pub use tokenizer::Tokenizer;

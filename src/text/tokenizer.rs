@@ -1,35 +1,23 @@
 //! The tokenizer: text to ids, ids to text, and what a model needs to know around them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::check;
+use super::save::written_files;
+use super::templates::Templates;
 use crate::error::{Error, Result};
-use crate::files::{atomic, json as strict_json, open};
+use crate::files::json as strict_json;
 use crate::model::BaseFiles;
 
 /// The largest `tokenizer.json` read; the largest known ones are about 35 MB.
-const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
+pub(super) const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 /// The most values in it; the largest known ones have two million. Each takes 32 bytes or more in memory.
 const MAX_JSON_ITEMS: usize = 5_000_000;
-/// The largest of the small files beside it.
-const MAX_CONFIG_BYTES: u64 = 8 << 20;
-/// Files that make up a tokenizer in a Hugging Face folder, and go along when it is saved.
-pub(crate) const FOLDER_FILES: [&str; 8] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-];
-
 /// Text to token ids and back. Cloning is cheap.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
@@ -43,17 +31,16 @@ struct Inner {
     special_ids: HashMap<String, u32>,
     /// Whether a token is special, by id; the unknown token is not counted, since ordinary text can give it.
     is_control: Vec<bool>,
-    named: NamedTokens,
+    surroundings: Surroundings,
     eos_tokens: Vec<u32>,
-    adds_bos: bool,
     puts_space_first: bool,
     vocab_size: usize,
-    chat_template: Option<String>,
     source: Source,
 }
 
 /// Where the files for [`Tokenizer::save`] come from.
-enum Source {
+#[derive(Clone)]
+pub(super) enum Source {
     Folder(PathBuf),
     Written(Vec<(&'static str, String)>),
 }
@@ -68,30 +55,16 @@ pub(super) struct NamedTokens {
 }
 
 /// What surrounds the JSON form of a tokenizer.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Surroundings {
     pub named: NamedTokens,
     /// Further ids that end a text or a turn.
     pub more_eos_ids: Vec<u32>,
     pub adds_bos: bool,
-    pub chat_template: Option<String>,
+    pub templates: Templates,
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a Hugging Face folder: `tokenizer.json`, and beside it `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `chat_template.jinja`, `generation_config.json` and `config.json` where they exist.
-    pub fn from_folder(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        if !path.exists() {
-            return Err(Error::input(path.display(), "not found")
-                .hint("a base model's folder needs tokenizer.json; transformers' save_pretrained writes it"));
-        }
-        let place = path.display().to_string();
-        let value = Self::parse(&place, &open::read(&path, MAX_TOKENIZER_BYTES)?)?;
-        let surroundings = read_surroundings(folder, &value)?;
-        Self::build(place, value, surroundings, Source::Folder(folder.to_owned()))
-    }
-
     /// The tokenizer that a base model brings: in its folder, or in its GGUF file.
     pub fn of_base(base: &BaseFiles) -> Result<Self> {
         match base.gguf() {
@@ -114,7 +87,7 @@ impl Tokenizer {
     }
 
     /// Parses the JSON of a tokenizer, unless it would take many times the memory of the file.
-    fn parse(place: &str, bytes: &[u8]) -> Result<Value> {
+    pub(super) fn parse(place: &str, bytes: &[u8]) -> Result<Value> {
         let items = bytes.iter().filter(|byte| b",[{".contains(byte)).count();
         if items > MAX_JSON_ITEMS {
             return Err(Error::input(
@@ -125,7 +98,7 @@ impl Tokenizer {
         strict_json::parse(place, bytes)
     }
 
-    fn build(place: String, mut value: Value, surroundings: Surroundings, source: Source) -> Result<Self> {
+    pub(super) fn build(place: String, mut value: Value, surroundings: Surroundings, source: Source) -> Result<Self> {
         check::checked(&place, &mut value)?;
         let puts_space_first = puts_space_first(&value);
         let unknown = unknown_id(&value);
@@ -153,7 +126,7 @@ impl Tokenizer {
         }
         let mut eos_tokens: Vec<u32> = Vec::new();
         let eos = surroundings.named.eos.as_deref().and_then(|eos| parsing.token_to_id(eos));
-        for id in eos.into_iter().chain(surroundings.more_eos_ids) {
+        for id in eos.into_iter().chain(surroundings.more_eos_ids.iter().copied()) {
             if (id as usize) < vocab_size && !eos_tokens.contains(&id) {
                 eos_tokens.push(id);
             }
@@ -164,14 +137,28 @@ impl Tokenizer {
             place,
             special_ids,
             is_control,
-            named: surroundings.named,
+            surroundings,
             eos_tokens,
-            adds_bos: surroundings.adds_bos,
             puts_space_first,
             vocab_size,
-            chat_template: surroundings.chat_template,
             source,
         })))
+    }
+
+    /// The same tokenizer with these added tokens as control tokens.
+    ///
+    /// # Errors
+    /// Input: the tokenizers crate cannot read what it wrote.
+    pub fn with_control_tokens(&self, texts: &HashSet<String>) -> Result<Self> {
+        let Inner { parsing, place, surroundings, source, .. } = &*self.0;
+        let text = parsing.to_string(false).map_err(|error| Error::input(place, error.to_string()))?;
+        let mut value = strict_json::parse(place, text.as_bytes())?;
+        for token in value["added_tokens"].as_array_mut().into_iter().flatten() {
+            if token["content"].as_str().is_some_and(|content| texts.contains(content)) {
+                token["special"] = json!(true);
+            }
+        }
+        Self::build(place.clone(), value, surroundings.clone(), source.clone())
     }
 
     /// Ids of ordinary text. Adds no special tokens, and text that spells a control token stays text.
@@ -250,7 +237,7 @@ impl Tokenizer {
 
     /// The beginning-of-text token.
     pub fn bos(&self) -> Option<u32> {
-        self.0.named.bos.as_deref().and_then(|bos| self.token_to_id(bos))
+        self.0.surroundings.named.bos.as_deref().and_then(|bos| self.token_to_id(bos))
     }
 
     /// The tokens that end a text or a turn: the tokenizer's own first, then those of `generation_config.json`,
@@ -261,7 +248,7 @@ impl Tokenizer {
 
     /// Whether the model expects the beginning-of-text token before every text.
     pub fn adds_bos(&self) -> bool {
-        self.0.adds_bos && self.bos().is_some()
+        self.0.surroundings.adds_bos && self.bos().is_some()
     }
 
     /// The id of a token by its text.
@@ -286,7 +273,7 @@ impl Tokenizer {
 
     /// `("bos_token", "<s>")` and the like: what chat templates may refer to.
     pub fn named_tokens(&self) -> Vec<(&'static str, &str)> {
-        let named = &self.0.named;
+        let named = &self.0.surroundings.named;
         [("bos_token", &named.bos), ("eos_token", &named.eos), ("unk_token", &named.unk), ("pad_token", &named.pad)]
             .into_iter()
             .filter_map(|(name, text)| Some((name, text.as_deref()?)))
@@ -295,28 +282,22 @@ impl Tokenizer {
 
     /// The source of the chat template, where the tokenizer brings one.
     pub fn chat_template(&self) -> Option<&str> {
-        self.0.chat_template.as_deref()
+        self.0.surroundings.templates.default.as_deref()
     }
 
-    /// Writes the tokenizer's files into `folder`, such that transformers reads the same tokenizer: the
-    /// original files of a Hugging Face folder, or files written from the GGUF metadata.
-    pub fn save(&self, folder: &Path) -> Result<()> {
-        match &self.0.source {
-            Source::Folder(from) => {
-                for name in FOLDER_FILES {
-                    let path = from.join(name);
-                    if path.exists() {
-                        atomic::write_bytes(&folder.join(name), &open::read(&path, MAX_TOKENIZER_BYTES)?)?;
-                    }
-                }
-            }
-            Source::Written(files) => {
-                for (name, text) in files {
-                    atomic::write_bytes(&folder.join(name), text.as_bytes())?;
-                }
-            }
-        }
-        Ok(())
+    /// The source of the chat template for conversations with tools, where the tokenizer brings another one for them.
+    pub fn tool_use_template(&self) -> Option<&str> {
+        self.0.surroundings.templates.tool_use.as_deref()
+    }
+
+    /// The texts of the added tokens that are no control tokens.
+    pub fn ordinary_added_tokens(&self) -> Vec<String> {
+        let added = self.0.parsing.get_added_tokens_decoder().into_values();
+        added.filter(|token| !token.special).map(|token| token.content).collect()
+    }
+
+    pub(super) fn source(&self) -> &Source {
+        &self.0.source
     }
 }
 
@@ -354,132 +335,4 @@ fn unknown_id(tokenizer: &Value) -> Option<u32> {
         None => model["unk_id"].as_u64(),
     };
     id.and_then(|id| u32::try_from(id).ok())
-}
-
-/// Reads what stands beside `tokenizer.json`.
-fn read_surroundings(folder: &Path, tokenizer: &Value) -> Result<Surroundings> {
-    let config = read_optional(folder, "tokenizer_config.json")?;
-    let map = read_optional(folder, "special_tokens_map.json")?;
-    let generation = read_optional(folder, "generation_config.json")?;
-    let named = |name: &str| token_text(&config[name]).or_else(|| token_text(&map[name]));
-    let mut named = NamedTokens {
-        bos: named("bos_token"),
-        eos: named("eos_token"),
-        unk: named("unk_token"),
-        pad: named("pad_token"),
-    };
-    let model = read_optional(folder, "config.json")?;
-    // One id, or a list of them.
-    let more_eos_ids = [&generation["eos_token_id"], &model["eos_token_id"]]
-        .into_iter()
-        .flat_map(|ids| ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice))
-        .filter_map(|id| u32::try_from(id.as_u64()?).ok())
-        .collect();
-    // transformers 5 goes by the post-processor, whatever the flag says.
-    let adds_bos = match &tokenizer["post_processor"] {
-        Value::Null => config["add_bos_token"] == json!(true),
-        processor => match (first_special(processor), &named.bos) {
-            (Some(first), None) => {
-                named.bos = Some(first.to_owned());
-                true
-            }
-            (first, bos) => first.is_some() && first == bos.as_deref(),
-        },
-    };
-    Ok(Surroundings { named, more_eos_ids, adds_bos, chat_template: read_template(folder, &config)? })
-}
-
-/// A JSON object, or null where the file does not exist.
-fn read_optional(folder: &Path, name: &str) -> Result<Value> {
-    let path = folder.join(name);
-    if !path.exists() {
-        return Ok(Value::Null);
-    }
-    let value = strict_json::parse(path.display(), &open::read(&path, MAX_CONFIG_BYTES)?)?;
-    match value.is_object() {
-        true => Ok(value),
-        false => Err(Error::input(path.display(), "expected a JSON object")),
-    }
-}
-
-/// `"<s>"` or `{"content": "<s>", …}`.
-fn token_text(token: &Value) -> Option<String> {
-    token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
-}
-
-/// The token that a post-processor puts before a single text.
-fn first_special(processor: &Value) -> Option<&str> {
-    match processor["type"].as_str()? {
-        "TemplateProcessing" => processor["single"][0]["SpecialToken"]["id"].as_str(),
-        "Sequence" => processor["processors"].as_array()?.iter().find_map(first_special),
-        "BertProcessing" | "RobertaProcessing" => processor["cls"][0].as_str(),
-        _ => None,
-    }
-}
-
-/// The chat template: `chat_template.jinja` first, then `chat_template` of `tokenizer_config.json`: a text, or
-/// a list of named templates of which `default` is taken. An empty template counts as none.
-fn read_template(folder: &Path, config: &Value) -> Result<Option<String>> {
-    let path = folder.join("chat_template.jinja");
-    if path.exists() {
-        let text = String::from_utf8(open::read(&path, MAX_CONFIG_BYTES)?)
-            .map_err(|_| Error::input(path.display(), "the chat template is not UTF-8"))?;
-        return Ok(Some(text).filter(|text| !text.trim().is_empty()));
-    }
-    let place = folder.join("tokenizer_config.json").display().to_string();
-    let text = match &config["chat_template"] {
-        Value::Null => None,
-        Value::String(text) => Some(text.clone()),
-        Value::Array(named) => {
-            let default = named.iter().find(|template| template["name"] == json!("default"));
-            let text = default.and_then(|template| template["template"].as_str());
-            let names: Vec<String> = named.iter().map(|template| template["name"].to_string()).collect();
-            let error = || {
-                let message =
-                    format!("`chat_template` is a list with {}; one named \"default\" is needed", names.join(", "));
-                Error::input(&place, message)
-            };
-            Some(text.ok_or_else(error)?.to_owned())
-        }
-        other => {
-            let message = format!(
-                "`chat_template` is {}; expected a text or a list of named templates",
-                strict_json::kind(other)
-            );
-            return Err(Error::input(place, message));
-        }
-    };
-    Ok(text.filter(|text| !text.trim().is_empty()))
-}
-
-/// The files that make transformers load this tokenizer.
-fn written_files(tokenizer: &Value, surroundings: &Surroundings) -> Vec<(&'static str, String)> {
-    let named = &surroundings.named;
-    let mut config = json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": surroundings.adds_bos,
-        "clean_up_tokenization_spaces": false,
-        "model_max_length": 1_000_000_000u64,
-    });
-    let mut map = json!({});
-    let texts =
-        [("bos_token", &named.bos), ("eos_token", &named.eos), ("unk_token", &named.unk), ("pad_token", &named.pad)];
-    for (name, text) in texts {
-        if let Some(text) = text {
-            config[name] = json!(text);
-            map[name] = json!(text);
-        }
-    }
-    if let Some(template) = &surroundings.chat_template {
-        config["chat_template"] = json!(template);
-    }
-    vec![
-        ("tokenizer.json", pretty(tokenizer)),
-        ("tokenizer_config.json", pretty(&config)),
-        ("special_tokens_map.json", pretty(&map)),
-    ]
-}
-
-fn pretty(value: &Value) -> String {
-    format!("{value:#}\n")
 }

@@ -8,7 +8,7 @@ use super::settings::EarlyStopping;
 use super::step::AdapterTrainer;
 use crate::adapter::host::HostAdapter;
 use crate::error::Result;
-use crate::eval::loss::{ExampleLoss, mean_loss};
+use crate::eval::loss::{ExampleLoss, example_number, mean_loss};
 
 /// The best adapter so far: the one with the lowest validation loss, or the last one without validation data.
 pub(super) struct BestSoFar {
@@ -53,7 +53,7 @@ impl BestSoFar {
             return Ok(false);
         }
         let losses = evaluate(job.decoder, Some(&trainer.adapter.valid()), job.valid);
-        let valid_loss = mean_loss(&losses)?;
+        let valid_loss = mean_loss(&losses, example_number)?;
         let min_delta = self.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
         let is_best = self.loss.is_none_or(|best| valid_loss < best);
         let has_improved = self.loss.is_none_or(|best| valid_loss < best - min_delta);

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::batching::{Batching, Layout};
 use super::best::BestSoFar;
+use super::objective::Sft;
 use super::peak_memory::peak_bytes;
 use super::schedule::Schedule;
 use super::settings::TrainSettings;
@@ -123,7 +124,8 @@ pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'
         total_steps,
     };
     let device = decoder.device().clone().autodiff();
-    let mut trainer = AdapterTrainer::new(start.attach(decoder.config(), &device)?, settings, layout.recompute);
+    let adapter = start.attach(decoder.config(), &device)?;
+    let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), settings, layout.recompute);
     watch(Event::Begin { total_steps, parameters: trainer.adapter.parameters() })?;
     let mut best = BestSoFar::new(start, settings.early_stopping.clone());
     if !valid.is_empty() {

@@ -4,6 +4,7 @@ pub mod batching;
 mod best;
 pub mod evaluate;
 pub mod fit;
+pub mod objective;
 pub mod peak_memory;
 pub mod schedule;
 pub mod settings;

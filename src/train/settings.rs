@@ -36,7 +36,8 @@ section! {
         beta1: f64 = Take(0.9), below(0.0, 1.0);
         /// AdamW's decay of the mean of squared gradients.
         beta2: f64 = Take(0.999), below(0.0, 1.0);
-        /// Steps between two evaluations of the validation examples; there is always one at the end.
+        /// Steps between two evaluations of the validation examples, or without any between two saves of the adapter; there is
+        /// always one at the end.
         eval_steps: u64 = Take(50), between(1..=MAX_STEPS);
         /// The activations that are computed again in the backward pass to save memory.
         recompute: Recompute = Take(Recompute::None), any();

@@ -4,6 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 
+use super::objective::{Objective, StepSize, weigh};
 use super::settings::TrainSettings;
 use crate::model::decoder::Recompute;
 use crate::model::{Batch, Decoder};
@@ -19,13 +20,14 @@ pub struct AdapterTrainer {
     optimiser: ModuleOptimizer,
     /// Global norm that gradients are scaled down to; 0 for none.
     max_grad_norm: f64,
+    objective: Box<dyn Objective>,
     recompute: Recompute,
 }
 
 /// The outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
-    /// Mean over the trained tokens, before the update.
+    /// The value of the objective before the update; for supervised fine-tuning, the mean over the trained tokens.
     pub loss: f64,
     /// Global norm before clipping.
     pub grad_norm: f64,
@@ -43,38 +45,45 @@ impl StepReport {
 }
 
 impl AdapterTrainer {
-    /// An adapter with a fresh optimiser. Of `settings`, the optimiser's are read; `recompute` decides what the backward
-    /// pass computes again.
-    pub fn new(adapter: Adapter, settings: &TrainSettings, recompute: Recompute) -> Self {
+    /// An adapter with a fresh optimiser, to minimise `objective`. Of `settings`, the optimiser's are read; `recompute`
+    /// decides what the backward pass computes again.
+    pub fn new(
+        adapter: Adapter,
+        objective: Box<dyn Objective>,
+        settings: &TrainSettings,
+        recompute: Recompute,
+    ) -> Self {
         let optimiser = AdamWConfig::new()
             .with_beta_1(settings.beta1 as f32)
             .with_beta_2(settings.beta2 as f32)
             .with_epsilon(EPSILON)
             .with_weight_decay(settings.weight_decay as f32)
             .init();
-        Self { adapter, optimiser, max_grad_norm: settings.max_grad_norm, recompute }
+        Self { adapter, optimiser, max_grad_norm: settings.max_grad_norm, objective, recompute }
     }
 
-    /// One update from the mean loss over the trained tokens of all `micro_batches`. `seed` decides the noise, which
+    /// One update from the objective over all `micro_batches`. `seed` decides the noise, which
     /// belongs to the tokens of the step: it is the same however they are cut into micro-batches.
     ///
     /// A loss or a gradient that is not finite is reported and changes nothing.
     pub fn step(&mut self, decoder: &Decoder, micro_batches: &[Batch], rate: f64, seed: u64) -> StepReport {
-        let trained_tokens: usize = micro_batches.iter().map(Batch::trained_tokens).sum();
-        let tokens = micro_batches.iter().map(|batch| batch.ids.len()).sum();
+        let size = StepSize::of(micro_batches);
+        let StepSize { tokens, trained_tokens, .. } = size;
         let mut report = StepReport { loss: 0.0, grad_norm: 0.0, tokens, trained_tokens };
         if trained_tokens == 0 {
             return report;
         }
-        let factor = 1.0 / trained_tokens as f32;
         let mut sum = GradientsAccumulator::new();
         let mut first_token = 0;
         for batch in micro_batches {
             let noise = Noise { seed, first_token };
             first_token += batch.ids.len();
             if batch.trained_tokens() > 0 {
-                let result = decoder.loss_and_gradients(batch, &self.adapter, noise, factor, self.recompute);
-                report.loss += result.loss / trained_tokens as f64;
+                let result = decoder.loss_and_gradients(batch, &self.adapter, noise, self.recompute, &mut |losses| {
+                    let (value, weights) = weigh(&*self.objective, batch, losses, &size);
+                    report.loss += value;
+                    weights
+                });
                 sum.accumulate(&self.adapter, result.gradients);
             }
         }

@@ -356,6 +356,53 @@ def ordinary_ids(tokenizer, texts):
     return ids(tokenizer, texts)
 
 
+# What a value can be: None, a name that nothing defines, and an empty and a full one of each type.
+VALUES = ["none", "missing", "''", "[]", "{}", "0", "true", "'ab'", "[1, 2]", "{'a': 1}", "1.5"]
+TESTS = ["defined", "undefined", "none", "iterable", "sequence", "mapping", "string", "number", "integer", "float",
+         "boolean", "true", "false", "odd", "even", "lower", "upper", "callable", "sameas none", "eq none", "ne none",
+         "in [none, 1]", "in 'abc'", "divisibleby 2", "lt 1", "gt 1"]  # fmt: skip
+FILTERS = ["length", "count", "list", "string", "trim", "upper", "lower", "title", "capitalize", "first", "last", "join",
+           "join(',')", "default('d')", "default('d', true)", "int", "float", "abs", "sort", "tojson", "items | list",
+           "map('upper') | list", "map(attribute='a') | list", "select | list", "reject | list", "reverse | list",
+           "selectattr('a') | list", "unique | list", "replace('a', 'b')", "dictsort", "sum", "min", "max",
+           "batch(2) | list", "attr('a')", "escape", "safe", "indent"]  # fmt: skip
+EXPRESSIONS = [
+    "{{ missing.a }}", "{{ none.a }}", "{{ none['a'] }}", "{{ missing['a'] }}", "{% for x in none %}{% endfor %}",
+    "{% for x in missing %}{% endfor %}ok", "{{ none + 1 }}", "{{ none ~ 'a' }}", "{{ missing ~ 'a' }}",
+    "{{ missing + 'a' }}", "{{ 'a' + none }}", "{{ none == missing }}", "{{ missing == missing }}", "{{ not none }}",
+    "{{ none and 1 }}", "{{ none or 1 }}", "{{ 'a' in none }}", "{{ 'a' in missing }}", "{{ none in ['a', none] }}",
+    "{{ missing in [none] }}", "{{ none < 1 }}", "{{ missing < 1 }}", "{{ none[1:] }}", "{{ missing[1:] }}",
+    "{{ {'a': none} }}", "{{ [none, 1] | join('-') }}", "{{ none.strip() }}", "{{ missing.strip() }}", "{{ none() }}",
+    "{{ 1 if none }}x", "{{ none * 2 }}", "{{ -none }}", "{{ [1, none] | select | list }}",
+    "{{ [{'a': none}, {'a': 1}, {}] | selectattr('a') | list | length }}",
+    "{{ [{'a': none}, {'a': 1}, {}] | selectattr('a', 'defined') | list | length }}",
+    "{{ [{'a': none}, {'a': 1}, {}] | selectattr('a', 'none') | list | length }}",
+    "{{ [{'a': none}, {'a': 1}] | map(attribute='a') | list }}", "{{ none | string | length }}",
+    "{% if missing %}a{% else %}b{% endif %}", "{% if none is iterable and none | length > 0 %}a{% else %}b{% endif %}",
+    "{% if tools is iterable and tools | length > 0 %}a{% else %}b{% endif %}", "{{ tools is none }}",
+    "{% if tools is not none and tools %}a{% else %}b{% endif %}", "{{ (tools or []) | length }}",
+    "{{ messages[0].content is string }}", "{{ messages[0].tool_calls is defined }}", "{{ messages[0] is mapping }}",
+    "{{ messages[0].tool_calls is iterable }}", "{{ messages is iterable }}", "{{ 'content' in messages[0] }}",
+    "{{ messages[0].get('tool_calls') }}", "{{ messages[0].get('tool_calls', []) }}", "{{ messages[0]['nothing'] }}",
+    "{{ ['a', true, 1.0, none] }}", "{{ {'a': 'b', 'c': [none]} }}", "{{ none | d('q', true) }}",
+]  # fmt: skip
+
+
+def answers():
+    """What Jinja2 says of None, of undefined names and of every other type; no text where it raises."""
+    sources = [f"{{{{ {value} is {test} }}}}" for test in TESTS for value in VALUES]
+    sources += [f"{{{{ {value} | {name} }}}}" for name in FILTERS for value in VALUES]
+    fast = PreTrainedTokenizerFast(tokenizer_object=byte_level())
+    cases = []
+    for source in sources + EXPRESSIONS:
+        try:
+            text = fast.apply_chat_template(turns("Hi"), chat_template=source, tokenize=False)
+        except Exception:
+            text = None
+        cases.append({"source": source, "text": text})
+    return cases
+
+
 class Noon(datetime):
     @classmethod
     def now(cls, tz=None):
@@ -482,6 +529,7 @@ def main():
     (OUT / "tokens.json").write_text(json.dumps(expected, ensure_ascii=False, indent=None) + "\n")
     (OUT / "templates.json").write_text(json.dumps(renderings(), ensure_ascii=False) + "\n")
     (OUT / "tool_use.json").write_text(json.dumps(tool_use(fast), ensure_ascii=False) + "\n")
+    (OUT / "answers.json").write_text(json.dumps(answers(), ensure_ascii=False, indent=None) + "\n")
     (OUT / "masks.json").write_text(json.dumps(masks(fast), ensure_ascii=False) + "\n")
 
 

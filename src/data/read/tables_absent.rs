@@ -2,26 +2,38 @@
 
 use std::path::Path;
 
-use super::example::Row;
-use super::jsonl::Format;
+use crate::data::example::Row;
+use crate::data::format::Format;
 use crate::error::{Error, Result};
 
 /// Reads a CSV file; not compiled in.
+///
+/// # Errors
+/// Input: always.
 pub fn read_csv(path: &Path, _format: Option<Format>) -> Result<Vec<Row>> {
     Err(absent(&path.display().to_string(), "CSV"))
 }
 
 /// Parses the bytes of a CSV file; not compiled in.
+///
+/// # Errors
+/// Input: always.
 pub fn parse_csv(_bytes: Vec<u8>, name: &str, _format: Option<Format>) -> Result<Vec<Row>> {
     Err(absent(name, "CSV"))
 }
 
 /// Reads a Parquet file; not compiled in.
+///
+/// # Errors
+/// Input: always.
 pub fn read_parquet(path: &Path, _format: Option<Format>) -> Result<Vec<Row>> {
     Err(absent(&path.display().to_string(), "Parquet"))
 }
 
 /// Parses the bytes of a Parquet file; not compiled in.
+///
+/// # Errors
+/// Input: always.
 pub fn parse_parquet(_bytes: Vec<u8>, name: &str, _format: Option<Format>) -> Result<Vec<Row>> {
     Err(absent(name, "Parquet"))
 }

@@ -1,0 +1,18 @@
+//! Conversations to text: chat templates, what they show of a conversation, and where the assistant's words stand.
+
+pub mod template;
+
+pub(super) mod control;
+pub(super) mod conversation;
+pub(super) mod coverage;
+pub(super) mod stand_ins;
+pub(super) mod turns;
+
+mod environment;
+mod filters;
+mod lexer;
+mod namespace;
+mod python;
+mod worker;
+
+pub use template::ChatTemplate;

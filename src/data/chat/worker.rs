@@ -1,0 +1,250 @@
+//! The threads that render a chat template, and the deadline of each rendering.
+//!
+//! There are as many as the machine has cores. A job waits, without a clock, until one of them is free; the clock starts
+//! when it is taken. After one deadline the template is given up: its thread may still be busy.
+
+use std::fmt;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use minijinja::ErrorKind;
+use minijinja::value::Value;
+use time::OffsetDateTime;
+
+use super::environment::environment;
+use super::template::Job;
+use crate::error::{Error, Result};
+
+/// Enough for the deepest chain that fits into the largest template, with a wide margin.
+const STACK_BYTES: usize = 64 << 20;
+/// The longest a template may take to compile or render.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a thread compiles.
+#[derive(Debug, Clone)]
+pub(super) struct Program {
+    /// The source as minijinja gets it.
+    pub(super) text: String,
+    /// The name in it of the function that checks what a namespace is given.
+    pub(super) kept: String,
+    /// `("bos_token", "<s>")` and so on.
+    pub(super) globals: Vec<(String, String)>,
+    /// What `strftime_now` gives.
+    pub(super) now: OffsetDateTime,
+}
+
+/// The threads of one template.
+pub(super) struct Workers {
+    program: Program,
+    deadline: Duration,
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+struct State {
+    idle: Vec<Worker>,
+    /// Threads that may still be started.
+    unstarted: usize,
+    given_up: bool,
+}
+
+/// One thread, by the ends of its channels.
+struct Worker {
+    jobs: Sender<Job>,
+    outcomes: Receiver<Result<String, String>>,
+}
+
+impl Workers {
+    /// Starts the first thread, which compiles the program.
+    ///
+    /// # Errors
+    /// Input: it does not compile, or not in time.
+    pub(super) fn start(program: Program, place: &str) -> Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let first = Worker::start(&program, DEADLINE, place)?;
+        let state = State { idle: vec![first], unstarted: threads - 1, given_up: false };
+        Ok(Self { program, deadline: DEADLINE, state: Mutex::new(state), freed: Condvar::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Renders `job` on the next free thread. `place` stands in messages.
+    ///
+    /// # Errors
+    /// Input: what the template raises; the deadline has passed, now or earlier.
+    pub(super) fn render(&self, job: Job, place: &str) -> Result<String> {
+        let worker = match self.take(place)? {
+            Some(worker) => Ok(worker),
+            None => Worker::start(&self.program, self.deadline, place),
+        };
+        let outcome = worker.and_then(|worker| {
+            // A thread that is gone shows when the outcome is waited for.
+            let _ = worker.jobs.send(job);
+            Ok((wait(&worker.outcomes, self.deadline, place, "render")?, worker))
+        });
+        let mut state = self.state();
+        match outcome {
+            Ok((text, worker)) => {
+                state.idle.push(worker);
+                self.freed.notify_one();
+                text.map_err(|message| Error::input(place, message))
+            }
+            Err(error) => {
+                state.given_up = true;
+                self.freed.notify_all();
+                Err(error)
+            }
+        }
+    }
+
+    /// An idle thread; `None` where the caller may start one.
+    fn take(&self, place: &str) -> Result<Option<Worker>> {
+        let mut state = self.state();
+        loop {
+            if state.given_up {
+                return Err(Error::input(place, "stopped working on an earlier conversation"));
+            }
+            if let Some(worker) = state.idle.pop() {
+                return Ok(Some(worker));
+            }
+            if state.unstarted > 0 {
+                state.unstarted -= 1;
+                return Ok(None);
+            }
+            state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl fmt::Debug for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workers").finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    fn start(program: &Program, deadline: Duration, place: &str) -> Result<Self> {
+        let (jobs, inbox) = channel();
+        let (sender, outcomes) = channel();
+        let (compiled, compilation) = channel();
+        let program = program.clone();
+        std::thread::Builder::new()
+            .name("chat-template".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || work(&program, &compiled, &inbox, &sender))
+            .map_err(|error| Error::failed(place, format!("cannot start a thread: {error}")))?;
+        wait(&compilation, deadline, place, "compile")?.map_err(|message| Error::input(place, message))?;
+        Ok(Self { jobs, outcomes })
+    }
+}
+
+/// What a thread says, or that it says nothing in time.
+fn wait<T>(
+    outcome: &Receiver<Result<T, String>>,
+    deadline: Duration,
+    place: &str,
+    doing: &str,
+) -> Result<Result<T, String>> {
+    outcome.recv_timeout(deadline).map_err(|error| match error {
+        RecvTimeoutError::Timeout => {
+            Error::input(place, format!("takes more than {} s to {doing}", deadline.as_secs_f64()))
+        }
+        RecvTimeoutError::Disconnected => Error::input(place, format!("minijinja failed to {doing} it")),
+    })
+}
+
+/// The life of a thread: compile once, render until the template is dropped.
+fn work(
+    program: &Program,
+    compiled: &Sender<Result<(), String>>,
+    inbox: &Receiver<Job>,
+    outcomes: &Sender<Result<String, String>>,
+) {
+    let environment = environment(program.now, program.kept.clone());
+    let template = match environment.template_from_named_str("chat", &program.text) {
+        Ok(template) => template,
+        Err(error) => {
+            // Nobody listens any more where the deadline has passed.
+            let _ = compiled.send(Err(format!("does not compile: {error}")));
+            return;
+        }
+    };
+    if compiled.send(Ok(())).is_err() {
+        return;
+    }
+    while let Ok(job) = inbox.recv() {
+        let rendered = template.render(context(job, &program.globals)).map_err(|error| explain(&error));
+        if outcomes.send(rendered).is_err() {
+            return;
+        }
+    }
+}
+
+/// The reason why a rendering failed: the words of the template where it raised them, or minijinja's.
+fn explain(error: &minijinja::Error) -> String {
+    match error.kind() {
+        ErrorKind::OutOfFuel => "does too much work for one conversation".into(),
+        _ => format!("cannot render the conversation: {error}"),
+    }
+}
+
+/// What a template sees: the names that transformers' `apply_chat_template` gives it.
+fn context(job: Job, globals: &[(String, String)]) -> Value {
+    let messages: Vec<Value> = job.messages.into_iter().map(Value::from_object).collect();
+    let mut pairs = vec![
+        ("messages", Value::from(messages)),
+        ("tools", job.tools),
+        ("documents", Value::from(())),
+        ("add_generation_prompt", Value::from(job.add_generation_prompt)),
+    ];
+    pairs.extend(globals.iter().map(|(name, text)| (name.as_str(), Value::from(text.as_str()))));
+    Value::from_pairs(pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> Job {
+        Job { messages: Vec::new(), tools: Value::from(()), add_generation_prompt: false }
+    }
+
+    fn workers(text: &str, deadline: Duration, threads: usize) -> Workers {
+        let program =
+            Program { text: text.into(), kept: "kept".into(), globals: Vec::new(), now: OffsetDateTime::UNIX_EPOCH };
+        let mut workers = Workers::start(program, "t").expect("compiles");
+        workers.deadline = deadline;
+        workers.state().unstarted = threads - 1;
+        workers
+    }
+
+    #[test]
+    fn waiting_for_a_free_thread_is_not_counted() {
+        // One rendering takes a part of the deadline, all of them together several times as much.
+        let source = "{% for i in range(99999) %}{% set x = i * i %}{% endfor %}x";
+        let begun = std::time::Instant::now();
+        workers(source, DEADLINE, 1).render(job(), "t").expect("renders");
+        let one = begun.elapsed();
+        let slow = workers(source, one * 6, 1);
+        let outcomes = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..24).map(|_| scope.spawn(|| slow.render(job(), "t"))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
+        });
+        for outcome in outcomes {
+            assert_eq!(outcome.expect("renders in its own time"), "x");
+        }
+    }
+
+    #[test]
+    fn after_a_deadline_the_template_is_given_up() {
+        let endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}";
+        let workers = workers(endless, Duration::from_millis(1), 2);
+        let text = workers.render(job(), "t").expect_err("too slow").to_string();
+        assert!(text.contains("takes more than 0.001 s to render"), "{text}");
+        let text = workers.render(job(), "t").expect_err("given up").to_string();
+        assert!(text.contains("stopped working on an earlier conversation"), "{text}");
+    }
+}

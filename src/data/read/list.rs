@@ -1,0 +1,75 @@
+//! A JSON list of objects, read one after the other: the whole list as JSON values would take many times the memory of
+//! the file.
+
+use super::jsonl::parse_object;
+use super::rows::Rows;
+use crate::data::example::{Position, Row};
+use crate::data::format::Format;
+use crate::error::{Error, Result};
+
+/// Parses the text of a list.
+pub(super) fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Row>> {
+    let mut rows = Rows::new(format);
+    let (mut at, mut line) = (0, 1);
+    let skip = |at: &mut usize, line: &mut usize| {
+        while let Some(space) = bytes.get(*at).filter(|byte| byte.is_ascii_whitespace()) {
+            *line += usize::from(*space == b'\n');
+            *at += 1;
+        }
+        bytes.get(*at).copied()
+    };
+    if skip(&mut at, &mut line) != Some(b'[') {
+        return Err(Error::input(name, "expected a list of objects").hint("one object a line is a .jsonl file"));
+    }
+    at += 1;
+    let mut closed = skip(&mut at, &mut line) == Some(b']');
+    at += usize::from(closed);
+    while !closed {
+        let position = Position::Line(line);
+        let row = &bytes[at..at + value_length(&bytes[at..])];
+        if !rows.is_too_long(position, row.len()) {
+            match parse_object(row) {
+                Ok(value) => rows.row(position, value, &[]),
+                Err(error) => rows.bad(position, &error),
+            }
+        }
+        line += row.iter().filter(|byte| **byte == b'\n').count();
+        at += row.len();
+        closed = match skip(&mut at, &mut line) {
+            Some(b',') => false,
+            Some(b']') => true,
+            _ => {
+                let error = Error::input("", "expected `,` or `]` after an item of the list");
+                rows.bad(Position::Line(line), &error);
+                return rows.finish(name);
+            }
+        };
+        at += 1;
+        if !closed {
+            skip(&mut at, &mut line);
+        }
+    }
+    if skip(&mut at, &mut line).is_some() {
+        rows.bad(Position::Line(line), &Error::input("", "something follows the list"));
+    }
+    rows.finish(name)
+}
+
+/// The length of the JSON value at the start of `bytes`, by its brackets and quotes alone; whether it is valid is
+/// found when it is parsed.
+fn value_length(bytes: &[u8]) -> usize {
+    let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
+    for (at, byte) in bytes.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            _ if quoted => {}
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' | b',' if depth == 0 => return at,
+            b']' | b'}' => depth -= 1,
+            _ => {}
+        }
+    }
+    bytes.len()
+}

@@ -1,0 +1,183 @@
+//! What is said about the rows of a data file that are read, but not as their author may think.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::example::Position;
+
+/// One thing to say about a row. Equal remarks of several rows are said once, with their count.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Remark {
+    /// A key, or a column, that nothing reads.
+    KeyIgnored {
+        /// The key.
+        key: String,
+    },
+    /// The chat template shows nothing of a turn.
+    TurnLeftOut {
+        /// Its role.
+        role: String,
+    },
+    /// The chat template does not show a key of a turn, or of the row.
+    KeyLeftOut {
+        /// The role of the turn; `None` for a key of the row.
+        role: Option<String>,
+        /// The key.
+        key: String,
+        /// Some of its texts are shown.
+        partly: bool,
+    },
+    /// A text of the assistant is shown where no loss is taken.
+    KeyNotTrained {
+        /// The key of the turn.
+        key: String,
+    },
+    /// No loss is ever taken on the turns of a role that is none of the known ones.
+    RoleNotTrained {
+        /// The role.
+        role: String,
+    },
+    /// A text spells control tokens; they are encoded as ordinary text.
+    SpellsControl {
+        /// One of them.
+        token: String,
+    },
+    /// An answer or completion without a word: only its end is trained.
+    EmptyAnswer,
+    /// Not one token of the row is trained.
+    NothingTrained,
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KeyIgnored { key } => write!(f, "the key `{key}` is ignored"),
+            Self::TurnLeftOut { role } => {
+                write!(f, "turns of the role `{role}` are left out: the chat template does not show them")
+            }
+            Self::KeyLeftOut { role: Some(role), key, partly } => {
+                let part = if *partly { "a part of " } else { "" };
+                write!(f, "the chat template does not show {part}`{key}` of turns of the role `{role}`")
+            }
+            Self::KeyLeftOut { role: None, key, partly } => {
+                let part = if *partly { "all of " } else { "" };
+                write!(f, "the chat template does not show {part}`{key}`")
+            }
+            Self::KeyNotTrained { key } => {
+                write!(f, "`{key}` of the assistant's turns is shown outside the answer, and is not trained")
+            }
+            Self::RoleNotTrained { role } => {
+                write!(f, "no loss is taken on turns of the role `{role}`")?;
+                match likely_role(role) {
+                    Some(known) => write!(f, "; did you mean `{known}`?"),
+                    None => write!(f, ": only turns of the role `assistant` are trained"),
+                }
+            }
+            Self::SpellsControl { token } => {
+                write!(
+                    f,
+                    "the text spells control tokens (`{token}`), which are encoded as ordinary letters; conversations \
+                     in the shape {{\"messages\"}} get real ones"
+                )
+            }
+            Self::EmptyAnswer => write!(f, "the answer is empty: only the end of it is trained"),
+            Self::NothingTrained => write!(f, "left out: nothing in it is trained"),
+        }
+    }
+}
+
+/// The known role that a misspelt one is nearest to.
+fn likely_role(role: &str) -> Option<&'static str> {
+    let near = |known: &&str| strsim::damerau_levenshtein(known, &role.to_ascii_lowercase()) <= 2;
+    ["system", "user", "assistant", "tool"].into_iter().find(near)
+}
+
+/// How many rows are named one by one.
+const MAX_NAMED: usize = 3;
+
+/// Remarks with the rows that they are about.
+#[derive(Debug, Default)]
+pub struct Remarks {
+    rows: BTreeMap<Remark, Rows>,
+}
+
+#[derive(Debug, Default)]
+struct Rows {
+    count: usize,
+    first: Vec<Position>,
+}
+
+impl Remarks {
+    /// Adds what is to be said about the row at `position`; the same remark counts once.
+    pub fn add(&mut self, position: Position, mut remarks: Vec<Remark>) {
+        remarks.sort_unstable();
+        remarks.dedup();
+        for remark in remarks {
+            let rows = self.rows.entry(remark).or_default();
+            rows.count += 1;
+            if rows.first.len() < MAX_NAMED {
+                rows.first.push(position);
+            }
+        }
+    }
+
+    /// One line for each remark, with the number of its rows and the first of them; ignored keys are one line together.
+    pub fn lines(&self) -> Vec<String> {
+        let ignored = self.rows.iter().filter_map(|(remark, rows)| match remark {
+            Remark::KeyIgnored { key } => Some(format!("{key} ({})", counted(rows.count))),
+            _ => None,
+        });
+        let ignored: Vec<String> = ignored.collect();
+        let mut lines = Vec::new();
+        if !ignored.is_empty() {
+            lines.push(format!("ignored keys: {}", ignored.join(", ")));
+        }
+        let others = self.rows.iter().filter(|(remark, _)| !matches!(remark, Remark::KeyIgnored { .. }));
+        lines.extend(others.map(|(remark, rows)| format!("{remark} ({})", rows.places())));
+        lines
+    }
+}
+
+impl Rows {
+    /// `3 rows: lines 1, 5, 9`.
+    fn places(&self) -> String {
+        let unit = match self.first.first() {
+            Some(Position::Row(_)) => "row",
+            _ => "line",
+        };
+        let numbers: Vec<String> = self.first.iter().map(|position| position.number().to_string()).collect();
+        let (plural, more) =
+            (if numbers.len() > 1 { "s" } else { "" }, if self.count > MAX_NAMED { ", …" } else { "" });
+        format!("{}: {unit}{plural} {}{more}", counted(self.count), numbers.join(", "))
+    }
+}
+
+fn counted(count: usize) -> String {
+    match count {
+        1 => "1 row".to_owned(),
+        count => format!("{count} rows"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_remarks_are_one_line_with_their_rows() {
+        let mut remarks = Remarks::default();
+        let ignored = |key: &str| Remark::KeyIgnored { key: key.into() };
+        for line in 1..=5 {
+            remarks.add(Position::Line(line), vec![ignored("id"), Remark::EmptyAnswer, Remark::EmptyAnswer]);
+        }
+        remarks.add(Position::Line(9), vec![ignored("history"), Remark::RoleNotTrained { role: "Asistant".into() }]);
+        assert_eq!(
+            remarks.lines(),
+            [
+                "ignored keys: history (1 row), id (5 rows)",
+                "no loss is taken on turns of the role `Asistant`; did you mean `assistant`? (1 row: line 9)",
+                "the answer is empty: only the end of it is trained (5 rows: lines 1, 2, 3, …)",
+            ]
+        );
+    }
+}
