@@ -1,7 +1,7 @@
 //! The decoder: embedding, layers, norm, head. Frozen; what is trainable comes in with the [`Pass`].
 
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::batch::Batch;
 use super::config::{EmbeddingMultiplier, ModelConfig};
