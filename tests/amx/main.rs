@@ -13,13 +13,22 @@ use std::sync::atomic::Ordering;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burnish::files::Bytes;
-use burnish::ops::cpu::isa::Isa;
+use burnish::ops::cpu::isa::{self, Isa};
 use burnish::ops::cpu::matrix::{Matrix, Storage};
 use burnish::ops::frozen::FrozenWeight;
 use burnish::ops::linear::{LowRankPair, Projected, linear};
 use burnish::quant::float;
 
 use self::execution::Execution;
+
+#[test]
+fn the_product_that_is_tried_at_start_comes_out_right() {
+    let _turn = model::turn();
+    if Isa::best() == Isa::Amx {
+        // SAFETY: the processor executes AMX for this process, or the emulator does.
+        assert!(unsafe { isa::amx_multiplies() });
+    }
+}
 
 #[test]
 fn a_tile_product_is_that_of_the_instructions_and_nothing_else_multiplies() {

@@ -42,7 +42,8 @@ pub(super) fn amx() -> AmxSupport {
         AmxSupport::Unusable("the processor does not report AMX-BF16")
     } else if !amx_is_permitted() {
         AmxSupport::Unusable("the operating system refuses the permission")
-    } else if !amx_multiplies() {
+    // SAFETY: the processor has AMX-BF16, and permission was granted.
+    } else if !unsafe { amx_multiplies() } {
         AmxSupport::Unusable("a product came out wrong")
     } else {
         AmxSupport::Works
@@ -109,8 +110,11 @@ pub(crate) static WHOLE_TILES: TileConfiguration = {
 };
 
 /// One product against plain arithmetic: instructions that silently compute something else are not used.
+///
+/// # Safety
+/// Something executes the instructions of AMX, and the process may use tile registers.
 #[cfg(target_arch = "x86_64")]
-fn amx_multiplies() -> bool {
+pub unsafe fn amx_multiplies() -> bool {
     use std::arch::asm;
 
     use half::bf16;
@@ -122,7 +126,7 @@ fn amx_multiplies() -> bool {
     let a: [bf16; ROWS * DEPTH] = std::array::from_fn(value);
     let b: [bf16; ROWS * DEPTH] = std::array::from_fn(|i| value(i * 7 + 3));
     let mut sums = [0f32; ROWS * ROWS];
-    // SAFETY: permission was granted; each address has 16 rows of 64 bytes.
+    // SAFETY: as the caller vouches; each address has 16 rows of 64 bytes.
     unsafe {
         asm!(
             "ldtilecfg [{configuration}]",

@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 pub use self::detect::AmxSupport;
+#[cfg(target_arch = "x86_64")]
+pub use self::detect::amx_multiplies;
 
 use crate::error::{Error, Result};
 
