@@ -58,7 +58,7 @@ fn attention_over_ragged_sequences_of_every_shape() {
 fn attention_with_a_cache_is_attention_over_the_whole_sequence() {
     let _turn = turn();
     for (lengths, mut geometry) in attention_shapes() {
-        // What the rotation changes to at its original context is another test.
+        // The change of the rotation at its original context has a test of its own.
         geometry.rope = geometry.rope.map(|rope| Rope::new(frequencies(rope.half(), 100.0)).into());
         let total: usize = lengths.iter().sum();
         let qkv = tensor(total, geometry.qkv_width(), 8).mul_scalar(2.0).inner();

@@ -61,7 +61,7 @@ pub(in crate::ops) fn split(qkv: Tensor<2>, geometry: &Geometry) -> (Tensor<2>, 
     }
 }
 
-/// What [`split`] took apart.
+/// Puts the parts that [`split`] gave together again.
 pub(in crate::ops) fn join(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, geometry: &Geometry) -> Tensor<2> {
     match geometry.layout {
         QkvLayout::SideBySide => Tensor::cat(vec![q, k, v], 1),

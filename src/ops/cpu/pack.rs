@@ -12,7 +12,7 @@ pub trait Columns<E: Element>: Sync {
     fn depth(&self) -> usize;
 
     /// Fills `panels` with columns `first..first + count`, 32 to a panel, each panel `padded_depth * 32` values.
-    /// What lies beyond the depth or the last column is zero.
+    /// Places beyond the depth or the last column become zero.
     fn pack(&self, first: usize, count: usize, panels: &mut [E]);
 
     /// The depth a panel has: rounded up to the kernel's step.

@@ -11,7 +11,7 @@ const RANKS: usize = 8;
 
 type Block = [[f32; COLUMNS]; RANKS];
 
-/// `scale · leftᵀ · right`, `[rank, width]`: summed over the tokens in order, in f32 whatever the format of `right`.
+/// `scale · leftᵀ · right`, `[rank, width]`: summed over the tokens in order, in f32 for either format of `right`.
 ///
 /// Nothing is packed: with so few rows in the result, every value is used a handful of times only.
 #[derive(Clone, Copy)]

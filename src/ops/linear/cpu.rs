@@ -197,7 +197,7 @@ impl Group {
         low
     }
 
-    /// What the low-rank pair of each adapted member sees: `drop(x)`.
+    /// The input of the low-rank pair of each adapted member: `drop(x)`.
     fn low_sources(&self, x: &FlexTensor) -> Vec<FlexTensor> {
         let pairs = self.members.iter().filter_map(|member| member.pair);
         pairs.map(|(_, dropout)| dropout.map_or_else(|| x.clone(), |dropout| dropped(x, dropout))).collect()

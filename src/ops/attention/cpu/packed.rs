@@ -41,7 +41,7 @@ pub struct Packed<E> {
 }
 
 impl<E: Element> Packed<E> {
-    /// As the columns of panels: `rowsᵀ` on the right.
+    /// Packs them as the columns of panels: `rowsᵀ` on the right.
     pub fn columns(source: Rows<'_>, count: usize, dim: usize) -> Self {
         let size = dim.next_multiple_of(E::depth_step(Isa::current())) * PANEL;
         let mut panels = Aligned::new(count.div_ceil(PANEL) * size);
@@ -59,7 +59,8 @@ impl<E: Element> Packed<E> {
         Self { panels, size }
     }
 
-    /// As they are, panels of 32 dimensions: `rows` on the right. The depth is whole panels of keys, the rest zero.
+    /// Packs them as they are, in panels of 32 dimensions: `rows` on the right. The depth is whole panels of keys, the rest
+    /// zero.
     pub fn rows(source: Rows<'_>, count: usize, dim: usize) -> Self {
         let depth = count.next_multiple_of(PANEL);
         let mut panels = Aligned::new(dim.div_ceil(PANEL) * depth * PANEL);

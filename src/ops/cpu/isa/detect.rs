@@ -1,4 +1,4 @@
-//! What the processor and the operating system offer.
+//! Detection of the instruction sets that the processor and the operating system offer.
 
 /// Whether AMX-BF16 can be used by this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -76,7 +76,7 @@ impl Isa {
         AmxSupport::Absent
     }
 
-    /// Takes AMX for available from now on, whatever the processor has, where there is AVX512-BF16.
+    /// Takes AMX for available from now on wherever there is AVX512-BF16, even if the processor does not offer it.
     ///
     /// # Safety
     /// Something answers to the instructions of AMX: the tests emulate them.

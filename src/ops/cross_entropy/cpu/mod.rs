@@ -134,7 +134,7 @@ impl Chunk<'_> {
         Rows::F32 { data: &self.picked, stride: self.width }
     }
 
-    /// What the low-rank pair sees.
+    /// The input of the low-rank pair.
     fn pair_rows(&self) -> Rows<'_> {
         Rows::F32 { data: self.dropped.as_ref().unwrap_or(&self.picked), stride: self.width }
     }

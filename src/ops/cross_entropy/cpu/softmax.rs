@@ -194,7 +194,7 @@ vectorised! {
                 sums[lane] += exponential;
                 narrowed[lane] = bf16::exact(bf16::rounded(cap.scaled(exponential, *value)));
             }
-            // What is overwritten has been read: value `i` moves to half of its place.
+            // Only values that have been read are overwritten: value `i` moves to half of its place.
             let halves: &mut [bf16] = bytemuck::cast_slice_mut(row);
             for (half, narrowed) in halves[first..first + LANES].iter_mut().zip(narrowed) {
                 *half = narrowed;
