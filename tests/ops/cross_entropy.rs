@@ -92,3 +92,25 @@ fn every_field_of_a_low_rank_pair_changes_the_result_of_every_op() {
         }
     }
 }
+
+#[test]
+fn the_noise_of_a_token_does_not_depend_on_the_other_targets() {
+    let _turn = turn();
+    let (x, weight) = (tensor(9, 24, 1).inner(), weight(13, 24, DType::F32, 2));
+    let (a, b) = (tensor(4, 24, 3).inner(), tensor(13, 4, 4).inner());
+    let dropout = Dropout { probability: 0.5, seed: 1 };
+    let losses = |x: &Tensor<2>, targets: &[(u32, u32)], dropout| {
+        let low_rank = Some(LowRankPair { a: a.clone(), b: b.clone(), scale: 0.5, dropout: Some(dropout) });
+        let head = Projected { weight: &weight, bias: None, low_rank };
+        let ours = cross_entropy::losses(x.clone(), &head, targets, None);
+        let reference = floats(cross_entropy::reference::cross_entropy(x.clone(), &head, targets, None));
+        assert!(relative(&ours, &reference) <= 1e-5);
+        ours
+    };
+    let all = losses(&x, &(0..9).map(|row| (row, row)).collect::<Vec<_>>(), dropout);
+    let some = losses(&x, &[(2, 2), (7, 7)], dropout);
+    assert!(relative(&some, &[all[2], all[7]]) <= 1e-6);
+    // The last rows alone, as a batch of their own.
+    let rest = losses(&x.clone().narrow(0, 5, 4), &[(2, 7)], dropout.from_element(5 * 24));
+    assert!(relative(&rest, &[all[7]]) <= 1e-6);
+}

@@ -202,7 +202,7 @@ impl CrossEntropy {
             });
             if let Some(pair) = &pair {
                 let of_chunk = low_gradient::<E>(pair, &chunk, exponentials, &softmax_rows);
-                add_low_gradient::<E>(pair, &of_chunk, range.start, d_picked, width);
+                add_low_gradient::<E>(pair, &of_chunk, chunk.targets, d_picked, width);
                 d_low.extend(of_chunk);
             }
         }
@@ -252,7 +252,7 @@ impl CrossEntropy {
     /// The hidden states of the targets in `range`.
     fn chunk<E: Element>(&self, hidden: &FlexTensor, pair: Option<&Pair>, range: Range<usize>) -> Chunk<'_> {
         let width = dims(hidden)[1];
-        let (source, first) = (rows(hidden), range.start);
+        let source = rows(hidden);
         let targets = &self.targets[range];
         let mut picked = vec![0f32; targets.len() * width];
         for (&(row, _), values) in targets.iter().zip(picked.chunks_exact_mut(width)) {
@@ -262,7 +262,7 @@ impl CrossEntropy {
         if let Some(pair) = pair {
             chunk.dropped = pair.dropout.map(|dropout| {
                 let mut dropped = chunk.picked.clone();
-                apply_dropout(&mut dropped, dropout, (first * width) as u64);
+                drop_by_target(&mut dropped, dropout, targets, width);
                 dropped
             });
             let columns = RowsAsColumns { data: f32s(&pair.a), stride: width, depth: width, scale: 1.0 };
@@ -327,9 +327,17 @@ fn low_gradient<E: Element>(
     d_low
 }
 
-/// Adds `drop'(d_low·A)` to the gradient of the hidden states of the targets from `first` on.
-fn add_low_gradient<E: Element>(pair: &Pair, d_low: &[f32], first: usize, d_picked: &mut [f32], width: usize) {
-    let (rank, count) = (pair.rank, d_picked.len() / width);
+/// The dropout of the hidden states of some targets: its elements are counted in all hidden states, so that the noise of a
+/// token does not depend on which others are trained.
+fn drop_by_target(picked: &mut [f32], dropout: Dropout, targets: &Targets, width: usize) {
+    for (values, &(row, _)) in picked.chunks_exact_mut(width).zip(targets) {
+        apply_dropout(values, dropout, u64::from(row) * width as u64);
+    }
+}
+
+/// Adds `drop'(d_low·A)` to the gradient of the hidden states of some targets.
+fn add_low_gradient<E: Element>(pair: &Pair, d_low: &[f32], targets: &Targets, d_picked: &mut [f32], width: usize) {
+    let (rank, count) = (pair.rank, targets.len());
     let columns = PlainColumns { data: f32s(&pair.a), stride: width, depth: rank, scale: 1.0 };
     let rows = Rows::F32 { data: d_low, stride: rank };
     let Some(dropout) = pair.dropout else {
@@ -338,7 +346,7 @@ fn add_low_gradient<E: Element>(pair: &Pair, d_low: &[f32], first: usize, d_pick
         return product(count, &part, epilogue, OutputBuffer::f32(d_picked, width));
     };
     let mut share = multiply::<E>(count, width, rows, &columns);
-    apply_dropout(&mut share, dropout, (first * width) as u64);
+    drop_by_target(&mut share, dropout, targets, width);
     add_scaled(d_picked, 1.0, &share);
 }
 
