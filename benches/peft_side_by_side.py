@@ -59,13 +59,16 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="measured steps of a made-up workload")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--wikisql", type=Path, default=Path("/work/shared/data/wikisql"))
+    parser.add_argument("--wikisql", type=Path, help="folder of train.jsonl and valid.jsonl, for the workload wikisql")
     parser.add_argument("--wikisql-steps", type=int, default=250, help="250 is one epoch in batches of 4")
     parser.add_argument("--burnish", type=Path, help="the burnish binary; without it only PEFT is measured")
     parser.add_argument("--base", help="what burnish calls the base (default: MODEL)")
     parser.add_argument("--burnish-modes", default="f32,bf16,bf16-recompute")
     parser.add_argument("--child", nargs=3, metavar=("MODE", "WORKLOAD", "DATA"), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.wikisql is None and options.child is None and "wikisql" in options.workloads.split(","):
+        parser.error("the workload wikisql needs --wikisql FOLDER (or leave it out of --workloads)")
+    return options
 
 
 # --- the data: one file both tools read -------------------------------------------------------------------------------
@@ -213,7 +216,9 @@ def child(options):
 
 def measure_peft(options, mode, workload, data):
     command = [sys.executable, __file__, "--model", str(options.model), "--threads", str(options.threads)]
-    command += ["--wikisql", str(options.wikisql), "--wikisql-steps", str(options.wikisql_steps)]
+    command += ["--wikisql-steps", str(options.wikisql_steps)]
+    if options.wikisql is not None:
+        command += ["--wikisql", str(options.wikisql)]
     command += ["--child", mode, workload, str(data)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -304,8 +309,9 @@ def main():
     with tempfile.TemporaryDirectory(prefix="side_by_side_") as folder:
         folder = Path(folder)
         for workload in workloads:
-            data = options.wikisql / "train.jsonl"
-            if workload != "wikisql":
+            if workload == "wikisql":
+                data = options.wikisql / "train.jsonl"
+            else:
                 data = folder / f"{workload}.jsonl"
                 write_made_up(data, options.model, workload, options.steps)
             contestants = [("peft", mode) for mode in modes]

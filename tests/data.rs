@@ -79,6 +79,62 @@ fn python_methods_and_json_layouts_are_those_of_python() {
     assert_eq!(template.render(&messages, false).expect("renders"), expected);
 }
 
+/// Where minijinja differs from Jinja2 and no chat template is known to look: lazy filters of a number, how an undefined
+/// value in a list is printed, and operators, which are not replaceable.
+const UNLIKE_JINJA2: [&str; 26] = [
+    "{{ {'a': 1} is lower }}",
+    "{{ 0 | map('upper') | list }}",
+    "{{ 0 | map(attribute='a') | list }}",
+    "{{ 'ab' | map(attribute='a') | list }}",
+    "{{ [1, 2] | map(attribute='a') | list }}",
+    "{{ {'a': 1} | map(attribute='a') | list }}",
+    "{{ 0 | select | list }}",
+    "{{ 0 | reject | list }}",
+    "{{ 0 | selectattr('a') | list }}",
+    "{{ none | unique | list }}",
+    "{{ {'a': 1} | attr('a') }}",
+    "{{ {'a': 1} | escape }}",
+    "{{ none | indent }}",
+    "{{ missing | indent }}",
+    "{{ [] | indent }}",
+    "{{ {} | indent }}",
+    "{{ 0 | indent }}",
+    "{{ true | indent }}",
+    "{{ [1, 2] | indent }}",
+    "{{ {'a': 1} | indent }}",
+    "{{ 1.5 | indent }}",
+    "{% for x in none %}{% endfor %}",
+    "{{ none < 1 }}",
+    "{{ missing < 1 }}",
+    "{{ none[1:] }}",
+    "{{ missing[1:] }}",
+];
+
+#[test]
+fn tests_and_filters_answer_as_in_jinja2() {
+    let mut wrong = Vec::new();
+    let cases = read("answers.json");
+    let cases = cases.as_array().expect("a list");
+    assert!(cases.len() > 700, "only {} cases", cases.len());
+    for case in cases {
+        let source = case["source"].as_str().expect("a source");
+        if UNLIKE_JINJA2.contains(&source) {
+            continue;
+        }
+        let rendered = ChatTemplate::compile(source, "answers", &[])
+            .and_then(|template| template.render(&[Message::user("Hi")], false));
+        match (case["text"].as_str(), rendered) {
+            (Some(expected), Ok(text)) if text == expected => {}
+            (None, Err(_)) => {}
+            (expected, rendered) => {
+                let rendered = rendered.map_err(|error| error.to_string().chars().take(160).collect::<String>());
+                wrong.push(format!("{source}: {rendered:?}; expected {expected:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
 #[test]
 fn what_a_template_raises_reaches_the_user() {
     let (template, _) = template("mistral");
@@ -395,7 +451,7 @@ fn long_and_untrained_examples_are_counted() {
     assert_eq!(cut.sequences[1].trained_tokens(), 2);
     assert_eq!(cut.trained_tokens, cut.sequences.iter().map(|sequence| sequence.trained_tokens()).sum::<usize>());
     let error = encoder.encode_all("d.jsonl", &examples, 64, LongPolicy::Error).expect_err("too long").to_string();
-    assert!(error.contains("d.jsonl:2: has ") && error.contains("d.jsonl:3: has "), "{error}");
+    assert!(error.starts_with("d.jsonl:2: has ") && error.contains("at most 64 fit (2 rows, also 3)"), "{error}");
 
     let only_a_question = chat(&[Message::user("Hi")]);
     let with = self::encoder("chatml");

@@ -120,6 +120,13 @@ mod with_polars {
     }
 
     #[test]
+    fn texts_stored_as_categories_are_texts() {
+        let rows = data::read(&fixture("categories.parquet"), None).expect("reads");
+        assert_eq!(rows[0].ignored.iter().map(|key| &**key).collect::<Vec<_>>(), ["note"]);
+        assert_eq!(examples(rows), [pair("a", "x"), pair("a", "z")]);
+    }
+
+    #[test]
     fn broken_parquet_is_named() {
         let error = |name: &str| data::read(&fixture(name), None).expect_err(name).to_string();
         assert!(

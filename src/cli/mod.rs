@@ -74,6 +74,11 @@ enum Command {
     Inspect(inspect::Arguments),
 }
 
+/// The command line as clap has it: every command with its arguments.
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
     panic::keep_quiet();

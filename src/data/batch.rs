@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::encode::Encoded;
+use super::encoded::Encoded;
 use crate::error::{Error, Place, Result};
 
 /// The order of an epoch: a permutation of `0..count` that `seed` and `epoch` (from 0) decide, on every machine

@@ -8,42 +8,11 @@ use super::alpaca;
 use super::chat::stand_ins::{Hidden, SpecialTexts, StandIns};
 use super::chat::template::ChatTemplate;
 use super::chat::{control, conversation, coverage, turns};
+use super::encoded::Encoded;
 use super::example::{Example, Message, Role};
 use super::remark::Remark;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
-
-/// An encoded example.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Encoded {
-    /// Token ids.
-    pub ids: Vec<u32>,
-    /// Same length as `ids`: whether loss is taken on this token. Derived from positions, never from ids.
-    pub trained: Vec<bool>,
-    /// Turns of the assistant that are not trained: the template shows them differently in the whole conversation.
-    pub untrained_turns: usize,
-}
-
-impl Encoded {
-    /// The token ids, and which of them are trained on, as `Batch::join` takes them.
-    pub fn parts(&self) -> (&[u32], &[bool]) {
-        (&self.ids, &self.trained)
-    }
-
-    fn new() -> Self {
-        Self { ids: Vec::new(), trained: Vec::new(), untrained_turns: 0 }
-    }
-
-    fn push(&mut self, ids: &[u32], trained: bool) {
-        self.ids.extend_from_slice(ids);
-        self.trained.resize(self.ids.len(), trained);
-    }
-
-    /// Tokens that loss is taken on. The first token of a sequence has nothing before it to be predicted from.
-    pub fn trained_tokens(&self) -> usize {
-        self.trained.iter().skip(1).filter(|trained| **trained).count()
-    }
-}
 
 /// Renders and encodes: the one path for training, evaluation and generation.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod chat;
 pub mod encode;
+pub mod encoded;
 pub mod example;
 pub mod format;
 pub mod read;
@@ -14,7 +15,8 @@ mod alpaca;
 mod problems;
 
 pub use chat::ChatTemplate;
-pub use encode::{Encoded, Encoder};
+pub use encode::Encoder;
+pub use encoded::Encoded;
 pub use example::{Example, Message, Position, Role, Row};
 pub use format::Format;
 pub use read::{jsonl, read, tables};

@@ -4,7 +4,8 @@ use std::fmt;
 
 use rayon::prelude::*;
 
-use super::encode::{Encoded, Encoder};
+use super::encode::Encoder;
+use super::encoded::Encoded;
 use super::example::{Position, Row};
 use super::format::Format;
 use super::problems::Problems;

@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device};
 
-use super::base::{BaseFiles, StoredWeight};
+use super::base::BaseFiles;
 use super::config::{ModelConfig, RopeConfig};
 use super::decoder::Decoder;
+use super::place::{Placing, only_on_the_processor};
 use super::rope::rope;
 use super::spec::{LinearSpec, NormSpec};
 use crate::error::{Error, Place, Result};
-use crate::files::Dtype;
 use crate::nn::block::{Build, Qkv};
 use crate::nn::{Layer, Norm, Projection};
 use crate::ops::attention::{Geometry, QkvLayout, Rope};
 use crate::ops::frozen::FrozenWeight;
-use crate::quant::nf4;
+use crate::ops::is_processor;
 pub use crate::quant::{Compute, Quant};
 
 /// The tensor format of the activations.
@@ -51,35 +51,6 @@ impl LoadOptions {
             problems.push(only_on_the_processor());
         }
         Error::none_of(problems, ())
-    }
-}
-
-impl LoadOptions {
-    /// Bytes that a tensor of `base` will take in memory.
-    pub fn bytes_of(&self, base: &BaseFiles, name: &str) -> usize {
-        let shape = base.shape(name).unwrap_or_default();
-        let values: usize = shape.iter().product();
-        let [rows, _] = *shape else { return 4 * values };
-        let stored = base.dtype(name);
-        let is_projection = base.is_projection(name);
-        let is_nf4 = is_projection && (base.is_packed(name) || self.quant.nf4_double().is_some());
-        if !is_nf4 && !is_processor(&self.device) {
-            return 4 * values;
-        }
-        if base.is_packed(name) {
-            return base.stored_bytes(name) + 4 * values / nf4::BLOCK;
-        }
-        if let Some(double) = self.quant.nf4_double().filter(|_| is_projection) {
-            let blocks = values.div_ceil(nf4::BLOCK);
-            let scales = if double { blocks + 4 * blocks.div_ceil(nf4::NESTED_BLOCK) } else { 4 * blocks };
-            return nf4::packed_bytes(values) + scales;
-        }
-        match (self.quant, stored, self.compute) {
-            (Quant::Int8, _, _) if is_projection => values + 4 * rows,
-            (Quant::Keep, Some(Dtype::Block(_)), _) => base.stored_bytes(name),
-            (_, Some(Dtype::Bf16), _) | (_, Some(Dtype::F16), Compute::F32) | (_, _, Compute::Bf16) => 2 * values,
-            _ => 4 * values,
-        }
     }
 }
 
@@ -200,94 +171,7 @@ impl Loader<'_> {
         let &[rows, columns] = stored.shape() else {
             return Err(Error::input(place, "is not a matrix"));
         };
-        let quant = if self.base.is_projection(name) || self.options.quant == Quant::Keep {
-            self.options.quant
-        } else {
-            Quant::None
-        };
-        match stored {
-            #[cfg(any(feature = "wgpu", feature = "cuda"))]
-            stored if !is_processor(&self.options.device) => {
-                let packed = stored.packed(&place, quant)?;
-                elsewhere(packed, self.base.is_projection(name), quant, rows, columns, &self.options.device)
-            }
-            stored => place_matrix(&place, stored, quant, rows, columns, self.options.compute),
-        }
-    }
-}
-
-#[cfg(feature = "cpu")]
-fn is_processor(device: &Device) -> bool {
-    *device == Device::flex()
-}
-
-#[cfg(not(feature = "cpu"))]
-fn is_processor(_: &Device) -> bool {
-    false
-}
-
-#[cfg(feature = "cpu")]
-fn place_matrix(
-    place: &str,
-    stored: StoredWeight,
-    quant: Quant,
-    rows: usize,
-    columns: usize,
-    compute: Compute,
-) -> Result<FrozenWeight> {
-    use crate::files::{Bytes, FloatType};
-    use crate::ops::cpu::matrix::{Matrix, Storage};
-
-    let storage = match stored.packed(place, quant)? {
-        StoredWeight::Nf4(tensor) => Storage::Nf4(tensor),
-        StoredWeight::Int8(tensor) => Storage::Int8(tensor),
-        StoredWeight::Dense(raw) => {
-            let encoded = |float_type| {
-                let bytes = raw.encoded(float_type);
-                raw.bytes.release();
-                bytes.map(Bytes::from)
-            };
-            match (quant, raw.dtype, compute) {
-                (Quant::Keep, Dtype::Block(block), _) => Storage::Blocks(block, raw.bytes.clone()),
-                (_, Dtype::Bf16, _) => Storage::Bf16(raw.bytes.clone()),
-                (_, Dtype::F32, Compute::F32) => Storage::F32(raw.bytes.clone()),
-                (_, Dtype::F16, Compute::F32) => Storage::F16(raw.bytes.clone()),
-                (_, _, Compute::F32) => Storage::F32(encoded(FloatType::F32)?),
-                (_, _, Compute::Bf16) => Storage::Bf16(encoded(FloatType::Bf16)?),
-            }
-        }
-    };
-    Ok(FrozenWeight::from_matrix(Matrix::new(rows, columns, storage)))
-}
-
-#[cfg(not(feature = "cpu"))]
-fn place_matrix(_: &str, _: StoredWeight, _: Quant, _: usize, _: usize, _: Compute) -> Result<FrozenWeight> {
-    unreachable!("without the processor's kernels no device is the processor")
-}
-
-/// Int8 and GGUF blocks have kernels on the processor only.
-fn only_on_the_processor() -> Error {
-    Error::input(Place::setting("base.quant"), "int8 weights and GGUF blocks stay packed with `--device cpu` only")
-        .hint("this device has `quant = \"nf4\"`, `\"nf4-double\"` and `\"none\"`, for a base that is not itself int8")
-}
-
-/// Any other device holds the layers' projections packed in NF4 or dense, and all else dense, in f32: rows of an
-/// embedding are looked up, which a packed weight is slow at there.
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn elsewhere(
-    stored: StoredWeight,
-    is_projection: bool,
-    quant: Quant,
-    rows: usize,
-    columns: usize,
-    device: &Device,
-) -> Result<FrozenWeight> {
-    match stored {
-        StoredWeight::Nf4(tensor) if is_projection => Ok(FrozenWeight::from_nf4(&tensor, rows, columns, device)),
-        StoredWeight::Int8(_) => Err(only_on_the_processor()),
-        StoredWeight::Dense(raw) if quant == Quant::Keep && matches!(raw.dtype, Dtype::Block(_)) => {
-            Err(only_on_the_processor())
-        }
-        stored => Ok(FrozenWeight::from_values(stored.to_f32()?, rows, columns, device)),
+        let place = Placing { place: &place, is_projection: self.base.is_projection(name), options: self.options };
+        place.weight(stored, rows, columns)
     }
 }

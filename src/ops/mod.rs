@@ -16,8 +16,19 @@ pub mod frozen;
 pub mod linear;
 pub mod norm;
 
+/// Whether the processor's kernels run on this device.
+pub fn is_processor(device: &burn::tensor::Device) -> bool {
+    #[cfg(feature = "cpu")]
+    return *device == burn::tensor::Device::flex();
+    #[cfg(not(feature = "cpu"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
 /// Whether the tensor lives where the processor's kernels run.
 #[cfg(feature = "cpu")]
 fn on_processor(tensor: &burn::tensor::Tensor<2>) -> bool {
-    tensor.device().inner() == burn::tensor::Device::flex()
+    is_processor(&tensor.device().inner())
 }

@@ -46,23 +46,7 @@ pub struct Answering {
     pub max_tokens: usize,
 }
 
-/// Answers prompts; `emit(prompt's index, token)` sees every token as it comes.
-///
-/// # Errors
-/// What encoding and generation say.
-pub fn answer(
-    decoder: &Decoder,
-    encoder: &Encoder,
-    adapter: Option<&Adapter>,
-    prompts: &[String],
-    form: PromptForm,
-    answering: &Answering,
-) -> Result<Vec<String>> {
-    let prompts = prompts.iter().map(|prompt| form.encode(encoder, prompt)).collect::<Result<Vec<_>>>()?;
-    answer_ids(decoder, encoder, adapter, &prompts, answering, |_, _| Ok(()))
-}
-
-/// [`answer`] for prompts that are encoded already; `emit(prompt's index, token)` sees every token as it comes.
+/// Answers prompts that are encoded already; `emit(prompt's index, token)` sees every token as it comes.
 ///
 /// # Errors
 /// What generation says.

@@ -115,6 +115,8 @@ impl Drop for RunFolder {
         for name in [METRICS, "recipe.toml", "run.json"].iter().chain(&FOLDER_FILES) {
             let _ = std::fs::remove_file(self.path.join(name));
         }
+        // One of those files lies in a folder of its own.
+        let _ = std::fs::remove_dir(self.path.join("additional_chat_templates"));
         if unfinished.folder.is_some() {
             let _ = std::fs::remove_dir(&self.path);
         }

@@ -1,6 +1,6 @@
 //! The tokenizer of a Hugging Face folder: `tokenizer.json` and what stands beside it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -101,6 +101,11 @@ impl Beside {
 
     /// The texts of the tokens that the files call special by a name.
     fn special_texts(&self) -> HashSet<String> {
+        self.special_texts_in_order().into_iter().collect()
+    }
+
+    /// [`Self::special_texts`] in the order in which transformers adds those that are new.
+    fn special_texts_in_order(&self) -> Vec<String> {
         const NAMES: [&str; 7] =
             ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
         let single = NAMES.iter().filter_map(|name| self.named(name));
@@ -120,7 +125,7 @@ impl Beside {
         let specials = self.special_texts();
         let wanted = self.wanted_tokens(&specials)?;
         let Some(fields) = tokenizer.as_object_mut() else { return Ok(Vec::new()) };
-        let vocabulary = fields.get("model").and_then(|model| model.get("vocab")).cloned().unwrap_or_default();
+        let vocabulary = ids_by_text(fields.get("model").and_then(|model| model.get("vocab")).unwrap_or(&Value::Null));
         let list = fields.entry("added_tokens").or_insert(Value::Null);
         if list.is_null() {
             *list = json!([]);
@@ -145,14 +150,30 @@ impl Beside {
                 }
                 continue;
             }
-            let in_vocabulary = vocabulary[&content].as_u64();
-            if in_vocabulary.is_some_and(|found| found != u64::from(id)) {
-                let found = in_vocabulary.and_then(|id| u32::try_from(id).ok());
-                return Err(Added { place, content, id }.wrong_id(found));
+            let in_vocabulary = vocabulary.get(&content).copied();
+            if in_vocabulary.is_some_and(|found| found != id) {
+                return Err(Added { place, content, id }.wrong_id(in_vocabulary));
             }
             token["id"] = json!(id);
             list.push(token);
             added.push(Added { place, content, id });
+        }
+        // A named token that stands nowhere gets the next id, as in transformers.
+        let known = |list: &[Value], text: &str| list.iter().any(|token| token["content"].as_str() == Some(text));
+        for content in self.special_texts_in_order() {
+            if vocabulary.contains_key(&content) || known(list, &content) {
+                continue;
+            }
+            let listed = list.iter().filter_map(|token| token["id"].as_u64().and_then(|id| u32::try_from(id).ok()));
+            let Some(id) = listed.chain(vocabulary.values().copied()).max().map_or(Some(0), |id| id.checked_add(1))
+            else {
+                break;
+            };
+            list.push(json!({
+                "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true,
+            }));
+            added.push(Added { place: self.config_place.clone(), content, id });
         }
         list.sort_by_key(|token| token["id"].as_u64());
         Ok(added)
@@ -219,6 +240,21 @@ impl Beside {
             },
         };
         Ok(Surroundings { named, more_eos_ids, adds_bos, templates: Templates::of_folder(folder, &self.config)? })
+    }
+}
+
+/// The ids of a model's vocabulary: an object of ids, or a list of `[piece, score]`.
+fn ids_by_text(vocabulary: &Value) -> HashMap<String, u32> {
+    let id = |id: u64| u32::try_from(id).ok();
+    match vocabulary {
+        Value::Object(ids) => {
+            ids.iter().filter_map(|(text, value)| Some((text.clone(), id(value.as_u64()?)?))).collect()
+        }
+        Value::Array(pieces) => {
+            let pieces = pieces.iter().enumerate();
+            pieces.filter_map(|(index, piece)| Some((piece[0].as_str()?.to_owned(), id(index as u64)?))).collect()
+        }
+        _ => HashMap::new(),
     }
 }
 

@@ -27,6 +27,13 @@ def main():
     pq.write_table(pa.table({"question": ["a"]}), OUT / "columns.parquet")
     turns = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]]
     pq.write_table(pa.table({"messages": turns}), OUT / "messages.parquet")
+    # Texts as pandas categories: stored as dictionaries, which the Arrow schema in the file says.
+    categories = pa.table({
+        "prompt": pa.array(["a", "b", "a"]).dictionary_encode(),
+        "completion": pa.array(["x", None, "z"], pa.large_string()).dictionary_encode(),
+        "note": pa.array(["n", "n", "n"]).dictionary_encode(),
+    })
+    pq.write_table(categories.filter(pa.array([True, False, True])), OUT / "categories.parquet")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ use crate::adapter::base_modules::{check_sizes, module_shapes};
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafeTensorsFile;
 use crate::files::{Dtype, RawTensor};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, families};
 
 /// An adapter folder whose values have not been read yet.
 pub struct AdapterHeader {
@@ -196,9 +196,6 @@ impl<'a> Role<'a> {
     }
 }
 
-/// Tensors of the base that PEFT copies when it is asked to, or when a vocabulary has grown.
-pub(super) const EMBEDDINGS: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
-
 /// Parts of names that tell what else PEFT can store.
 const REFUSED_NAMES: [(&str, &str); 8] = [
     (".lora_magnitude_vector", "a DoRA magnitude, which cannot be applied"),
@@ -227,7 +224,8 @@ fn refusals(
     let mut refused: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
     for (name, tensor) in tensors {
         if let Role::Refused(reason) = Role::of(name) {
-            let base_name = name.strip_prefix(PREFIX).filter(|name| EMBEDDINGS.contains(name));
+            // PEFT copies these of the base when it is asked to, or when a vocabulary has grown.
+            let base_name = name.strip_prefix(PREFIX).filter(|name| families::is_embedding_or_head(name));
             if base_name.is_some_and(|base_name| is_copy(base_name, tensor)) {
                 continue;
             }

@@ -4,13 +4,12 @@
 
 use fancy_regex::{Regex, RegexBuilder};
 
+use crate::model::families;
+
 /// Backtracking steps a pattern may take on one module path (about 60 characters long).
 const BACKTRACK_LIMIT: usize = 20_000;
 /// The longest pattern, in bytes.
 const MAX_PATTERN_BYTES: usize = 16 << 10;
-/// The last segments of the paths of heads, which `all-linear` leaves out: PEFT leaves out the output embedding of the
-/// model, whatever it is called.
-const HEADS: [&str; 2] = ["lm_head", "embed_out"];
 
 /// A choice of modules by name or by pattern.
 #[derive(Debug, Clone)]
@@ -29,7 +28,8 @@ impl Selection {
         match self {
             Self::Names(names) => Ok(names.iter().any(|name| is_or_ends_with(module, name))),
             Self::Pattern(pattern) => pattern.matches(module),
-            Self::AllLinear => Ok(!HEADS.iter().any(|head| is_or_ends_with(module, head))),
+            // PEFT leaves out the output embedding of the model, whatever it is called.
+            Self::AllLinear => Ok(!families::is_head(module)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::header::{AdapterHeader, EMBEDDINGS, PairHeader, and_more};
+use super::header::{AdapterHeader, PairHeader, and_more};
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::adapter::host::{HostAdapter, HostPair};
 use crate::error::{Error, Result};
@@ -74,7 +74,8 @@ impl AdapterHeader {
 /// Whether a tensor is the base's own of that name, value for value.
 fn is_copy(base: &BaseFiles, name: &str, tensor: &RawTensor) -> bool {
     // A tied head is the embedding.
-    let name = if base.has(name) { name } else { EMBEDDINGS[0] };
+    let embedding = base.config().embedding_name();
+    let name = if base.has(name) { name } else { &embedding };
     base.shape(name) == Some(tensor.shape.as_slice())
         && base.tensor(name).is_ok_and(|own| match own.dtype == tensor.dtype {
             true => own.bytes[..] == tensor.bytes[..],

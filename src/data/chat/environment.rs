@@ -1,11 +1,12 @@
 //! Jinja as transformers sets it up: the names, functions, methods and tests that chat templates use.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Value, ValueKind, from_args};
+use minijinja::value::{Value, from_args};
 use minijinja::{Environment, ErrorKind, State};
 use minijinja_contrib::pycompat;
 use time::OffsetDateTime;
 
+use super::filters;
 use super::namespace::kept;
 use super::python::{strftime, tojson};
 
@@ -28,10 +29,7 @@ pub(super) fn environment(now: OffsetDateTime, kept_name: String) -> Environment
     });
     environment.add_function("strftime_now", move |format: String| strftime(&format, now));
     environment.add_filter("tojson", tojson);
-    // In Python a text and a map have a length and items, too.
-    environment.add_test("sequence", |value: &Value| {
-        matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
-    });
+    filters::add(&mut environment);
     environment
 }
 

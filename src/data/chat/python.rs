@@ -66,7 +66,7 @@ fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) 
             write_json_text(out, value.as_str().unwrap_or_default(), style.ascii);
             return Ok(());
         }
-        ValueKind::None | ValueKind::Undefined => {
+        ValueKind::None => {
             out.push_str("null");
             return Ok(());
         }

