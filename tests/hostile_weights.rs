@@ -20,8 +20,11 @@ pub fn refused<T: std::fmt::Debug>(what: &str, expected: &[&str], read: impl FnO
     let error = read().expect_err(what);
     assert!(start.elapsed() < Duration::from_secs(20), "{what} took {:?}", start.elapsed());
     assert_eq!(error.exit_code(), 2, "{what}: {error}");
+    // The message lists only the first places of a problem that many have.
+    let problems = error.problems().iter().map(|problem| format!("{}: {}", problem.place, problem.message));
+    let text = problems.chain([error.to_string()]).collect::<Vec<_>>().join("\n");
     for part in expected {
-        assert!(error.to_string().contains(part), "{what}: expected {part:?} in\n{error}");
+        assert!(text.contains(part), "{what}: expected {part:?} in\n{text}");
     }
     error
 }

@@ -24,6 +24,7 @@ mod recipe;
 mod recipes;
 mod scores;
 mod tables;
+mod templates;
 mod tidy;
 mod tokenizer;
 mod training;

@@ -52,7 +52,7 @@ pub fn write_configs(
     };
     let object = config.as_object_mut().ok_or_else(|| Error::input(base.path().display(), "has no configuration"))?;
     object.shift_remove("quantization_config");
-    // What the weights are, where the base's own file says otherwise.
+    // The family that the weights are of, where the base's own file names another class.
     object.insert("architectures".to_owned(), json!([base.config().family.class_name]));
     if !base.config().tied_head && object.get("tie_word_embeddings") == Some(&Value::Bool(true)) {
         object.insert("tie_word_embeddings".to_owned(), Value::Bool(false));

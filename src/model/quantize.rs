@@ -30,7 +30,7 @@ pub struct QuantizeOptions {
     pub max_shard_bytes: u64,
 }
 
-/// What was written.
+/// The checkpoint that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct QuantizeReport {
     /// Weights that were packed.
@@ -47,7 +47,7 @@ pub struct QuantizeReport {
     pub licences_left_out: Vec<String>,
 }
 
-/// What a tensor of the checkpoint is made from.
+/// The source of a tensor of the checkpoint.
 enum Origin {
     /// The base's tensor of the same name, as this type.
     Float(FloatType),

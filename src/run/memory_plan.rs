@@ -17,17 +17,17 @@ use crate::model::{BaseFiles, ModelConfig};
 use crate::ops::cross_entropy::targets_per_chunk;
 use crate::quant::Compute;
 
-/// What the program itself takes, its code for the most part. Measured (docs/performance.md).
+/// Memory of the program itself, mostly its code. Measured (docs/performance.md).
 const PROGRAM: u64 = 30 << 20;
-/// What each thread takes for packed panels and decoded rows.
+/// Memory of each thread: packed panels and decoded rows.
 const PER_THREAD: u64 = 2 << 20;
-/// What the tokenizer takes for each token of its vocabulary. Measured.
+/// Memory of the tokenizer for each token of its vocabulary. Measured.
 const PER_TOKEN: u64 = 1 << 10;
-/// One part in this many of what the tape keeps is lost between buffers of changing sizes: measured from 1k to 8k tokens
-/// (docs/performance.md), a little on the safe side where there is little to lose.
-const LOST: u64 = 8;
+/// Fragmentation: the tape takes one part in this many more than its values. Measured from 1k to 8k tokens
+/// (docs/performance.md), a little on the safe side for short sequences.
+const FRAGMENTATION_DIVISOR: u64 = 8;
 
-/// What decides how much a step takes.
+/// The sizes that decide how much memory a step takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Workload {
     /// Tokens of the largest micro-batch.
@@ -46,13 +46,13 @@ pub struct Workload {
 pub struct MemoryPlan {
     /// The base, as it stays in memory.
     pub weights: u64,
-    /// What loading takes beside them for a moment: the largest tensor in its file.
+    /// Taken beside them while loading: the largest tensor in its file.
     pub loading: u64,
     /// The adapter's factors, their gradients and the two moments of the optimiser.
     pub adapter: u64,
-    /// What the forward pass keeps for the backward pass.
+    /// Values that the forward pass keeps for the backward pass.
     pub activations: u64,
-    /// What one op holds for a moment, gradients and logits included.
+    /// The most that one op holds for a moment, gradients and logits included.
     pub working: u64,
     /// Code, tokenizer, threads.
     pub program: u64,
@@ -77,7 +77,7 @@ impl MemoryPlan {
     /// The peak.
     pub fn total(&self) -> u64 {
         let used = self.program + self.weights + self.loading.max(self.adapter + self.activations + self.working);
-        used + self.activations / LOST
+        used + self.activations / FRAGMENTATION_DIVISOR
     }
 }
 
@@ -145,7 +145,7 @@ impl Layers<'_> {
         self.size() * values + 4 * (config.heads as u64 + ranks)
     }
 
-    /// What the backward pass of one layer holds at its worst, beside what the tape keeps.
+    /// Bytes that the backward pass of one layer holds at its worst, beside the tape.
     fn transient(&self, work: &Workload) -> u64 {
         let config = self.config;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
@@ -168,7 +168,7 @@ impl Layers<'_> {
         chunk * (4 * vocabulary + 2 * 4 * hidden) + 2 * 4 * work.tokens as u64 * hidden
     }
 
-    /// What an evaluation holds.
+    /// Bytes that an evaluation holds.
     fn evaluation(&self, work: &Workload) -> u64 {
         let config = self.config;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
@@ -183,7 +183,7 @@ impl Layers<'_> {
         work.cached_tokens as u64 * a_token * 3 / 2
     }
 
-    /// What a step keeps, and what it holds for a moment.
+    /// Bytes that a step keeps, and bytes that it holds for a moment.
     fn step(&self, work: &Workload) -> (u64, u64) {
         let tokens = work.tokens as u64;
         let layers = self.config.layers;

@@ -30,6 +30,9 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -309,21 +312,37 @@ def make(name, family, config, seed):
     print(f"families/{name}: losses {[round(step['loss'], 4) for step in steps]}")
 
 
+def add_tokenizer(folder, size):
+    """A word for each id: merging wants a tokenizer beside the weights."""
+    tokenizer = Tokenizer(WordLevel({f"t{index}": index for index in range(size)}, unk_token="t0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def check(burnish):
-    """Merges every adapter with our program and compares the merged folder's logits in transformers with PEFT's."""
-    for folder in sorted(path for path in FOLDER.iterdir() if path.is_dir()):
-        ids = load_file(folder / "expected.safetensors")["ids"]
-        expected = load_file(folder / "trained.safetensors")["adapter_logits"]
-        for base in [folder, folder / "model.gguf"]:
-            if not base.exists():
-                continue
-            with tempfile.TemporaryDirectory() as temporary:
-                out = Path(temporary) / "merged"
-                arguments = ["merge", "--base", base, "--adapter", folder / "adapter", "--out", out, "--type", "f32"]
-                subprocess.run([burnish, *arguments], check=True, capture_output=True)
-                difference = (tiny.logits_of(tiny.open_model(out), ids) - expected).abs().max().item()
-            assert difference < 1e-3, f"{base}: merged logits differ by {difference}"
-            print(f"{base.relative_to(FOLDER)}: merged logits within {difference:.1e}")
+    """With our program: the loss of every adapter against PEFT's, and every merged folder in transformers against PEFT."""
+    for fixture in sorted(path for path in FOLDER.iterdir() if path.is_dir()):
+        ids = load_file(fixture / "expected.safetensors")["ids"]
+        expected = load_file(fixture / "trained.safetensors")["adapter_logits"]
+        with tempfile.TemporaryDirectory() as temporary:
+            folder, out, rows = Path(temporary) / "base", Path(temporary) / "merged", Path(temporary) / "rows.jsonl"
+            shutil.copytree(fixture, folder)
+            add_tokenizer(folder, expected.shape[1])
+            rows.write_text(json.dumps({"text": " ".join(f"t{token}" for token in ids[:150].tolist())}) + "\n")
+            model = ["--base", folder, "--adapter", folder / "adapter"]
+            evaluated = subprocess.run(
+                [burnish, "eval", *model, "--data", rows, "--compute", "f32", "--json"], check=True, capture_output=True
+            )
+            # A text ends with the end token.
+            ended = torch.cat([ids[:150], torch.tensor([2])])
+            found = json.loads(evaluated.stdout)["loss"]
+            with torch.no_grad():
+                loss = mean_loss(PeftModel.from_pretrained(open_model(fixture), fixture / "adapter"), [ended]).item()
+            assert abs(found - loss) < 1e-4, f"{fixture.name}: loss {found}, not {loss}"
+            subprocess.run([burnish, "merge", *model, "--out", out, "--type", "f32"], check=True, capture_output=True)
+            difference = (tiny.logits_of(tiny.open_model(out), ids) - expected).abs().max().item()
+        assert difference < 1e-3, f"{fixture.name}: merged logits differ by {difference}"
+        print(f"{fixture.name}: loss within {abs(found - loss):.1e}, merged logits within {difference:.1e}")
 
 
 def main():

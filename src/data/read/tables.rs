@@ -166,9 +166,10 @@ fn check_columns(columns: &[String], name: &str, format: Option<Format>) -> Resu
     Ok(())
 }
 
-/// The columns that are not read.
+/// The columns that are not read, the index aside that pandas adds.
 fn unread(columns: &[String]) -> Vec<String> {
-    columns.iter().filter(|column| !COLUMNS.contains(&column.as_str())).cloned().collect()
+    let is_unread = |column: &&String| !COLUMNS.contains(&column.as_str()) && !column.starts_with("__index_level_");
+    columns.iter().filter(is_unread).cloned().collect()
 }
 
 /// The rows of a table as examples; `position_of` says where one begins.

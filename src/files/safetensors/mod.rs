@@ -128,9 +128,18 @@ impl SafeTensorsFile {
             Error::input(place(), format!("is stored as {}, which is not supported", entry.dtype))
                 .hint("supported are F32, F16, BF16, I8, U8, I32 and I64")
         })?;
+        Ok(RawTensor { dtype, shape: entry.shape.clone(), bytes: self.tensor_bytes(name)? })
+    }
+
+    /// The bytes of a tensor of any dtype, supported or not.
+    ///
+    /// # Errors
+    /// Input: an unknown name.
+    pub fn tensor_bytes(&self, name: &str) -> Result<Bytes> {
+        let place = || Place::tensor(&self.place, name);
+        let entry = self.tensors.get(name).ok_or_else(|| Error::input(place(), "is not in the file"))?;
         let bytes = self.bytes.slice(entry.range.clone());
-        let bytes = bytes.ok_or_else(|| Error::input(place(), "reaches beyond the end of the file"))?;
-        Ok(RawTensor { dtype, shape: entry.shape.clone(), bytes })
+        bytes.ok_or_else(|| Error::input(place(), "reaches beyond the end of the file"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a base's files hold against what its configuration needs.
+//! Differences between the tensors in a base's files and those that its configuration needs.
 
 use std::collections::BTreeSet;
 
@@ -70,7 +70,7 @@ impl BaseFiles {
     }
 }
 
-/// What is wrong with a tensor of a folder: its shape, its dtype, or the parts of a packed weight.
+/// The problem with a tensor of a folder: its shape, its dtype, or the parts of a packed weight.
 fn stored_difference(file: &SafeTensorsFile, tensor: &TensorSpec) -> Option<Error> {
     let place = || format!("{}: tensor {}", file.place(), tensor.hf);
     let shape = match bitsandbytes::storage(file, &tensor.hf) {

@@ -1,11 +1,11 @@
-//! What identifies a base: a hash over its files of weights.
+//! The fingerprint that identifies a base: a hash over its files of weights.
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{BaseFiles, Source};
 use crate::error::Result;
-use crate::files::{RawTensor, hex};
+use crate::files::{Bytes, hex};
 
 /// Files up to this size are hashed whole, larger ones by samples.
 const MAX_HASHED_WHOLE: usize = 512 << 20;
@@ -21,12 +21,12 @@ impl BaseFiles {
         match &self.source {
             Source::Gguf(gguf) => {
                 let (header, size) = (gguf.header_bytes(), gguf.file_bytes());
-                hash_file(&mut hasher, header, size, gguf.names(), |name| gguf.tensor(name))?;
+                hash_file(&mut hasher, header, size, gguf.names(), |name| Ok(gguf.tensor(name)?.bytes))?;
             }
             Source::Folder(shards) => {
                 for file in &shards.files {
                     let (header, size) = (file.header_bytes(), file.file_bytes());
-                    hash_file(&mut hasher, header, size, file.names(), |name| file.tensor(name))?;
+                    hash_file(&mut hasher, header, size, file.names(), |name| file.tensor_bytes(name))?;
                 }
             }
         }
@@ -40,7 +40,7 @@ fn hash_file<'a>(
     header: &[u8],
     file_bytes: usize,
     names: impl Iterator<Item = &'a str>,
-    tensor: impl Fn(&str) -> Result<RawTensor> + Sync,
+    bytes: impl Fn(&str) -> Result<Bytes> + Sync,
 ) -> Result<()> {
     hasher.update((file_bytes as u64).to_le_bytes());
     hasher.update((header.len() as u64).to_le_bytes());
@@ -48,10 +48,10 @@ fn hash_file<'a>(
     let names: Vec<&str> = names.collect();
     let sample = file_bytes > MAX_HASHED_WHOLE;
     let digest = |name: &&str| {
-        let tensor = tensor(name)?;
-        let digest = tensor_digest(&tensor.bytes, sample);
-        // What was read for its digest need not stay in memory until the weights are loaded.
-        tensor.bytes.release();
+        let bytes = bytes(name)?;
+        let digest = tensor_digest(&bytes, sample);
+        // Pages read for the digest need not stay in memory until the weights are loaded.
+        bytes.release();
         Ok(digest)
     };
     let digests: Result<Vec<_>> = names.par_iter().map(digest).collect();

@@ -70,7 +70,7 @@ impl BaseFiles {
         Ok(base)
     }
 
-    /// What was opened.
+    /// The path that was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }

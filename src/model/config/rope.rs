@@ -96,6 +96,12 @@ impl RopeConfig {
         }
     }
 
+    /// The share of a head that is rotated, such that [`Fields::rotary_dims`] gives the same dimensions again.
+    pub(in crate::model) fn rotated_share(&self, head_dim: usize) -> f64 {
+        let share = self.rotary_dims as f64 / head_dim as f64;
+        if (head_dim as f64 * share) as usize == self.rotary_dims { share } else { share.next_up() }
+    }
+
     /// `rope_scaling` for `config.json`, null where nothing is scaled.
     pub(in crate::model) fn scaling_json(&self, max_positions: usize) -> Value {
         match &self.scaling {
@@ -175,7 +181,7 @@ impl Fields<'_> {
         head_dim: usize,
         max_positions: usize,
     ) -> RopeConfig {
-        let mut partial = self.number("partial_rotary_factor");
+        let mut rotary_dims = self.partial_rotation(may_be_partial, head_dim);
         let mut theta = self.number("rope_theta");
         let original_beside = self.size("original_max_position_embeddings");
         let key = ["rope_scaling", "rope_parameters"].into_iter().find(|key| match self.value(key) {
@@ -194,21 +200,28 @@ impl Fields<'_> {
                 for (name, _) in object.iter().filter(|(_, value)| value.is_object()) {
                     inner.problem(name, "has parameters of its own; supported are the same ones for every layer");
                 }
-                partial = inner.number("partial_rotary_factor").or(partial);
+                rotary_dims = inner.partial_rotation(may_be_partial, head_dim).or(rotary_dims);
                 theta = inner.number("rope_theta").or(theta);
                 scaling = inner.rope_scaling(original_beside, max_positions);
                 self.take_errors(inner);
             }
         }
-        let rotary_dims = match partial {
-            Some(factor) if !may_be_partial && factor != 1.0 => {
-                self.problem("partial_rotary_factor", format!("is {factor}; supported is 1"));
-                head_dim
-            }
-            Some(factor) => self.rotary_dims("partial_rotary_factor", factor, head_dim),
-            None => default.rotary_dims,
-        };
-        RopeConfig { theta: theta.unwrap_or(default.theta), scaling, rotary_dims }
+        RopeConfig {
+            theta: theta.unwrap_or(default.theta),
+            scaling,
+            rotary_dims: rotary_dims.unwrap_or(default.rotary_dims),
+        }
+    }
+
+    /// The rotated dimensions by `partial_rotary_factor`; `None` where it is absent.
+    fn partial_rotation(&mut self, may_be_partial: bool, head_dim: usize) -> Option<usize> {
+        const FIELD: &str = "partial_rotary_factor";
+        let share = self.number(FIELD)?;
+        if !may_be_partial && share != 1.0 {
+            self.problem(FIELD, format!("is {share}; supported is 1"));
+            return Some(head_dim);
+        }
+        Some(self.rotary_dims(FIELD, share, head_dim))
     }
 
     /// The rotated dimensions of a head, `int(head_dim * factor)` as in transformers.

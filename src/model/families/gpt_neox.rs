@@ -91,10 +91,9 @@ fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {
     for field in ["num_key_value_heads", "head_dim", "rope_theta"] {
         object.shift_remove(field);
     }
-    let share = config.rope.rotary_dims as f64 / config.head_dim as f64;
     let fields = [
         ("hidden_act", json!("gelu")),
-        ("rotary_pct", json!(share)),
+        ("rotary_pct", json!(config.rope.rotated_share(config.head_dim))),
         ("rotary_emb_base", json!(config.rope.theta)),
         ("use_parallel_residual", json!(config.parallel_residual)),
         ("attention_bias", json!(config.qkv_bias)),
