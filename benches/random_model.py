@@ -29,6 +29,11 @@ SHAPES = {
         "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048,
         "rope_theta": 10000.0, "tie_word_embeddings": False, "rope_scaling": None,
     },
+    "smollm2-135m": {
+        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
+        "rope_theta": 100000.0, "tie_word_embeddings": True, "rope_scaling": None,
+    },
 }  # fmt: skip
 SHARD_BYTES = 2 << 30
 
@@ -49,7 +54,8 @@ def tensors(shape):
         yield prefix + "mlp.up_proj.weight", (inner, hidden)
         yield prefix + "mlp.down_proj.weight", (hidden, inner)
     yield "model.norm.weight", (hidden,)
-    yield "lm_head.weight", (vocabulary, hidden)
+    if not shape["tie_word_embeddings"]:
+        yield "lm_head.weight", (vocabulary, hidden)
 
 
 def shards(shape):

@@ -233,6 +233,7 @@ fn paragraph(problem: &Problem, others: &[&Problem]) -> String {
         text += &format!("\n  the same at {}", printable_and_short(&named.join(", ")));
         match places.count() {
             0 => {}
+            1 => text += " and 1 more place",
             more => text += &format!(" and {more} more places"),
         }
     }

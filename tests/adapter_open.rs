@@ -102,6 +102,11 @@ fn entries_that_match_nothing_are_named() {
         folder.path(),
         &json!({"alpha_pattern": {"^v_proj": 64, "k_proj": 1}, "exclude_modules": ["k_proj"]}),
     );
+    let long = |index: usize| (format!("x{index}{}", "y".repeat(200)), json!(1));
+    let many: serde_json::Map<String, Value> = (0..30).map(long).collect();
+    let told = notices_with("qv", &json!({"alpha_pattern": many}));
+    assert!(told.lines().count() == 21 && told.ends_with("and 10 more entries without effect"), "{told}");
+    assert!(told.lines().all(|line| line.chars().count() < 200), "{told}");
     let found = HostAdapter::load(folder.path()).expect("an adapter");
     assert_eq!(found.pairs, HostAdapter::load(&fixture("adapters/qv")).expect("an adapter").pairs);
     let Inspection::Adapter(adapter) = inspect(folder.path()).expect("an adapter") else { panic!("an adapter") };
@@ -156,7 +161,7 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
     let gguf = tiny_model();
     let rows = json!({"messages": [{"role": "user", "content": "1 and 2"}, {"role": "assistant", "content": "3"}]});
     std::fs::write(folder.path().join("rows.jsonl"), format!("{rows}\n")).expect("rows");
-    for name in ["own", "same", "none", "lone"] {
+    for name in ["own", "same", "none", "lone", "lone-config"] {
         tiny_adapter(&folder.path().join(name), 0.25);
     }
     let tokenizer = open_base(&base).encoder.tokenizer().clone();
@@ -165,6 +170,8 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
     }
     std::fs::write(folder.path().join("own/chat_template.jinja"), TEMPLATE).expect("written");
     std::fs::write(folder.path().join("lone/chat_template.jinja"), TEMPLATE).expect("written");
+    let config = json!({"chat_template": TEMPLATE}).to_string();
+    std::fs::write(folder.path().join("lone-config/tokenizer_config.json"), config).expect("written");
     // The base with that template of its own: what the adapter's loss has to be.
     let expected_base = folder.path().join("expected");
     std::fs::create_dir(&expected_base).expect("made");
@@ -183,7 +190,7 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
     let (plain, said) = eval(&base, "none");
     assert!(!said.contains("template"), "{said}");
     let (own, said) = eval(&base, "own");
-    assert!(said.contains("own: the chat template of the adapter's folder differs from the base's"), "{said}");
+    assert!(said.contains("own: its chat template differs from the base's"), "{said}");
     assert_eq!(own, eval(&expected_base, "none").0);
     assert_ne!(own, plain);
     let of_gguf = eval(&gguf, "own").0;
@@ -195,12 +202,17 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
         let (same, said) = eval(base, "same");
         assert_eq!((same.0, said.contains("template")), (plain.0, false), "{said}");
     }
-    let (lone, said) = eval(&base, "lone");
-    assert!(lone == plain && said.contains("lone: its chat_template.jinja differs"), "{said}");
+    for name in ["lone", "lone-config"] {
+        let (lone, said) = eval(&base, name);
+        assert!(
+            lone == plain && said.contains(": its chat template differs from the base's and is not used"),
+            "{said}"
+        );
+    }
 
     let base = base.to_str().expect("UTF-8");
     let output = run(&folder, &["merge", "--base", base, "--adapter", "own", "--out", "merged"]);
-    assert!(text(&output.stderr).contains("differs from the base's"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("chat template differs from the base's"), "{}", text(&output.stderr));
     let output = run(&folder, &["eval", "--base", "merged", "--data", "rows.jsonl", "--json"]);
     let merged = json_of(&output);
     assert_eq!(merged["tokens"].as_u64(), own.0);
@@ -220,7 +232,10 @@ fn a_tokenizer_with_other_tokens_is_named() {
     config["eos_token"] = json!("<|im_start|>");
     std::fs::write(&path, config.to_string()).expect("written");
     let found = notices(&adapter, &base);
-    assert!(found.len() == 1 && found[0].contains("the tokenizer (other special tokens)"), "{found:?}");
+    assert!(
+        found.len() == 1 && found[0].contains("its tokenizer differs (in its special tokens) from the base's"),
+        "{found:?}"
+    );
     std::fs::write(adapter.join("tokenizer.json"), "{}").expect("written");
     let error = OpenAdapter::open(&adapter, &mut open_base(&base), false).expect_err("a broken tokenizer");
     assert!(error.exit_code() == 2 && error.to_string().contains("adapter/tokenizer.json"), "{error}");

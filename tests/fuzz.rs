@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 #[path = "../fuzz/readers.rs"]
@@ -12,6 +12,10 @@ mod readers;
 const MAX_SEED_BYTES: usize = 64 << 10;
 /// What a run takes, whatever the input: a template or a text has a deadline of its own.
 const SLOW: Duration = Duration::from_secs(20);
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
 
 /// A linear congruential generator with the output permutation of PCG-XSH-RR (O'Neill 2014): small, and the same on every
 /// machine.
@@ -94,7 +98,7 @@ fn mutated(seeds: &[Vec<u8>], number: u64) -> Vec<u8> {
 /// The files below `tests/fixtures` with one of these endings.
 fn fixtures(folder: &str, endings: &[&str]) -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(folder)];
+    let mut folders = vec![root().join("tests/fixtures").join(folder)];
     while let Some(folder) = folders.pop() {
         let mut paths: Vec<_> =
             fs::read_dir(&folder).expect("a folder").map(|one| one.expect("an entry").path()).collect();
@@ -140,14 +144,14 @@ fn seeds(reader: &str) -> Vec<Vec<u8>> {
         ]),
         "recipe" => ["quickstart", "wikisql", "qlora-nf4"]
             .iter()
-            .map(|name| Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("recipes/{name}.toml")))
+            .map(|name| root().join(format!("recipes/{name}.toml")))
             .map(|path| fs::read(path).expect("a recipe"))
             .collect(),
         "tokenizer" => fixtures("text/bytelevel", &["tokenizer.json"]),
         "template" => {
             let mut seeds = fixtures("text/bytelevel", &[".jinja"]);
-            let templates = fixtures("text", &["templates.json"]);
-            let templates: serde_json::Value = serde_json::from_slice(&templates[0]).expect("JSON");
+            let templates = fs::read(root().join("tests/fixtures/text/templates.json")).expect("a fixture");
+            let templates: serde_json::Value = serde_json::from_slice(&templates).expect("JSON");
             let sources = templates.as_array().expect("a list").iter().filter_map(|one| one["template"].as_str());
             seeds.extend(sources.map(|source| source.as_bytes().to_vec()));
             seeds
@@ -203,7 +207,7 @@ macro_rules! tests {
             let tests = [$(stringify!($name)),*];
             for (name, _) in readers::READERS {
                 assert!(tests.contains(&name), "{name} has no test");
-                let target = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fuzz/fuzz_targets/{name}.rs"));
+                let target = root().join(format!("fuzz/fuzz_targets/{name}.rs"));
                 assert!(target.is_file(), "{} is missing", target.display());
             }
         }

@@ -149,7 +149,8 @@ fn adapters_written_by_peft_give_its_logits_losses_and_gradients() {
         for folder in fixtures("adapters") {
             let expected = Expected::read(&folder);
             let decoder = load(&base_of(&folder), Compute::F32);
-            let adapter = HostAdapter::load(&folder).expect("an adapter");
+            let base = BaseFiles::open(&base_of(&folder)).expect("a base");
+            let adapter = HostAdapter::load_over(&folder, &base).expect("an adapter");
             let ids = expected.ids();
             let place = format!("{} on {}", folder.display(), isa.name());
 

@@ -37,7 +37,7 @@ fn the_smallest_recipe_gets_the_documented_defaults() {
     assert_eq!((plan.data.format, plan.data.overlong), (OrAuto::Auto, LongPolicy::Drop));
     assert_eq!((plan.data.max_seq_tokens, plan.data.packing), (512, false));
     assert_eq!((plan.adapter.rank, plan.adapter.alpha, plan.adapter.dropout), (8, 16.0, 0.0));
-    assert_eq!(plan.adapter.targets, Targets::named(["q_proj", "v_proj"]));
+    assert_eq!(plan.adapter.targets, Targets::Attention);
     assert_eq!((plan.train.epochs, plan.train.max_steps), (1, None));
     assert_eq!((plan.train.learning_rate, plan.train.schedule), (2e-4, ScheduleKind::Linear));
     assert_eq!((plan.train.recompute, plan.train.seed), (Recompute::None, 0));
@@ -150,6 +150,9 @@ fn an_unknown_key_names_the_nearest() {
         ("base.compute=bfloat16", "did you mean `bf16`?"),
         ("base.quant=4bit", "did you mean `nf4`?"),
         ("data.format=ShareGPT", "did you mean `chat`?"),
+        ("adapter.targets=all", "did you mean `all-linear`?"),
+        ("adapter.targets=all_linear", "did you mean `all-linear`?"),
+        ("adapter.targets=q_proj", "did you mean `[\"q_proj\"]`?"),
     ] {
         let error = with(&[setting]).expect_err(setting);
         assert_eq!(error.problems()[0].hint.as_deref(), Some(hint), "{setting}");
@@ -231,6 +234,14 @@ fn overrides_are_toml_or_bare_strings_and_the_last_wins() {
         assert_eq!(problems(with(&[form])).len(), 1, "{form}");
     }
     assert!(problems(with(&["base.model.name=x"]))[0].contains("not a section"));
+}
+
+#[test]
+fn targets_are_a_word_or_a_list() {
+    let targets = |setting: &str| with(&[setting]).expect("valid").adapter.targets;
+    assert_eq!(targets("adapter.targets=attention"), Targets::Attention);
+    assert_eq!(targets("adapter.targets=\"all-linear\""), Targets::AllLinear);
+    assert_eq!(targets("adapter.targets=['dense', 'fc1']"), Targets::named(["dense", "fc1"]));
 }
 
 #[test]

@@ -17,8 +17,9 @@ section! {
         alpha: f64 = Take(16.0), above(0.0, 1e6);
         /// Share of the adapter's inputs dropped while training.
         dropout: f64 = Take(0.0), below(0.0, 1.0);
-        /// The projections that get a low-rank pair.
-        targets: Targets = Take(Targets::named(["q_proj", "v_proj"])), at_least_one();
+        /// The projections that get a low-rank pair: `attention` for those of attention (q, k, v and o in most families),
+        /// `all-linear` for every linear layer but the head, as PEFT means it, or a list of names.
+        targets: Targets = Take(Targets::Attention), at_least_one();
         /// Scale by alpha / √rank instead (rank-stabilised LoRA, Kalajdzievski 2023).
         rslora: bool = Take(false), any();
     }
@@ -139,6 +140,13 @@ impl FromNode for Targets {
             Value::String(word) if word == Self::ATTENTION => Some(Self::Attention),
             Value::String(word) if word == Self::ALL_LINEAR => Some(Self::AllLinear),
             Value::Array(_) => Vec::from_node(node, key, reader).map(Self::Named),
+            Value::String(word) => {
+                let message = format!("`{key}`: expected {}, found {}", Self::expected(), node.value);
+                let near = reader.suggested(key, word, &[Self::ATTENTION, Self::ALL_LINEAR]);
+                let meant = near.map_or_else(|| format!("[\"{word}\"]"), str::to_owned);
+                reader.problem_with_hint(&node.place, message, format!("did you mean `{meant}`?"));
+                None
+            }
             _ => mismatch(node, key, &Self::expected(), reader),
         }
     }

@@ -14,7 +14,7 @@ use crate::pull::{self, Presence};
 use crate::recipe::Recipe;
 use crate::run::folder::RunFolder;
 use crate::run::memory_plan::MemoryPlan;
-use crate::run::prepare::{Prepared, prepare, read_examples};
+use crate::run::prepare::{Examples, Prepared, prepare, read_examples};
 
 /// What a recipe will do.
 #[derive(Debug, Serialize)]
@@ -137,7 +137,7 @@ fn without_base(recipe: &Recipe) -> Result<Option<CheckedWithoutBase>> {
     RunFolder::check_free(&plan.output.dir)?;
     let base = plan.base.model.clone();
     let Presence::Fetchable(fetches) = pull::look_up(&base)? else { return Ok(None) };
-    let (train, valid) = read_examples(&plan).map_err(|error| recipe.locate(error))?;
+    let Examples { train, valid, .. } = read_examples(&plan).map_err(|error| recipe.locate(error))?;
     Ok(Some(CheckedWithoutBase { base, fetches, train_examples: train.len(), valid_examples: valid.len() }))
 }
 

@@ -145,7 +145,7 @@ impl fmt::Display for Merged {
         match modules - modules_changed {
             0 => {}
             same if same == *modules => {
-                write!(f, "\nthe adapter changes nothing: every weight equals the base's as stored")?
+                write!(f, "\nthe adapter changes nothing: every weight equals the base's {} one", report.merged_into)?
             }
             same => write!(
                 f,

@@ -36,7 +36,7 @@ struct Cli {
     command: Command,
 }
 
-/// What every command takes.
+/// The options of every command.
 #[derive(Debug, Args)]
 struct Global {
     /// Where to compute: cpu, wgpu, wgpu:N, cuda or cuda:N

@@ -19,6 +19,6 @@ pub use encode::Encoder;
 pub use encoded::Encoded;
 pub use example::{Example, Message, Position, Role, Row};
 pub use format::Format;
-pub use read::{jsonl, read, tables};
+pub use read::{DataFile, jsonl, read, read_file, tables};
 pub use set::{EncodedSet, LongPolicy};
 pub use settings::DataSettings;

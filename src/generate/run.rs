@@ -14,6 +14,7 @@ pub const TOKENS_AT_ONCE: usize = 2048;
 /// How to continue prompts.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
+    /// How the next token is chosen.
     pub sampler: SamplerConfig,
     /// The most tokens to add.
     pub max_tokens: usize,

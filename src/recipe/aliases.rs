@@ -62,6 +62,9 @@ pub(super) const FOREIGN_KEYS: &[(&str, &str)] = &[
 
 /// The key here, a word elsewhere in lower case, and the word here.
 pub(super) const FOREIGN_WORDS: &[(&str, &str, &str)] = &[
+    ("adapter.targets", "all", "all-linear"),
+    ("adapter.targets", "linear", "all-linear"),
+    ("adapter.targets", "attn", "attention"),
     ("base.compute", "bfloat16", "bf16"),
     ("base.compute", "float", "f32"),
     ("base.compute", "float32", "f32"),
@@ -80,3 +83,21 @@ pub(super) const FOREIGN_WORDS: &[(&str, &str, &str)] = &[
     ("data.format", "instruction", "alpaca"),
     ("train.recompute", "full", "block"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_alias_leads_to_something() {
+        let settings = crate::recipe::settings();
+        let is_section = |key: &str| settings.iter().any(|setting| setting.key.starts_with(&format!("{key}.")));
+        for (_, ours) in FOREIGN_KEYS {
+            assert!(settings.iter().any(|setting| setting.key == *ours) || is_section(ours), "{ours}");
+        }
+        for (key, _, word) in FOREIGN_WORDS {
+            let setting = settings.iter().find(|setting| setting.key == *key).expect("a setting");
+            assert!(setting.expected.contains(word), "{key}: {word}");
+        }
+    }
+}

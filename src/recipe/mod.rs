@@ -29,7 +29,7 @@ const MAX_RECIPE_BYTES: u64 = 256 << 10;
 /// A recipe as it was typed.
 #[derive(Debug, Clone)]
 pub struct Recipe {
-    /// What errors call it: its path as given.
+    /// Its name in errors: the path as given.
     pub name: String,
     /// The file as it is.
     pub text: String,
@@ -71,7 +71,7 @@ impl Recipe {
     /// Parses the text of a recipe that errors call `name`, and lays `overrides` over it.
     ///
     /// # Errors
-    /// As [`Recipe::load`], less what concerns the file.
+    /// Those of [`Recipe::load`] that do not concern the file.
     pub fn parse(text: &str, name: &str, overrides: &[String]) -> Result<Self> {
         let mut root = tree::parse(text, name)?;
         let errors = overrides.iter().filter_map(|setting| tree::set(&mut root, setting).err());
@@ -82,7 +82,7 @@ impl Recipe {
         )
     }
 
-    /// What the recipe means, without a look at any file.
+    /// The meaning of the recipe, without a look at any file.
     ///
     /// # Errors
     /// Input: every unknown key, wrong type, value out of range and contradiction, each at its line and column.
@@ -92,10 +92,10 @@ impl Recipe {
         reader.finish(plan)
     }
 
-    /// What the recipe means, checked against the files it names: the base and the data are there, the run folder is not.
+    /// The meaning of the recipe, checked against the files it names: base and data exist, the run folder does not.
     ///
     /// # Errors
-    /// As [`Recipe::settings`], and Input for each file that is missing or in the way.
+    /// Those of [`Recipe::settings`], and Input for each file that is missing or in the way.
     pub fn plan(&self) -> Result<Plan> {
         let mut reader = self.reader();
         let plan = self.read(&mut reader);

@@ -7,7 +7,13 @@ use crate::adapter::host::{HostAdapter, provenance};
 use crate::adapter::peft::AdapterHeader;
 use crate::data::Encoder;
 use crate::error::{Error, Result};
+use crate::files::{json, open};
 use crate::text::{FOLDER_FILES, Tokenizer};
+
+/// The largest tokenizer file that is compared; the tokenizer's own limit.
+const MAX_COMPARED_BYTES: u64 = 128 << 20;
+/// The largest chat template.
+const MAX_TEMPLATE_BYTES: u64 = 8 << 20;
 
 /// An adapter ready for use with a base.
 #[derive(Debug)]
@@ -84,33 +90,34 @@ fn use_own_tokenizer(folder: &Path, base: &mut OpenBase) -> Result<Option<String
         return Ok(None);
     }
     base.encoder = encoder.for_vocabulary(base.files.config().vocab_size);
-    let mut used = Vec::new();
-    if template_differs {
-        used.push("the chat template".to_owned());
-    }
-    if !differences.is_empty() {
-        used.push(format!("the tokenizer (other {})", differences.join(", ")));
-    }
-    Ok((!used.is_empty()).then(|| {
-        format!(
-            "{} of the adapter's folder differs from the base's, and is used: the adapter was trained with it",
-            used.join(" and ")
-        )
-    }))
+    let what = match (template_differs, differences.join(", ")) {
+        (false, other) if other.is_empty() => return Ok(None),
+        (true, other) if other.is_empty() => "chat template differs".to_owned(),
+        (false, other) => format!("tokenizer differs (in its {other})"),
+        (true, other) => format!("chat template and tokenizer differ (the latter in its {other})"),
+    };
+    Ok(Some(format!("its {what} from the base's; the adapter is used with its own, as it was trained")))
 }
 
 /// Whether every tokenizer file in `folder` is that of the base, byte for byte.
 fn holds_the_same_files(folder: &Path, base: &Path) -> bool {
-    let read = |dir: &Path, name: &str| std::fs::read(dir.join(name)).ok();
-    FOLDER_FILES.into_iter().all(|name| !folder.join(name).exists() || read(folder, name) == read(base, name))
+    let read = |dir: &Path, name: &str| open::read(&dir.join(name), MAX_COMPARED_BYTES).ok();
+    let is_same = |name| read(folder, name).is_some_and(|own| read(base, name).as_ref() == Some(&own));
+    FOLDER_FILES.into_iter().all(|name| !folder.join(name).exists() || is_same(name))
 }
 
 /// A remark on a chat template that came without a tokenizer and is not the base's.
 fn lone_template(folder: &Path, base: &Tokenizer) -> Option<String> {
-    let template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok()?;
+    let alone = open::read(&folder.join("chat_template.jinja"), MAX_TEMPLATE_BYTES).ok();
+    let alone = alone.and_then(|bytes| String::from_utf8(bytes).ok());
+    let within = || {
+        let config = json::read(&folder.join("tokenizer_config.json")).ok()?;
+        Some(config.get("chat_template")?.as_str()?.to_owned())
+    };
+    let template = alone.or_else(within)?;
     (Some(template.trim_end()) != template_of(base)).then(|| {
-        "its chat_template.jinja differs from the base's chat template and is not used, since no tokenizer.json lies \
-         beside it; copy the base's tokenizer files there to use it"
+        "its chat template differs from the base's and is not used, since no tokenizer.json lies beside it; copy the \
+         base's tokenizer.json there to use it"
             .to_owned()
     })
 }

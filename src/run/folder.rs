@@ -47,7 +47,7 @@ impl RunFolder {
         let parent = path.parent().unwrap_or(path);
         let is_new = !path.exists();
         let parents = temporary::make_folders(parent).map_err(failed)?;
-        let metrics = || File::create_new(path.join(METRICS));
+        let metrics = || atomic::create_new(&path.join(METRICS));
         let claim = || {
             std::fs::create_dir(path)?;
             metrics().inspect_err(|_| drop(std::fs::remove_dir(path)))

@@ -1,5 +1,6 @@
 //! The lines that a run reports before it starts: examples that are not used, and figures that flatter.
 
+use super::answer::PromptForm;
 use super::prepare::Prepared;
 
 /// Every notice about `prepared`, in order.
@@ -26,7 +27,7 @@ pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
         }
     }
     let encoder = &prepared.base.encoder;
-    let ends = if prepared.raw { encoder.tokenizer().eos_tokens() } else { encoder.stop_tokens() };
+    let ends = if prepared.form == PromptForm::Bare { encoder.tokenizer().eos_tokens() } else { encoder.stop_tokens() };
     if ends.is_empty() {
         notices.push(
             "the tokenizer names no end token (`eos_token`): no end is trained, and answers go on to their limit"

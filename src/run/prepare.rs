@@ -13,10 +13,9 @@ use super::notices::notices;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
-use crate::data::{self, EncodedSet, Row, batch};
+use crate::data::{self, DataFile, EncodedSet, Row, batch};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result};
-use crate::files::hex;
 use crate::generate::run::check_prompt;
 use crate::model::load::LoadOptions;
 use crate::recipe::{Plan, Recipe};
@@ -32,8 +31,10 @@ pub struct Prepared {
     pub base: OpenBase,
     /// The fingerprint of the base's files.
     pub base_sha256: String,
-    /// The SHA-256 of the training file.
-    pub data_sha256: String,
+    /// The SHA-256 of the training file as it was read.
+    pub train_sha256: String,
+    /// The same of the validation file; none without one.
+    pub valid_sha256: Option<String>,
     /// The training examples.
     pub train: EncodedSet,
     /// The validation examples; empty without.
@@ -50,11 +51,11 @@ pub struct Prepared {
     pub total_steps: u64,
     /// The memory that the run will take.
     pub memory: MemoryPlan,
-    /// Whether the examples go past the chat template, so that samples do too.
-    pub raw: bool,
+    /// The form of the sample prompts: that of the prompts in the training data.
+    pub form: PromptForm,
     /// The sample prompts, encoded.
     pub prompts: Vec<Vec<u32>>,
-    /// What was made to fit, in words.
+    /// The settings that were adjusted, in words.
     pub(super) adjustments: Vec<String>,
 }
 
@@ -86,15 +87,15 @@ fn prepare_plan(
     watch.stage(Stage::OpenBase);
     let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event));
     watch.stage(Stage::ReadData);
-    let (base, (train, valid)) = Error::both(base, read_examples(&plan))?;
+    let (base, Examples { train, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
     let format = train.first().map(|row| row.example.format());
-    let raw = format.is_some_and(|format| !format.uses_template());
+    let form = format.map_or(PromptForm::Conversation, PromptForm::of);
     let config = base.files.config();
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
     let start = Error::both(precise, plan.adapter.initialise(config, plan.train.seed));
     watch.stage(Stage::Encode);
-    let encoded = Error::both(encode(&plan, &base, &train, &valid), encode_prompts(&plan, &base, raw));
+    let encoded = Error::both(encode(&plan, &base, &train, &valid), encode_prompts(&plan, &base, form));
     let ((_, mut start), ((train, valid), prompts)) = Error::both(start, encoded)?;
 
     let sample = (&prompts[..], plan.sample.max_tokens);
@@ -108,12 +109,12 @@ fn prepare_plan(
     if let Some(format) = format {
         start.record_data_format(format);
     }
-    let (base_sha256, data_sha256) = (base.files.content_hash()?, hex::sha256_of_file(&plan.data.train)?);
+    let base_sha256 = base.files.content_hash()?;
     start.metadata.extend(
         [
             (provenance::BASE_SHA256, base_sha256.clone()),
             (provenance::QUANT, plan.base.quant.to_string()),
-            (provenance::DATA_SHA256, data_sha256.clone()),
+            (provenance::DATA_SHA256, train_sha256.clone()),
             (provenance::SEED, plan.train.seed.to_string()),
             (provenance::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
         ]
@@ -125,7 +126,8 @@ fn prepare_plan(
         device,
         base,
         base_sha256,
-        data_sha256,
+        train_sha256,
+        valid_sha256,
         train,
         valid,
         seen_in_training,
@@ -134,25 +136,39 @@ fn prepare_plan(
         layout,
         total_steps,
         memory,
-        raw,
+        form,
         prompts,
         adjustments,
     })
 }
 
-/// Reads the examples of both splits: training, validation.
+/// The examples of both splits, as they were read.
+pub struct Examples {
+    /// Training examples.
+    pub train: Vec<Row>,
+    /// Validation examples; empty without.
+    pub valid: Vec<Row>,
+    /// The SHA-256 of the training file.
+    pub train_sha256: String,
+    /// The SHA-256 of the validation file; none without one.
+    pub valid_sha256: Option<String>,
+}
+
+/// Reads the examples of both splits.
 ///
 /// # Errors
 /// Input: every bad row, as far as there are not too many.
-pub fn read_examples(plan: &Plan) -> Result<(Vec<Row>, Vec<Row>)> {
+pub fn read_examples(plan: &Plan) -> Result<Examples> {
     let format = plan.data.format.given();
-    let valid = plan.data.valid.as_ref().map(|path| data::read(path, format)).transpose();
-    let (train, valid) = Error::both(data::read(&plan.data.train, format), valid)?;
-    match (valid, plan.data.valid_fraction) {
-        (Some(valid), _) => Ok((train, valid)),
-        (None, Some(fraction)) => batch::split_valid(train, fraction, plan.train.seed),
-        (None, None) => Ok((train, Vec::new())),
-    }
+    let valid = plan.data.valid.as_ref().map(|path| data::read_file(path, format)).transpose();
+    let (DataFile { rows, sha256 }, valid) = Error::both(data::read_file(&plan.data.train, format), valid)?;
+    let valid_sha256 = valid.as_ref().map(|file| file.sha256.clone());
+    let (train, valid) = match (valid, plan.data.valid_fraction) {
+        (Some(valid), _) => (rows, valid.rows),
+        (None, Some(fraction)) => batch::split_valid(rows, fraction, plan.train.seed)?,
+        (None, None) => (rows, Vec::new()),
+    };
+    Ok(Examples { train, valid, train_sha256: sha256, valid_sha256 })
 }
 
 /// Encodes the examples of both splits, of which neither may come out empty.
@@ -169,10 +185,9 @@ fn encode(plan: &Plan, base: &OpenBase, train: &[Row], valid: &[Row]) -> Result<
 }
 
 /// Encodes the sample prompts, each of which the model must have room for.
-fn encode_prompts(plan: &Plan, base: &OpenBase, raw: bool) -> Result<Vec<Vec<u32>>> {
+fn encode_prompts(plan: &Plan, base: &OpenBase, form: PromptForm) -> Result<Vec<Vec<u32>>> {
     let positions = base.files.config().max_positions;
     let encoded = plan.sample.prompts.iter().enumerate().map(|(index, prompt)| {
-        let form = if raw { PromptForm::Bare } else { PromptForm::Conversation };
         let ids = form.encode(&base.encoder, prompt);
         let checked = ids.and_then(|ids| check_prompt(&ids, positions).map(|()| ids));
         checked.map_err(|error| error.within(format_args!("sample.prompts: prompt {}", index + 1)))

@@ -24,7 +24,7 @@ use crate::train::{Event, Job, Outcome, fit, peak_memory};
 /// Trains as `recipe` says and writes its run folder.
 ///
 /// # Errors
-/// What [`prepare`] says, before a weight is loaded; what training says. A run that has recorded a step keeps its folder.
+/// Those of [`prepare`], before a weight is loaded; those of training. A run that has recorded a step keeps its folder.
 pub fn train(
     recipe: &Recipe,
     choice: &DeviceChoice,
@@ -168,7 +168,7 @@ fn validation(outcome: &Outcome, prepared: &Prepared) -> Result<Option<Validatio
 
 /// The contents of `run.json` as far as they are known before the first step.
 fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared) -> Value {
-    let Prepared { plan, base, base_sha256, data_sha256, train, valid, layout, memory, .. } = prepared;
+    let Prepared { plan, base, base_sha256, train_sha256, valid_sha256, train, valid, layout, memory, .. } = prepared;
     json!({
         "burnish": env!("CARGO_PKG_VERSION"),
         "started": now(),
@@ -178,7 +178,10 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared) -> Value 
         "base": { "name": base.name, "path": base.path(), "sha256": base_sha256 },
         "layout": layout,
         "memory_plan": memory,
-        "data": { "train_sha256": data_sha256, "format": train.format, "train": describe(train), "valid": describe(valid) },
+        "data": {
+            "train_sha256": train_sha256, "valid_sha256": valid_sha256, "format": train.format,
+            "train": describe(train), "valid": describe(valid),
+        },
     })
 }
 

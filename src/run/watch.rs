@@ -37,7 +37,7 @@ impl Stage {
     }
 }
 
-/// Whoever shows a run.
+/// The receiver of a run's progress.
 pub trait Watch {
     /// A stage begins.
     fn stage(&mut self, stage: Stage);

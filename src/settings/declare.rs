@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub struct Setting {
     /// `train.epochs`.
     pub key: String,
-    /// What it does, and its unit.
+    /// Its meaning, and its unit.
     pub doc: String,
     /// Which values are accepted; empty where the type says it all.
     pub expected: String,

@@ -48,7 +48,7 @@ pub(crate) fn not_empty<T: IsEmpty>() -> Limit<T> {
     Limit::new("something not empty", |value: &T| !value.is_empty())
 }
 
-/// What can be empty.
+/// A type with an empty value.
 pub(crate) trait IsEmpty {
     fn is_empty(&self) -> bool;
 }

@@ -58,6 +58,11 @@ impl<'a> Reader<'a> {
         Self { name, suggestions, problems: Vec::new() }
     }
 
+    /// The word of `words` that `text` may have meant as the value of `key`.
+    pub(crate) fn suggested<'w>(&self, key: &str, text: &str, words: &[&'w str]) -> Option<&'w str> {
+        self.suggestions.for_word(key, text, words)
+    }
+
     /// Records a problem at `place`.
     pub(crate) fn problem(&mut self, place: &Place, message: impl Into<String>) {
         self.problems.push((place.clone(), Error::input(place.of(self.name), message)));
@@ -114,13 +119,13 @@ pub(crate) fn mismatch<T>(node: &Node, key: &str, expected: &str, reader: &mut R
 /// The type of a string, for messages.
 pub(crate) const STRING: &str = "a string";
 
-/// What a setting is where the recipe does not give it.
+/// The value of a setting that the recipe does not give.
 pub(crate) enum Missing<T> {
     /// This value.
     Take(T),
     /// A problem.
     Refuse,
-    /// What an empty section gives.
+    /// That of an empty section.
     ReadEmpty,
 }
 
@@ -198,7 +203,7 @@ pub(crate) fn word<T: std::str::FromStr>(node: &Node, key: &str, words: &[&str],
     let parsed = text.parse().ok();
     if parsed.is_none() {
         let message = format!("`{key}`: expected {}, found {}", one_of(words), node.value);
-        match reader.suggestions.for_word(key, &text, words) {
+        match reader.suggested(key, &text, words) {
             Some(near) => reader.problem_with_hint(&node.place, message, format!("did you mean `{near}`?")),
             None => reader.problem(&node.place, message),
         }

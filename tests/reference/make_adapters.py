@@ -76,11 +76,37 @@ ADAPTERS = {
             layers_pattern=["layers"],
         ),
     ),
+    # GPT-NeoX: q, k and v of a head lie in one module, and the head is called otherwise.
+    "neox_patterns": (
+        "families/gpt_neox_parallel",
+        dict(
+            r=4,
+            lora_alpha=6,
+            target_modules=r"gpt_neox\.layers\.\d+\.(attention\.query_key_value|mlp\.dense_4h_to_h)",
+            exclude_modules=["layers.0.mlp.dense_4h_to_h"],
+            rank_pattern={"query_key_value": 2},
+            alpha_pattern={r"layers\.1\.mlp\..*": 12},
+        ),
+    ),
+    # A name that is a module's whole path is taken whatever the layers are. transformers 5 calls the head `lm_head`, which
+    # checkpoints and transformers 4 call `embed_out`.
+    "neox_layers": (
+        "families/gpt_neox_parallel",
+        dict(r=2, lora_alpha=4, target_modules=["query_key_value", "dense", "lm_head"], layers_to_transform=[1]),
+    ),
     # PEFT writes out what `all-linear` stands for in this model.
     "all_linear": ("llama_gqa", dict(r=2, lora_alpha=3, target_modules="all-linear", exclude_modules=r".*\.0\..*")),
 }
 
+# The longest sequence that is compared.
+TOKENS = 40
+
 MERGED = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
+
+
+def folder_of(base):
+    """A base's folder within the fixtures: `models/NAME`, unless the name has a folder in it."""
+    return base if "/" in base else f"models/{base}"
 
 
 def fill(model, seed):
@@ -96,7 +122,7 @@ def fill(model, seed):
 def save(model, folder, base):
     """PEFT's own folder, with the base named relative to the repository and without the model card."""
     shutil.rmtree(folder, ignore_errors=True)
-    model.peft_config["default"].base_model_name_or_path = f"tests/fixtures/models/{base}"
+    model.peft_config["default"].base_model_name_or_path = f"tests/fixtures/{folder_of(base)}"
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     # PEFT writes sets in arbitrary order; sorted, the file is the same on every run.
@@ -107,9 +133,10 @@ def save(model, folder, base):
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def short(name):
+def short(name, renamed):
     """`base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight` -> module path and factor."""
-    return name.removeprefix("base_model.model.").removesuffix(".default.weight")
+    module, factor = name.removeprefix("base_model.model.").removesuffix(".default.weight").rsplit(".", 1)
+    return f"{renamed.get(module, module)}.{factor}"
 
 
 def mean_loss(model, ids):
@@ -118,18 +145,19 @@ def mean_loss(model, ids):
 
 def make_adapter(name, base, arguments, seed):
     folder = tiny.FIXTURES / "adapters" / name
-    model = get_peft_model(tiny.open_model(tiny.FIXTURES / "models" / base), LoraConfig(task_type="CAUSAL_LM", **arguments))
+    model = get_peft_model(tiny.open_model(tiny.FIXTURES / folder_of(base)), LoraConfig(task_type="CAUSAL_LM", **arguments))
     fill(model, seed)
     save(model, folder, base)
-    reread = PeftModel.from_pretrained(tiny.open_model(tiny.FIXTURES / "models" / base), folder, is_trainable=True).eval()
-    truth = load_file(tiny.FIXTURES / "models" / base / "expected.safetensors")
-    ids = truth["ids"]
+    reread = PeftModel.from_pretrained(tiny.open_model(tiny.FIXTURES / folder_of(base)), folder, is_trainable=True).eval()
+    truth = load_file(tiny.FIXTURES / folder_of(base) / "expected.safetensors")
+    ids = truth["ids"][:TOKENS]
     logits = tiny.logits_of(reread, ids)
-    change = (logits - truth["logits"]).abs().max().item()
+    change = (logits - truth["logits"][:TOKENS]).abs().max().item()
     assert change > 0.3, f"{name}: the adapter changes the logits by {change} only"
     loss = mean_loss(reread, ids)
     loss.backward()
-    gradients = {f"grad.{short(key)}": value.grad for key, value in reread.named_parameters() if value.requires_grad}
+    head = {"lm_head": "embed_out"} if "gpt_neox" in base else {}
+    gradients = {f"grad.{short(key, head)}": value.grad for key, value in reread.named_parameters() if value.requires_grad}
     assert all(gradient.abs().max() > 0 for gradient in gradients.values())
     tiny.write_expected(folder / "expected.safetensors", ids, logits, loss=loss.detach().reshape(1), **gradients)
 
@@ -211,7 +239,7 @@ def schedule_of(name, optimizer, warmup_steps):
 
 def train(base, start, batches, training, dtype):
     """Runs the steps; the loss of a step is the sum over its trained tokens divided once by their number."""
-    model = PeftModel.from_pretrained(tiny.open_model(tiny.FIXTURES / "models" / base), start, is_trainable=True).to(dtype)
+    model = PeftModel.from_pretrained(tiny.open_model(tiny.FIXTURES / folder_of(base)), start, is_trainable=True).to(dtype)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=training["learning_rate"], betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY
@@ -249,7 +277,7 @@ def train(base, start, batches, training, dtype):
 def make_run(name, base, arguments, training, seed):
     folder = tiny.FIXTURES / "training" / name
     torch.manual_seed(seed)
-    model = get_peft_model(tiny.open_model(tiny.FIXTURES / "models" / base), LoraConfig(task_type="CAUSAL_LM", **arguments))
+    model = get_peft_model(tiny.open_model(tiny.FIXTURES / folder_of(base)), LoraConfig(task_type="CAUSAL_LM", **arguments))
     save(model, folder / "start", base)
     vocabulary = model.config.vocab_size
     batches = make_batches(

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::patterns::{LayerChoice, Pattern, Selection};
 use crate::error::Error;
+use crate::files::json::shortened;
 
 /// More patterns than the modules of any model that is adapted; compiling one takes a quarter of a millisecond.
 const MAX_PATTERNS: usize = 2_000;
@@ -168,14 +169,4 @@ impl Fields<'_> {
         }
         patterns
     }
-}
-
-/// A value for a message, cut to a line.
-pub(super) fn shortened(value: &Value) -> String {
-    const MOST_CHARACTERS: usize = 80;
-    let text = value.to_string();
-    if text.chars().count() <= MOST_CHARACTERS {
-        return text;
-    }
-    text.chars().take(MOST_CHARACTERS).chain("…".chars()).collect()
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::config::PeftConfig;
 use super::missing::{no_adapter, no_weights};
+use super::renaming::Renaming;
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
 use crate::adapter::base_modules::{check_sizes, module_shapes};
 use crate::error::{Error, Result};
@@ -18,8 +19,10 @@ pub struct AdapterHeader {
     pub(super) config: PeftConfig,
     /// The path of the weights file.
     pub(super) place: String,
-    /// By module path.
+    /// By module path as it stands in the file.
     pub pairs: BTreeMap<String, PairHeader>,
+    /// From the paths in the file to those of the base.
+    pub(super) renaming: Renaming,
     /// `burnish.…` from the file of weights.
     pub metadata: BTreeMap<String, String>,
 }
@@ -36,6 +39,8 @@ pub struct PairHeader {
     pub(super) scale: f32,
 }
 
+/// Most entries without effect that are named; further ones are only counted.
+const MAX_UNUSED: usize = 20;
 /// Bytes of zeros that are read to find out whether a pair is zero; a header can promise any number of them.
 const MAX_ZEROS_READ: usize = 1 << 30;
 
@@ -89,7 +94,7 @@ impl AdapterHeader {
             errors.push(Error::input(&place, "holds no low-rank pair"));
         }
         let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
-        Error::none_of(errors, Self { config, place, pairs, metadata })
+        Error::none_of(errors, Self { config, place, pairs, renaming: Renaming::default(), metadata })
     }
 
     /// The configuration.
@@ -124,9 +129,13 @@ impl AdapterHeader {
             None => {}
         }
         let adapted: Vec<&str> = self.pairs.keys().map(String::as_str).collect();
-        let modules = base.map(|base| module_shapes(base).into_keys().collect::<Vec<_>>());
+        let in_file = |module: String| self.renaming.in_file(&module);
+        let modules = base.map(|base| module_shapes(base).into_keys().map(in_file).collect::<Vec<_>>());
         let unused = self.config.unused_entries(&adapted, modules.as_deref())?;
-        notices.extend(unused.into_iter().map(|entry| format!("{CONFIG_FILE}: {entry}")));
+        notices.extend(unused.iter().take(MAX_UNUSED).map(|entry| format!("{CONFIG_FILE}: {entry}")));
+        if let Some(more @ 1..) = unused.len().checked_sub(MAX_UNUSED) {
+            notices.push(format!("{CONFIG_FILE}: and {more} more entries without effect"));
+        }
         Ok(notices)
     }
 
@@ -134,16 +143,18 @@ impl AdapterHeader {
     pub(super) fn missing_pairs(&self, base: &ModelConfig) -> Result<Vec<String>> {
         let mut missing = Vec::new();
         for module in module_shapes(base).into_keys() {
-            if !self.pairs.contains_key(&module) && self.config.covers(&module)? {
-                missing.push(module);
+            let path = self.renaming.in_file(&module);
+            if !self.pairs.contains_key(&path) && self.config.covers(&path)? {
+                missing.push(path);
             }
         }
         Ok(missing)
     }
 
     pub(super) fn check_against(&self, base: &ModelConfig) -> Result<()> {
-        let sizes = self.pairs.iter().map(|(module, pair)| (module.as_str(), (pair.input, pair.output)));
-        check_sizes(&self.place, sizes, base)
+        let renamed = self.pairs.iter().map(|(path, pair)| (self.renaming.in_base(path), (pair.input, pair.output)));
+        let renamed: Vec<_> = renamed.collect();
+        check_sizes(&self.place, renamed.iter().map(|(module, sizes)| (module.as_str(), *sizes)), base)
     }
 }
 
@@ -196,6 +207,17 @@ impl<'a> Role<'a> {
     }
 }
 
+/// Whether `name` is that of an embedding or a head, in a larger model around the decoder as well. PEFT copies these of the
+/// base when it is asked to, or when a vocabulary has grown.
+fn is_embedding_or_head(name: &str) -> bool {
+    let mut prefixes = families::FAMILIES.iter().flat_map(|family| family.stored_prefixes);
+    let is_one = |name: &str| families::is_embedding_or_head(name);
+    let is_within = |(stored, usual): &(&str, &str)| {
+        name.strip_prefix(stored).is_some_and(|rest| is_one(&format!("{usual}{rest}")))
+    };
+    is_one(name) || prefixes.any(is_within)
+}
+
 /// Parts of names that tell what else PEFT can store.
 const REFUSED_NAMES: [(&str, &str); 8] = [
     (".lora_magnitude_vector", "a DoRA magnitude, which cannot be applied"),
@@ -224,8 +246,7 @@ fn refusals(
     let mut refused: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
     for (name, tensor) in tensors {
         if let Role::Refused(reason) = Role::of(name) {
-            // PEFT copies these of the base when it is asked to, or when a vocabulary has grown.
-            let base_name = name.strip_prefix(PREFIX).filter(|name| families::is_embedding_or_head(name));
+            let base_name = name.strip_prefix(PREFIX).filter(|name| is_embedding_or_head(name));
             if base_name.is_some_and(|base_name| is_copy(base_name, tensor)) {
                 continue;
             }

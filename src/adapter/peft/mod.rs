@@ -10,6 +10,7 @@ mod missing;
 mod patterns;
 mod plain_lora;
 mod read;
+mod renaming;
 mod unused;
 mod write;
 

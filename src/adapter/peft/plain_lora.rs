@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-use super::fields::{Fields, shortened};
+use super::fields::Fields;
 use crate::error::Error;
+use crate::files::json::shortened;
 
 impl Fields<'_> {
     /// Collects an error for every key that asks for arithmetic other than `W + scale * B * A`.

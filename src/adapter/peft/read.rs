@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::header::{AdapterHeader, PairHeader, and_more};
+use super::renaming::Renaming;
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::adapter::host::{HostAdapter, HostPair};
 use crate::error::{Error, Result};
@@ -37,7 +38,9 @@ impl AdapterHeader {
     /// # Errors
     /// Everything that [`read`](Self::read) refuses; pairs that do not fit the base; targeted modules without a pair.
     pub fn read_over(dir: &Path, base: &BaseFiles) -> Result<Self> {
-        let header = Self::read(dir, |name, tensor| is_copy(base, name, tensor))?;
+        let mut header = Self::read(dir, |name, tensor| is_copy(base, name, tensor))?;
+        header.renaming = Renaming::of(&known_renamings(base), header.pairs.keys().map(String::as_str));
+        let header = header;
         let missing = header.missing_pairs(base.config())?;
         // Before any value is read: what fits the base is no larger than the base allows.
         let mut errors = Vec::from_iter(header.check_against(base.config()).err());
@@ -56,7 +59,8 @@ impl AdapterHeader {
     /// # Errors
     /// Every factor with a number that is not finite.
     pub fn decode(self) -> Result<HostAdapter> {
-        let Self { config, place, pairs, metadata } = self;
+        let Self { config, place, pairs, renaming, metadata } = self;
+        let pairs = renaming.apply(&place, pairs)?;
         let mut errors = Vec::new();
         let mut decoded = BTreeMap::new();
         for (module, PairHeader { a, b, rank, input, output, scale }) in pairs {
@@ -71,11 +75,24 @@ impl AdapterHeader {
     }
 }
 
+/// Beginnings of module paths that transformers has or had in place of those of the base's own checkpoints.
+fn known_renamings(base: &BaseFiles) -> Vec<(&'static str, &'static str)> {
+    const USUAL_HEAD: &str = "lm_head";
+    let family = base.config().family;
+    let mut known = family.stored_prefixes.to_vec();
+    // transformers 5 calls the head so in every family (`conversion_mapping.py`).
+    if family.names.head != USUAL_HEAD {
+        known.push((USUAL_HEAD, family.names.head));
+    }
+    known
+}
+
 /// Whether a tensor is the base's own of that name, value for value.
 fn is_copy(base: &BaseFiles, name: &str, tensor: &RawTensor) -> bool {
+    let usual = Renaming::of(&known_renamings(base), [name].into_iter()).in_base(name);
     // A tied head is the embedding.
-    let embedding = base.config().embedding_name();
-    let name = if base.has(name) { name } else { &embedding };
+    let name = if base.has(&usual) { usual } else { base.config().embedding_name() };
+    let name = name.as_str();
     base.shape(name) == Some(tensor.shape.as_slice())
         && base.tensor(name).is_ok_and(|own| match own.dtype == tensor.dtype {
             true => own.bytes[..] == tensor.bytes[..],

@@ -15,7 +15,7 @@ impl PeftConfig {
         let mut unused = Vec::new();
         if let (Selection::Names(names), Some(modules)) = (&self.targets, modules) {
             for name in names.iter().filter(|name| !modules.iter().any(|module| is_or_ends_with(module, name))) {
-                unused.push(format!("`target_modules`: `{name}` matches no module that can be adapted"));
+                unused.push(format!("`target_modules`: {} matches no module that can be adapted", shown(name)));
             }
         }
         if let Some(modules) = modules {
@@ -43,7 +43,7 @@ impl PeftConfig {
                 is_used = is_used || self.named("exclude_modules", selection.matches(module))?;
             }
             if !is_used {
-                unused.push(format!("`exclude_modules`: `{written}` matches no module that can be adapted"));
+                unused.push(format!("`exclude_modules`: {} matches no module that can be adapted", shown(written)));
             }
         }
         Ok(())
@@ -92,8 +92,15 @@ impl PeftConfig {
                 ),
                 false => "matches no adapted module".to_owned(),
             };
-            unused.push(format!("`{key}`: `{}` {reason}", pattern.written));
+            unused.push(format!("`{key}`: {} {reason}", shown(&pattern.written)));
         }
         Ok(())
     }
+}
+
+/// An entry for a message, cut to a line.
+fn shown(entry: &str) -> String {
+    const MOST_CHARACTERS: usize = 80;
+    let cut: String = entry.chars().take(MOST_CHARACTERS).collect();
+    if cut.len() == entry.len() { format!("`{cut}`") } else { format!("`{cut}…`") }
 }

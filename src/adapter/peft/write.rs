@@ -44,7 +44,7 @@ impl HostAdapter {
         self.write_weights(&staged(WEIGHTS_FILE))?;
         let config_path = dir.join(CONFIG_FILE);
         if std::fs::read(&config_path).is_ok_and(|old| old == config.as_bytes()) {
-            return temporary::undisturbed(|| rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE)));
+            return temporary::undisturbed(|| atomic::rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE)));
         }
         atomic::write_bytes(&staged(CONFIG_FILE), config.as_bytes())?;
         temporary::undisturbed(|| {
@@ -52,8 +52,8 @@ impl HostAdapter {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::write(&config_path, &error)),
                 _ => {}
             }
-            rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE))?;
-            rename(&staged(CONFIG_FILE), &config_path)
+            atomic::rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE))?;
+            atomic::rename(&staged(CONFIG_FILE), &config_path)
         })
     }
 
@@ -127,8 +127,4 @@ impl HostAdapter {
 fn number(value: f64) -> Value {
     const EXACT_INTEGERS: f64 = 9_007_199_254_740_992.0;
     if value.fract() == 0.0 && value.abs() < EXACT_INTEGERS { json!(value as i64) } else { json!(value) }
-}
-
-fn rename(from: &Path, to: &Path) -> Result<()> {
-    std::fs::rename(from, to).map_err(|error| Error::write(to, &error))
 }

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::MAX_JSON_BYTES;
 use super::rows::Rows;
 use super::{list, unreadable};
 use crate::data::example::{Position, Row};
@@ -21,15 +22,12 @@ use crate::data::format::Format;
 use crate::error::{Error, Place, Result};
 use crate::files::{json, open};
 
-/// The largest data file read.
-const MAX_FILE_BYTES: u64 = 4 << 30;
-
 /// Reads a JSONL file. Without a `format`, the first object decides.
 ///
 /// # Errors
 /// Input: every bad line, equal problems together.
 pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
-    parse(&open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
+    parse(&open::read(path, MAX_JSON_BYTES)?, &path.display().to_string(), format)
 }
 
 /// Parses the bytes of a JSONL file; `name` stands in messages. A byte-order mark, CRLF, blank lines and a
@@ -54,14 +52,6 @@ pub fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Row
         }
     }
     rows.finish(name)
-}
-
-/// Reads a `.json` file: one list of objects.
-///
-/// # Errors
-/// As [`read`].
-pub fn read_list(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
-    parse_list(&open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
 }
 
 /// Parses the bytes of a JSON list of objects. Places are the lines on which the objects begin.

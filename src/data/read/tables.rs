@@ -4,7 +4,6 @@
 //! and `history` are JSON text, too. Other columns are not read, and named. An empty cell counts as missing.
 
 use std::io::Cursor;
-use std::path::Path;
 use std::sync::Arc;
 
 use polars::prelude::{Column, CsvReadOptions, DataFrame, DataType, ParquetReader, SerReader};
@@ -19,10 +18,8 @@ use super::unreadable;
 use crate::data::example::{Position, Row};
 use crate::data::format::{Format, SHAPES};
 use crate::error::{Error, Result};
-use crate::files::{json, open};
+use crate::files::json;
 
-/// The largest file read.
-const MAX_FILE_BYTES: u64 = 2 << 30;
 /// The most that a Parquet file may unpack to.
 const MAX_UNPACKED_BYTES: usize = 4 << 30;
 /// The columns that examples are made of.
@@ -42,19 +39,11 @@ pub(super) const COLUMNS: [&str; 11] = [
 /// Of these, the ones that hold JSON text.
 const JSON_COLUMNS: [&str; 4] = ["messages", "conversations", "history", "tools"];
 
-/// Reads a CSV file with a header line. Without a `format`, the columns decide.
-///
-/// # Errors
-/// Input: every bad row, equal problems together.
-pub fn read_csv(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
-    parse_csv(open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
-}
-
-/// Parses the bytes of a CSV file; `name` stands in messages. A byte-order mark, CRLF, blank lines and quotes within a
+/// Parses the bytes of a CSV file with a header line; `name` stands in messages. Without a `format`, the columns decide. A byte-order mark, CRLF, blank lines and quotes within a
 /// field that does not begin with one are fine; fields may be separated by semicolons or tabs.
 ///
 /// # Errors
-/// As [`read_csv`].
+/// Input: every bad row, equal problems together.
 pub fn parse_csv(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Row>> {
     let tidy = Tidy::read(unreadable::text(&bytes, name)?, name)?;
     drop(bytes);
@@ -69,18 +58,10 @@ pub fn parse_csv(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<V
     examples(&frame, &unread(&tidy.header), name, format, position)
 }
 
-/// Reads a Parquet file. Without a `format`, the columns decide.
-///
-/// # Errors
-/// As [`read_csv`].
-pub fn read_parquet(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
-    parse_parquet(open::read(path, MAX_FILE_BYTES)?, &path.display().to_string(), format)
-}
-
 /// Parses the bytes of a Parquet file; `name` stands in messages.
 ///
 /// # Errors
-/// As [`read_csv`].
+/// Input: every bad row, equal problems together.
 pub fn parse_parquet(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Row>> {
     let broken = |error: &dyn std::fmt::Display| broken(name, error);
     // polars may panic on a damaged file; that, too, is only a bad file.
@@ -166,9 +147,10 @@ fn check_columns(columns: &[String], name: &str, format: Option<Format>) -> Resu
     Ok(())
 }
 
-/// The columns that are not read.
+/// The columns that are not read, the index aside that pandas adds.
 fn unread(columns: &[String]) -> Vec<String> {
-    columns.iter().filter(|column| !COLUMNS.contains(&column.as_str())).cloned().collect()
+    let is_unread = |column: &&String| !COLUMNS.contains(&column.as_str()) && !column.starts_with("__index_level_");
+    columns.iter().filter(is_unread).cloned().collect()
 }
 
 /// The rows of a table as examples; `position_of` says where one begins.

@@ -47,6 +47,22 @@ pub(super) fn flush_folder_of(path: &Path) -> io::Result<()> {
     flush_folder(folder_of(path))
 }
 
+/// Gives a finished file its name, which another file may have had. Both lie in the same file system.
+///
+/// # Errors
+/// Failed: the file cannot be renamed.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|error| Error::write(to, &error))
+}
+
+/// Makes a file that grows line by line and is of use unfinished: a log.
+///
+/// # Errors
+/// There is something at `path`, or the file cannot be made.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    File::create_new(path)
+}
+
 /// Flushes the names in `folder` to the disk, a rename among them, where its file system can.
 fn flush_folder(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]

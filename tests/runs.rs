@@ -1,4 +1,4 @@
-//! Limits of memory: a step goes through the model in parts, and what is learned stays the same.
+//! Training runs: limits of memory that change no step, and what remains of runs that end early.
 
 use std::fs;
 use std::path::Path;
@@ -174,4 +174,19 @@ fn an_interrupt_after_the_last_step_loses_nothing() {
     let about = about().expect("run.json");
     assert_eq!((&about["outcome"]["steps"], about["finished"].is_string()), (&1.into(), true));
     assert!(folder.path().join("runs/sums/adapter_model.safetensors").is_file());
+}
+
+#[test]
+fn the_data_is_recorded_as_it_was_read() {
+    let folder = tiny_job();
+    json(&run(&folder, &["train", "recipe.toml", "--json", "--set", "train.max_steps=1"]));
+    let path = folder.path().join("runs/sums/run.json");
+    let about: Value = serde_json::from_slice(&fs::read(path).expect("run.json")).expect("JSON");
+    for split in ["train", "valid"] {
+        let path = folder.path().join(format!("{split}.jsonl"));
+        let expected = burnish::files::hex::sha256_of_file(&path).expect("readable");
+        assert_eq!(about["data"][format!("{split}_sha256")], expected, "{split}");
+        let file = burnish::data::read_file(&path, None).expect("a data file");
+        assert_eq!((file.sha256, file.rows.is_empty()), (expected, false));
+    }
 }

@@ -1,0 +1,144 @@
+//! Chat templates against transformers' (tests/reference/make_text_fixtures.py).
+
+use burnish::data::{ChatTemplate, Example, Message, Role, jsonl};
+use serde_json::Value;
+use time::{Date, Month, Time};
+
+use crate::tokenizer::read;
+
+/// The turns of a conversation in the fixtures.
+pub fn messages(list: &Value) -> Vec<Message> {
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    list.as_array()
+        .expect("a list")
+        .iter()
+        .map(|turn| Message::new(Role::of(&text(&turn["role"])), text(&turn["content"])))
+        .collect()
+}
+
+/// A template of the fixtures: its source and named tokens, and the cases.
+pub fn template(name: &str) -> (ChatTemplate, Value) {
+    let all = read("templates.json");
+    let found = all.as_array().expect("a list").iter().find(|template| template["name"] == name);
+    let found = found.unwrap_or_else(|| panic!("{name} is in the fixture")).clone();
+    let text = |field: &str| found[field].as_str().expect("a text");
+    let named = [("bos_token", text("bos")), ("eos_token", text("eos"))];
+    let day = Date::from_calendar_date(2024, Month::July, 6).expect("a date");
+    let noon = day.with_time(Time::from_hms(15, 4, 5).expect("a time")).assume_utc();
+    let compiled = ChatTemplate::compile_at(text("template"), name, &named, noon).expect("compiles");
+    (compiled, found)
+}
+
+#[test]
+fn templates_render_as_in_transformers() {
+    let mut compared = 0;
+    for found in read("templates.json").as_array().expect("a list") {
+        let name = found["name"].as_str().expect("a name");
+        let (template, found) = template(name);
+        for case in found["cases"].as_array().expect("cases") {
+            let rendered = template.render(&messages(&case["messages"]), case["generation"] == true);
+            match case["text"].as_str() {
+                Some(text) => assert_eq!(rendered.expect("renders"), text, "{name}: {}", case["messages"]),
+                None => assert!(rendered.is_err(), "{name}: {} gives {rendered:?}", case["messages"]),
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared > 150, "only {compared} cases");
+}
+
+#[test]
+fn python_methods_and_json_layouts_are_those_of_python() {
+    // Expected: what transformers 5.24 renders.
+    for (source, expected) in [
+        ("{{ 'a-b-c'.rsplit('-', 1)[0] }} {{ 'a-b-c'.rsplit('-')|length }} {{ ' a b '.rsplit()|length }}", "a-b 3 2"),
+        ("{{ 'a-b-c'.partition('-')|join('|') }} {{ 'abc'.partition('-')|join('|') }}", "a|-|b-c abc||"),
+        ("{{ 'a-b-c'.rpartition('-')|join('|') }} {{ 'abc'.rpartition('-')|join('|') }}", "a-b|-|c ||abc"),
+        ("{{ 'abc'.removeprefix('a') }} {{ 'abc'.removesuffix('c') }} {{ 'abc'.removeprefix('c') }}", "bc ab abc"),
+        (
+            "{{ [0.1, 1.0, 1e15, 1e16, 1.5e30, 0.0001, 0.00001, -2.5e-7, 0.0]|tojson }}",
+            "[0.1, 1.0, 1000000000000000.0, 1e+16, 1.5e+30, 0.0001, 1e-05, -2.5e-07, 0.0]",
+        ),
+        ("{{ 'a' is sequence }} {{ {} is sequence }} {{ [] is sequence }} {{ 1 is sequence }}", "True True True False"),
+        ("{{ {'z': 1, 'a': [1, none]}|tojson }}", "{\"z\": 1, \"a\": [1, null]}"),
+        ("{{ {'z': 1, 'a': [1, none]}|tojson(sort_keys=true) }}", "{\"a\": [1, null], \"z\": 1}"),
+        ("{{ {'z': 1, 'a': [1, none]}|tojson(separators=(',', ':')) }}", "{\"z\":1,\"a\":[1,null]}"),
+        ("{{ [1]|tojson(indent=2, separators=(', ', ': ')) }}", "[\n  1\n]"),
+        ("{{ 'é😀'|tojson(ensure_ascii=true) }} {{ 'é😀'|tojson }}", "\"\\u00e9\\ud83d\\ude00\" \"é😀\""),
+    ] {
+        let template = ChatTemplate::compile(source, "python", &[]).expect("compiles");
+        assert_eq!(template.render(&[Message::user("a")], false).expect("renders"), expected, "{source}");
+    }
+    let keys = r#"{"messages": [{"content": "a", "role": "user", "z": 1, "b": null, "a": {"y": 1, "x": 2}, "m": 3}]}"#;
+    let Example::Chat { messages, .. } =
+        jsonl::parse(keys.as_bytes(), "d.jsonl", None).expect("reads").remove(0).example
+    else {
+        panic!("a conversation");
+    };
+    let template = ChatTemplate::compile("{{ messages[0]|tojson }}", "keys", &[]).expect("compiles");
+    let expected = r#"{"role": "user", "content": "a", "z": 1, "a": {"y": 1, "x": 2}, "m": 3}"#;
+    assert_eq!(template.render(&messages, false).expect("renders"), expected);
+}
+
+/// Where minijinja differs from Jinja2 and no chat template is known to look: lazy filters of a number, how an undefined
+/// value in a list is printed, and operators, which are not replaceable.
+const UNLIKE_JINJA2: [&str; 26] = [
+    "{{ {'a': 1} is lower }}",
+    "{{ 0 | map('upper') | list }}",
+    "{{ 0 | map(attribute='a') | list }}",
+    "{{ 'ab' | map(attribute='a') | list }}",
+    "{{ [1, 2] | map(attribute='a') | list }}",
+    "{{ {'a': 1} | map(attribute='a') | list }}",
+    "{{ 0 | select | list }}",
+    "{{ 0 | reject | list }}",
+    "{{ 0 | selectattr('a') | list }}",
+    "{{ none | unique | list }}",
+    "{{ {'a': 1} | attr('a') }}",
+    "{{ {'a': 1} | escape }}",
+    "{{ none | indent }}",
+    "{{ missing | indent }}",
+    "{{ [] | indent }}",
+    "{{ {} | indent }}",
+    "{{ 0 | indent }}",
+    "{{ true | indent }}",
+    "{{ [1, 2] | indent }}",
+    "{{ {'a': 1} | indent }}",
+    "{{ 1.5 | indent }}",
+    "{% for x in none %}{% endfor %}",
+    "{{ none < 1 }}",
+    "{{ missing < 1 }}",
+    "{{ none[1:] }}",
+    "{{ missing[1:] }}",
+];
+
+#[test]
+fn tests_and_filters_answer_as_in_jinja2() {
+    let mut wrong = Vec::new();
+    let cases = read("answers.json");
+    let cases = cases.as_array().expect("a list");
+    assert!(cases.len() > 700, "only {} cases", cases.len());
+    for case in cases {
+        let source = case["source"].as_str().expect("a source");
+        if UNLIKE_JINJA2.contains(&source) {
+            continue;
+        }
+        let rendered = ChatTemplate::compile(source, "answers", &[])
+            .and_then(|template| template.render(&[Message::user("Hi")], false));
+        match (case["text"].as_str(), rendered) {
+            (Some(expected), Ok(text)) if text == expected => {}
+            (None, Err(_)) => {}
+            (expected, rendered) => {
+                let rendered = rendered.map_err(|error| error.to_string().chars().take(160).collect::<String>());
+                wrong.push(format!("{source}: {rendered:?}; expected {expected:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn what_a_template_raises_reaches_the_user() {
+    let (template, _) = template("mistral");
+    let error = template.render(&[Message::assistant("a")], false).expect_err("raises").to_string();
+    assert!(error.contains("mistral: chat template") && error.contains("must alternate"), "{error}");
+}
