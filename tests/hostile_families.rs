@@ -197,6 +197,19 @@ fn orders_of_layers_in_gguf() {
     });
 }
 
+#[test]
+fn olmo2() {
+    let name = "olmo2_grouped";
+    refuses(name, &["head_dim"], json!(0), &["head_dim", "is 0", "above 0"]);
+    refuses(name, &["num_attention_heads"], json!(5), &["num_attention_heads", "is 5", "hidden_size 24"]);
+    refuses(name, &["hidden_act"], json!("gelu"), &["hidden_act", "\"gelu\"", "\"silu\""]);
+    refuses(name, &["rms_norm_eps"], json!(-1e-5), &["rms_norm_eps", "above 0 and below 1"]);
+    refuses(name, &["rope_parameters", "rope_type"], json!("yarn"), &["rope_type", "\"yarn\"", "\"linear\""]);
+    refused("a window", &["olmo2.attention.sliding_window", "is 64", "OLMo 3"], || {
+        with_key(name, "olmo2.attention.sliding_window", 4, &64u32.to_le_bytes())
+    });
+}
+
 /// Relatives of the families here that compute something else.
 #[test]
 fn unknown_variants_are_refused_by_name() {

@@ -7,6 +7,7 @@ mod gpt_neox;
 mod layer;
 mod llama;
 mod mistral;
+mod olmo2;
 mod qwen2;
 mod qwen3;
 
@@ -29,6 +30,7 @@ pub static FAMILIES: &[&Family] = &[
     &gpt_neox::GPT_NEOX,
     &gemma2::GEMMA2,
     &gemma3::GEMMA3,
+    &olmo2::OLMO2,
 ];
 
 /// The names of every family, and those within larger models.
