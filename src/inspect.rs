@@ -83,6 +83,9 @@ pub struct Base {
     pub tokenizer: Option<TokenizerFacts>,
     /// Identifies the weights; an adapter carries its base's.
     pub sha256: String,
+    /// The parts of a larger model that are not used, each with its number of tensors.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub passed_over: BTreeMap<String, usize>,
 }
 
 /// Tensors that are stored alike.
@@ -216,6 +219,7 @@ fn base(path: &Path) -> Result<Base> {
         max_positions: config.max_positions,
         tied_head: config.tied_head,
         tokenizer: tokenizer(&base)?,
+        passed_over: base.passed_over(),
         sha256: base.content_hash()?,
     })
 }
@@ -331,6 +335,11 @@ impl fmt::Display for Base {
                 lines.push(("chat template", if tokenizer.chat_template { "yes" } else { "none" }.to_owned()));
             }
             None => lines.push(("tokenizer", "none".to_owned())),
+        }
+        let parts = self.passed_over.iter().map(|(part, tensors)| format!("{part} × {tensors}"));
+        let parts = parts.collect::<Vec<_>>().join(", ");
+        if !parts.is_empty() {
+            lines.push(("passed over", format!("{parts}; only the text decoder is used")));
         }
         lines.push(("sha256", self.sha256.clone()));
         table(f, &lines)

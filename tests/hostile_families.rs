@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use burnish::files::Bytes;
+use burnish::files::gguf::Gguf;
 use burnish::model::{BaseFiles, ModelConfig};
 use serde_json::{Value, json};
 
@@ -65,6 +67,172 @@ fn gpt_neox() {
     refuses(name, &["num_attention_heads"], json!(5), &["num_attention_heads", "is 5", "hidden_size 24"]);
     refuses(name, &["layer_norm_eps"], json!(0), &["layer_norm_eps", "is 0", "above 0"]);
     refuses(name, &["use_parallel_residual"], json!("yes"), &["use_parallel_residual", "true or false"]);
+}
+
+#[test]
+fn gemma2() {
+    let name = "gemma2_grouped";
+    refuses(name, &["head_dim"], json!(0), &["head_dim", "is 0", "above 0"]);
+    refuses(name, &["layer_types"], json!(["full_attention"]), &["layer_types", "names 1 layers", "is 3"]);
+    let chunked = json!(["full_attention", "chunked_attention", "full_attention"]);
+    refuses(name, &["layer_types"], chunked, &["layer_types", "sliding_attention"]);
+    for cap in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        for value in [json!(0), json!(-30.0), json!(1e300)] {
+            refuses(name, &[cap], value, &[cap, "expected a number from 1e-9 to 1e9"]);
+        }
+        refuses(name, &[cap], json!("none"), &[cap, "\"none\"", "expected a number"]);
+    }
+    for scalar in [json!(0), json!(-4), json!(1e300)] {
+        refuses(name, &["query_pre_attn_scalar"], scalar, &["query_pre_attn_scalar", "a whole number above 0"]);
+    }
+    refuses(name, &["sliding_window"], json!(0), &["sliding_window", "is 0", "above 0"]);
+    refuses(name, &["sliding_window"], json!(null), &["sliding_window", "is null", "sliding_attention"]);
+    refuses(name, &["hidden_activation"], json!("relu"), &["hidden_activation", "\"relu\"", "\"gelu_pytorch_tanh\""]);
+    refuses(
+        name,
+        &["use_bidirectional_attention"],
+        json!(true),
+        &["use_bidirectional_attention", "does not look ahead"],
+    );
+    refuses(name, &["num_experts"], json!(4), &["num_experts", "mixtures of experts"]);
+    let pattern = |period: usize| {
+        changed(name, |config| {
+            config.as_object_mut().expect("an object").remove("layer_types");
+            config["sliding_window_pattern"] = json!(period);
+        })
+    };
+    refused("pattern", &["sliding_window_pattern", "is 3", "`layer_types`"], || pattern(3));
+    assert_eq!(pattern(2).expect("every other layer").full_layers, [1]);
+}
+
+#[test]
+fn gemma3() {
+    let name = "gemma3_pattern";
+    refuses(name, &["head_dim"], json!(0), &["head_dim", "is 0", "above 0"]);
+    refuses(name, &["attn_logit_softcapping"], json!(50), &["attn_logit_softcapping", "expected null"]);
+    refuses(name, &["final_logit_softcapping"], json!(-1), &["final_logit_softcapping", "-1", "1e-9 to 1e9"]);
+    refuses(name, &["layer_types"], json!([]), &["layer_types", "names 0 layers", "is 2"]);
+    let rope = "rope_parameters";
+    refuses(name, &[rope], json!("default"), &[rope, "is not an object"]);
+    refuses(name, &[rope], json!({"rope_type": "default"}), &[rope, "\"rope_type\"", "\"full_attention\""]);
+    let full = [rope, "full_attention", "rope_type"];
+    refuses(name, &full, json!("yarn"), &["rope_parameters.full_attention: rope_type", "\"yarn\"", "\"linear\""]);
+    let local = [rope, "sliding_attention", "rope_theta"];
+    refuses(name, &local, json!(0), &["rope_local_base_freq", "is 0", "1 or more"]);
+    let scaling = json!({"rope_type": "linear", "factor": 0});
+    refuses(name, &["rope_scaling"], scaling, &["rope_scaling", "factor is 0", "positive"]);
+    let without_types = |field: &'static str, value: Value| {
+        changed(name, move |config| {
+            let object = config.as_object_mut().expect("an object");
+            object.remove("layer_types");
+            object.insert(field.to_owned(), value);
+        })
+    };
+    refused("period", &["sliding_window_pattern", "is 0", "above 0"], || {
+        without_types("sliding_window_pattern", json!(0))
+    });
+    let (old, new) = (without_types("sliding_window_pattern", json!(2)), changed(name, |_| ()));
+    assert_eq!(old.expect("the older spelling"), new.expect("the newer one"));
+}
+
+/// The spellings of transformers 4 and 5 for the two rotary embeddings of a Gemma 3.
+#[test]
+fn gemma3_with_rotary_fields_beside_each_other() {
+    let name = "gemma3_bf16_grouped";
+    let old = changed(name, |config| {
+        config.as_object_mut().expect("an object").remove("rope_parameters");
+        config["rope_theta"] = json!(500000);
+        config["rope_local_base_freq"] = json!(700);
+        config["rope_scaling"] = json!({"type": "linear", "factor": 4.0});
+    });
+    assert_eq!(old.expect("the older spelling"), changed(name, |_| ()).expect("the newer one"));
+    let defaults = changed(name, |config| drop(config.as_object_mut().expect("an object").remove("rope_parameters")));
+    let defaults = defaults.expect("transformers' defaults");
+    assert_eq!((defaults.rope.theta, defaults.local_rope.map(|rope| rope.theta)), (1e6, Some(1e4)));
+}
+
+/// The configuration of a fixture's GGUF file with one more key: its type and its value's bytes.
+fn with_key(name: &str, key: &str, kind: u32, value: &[u8]) -> burnish::Result<ModelConfig> {
+    const BEFORE_KEYS: usize = 24;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(name).join("model.gguf");
+    let bytes = std::fs::read(path).expect("a fixture");
+    let entry = |key: &str, kind: u32, value: &[u8]| {
+        [&(key.len() as u64).to_le_bytes(), key.as_bytes(), &kind.to_le_bytes(), value].concat()
+    };
+    let mut added = entry(key, kind, value);
+    // The tensors begin at a multiple of 32 bytes.
+    let filler = "f".repeat((added.len() + entry("", 0, &[0]).len()).next_multiple_of(32) - added.len() - 13);
+    added.extend(entry(&filler, 0, &[0]));
+    let keys = u64::from_le_bytes(bytes[16..BEFORE_KEYS].try_into().expect("eight bytes")) + 2;
+    let changed = [&bytes[..16], &keys.to_le_bytes(), &added, &bytes[BEFORE_KEYS..]].concat();
+    ModelConfig::from_gguf(&Gguf::from_bytes("model.gguf", Bytes::from(changed))?)
+}
+
+/// A list of booleans in GGUF.
+fn marks(marks: &[u8]) -> Vec<u8> {
+    [&7u32.to_le_bytes()[..], &(marks.len() as u64).to_le_bytes(), marks].concat()
+}
+
+#[test]
+fn orders_of_layers_in_gguf() {
+    let (number, string, array) = (4, 8, 9);
+    let (name, key) = ("gemma2_grouped", "gemma2.attention.sliding_window_pattern");
+    let usual = with_key(name, "general.note", number, &1u32.to_le_bytes()).expect("a configuration");
+    assert_eq!(usual.full_layers, [1]);
+    let third = with_key(name, key, number, &3u32.to_le_bytes()).expect("every third layer");
+    assert_eq!((third.full_layers, third.sliding_window), (vec![2], Some(9)));
+    let none = with_key(name, key, number, &1u32.to_le_bytes()).expect("no layer with a window");
+    assert_eq!((none.full_layers, none.sliding_window), (vec![], None));
+    let marked = with_key(name, key, array, &marks(&[0, 0, 1])).expect("the last layer with a window");
+    assert_eq!(marked.full_layers, [0, 1]);
+    refused("two of three", &["model.gguf", key, "marks 2 layers", "is 3"], || {
+        with_key(name, key, array, &marks(&[0, 1]))
+    });
+    refused("a text", &["model.gguf", key, "string", "a whole number or a list of booleans"], || {
+        with_key(name, key, string, &[2, 0, 0, 0, 0, 0, 0, 0, b's', b'w'])
+    });
+    let experts = 8u32.to_le_bytes();
+    refused("experts", &["gemma2.expert_count", "is 8", "mixtures of experts"], || {
+        with_key(name, "gemma2.expert_count", number, &experts)
+    });
+}
+
+#[test]
+fn olmo2() {
+    let name = "olmo2_grouped";
+    refuses(name, &["head_dim"], json!(0), &["head_dim", "is 0", "above 0"]);
+    refuses(name, &["num_attention_heads"], json!(5), &["num_attention_heads", "is 5", "hidden_size 24"]);
+    refuses(name, &["hidden_act"], json!("gelu"), &["hidden_act", "\"gelu\"", "\"silu\""]);
+    refuses(name, &["rms_norm_eps"], json!(-1e-5), &["rms_norm_eps", "above 0 and below 1"]);
+    refuses(name, &["rope_parameters", "rope_type"], json!("yarn"), &["rope_type", "\"yarn\"", "\"linear\""]);
+    refused("a window", &["olmo2.attention.sliding_window", "is 64", "OLMo 3"], || {
+        with_key(name, "olmo2.attention.sliding_window", 4, &64u32.to_le_bytes())
+    });
+}
+
+/// Relatives of the families here that compute something else.
+#[test]
+fn unknown_variants_are_refused_by_name() {
+    for (class, model_type) in [
+        ("GemmaForCausalLM", "gemma"),
+        ("Gemma3TextModel", "gemma3_text"),
+        ("Gemma3nForConditionalGeneration", "gemma3n"),
+        ("Gemma3nForCausalLM", "gemma3n_text"),
+        ("Gemma4ForConditionalGeneration", "gemma4"),
+        ("Gemma4ForCausalLM", "gemma4_text"),
+        ("RecurrentGemmaForCausalLM", "recurrent_gemma"),
+        ("Qwen3MoeForCausalLM", "qwen3_moe"),
+        ("OlmoForCausalLM", "olmo"),
+        ("Olmo3ForCausalLM", "olmo3"),
+        ("OlmoeForCausalLM", "olmoe"),
+    ] {
+        refused(class, &["config.json", class, "is not supported", "Gemma3ForCausalLM"], || {
+            changed("gemma3_pattern", |config| {
+                config["architectures"] = json!([class]);
+                config["model_type"] = json!(model_type);
+            })
+        });
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod hostile_families;
 mod hostile_gguf;
 mod hostile_text;
 mod hostile_weights;
+mod larger_models;
 mod merge;
 mod model;
 mod ops;

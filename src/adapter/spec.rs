@@ -89,7 +89,14 @@ impl Targets {
                 Error::input(Place::setting("adapter.targets"), message)
                     .hint(format!("there are {}", existing(&sites).join(", ")))
             });
-            return Error::none_of(errors.collect(), names.clone());
+            Error::none_of(errors.collect(), ())?;
+        }
+        // The other parts of a larger model have modules with the same ends of their paths.
+        if config.is_part() {
+            return Ok(sites.into_iter().filter(|site| self.takes(site)).map(|site| site.module).collect());
+        }
+        if let Self::Named(names) = self {
+            return Ok(names.clone());
         }
         let mut names: Vec<String> = Vec::new();
         for site in sites.iter().filter(|site| self.takes(site)) {

@@ -111,6 +111,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     };
     if let (Some(report), Some(out)) = (&report, &arguments.out) {
         terminal.licences_left_out(out, &report.licences_left_out);
+        base.parts_passed_over().into_iter().for_each(|notice| terminal.message(notice));
     }
     let written = report.zip(arguments.out.clone()).map(|(report, out)| Written { out, report });
     terminal.result(&Merged { written, comparison })

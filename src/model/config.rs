@@ -5,11 +5,12 @@ mod fields;
 mod keys;
 mod rope;
 
+use super::spec::OuterNames;
 use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
 
-pub use family::Family;
-pub use fields::{Defaults, Fields};
+pub use family::{Family, LargerModel};
+pub use fields::{Defaults, Fields, activation_name};
 pub use keys::Keys;
 pub use rope::{RopeConfig, RopeScaling};
 
@@ -18,6 +19,8 @@ pub use rope::{RopeConfig, RopeScaling};
 pub struct ModelConfig {
     /// The architecture.
     pub family: &'static Family,
+    /// Names of the modules outside the layers: the family's, or those within a larger model.
+    pub names: OuterNames,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -108,6 +111,7 @@ impl ModelConfig {
     pub fn empty(family: &'static Family) -> Self {
         Self {
             family,
+            names: family.names,
             vocab_size: 0,
             hidden_size: 0,
             intermediate_size: 0,
@@ -223,8 +227,8 @@ impl ModelConfig {
                 problem(field, format!("makes a factor of {value}; expected a number from 1e-9 to 1e9"));
             }
         }
-        for rope in [Some(&self.rope), self.local_rope.as_ref()].into_iter().flatten() {
-            errors.extend(rope.problems(place, self.head_dim));
+        for (theta, rope) in [("rope_theta", Some(&self.rope)), ("rope_local_base_freq", self.local_rope.as_ref())] {
+            errors.extend(rope.into_iter().flat_map(|rope| rope.problems(place, theta, self.head_dim)));
         }
         errors
     }

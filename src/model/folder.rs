@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::BaseFiles;
+use super::families::keep_decoder;
 use crate::error::{Error, Result};
 use crate::files::{Dtype, atomic, json as strict_json, open};
 
@@ -51,6 +52,9 @@ pub fn write_configs(
         strict_json::read(&base.path().join(CONFIG))?
     };
     let object = config.as_object_mut().ok_or_else(|| Error::input(base.path().display(), "has no configuration"))?;
+    if base.config().is_part() {
+        keep_decoder(base.config().family, object);
+    }
     object.shift_remove("quantization_config");
     // The family that the weights are of, where the base's own file names another class.
     object.insert("architectures".to_owned(), json!([base.config().family.class_name]));

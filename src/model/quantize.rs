@@ -81,7 +81,7 @@ pub fn quantize(
             packed += 1;
         } else {
             let shape = base.shape(name).unwrap_or_default().to_vec();
-            let header = TensorHeader { name: name.to_owned(), dtype: float_type.dtype(), shape };
+            let header = TensorHeader { name: base.config().name_alone(name), dtype: float_type.dtype(), shape };
             weights.push(vec![Entry { header, origin: Origin::Float(float_type) }]);
         }
     }
@@ -130,15 +130,16 @@ fn parts(base: &BaseFiles, name: &str, scheme: Quant, float_type: FloatType) -> 
 
 fn packed_entries(base: &BaseFiles, name: &str, scheme: Quant, float_type: FloatType) -> Result<Vec<Entry<Origin>>> {
     let parts = parts(base, name, scheme, float_type)?;
-    let entries = parts.into_iter().map(|Part { header, bytes }| {
+    let entries = parts.into_iter().map(|Part { mut header, bytes }| {
         let origin = if header.name == name { Origin::Codes } else { Origin::Known(bytes) };
+        header.name = base.config().name_alone(&header.name);
         Entry { header, origin }
     });
     Ok(entries.collect())
 }
 
 fn contents(base: &BaseFiles, entry: &Entry<Origin>, scheme: Quant) -> Result<Bytes> {
-    let name = &entry.header.name;
+    let name = &base.config().name_within(&entry.header.name);
     match &entry.origin {
         Origin::Known(bytes) => Ok(bytes.clone()),
         Origin::Float(float_type) => {

@@ -141,4 +141,19 @@ impl OuterNames {
     /// The names that most decoders have.
     pub const USUAL: Self =
         Self { layers: "model.layers", embedding: "model.embed_tokens", final_norm: "model.norm", head: "lm_head" };
+
+    /// The name under `other` of a tensor that has `name` under these names.
+    pub fn translated(&self, name: &str, other: &Self) -> String {
+        let pairs = [
+            (self.layers, other.layers),
+            (self.embedding, other.embedding),
+            (self.final_norm, other.final_norm),
+            (self.head, other.head),
+        ];
+        let found = pairs.into_iter().find_map(|(own, other)| {
+            let rest = name.strip_prefix(own).filter(|rest| rest.starts_with('.'))?;
+            Some(format!("{other}{rest}"))
+        });
+        found.unwrap_or_else(|| name.to_owned())
+    }
 }

@@ -13,7 +13,7 @@ impl ModelConfig {
     /// The norm before the head.
     pub fn final_norm(&self) -> NormSpec {
         NormSpec {
-            module: self.family.names.final_norm.to_owned(),
+            module: self.names.final_norm.to_owned(),
             gguf: "output_norm".to_owned(),
             width: self.hidden_size,
             style: self.family.norm,
@@ -24,7 +24,7 @@ impl ModelConfig {
     /// The output head, which has no weight of its own where it is tied.
     pub fn head(&self) -> LinearSpec {
         LinearSpec {
-            module: self.family.names.head.to_owned(),
+            module: self.names.head.to_owned(),
             gguf: "output".to_owned(),
             rows: self.vocab_size,
             columns: self.hidden_size,
@@ -35,12 +35,27 @@ impl ModelConfig {
 
     /// Hugging Face's name of the embedding's weight.
     pub fn embedding_name(&self) -> String {
-        format!("{}.weight", self.family.names.embedding)
+        format!("{}.weight", self.names.embedding)
     }
 
     /// Hugging Face's name of the head's weight; a tied model does not have it.
     pub fn head_name(&self) -> String {
-        format!("{}.weight", self.family.names.head)
+        format!("{}.weight", self.names.head)
+    }
+
+    /// Whether the decoder is a part of a larger model.
+    pub fn is_part(&self) -> bool {
+        self.names != self.family.names
+    }
+
+    /// The name that a tensor has where the decoder is a model of its own.
+    pub fn name_alone(&self, name: &str) -> String {
+        self.names.translated(name, &self.family.names)
+    }
+
+    /// What [`Self::name_alone`] was made from.
+    pub fn name_within(&self, name: &str) -> String {
+        self.family.names.translated(name, &self.names)
     }
 
     /// Every tensor of the model, embedding first, then layer by layer, then norm and head (not where it is tied).

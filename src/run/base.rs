@@ -42,6 +42,13 @@ impl OpenBase {
         self.files.path()
     }
 
+    /// A line about the parts of a larger model that the decoder does without, if the base has any.
+    pub fn parts_passed_over(&self) -> Option<String> {
+        let parts = self.files.passed_over();
+        let list: Vec<String> = parts.iter().map(|(part, tensors)| format!("{part} ({tensors} tensors)")).collect();
+        (!list.is_empty()).then(|| format!("base: only the text decoder is used; passed over: {}", list.join(", ")))
+    }
+
     /// Loads the weights onto `device`; calls `progress(done, total)` after each tensor.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use super::prepare::Prepared;
 /// Every notice about `prepared`, in order.
 pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
     let mut notices = prepared.adjustments.clone();
+    notices.extend(prepared.base.parts_passed_over());
     let limit = prepared.plan.data.max_seq_tokens.min(prepared.base.files.config().max_positions);
     for (name, set) in [("train", &prepared.train), ("valid", &prepared.valid)] {
         for (count, what) in [

@@ -11,6 +11,7 @@ A family is one entry in `FAMILIES`. Everything is computed in f32 with plain ("
 
     pip install -r tests/reference/requirements.txt
     python tests/reference/make_families.py [FAMILY_SHAPE...]
+    python tests/reference/make_families.py --llama-cpp [FAMILY_SHAPE...]  # the GGUF files in llama.cpp
     python tests/reference/make_families.py --check target/release/burnish   # merged folders in transformers
 """
 
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -91,6 +93,32 @@ def gpt_neox_metadata(writer, config):
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
 
 
+def gemma2_metadata(writer, config):
+    """conversion/gemma.py, `Gemma2Model`: no base of rotation, no scale of scores."""
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    writer.add_sliding_window(config.sliding_window)
+
+
+def gemma3_metadata(writer, config):
+    """conversion/gemma.py, `Gemma3Model`: base and scaling of the layers that see all positions."""
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    full = config.rope_parameters["full_attention"]
+    writer.add_rope_freq_base(full["rope_theta"])
+    writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+    if full["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(full["factor"])
+    writer.add_sliding_window(config.sliding_window)
+
+
 @dataclass
 class Gguf:
     """How llama.cpp's converter writes a family."""
@@ -98,6 +126,8 @@ class Gguf:
     architecture: gguf.MODEL_ARCH
     metadata: Callable = rms_metadata
     weight: Callable = same
+    # Shapes that a file of this architecture cannot describe.
+    without: tuple = ()
 
 
 # --- families -----------------------------------------------------------------------------------------------------------
@@ -158,6 +188,69 @@ FAMILIES = {
         Gguf(gguf.MODEL_ARCH.GPTNEOX, gpt_neox_metadata, split_by_head),
         buffers=gpt_neox_buffers,
     ),
+    "gemma2": Family(
+        {
+            # A window in the first and third layer, heads wider than the hidden size, caps that are reached.
+            "grouped": shape(
+                "gemma2", num_attention_heads=4, num_key_value_heads=2, head_dim=10, num_hidden_layers=3, sliding_window=9,
+                query_pre_attn_scalar=10, attn_logit_softcapping=4.0, final_logit_softcapping=3.0,
+            ),
+            # What GGUF cannot say: a scale of scores, a head of its own, an order of layers, no caps.
+            "bf16_untied": shape(
+                "gemma2", num_attention_heads=3, num_key_value_heads=1, head_dim=14, hidden_size=21, intermediate_size=28,
+                vocab_size=37, tie_word_embeddings=False, sliding_window=5, query_pre_attn_scalar=9, rope_theta=500,
+                layer_types=["full_attention", "sliding_attention"], attn_logit_softcapping=None,
+                final_logit_softcapping=None, attention_bias=True,
+            ),
+        },
+        Gguf(gguf.MODEL_ARCH.GEMMA2, gemma2_metadata, norms_plus_one, without=("bf16_untied",)),
+        norms_around_zero=True,
+    ),
+    "gemma3": Family(
+        {
+            # Layer 6 sees all positions, which are divided by 4 there.
+            "bf16_grouped": shape(
+                "gemma3_text", num_attention_heads=4, num_key_value_heads=2, head_dim=10, hidden_size=20,
+                intermediate_size=24, num_hidden_layers=7, sliding_window=9, query_pre_attn_scalar=10,
+                rope_theta=500000, rope_local_base_freq=700, rope_scaling={"rope_type": "linear", "factor": 4.0},
+            ),
+            # The older spelling of the order of layers, a cap on the logits.
+            "pattern": shape(
+                "gemma3_text", num_attention_heads=3, num_key_value_heads=1, head_dim=8, hidden_size=21, vocab_size=37,
+                sliding_window=7, sliding_window_pattern=2, query_pre_attn_scalar=11, final_logit_softcapping=5.0,
+                rope_theta=90000, tie_word_embeddings=False,
+            ),
+            # The decoder of a model that sees images.
+            "images": dict(
+                model_type="gemma3", tie_word_embeddings=True, bos_token_id=1, eos_token_id=[2, 3], mm_tokens_per_image=4,
+                image_token_index=39, boi_token_index=38, eoi_token_index=37,
+                text_config=shape(
+                    "gemma3_text", num_attention_heads=2, num_key_value_heads=1, head_dim=12, sliding_window=6,
+                    layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=12, rope_scaling=dict(
+                        rope_type="linear", factor=2.0),
+                ),
+                vision_config=dict(
+                    model_type="siglip_vision_model", hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                    num_attention_heads=1, image_size=8, patch_size=4,
+                ),
+            ),
+        },
+        Gguf(gguf.MODEL_ARCH.GEMMA3, gemma3_metadata, norms_plus_one, without=("pattern", "images")),
+        norms_around_zero=True,
+    ),
+    "olmo2": Family(
+        {
+            "grouped": shape(
+                "olmo2", num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-6, rope_theta=500000,
+                num_hidden_layers=3,
+            ),
+            "bf16_tied": shape(
+                "olmo2", num_attention_heads=2, num_key_value_heads=1, hidden_size=20, intermediate_size=28, vocab_size=37,
+                tie_word_embeddings=True, rope_scaling={"rope_type": "linear", "factor": 2.0},
+            ),
+        },
+        Gguf(gguf.MODEL_ARCH.OLMO2, without=("bf16_tied",)),
+    ),
 }  # fmt: skip
 
 
@@ -179,14 +272,24 @@ def fill(model, family, seed):
         elif is_norm(name):
             values = values * 0.25 + (0.0 if family.norms_around_zero else 1.0)
         elif parameter is model.get_input_embeddings().weight:
-            values *= 0.4 / (math.sqrt(parameter.shape[1]) if scaled_embedding else 1.0)
+            values *= 1.6 / math.sqrt(parameter.shape[1]) if scaled_embedding else 0.4
         else:
             values *= 1.6 / math.sqrt(parameter.shape[-1])
         parameter.data.copy_(torch.from_numpy(values.astype(np.float32)))
 
 
-def write_gguf(path, model, form, dtype):
-    """The model as llama.cpp's converter writes it: matrices in its type, vectors in f32, no vocabulary."""
+def add_vocabulary(writer, size):
+    """Tokens without meaning, which llama.cpp does not do without."""
+    kinds = gguf.TokenType
+    tokens = ["<unk>", "<s>", "</s>", "<0x0A>", *(f"t{token}" for token in range(4, size))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-float(token) for token in range(size)])
+    writer.add_token_types([kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, kinds.BYTE, *[kinds.NORMAL] * (size - 4)])
+
+
+def write_gguf(path, model, form, dtype, with_vocabulary=False):
+    """The model as llama.cpp's converter writes it: matrices in its type, vectors in f32."""
     config = model.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[form.architecture])
     writer.add_vocab_size(config.vocab_size)
@@ -198,6 +301,8 @@ def write_gguf(path, model, form, dtype):
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
     form.metadata(writer, config)
+    if with_vocabulary:
+        add_vocabulary(writer, config.vocab_size)
     names = gguf.get_tensor_name_map(form.architecture, config.num_hidden_layers)
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -252,11 +357,18 @@ def factors(model):
     }
 
 
+def targets(model):
+    """All linear layers, of a larger model those of its decoder."""
+    decoder = "model.language_model."
+    paths = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return [path for path in paths if path.startswith(decoder)] or "all-linear"
+
+
 def write_adapter(folder, name, seed):
     adapter = folder / "adapter"
-    model = get_peft_model(
-        open_model(folder), LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=3, target_modules="all-linear")
-    )
+    base = open_model(folder)
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=3, target_modules=targets(base))
+    model = get_peft_model(base, config)
     random = np.random.default_rng(seed)
     for key, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
@@ -289,12 +401,13 @@ def train(model, vocabulary, seed):
     return steps
 
 
-def make(name, family, config, seed):
+def make(name, shape_name, family, config, seed):
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     dtype = torch.bfloat16 if "bf16" in name else torch.float32
-    write_model(folder, family, config, seed, dtype, family.gguf)
+    form = family.gguf if family.gguf and shape_name not in family.gguf.without else None
+    write_model(folder, family, config, seed, dtype, form)
     model = open_model(folder)
     vocabulary = model.config.get_text_config().vocab_size
     ids = tiny.random_ids({"vocab_size": vocabulary}, TOKENS, seed + 1000)
@@ -319,9 +432,38 @@ def add_tokenizer(folder, size):
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def check(burnish):
-    """With our program: the loss of every adapter against PEFT's, and every merged folder in transformers against PEFT."""
+def train_ours(burnish, base, rows, out):
+    """An adapter over all linear layers by our program, a few large steps."""
+    recipe = rows.with_name("recipe.toml")
+    recipe.write_text(
+        f'[base]\nmodel = "{base}"\ncompute = "f32"\n[data]\ntrain = "{rows}"\n[adapter]\nrank = 2\ntargets = "all-linear"\n'
+        f'[train]\nepochs = 4\nlearning_rate = 0.03\n[output]\ndir = "{out}"\n'
+    )
+    subprocess.run([burnish, "train", recipe], check=True, capture_output=True)
+
+
+def loss_of(burnish, base, adapter, rows):
+    arguments = ["--base", base, "--adapter", adapter, "--data", rows, "--compute", "f32", "--json"]
+    return json.loads(subprocess.run([burnish, "eval", *arguments], check=True, capture_output=True).stdout)["loss"]
+
+
+@torch.no_grad()
+def peft_loss(fixture, adapter, ids):
+    """The loss in PEFT, which must find a pair for every module that it adapts."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(open_model(fixture), adapter)
+    missing = [str(one.message) for one in caught if "missing adapter keys" in str(one.message)]
+    assert not missing, missing
+    return mean_loss(model, [ids]).item()
+
+
+def check(burnish, names):
+    """With our program: the loss of every adapter against PEFT's, an adapter of ours in PEFT, and every merged folder in
+    transformers against PEFT."""
     for fixture in sorted(path for path in FOLDER.iterdir() if path.is_dir()):
+        if names and fixture.name not in names:
+            continue
         ids = load_file(fixture / "expected.safetensors")["ids"]
         expected = load_file(fixture / "trained.safetensors")["adapter_logits"]
         with tempfile.TemporaryDirectory() as temporary:
@@ -330,29 +472,66 @@ def check(burnish):
             add_tokenizer(folder, expected.shape[1])
             rows.write_text(json.dumps({"text": " ".join(f"t{token}" for token in ids[:150].tolist())}) + "\n")
             model = ["--base", folder, "--adapter", folder / "adapter"]
-            evaluated = subprocess.run(
-                [burnish, "eval", *model, "--data", rows, "--compute", "f32", "--json"], check=True, capture_output=True
-            )
             # A text ends with the end token.
             ended = torch.cat([ids[:150], torch.tensor([2])])
-            found = json.loads(evaluated.stdout)["loss"]
-            with torch.no_grad():
-                loss = mean_loss(PeftModel.from_pretrained(open_model(fixture), fixture / "adapter"), [ended]).item()
+            found, loss = loss_of(burnish, *model[1::2], rows), peft_loss(fixture, fixture / "adapter", ended)
             assert abs(found - loss) < 1e-4, f"{fixture.name}: loss {found}, not {loss}"
+            ours = Path(temporary) / "ours"
+            train_ours(burnish, folder, rows, ours)
+            own, in_peft = loss_of(burnish, folder, ours, rows), peft_loss(fixture, ours, ended)
+            assert abs(own - in_peft) < 1e-4, f"{fixture.name}: our adapter's loss is {own}, in PEFT {in_peft}"
+            assert abs(own - loss) > 0.1, f"{fixture.name}: our training changed nothing"
             subprocess.run([burnish, "merge", *model, "--out", out, "--type", "f32"], check=True, capture_output=True)
             difference = (tiny.logits_of(tiny.open_model(out), ids) - expected).abs().max().item()
         assert difference < 1e-3, f"{fixture.name}: merged logits differ by {difference}"
-        print(f"{fixture.name}: loss within {abs(found - loss):.1e}, merged logits within {difference:.1e}")
+        print(f"{fixture.name}: loss within {abs(found - loss):.1e}, ours in PEFT within {abs(own - in_peft):.1e}, merged logits within {difference:.1e}")
+
+
+@torch.no_grad()
+def continuation(model, ids, end, count=12):
+    """The likeliest tokens after `ids`, one by one, the end token left out."""
+    ids = ids.tolist()
+    for _ in range(count):
+        logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        logits[end] = -math.inf
+        ids.append(logits.argmax().item())
+    return ids[-count:]
+
+
+def check_llama_cpp(names):
+    """Runs every model that has a GGUF file in llama.cpp and compares what both say next."""
+    import make_gguf
+
+    for folder in sorted(path.parent for path in FOLDER.glob("*/model.gguf")):
+        if names and folder.name not in names:
+            continue
+        family = next(family for name, family in FAMILIES.items() if folder.name.startswith(f"{name}_"))
+        model = open_model(folder)
+        ids = load_file(folder / "expected.safetensors")["ids"][:40]
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "model.gguf"
+            write_gguf(path, model, family.gguf, torch.float32, with_vocabulary=True)
+            llama_cpp = make_gguf.LlamaCpp(path)
+            options = dict(n_predict=12, temperature=0.0, cache_prompt=False, return_tokens=True, ignore_eos=True)
+            found = llama_cpp.ask("/completion", prompt=ids.tolist(), **options)["tokens"]
+            nearest = llama_cpp.next_tokens(ids.tolist())
+        expected = continuation(model, ids, model.config.eos_token_id)
+        truth = torch.log_softmax(tiny.logits_of(model, ids)[-1].double(), -1)
+        difference = max(abs(truth[token].item() - value) for token, value in nearest.items())
+        assert found == expected and difference < 0.02, f"{folder.name}: {found}, expected {expected}; {difference}"
+        print(f"{folder.name}: llama.cpp goes on with the same 12 tokens, log probabilities within {difference:.1e}")
 
 
 def main():
+    if sys.argv[1:2] == ["--llama-cpp"]:
+        return check_llama_cpp(sys.argv[2:])
     if sys.argv[1:2] == ["--check"]:
-        return check(Path(sys.argv[2]).resolve())
+        return check(Path(sys.argv[2]).resolve(), sys.argv[3:])
     for index, (family_name, family) in enumerate(FAMILIES.items()):
         for number, (shape_name, config) in enumerate(family.shapes.items()):
             name = f"{family_name}_{shape_name}"
             if not sys.argv[1:] or name in sys.argv[1:]:
-                make(name, family, config, 10 * index + number + 1)
+                make(name, shape_name, family, config, 10 * index + number + 1)
 
 
 if __name__ == "__main__":

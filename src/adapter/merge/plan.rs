@@ -82,7 +82,7 @@ fn plan_one<'a>(
         None => stored_as(base.dtype(source).ok_or_else(unknown)?),
     };
     let shape = base.shape(source).ok_or_else(unknown)?.to_vec();
-    let header = TensorHeader { name: name.to_owned(), dtype: float_type.dtype(), shape };
+    let header = TensorHeader { name: base.config().name_alone(name), dtype: float_type.dtype(), shape };
     Ok(Entry { header, origin: Origin { source: source.to_owned(), float_type, pair } })
 }
 

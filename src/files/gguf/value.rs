@@ -85,6 +85,14 @@ impl Value {
         }
     }
 
+    /// An array of booleans (marks of layers).
+    pub fn as_bools(&self) -> Option<&[bool]> {
+        match self {
+            Self::Array(Array::Bool(values)) => Some(values),
+            _ => None,
+        }
+    }
+
     /// An array of `F32` (scores).
     pub fn as_f32s(&self) -> Option<&[f32]> {
         match self {

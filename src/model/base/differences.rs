@@ -1,6 +1,6 @@
 //! Differences between the tensors in a base's files and those that its configuration needs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::index::ShardIndex;
 use super::{BaseFiles, MAX_DIFFERENCES, Source};
@@ -24,6 +24,19 @@ impl BaseFiles {
             errors.push(Error::input(self.path.display(), format!("and {more} more differences")));
         }
         Error::none_of(errors, ())
+    }
+
+    /// Tensors of the files that belong to other parts of a larger model and are not used: the names of these parts, each
+    /// with its number of tensors.
+    pub fn passed_over(&self) -> BTreeMap<String, usize> {
+        let mut parts = BTreeMap::new();
+        let Source::Folder(shards) = &self.source else { return parts };
+        let unused = shards.file_of.keys().filter(|name| (self.config.family.ignores)(name));
+        for name in unused.filter(|name| !name.starts_with(self.config.names.layers)) {
+            let part = name.strip_prefix("model.").unwrap_or(name).split('.').next().unwrap_or(name);
+            *parts.entry(part.to_owned()).or_insert(0) += 1;
+        }
+        parts
     }
 
     fn gguf_differences(&self, gguf: &Gguf) -> Vec<Error> {

@@ -78,7 +78,7 @@ impl ShardIndex {
     /// decoder; the decoder saved without its head, its names without `model.`; a tied matrix under the head's name.
     pub fn under_usual_names(self, config: &ModelConfig) -> Result<Self> {
         let (embedding, head) = (config.embedding_name(), config.head_name());
-        let outer = config.family.names.embedding.split_inclusive('.').next().unwrap_or_default();
+        let outer = config.names.embedding.split_inclusive('.').next().unwrap_or_default();
         let usual = |name: &str| {
             let prefix = config.family.stored_prefixes.iter().find_map(|(stored, usual)| {
                 let rest = name.strip_prefix(stored)?;

@@ -20,10 +20,10 @@ pub struct Family {
     pub norm: NormStyle,
     /// Names of the modules outside the layers.
     pub names: OuterNames,
-    /// Beginnings of names in checkpoints of a larger model, and what stands in their place in a decoder's own.
+    /// Beginnings of names in checkpoints, and what transformers puts in their place.
     pub stored_prefixes: &'static [(&'static str, &'static str)],
-    /// Class and `model_type` of larger models whose `text_config` is a configuration of this family.
-    pub larger_models: &'static [(&'static str, &'static str)],
+    /// The larger models that hold a decoder of this family.
+    pub larger_models: &'static [LargerModel],
     /// Whether a tensor of this Hugging Face name has no use in the decoder.
     pub ignores: fn(&str) -> bool,
     /// Reads `config.json`.
@@ -34,6 +34,17 @@ pub struct Family {
     pub to_json: fn(&ModelConfig, &mut Map<String, Value>),
     /// Describes a layer. Called for a checked configuration only.
     pub block: fn(&ModelConfig, usize) -> BlockSpec,
+}
+
+/// A model with a decoder inside, whose `text_config` is the decoder's configuration.
+#[derive(Debug)]
+pub struct LargerModel {
+    /// The class in `architectures` of `config.json`.
+    pub class_name: &'static str,
+    /// `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// Names of the decoder's modules within it.
+    pub names: OuterNames,
 }
 
 impl PartialEq for Family {

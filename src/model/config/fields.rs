@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::rope::DEFAULT_THETA;
 use super::{Family, MAX_LAYERS, ModelConfig, RopeConfig};
 use crate::error::Error;
 use crate::files::json;
@@ -42,6 +43,21 @@ pub struct Defaults {
     pub head_dim: Option<usize>,
     /// The field that holds the share of a head's values that are rotated may be below 1.
     pub partial_rotation: bool,
+    /// `rope_theta`.
+    pub theta: f64,
+    /// `rope_local_base_freq`, for a family whose layers with a sliding window have a rotary embedding of their own;
+    /// `None` is the same one for all layers.
+    pub local_theta: Option<f64>,
+}
+
+/// The name of an activation in transformers.
+pub fn activation_name(activation: Activation) -> &'static str {
+    ACTIVATIONS.iter().find(|(_, known)| *known == activation).map_or("silu", |(name, _)| name)
+}
+
+/// Every `period`-th of the layers, counted from 1; none for a period of 0.
+pub(super) fn every(period: usize, layers: usize) -> Vec<usize> {
+    (0..layers.min(MAX_LAYERS)).filter(|layer| (layer + 1).checked_rem(period) == Some(0)).collect()
 }
 
 impl Defaults {
@@ -54,6 +70,8 @@ impl Defaults {
         tied_head: false,
         head_dim: None,
         partial_rotation: false,
+        theta: DEFAULT_THETA,
+        local_theta: None,
     };
 }
 
@@ -155,6 +173,11 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// A number, `default` where the field is absent and `None` where it is null.
+    pub fn number_or(&mut self, field: &str, default: Option<f64>) -> Option<f64> {
+        if self.has(field) { self.number(field) } else { default }
+    }
+
     /// True or false.
     pub fn flag(&mut self, field: &str) -> Option<bool> {
         self.get(field, "true or false", Value::as_bool)
@@ -220,7 +243,7 @@ impl<'a> Fields<'a> {
             (None, None) => self.derived_head_dim(hidden_size, heads),
         };
         let max_positions = self.size("max_position_embeddings").unwrap_or(defaults.max_positions);
-        let rope = self.rope(RopeConfig::plain(head_dim), defaults.partial_rotation, head_dim, max_positions);
+        let (rope, local_rope) = self.ropes(&defaults, head_dim, max_positions);
         let mut eos_tokens = Vec::new();
         self.add_eos_tokens(&mut eos_tokens);
         ModelConfig {
@@ -233,6 +256,7 @@ impl<'a> Fields<'a> {
             head_dim,
             norm_eps: self.number(family.norm_eps).unwrap_or(1e-6),
             rope,
+            local_rope,
             tied_head: self.flag("tie_word_embeddings").unwrap_or(defaults.tied_head),
             max_positions,
             bos_token: self.tokens("bos_token_id").first().copied(),
@@ -262,6 +286,44 @@ impl<'a> Fields<'a> {
             Some(window) => (Some(window), full_layers),
             None => (None, Vec::new()),
         }
+    }
+
+    /// The rotary embedding, and that of layers with a sliding window if the family has another one for them.
+    fn ropes(
+        &mut self,
+        defaults: &Defaults,
+        head_dim: usize,
+        max_positions: usize,
+    ) -> (RopeConfig, Option<RopeConfig>) {
+        let plain = |theta| RopeConfig { theta, ..RopeConfig::plain(head_dim) };
+        match defaults.local_theta {
+            None => (self.rope(plain(defaults.theta), defaults.partial_rotation, head_dim, max_positions), None),
+            Some(local) => {
+                let (full, sliding) = self.rope_by_layer_type(plain(defaults.theta), plain(local), max_positions);
+                (full, Some(sliding))
+            }
+        }
+    }
+
+    /// The sliding window of the layers that `layer_types` names, or of all but every `period`-th: the window, and the
+    /// layers that do without.
+    pub fn alternating_window(&mut self, layers: usize, default: usize, period: usize) -> (Option<usize>, Vec<usize>) {
+        let full_layers = match self.full_layers(layers) {
+            Some(full_layers) => full_layers,
+            None => every(period, layers),
+        };
+        let window = match self.has("sliding_window") {
+            true => self.size("sliding_window"),
+            false => Some(default),
+        };
+        if full_layers.len() == layers {
+            return (None, Vec::new());
+        }
+        if self.has("sliding_window") && self.value("sliding_window").is_none() {
+            let message = "is null, and layers are of type \"sliding_attention\"; expected a whole number above 0";
+            self.problem("sliding_window", message);
+        }
+        (window, full_layers)
     }
 
     /// Settings that would make this another model than the decoder computes.

@@ -1,5 +1,6 @@
 //! Keys of a GGUF file's metadata, read with their types checked.
 
+use super::fields::every;
 use super::{Family, ModelConfig, RopeConfig, RopeScaling};
 use crate::error::Error;
 use crate::files::gguf::{Gguf, Value};
@@ -143,6 +144,28 @@ impl<'a> Keys<'a> {
             bos_token: self.token("tokenizer.ggml.bos_token_id"),
             eos_tokens: self.eos_tokens(),
             ..ModelConfig::empty(family)
+        }
+    }
+
+    /// The layers that see all positions where there is a sliding window: those that `attention.sliding_window_pattern`
+    /// marks false, or every `period`-th if it holds a number or is missing (llama.cpp `set_swa_pattern`).
+    pub fn full_layers(&mut self, layers: usize, default_period: usize) -> Vec<usize> {
+        let key = self.key("attention.sliding_window_pattern");
+        let Some(value) = self.gguf.get(&key) else { return every(default_period, layers) };
+        match (value.as_bools(), value.as_u64().and_then(|period| usize::try_from(period).ok())) {
+            (Some(slides), _) if slides.len() == layers => (0..layers).filter(|&layer| !slides[layer]).collect(),
+            (Some(slides), _) => {
+                let message = format!("marks {} layers; {} is {layers}", slides.len(), self.key("block_count"));
+                self.problem(&key, message);
+                Vec::new()
+            }
+            (None, Some(period)) => every(period, layers),
+            (None, None) => {
+                let message =
+                    format!("is of type {}; expected a whole number or a list of booleans", value.type_name());
+                self.problem(&key, message);
+                Vec::new()
+            }
         }
     }
 

@@ -41,7 +41,7 @@ pub enum RopeScaling {
     Factors(Vec<f32>),
 }
 
-const DEFAULT_THETA: f64 = 10_000.0;
+pub(super) const DEFAULT_THETA: f64 = 10_000.0;
 
 impl RopeConfig {
     /// Unscaled rotary embedding with the usual base.
@@ -49,12 +49,12 @@ impl RopeConfig {
         Self { theta: DEFAULT_THETA, scaling: RopeScaling::None, rotary_dims }
     }
 
-    /// Every problem with the values; `place` names the file.
-    pub(super) fn problems(&self, place: &str, head_dim: usize) -> Vec<Error> {
+    /// Every problem with the values; `place` names the file, `theta` the field of the base.
+    pub(super) fn problems(&self, place: &str, theta: &str, head_dim: usize) -> Vec<Error> {
         let mut errors = Vec::new();
         if !(1.0..=f64::from(f32::MAX)).contains(&self.theta) {
             let message = format!("is {}; expected 1 or more", self.theta);
-            errors.push(Error::input(format_args!("{place}: rope_theta"), message));
+            errors.push(Error::input(format_args!("{place}: {theta}"), message));
         }
         let dims = self.rotary_dims;
         if dims != head_dim && (dims == 0 || dims > head_dim || !dims.is_multiple_of(2)) {
@@ -222,6 +222,67 @@ impl Fields<'_> {
             return Some(head_dim);
         }
         Some(self.rotary_dims(FIELD, share, head_dim))
+    }
+
+    /// The rotary embeddings of layers that see all positions and of layers with a sliding window: `rope_parameters` by
+    /// layer type, or else `rope_theta` with `rope_scaling` for the first and `rope_local_base_freq` for the second
+    /// (transformers, `Gemma3TextConfig.convert_rope_params_to_dict`). The defaults are unscaled.
+    pub(in crate::model) fn rope_by_layer_type(
+        &mut self,
+        full: RopeConfig,
+        sliding: RopeConfig,
+        max_positions: usize,
+    ) -> (RopeConfig, RopeConfig) {
+        const FULL: &str = "full_attention";
+        const SLIDING: &str = "sliding_attention";
+        let by_type = self.object("rope_parameters");
+        if by_type.is_none() && self.value("rope_parameters").is_some() {
+            self.problem("rope_parameters", "is not an object");
+        }
+        let known = |name: &&String| [FULL, SLIDING].contains(&name.as_str());
+        for name in by_type.into_iter().flat_map(|by_type| by_type.keys()).filter(|name| !known(name)) {
+            let message = format!("has {name:?}; expected parameters by layer type, {FULL:?} and {SLIDING:?}");
+            self.problem("rope_parameters", message);
+        }
+        let mut one = |kind: &str, beside: &str, default: RopeConfig| {
+            let theta = self.number(beside).unwrap_or(default.theta);
+            match by_type.and_then(|by_type| by_type.get(kind)) {
+                None | Some(Value::Null) => RopeConfig { theta, ..default },
+                Some(parameters) => {
+                    let key = format!("rope_parameters.{kind}");
+                    self.rope_object(&key, parameters, RopeConfig { theta, ..default }, max_positions)
+                }
+            }
+        };
+        let full = one(FULL, "rope_theta", full);
+        let sliding = one(SLIDING, "rope_local_base_freq", sliding);
+        match self.value("rope_scaling") {
+            None => (full, sliding),
+            Some(parameters) => (self.rope_object("rope_scaling", parameters, full, max_positions), sliding),
+        }
+    }
+
+    /// The rotary embedding that one object describes; `default` has what it leaves out.
+    fn rope_object(&mut self, key: &str, value: &Value, default: RopeConfig, max_positions: usize) -> RopeConfig {
+        let Value::Object(object) = value else {
+            self.problem(key, "is not an object");
+            return default;
+        };
+        let place = format!("{}: {key}", self.place());
+        let mut inner = Fields::new(&place, object);
+        for (name, _) in object.iter().filter(|(_, value)| value.is_object()) {
+            inner.problem(name, "is an object; expected the parameters themselves");
+        }
+        if let Some(share) = inner.number("partial_rotary_factor").filter(|share| *share != 1.0) {
+            inner.problem("partial_rotary_factor", format!("is {share}; supported is 1"));
+        }
+        let theta = inner.number("rope_theta").unwrap_or(default.theta);
+        let scaling = match inner.rope_scaling(None, max_positions) {
+            RopeScaling::None => default.scaling,
+            scaling => scaling,
+        };
+        self.take_errors(inner);
+        RopeConfig { theta, scaling, ..default }
     }
 
     /// The rotated dimensions of a head, `int(head_dim * factor)` as in transformers.

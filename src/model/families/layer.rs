@@ -18,7 +18,7 @@ impl<'a> LayerSpec<'a> {
 
     fn names(&self, module: &str, gguf: &str) -> (String, String) {
         let layer = self.layer;
-        (format!("{}.{layer}.{module}", self.config.family.names.layers), format!("blk.{layer}.{gguf}"))
+        (format!("{}.{layer}.{module}", self.config.names.layers), format!("blk.{layer}.{gguf}"))
     }
 
     /// A linear layer: its names within the layer, `[out, in]`, whether it has a bias.

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::MISTRAL;
 use super::layer::LayerSpec;
+use super::mistral::MISTRAL;
 use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
 use crate::model::spec::{BlockSpec, GgufRows, NormStyle, OuterNames};
 use crate::nn::block::{Attention, Mlp, MlpInput, Qkv, Residual};

@@ -1,10 +1,13 @@
 //! The architectures, one file each. A family is data: how it is recognised, how its configuration is read and written,
 //! and how one of its layers looks. A new architecture is a file here and a line in [`FAMILIES`].
 
+mod gemma2;
+mod gemma3;
 mod gpt_neox;
 mod layer;
 mod llama;
 mod mistral;
+mod olmo2;
 mod qwen2;
 mod qwen3;
 
@@ -12,29 +15,40 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Family, Fields, Keys, ModelConfig};
+use super::config::{Family, Fields, Keys, LargerModel, ModelConfig};
+use super::spec::OuterNames;
 use crate::error::{Error, Result};
 use crate::files::gguf::Gguf;
 use crate::files::{Dtype, json as strict_json};
 
-pub use gpt_neox::GPT_NEOX;
-pub use llama::LLAMA;
-pub use mistral::MISTRAL;
-pub use qwen2::QWEN2;
-pub use qwen3::QWEN3;
-
 /// Every architecture.
-pub static FAMILIES: [&Family; 5] = [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GPT_NEOX];
+pub static FAMILIES: &[&Family] = &[
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &gpt_neox::GPT_NEOX,
+    &gemma2::GEMMA2,
+    &gemma3::GEMMA3,
+    &olmo2::OLMO2,
+];
+
+/// The names of every family, and those within larger models.
+fn all_names() -> impl Iterator<Item = OuterNames> {
+    let families = FAMILIES.iter();
+    families
+        .flat_map(|family| std::iter::once(family.names).chain(family.larger_models.iter().map(|larger| larger.names)))
+}
 
 /// Whether a module of this path is the output head in some family.
 pub fn is_head(module: &str) -> bool {
-    FAMILIES.iter().any(|family| family.names.head == module)
+    all_names().any(|names| names.head == module)
 }
 
 /// Whether a tensor of this name is the weight of the embedding or of the head in some family.
 pub fn is_embedding_or_head(name: &str) -> bool {
     let module = name.strip_suffix(".weight");
-    module.is_some_and(|module| is_head(module) || FAMILIES.iter().any(|family| family.names.embedding == module))
+    module.is_some_and(|module| is_head(module) || all_names().any(|names| names.embedding == module))
 }
 
 impl ModelConfig {
@@ -60,14 +74,20 @@ impl ModelConfig {
         let Value::Object(object) = config else {
             return Err(Error::input(place, "is not a JSON object"));
         };
-        let Recognised { family, object: own, within } = recognised(place, object)?;
-        let inner_place = within.map_or(place.to_owned(), |within| format!("{place}: {within}"));
+        let Recognised { family, object: own, larger } = recognised(place, object)?;
+        let inner_place = larger.map_or(place.to_owned(), |_| format!("{place}: {TEXT_CONFIG}"));
         let mut fields = Fields::new(&inner_place, own);
         let mut config = (family.from_json)(&mut fields);
         let mut errors = fields.into_errors();
         let beside = format!("{place} (generation_config.json)");
-        let whole = within.is_some().then_some((place, object));
+        let whole = larger.map(|_| (place, object));
+        config.names = larger.map_or(config.names, |larger| larger.names);
         let generation = generation.and_then(Value::as_object).map(|object| (beside.as_str(), object));
+        if let Some((place, object)) = whole {
+            let mut fields = Fields::new(place, object);
+            config.tied_head = fields.flag("tie_word_embeddings").unwrap_or(config.tied_head);
+            errors.extend(fields.into_errors());
+        }
         for (place, object) in whole.into_iter().chain(generation) {
             let mut fields = Fields::new(place, object);
             fields.add_eos_tokens(&mut config.eos_tokens);
@@ -82,7 +102,7 @@ impl ModelConfig {
     /// As [`Self::from_json_file`].
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let name = gguf.architecture().unwrap_or("(none named)");
-        let family = FAMILIES.into_iter().find(|family| family.gguf == Some(name));
+        let family = FAMILIES.iter().copied().find(|family| family.gguf == Some(name));
         let family = family.ok_or_else(|| unsupported(gguf.place(), name))?;
         let mut keys = Keys::new(gguf, name);
         let config = (family.from_gguf)(&mut keys);
@@ -130,12 +150,15 @@ impl ModelConfig {
     }
 }
 
+/// The field of a larger model's `config.json` with the decoder's configuration.
+const TEXT_CONFIG: &str = "text_config";
+
 /// The family of a `config.json`, and the object with the decoder's fields.
 struct Recognised<'a> {
     family: &'static Family,
     object: &'a Map<String, Value>,
-    /// The name of that object within the file, if it is not the whole.
-    within: Option<&'static str>,
+    /// The larger model, where the object is its `text_config`.
+    larger: Option<&'static LargerModel>,
 }
 
 /// The family by its class name and by `model_type`, either of which may be absent. transformers goes by `model_type`,
@@ -163,11 +186,13 @@ fn recognised<'a>(place: &str, object: &'a Map<String, Value>) -> Result<Recogni
         None => Some(*type_name) == model_type,
     };
     let own_names = |family: &Family| (family.class_name, family.model_type);
-    let (family, names, is_larger) = FAMILIES
-        .into_iter()
+    let (family, names, larger) = FAMILIES
+        .iter()
+        .copied()
         .flat_map(|family| {
-            let larger = family.larger_models.iter().map(move |names| (family, *names, true));
-            std::iter::once((family, own_names(family), false)).chain(larger)
+            let larger = family.larger_models.iter();
+            let larger = larger.map(move |larger| (family, (larger.class_name, larger.model_type), Some(larger)));
+            std::iter::once((family, own_names(family), None)).chain(larger)
         })
         .find(|(_, names, _)| is_named(names))
         .ok_or_else(|| unsupported(place, class.or(model_type).unwrap_or("(none named)")))?;
@@ -177,11 +202,30 @@ fn recognised<'a>(place: &str, object: &'a Map<String, Value>) -> Result<Recogni
         let message = format!("is {found:?}, and `architectures` names {class}; expected {:?}", names.1);
         return Err(Error::input(format_args!("{place}: model_type"), message));
     }
-    match object.get("text_config") {
-        Some(Value::Object(text)) if is_larger => Ok(Recognised { family, object: text, within: Some("text_config") }),
-        _ if is_larger => Err(Error::input(format_args!("{place}: text_config"), "is missing or not an object")),
-        _ => Ok(Recognised { family, object, within: None }),
+    if larger.is_none() {
+        return Ok(Recognised { family, object, larger });
     }
+    let Some(text) = object.get(TEXT_CONFIG).and_then(Value::as_object) else {
+        return Err(Error::input(format_args!("{place}: {TEXT_CONFIG}"), "is missing or not an object"));
+    };
+    match text.get("model_type").and_then(Value::as_str) {
+        Some(other) if other != family.model_type => {
+            let message = format!("is {other:?}; expected {:?}", family.model_type);
+            Err(Error::input(format_args!("{place}: {TEXT_CONFIG}: model_type"), message))
+        }
+        _ => Ok(Recognised { family, object: text, larger }),
+    }
+}
+
+/// Makes the configuration of a larger model that of its decoder alone, which is of `family`.
+pub(super) fn keep_decoder(family: &Family, config: &mut Map<String, Value>) {
+    /// Fields that belong to the whole and hold for the decoder.
+    const OUTER: [&str; 6] =
+        ["bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "dtype", "torch_dtype"];
+    let Some(Value::Object(mut text)) = config.get(TEXT_CONFIG).cloned() else { return };
+    text.extend(OUTER.into_iter().filter_map(|field| Some((field.to_owned(), config.get(field)?.clone()))));
+    text.insert("model_type".to_owned(), json!(family.model_type));
+    *config = text;
 }
 
 /// The error for an architecture that is in no file here.
