@@ -16,7 +16,7 @@ use burnish::ops::cpu::matrix::{Matrix, Storage};
 use burnish::ops::cross_entropy::cross_entropy;
 use burnish::ops::frozen::FrozenWeight;
 use burnish::ops::linear::{Projected, linear};
-use burnish::ops::norm::rms_norm;
+use burnish::ops::norm::{layer_norm, rms_norm};
 use burnish::quant::float;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -76,22 +76,27 @@ fn row_by_row(bench: &mut Criterion) {
         let weights = values(576);
         let x = tensor(1024, 576, dtype);
         both_ways(bench, "rms_norm 1024x576", 4 * 1024 * 576, &x, |x| rms_norm(x, &weights, 1e-5));
+        both_ways(bench, "layer_norm 1024x576", 6 * 1024 * 576, &x, |x| layer_norm(x, &weights, Some(&weights), 1e-5));
         let x = tensor(1024, 3072, dtype);
-        both_ways(bench, "gated silu 1024x1536", 10 * 1024 * 1536, &x, |x| gated(x, Activation::Silu));
+        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+            let name = format!("gated {activation:?} 1024x1536");
+            both_ways(bench, &name, 10 * 1024 * 1536, &x, |x| gated(x, activation));
+        }
     }
 }
 
 fn causal_attention(bench: &mut Criterion) {
     let frequencies = (0..32).map(|i| 1.0 / 10_000f32.powf(i as f32 / 32.0)).collect();
     let geometry = Geometry { rope: Some(Arc::new(Rope::new(frequencies))), ..Geometry::new(9, 3, 64) };
-    for lengths in [vec![256; 4], vec![2048]] {
+    let capped = Geometry { softcap: Some(50.0), ..geometry.clone() };
+    for (lengths, geometry) in [(vec![256; 4], &geometry), (vec![2048], &geometry), (vec![256; 4], &capped)] {
         for dtype in [DType::BF16, DType::F32] {
             let tokens: usize = lengths.iter().sum();
             // Two products over half of the score matrix.
             let flops: usize = lengths.iter().map(|length| 2 * length * length * 64 * 9).sum();
             let x = tensor(tokens, geometry.qkv_width(), dtype);
-            both_ways(bench, &format!("attention {lengths:?}"), flops as u64, &x, |x| {
-                attention(x, &lengths, &geometry)
+            both_ways(bench, &format!("attention {lengths:?} cap {:?}", geometry.softcap), flops as u64, &x, |x| {
+                attention(x, &lengths, geometry)
             });
         }
     }

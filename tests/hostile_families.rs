@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use burnish::files::Bytes;
+use burnish::files::gguf::Gguf;
 use burnish::model::{BaseFiles, ModelConfig};
 use serde_json::{Value, json};
 
@@ -147,6 +149,65 @@ fn gemma3_with_rotary_fields_beside_each_other() {
     let defaults = changed(name, |config| drop(config.as_object_mut().expect("an object").remove("rope_parameters")));
     let defaults = defaults.expect("transformers' defaults");
     assert_eq!((defaults.rope.theta, defaults.local_rope.map(|rope| rope.theta)), (1e6, Some(1e4)));
+}
+
+/// The configuration of a fixture's GGUF file with one more key: its type and its value's bytes.
+fn with_key(name: &str, key: &str, kind: u32, value: &[u8]) -> burnish::Result<ModelConfig> {
+    const BEFORE_KEYS: usize = 24;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(name).join("model.gguf");
+    let bytes = std::fs::read(path).expect("a fixture");
+    let entry = |key: &str, kind: u32, value: &[u8]| {
+        [&(key.len() as u64).to_le_bytes(), key.as_bytes(), &kind.to_le_bytes(), value].concat()
+    };
+    let mut added = entry(key, kind, value);
+    // The tensors begin at a multiple of 32 bytes.
+    let filler = "f".repeat((added.len() + entry("", 0, &[0]).len()).next_multiple_of(32) - added.len() - 13);
+    added.extend(entry(&filler, 0, &[0]));
+    let keys = u64::from_le_bytes(bytes[16..BEFORE_KEYS].try_into().expect("eight bytes")) + 2;
+    let changed = [&bytes[..16], &keys.to_le_bytes(), &added, &bytes[BEFORE_KEYS..]].concat();
+    ModelConfig::from_gguf(&Gguf::from_bytes("model.gguf", Bytes::from(changed))?)
+}
+
+/// A list of booleans in GGUF.
+fn marks(marks: &[u8]) -> Vec<u8> {
+    [&7u32.to_le_bytes()[..], &(marks.len() as u64).to_le_bytes(), marks].concat()
+}
+
+#[test]
+fn orders_of_layers_in_gguf() {
+    let (number, string, array) = (4, 8, 9);
+    let (name, key) = ("gemma2_grouped", "gemma2.attention.sliding_window_pattern");
+    let usual = with_key(name, "general.note", number, &1u32.to_le_bytes()).expect("a configuration");
+    assert_eq!(usual.full_layers, [1]);
+    let third = with_key(name, key, number, &3u32.to_le_bytes()).expect("every third layer");
+    assert_eq!((third.full_layers, third.sliding_window), (vec![2], Some(9)));
+    let none = with_key(name, key, number, &1u32.to_le_bytes()).expect("no layer with a window");
+    assert_eq!((none.full_layers, none.sliding_window), (vec![], None));
+    let marked = with_key(name, key, array, &marks(&[0, 0, 1])).expect("the last layer with a window");
+    assert_eq!(marked.full_layers, [0, 1]);
+    refused("two of three", &["model.gguf", key, "marks 2 layers", "is 3"], || {
+        with_key(name, key, array, &marks(&[0, 1]))
+    });
+    refused("a text", &["model.gguf", key, "string", "a whole number or a list of booleans"], || {
+        with_key(name, key, string, &[2, 0, 0, 0, 0, 0, 0, 0, b's', b'w'])
+    });
+    let experts = 8u32.to_le_bytes();
+    refused("experts", &["gemma2.expert_count", "is 8", "mixtures of experts"], || {
+        with_key(name, "gemma2.expert_count", number, &experts)
+    });
+}
+
+#[test]
+fn olmo2() {
+    let name = "olmo2_grouped";
+    refuses(name, &["head_dim"], json!(0), &["head_dim", "is 0", "above 0"]);
+    refuses(name, &["num_attention_heads"], json!(5), &["num_attention_heads", "is 5", "hidden_size 24"]);
+    refuses(name, &["hidden_act"], json!("gelu"), &["hidden_act", "\"gelu\"", "\"silu\""]);
+    refuses(name, &["rms_norm_eps"], json!(-1e-5), &["rms_norm_eps", "above 0 and below 1"]);
+    refuses(name, &["rope_parameters", "rope_type"], json!("yarn"), &["rope_type", "\"yarn\"", "\"linear\""]);
+    refused("a window", &["olmo2.attention.sliding_window", "is 64", "OLMo 3"], || {
+        with_key(name, "olmo2.attention.sliding_window", 4, &64u32.to_le_bytes())
+    });
 }
 
 /// Relatives of the families here that compute something else.

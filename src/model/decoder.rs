@@ -90,7 +90,7 @@ impl Decoder {
 
     /// `[tokens, hidden]`.
     fn embed(&self, ids: &[u32]) -> Tensor<2> {
-        let mut values = self.embedding.select(ids);
+        let rows = self.embedding.rows(ids, &self.device);
         let multiplier = match self.config.embedding_multiplier {
             EmbeddingMultiplier::One => None,
             EmbeddingMultiplier::Exact(multiplier) => Some(multiplier as f32),
@@ -99,11 +99,11 @@ impl Decoder {
             }
             EmbeddingMultiplier::Rounded(multiplier) => Some(multiplier as f32),
         };
-        if let Some(multiplier) = multiplier {
-            values.iter_mut().for_each(|value| *value *= multiplier);
+        match multiplier {
+            Some(multiplier) => rows.mul_scalar(multiplier),
+            None => rows,
         }
-        let data = TensorData::new(values, [ids.len(), self.config.hidden_size]);
-        Tensor::<2>::from_data(data, &self.device).cast(self.compute)
+        .cast(self.compute)
     }
 
     /// The input of the head: the last hidden states, normalised. A factor on the logits is taken here, since the head

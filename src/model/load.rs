@@ -29,8 +29,11 @@ fn dtype(compute: Compute) -> DType {
 /// How to load a base.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
+    /// The device that the weights are placed on.
     pub device: Device,
+    /// Precision of the frozen products and of the activations.
     pub compute: Compute,
+    /// The form of the weights in memory.
     pub quant: Quant,
 }
 

@@ -1,6 +1,6 @@
 //! A weight that never changes, where the device wants it.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 #[cfg(feature = "cpu")]
 use super::cpu::matrix::Matrix;
@@ -97,7 +97,25 @@ impl FrozenWeight {
         }
     }
 
-    /// The values of rows `ids`, one after another.
+    /// Rows `ids` on a device, which must be the weight's own: the embedding of tokens. Values that lie there already do
+    /// not pass through the host.
+    ///
+    /// # Shapes
+    /// - output: `[ids, columns]` in f32, without autodiff
+    pub fn rows(&self, ids: &[u32], device: &Device) -> Tensor<2> {
+        match &self.place {
+            #[cfg(feature = "cpu")]
+            Place::Matrix(matrix) => {
+                let data = TensorData::new(self.select(ids), [ids.len(), matrix.columns()]);
+                Tensor::from_data(data, &device.clone().inner())
+            }
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Place::Nf4(weight) => autograd::rows(weight, ids),
+            Place::Tensor(tensor) => selected(tensor, ids).to_device(&device.clone().inner()),
+        }
+    }
+
+    /// The values of rows `ids` on the host, one after another.
     pub fn select(&self, ids: &[u32]) -> Vec<f32> {
         match &self.place {
             #[cfg(feature = "cpu")]
@@ -111,12 +129,15 @@ impl FrozenWeight {
             }
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Place::Nf4(weight) => autograd::rows(weight, ids).into_data().iter::<f32>().collect(),
-            Place::Tensor(tensor) => {
-                let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-                let count = ids.len();
-                let ids = Tensor::<1, burn::tensor::Int>::from_data(TensorData::new(ids, [count]), &tensor.device());
-                (**tensor).clone().select(0, ids).into_data().iter::<f32>().collect()
-            }
+            Place::Tensor(tensor) => selected(tensor, ids).into_data().iter::<f32>().collect(),
         }
     }
+}
+
+/// Rows `ids` of a tensor, where it lies.
+fn selected(tensor: &Tensor<2>, ids: &[u32]) -> Tensor<2> {
+    let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    let count = ids.len();
+    let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &tensor.device());
+    tensor.clone().select(0, ids)
 }

@@ -38,6 +38,7 @@ pub struct Workload {
     pub evaluated_tokens: usize,
     /// Tokens whose keys and values are cached at once, for sample prompts and evaluations of long sequences.
     pub cached_tokens: usize,
+    /// The activations that are computed again in the backward pass.
     pub recompute: Recompute,
 }
 

@@ -1,33 +1,40 @@
-//! The kernels of AMX on a processor that has none: every test of the ops again, with its instructions emulated.
+//! The kernels of AMX: every test of the ops again, on the processor where it has AMX, emulated where it has not.
 //!
-//! A binary of its own, because the emulation is of the whole process. Where there is AMX, `ops` runs it on the metal;
-//! where there is no AVX512-BF16 either, which AMX comes with, there is nothing to run.
+//! A binary of its own, because the emulation is of the whole process. Where nothing can run, the tests say so.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 mod emulator;
+mod execution;
 mod model;
-#[path = "../ops.rs"]
+#[path = "../ops/mod.rs"]
 mod ops;
 
 use std::sync::atomic::Ordering;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burnish::files::Bytes;
-use burnish::ops::cpu::isa::Isa;
+use burnish::ops::cpu::isa::{self, Isa};
 use burnish::ops::cpu::matrix::{Matrix, Storage};
 use burnish::ops::frozen::FrozenWeight;
 use burnish::ops::linear::{LowRankPair, Projected, linear};
 use burnish::quant::float;
 
-/// A processor that has everything that AMX comes with, and now AMX.
-fn emulated() -> bool {
-    Isa::best() == Isa::Amx
+use self::execution::Execution;
+
+#[test]
+fn the_product_that_is_tried_at_start_comes_out_right() {
+    let _turn = model::turn();
+    if Isa::best() == Isa::Amx {
+        // SAFETY: the processor executes AMX for this process, or the emulator does.
+        assert!(unsafe { isa::amx_multiplies() });
+    }
 }
 
 #[test]
 fn a_tile_product_is_that_of_the_instructions_and_nothing_else_multiplies() {
     let _turn = model::turn();
-    if !emulated() {
+    if execution::established() != Execution::Emulator {
+        // The processor does not count its products; their values are tested with the ops.
         return;
     }
     Isa::Amx.choose();

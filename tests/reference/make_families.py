@@ -326,6 +326,19 @@ FAMILIES = {
         Gguf(gguf.MODEL_ARCH.GEMMA3, gemma3_metadata, norms_plus_one, without=("pattern", "images")),
         norms_around_zero=True,
     ),
+    "olmo2": Family(
+        {
+            "grouped": shape(
+                "olmo2", num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-6, rope_theta=500000,
+                num_hidden_layers=3,
+            ),
+            "bf16_tied": shape(
+                "olmo2", num_attention_heads=2, num_key_value_heads=1, hidden_size=20, intermediate_size=28, vocab_size=37,
+                tie_word_embeddings=True, rope_scaling={"rope_type": "linear", "factor": 2.0},
+            ),
+        },
+        Gguf(gguf.MODEL_ARCH.OLMO2, without=("bf16_tied",)),
+    ),
 }  # fmt: skip
 
 

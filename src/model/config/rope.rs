@@ -374,7 +374,8 @@ impl Fields<'_> {
             short: self.floats("short_factor"),
             long: self.floats("long_factor"),
             original_max_positions,
-            attention_factor: attention_factor.unwrap_or(longrope_attention_factor(growth, original_max_positions)) as f32,
+            attention_factor: attention_factor.unwrap_or(longrope_attention_factor(growth, original_max_positions))
+                as f32,
         }
     }
 

@@ -38,7 +38,8 @@ fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
         Some("rope") => true,
         None | Some("nope") => false,
         Some(other) => {
-            fields.problem("position_embedding_type", format!("is {other:?}; supported are \"rope\", \"nope\" and null"));
+            fields
+                .problem("position_embedding_type", format!("is {other:?}; supported are \"rope\", \"nope\" and null"));
             true
         }
     };
@@ -57,7 +58,10 @@ fn check_layers(fields: &mut Fields<'_>, layers: usize) {
     let field = if fields.has("layers_block_type") { "layers_block_type" } else { "layer_types" };
     let Some(types) = fields.texts(field) else {
         if !fields.has(field) {
-            fields.problem(field, "is missing, which means state-space layers; supported is \"attention\" for every layer");
+            fields.problem(
+                field,
+                "is missing, which means state-space layers; supported is \"attention\" for every layer",
+            );
         }
         return;
     };

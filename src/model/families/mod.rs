@@ -9,6 +9,7 @@ mod granite4;
 mod layer;
 mod llama;
 mod mistral;
+mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -33,6 +34,7 @@ pub static FAMILIES: &[&Family] = &[
     &gpt_neox::GPT_NEOX,
     &gemma2::GEMMA2,
     &gemma3::GEMMA3,
+    &olmo2::OLMO2,
     &smollm3::SMOLLM3,
     &granite::GRANITE,
     &granite4::GRANITE4,

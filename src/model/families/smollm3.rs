@@ -30,13 +30,8 @@ fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
     fields.expect_silu();
     let attention_bias = fields.flag("attention_bias").unwrap_or(false);
     let mlp_bias = fields.flag("mlp_bias").unwrap_or(false);
-    let defaults = Defaults {
-        kv_heads: Some(4),
-        max_positions: 32_768,
-        theta: 2_000_000.0,
-        tied_head: true,
-        ..Defaults::LLAMA
-    };
+    let defaults =
+        Defaults { kv_heads: Some(4), max_positions: 32_768, theta: 2_000_000.0, tied_head: true, ..Defaults::LLAMA };
     let common = fields.common(&SMOLLM3, defaults);
     let unrotated_layers = unrotated_layers(fields, common.layers);
     let (sliding_window, full_layers) = window(fields, common.layers, &unrotated_layers);
@@ -64,7 +59,10 @@ fn unrotated_layers(fields: &mut Fields<'_>, layers: usize) -> Vec<usize> {
         return Vec::new();
     }
     if let Some(entry) = entries.iter().find(|entry| **entry > 1) {
-        fields.problem("no_rope_layers", format!("holds {entry}; expected 1 for a layer that rotates, 0 for one that does not"));
+        fields.problem(
+            "no_rope_layers",
+            format!("holds {entry}; expected 1 for a layer that rotates, 0 for one that does not"),
+        );
     }
     (0..layers).filter(|layer| entries[*layer] == 0).collect()
 }
@@ -80,8 +78,7 @@ fn window(fields: &mut Fields<'_>, layers: usize, unrotated: &[usize]) -> (Optio
     let window = fields.size("sliding_window").filter(|_| used);
     let full_layers = fields.full_layers(layers);
     let Some(window) = window else { return (None, Vec::new()) };
-    let full_layers =
-        full_layers.unwrap_or_else(|| (0..layers).filter(|layer| !unrotated.contains(layer)).collect());
+    let full_layers = full_layers.unwrap_or_else(|| (0..layers).filter(|layer| !unrotated.contains(layer)).collect());
     if full_layers.len() == layers { (None, Vec::new()) } else { (Some(window), full_layers) }
 }
 

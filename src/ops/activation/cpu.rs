@@ -49,7 +49,7 @@ impl Curve for Gelu {
 struct GeluTanh;
 
 /// `2·√(2/π)`.
-const TWICE_ROOT: f32 = 1.595_769_1;
+const TWICE_ROOT: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::SQRT_2;
 const CUBIC: f32 = 0.044_715;
 
 impl Curve for GeluTanh {

@@ -1,4 +1,4 @@
-//! What generation remembers of a sequence: its rotated keys and its values, per layer.
+//! The cache of generation: the rotated keys and the values of a sequence, layer by layer.
 
 use burn::tensor::Tensor;
 
@@ -30,7 +30,7 @@ pub(super) struct Tensors {
 }
 
 impl Cache {
-    /// Tokens remembered.
+    /// Number of tokens whose keys and values are here.
     pub fn length(&self) -> usize {
         self.length
     }

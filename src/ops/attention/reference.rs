@@ -1,9 +1,9 @@
 //! The definition of correct for attention: plain tensor code, scores and all.
 
-use burn::tensor::{Bool, DType, Tensor, TensorData, activation};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, activation};
 
 use super::cache::{Cache, Store, Tensors};
-use super::rope::RopeTable;
+use super::rope::DeviceTable;
 use super::{Geometry, QkvLayout};
 
 /// See [`attention`](super::attention).
@@ -61,7 +61,7 @@ pub(in crate::ops) fn split(qkv: Tensor<2>, geometry: &Geometry) -> (Tensor<2>, 
     }
 }
 
-/// What [`split`] took apart.
+/// Puts the parts that [`split`] gave together again.
 pub(in crate::ops) fn join(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, geometry: &Geometry) -> Tensor<2> {
     match geometry.layout {
         QkvLayout::SideBySide => Tensor::cat(vec![q, k, v], 1),
@@ -76,7 +76,10 @@ pub(in crate::ops) fn join(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, geometry: &
 /// `[tokens, heads · head_dim]` at positions `first..`, of a sequence of `length` tokens.
 fn rotate(x: Tensor<2>, geometry: &Geometry, first: usize, length: usize) -> Tensor<2> {
     match &geometry.rope {
-        Some(rope) => turn(x, geometry, &rope.table(length), rope.half(), first, 1.0),
+        Some(rope) => {
+            let table = rope.device_table(length, &x.device());
+            turn(x, geometry, &table, first, 1.0)
+        }
         None => x,
     }
 }
@@ -86,10 +89,10 @@ fn rotated_anew(keys: Tensor<2>, geometry: &Geometry, past: usize, after: usize)
     match &geometry.rope {
         Some(rope) if rope.switches(past, after) => {
             // Turned back, values are multiplied by the factor on cosines and sines once more; turned on, again.
-            let (before, half) = (rope.table(past), rope.half());
-            let plain = turn(keys, geometry, &before, half, 0, -1.0);
-            let again = turn(plain, geometry, &rope.table(after), half, 0, 1.0);
-            scale_rotated(again, geometry, half, rope.attention_factor().powi(-2))
+            let device = keys.device();
+            let plain = turn(keys, geometry, &rope.device_table(past, &device), 0, -1.0);
+            let again = turn(plain, geometry, &rope.device_table(after, &device), 0, 1.0);
+            scale_rotated(again, geometry, rope.half(), rope.attention_factor().powi(-2))
         }
         _ => keys,
     }
@@ -106,12 +109,12 @@ fn scale_rotated(x: Tensor<2>, geometry: &Geometry, half: usize, factor: f32) ->
 }
 
 /// Turns the first `2 · half` values of every head to positions `first..` (`direction` 1) or back (-1).
-fn turn(x: Tensor<2>, geometry: &Geometry, table: &RopeTable, half: usize, first: usize, direction: f32) -> Tensor<2> {
-    let ([tokens, width], device, dtype) = (x.dims(), x.device(), x.dtype());
-    let dim = geometry.head_dim;
-    let rows = |values: &[f32]| {
-        let values = values[first * half..(first + tokens) * half].to_vec();
-        Tensor::<3>::from_data(TensorData::new(values, [tokens, 1, half]), &device)
+fn turn(x: Tensor<2>, geometry: &Geometry, table: &DeviceTable, first: usize, direction: f32) -> Tensor<2> {
+    let ([tokens, width], dtype, is_autodiff) = (x.dims(), x.dtype(), x.is_autodiff());
+    let (dim, half) = (geometry.head_dim, table.cos.dims()[1]);
+    let rows = |values: &Tensor<2>| {
+        let rows = values.clone().narrow(0, first, tokens).reshape([tokens, 1, half]);
+        if is_autodiff { rows.autodiff() } else { rows }
     };
     let (cos, sin) = (rows(&table.cos), rows(&table.sin).mul_scalar(direction));
     let x = x.cast(DType::F32).reshape([tokens, width / dim, dim]);
@@ -141,10 +144,7 @@ fn attend(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, past: usize, geometry: &Geom
     let q = by_head(q, queries, geometry.heads);
     let k = shared(by_head(k, keys, geometry.kv_heads));
     let v = shared(by_head(v, keys, geometry.kv_heads));
-    let hidden: Vec<bool> = (past..past + queries)
-        .flat_map(|position| (0..keys).map(move |key| key > position || key < geometry.first_key(position)))
-        .collect();
-    let hidden = Tensor::<3, Bool>::from_data(TensorData::new(hidden, [1, queries, keys]), &device);
+    let hidden = hidden(past, queries, keys, geometry, &device);
     let mut scores = q.matmul(k.swap_dims(1, 2)).mul_scalar(geometry.scale);
     if let Some(cap) = geometry.softcap {
         scores = scores.div_scalar(cap).tanh().mul_scalar(cap);
@@ -152,4 +152,16 @@ fn attend(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, past: usize, geometry: &Geom
     let scores = scores.mask_fill(hidden.expand([geometry.heads, queries, keys]), f32::NEG_INFINITY);
     let mixed = activation::softmax(scores, 2).matmul(v);
     mixed.swap_dims(0, 1).reshape([queries, width]).cast(dtype)
+}
+
+/// `[1, queries, keys]`: whether the query at `past + row` does not see the key; made on the device.
+fn hidden(past: usize, queries: usize, keys: usize, geometry: &Geometry, device: &Device) -> Tensor<3, Bool> {
+    let range = |from: usize, to: usize| Tensor::<1, Int>::arange(from as i64..to as i64, device);
+    let positions = range(past, past + queries).reshape([1, queries, 1]).expand([1, queries, keys]);
+    let keys = range(0, keys).reshape([1, 1, keys]).expand([1, queries, keys]);
+    let later = keys.clone().greater(positions.clone());
+    match geometry.window {
+        Some(window) => later.bool_or((positions - keys).greater_equal_elem(window as i64)),
+        None => later,
+    }
 }

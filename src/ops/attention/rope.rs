@@ -1,6 +1,8 @@
 //! Rotary position embedding (Su et al. 2021, "RoFormer") in the half-split form that Hugging Face checkpoints use.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::{Device, Tensor, TensorData};
 
 /// The rotation of queries and keys by their positions: frequencies, and a factor on cosines and sines.
 ///
@@ -24,6 +26,18 @@ struct LongContext {
 struct Frequencies {
     inverse: Vec<f32>,
     known: Mutex<Arc<RopeTable>>,
+    /// A copy of what was known, on the device that asked last.
+    on_device: Mutex<Option<DeviceTable>>,
+}
+
+/// [`RopeTable`] as tensors `[positions, half]`.
+#[derive(Debug, Clone)]
+pub struct DeviceTable {
+    device: Device,
+    /// Cosines, times the attention factor.
+    pub cos: Tensor<2>,
+    /// Sines, times the attention factor.
+    pub sin: Tensor<2>,
 }
 
 /// Cosines and sines of the positions from 0 on, `[positions, half]` each.
@@ -97,19 +111,28 @@ impl Rope {
     ///
     /// The angle is an f32 product, as in transformers, so that long contexts agree with it to the last bits.
     pub fn table(&self, length: usize) -> Arc<RopeTable> {
+        self.frequencies_of(length).table(length, self.attention_factor)
+    }
+
+    /// [`Rope::table`] on a device, without autodiff. It stays there: it is copied again only when it has grown.
+    pub fn device_table(&self, length: usize, device: &Device) -> DeviceTable {
+        self.frequencies_of(length).device_table(length, self.attention_factor, device)
+    }
+
+    fn frequencies_of(&self, length: usize) -> &Frequencies {
         let long = self.long.as_ref().filter(|_| self.is_long(length));
-        long.map_or(&self.frequencies, |long| &long.frequencies).table(length, self.attention_factor)
+        long.map_or(&self.frequencies, |long| &long.frequencies)
     }
 }
 
 impl Frequencies {
     fn new(inverse: Vec<f32>) -> Self {
         let known = RopeTable { half: inverse.len(), ..RopeTable::default() };
-        Self { inverse, known: Mutex::new(Arc::new(known)) }
+        Self { inverse, known: Mutex::new(Arc::new(known)), on_device: Mutex::new(None) }
     }
 
     fn table(&self, positions: usize, factor: f32) -> Arc<RopeTable> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         let half = self.inverse.len();
         let before = known.cos.len() / half.max(1);
         if before < positions {
@@ -124,4 +147,25 @@ impl Frequencies {
         }
         Arc::clone(&known)
     }
+
+    fn device_table(&self, positions: usize, factor: f32, device: &Device) -> DeviceTable {
+        let device = device.clone().inner();
+        let mut on_device = lock(&self.on_device);
+        match &*on_device {
+            Some(table) if table.device == device && table.cos.dims()[0] >= positions => table.clone(),
+            _ => {
+                let host = self.table(positions, factor);
+                let half = self.inverse.len();
+                let tensor = |values: &[f32]| {
+                    Tensor::from_data(TensorData::new(values.to_vec(), [values.len() / half, half]), &device)
+                };
+                let table = DeviceTable { cos: tensor(&host.cos), sin: tensor(&host.sin), device: device.clone() };
+                on_device.insert(table).clone()
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,7 @@
 //! The bridge between kernels on plain buffers and Burn's autodiff graph.
 
+use std::mem::MaybeUninit;
+
 use burn::backend::Flex;
 use burn::backend::autodiff::{
     Autodiff,
@@ -11,7 +13,8 @@ use burn::tensor::{DType, Shape, Tensor, TensorData};
 use burn_flex::FlexTensor;
 use half::bf16;
 
-use super::product::{Rows, Target};
+use super::rows::{OutputBuffer, Rows, narrow_fresh};
+use super::shared::SharedMut;
 
 /// An op with a hand-written backward, on float inputs of two dimensions.
 pub trait Kernel: Send + 'static {
@@ -140,7 +143,9 @@ pub fn from_bf16(values: Vec<bf16>, rows: usize, columns: usize) -> FlexTensor {
 
 /// An output that is being computed, in the number format of the activations: its memory is not cleared first.
 pub enum Output {
+    /// Values in f32.
     F32(Vec<f32>),
+    /// Values in bf16.
     Bf16(Vec<bf16>),
 }
 
@@ -154,10 +159,18 @@ impl Output {
     }
 
     /// The memory as the target of a product.
-    pub fn target(&mut self, stride: usize) -> Target<'_> {
+    pub fn target(&mut self, stride: usize) -> OutputBuffer<'_> {
         match self {
-            Self::F32(data) => Target::F32 { data: data.spare_capacity_mut(), stride },
-            Self::Bf16(data) => Target::Bf16 { data: data.spare_capacity_mut(), stride },
+            Self::F32(data) => OutputBuffer::fresh_f32(data.spare_capacity_mut(), stride),
+            Self::Bf16(data) => OutputBuffer::fresh_bf16(data.spare_capacity_mut(), stride),
+        }
+    }
+
+    /// The memory, for tasks that each write a part of it.
+    pub(crate) fn shared(&mut self) -> SharedOutput<'_> {
+        match self {
+            Self::F32(data) => SharedOutput::F32(SharedMut::new(data.spare_capacity_mut())),
+            Self::Bf16(data) => SharedOutput::Bf16(SharedMut::new(data.spare_capacity_mut())),
         }
     }
 
@@ -166,6 +179,8 @@ impl Output {
     /// # Safety
     /// `rows * columns` values, as many as there was room asked for, have been written.
     pub unsafe fn into_tensor(self, rows: usize, columns: usize) -> FlexTensor {
+        /// # Safety
+        /// The first `count` values have been written.
         unsafe fn filled<T>(mut values: Vec<T>, count: usize) -> Vec<T> {
             assert!(values.capacity() >= count);
             // SAFETY: the caller vouches.
@@ -177,6 +192,33 @@ impl Output {
             match self {
                 Self::F32(values) => from_f32(filled(values, rows * columns), rows, columns),
                 Self::Bf16(values) => from_bf16(filled(values, rows * columns), rows, columns),
+            }
+        }
+    }
+}
+
+/// An [`Output`] that tasks share.
+pub(crate) enum SharedOutput<'a> {
+    F32(SharedMut<'a, MaybeUninit<f32>>),
+    Bf16(SharedMut<'a, MaybeUninit<bf16>>),
+}
+
+impl SharedOutput<'_> {
+    /// Writes the values from `at` on.
+    ///
+    /// # Panics
+    /// If they do not lie inside.
+    ///
+    /// # Safety
+    /// No other task writes there.
+    pub unsafe fn write(&self, at: usize, values: &[f32]) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            match self {
+                Self::F32(out) => {
+                    out.slice(at, values.len()).write_copy_of_slice(values);
+                }
+                Self::Bf16(out) => narrow_fresh(values, out.slice(at, values.len())),
             }
         }
     }

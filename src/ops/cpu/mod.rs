@@ -1,7 +1,8 @@
 //! The processor's kernels: instruction sets, packed products, and the bridge to Burn's autodiff.
+//!
+//! From the bottom: `isa`, `shared`, `rows`, `math`; `kernel` and `pack`; `pool`; `product`, `reduce` and `matrix`; `autograd`
+//! and `rowwise`, which know Burn's tensors.
 
-#[cfg(target_arch = "x86_64")]
-pub mod amx;
 pub mod autograd;
 pub mod isa;
 pub mod kernel;
@@ -11,4 +12,6 @@ pub mod pack;
 pub mod pool;
 pub mod product;
 pub mod reduce;
+pub mod rows;
 pub mod rowwise;
+pub(crate) mod shared;

@@ -1,9 +1,10 @@
 //! Laying the right-hand matrix of a product out in panels (see `kernel`).
 
-use half::{bf16, f16};
+use half::bf16;
 
 use super::isa::Isa;
 use super::kernel::{Element, PANEL};
+use super::rows::Stored;
 
 /// A right-hand matrix `[depth, columns]` that can lay any of its columns out as panels.
 pub trait Columns<E: Element>: Sync {
@@ -11,52 +12,12 @@ pub trait Columns<E: Element>: Sync {
     fn depth(&self) -> usize;
 
     /// Fills `panels` with columns `first..first + count`, 32 to a panel, each panel `padded_depth * 32` values.
-    /// What lies beyond the depth or the last column is zero.
+    /// Places beyond the depth or the last column become zero.
     fn pack(&self, first: usize, count: usize, panels: &mut [E]);
 
     /// The depth a panel has: rounded up to the kernel's step.
     fn padded_depth(&self) -> usize {
         self.depth().next_multiple_of(E::depth_step(Isa::current()))
-    }
-}
-
-/// A number that a matrix can be stored in.
-pub trait Stored: bytemuck::Pod + Send + Sync {
-    /// Exact.
-    fn to_f32(self) -> f32;
-
-    /// Exact, a slice at once.
-    fn widen_into(from: &[Self], to: &mut [f32]) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f32());
-    }
-}
-
-impl Stored for f32 {
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-
-    fn widen_into(from: &[f32], to: &mut [f32]) {
-        to.copy_from_slice(from);
-    }
-}
-
-impl Stored for bf16 {
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    fn widen_into(from: &[bf16], to: &mut [f32]) {
-        super::product::widen(from, to);
-    }
-}
-
-impl Stored for f16 {
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        crate::quant::float::f16_bits_to_f32(self.to_bits())
     }
 }
 
@@ -164,7 +125,7 @@ pub fn pack_rows<S: Stored, E: Element>(
     if columns < PANEL || panel.len() > depth * PANEL {
         panel.fill(E::zeroed());
     }
-    // Sixteen depths at a time: the part of the panel that is written stays in the first-level cache.
+    // So many depths at a time that the part of the panel that is written stays in the first-level cache.
     const BLOCK: usize = 32;
     for start in (0..depth).step_by(BLOCK) {
         let end = (start + BLOCK).min(depth);
@@ -252,7 +213,7 @@ mod x86 {
     /// `rows` rows of `columns` values (f32, or bf16 that are paired first) become `columns` rows of 32-bit words.
     ///
     /// # Safety
-    /// Every row lies in `values`, `stride` bytes apart; every row of `rows` words (half as many for bf16, rounded up) in
+    /// AVX-512F, BW and VL are there. Every row lies in `values`, `stride` bytes apart; every row of `rows` words (half as many for bf16, rounded up) in
     /// `out`, `out_stride` words apart.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     pub unsafe fn transpose_rows<const BF16: bool>(
@@ -298,6 +259,9 @@ mod x86 {
     }
 
     /// 32 rows of `depth` 32-bit words (stride in 16-bit units) become `depth` rows of 32 words.
+    ///
+    /// # Safety
+    /// AVX-512F is there; every row lies in `data`, and `panel` has room for `depth * 32` words.
     #[target_feature(enable = "avx512f")]
     pub unsafe fn transpose_words(data: *const u16, stride: usize, depth: usize, panel: *mut i32) {
         // SAFETY: as the caller vouches: 32 rows, `depth` words each; masked loads at the edge.

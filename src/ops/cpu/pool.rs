@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::product::SharedMut;
+use super::shared::SharedMut;
 
 /// How long a helper spins before it sleeps: longer than what lies between two kernels of a step.
 const SPIN: Duration = Duration::from_millis(2);
@@ -44,10 +44,15 @@ pub fn threads() -> usize {
 
 /// Runs `work` with kernels that split their work as for `threads` threads.
 pub fn with_threads<R>(threads: usize, work: impl FnOnce() -> R) -> R {
-    let before = LIMIT.replace(Some(threads));
-    let result = work();
-    LIMIT.set(before);
-    result
+    /// Puts the limit back that was there before, after a panic as well.
+    struct Restore(Option<usize>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LIMIT.set(self.0);
+        }
+    }
+    let _restore = Restore(LIMIT.replace(Some(threads)));
+    work()
 }
 
 /// Calls `work(0)`, `work(1)`, … `work(tasks - 1)`, each once, on several threads; neighbours tend to run on one.
@@ -62,24 +67,22 @@ pub fn for_each(tasks: usize, work: impl Fn(usize) + Sync) {
 /// `work(0)`, `work(1)`, … in order, computed as by [`for_each`].
 pub fn map<T: Send>(tasks: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let mut results: Vec<Option<T>> = std::iter::repeat_with(|| None).take(tasks).collect();
-    let slots = SharedMut(results.as_mut_ptr());
+    let slots = SharedMut::new(&mut results);
     for_each(tasks, |index| {
-        let slots = &slots;
+        let result = work(index);
         // SAFETY: every task writes its own slot.
-        unsafe { *slots.0.add(index) = Some(work(index)) };
+        unsafe { slots.set(index, Some(result)) };
     });
     results.into_iter().flatten().collect()
 }
 
 /// Calls `work(index, chunk)` for every `size` values of `data`, as [`for_each`] does.
 pub fn for_each_chunk<T: Send>(data: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) + Sync) {
-    let length = data.len();
-    let start = SharedMut(data.as_mut_ptr());
-    for_each(length.div_ceil(size), |index| {
-        let start = &start;
+    let data = SharedMut::new(data);
+    for_each(data.len().div_ceil(size), |index| {
         let first = index * size;
-        // SAFETY: chunks do not overlap, and lie inside `data`.
-        work(index, unsafe { std::slice::from_raw_parts_mut(start.0.add(first), size.min(length - first)) });
+        // SAFETY: chunks do not overlap.
+        work(index, unsafe { data.slice(first, size.min(data.len() - first)) });
     });
 }
 
@@ -105,22 +108,24 @@ struct Pool {
     callers: Mutex<()>,
 }
 
-/// What the helpers look at. There is one job at a time.
-static DESK: Desk = Desk {
+/// The place where helpers find the job. There is one job at a time.
+static SLOT: JobSlot = JobSlot {
     state: AtomicU64::new(CLOSED),
     job: Mutex::new(None),
     sleepers: AtomicUsize::new(0),
-    bed: Mutex::new(()),
-    bell: Condvar::new(),
+    sleep: Mutex::new(()),
+    wake: Condvar::new(),
 };
 
-struct Desk {
+struct JobSlot {
     /// Number of the job in the upper half; whether it is closed; how many helpers are at it.
     state: AtomicU64,
     job: Mutex<Option<Job>>,
+    /// Helpers that sleep or are about to.
     sleepers: AtomicUsize,
-    bed: Mutex<()>,
-    bell: Condvar,
+    /// Held by a helper while it decides to sleep.
+    sleep: Mutex<()>,
+    wake: Condvar,
 }
 
 const CLOSED: u64 = 1 << 31;
@@ -145,7 +150,7 @@ struct Tasks<'a> {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-/// More threads than this share the shares.
+/// Number of task queues. With more threads than this, several threads take from one queue.
 const MOST_SHARES: usize = 64;
 
 /// On a cache line of its own.
@@ -208,21 +213,21 @@ impl Pool {
         let Ok(_alone) = self.callers.try_lock() else { return false };
         let tasks = Tasks::new(work, count, self.helpers + 1);
         let erased = std::ptr::from_ref(&tasks).cast::<Tasks<'static>>();
-        *lock(&DESK.job) = Some(Job(erased));
-        let job = number(DESK.state.load(Ordering::Relaxed)).wrapping_add(1) << 32;
-        DESK.state.store(job, Ordering::SeqCst);
-        if DESK.sleepers.load(Ordering::SeqCst) > 0 {
-            let _awake = lock(&DESK.bed);
-            DESK.bell.notify_all();
+        *lock(&SLOT.job) = Some(Job(erased));
+        let job = number(SLOT.state.load(Ordering::Relaxed)).wrapping_add(1) << 32;
+        SLOT.state.store(job, Ordering::SeqCst);
+        if SLOT.sleepers.load(Ordering::SeqCst) > 0 {
+            let _awake = lock(&SLOT.sleep);
+            SLOT.wake.notify_all();
         }
         tasks.take(0);
         // From here on no helper begins; those at it are waited for, so that `tasks` outlives them.
-        DESK.state.fetch_or(CLOSED, Ordering::SeqCst);
+        SLOT.state.fetch_or(CLOSED, Ordering::SeqCst);
         let mut spins = 0u32;
-        while DESK.state.load(Ordering::Acquire) & HELPERS > 0 {
+        while SLOT.state.load(Ordering::Acquire) & HELPERS > 0 {
             pause(&mut spins);
         }
-        *lock(&DESK.job) = None;
+        *lock(&SLOT.job) = None;
         let panic = lock(&tasks.panic).take();
         if let Some(payload) = panic {
             resume_unwind(payload);
@@ -238,7 +243,7 @@ fn help(thread: usize) {
         let state = wait_for_job_after(seen);
         seen = number(state);
         if state & CLOSED > 0
-            || DESK.state.compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::Relaxed).is_err()
+            || SLOT.state.compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::Relaxed).is_err()
         {
             // It is over, or another helper came or went: look again, unless it is over.
             if state & CLOSED == 0 {
@@ -246,18 +251,18 @@ fn help(thread: usize) {
             }
             continue;
         }
-        let job = *lock(&DESK.job);
+        let job = *lock(&SLOT.job);
         if let Some(Job(tasks)) = job {
             // SAFETY: the caller waits until this helper is off the job, and counted it as on it before.
             unsafe { (*tasks).take(thread) };
         }
-        DESK.state.fetch_sub(1, Ordering::Release);
+        SLOT.state.fetch_sub(1, Ordering::Release);
     }
 }
 
 /// The state of a job other than `seen`: spins, then sleeps.
 fn wait_for_job_after(seen: u64) -> u64 {
-    let news = || Some(DESK.state.load(Ordering::SeqCst)).filter(|&state| number(state) != seen);
+    let news = || Some(SLOT.state.load(Ordering::SeqCst)).filter(|&state| number(state) != seen);
     let began = Instant::now();
     let mut spins = 0u32;
     loop {
@@ -269,16 +274,16 @@ fn wait_for_job_after(seen: u64) -> u64 {
             break;
         }
     }
-    DESK.sleepers.fetch_add(1, Ordering::SeqCst);
-    let mut asleep = lock(&DESK.bed);
+    SLOT.sleepers.fetch_add(1, Ordering::SeqCst);
+    let mut asleep = lock(&SLOT.sleep);
     let state = loop {
         if let Some(state) = news() {
             break state;
         }
-        asleep = DESK.bell.wait(asleep).unwrap_or_else(PoisonError::into_inner);
+        asleep = SLOT.wake.wait(asleep).unwrap_or_else(PoisonError::into_inner);
     };
     drop(asleep);
-    DESK.sleepers.fetch_sub(1, Ordering::SeqCst);
+    SLOT.sleepers.fetch_sub(1, Ordering::SeqCst);
     state
 }
 
@@ -326,6 +331,14 @@ mod tests {
             assert_eq!(message.downcast_ref::<String>().map(String::as_str), Some("task 40"));
         }
         assert_eq!(map(8, |index| index), [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_limit_on_threads_ends_with_a_panic_inside() {
+        let before = threads();
+        let caught = catch_unwind(|| with_threads(before + 5, || panic!("inside with {}", threads())));
+        assert!(caught.is_err());
+        assert_eq!(threads(), before);
     }
 
     #[test]

@@ -10,60 +10,12 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use half::bf16;
-
 use super::isa::{Isa, vectorised};
 use super::kernel::{Element, PANEL, Tile, with_tiles};
-use super::pack::{Columns, Stored};
+use super::pack::Columns;
 use super::pool;
-
-/// A row-major matrix, read only; `stride` is the distance between rows.
-#[derive(Clone, Copy)]
-pub enum Rows<'a> {
-    F32 { data: &'a [f32], stride: usize },
-    Bf16 { data: &'a [bf16], stride: usize },
-}
-
-impl<'a> Rows<'a> {
-    /// The columns from `first` on, all rows.
-    pub fn from_column(self, first: usize) -> Self {
-        match self {
-            Self::F32 { data, stride } => Self::F32 { data: &data[first.min(data.len())..], stride },
-            Self::Bf16 { data, stride } => Self::Bf16 { data: &data[first.min(data.len())..], stride },
-        }
-    }
-
-    /// The rows from `first` on.
-    pub fn from_row(self, first: usize) -> Self {
-        match self {
-            Self::F32 { data, stride } => Self::F32 { data: &data[first * stride..], stride },
-            Self::Bf16 { data, stride } => Self::Bf16 { data: &data[first * stride..], stride },
-        }
-    }
-
-    /// Widens `count` values of row `row`, from column `first`, into `out`.
-    pub fn read(&self, row: usize, first: usize, out: &mut [f32]) {
-        match self {
-            Self::F32 { data, stride } => out.copy_from_slice(&data[row * stride + first..][..out.len()]),
-            Self::Bf16 { data, stride } => widen(&data[row * stride + first..][..out.len()], out),
-        }
-    }
-}
-
-/// Where a product goes: memory that it fills, initialised or not.
-pub enum Target<'a> {
-    F32 { data: &'a mut [MaybeUninit<f32>], stride: usize },
-    Bf16 { data: &'a mut [MaybeUninit<bf16>], stride: usize },
-}
-
-impl<'a> Target<'a> {
-    /// Values that are there already, to be replaced or added to.
-    pub fn f32(data: &'a mut [f32], stride: usize) -> Self {
-        // SAFETY: the same layout; products only ever write values.
-        let data = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), data.len()) };
-        Self::F32 { data, stride }
-    }
-}
+use super::rows::{OutputBuffer, OutputData, Rows, Stored};
+use super::shared::SharedMut;
 
 /// One term of a product in the kernel's number format.
 pub struct Term<'a, E: Element> {
@@ -77,7 +29,9 @@ pub struct Term<'a, E: Element> {
 pub struct Part<'a, E: Element> {
     /// The first column in the target.
     pub column: usize,
+    /// Number of columns.
     pub columns: usize,
+    /// The products that are summed, in this order.
     pub terms: Vec<Term<'a, E>>,
     /// One value a column.
     pub bias: Option<&'a [f32]>,
@@ -103,16 +57,9 @@ impl<'a, E: Element> Part<'a, E> {
 pub struct Epilogue<'a> {
     /// By row and column of the target.
     pub residual: Option<Rows<'a>>,
-    /// Adds to what the target holds; it must be initialised then.
+    /// Adds to the values that the target has already.
     pub accumulate: bool,
 }
-
-/// A pointer that tasks share to write disjoint parts of one buffer.
-pub struct SharedMut<T>(pub *mut T);
-// SAFETY: tasks write disjoint parts of the output.
-unsafe impl<T> Sync for SharedMut<T> {}
-// SAFETY: as above.
-unsafe impl<T> Send for SharedMut<T> {}
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
@@ -125,13 +72,17 @@ const TASKS_PER_THREAD: usize = 8;
 /// Rows whose product takes several times as long as packing the right-hand side.
 const ROWS_PER_PIECE: usize = 160;
 
-/// Computes `rows` rows of every part into `target`.
+/// Computes `rows` rows of every part into `target`, all columns of each part.
 ///
 /// `E` is the number format of the kernel; pick it with [`Isa::multiplies_bf16`].
-pub fn product<E: Element>(rows: usize, parts: &[Part<'_, E>], epilogue: Epilogue<'_>, target: Target<'_>) {
-    match target {
-        Target::F32 { data, stride } => run(rows, parts, epilogue, data, stride),
-        Target::Bf16 { data, stride } => run(rows, parts, epilogue, data, stride),
+///
+/// # Panics
+/// If the target has no room for a row, or is to be added to and has no values yet.
+pub fn product<E: Element>(rows: usize, parts: &[Part<'_, E>], epilogue: Epilogue<'_>, target: OutputBuffer<'_>) {
+    assert!(target.is_initialised() || !epilogue.accumulate, "only values can be added to");
+    match target.into_parts() {
+        (OutputData::F32(data), stride) => run(rows, parts, epilogue, data, stride),
+        (OutputData::Bf16(data), stride) => run(rows, parts, epilogue, data, stride),
     }
 }
 
@@ -166,7 +117,7 @@ fn run<E: Element, O: Element>(
             (0..part.panels()).step_by(group).map(move |first| (part, first, group.min(part.panels() - first)))
         })
         .collect();
-    let out = SharedMut(data.as_mut_ptr().cast::<O>());
+    let out = SharedMut::new(data);
     let task = |index: usize| {
         let (part, first, panels) = blocks[index % blocks.len()];
         let row = index / blocks.len() * piece;
@@ -195,11 +146,11 @@ fn run<E: Element, O: Element>(
 }
 
 /// A block of the output that one thread computes.
-struct Job<'a, E: Element, O> {
+struct Job<'a, E: Element, O: Element> {
     isa: Isa,
     part: &'a Part<'a, E>,
     epilogue: Epilogue<'a>,
-    out: &'a SharedMut<O>,
+    out: &'a SharedMut<'a, MaybeUninit<O>>,
     stride: usize,
     /// Of the part.
     column: usize,
@@ -266,9 +217,9 @@ impl<E: Element, O: Element> Job<'_, E, O> {
         let column = self.part.column + in_part;
         let count = (self.columns - panel * PANEL).min(PANEL);
         let Epilogue { residual, accumulate } = self.epilogue;
-        // SAFETY: this block of the output belongs to this task alone.
         let target = StoredTile {
-            out: unsafe { self.out.0.add(row * self.stride + column) },
+            // SAFETY: the place lies in the output, which was measured before; the block there is this task's alone.
+            out: unsafe { self.out.as_ptr().add(row * self.stride + column).cast::<O>() },
             stride: self.stride,
             rows,
             columns: count,
@@ -375,7 +326,7 @@ pub fn strip<'a, E: Element>(
     (&copy[..readable * padded], padded)
 }
 
-/// Lends this thread's scratch: `count` values, contents undefined but initialised.
+/// Lends this thread's scratch: `count` values that mean nothing.
 pub fn with_scratch<E: Element, R>(count: usize, work: impl FnOnce(&mut [E]) -> R) -> R {
     let words = (count * size_of::<E>()).div_ceil(8) + 8;
     let mut buffer = SCRATCH.with(|scratch| std::mem::take(&mut *scratch.borrow_mut()));
@@ -389,20 +340,42 @@ pub fn with_scratch<E: Element, R>(count: usize, work: impl FnOnce(&mut [E]) -> 
     result
 }
 
-vectorised! {
-    /// bf16 to f32, exact.
-    pub fn widen(from: &[bf16], to: &mut [f32]) {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+#[cfg(test)]
+mod tests {
+    use super::super::pack::PlainColumns;
+    use super::*;
+
+    /// `rows` rows of ones by terms that each have one depth.
+    fn ones_by_terms(terms: usize, epilogue: Epilogue<'_>, target: OutputBuffer<'_>) {
+        let ones = [1f32; 40];
+        let columns: Vec<_> = (0..terms)
+            .map(|index| PlainColumns { data: &ones[..], stride: 40, depth: 1, scale: (index + 1) as f32 })
+            .collect();
+        let rows = Rows::F32 { data: &ones[..5], stride: 1 };
+        let terms = columns.iter().map(|columns| Term::<f32> { rows, columns }).collect();
+        product(5, &[Part { column: 0, columns: 40, terms, bias: None }], epilogue, target);
+    }
+
+    #[test]
+    fn a_product_has_all_of_its_terms() {
+        for terms in [1, 8, 9, 30] {
+            let mut sums = vec![0f32; 5 * 40];
+            ones_by_terms(terms, Epilogue::default(), OutputBuffer::f32(&mut sums, 40));
+            let expected = (terms * (terms + 1) / 2) as f32;
+            assert!(sums.iter().all(|&sum| sum == expected), "{terms} terms: {} for {expected}", sums[0]);
         }
     }
-}
 
-vectorised! {
-    /// f32 to bf16, to nearest, ties to even.
-    pub fn narrow(from: &[f32], to: &mut [bf16]) {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = bf16::from_bits(crate::quant::float::f32_to_bf16_bits(*from));
-        }
+    #[test]
+    fn a_product_adds_to_values_and_to_nothing_else() {
+        let add = Epilogue { accumulate: true, ..Epilogue::default() };
+        let mut sums = vec![2f32; 5 * 40];
+        ones_by_terms(1, add, OutputBuffer::f32(&mut sums, 40));
+        assert!(sums.iter().all(|&sum| sum == 3.0));
+        let mut fresh: Vec<f32> = Vec::with_capacity(5 * 40);
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            ones_by_terms(1, add, OutputBuffer::fresh_f32(fresh.spare_capacity_mut(), 40));
+        }));
+        assert!(caught.is_err());
     }
 }

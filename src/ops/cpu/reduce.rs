@@ -1,9 +1,9 @@
 //! Sums over tokens: the gradients of low-rank factors.
 
 use super::isa::vectorised;
-use super::pack::Stored;
 use super::pool;
-use super::product::{Rows, SharedMut};
+use super::rows::{Rows, Stored};
+use super::shared::SharedMut;
 
 /// Columns and ranks of the block of sums that a loop over the tokens holds in registers.
 const COLUMNS: usize = 32;
@@ -11,24 +11,27 @@ const RANKS: usize = 8;
 
 type Block = [[f32; COLUMNS]; RANKS];
 
-/// `scale · leftᵀ · right`, `[rank, width]`: summed over the tokens in order, in f32 whatever the format of `right`.
+/// `scale · leftᵀ · right`, `[rank, width]`: summed over the tokens in order, in f32 for either format of `right`.
 ///
 /// Nothing is packed: with so few rows in the result, every value is used a handful of times only.
 #[derive(Clone, Copy)]
 pub struct Outer<'a> {
     /// `[tokens, rank]`, with the distance between its rows.
     pub left: (&'a [f32], usize),
+    /// Columns on the left.
     pub rank: usize,
     /// `[tokens, width]`.
     pub right: Rows<'a>,
+    /// Columns on the right.
     pub width: usize,
+    /// Multiplies every sum.
     pub scale: f32,
 }
 
 /// Several such sums at once.
 pub fn sum_outers(sums: &[Outer<'_>]) -> Vec<Vec<f32>> {
     let mut results: Vec<Vec<f32>> = sums.iter().map(|outer| vec![0f32; outer.rank * outer.width]).collect();
-    let targets: Vec<_> = results.iter_mut().map(|result| SharedMut(result.as_mut_ptr())).collect();
+    let targets: Vec<_> = results.iter_mut().map(|result| SharedMut::new(result)).collect();
     let blocks: Vec<(usize, usize)> = (sums.iter().enumerate())
         .flat_map(|(index, outer)| (0..outer.width).step_by(COLUMNS).map(move |first| (index, first)))
         .collect();
@@ -40,9 +43,10 @@ pub fn sum_outers(sums: &[Outer<'_>]) -> Vec<Vec<f32>> {
             let ranks = (rank - first_rank).min(RANKS);
             let block = outer_block(&left[first_rank..], stride, ranks, right.from_column(first), columns);
             for (row, sums) in block.iter().enumerate().take(ranks) {
-                for (column, sum) in sums.iter().enumerate().take(columns) {
-                    // SAFETY: these columns belong to this task alone.
-                    unsafe { *target.0.add((first_rank + row) * width + first + column) = scale * sum };
+                // SAFETY: these columns belong to this task alone.
+                let target = unsafe { target.slice((first_rank + row) * width + first, columns) };
+                for (target, sum) in target.iter_mut().zip(sums) {
+                    *target = scale * sum;
                 }
             }
         }
@@ -54,7 +58,8 @@ pub fn sum_outers(sums: &[Outer<'_>]) -> Vec<Vec<f32>> {
 fn outer_block(left: &[f32], stride: usize, ranks: usize, right: Rows<'_>, columns: usize) -> Block {
     #[cfg(target_arch = "x86_64")]
     if columns == COLUMNS && ranks == RANKS && super::isa::Isa::current() >= super::isa::Isa::Avx512 {
-        return x86::checked_block(left, stride, right);
+        // SAFETY: AVX-512 is there.
+        return unsafe { x86::checked_block(left, stride, right) };
     }
     match right {
         Rows::F32 { data, stride: apart } => portable_block(left, stride, ranks, data, apart, columns),
@@ -86,22 +91,25 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::{Block, COLUMNS, RANKS};
-    use crate::ops::cpu::product::Rows;
+    use crate::ops::cpu::rows::Rows;
 
-    /// A whole block; AVX-512 is there.
-    pub fn checked_block(left: &[f32], rank: usize, right: Rows<'_>) -> Block {
-        let tokens = if left.len() < RANKS { 0 } else { (left.len() - RANKS) / rank + 1 };
+    /// A whole block of rows on the left, `left_stride` apart, and rows on the right.
+    ///
+    /// # Safety
+    /// AVX-512F is there.
+    pub unsafe fn checked_block(left: &[f32], left_stride: usize, right: Rows<'_>) -> Block {
+        let tokens = if left.len() < RANKS { 0 } else { (left.len() - RANKS) / left_stride + 1 };
         let inside = |length: usize, stride: usize| length >= tokens.saturating_sub(1) * stride + COLUMNS;
         match right {
             Rows::F32 { data, stride } => {
                 assert!(inside(data.len(), stride));
                 // SAFETY: every row of the block lies inside `data` and `left`.
-                unsafe { outer_block::<false>(left.as_ptr(), rank, data.as_ptr().cast(), stride * 4, tokens) }
+                unsafe { outer_block::<false>(left.as_ptr(), left_stride, data.as_ptr().cast(), stride * 4, tokens) }
             }
             Rows::Bf16 { data, stride } => {
                 assert!(inside(data.len(), stride));
-                // SAFETY: as above.
-                unsafe { outer_block::<true>(left.as_ptr(), rank, data.as_ptr().cast(), stride * 2, tokens) }
+                // SAFETY: every row of the block lies inside `data` and `left`.
+                unsafe { outer_block::<true>(left.as_ptr(), left_stride, data.as_ptr().cast(), stride * 2, tokens) }
             }
         }
     }
@@ -109,12 +117,12 @@ mod x86 {
     /// The sums stay in 16 registers.
     ///
     /// # Safety
-    /// For each of the `tokens`, `left` has `RANKS` values every `rank` values, `right` `COLUMNS` values (bf16 or f32)
+    /// AVX-512F is there. For each of the `tokens`, `left` has `RANKS` values every `left_stride` values, `right` `COLUMNS` values (bf16 or f32)
     /// every `stride` bytes.
     #[target_feature(enable = "avx512f")]
     unsafe fn outer_block<const BF16: bool>(
         left: *const f32,
-        rank: usize,
+        left_stride: usize,
         right: *const u8,
         stride: usize,
         tokens: usize,
@@ -130,7 +138,7 @@ mod x86 {
                     (_mm512_loadu_ps(row.cast()), _mm512_loadu_ps(row.add(64).cast()))
                 };
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let factor = _mm512_set1_ps(*left.add(token * rank + r));
+                    let factor = _mm512_set1_ps(*left.add(token * left_stride + r));
                     sums[0] = _mm512_fmadd_ps(factor, lower, sums[0]);
                     sums[1] = _mm512_fmadd_ps(factor, upper, sums[1]);
                 }

@@ -8,7 +8,7 @@ use half::bf16;
 
 use super::autograd::{dims, f32s, from_bf16, from_f32};
 use super::pool;
-use super::product::narrow;
+use super::rows::narrow;
 
 /// Rows that one task takes.
 const ROWS_PER_TASK: usize = 32;

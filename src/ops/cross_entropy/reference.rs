@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Int, Tensor, TensorData, activation};
 
 use super::{Targets, capped};
-use crate::ops::linear::{Projected, reference::linear};
+use crate::ops::linear::{Projected, reference::project};
 
 /// See [`cross_entropy`](super::cross_entropy()).
 pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Tensor<2> {
@@ -12,9 +12,10 @@ pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets,
         let count = values.len();
         Tensor::<1, Int>::from_data(TensorData::new(values, [count]), &device)
     };
-    let rows = indices(targets.iter().map(|&(row, _)| row as i32).collect());
+    let rows: Vec<u32> = targets.iter().map(|&(row, _)| row).collect();
+    let picked = hidden.select(0, indices(rows.iter().map(|&row| row as i32).collect()));
     let ids = indices(targets.iter().map(|&(_, id)| id as i32).collect());
-    let logits = linear(hidden.select(0, rows), std::slice::from_ref(head), None).cast(DType::F32);
+    let logits = project(picked, head, &rows).cast(DType::F32);
     let log_probabilities = activation::log_softmax(capped(logits, softcap), 1);
     log_probabilities.gather(1, ids.reshape([targets.len() as i32, 1])).neg()
 }

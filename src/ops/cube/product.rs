@@ -21,7 +21,7 @@ const PITCH: usize = WIDTH + 1;
 /// Output rows of a unit where there are many.
 const ROWS_EACH: usize = 4;
 
-/// What the rows are multiplied by.
+/// The right-hand side of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// `W` `[out, in]`: the way of the gradients.

@@ -13,8 +13,9 @@ use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::matrix::{Matrix, Views};
 use crate::ops::cpu::pack::{PlainColumns, RowsAsColumns};
-use crate::ops::cpu::product::{Epilogue, Part, Rows, Target, Term, product};
+use crate::ops::cpu::product::{Epilogue, Part, Term, product};
 use crate::ops::cpu::reduce::{Outer, sum_outers, transpose};
+use crate::ops::cpu::rows::{OutputBuffer, Rows};
 use crate::ops::cpu::rowwise::{for_each_row, map_rows, narrowed};
 
 /// A group of projections without its trainable factors, which are inputs of the op.
@@ -192,11 +193,11 @@ impl Group {
                 bias: None,
             })
             .collect();
-        product(tokens, &parts, Epilogue::default(), Target::f32(&mut low, ranks.total()));
+        product(tokens, &parts, Epilogue::default(), OutputBuffer::f32(&mut low, ranks.total()));
         low
     }
 
-    /// What the low-rank pair of each adapted member sees: `drop(x)`.
+    /// The input of the low-rank pair of each adapted member: `drop(x)`.
     fn low_sources(&self, x: &FlexTensor) -> Vec<FlexTensor> {
         let pairs = self.members.iter().filter_map(|member| member.pair);
         pairs.map(|(_, dropout)| dropout.map_or_else(|| x.clone(), |dropout| dropped(x, dropout))).collect()
@@ -260,7 +261,7 @@ impl Group {
                 bias: None,
             })
             .collect();
-        product(tokens, &parts, Epilogue::default(), Target::f32(&mut low_gradient, ranks.total()));
+        product(tokens, &parts, Epilogue::default(), OutputBuffer::f32(&mut low_gradient, ranks.total()));
         low_gradient
     }
 
@@ -295,7 +296,7 @@ impl Group {
             // A dropped pair's share is masked before it is added.
             let mut share = vec![0f32; tokens * input];
             let part = Part::whole(input, Term::<E> { rows: low, columns: &columns });
-            product(tokens, &part, Epilogue::default(), Target::f32(&mut share, input));
+            product(tokens, &part, Epilogue::default(), OutputBuffer::f32(&mut share, input));
             for_each_row(&mut share, input, 0, |row, share, _| apply_dropout(share, dropout, (row * input) as u64));
             match &mut dropped {
                 Some(sum) => add_rows(sum, input, Rows::F32 { data: &share, stride: input }),

@@ -6,7 +6,8 @@ use super::{Dropout, Projected};
 
 /// See [`linear`](super::linear()).
 pub fn linear(x: Tensor<2>, group: &[Projected<'_>], residual: Option<Tensor<2>>) -> Tensor<2> {
-    let outputs = group.iter().map(|projected| one(x.clone(), projected)).collect();
+    let rows: Vec<u32> = (0..x.dims()[0] as u32).collect();
+    let outputs = group.iter().map(|projected| project(x.clone(), projected, &rows)).collect();
     let y = Tensor::cat(outputs, 1);
     match residual {
         Some(residual) => y + residual,
@@ -14,7 +15,12 @@ pub fn linear(x: Tensor<2>, group: &[Projected<'_>], residual: Option<Tensor<2>>
     }
 }
 
-fn one(x: Tensor<2>, projected: &Projected<'_>) -> Tensor<2> {
+/// `x·Wᵀ + b + s·(drop(x)·Aᵀ)·Bᵀ` where the rows of `x` are these `rows` of the tensor that dropout counts its elements in.
+///
+/// # Shapes
+/// - `x`: `[rows, in]`
+/// - output: `[rows, out]`
+pub(in crate::ops) fn project(x: Tensor<2>, projected: &Projected<'_>, rows: &[u32]) -> Tensor<2> {
     let device = x.device();
     let mut y = projected.weight.times_transposed(x.clone());
     if let Some(bias) = projected.bias {
@@ -23,7 +29,7 @@ fn one(x: Tensor<2>, projected: &Projected<'_>) -> Tensor<2> {
     }
     if let Some(pair) = &projected.low_rank {
         let input = match pair.dropout {
-            Some(dropout) => drop(x, dropout),
+            Some(dropout) => drop(x, dropout, rows),
             None => x,
         };
         let dtype = input.dtype();
@@ -33,10 +39,11 @@ fn one(x: Tensor<2>, projected: &Projected<'_>) -> Tensor<2> {
     y
 }
 
-fn drop(x: Tensor<2>, dropout: Dropout) -> Tensor<2> {
-    let [tokens, width] = x.dims();
-    let factors: Vec<f32> = (0..tokens * width).map(|index| dropout.factor(index as u64)).collect();
-    let factors = Tensor::<2>::from_data(TensorData::new(factors, [tokens, width]), &x.device());
+fn drop(x: Tensor<2>, dropout: Dropout, rows: &[u32]) -> Tensor<2> {
+    let width = x.dims()[1];
+    let of_row = |row: u32| (0..width as u64).map(move |column| dropout.factor(u64::from(row) * width as u64 + column));
+    let factors: Vec<f32> = rows.iter().flat_map(|&row| of_row(row)).collect();
+    let factors = Tensor::<2>::from_data(TensorData::new(factors, [rows.len(), width]), &x.device());
     let dtype = x.dtype();
     x * factors.cast(dtype)
 }

@@ -43,7 +43,8 @@ impl Kernel for RmsNorm {
 
 /// The gradient of a norm's input, row by row: `work(x, g, dx)`.
 ///
-/// It stays in f32 whatever the activations' format: the residual stream's gradient is what every layer below adds to.
+/// It is f32 for every format of the activations: it is the gradient of the residual stream, to which every layer below
+/// adds.
 fn row_gradients(
     x: &FlexTensor,
     gradient: &FlexTensor,

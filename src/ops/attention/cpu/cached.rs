@@ -5,13 +5,15 @@ use burn::tensor::{DType, Tensor};
 
 use super::super::Geometry;
 use super::super::cache::{Cache, Store};
-use super::head::{Head, Packed};
+use super::head::Head;
+use super::packed::Packed;
 use super::rotate::{Places, rotate, rotate_anew};
 use crate::ops::cpu::autograd::{dims, f32s, from_f32, plain};
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::pool;
-use crate::ops::cpu::product::{Rows, SharedMut};
+use crate::ops::cpu::rows::Rows;
 use crate::ops::cpu::rowwise::narrowed;
+use crate::ops::cpu::shared::SharedMut;
 
 /// See [`cached_attention`](super::super::cached_attention).
 pub fn cached_attention(
@@ -35,9 +37,9 @@ pub fn cached_attention(
         start += length;
     }
     let mut out = vec![0f32; tokens * q_width];
-    let target = SharedMut(out.as_mut_ptr());
+    let target = SharedMut::new(&mut out);
     pool::for_each(tasks.len(), |task| {
-        let ((start, length, cache, head), target) = (tasks[task], &target);
+        let (start, length, cache, head) = tasks[task];
         let Store::Host { keys, values } = &cache.store else { return };
         let (count, dim) = (cache.length, geometry.head_dim);
         let column = head / (geometry.heads / geometry.kv_heads) * dim;
@@ -49,10 +51,8 @@ pub fn cached_attention(
         let job = Head { isa: Isa::current(), queries, count: length, past: count - length, geometry };
         job.forward(0..length, &keys, &values, |query, mixed, _| {
             // SAFETY: this head of this row belongs to this task alone.
-            unsafe {
-                let out = target.0.add((start + query) * q_width + head * dim);
-                std::slice::from_raw_parts_mut(out, mixed.len()).copy_from_slice(mixed);
-            }
+            let out = unsafe { target.slice((start + query) * q_width + head * dim, dim) };
+            out.copy_from_slice(mixed);
         });
     });
     let out = from_f32(out, tokens, q_width);

@@ -6,8 +6,10 @@
 //! accumulates `dKᵀ` and `dVᵀ` in tiles. Query heads that share a key head are summed in order, so the result does not
 //! depend on the number of threads.
 
+mod backward;
 mod cached;
 mod head;
+mod packed;
 mod rotate;
 mod scores;
 
@@ -18,14 +20,16 @@ use burn_flex::FlexTensor;
 use half::bf16;
 
 pub use self::cached::cached_attention;
-use self::head::{Head, Packed, Share, Transposed};
+use self::head::Head;
+use self::packed::{Packed, Share, Transposed};
 use self::rotate::{Places, rotate, rotate_back};
 use super::Geometry;
 use crate::ops::cpu::autograd::{Kernel, Output, apply, dims, rows};
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::kernel::{Element, PANEL};
 use crate::ops::cpu::pool;
-use crate::ops::cpu::product::{Rows, SharedMut, Target, narrow};
+use crate::ops::cpu::rows::Rows;
+use crate::ops::cpu::shared::SharedMut;
 
 /// Queries of a task of the forward pass: few enough that one long sequence keeps every thread busy.
 const QUERIES_PER_TASK: usize = 384;
@@ -88,8 +92,8 @@ impl Attention {
         });
         let mut log_sums = vec![0f32; tokens * heads];
         let mut out = Output::new(rotated.dtype(), tokens * width);
-        let sums = SharedMut(log_sums.as_mut_ptr());
-        let target = SharedOutput::new(&mut out);
+        let sums = SharedMut::new(&mut log_sums);
+        let target = out.shared();
         let mut tasks = Vec::new();
         for (index, sequence) in self.sequences().enumerate() {
             for first in (0..sequence.1).step_by(QUERIES_PER_TASK) {
@@ -98,14 +102,14 @@ impl Attention {
             }
         }
         pool::for_each(tasks.len(), |task| {
-            let ((index, sequence, wanted, head), sums, target) = (&tasks[task], &sums, &target);
+            let (index, sequence, wanted, head) = &tasks[task];
             let (start, head) = (sequence.0, *head);
             let (keys, values) = &packed[index * kv_heads + head / (heads / kv_heads)];
             self.head(source, *sequence, head).forward(wanted.clone(), keys, values, |query, mixed, log_sum| {
                 // SAFETY: this head of this row belongs to this task alone.
                 unsafe {
                     target.write((start + query) * width + head * head_dim, mixed);
-                    *sums.0.add((start + query) * heads + head) = log_sum;
+                    sums.set((start + query) * heads + head, log_sum);
                 }
             });
         });
@@ -126,7 +130,7 @@ impl Attention {
             )
         });
         let mut dqkv = Output::new(DType::F32, tokens * width);
-        let target = SharedOutput::new(&mut dqkv);
+        let target = dqkv.shared();
         let sequences: Vec<_> = self.sequences().collect();
         // A key head's share from each of its query heads, summed below in order.
         let shares = pool::map(sequences.len() * heads, |task| {
@@ -147,7 +151,9 @@ impl Attention {
             let shares = &shares[index * heads + kv_head * group..][..group];
             let mut sums = vec![0f32; head_dim * PANEL];
             let mut row = vec![0f32; head_dim];
-            for (of, column) in [(Share::keys as fn(&Share) -> &Transposed, heads), (Share::values, heads + kv_heads)] {
+            for (of, column) in
+                [((|share| &share.keys) as fn(&Share) -> &Transposed, heads), (|share| &share.values, heads + kv_heads)]
+            {
                 for first in (0..length).step_by(PANEL) {
                     sums.fill(0.0);
                     for share in shares {
@@ -192,34 +198,5 @@ impl Kernel for Attention {
             self.gradients::<f32>(&saved, &gradient)
         };
         vec![Some(dqkv)]
-    }
-}
-
-/// An output that tasks share.
-enum SharedOutput {
-    F32(SharedMut<f32>),
-    Bf16(SharedMut<bf16>),
-}
-
-impl SharedOutput {
-    fn new(output: &mut Output) -> Self {
-        match output.target(0) {
-            Target::F32 { data, .. } => Self::F32(SharedMut(data.as_mut_ptr().cast())),
-            Target::Bf16 { data, .. } => Self::Bf16(SharedMut(data.as_mut_ptr().cast())),
-        }
-    }
-
-    /// # Safety
-    /// `at..at + values.len()` lies inside and belongs to the caller alone.
-    unsafe fn write(&self, at: usize, values: &[f32]) {
-        // SAFETY: as the caller vouches.
-        unsafe {
-            match self {
-                Self::F32(out) => {
-                    std::slice::from_raw_parts_mut(out.0.add(at), values.len()).copy_from_slice(values);
-                }
-                Self::Bf16(out) => narrow(values, std::slice::from_raw_parts_mut(out.0.add(at), values.len())),
-            }
-        }
     }
 }

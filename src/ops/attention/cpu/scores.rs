@@ -1,4 +1,4 @@
-//! What happens to scores between the products of attention, a strip of rows at a time.
+//! The steps between the products of attention: scores to probabilities and to gradients, a strip of rows at a time.
 //!
 //! Scores come from the kernels in panels of 32 keys, `[panels][rows][32]`.
 

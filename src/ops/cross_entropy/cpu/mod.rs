@@ -20,8 +20,9 @@ use crate::ops::cpu::isa::{Isa, vectorised};
 use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::matrix::{Matrix, Views};
 use crate::ops::cpu::pack::{Columns, PlainColumns, RowsAsColumns};
-use crate::ops::cpu::product::{Epilogue, Part, Rows, Target, Term, product};
+use crate::ops::cpu::product::{Epilogue, Part, Term, product};
 use crate::ops::cpu::reduce::{Outer, sum_outers, transpose};
+use crate::ops::cpu::rows::{OutputBuffer, Rows};
 use crate::ops::cpu::rowwise::for_each_row;
 use crate::ops::linear::dropout::apply_dropout;
 use crate::ops::linear::{Dropout, Projected};
@@ -133,7 +134,7 @@ impl Chunk<'_> {
         Rows::F32 { data: &self.picked, stride: self.width }
     }
 
-    /// What the low-rank pair sees.
+    /// The input of the low-rank pair.
     fn pair_rows(&self) -> Rows<'_> {
         Rows::F32 { data: self.dropped.as_ref().unwrap_or(&self.picked), stride: self.width }
     }
@@ -201,7 +202,7 @@ impl CrossEntropy {
             });
             if let Some(pair) = &pair {
                 let of_chunk = low_gradient::<E>(pair, &chunk, exponentials, &softmax_rows);
-                add_low_gradient::<E>(pair, &of_chunk, range.start, d_picked, width);
+                add_low_gradient::<E>(pair, &of_chunk, chunk.targets, d_picked, width);
                 d_low.extend(of_chunk);
             }
         }
@@ -251,7 +252,7 @@ impl CrossEntropy {
     /// The hidden states of the targets in `range`.
     fn chunk<E: Element>(&self, hidden: &FlexTensor, pair: Option<&Pair>, range: Range<usize>) -> Chunk<'_> {
         let width = dims(hidden)[1];
-        let (source, first) = (rows(hidden), range.start);
+        let source = rows(hidden);
         let targets = &self.targets[range];
         let mut picked = vec![0f32; targets.len() * width];
         for (&(row, _), values) in targets.iter().zip(picked.chunks_exact_mut(width)) {
@@ -261,7 +262,7 @@ impl CrossEntropy {
         if let Some(pair) = pair {
             chunk.dropped = pair.dropout.map(|dropout| {
                 let mut dropped = chunk.picked.clone();
-                apply_dropout(&mut dropped, dropout, (first * width) as u64);
+                drop_by_target(&mut dropped, dropout, targets, width);
                 dropped
             });
             let columns = RowsAsColumns { data: f32s(&pair.a), stride: width, depth: width, scale: 1.0 };
@@ -289,7 +290,7 @@ impl CrossEntropy {
             terms.push(Term { rows: *rows, columns });
         }
         let parts = [Part { column: 0, columns: vocabulary, terms, bias: self.bias.as_deref() }];
-        product(chunk.targets.len(), &parts, Epilogue::default(), Target::f32(logits, vocabulary));
+        product(chunk.targets.len(), &parts, Epilogue::default(), OutputBuffer::f32(logits, vocabulary));
     }
 
     /// `exponentials · W`, a block of the vocabulary at a time so that packed panels stay small.
@@ -303,7 +304,7 @@ impl CrossEntropy {
             let columns = Views::<E>::gradient_columns_of(&*self.weight, first, block);
             let part = Part::whole(width, Term { rows: exponentials.from_column(first), columns: &*columns });
             let epilogue = Epilogue { accumulate: first > 0, ..Epilogue::default() };
-            product(count, &part, epilogue, Target::f32(sums, width));
+            product(count, &part, epilogue, OutputBuffer::f32(sums, width));
         }
     }
 }
@@ -326,18 +327,26 @@ fn low_gradient<E: Element>(
     d_low
 }
 
-/// Adds `drop'(d_low·A)` to the gradient of the hidden states of the targets from `first` on.
-fn add_low_gradient<E: Element>(pair: &Pair, d_low: &[f32], first: usize, d_picked: &mut [f32], width: usize) {
-    let (rank, count) = (pair.rank, d_picked.len() / width);
+/// The dropout of the hidden states of some targets: its elements are counted in all hidden states, so that the noise of a
+/// token does not depend on which others are trained.
+fn drop_by_target(picked: &mut [f32], dropout: Dropout, targets: &Targets, width: usize) {
+    for (values, &(row, _)) in picked.chunks_exact_mut(width).zip(targets) {
+        apply_dropout(values, dropout, u64::from(row) * width as u64);
+    }
+}
+
+/// Adds `drop'(d_low·A)` to the gradient of the hidden states of some targets.
+fn add_low_gradient<E: Element>(pair: &Pair, d_low: &[f32], targets: &Targets, d_picked: &mut [f32], width: usize) {
+    let (rank, count) = (pair.rank, targets.len());
     let columns = PlainColumns { data: f32s(&pair.a), stride: width, depth: rank, scale: 1.0 };
     let rows = Rows::F32 { data: d_low, stride: rank };
     let Some(dropout) = pair.dropout else {
         let part = Part::whole(width, Term::<E> { rows, columns: &columns });
         let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
-        return product(count, &part, epilogue, Target::f32(d_picked, width));
+        return product(count, &part, epilogue, OutputBuffer::f32(d_picked, width));
     };
     let mut share = multiply::<E>(count, width, rows, &columns);
-    apply_dropout(&mut share, dropout, (first * width) as u64);
+    drop_by_target(&mut share, dropout, targets, width);
     add_scaled(d_picked, 1.0, &share);
 }
 
@@ -345,7 +354,7 @@ fn add_low_gradient<E: Element>(pair: &Pair, d_low: &[f32], first: usize, d_pick
 fn multiply<E: Element>(count: usize, columns: usize, left: Rows<'_>, right: &dyn Columns<E>) -> Vec<f32> {
     let mut out = vec![0f32; count * columns];
     let part = Part::whole(columns, Term { rows: left, columns: right });
-    product(count, &part, Epilogue::default(), Target::f32(&mut out, columns));
+    product(count, &part, Epilogue::default(), OutputBuffer::f32(&mut out, columns));
     out
 }
 

@@ -6,8 +6,9 @@ use super::Targets;
 use crate::ops::cpu::isa::vectorised;
 use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::math::{exp, tanh};
-use crate::ops::cpu::product::{Rows, SharedMut};
+use crate::ops::cpu::rows::Rows;
 use crate::ops::cpu::rowwise::for_each_row;
+use crate::ops::cpu::shared::SharedMut;
 
 /// A row of logits in whose place `exp(z − largest)` stands, times the slope of the cap where there is one.
 #[derive(Clone, Copy, Default)]
@@ -31,9 +32,8 @@ pub fn softmax<E: Element>(
     softcap: Option<f32>,
 ) -> Vec<SoftmaxRow> {
     let mut results = vec![SoftmaxRow::default(); targets.len()];
-    let slots = SharedMut(results.as_mut_ptr());
+    let slots = SharedMut::new(&mut results);
     for_each_row(logits, vocabulary, 0, |row, logits, _| {
-        let slots = &slots;
         let target = targets[row].1 as usize;
         let largest = match softcap {
             Some(cap) => largest_of_capped(logits, cap),
@@ -47,7 +47,7 @@ pub fn softmax<E: Element>(
         let target_slope = softcap.map_or(1.0, |cap| Capped { inverse: 1.0 / cap }.slope(picked));
         let result = SoftmaxRow { loss: largest + sum.ln() - picked, factor: 1.0 / sum, target_slope };
         // SAFETY: every row has its own slot.
-        unsafe { *slots.0.add(row) = result };
+        unsafe { slots.set(row, result) };
     });
     results
 }
@@ -194,7 +194,7 @@ vectorised! {
                 sums[lane] += exponential;
                 narrowed[lane] = bf16::exact(bf16::rounded(cap.scaled(exponential, *value)));
             }
-            // What is overwritten has been read: value `i` moves to half of its place.
+            // Only values that have been read are overwritten: value `i` moves to half of its place.
             let halves: &mut [bf16] = bytemuck::cast_slice_mut(row);
             for (half, narrowed) in halves[first..first + LANES].iter_mut().zip(narrowed) {
                 *half = narrowed;

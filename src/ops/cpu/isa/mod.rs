@@ -1,8 +1,19 @@
 //! Which instruction set the kernels use: found at start, lowered by `BURNISH_ISA`.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+pub(crate) mod detect;
+
+#[cfg(target_arch = "x86_64")]
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+pub use self::detect::AmxSupport;
+#[cfg(target_arch = "x86_64")]
+pub use self::detect::amx_multiplies;
 
 use crate::error::{Error, Result};
+
+/// Set by [`Isa::assume_amx`].
+static AMX_IS_ASSUMED: AtomicBool = AtomicBool::new(false);
 
 /// The one in use, plus one; 0 until it is first asked for.
 static CURRENT: AtomicU8 = AtomicU8::new(0);
@@ -42,25 +53,35 @@ impl Isa {
         self >= Self::Avx512Bf16
     }
 
-    /// The best this machine has.
+    /// The best that this machine has.
     pub fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl");
-            if avx512 && is_x86_feature_detected!("avx512bf16") {
-                return if super::amx::available() { Self::Amx } else { Self::Avx512Bf16 };
-            }
-            if avx512 {
-                return Self::Avx512;
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return Self::Avx2;
-            }
+            let best = detect::without_amx();
+            let has_amx = || AMX_IS_ASSUMED.load(Ordering::Relaxed) || Self::amx_support() == AmxSupport::Works;
+            if best == Self::Avx512Bf16 && has_amx() { Self::Amx } else { best }
         }
+        #[cfg(not(target_arch = "x86_64"))]
         Self::Portable
+    }
+
+    /// Whether this process can use AMX-BF16. The first call asks the operating system for the permission.
+    pub fn amx_support() -> AmxSupport {
+        #[cfg(target_arch = "x86_64")]
+        {
+            static SUPPORT: LazyLock<AmxSupport> = LazyLock::new(detect::amx);
+            *SUPPORT
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        AmxSupport::Absent
+    }
+
+    /// Takes AMX for available from now on wherever there is AVX512-BF16, even if the processor does not offer it.
+    ///
+    /// # Safety
+    /// Something answers to the instructions of AMX: the tests emulate them.
+    pub unsafe fn assume_amx() {
+        AMX_IS_ASSUMED.store(true, Ordering::Relaxed);
     }
 
     /// Those this machine runs, weakest first.

@@ -1,0 +1,184 @@
+//! AMX-BF16: tiles of 16 rows by 64 bytes, `tdpbf16ps` through inline assembly (the intrinsics are unstable).
+//!
+//! Source: Intel, "Intel 64 and IA-32 Architectures SDM" vol. 2, AMX. Each product is one block of assembly, so that no tile
+//! register has to keep its value from one block to another. What lasts between blocks is the configuration of the
+//! registers: the compiler emits no instruction of AMX, and the operating system saves it with the thread.
+
+use std::arch::asm;
+
+use half::bf16;
+
+use super::super::isa::detect::WHOLE_TILES;
+use super::{AMX_DEPTH, AMX_ROWS, PANEL};
+
+/// Configures the eight tile registers of this thread for the time of `work`.
+///
+/// # Safety
+/// AMX is available, and `work` does not call this function.
+pub(super) unsafe fn with_tiles<R>(work: impl FnOnce() -> R) -> R {
+    /// Gives the state back, after a panic as well: threads with tile data in use are slow to switch.
+    struct Release;
+    impl Drop for Release {
+        fn drop(&mut self) {
+            // SAFETY: nothing reads tiles afterwards.
+            unsafe {
+                asm!(
+                    "tilerelease",
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack)
+                );
+            }
+        }
+    }
+    // SAFETY: a valid configuration of palette 1.
+    unsafe {
+        asm!(
+            "ldtilecfg [{0}]", in(reg) &raw const WHOLE_TILES,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack)
+        );
+    }
+    let _release = Release;
+    work()
+}
+
+/// `tile[rows, 32] (+)= a[rows, depth] · panel[depth, 32]`; `depth` is a multiple of [`AMX_DEPTH`].
+///
+/// # Safety
+/// AMX is available and the call inside [`with_tiles`]. There are `rows` rows, rounded up to 16 or 32, of `depth` values,
+/// `lda` apart, at `a`, `depth * 32` values in pairs at `panel`, and as many rows of 32 values at `tile`.
+pub(super) unsafe fn tile_product(
+    rows: usize,
+    depth: usize,
+    a: *const bf16,
+    lda: usize,
+    panel: *const bf16,
+    tile: *mut f32,
+    accumulate: bool,
+) {
+    let steps = depth / AMX_DEPTH;
+    // SAFETY: as the caller vouches.
+    unsafe {
+        if rows > AMX_ROWS {
+            two_high(steps, a, lda, panel, tile, accumulate);
+        } else {
+            one_high(steps, a, lda, panel, tile, accumulate);
+        }
+    }
+}
+
+/// Bytes between the rows of a tile of sums, and between the pairs of a panel.
+const TILE_STRIDE: usize = PANEL * size_of::<f32>();
+/// Bytes of a step of a row of `a`.
+const STEP_BYTES: usize = AMX_DEPTH * size_of::<bf16>();
+/// Bytes of a step of a panel.
+const PANEL_STEP_BYTES: usize = AMX_DEPTH * PANEL * size_of::<bf16>();
+
+/// 32 rows: four registers of sums, each operand loaded once for two products.
+///
+/// # Safety
+/// As for [`tile_product`].
+unsafe fn two_high(steps: usize, a: *const bf16, lda: usize, panel: *const bf16, tile: *mut f32, accumulate: bool) {
+    // SAFETY: every address lies inside the buffers that the caller vouches for; a step moves on by what it has read.
+    unsafe {
+        asm!(
+            "test {accumulate}, {accumulate}",
+            "jz 2f",
+            "tileloadd tmm0, [{tile} + {stride}*1]",
+            "tileloadd tmm1, [{tile} + {stride}*1 + 64]",
+            "tileloadd tmm2, [{lower_tile} + {stride}*1]",
+            "tileloadd tmm3, [{lower_tile} + {stride}*1 + 64]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "3:",
+            "test {steps}, {steps}",
+            "jz 5f",
+            "4:",
+            "tileloadd tmm4, [{upper} + {lda}*1]",
+            "tileloadd tmm6, [{panel} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{panel} + {stride}*1 + 64]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{lower} + {lda}*1]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {upper}, {step_bytes}",
+            "add {lower}, {step_bytes}",
+            "add {panel}, {panel_step_bytes}",
+            "dec {steps}",
+            "jnz 4b",
+            "5:",
+            "tilestored [{tile} + {stride}*1], tmm0",
+            "tilestored [{tile} + {stride}*1 + 64], tmm1",
+            "tilestored [{lower_tile} + {stride}*1], tmm2",
+            "tilestored [{lower_tile} + {stride}*1 + 64], tmm3",
+            accumulate = in(reg) u64::from(accumulate),
+            tile = in(reg) tile,
+            lower_tile = in(reg) tile.add(AMX_ROWS * PANEL),
+            stride = in(reg) TILE_STRIDE,
+            upper = inout(reg) a => _,
+            lower = inout(reg) a.add(AMX_ROWS * lda) => _,
+            lda = in(reg) lda * size_of::<bf16>(),
+            panel = inout(reg) panel => _,
+            steps = inout(reg) steps => _,
+            step_bytes = const STEP_BYTES,
+            panel_step_bytes = const PANEL_STEP_BYTES,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack)
+        );
+    }
+}
+
+/// 16 rows: the rest at the end of a matrix.
+///
+/// # Safety
+/// As for [`tile_product`].
+unsafe fn one_high(steps: usize, a: *const bf16, lda: usize, panel: *const bf16, tile: *mut f32, accumulate: bool) {
+    // SAFETY: as in `two_high`.
+    unsafe {
+        asm!(
+            "test {accumulate}, {accumulate}",
+            "jz 2f",
+            "tileloadd tmm0, [{tile} + {stride}*1]",
+            "tileloadd tmm1, [{tile} + {stride}*1 + 64]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "3:",
+            "test {steps}, {steps}",
+            "jz 5f",
+            "4:",
+            "tileloadd tmm4, [{a} + {lda}*1]",
+            "tileloadd tmm6, [{panel} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{panel} + {stride}*1 + 64]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "add {a}, {step_bytes}",
+            "add {panel}, {panel_step_bytes}",
+            "dec {steps}",
+            "jnz 4b",
+            "5:",
+            "tilestored [{tile} + {stride}*1], tmm0",
+            "tilestored [{tile} + {stride}*1 + 64], tmm1",
+            accumulate = in(reg) u64::from(accumulate),
+            tile = in(reg) tile,
+            stride = in(reg) TILE_STRIDE,
+            a = inout(reg) a => _,
+            lda = in(reg) lda * size_of::<bf16>(),
+            panel = inout(reg) panel => _,
+            steps = inout(reg) steps => _,
+            step_bytes = const STEP_BYTES,
+            panel_step_bytes = const PANEL_STEP_BYTES,
+            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+            options(nostack)
+        );
+    }
+}

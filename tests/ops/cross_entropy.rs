@@ -1,0 +1,116 @@
+//! The head with its losses; and what every op makes of a low-rank pair.
+
+use burn::tensor::{DType, Tensor};
+use burnish::ops::cross_entropy;
+use burnish::ops::frozen::FrozenWeight;
+use burnish::ops::linear::{self, Dropout, LowRankPair, Projected};
+
+use super::{compare, floats, relative, tensor, values, weight};
+use crate::model::turn;
+
+#[test]
+fn cross_entropy_of_every_kind_of_head() {
+    let _turn = turn();
+    for (tokens, width, vocabulary, rank) in [(9, 12, 17, 3), (40, 64, 331, 4)] {
+        let targets: Vec<(u32, u32)> =
+            (0..tokens as u32).filter(|row| row % 3 != 1).map(|row| (row, row * 7 % vocabulary as u32)).collect();
+        let biases = values(vocabulary, 11);
+        let inputs = [tensor(tokens, width, 6), tensor(rank, width, 7), tensor(vocabulary, rank, 8)];
+        let dropout = Some(Dropout { probability: 0.4, seed: 5 });
+        for (pair, softcap, bias) in [
+            (Some(None), None, None),
+            (None, None, Some(biases.as_slice())),
+            (Some(dropout), None, None),
+            (None, Some(0.8), None),
+            (Some(dropout), Some(1.5), Some(biases.as_slice())),
+        ] {
+            let op = |leaves: Vec<Tensor<2>>, dtype: DType, is_kernel: bool| {
+                let weight = weight(vocabulary, width, dtype, 9);
+                let low_rank = pair.map(|dropout| {
+                    let (a, b) = (leaves[1].clone(), leaves[2].clone());
+                    LowRankPair { a, b, scale: 0.7, dropout }
+                });
+                let head = Projected { weight: &weight, bias, low_rank };
+                if is_kernel {
+                    cross_entropy::cross_entropy(leaves[0].clone(), &head, &targets, softcap)
+                } else {
+                    cross_entropy::reference::cross_entropy(leaves[0].clone(), &head, &targets, softcap)
+                }
+            };
+            let used = if pair.is_some() { &inputs[..] } else { &inputs[..1] };
+            compare(
+                &format!("cross-entropy {tokens}x{width}x{vocabulary} pair {pair:?} cap {softcap:?}"),
+                used,
+                &|leaves, dtype| op(leaves, dtype, true),
+                &|leaves, dtype| op(leaves, dtype, false),
+            );
+            let leaves: Vec<Tensor<2>> = used.iter().map(|input| input.clone().inner()).collect();
+            let weight = weight(vocabulary, width, DType::F32, 9);
+            let low_rank =
+                pair.map(|dropout| LowRankPair { a: leaves[1].clone(), b: leaves[2].clone(), scale: 0.7, dropout });
+            let head = Projected { weight: &weight, bias, low_rank };
+            let alone = cross_entropy::losses(leaves[0].clone(), &head, &targets, softcap);
+            assert_eq!(alone, floats(op(leaves, DType::F32, true)));
+        }
+    }
+}
+
+/// The output of a projection and of a head with this pair, by kernel and by reference.
+fn outputs_with(pair: &LowRankPair, x: &Tensor<2>, weight: &FrozenWeight) -> [Vec<f32>; 4] {
+    let projected = || Projected { weight, bias: None, low_rank: Some(pair.clone()) };
+    let targets: Vec<(u32, u32)> = (0..x.dims()[0] as u32).map(|row| (row, row * 5 % 13)).collect();
+    [
+        floats(linear::linear(x.clone(), &[projected()], None)),
+        floats(linear::reference::linear(x.clone(), &[projected()], None)),
+        floats(cross_entropy::cross_entropy(x.clone(), &projected(), &targets, None)),
+        floats(cross_entropy::reference::cross_entropy(x.clone(), &projected(), &targets, None)),
+    ]
+}
+
+#[test]
+fn every_field_of_a_low_rank_pair_changes_the_result_of_every_op() {
+    let _turn = turn();
+    let (x, weight) = (tensor(6, 24, 1).inner(), weight(13, 24, DType::F32, 2));
+    let (a, b) = (tensor(4, 24, 3).inner(), tensor(13, 4, 4).inner());
+    let dropout = |probability, seed| Some(Dropout { probability, seed });
+    let pair = LowRankPair { a: a.clone(), b: b.clone(), scale: 0.5, dropout: dropout(0.5, 1) };
+    // Every field by name: a new one does not compile until it stands here.
+    let LowRankPair { a: _, b: _, scale: _, dropout: _ } = &pair;
+    let changed = [
+        ("a", LowRankPair { a: a.mul_scalar(2.0), ..pair.clone() }),
+        ("b", LowRankPair { b: b.mul_scalar(2.0), ..pair.clone() }),
+        ("scale", LowRankPair { scale: 0.75, ..pair.clone() }),
+        ("dropout", LowRankPair { dropout: None, ..pair.clone() }),
+        ("dropout's probability", LowRankPair { dropout: dropout(0.25, 1), ..pair.clone() }),
+        ("dropout's seed", LowRankPair { dropout: dropout(0.5, 2), ..pair.clone() }),
+    ];
+    let before = outputs_with(&pair, &x, &weight);
+    let ops = ["linear", "linear's reference", "cross-entropy", "cross-entropy's reference"];
+    for (field, pair) in changed {
+        for ((op, before), after) in ops.iter().zip(&before).zip(&outputs_with(&pair, &x, &weight)) {
+            assert!(relative(after, before) > 1e-3, "{field} changes nothing in {op}");
+        }
+    }
+}
+
+#[test]
+fn the_noise_of_a_token_does_not_depend_on_the_other_targets() {
+    let _turn = turn();
+    let (x, weight) = (tensor(9, 24, 1).inner(), weight(13, 24, DType::F32, 2));
+    let (a, b) = (tensor(4, 24, 3).inner(), tensor(13, 4, 4).inner());
+    let dropout = Dropout { probability: 0.5, seed: 1 };
+    let losses = |x: &Tensor<2>, targets: &[(u32, u32)], dropout| {
+        let low_rank = Some(LowRankPair { a: a.clone(), b: b.clone(), scale: 0.5, dropout: Some(dropout) });
+        let head = Projected { weight: &weight, bias: None, low_rank };
+        let ours = cross_entropy::losses(x.clone(), &head, targets, None);
+        let reference = floats(cross_entropy::reference::cross_entropy(x.clone(), &head, targets, None));
+        assert!(relative(&ours, &reference) <= 1e-5);
+        ours
+    };
+    let all = losses(&x, &(0..9).map(|row| (row, row)).collect::<Vec<_>>(), dropout);
+    let some = losses(&x, &[(2, 2), (7, 7)], dropout);
+    assert!(relative(&some, &[all[2], all[7]]) <= 1e-6);
+    // The last rows alone, as a batch of their own.
+    let rest = losses(&x.clone().narrow(0, 5, 4), &[(2, 7)], dropout.from_element(5 * 24));
+    assert!(relative(&rest, &[all[7]]) <= 1e-6);
+}
