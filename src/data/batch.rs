@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::encoded::Encoded;
 use crate::error::{Error, Place, Result};

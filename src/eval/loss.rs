@@ -1,7 +1,7 @@
 //! Losses over a set of examples: their mean by token, perplexity, and whether one model beats another.
 
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};

@@ -3,8 +3,8 @@
 //! Filters and their order are those of transformers' `generate` (5.x, `generation/logits_process.py`):
 //! repetition penalty, temperature, top-k, top-p, min-p, each seeing what the one before left.
 
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::error::{Error, Result};
 
@@ -118,7 +118,7 @@ impl Sampler {
     /// A token, each with its probability among the candidates.
     fn draw(&mut self, candidates: &[Candidate]) -> u32 {
         let weights = weights(candidates);
-        let mut left = uniform(&mut self.rng) * weights.iter().sum::<f64>();
+        let mut left = self.rng.random::<f64>() * weights.iter().sum::<f64>();
         let mut chosen = 0;
         for (candidate, weight) in candidates.iter().zip(weights) {
             // Rounding may leave a sliver after the last: it is then the last one's.
@@ -130,11 +130,6 @@ impl Sampler {
         }
         chosen
     }
-}
-
-/// A number from 0 to below 1: the upper 53 bits of a draw.
-fn uniform(rng: &mut ChaCha12Rng) -> f64 {
-    (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 fn check_logits(logits: &[f32]) -> Result<()> {
