@@ -292,7 +292,12 @@ fn smollm3() {
         });
         assert_eq!(config.expect("a configuration").unrotated_layers, expected);
     }
-    refuses(name, &["no_rope_layer_interval"], json!(0), &["no_rope_layer_interval", "is 0", "above 0"]);
+    refused("interval", &["config.json: no_rope_layer_interval", "is 0", "above 0"], || {
+        changed(name, |config| {
+            config.as_object_mut().expect("an object").remove("no_rope_layers");
+            config["no_rope_layer_interval"] = json!(0);
+        })
+    });
     // A window is that of the layers that do not rotate, and only where it is turned on.
     for (used, window, full) in [(true, Some(8), vec![0, 1, 2, 4]), (false, None, Vec::new())] {
         let config = changed(name, |config| {
