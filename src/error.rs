@@ -178,8 +178,8 @@ fn same(error: &std::io::Error) -> std::io::Error {
     }
 }
 
-/// Lines for a person, without a prefix: a problem each as `place: message`, its hint indented below. What many places
-/// have in common stands once, with the first of them and their number.
+/// Lines for a person, without a prefix: each problem as `place: message`, its hint indented below. A problem that many
+/// places share stands once, with the first of them and their number.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.paragraphs().join("\n"))
@@ -187,8 +187,8 @@ impl fmt::Display for Error {
 }
 
 impl Error {
-    /// The paragraphs of the message: one for each problem, or for problems that say the same at more than
-    /// [`NAMED_PLACES`] places; at most [`MAX_PROBLEMS`], and one that counts the rest.
+    /// The paragraphs of the message: one for each problem, or for one problem at many places; at most
+    /// `MAX_PROBLEMS`, and one that counts the rest.
     pub fn paragraphs(&self) -> Vec<String> {
         let text_of = |problem: &'_ Problem| (problem.message.clone(), problem.hint.clone());
         let mut alike: HashMap<_, Vec<&Problem>> = HashMap::new();

@@ -11,7 +11,7 @@ pub const RESAMPLES: usize = 10_000;
 /// With fewer examples the bootstrap's interval is far too narrow to found a verdict on.
 pub const LEAST_EXAMPLES: usize = 10;
 
-/// What one example adds to a loss.
+/// The share of one example in a loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExampleLoss {
     /// Sum of the cross entropy over the trained tokens, in nats.
@@ -20,7 +20,7 @@ pub struct ExampleLoss {
     pub tokens: usize,
 }
 
-/// What a comparison says, at 95% confidence.
+/// The conclusion of a comparison, at 95% confidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The whole interval lies below 0.
@@ -32,7 +32,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// In words.
+    /// The verdict in words.
     pub fn name(self) -> &'static str {
         match self {
             Self::Improved => "improved",
@@ -55,11 +55,13 @@ pub struct LossComparison {
     pub low: f64,
     /// Upper end of the 95% interval of the difference.
     pub high: f64,
+    /// Number of examples.
     pub examples: usize,
+    /// The conclusion from the interval.
     pub verdict: Verdict,
 }
 
-/// The place of an example that has none in a file, by its index.
+/// The name of an example without a place in a file, by its index.
 pub fn example_number(index: usize) -> String {
     format!("example {}", index + 1)
 }

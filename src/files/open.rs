@@ -9,6 +9,7 @@ use super::Bytes;
 use crate::error::{Error, Result};
 
 /// Opens `path` for reading. A folder, FIFO, socket or device is an error at once: opening never waits.
+#[expect(clippy::disallowed_methods, reason = "the options are for reading")]
 pub fn regular(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);

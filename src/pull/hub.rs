@@ -1,8 +1,8 @@
 //! The Hugging Face hub over HTTP.
 //!
-//! Why this is not the `hf-hub` crate: 1.0 brings over 300 packages (an async runtime and a second HTTP stack), 0.5
+//! The `hf-hub` crate does not serve here: 1.0 brings over 300 packages (an async runtime and a second HTTP stack), 0.5
 //! verifies no checksum and knows neither `HF_TOKEN` nor `HF_HUB_OFFLINE` nor `HF_HUB_CACHE`; reading the cache while
-//! offline is needed either way ([`super::cache`]), and the rest is this file and [`super::download`].
+//! offline is needed either way (`cache.rs`), and the rest is this file and `download.rs`.
 
 use std::fmt::Display;
 use std::io;

@@ -12,17 +12,21 @@ use crate::files::safetensors::{self, TensorHeader};
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// One tensor to write, and what it is made from.
+/// One tensor to write, with the source of its values.
 #[derive(Debug, Clone)]
 pub struct Entry<T> {
+    /// Name, type and shape in the file.
     pub header: TensorHeader,
+    /// The source of its values.
     pub origin: T,
 }
 
 /// One file of weights.
 #[derive(Debug, Clone)]
 pub struct Shard<T> {
+    /// The name of the file.
     pub file: String,
+    /// Its tensors in order.
     pub entries: Vec<Entry<T>>,
 }
 
