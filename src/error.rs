@@ -23,7 +23,7 @@ const MAX_CHARACTERS: usize = 2000;
 /// Places that are named where more places than these have the same problem.
 const NAMED_PLACES: usize = 3;
 
-/// Who has to act: decides the exit code.
+/// The party that has to act; it decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Used wrongly: arguments, recipe, bad input files. Exit code 2.
@@ -38,11 +38,11 @@ type Source = Arc<dyn std::error::Error + Send + Sync>;
 /// One thing that is wrong.
 #[derive(Debug, Clone)]
 pub struct Problem {
-    /// Where it is.
+    /// The place of the problem.
     pub place: Place,
-    /// What was found and what was expected.
+    /// The finding and the expectation.
     pub message: String,
-    /// What the user can do.
+    /// A remedy for the user.
     pub hint: Option<String>,
     source: Option<Source>,
 }
@@ -151,7 +151,7 @@ impl Error {
         self
     }
 
-    /// Who has to act.
+    /// The party that has to act.
     pub fn kind(&self) -> Kind {
         self.kind
     }

@@ -45,9 +45,9 @@ impl Verdict {
 /// Two models on the same examples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossComparison {
-    /// Mean loss by token.
+    /// Mean loss by token of the first model.
     pub before: f64,
-    /// Mean loss by token.
+    /// Mean loss by token of the second model.
     pub after: f64,
     /// `after - before`: negative is better.
     pub difference: f64,
@@ -97,7 +97,7 @@ pub fn perplexity(mean_loss: f64) -> f64 {
 /// The same `seed` gives the same interval on every machine. `place` names the example of an index, for messages.
 ///
 /// # Errors
-/// Lists that do not belong together, and what [`mean_loss`] refuses.
+/// Lists of different lengths, and the inputs that [`mean_loss`] refuses.
 pub fn compare(
     before: &[ExampleLoss],
     after: &[ExampleLoss],

@@ -22,7 +22,7 @@ pub use write::{Part, quantization_config};
 
 const STATE: &str = ".quant_state.";
 const NF4_STATE: &str = ".quant_state.bitsandbytes__nf4";
-/// What may stand behind a 4-bit weight's name.
+/// Suffixes of the tensors that belong to a 4-bit weight.
 const PARTS: [&str; 4] = [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"];
 
 /// A weight in NF4. Cloning is cheap.

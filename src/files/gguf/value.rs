@@ -63,7 +63,7 @@ pub enum Array {
 }
 
 impl Value {
-    /// Any integer type that is not negative.
+    /// The value as an integer, from any integer type; `None` if it is negative.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
             Self::U8(value) => Some(value.into()),
@@ -78,7 +78,7 @@ impl Value {
         }
     }
 
-    /// Either float type.
+    /// The value as a float, from either float type.
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
             Self::F32(value) => Some(value.into()),
@@ -87,7 +87,7 @@ impl Value {
         }
     }
 
-    /// A boolean.
+    /// The value as a boolean.
     pub fn as_bool(&self) -> Option<bool> {
         match *self {
             Self::Bool(value) => Some(value),
@@ -95,7 +95,7 @@ impl Value {
         }
     }
 
-    /// A string.
+    /// The value as a string.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::String(value) => Some(value),
@@ -103,7 +103,7 @@ impl Value {
         }
     }
 
-    /// An array of strings (tokens, merges).
+    /// The value as an array of strings (tokens, merges).
     pub fn as_strings(&self) -> Option<&[String]> {
         match self {
             Self::Array(Array::String(values)) => Some(values),
@@ -111,7 +111,7 @@ impl Value {
         }
     }
 
-    /// An array of booleans (marks of layers).
+    /// The value as an array of booleans (marks of layers).
     pub fn as_bools(&self) -> Option<&[bool]> {
         match self {
             Self::Array(Array::Bool(values)) => Some(values),
@@ -119,7 +119,7 @@ impl Value {
         }
     }
 
-    /// An array of `F32` (scores).
+    /// The value as an array of `F32` (scores).
     pub fn as_f32s(&self) -> Option<&[f32]> {
         match self {
             Self::Array(Array::F32(values)) => Some(values),
@@ -127,7 +127,7 @@ impl Value {
         }
     }
 
-    /// An array of integers that all fit `i64` (token types, per-layer counts).
+    /// The value as an array of integers that all fit `i64` (token types, per-layer counts).
     pub fn as_integers(&self) -> Option<Vec<i64>> {
         let Self::Array(array) = self else { return None };
         match array {

@@ -1,4 +1,4 @@
-//! Writing a file so that it is either there whole or not there at all.
+//! Writing of files that appear complete or not at all.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};

@@ -1,4 +1,4 @@
-//! The weights of a model as safetensors files of a limited size, with their index, the way Hugging Face names them.
+//! The weights of a model as safetensors files of a limited size, with their index, under the names that Hugging Face uses.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,8 +35,8 @@ pub struct Shard<T> {
 pub struct Shards<T>(Vec<Shard<T>>);
 
 impl<T> Shards<T> {
-    /// Fills files in order, each up to `max_bytes`. What is one weight, a tensor or the parts of a packed one, stays
-    /// together; above that size it gets a file of its own.
+    /// Fills files in order, each up to `max_bytes`. The parts of one packed weight stay together;
+    /// a weight above that size gets a file of its own.
     ///
     /// # Errors
     /// A tensor that safetensors cannot hold.
@@ -81,7 +81,7 @@ impl<T> Shards<T> {
     /// Bytes of all tensors.
     ///
     /// # Errors
-    /// As [`Shards::plan`].
+    /// Those of [`Shards::plan`].
     pub fn bytes(&self) -> Result<u64> {
         self.entries().map(|entry| entry.header.bytes().map(|bytes| bytes as u64)).sum()
     }
@@ -90,7 +90,7 @@ impl<T> Shards<T> {
     /// time.
     ///
     /// # Errors
-    /// What `produce` says; a full disk.
+    /// Those of `produce`; a full disk.
     pub fn write(&self, folder: &Path, mut produce: impl FnMut(&Entry<T>) -> Result<Bytes>) -> Result<()> {
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         for shard in &self.0 {
