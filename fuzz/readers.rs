@@ -18,8 +18,11 @@ use burnish::quant::nf4;
 use burnish::recipe::Recipe;
 use burnish::text::Tokenizer;
 
+/// A reader that takes any bytes.
+type Reader = fn(&[u8]);
+
 /// The readers by name, as `fuzz_targets/` and `seeds` of `tests/fuzz.rs` know them.
-pub const READERS: [(&str, fn(&[u8])); 12] = [
+pub const READERS: [(&str, Reader); 12] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("config", config),

@@ -1,6 +1,6 @@
-//! Where tensors live: `cpu`, `wgpu[:N]` or `cuda[:N]`, chosen at run time among what was compiled in.
+//! The device that holds the tensors: `cpu`, `wgpu[:N]` or `cuda[:N]`, chosen at run time among those compiled in.
 //!
-//! Apart from `ops`, the only place that names a backend.
+//! No module but this one and `ops` names a backend.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use burn::tensor::Device;
 
 use crate::error::{Error, Place, Result};
 
-/// What `--device` asked for.
+/// The device that `--device` names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
     /// Burn's Flex backend with our own kernels.

@@ -23,7 +23,7 @@ const MAX_CHARACTERS: usize = 2000;
 /// Places that are named where more places than these have the same problem.
 const NAMED_PLACES: usize = 3;
 
-/// Who has to act: decides the exit code.
+/// The party that has to act; it decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Used wrongly: arguments, recipe, bad input files. Exit code 2.
@@ -38,11 +38,11 @@ type Source = Arc<dyn std::error::Error + Send + Sync>;
 /// One thing that is wrong.
 #[derive(Debug, Clone)]
 pub struct Problem {
-    /// Where it is.
+    /// The place of the problem.
     pub place: Place,
-    /// What was found and what was expected.
+    /// The finding and the expectation.
     pub message: String,
-    /// What the user can do.
+    /// A remedy for the user.
     pub hint: Option<String>,
     source: Option<Source>,
 }
@@ -151,7 +151,7 @@ impl Error {
         self
     }
 
-    /// Who has to act.
+    /// The party that has to act.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -178,8 +178,8 @@ fn same(error: &std::io::Error) -> std::io::Error {
     }
 }
 
-/// Lines for a person, without a prefix: a problem each as `place: message`, its hint indented below. What many places
-/// have in common stands once, with the first of them and their number.
+/// Lines for a person, without a prefix: each problem as `place: message`, its hint indented below. A problem that many
+/// places share stands once, with the first of them and their number.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.paragraphs().join("\n"))
@@ -187,8 +187,8 @@ impl fmt::Display for Error {
 }
 
 impl Error {
-    /// The paragraphs of the message: one for each problem, or for problems that say the same at more than
-    /// [`NAMED_PLACES`] places; at most [`MAX_PROBLEMS`], and one that counts the rest.
+    /// The paragraphs of the message: one for each problem, or for one problem at many places; at most
+    /// `MAX_PROBLEMS`, and one that counts the rest.
     pub fn paragraphs(&self) -> Vec<String> {
         let text_of = |problem: &'_ Problem| (problem.message.clone(), problem.hint.clone());
         let mut alike: HashMap<_, Vec<&Problem>> = HashMap::new();

@@ -1,4 +1,4 @@
-//! Finds out what a path is: a base model, an adapter, a run, a data file or a recipe. Weights are not read.
+//! The kind of a path, with its facts: a base model, an adapter, a run, a data file or a recipe. Weights are not read.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::text::Tokenizer;
 /// The file in a run folder that records the run.
 pub const RUN_FILE: &str = "run.json";
 
-/// The kind of thing that lies at a path, with its facts.
+/// The kind of a path, with its facts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Inspection {
@@ -52,7 +52,7 @@ pub struct Data {
 /// A recipe without errors.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RecipeFacts {
-    /// The file.
+    /// The recipe file.
     pub path: PathBuf,
     /// Every setting, defaults filled in, by section.
     pub settings: Value,
@@ -61,27 +61,35 @@ pub struct RecipeFacts {
 /// A base model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Base {
+    /// The folder or the `.gguf` file.
     pub path: PathBuf,
     /// `huggingface` or `gguf`.
     pub format: &'static str,
     /// The class name that `config.json` uses.
     pub architecture: &'static str,
-    /// A tied head counts once.
+    /// Values of all tensors; a tied head counts once.
     pub parameters: usize,
-    /// Size of the files of weights.
+    /// The size of the files of weights.
     pub bytes: usize,
-    /// By how they are stored.
+    /// Tensors and parameters by storage format.
     pub storage: BTreeMap<String, Storage>,
+    /// Number of decoder layers.
     pub layers: usize,
+    /// Values of a hidden state.
     pub hidden_size: usize,
+    /// Query heads of a layer.
     pub heads: usize,
+    /// Key/value heads of a layer.
     pub kv_heads: usize,
+    /// Rows of the embedding.
     pub vocab_size: usize,
+    /// The longest sequence that the configuration allows, in tokens.
     pub max_positions: usize,
+    /// Whether the output head is the embedding.
     pub tied_head: bool,
-    /// `None` where there is none; training and generation need one.
+    /// The tokenizer; `None` where the model has none. Training and generation need one.
     pub tokenizer: Option<TokenizerFacts>,
-    /// Identifies the weights; an adapter carries its base's.
+    /// The hash that identifies the weights; an adapter records that of its base.
     pub sha256: String,
     /// The parts of a larger model that are not used, each with its number of tensors.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -91,32 +99,43 @@ pub struct Base {
 /// Tensors that are stored alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Storage {
+    /// Number of tensors.
     pub tensors: usize,
+    /// Values of all of them.
     pub parameters: usize,
 }
 
 /// A base's tokenizer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TokenizerFacts {
+    /// Number of tokens, added ones included.
     pub vocab_size: usize,
+    /// The token that begins a text; `None` where none does.
     pub bos: Option<String>,
-    /// Any of these ends a text.
+    /// The tokens that end a text, each by itself.
     pub eos: Vec<String>,
+    /// Whether it comes with a chat template.
     pub chat_template: bool,
 }
 
 /// An adapter in PEFT's format.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Adapter {
+    /// The adapter's folder.
     pub path: PathBuf,
+    /// The default rank of its pairs.
     pub rank: usize,
+    /// `lora_alpha`: the update is scaled by alpha / rank.
     pub alpha: f64,
+    /// Dropout of the update's input during training.
     pub dropout: f64,
+    /// Whether the scale is alpha / √rank instead.
     pub rslora: bool,
-    /// The base it names; nothing follows it.
+    /// The base that its configuration names. The name is shown and not followed.
     pub base: Option<String>,
+    /// Values of all pairs.
     pub parameters: usize,
-    /// Pairs by projection.
+    /// Number of pairs by projection.
     pub targets: BTreeMap<String, usize>,
     /// Remarks on what has no effect: pairs that are zero, entries of the configuration that match nothing.
     pub notices: Vec<String>,
@@ -124,18 +143,19 @@ pub struct Adapter {
     pub provenance: BTreeMap<String, String>,
 }
 
-/// A run folder: its adapter, and what was run.
+/// A run folder: its adapter, and the record of the run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Run {
+    /// The best adapter of the run.
     pub adapter: Adapter,
-    /// `run.json` as it is.
+    /// The content of `run.json`.
     pub run: Value,
 }
 
-/// Finds out what `path` is.
+/// The kind of `path`, with its facts.
 ///
 /// # Errors
-/// Input: none of the kinds of [`Inspection`], or a broken one.
+/// Input: `path` is none of the kinds of [`Inspection`], or it is broken.
 pub fn inspect(path: &Path) -> Result<Inspection> {
     let metadata = std::fs::metadata(path).map_err(|error| Error::read(path, &error))?;
     let has = |file: &str| path.join(file).is_file();
@@ -243,7 +263,7 @@ fn tokenizer(base: &BaseFiles) -> Result<Option<TokenizerFacts>> {
 }
 
 fn adapter(path: &Path) -> Result<Adapter> {
-    // No value is read: a header can promise any number of them.
+    // Only the header is read: it can announce any number of values.
     // Without the base, a copy of its embedding cannot be told from a trained one.
     let header = AdapterHeader::read(path, |_, _| true)?;
     let config = header.config();
@@ -294,7 +314,7 @@ impl fmt::Display for Data {
             ("file", format!("{:.1} kB", self.bytes as f64 / 1e3)),
         ];
         table(f, &lines)?;
-        write!(f, "\n`burnish check RECIPE` says what of it is trained, and how long it is in tokens")
+        write!(f, "\n`burnish check RECIPE` reports its trained parts and its length in tokens")
     }
 }
 
@@ -377,7 +397,7 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// Two columns; no line break after the last line.
+/// Writes two columns. The last line ends without a line break.
 fn table(f: &mut fmt::Formatter<'_>, lines: &[(&str, String)]) -> fmt::Result {
     let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     for (index, (name, value)) in lines.iter().enumerate() {

@@ -28,7 +28,7 @@ pub fn wait_for_the_end() {
     }
 }
 
-/// While it lives, the first signal only makes [`requested`] true.
+/// A guard: while it lives, the first signal only makes [`requested`] true.
 #[derive(Debug)]
 pub struct Finishing(());
 

@@ -1,4 +1,5 @@
 //! Integration tests: one binary, one module an area.
+#![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "tests write files and print figures")]
 
 mod adapter_file;
 mod adapter_open;
@@ -10,9 +11,11 @@ mod fuzz;
 mod hostile_adapter;
 mod hostile_cli;
 mod hostile_config;
+mod hostile_data;
 mod hostile_families;
 mod hostile_gguf;
-mod hostile_text;
+mod hostile_template;
+mod hostile_tokenizer;
 mod hostile_weights;
 mod larger_models;
 mod merge;

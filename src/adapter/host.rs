@@ -13,7 +13,7 @@ pub mod provenance {
     /// The fingerprint of the base model ([`BaseFiles::content_hash`](crate::model::BaseFiles::content_hash)): a SHA-256
     /// over its files, of which those above 512 MiB count by samples.
     pub const BASE_SHA256: &str = "burnish.base_sha256";
-    /// How the base was held while training: `none`, `nf4`, …
+    /// The scheme of the base's weights while training: `none`, `nf4`, …
     pub const QUANT: &str = "burnish.quant";
     /// SHA-256 of the training data.
     pub const DATA_SHA256: &str = "burnish.data_sha256";
@@ -68,7 +68,7 @@ pub struct HostAdapter {
 }
 
 impl HostAdapter {
-    /// How the base was quantised while this adapter learned; `None` where it was not, or the file does not say.
+    /// The quantisation of the base while this adapter learned; `None` where there was none or the file does not say.
     ///
     /// # Errors
     /// Input: a scheme that this program does not know.

@@ -36,7 +36,7 @@ pub enum MergeBase {
     Dequantized(Quant),
 }
 
-/// How to merge.
+/// The options of a merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MergeOptions {
     /// The weights that the adapter is added to.
@@ -74,7 +74,7 @@ pub struct MergeReport {
     pub untied_head: bool,
     /// The adapter names this very base. `None`: it names none.
     pub base_matches: Option<bool>,
-    /// How the base was quantised while the adapter learned, if it was.
+    /// The quantisation of the base while the adapter learned, if there was one.
     pub trained_over: Option<&'static str>,
     /// `original` or `dequantized`: what the adapter was added to.
     pub merged_into: &'static str,

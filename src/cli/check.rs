@@ -16,7 +16,7 @@ use crate::run::folder::RunFolder;
 use crate::run::memory_plan::MemoryPlan;
 use crate::run::prepare::{Examples, Prepared, prepare, read_examples};
 
-/// What a recipe will do.
+/// The work that a recipe describes.
 #[derive(Debug, Serialize)]
 struct Checked {
     total_steps: u64,
@@ -29,7 +29,7 @@ struct Checked {
     base_parameters: usize,
     adapter_parameters: usize,
     chat_template: bool,
-    /// Bytes, by what they are for.
+    /// Bytes by purpose.
     memory: MemoryPlan,
     /// Their peak.
     memory_bytes: u64,
@@ -109,11 +109,11 @@ impl fmt::Display for Checked {
     }
 }
 
-/// What a recipe will do, as far as that is known without its base.
+/// The work that a recipe describes, as far as it is known without its base.
 #[derive(Debug, Serialize)]
 struct CheckedWithoutBase {
     base: String,
-    /// What `train` fetches first, in words.
+    /// The base that `train` fetches first, in words.
     fetches: String,
     train_examples: usize,
     valid_examples: usize,

@@ -1,4 +1,4 @@
-//! `burnish eval`: what a model scores on a data file.
+//! `burnish eval`: the scores of a model on a data file.
 
 use std::path::PathBuf;
 
@@ -26,7 +26,7 @@ pub(super) struct Arguments {
     /// The longest answer, in tokens
     #[arg(long, default_value_t = 128, value_name = "N")]
     max_tokens: usize,
-    /// Decides the resamples of the interval
+    /// Seed of the resamples behind the interval
     #[arg(long, default_value_t = 0, env = "BURNISH_SEED", value_name = "N")]
     seed: u64,
 }

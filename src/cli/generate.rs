@@ -22,7 +22,7 @@ pub(super) struct Arguments {
     /// The prompt. It goes through the chat template, or stays as it is where the adapter was trained on bare prompts
     #[arg(long, value_name = "TEXT")]
     prompt: String,
-    /// Take the prompt as it is, without the chat template; control tokens that it spells are control tokens
+    /// Use the prompt as typed, without the chat template; control tokens that it spells are control tokens
     #[arg(long)]
     raw: bool,
     /// Put the prompt through the chat template, whatever the adapter was trained on
@@ -46,7 +46,7 @@ pub(super) struct Arguments {
     /// Above 1, tokens seen before become less likely
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     repetition_penalty: f64,
-    /// Same seed, same answer
+    /// Seed of the sampling: the same seed gives the same answer
     #[arg(long, default_value_t = 0, env = "BURNISH_SEED", value_name = "N")]
     seed: u64,
 }

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::inspect;
 use crate::pull::{self, Presence};
 
-/// Say what a base model, GGUF file, adapter, run folder, data file or recipe is
+/// Report the kind and the facts of a base model, GGUF file, adapter, run folder, data file or recipe
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// A folder, a .gguf file, a data file, a recipe, or the name of a base model

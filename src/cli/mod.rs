@@ -39,7 +39,7 @@ struct Cli {
 /// The options of every command.
 #[derive(Debug, Args)]
 struct Global {
-    /// Where to compute: cpu, wgpu, wgpu:N, cuda or cuda:N
+    /// The device to compute on: cpu, wgpu, wgpu:N, cuda or cuda:N
     #[arg(long, global = true, env = "BURNISH_DEVICE", default_value_t, value_name = "DEVICE")]
     device: DeviceChoice,
     /// Threads to compute with [default: one for each core]
@@ -108,7 +108,7 @@ pub fn main() -> ExitCode {
 /// Reports the effect of a signal. The line that it interrupts, `^C` with it, is ended first.
 fn announce(effect: Effect) {
     let mut stderr = std::io::stderr();
-    // Nobody is there to learn that stderr is closed.
+    // A closed stderr leaves no place to report to.
     let _ = match effect {
         Effect::FinishesFirst => {
             writeln!(stderr, "\nstopping after this step; again stops at once, and keeps the best adapter")

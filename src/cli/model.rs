@@ -26,10 +26,10 @@ pub(super) struct Model {
     /// Precision of the frozen matrix products
     #[arg(long, value_enum, default_value_t = Compute::F32, value_name = "TYPE")]
     compute: Compute,
-    /// How the frozen weights are kept in memory [default: as the adapter was trained; without one, none]
+    /// Quantisation of the frozen weights in memory [default: as the adapter was trained; without one, none]
     #[arg(long, value_enum, value_name = "SCHEME")]
     quant: Option<Quant>,
-    /// Use the adapter though it says that it belongs to another base
+    /// Use the adapter although it was trained on another base
     #[arg(long)]
     pub(super) force: bool,
 }
@@ -80,7 +80,7 @@ impl Model {
             .map_err(|error| error.within(self.adapter.as_ref().map_or(Place::Nowhere, Place::file)))?;
         let trained_over = trained_over.flatten();
         Ok(match trained_over {
-            // The blocks of a GGUF file, and this base is none.
+            // The scheme keeps blocks of a GGUF file, and this base is no GGUF file.
             Some(Quant::Keep) if !base.files.is_gguf() => Quant::None,
             Some(quant) => quant,
             None => Quant::None,

@@ -1,4 +1,4 @@
-//! A panic is a bug of ours. It is reported as one line rather than as a stack trace.
+//! Panics are bugs of burnish. Each is reported as one line rather than as a stack trace.
 
 use std::panic::PanicHookInfo;
 use std::sync::{Mutex, PoisonError};

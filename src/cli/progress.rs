@@ -109,7 +109,7 @@ fn bytes_bar(file: &str, done: u64, total: Option<u64>) -> ProgressBar {
         ),
         None => (ProgressBar::new_spinner(), "{msg} {spinner} {decimal_bytes} {decimal_bytes_per_sec}"),
     };
-    // A template that does not parse would only cost us its looks.
+    // A template that does not parse would only change how the bar looks.
     bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message(file.to_owned());
     bar.set_position(done);

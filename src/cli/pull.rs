@@ -11,7 +11,7 @@ use super::terminal::Terminal;
 use crate::error::Result;
 use crate::pull::{self, Freshness};
 
-/// Get a base model into the cache, and print where it is
+/// Fetch a base model into the cache, and print its path
 #[derive(Debug, Args)]
 #[command(after_help = "Environment: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE as in Python; \
                         BURNISH_CACHE for what does not come from the hub.")]

@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     /// The folder to write; it must not exist
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// How the layers' projections are packed
+    /// Format of the layers' projections
     #[arg(long, value_parser = packing_schemes(), default_value_t = Quant::Nf4, value_name = "SCHEME")]
     scheme: Quant,
     /// Type of everything else: f32, f16 or bf16 [default: as in the base where that has 16 bits, else bf16]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Global;
 use crate::error::{Error, Result};
 
-/// When stderr is coloured.
+/// The choice whether stderr is coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(super) enum Colour {
     /// If it is a terminal, `NO_COLOR` is not set and `TERM` is not `dumb`
@@ -53,7 +53,7 @@ impl Terminal {
     /// A line for the user, on stderr.
     pub(super) fn message(&self, text: impl Display) {
         if !self.quiet {
-            // Nobody is there to learn that stderr is closed.
+            // A closed stderr leaves no place to report to.
             let _ = writeln!(io::stderr(), "{text}");
         }
     }
@@ -95,7 +95,7 @@ impl Terminal {
     /// One JSON object, on stdout.
     ///
     /// # Errors
-    /// As [`Self::result`].
+    /// Those of [`Self::result`].
     pub(super) fn json(&self, result: &impl Serialize) -> Result<()> {
         line(&serde_json::to_string(result).map_err(|error| Error::failed("stdout", error.to_string()))?)
     }

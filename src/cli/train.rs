@@ -1,4 +1,4 @@
-//! `burnish train`: fine-tunes as a recipe says.
+//! `burnish train`: fine-tunes by a recipe.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use crate::run::train::train;
 use crate::run::watch::{Stage, Watch};
 use crate::train::Event;
 
-/// Fine-tune as a recipe says, and write the run folder
+/// Fine-tune by a recipe, and write the run folder
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The recipe, a TOML file
@@ -29,7 +29,7 @@ pub(super) struct Arguments {
     /// again, until it fits; the steps stay as they are
     #[arg(long, env = "BURNISH_MAX_MEMORY", value_name = "SIZE")]
     pub(super) max_memory: Option<Size>,
-    /// Decides the adapter's first values, the order of examples and dropout (short for --set train.seed=N)
+    /// Seed of the adapter's first values, the order of examples and dropout (short for --set train.seed=N)
     #[arg(long, env = "BURNISH_SEED", value_name = "N")]
     seed: Option<u64>,
 }

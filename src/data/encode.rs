@@ -52,7 +52,7 @@ impl Encoder {
     /// An encoder with the chat template that the tokenizer brings. `place` names the model in messages.
     ///
     /// # Errors
-    /// As [`ChatTemplate::of`].
+    /// Those of [`ChatTemplate::of`].
     pub fn of(tokenizer: Tokenizer, place: &str) -> Result<Self> {
         let template = ChatTemplate::of(&tokenizer, place)?;
         Ok(Self::new(tokenizer, template))
@@ -84,7 +84,7 @@ impl Encoder {
     /// [`Self::encode`], and what is to be said about the example.
     ///
     /// # Errors
-    /// As [`Self::encode`].
+    /// Those of [`Self::encode`].
     pub(super) fn encode_with_remarks(&self, example: &Example) -> Result<(Encoded, Vec<Remark>)> {
         let mut remarks = Vec::new();
         let encoded = match example {
@@ -148,7 +148,7 @@ impl Encoder {
     /// Ids of a conversation up to where the assistant's next answer begins.
     ///
     /// # Errors
-    /// As [`Self::encode`]; a template that shows nothing of the last message.
+    /// Those of [`Self::encode`]; a template that shows nothing of the last message.
     pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
         self.encode_prompt_with(messages, None)
     }
@@ -195,7 +195,7 @@ impl Encoder {
     /// beginning-of-text token included.
     ///
     /// # Errors
-    /// As [`Self::encode_raw_prompt`].
+    /// Those of [`Self::encode_raw_prompt`].
     pub fn encode_typed_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode_with_special(text)?;
         let bos = self.tokenizer.bos().filter(|bos| self.tokenizer.adds_bos() && ids.first() != Some(bos));
@@ -208,7 +208,7 @@ impl Encoder {
     /// that do not end with words of the assistant.
     ///
     /// # Errors
-    /// As [`Self::encode_prompt`].
+    /// Those of [`Self::encode_prompt`].
     pub fn prompt_and_answer(&self, example: &Example) -> Result<Option<(Vec<u32>, String)>> {
         let from_messages = |messages: &[Message], tools: Option<&Value>| match messages.split_last() {
             Some((Message { role: Role::Assistant, content, more, .. }, before))

@@ -8,11 +8,14 @@ use serde_json::{Map, Value};
 use super::format::Format;
 use crate::error::Place;
 
-/// Who speaks.
+/// The speaker of a turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
+    /// Instructions that come before the conversation.
     System,
+    /// The user.
     User,
+    /// The assistant, whose turns are trained.
     Assistant,
     /// `tool` and other roles a template may know.
     Other(String),
@@ -50,12 +53,12 @@ impl Role {
 }
 
 impl Message {
-    /// A turn that is words and nothing else.
+    /// A turn of plain text.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
         Self { role, content: content.into(), more: Map::new(), trained: true, spells_calls: false }
     }
 
-    /// Whether loss is taken on it.
+    /// Whether the loss covers this turn.
     pub fn is_answer(&self) -> bool {
         self.role == Role::Assistant && self.trained
     }
@@ -79,11 +82,13 @@ impl Message {
 /// A turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
+    /// The speaker.
     pub role: Role,
+    /// The text of the turn.
     pub content: String,
-    /// What else the template may show: `tool_calls`, `tool_call_id`, `name`, … A `content` of null is here too.
+    /// Further fields that a template may show: `tool_calls`, `tool_call_id`, `name`, … A `content` of null is here too.
     pub more: Map<String, Value>,
-    /// Of the assistant: whether loss is taken on it. `weight` of OpenAI's format says no with a 0.
+    /// Whether the loss covers this turn, if it is the assistant's. A `weight` of 0 in OpenAI's format excludes it.
     pub trained: bool,
     /// The content spells the same calls as `tool_calls`: a template is shown one of the two.
     pub spells_calls: bool,
@@ -94,17 +99,18 @@ pub struct Message {
 pub struct Row {
     /// Where the row begins.
     pub position: Position,
-    /// What it holds.
+    /// The example itself.
     pub example: Example,
-    /// Its keys that nothing reads.
+    /// The keys of the row that no part of burnish reads.
     pub ignored: Vec<Arc<str>>,
 }
 
-/// Where a row of a data file begins; counted from 1.
+/// The begin of a row in a data file, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Position {
+    /// The line of a text file.
     Line(usize),
-    /// Of a table.
+    /// The row of a table.
     Row(usize),
 }
 
@@ -137,18 +143,40 @@ impl Position {
 /// One example of a data file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Example {
-    /// Taken as it is; loss on the completion and the end token.
-    PromptCompletion { prompt: String, completion: String },
-    /// Rendered by the model's chat template (or Alpaca's own prompt where the model has none).
-    Alpaca { instruction: String, input: String, output: String, system: Option<String> },
-    /// Rendered by the model's chat template, with the tools that the assistant may call; loss on the assistant's turns.
-    Chat { messages: Vec<Message>, tools: Option<Value> },
-    /// Loss on every token.
-    Text { text: String },
+    /// A prompt and its completion, encoded as written; the loss covers the completion and the end token.
+    PromptCompletion {
+        /// The text before the completion.
+        prompt: String,
+        /// The text to learn.
+        completion: String,
+    },
+    /// An instruction with its answer, rendered by the model's chat template (by Alpaca's own prompt where the model has none).
+    Alpaca {
+        /// The task.
+        instruction: String,
+        /// The material of the task; may be empty.
+        input: String,
+        /// The answer to learn.
+        output: String,
+        /// The system prompt, if the row has one.
+        system: Option<String>,
+    },
+    /// A conversation, rendered by the model's chat template; the loss covers the assistant's turns.
+    Chat {
+        /// The turns in order.
+        messages: Vec<Message>,
+        /// The tools that the assistant may call, in the form that the template shows.
+        tools: Option<Value>,
+    },
+    /// A plain text; the loss covers every token.
+    Text {
+        /// The text.
+        text: String,
+    },
 }
 
 impl Example {
-    /// The shape it was written in.
+    /// The shape that the example was written in.
     pub fn format(&self) -> Format {
         match self {
             Example::PromptCompletion { .. } => Format::PromptCompletion,

@@ -1,4 +1,4 @@
-//! What is said about the rows of a data file that are read, but not as their author may think.
+//! Remarks on rows of a data file that are read, but not as their author may think.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -92,7 +92,7 @@ fn likely_role(role: &str) -> Option<&'static str> {
     ["system", "user", "assistant", "tool"].into_iter().find(near)
 }
 
-/// How many rows are named one by one.
+/// The most rows that are named one by one.
 const MAX_NAMED: usize = 3;
 
 /// Remarks with the rows that they are about.

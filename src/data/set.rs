@@ -14,7 +14,7 @@ use crate::error::{Error, Place, Result};
 use crate::settings::choice;
 
 choice! {
-    /// What happens to an example that is longer than `max_seq_tokens`.
+    /// The treatment of an example that is longer than `max_seq_tokens`.
     LongPolicy {
         /// It is left out, and counted.
         Drop = "drop",
@@ -46,7 +46,7 @@ pub struct EncodedSet {
     pub tokens: usize,
     /// Of these, the ones loss is taken on.
     pub trained_tokens: usize,
-    /// What the user should know of the rows: keys that nothing reads, turns that the template leaves out, and the like.
+    /// Remarks on the rows for the user: keys that nothing reads, turns that the template leaves out, and the like.
     pub notices: Vec<String>,
 }
 

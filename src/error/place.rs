@@ -1,4 +1,4 @@
-//! The place of a problem, typed: a program that uses the library can tell a setting from a file from a tensor.
+//! The place of a problem, typed: a program that uses the library can distinguish a setting, a file and a tensor.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -11,7 +11,7 @@ pub const RESAMPLES: usize = 10_000;
 /// With fewer examples the bootstrap's interval is far too narrow to found a verdict on.
 pub const LEAST_EXAMPLES: usize = 10;
 
-/// What one example adds to a loss.
+/// The share of one example in a loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExampleLoss {
     /// Sum of the cross entropy over the trained tokens, in nats.
@@ -20,7 +20,7 @@ pub struct ExampleLoss {
     pub tokens: usize,
 }
 
-/// What a comparison says, at 95% confidence.
+/// The conclusion of a comparison, at 95% confidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The whole interval lies below 0.
@@ -32,7 +32,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// In words.
+    /// The verdict in words.
     pub fn name(self) -> &'static str {
         match self {
             Self::Improved => "improved",
@@ -45,9 +45,9 @@ impl Verdict {
 /// Two models on the same examples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossComparison {
-    /// Mean loss by token.
+    /// Mean loss by token of the first model.
     pub before: f64,
-    /// Mean loss by token.
+    /// Mean loss by token of the second model.
     pub after: f64,
     /// `after - before`: negative is better.
     pub difference: f64,
@@ -55,11 +55,13 @@ pub struct LossComparison {
     pub low: f64,
     /// Upper end of the 95% interval of the difference.
     pub high: f64,
+    /// Number of examples.
     pub examples: usize,
+    /// The conclusion from the interval.
     pub verdict: Verdict,
 }
 
-/// The place of an example that has none in a file, by its index.
+/// The name of an example without a place in a file, by its index.
 pub fn example_number(index: usize) -> String {
     format!("example {}", index + 1)
 }
@@ -95,7 +97,7 @@ pub fn perplexity(mean_loss: f64) -> f64 {
 /// The same `seed` gives the same interval on every machine. `place` names the example of an index, for messages.
 ///
 /// # Errors
-/// Lists that do not belong together, and what [`mean_loss`] refuses.
+/// Lists of different lengths, and the inputs that [`mean_loss`] refuses.
 pub fn compare(
     before: &[ExampleLoss],
     after: &[ExampleLoss],

@@ -1,4 +1,4 @@
-//! Measures of a model: losses and what they say, and scores of generated text.
+//! Measures of a model: losses with their comparison, and scores of generated text.
 
 pub mod loss;
 pub mod text;

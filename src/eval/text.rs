@@ -9,8 +9,8 @@ pub fn exact_match(reference: &str, prediction: &str) -> bool {
 
 /// ROUGE-L F1, from 0 to 1.
 ///
-/// Where the reference has no letters but ASCII's, this is the figure of Google's `rouge-score` without stemming.
-/// That one drops all other letters, which would score every Chinese answer 0; so a reference in a script without
+/// For a reference in ASCII letters the result equals that of Google's `rouge-score` without stemming. `rouge-score` drops
+/// all other letters, which would score every Chinese answer 0; so a reference in a script without
 /// spaces (Chinese, Japanese, Thai, …) is compared character by character, and any other by Unicode's word
 /// boundaries, both after NFKC and case folding. The reference alone decides, so that every system is measured alike.
 pub fn rouge_l(reference: &str, prediction: &str) -> f64 {

@@ -22,34 +22,38 @@ pub use write::{Part, quantization_config};
 
 const STATE: &str = ".quant_state.";
 const NF4_STATE: &str = ".quant_state.bitsandbytes__nf4";
-/// What may stand behind a 4-bit weight's name.
+/// Suffixes of the tensors that belong to a 4-bit weight.
 const PARTS: [&str; 4] = [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"];
 
 /// A weight in NF4. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Nf4Tensor {
-    /// Outermost dimension first.
+    /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
-    /// Values that share a scale.
+    /// Number of values that share a scale.
     pub block: usize,
-    /// Two codes a byte, the first in the high nibble.
+    /// The codes, two a byte, the first in the high nibble.
     pub packed: Bytes,
+    /// The scales of the blocks.
     pub scales: Nf4Scales,
 }
 
 /// Block scales of an [`Nf4Tensor`].
 #[derive(Debug, Clone)]
 pub enum Nf4Scales {
-    /// One per block.
+    /// Plain: one scale per block.
     Single(Arc<[f32]>),
-    /// `map[code] * absmax + offset`.
+    /// Double quantisation: a scale is `map[code] * absmax + offset`.
     Nested {
         /// One per block.
         codes: Bytes,
         /// One per `block` codes.
         absmax: Arc<[f32]>,
+        /// Number of codes that share an `absmax`.
         block: usize,
+        /// The mean of the scales, subtracted before they were quantised.
         offset: f32,
+        /// The value of each code.
         map: Arc<[f32; 256]>,
     },
 }
@@ -194,15 +198,18 @@ impl Int8Tensor {
     }
 }
 
-/// How a weight is stored in a checkpoint.
+/// The storage of a weight in a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
+    /// One dense tensor.
     Dense,
+    /// NF4 codes with block scales.
     FourBit,
+    /// int8 values with row scales.
     EightBit,
 }
 
-/// How `file` stores the weight of this name, judging by what lies beside it.
+/// The storage of the weight of this name in `file`, judged by the tensors beside it.
 pub fn storage(file: &SafeTensorsFile, weight: &str) -> Storage {
     let has_state = file.names_from(&format!("{weight}{STATE}")).next().is_some();
     if has_state || PARTS.iter().any(|part| file.has(&format!("{weight}{part}"))) {

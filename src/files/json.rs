@@ -1,4 +1,4 @@
-//! JSON of files that others wrote: duplicate keys are errors, and errors carry line and column.
+//! Strict JSON: duplicate keys are errors, and errors carry line and column.
 
 use std::fmt;
 use std::path::Path;
@@ -9,7 +9,8 @@ use serde_json::{Map, Number, Value};
 use super::open;
 use crate::error::{Error, Place, Result};
 
-/// No configuration file is larger, and this much parses within the memory that hostile input may take.
+/// The most bytes of a JSON file: more than any configuration has, and few enough to parse within the memory that hostile
+/// input may take.
 const MAX_BYTES: u64 = 8 << 20;
 
 /// Reads and parses a JSON file.

@@ -1,7 +1,7 @@
 //! Files of weights: safetensors and GGUF, read without copying, written atomically ([`output`]).
 //!
 //! A reader hands out [`RawTensor`]s: the bytes as they lie in the file, with a dtype and a shape.
-//! What the numbers mean is `quant`'s business, what they are for is `model`'s.
+//! `quant` decodes the numbers; `model` knows their purpose.
 
 pub mod bitsandbytes;
 pub mod gguf;
@@ -52,7 +52,8 @@ impl Bytes {
         Some(Self { owner: self.owner.clone(), range })
     }
 
-    /// Gives the memory of a mapped file's pages back; they are read again should they be needed. Owned bytes stay.
+    /// Returns the memory of a mapped file's pages to the system, which reads them again on the next access. Owned bytes
+    /// stay.
     pub fn release(&self) {
         #[cfg(unix)]
         if let Owner::Mapped(map) = &self.owner {
@@ -92,7 +93,7 @@ impl fmt::Debug for Bytes {
     }
 }
 
-/// How the numbers of a tensor are stored.
+/// The number format of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
     /// IEEE 754 binary32.
@@ -114,7 +115,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// The name users know: `F32`, `BF16`, `Q4_K`.
+    /// The name for users: `F32`, `BF16`, `Q4_K`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
@@ -174,7 +175,7 @@ pub enum FloatType {
 }
 
 impl FloatType {
-    /// As a tensor's dtype.
+    /// The dtype of tensors in this format.
     pub fn dtype(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
@@ -210,7 +211,7 @@ impl FromStr for FloatType {
 /// whatever order the file format uses.
 #[derive(Debug, Clone)]
 pub struct RawTensor {
-    /// How the values are stored.
+    /// The number format.
     pub dtype: Dtype,
     /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
@@ -252,7 +253,7 @@ impl RawTensor {
     /// Whether the bytes are as many as dtype and shape say.
     ///
     /// # Errors
-    /// They are not.
+    /// Bytes, dtype and shape contradict each other.
     pub fn check_size(&self) -> Result<()> {
         if self.dtype.bytes_of(&self.shape) == Some(self.bytes.len()) {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Opening what someone else wrote: regular files only, never blocking, never more than a stated size.
+//! Opening of untrusted files: regular files only, never blocking, never more than a stated size.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -9,6 +9,7 @@ use super::Bytes;
 use crate::error::{Error, Result};
 
 /// Opens `path` for reading. A folder, FIFO, socket or device is an error at once: opening never waits.
+#[expect(clippy::disallowed_methods, reason = "the options are for reading")]
 pub fn regular(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
@@ -26,7 +27,7 @@ pub fn regular(path: &Path) -> Result<File> {
 
 /// Maps `path` into memory, read-only. An empty file maps to no bytes.
 ///
-/// The map shares the file: whoever truncates the file meanwhile ends this process with a bus error, as
+/// The map shares the file: if another process truncates the file meanwhile, this process ends with a bus error, as
 /// with every memory-mapped reader.
 pub fn map(path: &Path) -> Result<Bytes> {
     let file = regular(path)?;
@@ -49,7 +50,7 @@ pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
         return Err(too_large());
     }
     let mut bytes = Vec::new();
-    // One byte more than allowed tells too large from just fitting, should the file grow meanwhile.
+    // One byte more than allowed shows that the file has grown beyond the limit meanwhile.
     file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(|error| Error::read(path, &error))?;
     if bytes.len() as u64 > max_bytes {
         return Err(too_large());

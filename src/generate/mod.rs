@@ -1,4 +1,4 @@
-//! Inference: choosing tokens (and, with a decoder, producing them).
+//! Inference: the choice of tokens from logits, and generation with a decoder.
 
 pub mod run;
 pub mod sample;

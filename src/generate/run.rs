@@ -11,14 +11,14 @@ pub const SEQUENCES_AT_ONCE: usize = 16;
 /// Tokens that go through the model at once; longer prompts go through it piece by piece.
 pub const TOKENS_AT_ONCE: usize = 2048;
 
-/// How to continue prompts.
+/// The options of a generation.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
-    /// How the next token is chosen.
+    /// The choice of the next token.
     pub sampler: SamplerConfig,
     /// The most tokens to add.
     pub max_tokens: usize,
-    /// Any of these ends a continuation; it is not part of it.
+    /// The tokens that end a continuation; they are not part of it.
     pub end_tokens: &'a [u32],
 }
 
@@ -29,7 +29,7 @@ struct RunningSequence {
     sampler: Sampler,
     /// Prompt and continuation.
     history: Vec<u32>,
-    /// Tokens that the model has not seen yet start here.
+    /// The index of the first token that the model has not seen yet.
     fed: usize,
     added: usize,
 }
@@ -85,10 +85,10 @@ pub fn generate(
     Ok(continuations)
 }
 
-/// Whether a prompt can be continued by a model of so many positions.
+/// Checks that a model of so many positions can continue a prompt.
 ///
 /// # Errors
-/// It is empty or too long.
+/// The prompt is empty or too long.
 pub fn check_prompt(prompt: &[u32], positions: usize) -> Result<()> {
     if prompt.is_empty() {
         return Err(Error::input("", "has no tokens"));

@@ -1,17 +1,17 @@
-//! Choosing the next token from logits: greedy, or sampled after filters.
+//! The choice of the next token from logits: greedy, or sampled after filters.
 //!
 //! Filters and their order are those of transformers' `generate` (5.x, `generation/logits_process.py`):
-//! repetition penalty, temperature, top-k, top-p, min-p, each seeing what the one before left.
+//! repetition penalty, temperature, top-k, top-p, min-p, each applied to the result of the one before.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
 use crate::error::{Error, Result};
 
-/// Below it, dividing a logit may overflow.
+/// The smallest temperature above 0; below it, dividing a logit may overflow.
 const LEAST_TEMPERATURE: f64 = 1e-6;
 
-/// How to choose a token.
+/// The options of the choice of a token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplerConfig {
     /// Logits are divided by it; 0 is greedy (only the repetition penalty applies).
@@ -24,7 +24,7 @@ pub struct SamplerConfig {
     pub min_p: f64,
     /// Logits of tokens seen before are divided by it if positive, else multiplied; 1 changes nothing.
     pub repetition_penalty: f64,
-    /// Same seed, same logits: same tokens.
+    /// The seed: the same seed and the same logits give the same tokens.
     pub seed: u64,
 }
 
@@ -35,10 +35,10 @@ impl Default for SamplerConfig {
 }
 
 impl SamplerConfig {
-    /// Whether every value lies in its range.
+    /// Checks that every value lies in its range.
     ///
     /// # Errors
-    /// All that do not.
+    /// Every value outside its range.
     pub fn check(&self) -> Result<()> {
         let fraction = 0.0..=1.0;
         let temperature = self.temperature == 0.0 || (LEAST_TEMPERATURE..=f64::MAX).contains(&self.temperature);
@@ -67,7 +67,7 @@ pub struct Sampler {
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     token: u32,
-    /// After the filters so far.
+    /// The logit after the filters so far.
     logit: f64,
 }
 
@@ -89,7 +89,7 @@ impl Sampler {
         Ok(self.draw(&candidates))
     }
 
-    /// What [`sample`](Self::sample) draws from: tokens with their probabilities, the likeliest first.
+    /// The distribution that [`sample`](Self::sample) draws from: tokens with their probabilities, the likeliest first.
     pub fn distribution(&self, logits: &[f32], history: &[u32]) -> Result<Vec<(u32, f64)>> {
         let candidates = self.candidates(logits, history)?;
         let weights = weights(&candidates);
@@ -97,7 +97,7 @@ impl Sampler {
         Ok(candidates.iter().zip(weights).map(|(one, weight)| (one.token, weight / total)).collect())
     }
 
-    /// What the filters leave, the likeliest first, ties by id.
+    /// The candidates that the filters leave, the likeliest first, ties by id.
     fn candidates(&self, logits: &[f32], history: &[u32]) -> Result<Vec<Candidate>> {
         check_logits(logits)?;
         let mut logits: Vec<f64> = logits.iter().copied().map(f64::from).collect();

@@ -26,7 +26,7 @@ fn dtype(compute: Compute) -> DType {
     }
 }
 
-/// How to load a base.
+/// The options of loading a base.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// The device that the weights are placed on.

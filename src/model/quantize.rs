@@ -19,7 +19,7 @@ use crate::files::staging::Staging;
 use crate::files::{Bytes, Dtype, FloatType};
 use crate::quant::Quant;
 
-/// How to quantise.
+/// The options of a quantisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuantizeOptions {
     /// `Nf4` or `Int8`.

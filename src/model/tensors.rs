@@ -53,7 +53,7 @@ impl ModelConfig {
         self.names.translated(name, &self.family.names)
     }
 
-    /// What [`Self::name_alone`] was made from.
+    /// The source of [`Self::name_alone`].
     pub fn name_within(&self, name: &str) -> String {
         self.family.names.translated(name, &self.names)
     }

@@ -21,7 +21,7 @@ pub struct Block<P, N> {
     pub mlp: Mlp<P>,
     /// Norm of the feed-forward's output, before the residual sum.
     pub after_mlp: Option<N>,
-    /// How the two outputs join the residual stream.
+    /// The way that the two outputs join the residual stream.
     pub residual: Residual,
     /// Factor on each output before it is added; `None` is 1.
     pub residual_multiplier: Option<f32>,

@@ -21,7 +21,7 @@ const MAX_INDEX_BYTES: u64 = 32 << 20;
 /// The largest file of a reference: it holds the 40 digits of a commit.
 const MAX_REFERENCE_BYTES: u64 = 1024;
 
-/// Which files of a repository.
+/// The files to fetch of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
     /// A Hugging Face folder: configuration, tokenizer, chat template, safetensors.
@@ -56,7 +56,7 @@ impl Wanted {
         }
     }
 
-    /// What is missing in `snapshot` for it to be used without asking the hub.
+    /// The files that `snapshot` lacks to be used without asking the hub.
     pub(super) fn missing(&self, snapshot: &Path) -> Vec<String> {
         let needed = match self {
             Self::File(name) => vec![name.clone()],
@@ -138,7 +138,7 @@ impl CachedRepository {
         self.folder.join("blobs").join(etag)
     }
 
-    /// The file whose lock belongs to whoever fetches the content with this etag.
+    /// The lock file of the process that fetches the content with this etag.
     pub(super) fn lock_file(&self, etag: &str) -> PathBuf {
         self.locks.join(format!("{etag}.lock"))
     }

@@ -23,7 +23,7 @@ pub(super) struct Remote {
     pub(super) bytes: Option<u64>,
 }
 
-/// A checksum that the etag is.
+/// The kind of checksum that the etag is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Checksum {
     /// Of the content: files in large-file storage.
@@ -44,7 +44,7 @@ impl Checksum {
     }
 }
 
-/// How a response came to its end.
+/// The end of a response.
 enum Received {
     /// The server said that this was all, or closed the connection in good order.
     Whole,

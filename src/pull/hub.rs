@@ -1,8 +1,8 @@
 //! The Hugging Face hub over HTTP.
 //!
-//! Why this is not the `hf-hub` crate: 1.0 brings over 300 packages (an async runtime and a second HTTP stack), 0.5
+//! The `hf-hub` crate does not serve here: 1.0 brings over 300 packages (an async runtime and a second HTTP stack), 0.5
 //! verifies no checksum and knows neither `HF_TOKEN` nor `HF_HUB_OFFLINE` nor `HF_HUB_CACHE`; reading the cache while
-//! offline is needed either way ([`super::cache`]), and the rest is this file and [`super::download`].
+//! offline is needed either way (`cache.rs`), and the rest is this file and `download.rs`.
 
 use std::fmt::Display;
 use std::io;
@@ -25,13 +25,13 @@ use crate::error::{Error, Result};
 use crate::files::open;
 use crate::files::output::lock;
 
-/// How long a name look-up and a connection may take before the hub counts as not reachable.
+/// The longest time for a name look-up and a connection; after it the hub counts as not reachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the hub may stay silent within a response.
+/// The longest silence of the hub within a response.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often a request is tried again: rate limits, server errors, dropped connections.
+/// The number of retries of a request: after rate limits, server errors, dropped connections.
 pub(super) const RETRIES: u32 = 4;
-/// A hub that asks for a longer wait than this has said no.
+/// The longest wait that a hub may ask for; a longer one counts as a refusal.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// The largest listing of a repository, in bytes.
 const MAX_LISTING_BYTES: u64 = 64 << 20;
@@ -39,27 +39,27 @@ const MAX_LISTING_BYTES: u64 = 64 << 20;
 /// The largest file of certificates, in bytes.
 const MAX_CERTIFICATES_BYTES: u64 = 16 << 20;
 
-/// Where the hub is and where its cache lies.
+/// The address of the hub and the place of its cache.
 #[derive(Debug, Clone)]
 pub struct Hub {
     /// `https://huggingface.co`, or a mirror.
     pub endpoint: String,
     /// The folder that holds `models--ORG--NAME`.
     pub cache: PathBuf,
-    /// Sent to the endpoint, and to no other host.
+    /// The token, sent to the endpoint and to no other host.
     pub token: Option<String>,
-    /// Only the cache is used.
+    /// Whether only the cache is used.
     pub offline: bool,
 }
 
-/// What a repository is taken from where no revision is named.
+/// The revision of a repository where none is named.
 pub const DEFAULT_REVISION: &str = "main";
 
-/// Why the hub gave nothing.
+/// The reason for a failed request.
 pub(super) enum Failure {
     /// No connection: the cache, or another source, may serve.
     Unreachable(Error),
-    /// It answered, and the answer was no.
+    /// The hub refused the request.
     Refused(Error),
 }
 
@@ -78,8 +78,9 @@ struct Listing {
 }
 
 impl Hub {
-    /// As Python finds it: `HF_ENDPOINT`, `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`,
-    /// `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`, `HF_HUB_OFFLINE`.
+    /// The hub of the environment, by the variables that Python reads: `HF_ENDPOINT`, `HF_HUB_CACHE`,
+    /// `HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_TOKEN`, `HF_TOKEN_PATH`,
+    /// `HF_HUB_DISABLE_IMPLICIT_TOKEN`, `HF_HUB_OFFLINE`.
     ///
     /// # Errors
     /// Input: no home folder and no variable that stands in for it.
@@ -287,7 +288,7 @@ impl Hub {
                     Some(wait) => wait,
                     None => backoff(attempt),
                 },
-                // Nothing was reached: there is no point in waiting for it.
+                // A hub that cannot be reached is not worth a wait.
                 Err(error) if attempt == RETRIES || !is_dropped(&error) => {
                     let message = format!("{} cannot be reached ({error})", self.endpoint);
                     return Err(Failure::Unreachable(
@@ -357,7 +358,7 @@ fn is_temporary(status: StatusCode) -> bool {
     status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
 }
 
-/// Whether the connection was there and broke, as opposed to never having been there.
+/// Whether an established connection broke, as opposed to one that was never made.
 fn is_dropped(error: &ureq::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     match error {

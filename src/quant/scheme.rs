@@ -1,4 +1,4 @@
-//! The settings of number formats: how frozen weights are kept in memory, and the precision of the products.
+//! The settings of number formats: the quantisation of frozen weights in memory, and the precision of the products.
 
 use crate::settings::choice;
 

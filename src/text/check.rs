@@ -1,4 +1,4 @@
-//! What a `tokenizer.json` must satisfy before the `tokenizers` crate sees it.
+//! Checks of a `tokenizer.json` before the `tokenizers` crate sees it.
 //!
 //! `tokenizers` 0.23 panics on merges outside the vocabulary and on broken character maps, and a padding
 //! strategy can make it allocate gigabytes. Truncation, padding and the post-processor are taken out: this
@@ -18,7 +18,7 @@ const MAX_TOKEN_BYTES: usize = 64 * 1024;
 const MAX_STEPS: usize = 64;
 const MAX_PATTERN_BYTES: usize = 16 * 1024;
 const MAX_CHARSMAP_BYTES: usize = 4 << 20;
-/// How much longer all replacements together may make a text.
+/// The largest factor by which all replacements together may lengthen a text.
 const MAX_EXPANSION: usize = 1024;
 
 /// Checks `tokenizer` and takes out what this crate does itself. `place` is the file it came from.

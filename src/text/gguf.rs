@@ -1,7 +1,7 @@
 //! The vocabulary in a GGUF file's metadata, rewritten as a `tokenizer.json`.
 //!
 //! Keys: `tokenizer.ggml.*` (ggml `docs/gguf.md`). Two models: `gpt2`, byte-level BPE with its merges, and
-//! `llama`, SentencePiece BPE, whose merges follow from the scores. How text is split before the merges stands
+//! `llama`, SentencePiece BPE, whose merges follow from the scores. The split of text before the merges stands
 //! in the file only as a name (`tokenizer.ggml.pre`); the patterns behind the names are those of llama.cpp's
 //! `llama-vocab.cpp` and of transformers' `gguf_tokenizer_mapping.py`.
 
@@ -21,7 +21,7 @@ const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
-/// How byte-level BPE splits text before merging.
+/// The split of text before byte-level BPE merges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Split {
     /// GPT-2's own pattern.
@@ -327,7 +327,7 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
-/// What a vocabulary becomes in a `tokenizer.json`.
+/// The parts of a `tokenizer.json` that a vocabulary becomes.
 struct Parts {
     model: Value,
     normalizer: Value,

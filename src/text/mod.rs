@@ -1,6 +1,6 @@
 //! Text to token ids and back: Hugging Face `tokenizer.json` files and the vocabularies inside GGUF files.
 //!
-//! Everything goes through one door: [`Tokenizer`] is built from the JSON form, which is checked first
+//! Every [`Tokenizer`] is built from the JSON form, which is checked first
 //! (`check`), because the crate underneath panics on some broken files. A GGUF vocabulary is rewritten into
 //! that JSON form (`gguf`).
 

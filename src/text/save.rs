@@ -1,4 +1,4 @@
-//! Writing a tokenizer's files.
+//! Writing of a tokenizer's files.
 
 use std::path::Path;
 

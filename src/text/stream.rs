@@ -15,7 +15,7 @@ pub struct TextStream {
     context: Vec<u32>,
     /// Ids the last of which ends inside a character.
     held: Vec<u32>,
-    /// How many bytes of the text of `held` are out already.
+    /// Number of bytes of the text of `held` that are out already.
     given: usize,
 }
 
@@ -54,7 +54,7 @@ impl TextStream {
         text.get(std::mem::take(&mut self.given)..).unwrap_or_default().to_owned()
     }
 
-    /// What the held ids add to the text of the context.
+    /// The text that the held ids add to that of the context.
     fn new_text(&self) -> Result<String> {
         let before = self.tokenizer.decode(&self.context, self.skip_special)?;
         let ids: Vec<u32> = self.context.iter().chain(&self.held).copied().collect();

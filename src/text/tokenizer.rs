@@ -1,4 +1,4 @@
-//! The tokenizer: text to ids, ids to text, and what a model needs to know around them.
+//! The tokenizer: text to ids, ids to text, and the special tokens of a model.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,7 +38,7 @@ struct Inner {
     source: Source,
 }
 
-/// Where the files for [`Tokenizer::save`] come from.
+/// The source of the files for [`Tokenizer::save`].
 #[derive(Clone)]
 pub(super) enum Source {
     Folder(PathBuf),
@@ -54,7 +54,7 @@ pub(super) struct NamedTokens {
     pub pad: Option<String>,
 }
 
-/// What surrounds the JSON form of a tokenizer.
+/// The facts of a tokenizer beside its JSON form.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Surroundings {
     pub named: NamedTokens,
@@ -327,7 +327,7 @@ fn puts_space_first(tokenizer: &Value) -> bool {
     false
 }
 
-/// The id of the token for what the vocabulary lacks.
+/// The id of the unknown token.
 fn unknown_id(tokenizer: &Value) -> Option<u32> {
     let model = &tokenizer["model"];
     let id = match model["unk_token"].as_str() {

@@ -38,7 +38,7 @@ pub fn no_adapter(dir: &Path) -> Option<Error> {
         let error = Error::input(dir.display(), "is a file; expected an adapter's folder");
         return Some(error.hint(format!("name the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")));
     }
-    if !dir.is_dir() || known.into_iter().any(|file| has(file)) {
+    if !dir.is_dir() || known.into_iter().any(has) {
         return None;
     }
     let adapters = folders_with(dir, |folder| folder.join(CONFIG_FILE).is_file());

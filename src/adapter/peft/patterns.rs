@@ -1,4 +1,5 @@
-//! How PEFT's configuration chooses modules: lists of names, regular expressions of Python's dialect, layer numbers.
+//! The selection of modules in PEFT's configuration: lists of names, regular expressions of Python's dialect,
+//! layer numbers.
 //!
 //! Facts from PEFT 0.21 (`tuners/tuners_utils.py` `check_target_module_exists`, `utils/other.py` `get_pattern_key`).
 

@@ -1,4 +1,4 @@
-//! What a chat template shows of a conversation.
+//! The parts of a conversation that a chat template shows.
 //!
 //! Each text of the conversation gets a mark, a private-use character of its own, and the conversation is rendered once
 //! more. A mark that comes out nowhere belongs to a text that the template leaves out; a mark of the assistant that comes
@@ -24,7 +24,7 @@ struct Marked {
     key: String,
 }
 
-/// What `template` leaves out of a conversation. `text` is its rendering and `answers` are the trained parts of it.
+/// The parts of a conversation that `template` leaves out. `text` is its rendering and `answers` are the trained parts of it.
 pub(in crate::data) fn remarks(
     messages: &[Message],
     tools: Option<&Value>,
@@ -186,7 +186,7 @@ fn without_marks(rendered: &str, marks: &[Marked]) -> (String, Vec<(char, usize)
     (bare, places)
 }
 
-/// What to say of roles that are never trained.
+/// The remark on roles that are never trained.
 pub(in crate::data) fn untrained_roles(messages: &[Message]) -> Vec<Remark> {
     const KNOWN: [&str; 5] = ["tool", "developer", "function", "ipython", "environment"];
     let others = messages.iter().filter_map(|message| match &message.role {

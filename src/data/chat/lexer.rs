@@ -103,7 +103,7 @@ fn raw_length(block: &str) -> usize {
         .unwrap_or(block.len())
 }
 
-/// What stands in one `{{ … }}` or `{% … %}`.
+/// The content of one `{{ … }}` or `{% … %}`.
 struct Tag {
     operators: usize,
     is_elif: bool,

@@ -1,9 +1,9 @@
-//! What a template's namespace may hold.
+//! The values that a template's namespace may hold.
 
 use minijinja::value::{Value, ValueKind};
 use minijinja::{ErrorKind, State};
 
-/// How deep what a namespace holds may be nested.
+/// The deepest nesting of a value in a namespace.
 const MAX_STORED_DEPTH: usize = 32;
 
 /// Replaces lazy iterators in `value` by lists, so that a namespace cannot hold a cycle. `None` where there are none.

@@ -1,4 +1,4 @@
-//! What Python prints: the JSON of `json.dumps`, floats, and the dates of `strftime`.
+//! Python's output formats: the JSON of `json.dumps`, floats, and the dates of `strftime`.
 
 use minijinja::ErrorKind;
 use minijinja::value::{Kwargs, Value, ValueKind};
@@ -8,10 +8,10 @@ use time::OffsetDateTime;
 use super::stand_ins::is_private;
 use super::template::value_of;
 
-/// How deep `tojson` goes.
+/// The deepest nesting that `tojson` accepts.
 const MAX_JSON_DEPTH: usize = 64;
 
-/// How JSON is laid out.
+/// The layout of JSON.
 struct JsonStyle {
     indent: Option<usize>,
     /// Between items, and between key and value.

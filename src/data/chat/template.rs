@@ -80,7 +80,7 @@ impl ChatTemplate {
     /// date that `strftime_now` gives is that of the compilation, the same for the whole run.
     ///
     /// # Errors
-    /// As [`Self::of`].
+    /// Those of [`Self::of`].
     pub fn compile(source: &str, place: &str, named_tokens: &[(&str, &str)]) -> Result<Self> {
         Self::compile_at(source, place, named_tokens, now())
     }
@@ -88,7 +88,7 @@ impl ChatTemplate {
     /// [`Self::compile`] with the time that `strftime_now` gives.
     ///
     /// # Errors
-    /// As [`Self::of`].
+    /// Those of [`Self::of`].
     pub fn compile_at(source: &str, place: &str, named_tokens: &[(&str, &str)], now: OffsetDateTime) -> Result<Self> {
         let compiled = Compiled::new(source, format!("{place}: chat template"), named_tokens, now)?;
         Ok(Self { plain: Arc::new(compiled), tool_use: None, tools: None, tools_bytes: 0 })
@@ -97,7 +97,7 @@ impl ChatTemplate {
     /// The same template, with another one for conversations with tools (transformers' `tool_use`).
     ///
     /// # Errors
-    /// As [`Self::of`].
+    /// Those of [`Self::of`].
     pub fn with_tool_use(self, source: &str, place: &str, named_tokens: &[(&str, &str)]) -> Result<Self> {
         let compiled = Compiled::new(source, format!("{place}: chat template tool_use"), named_tokens, now())?;
         Ok(Self { tool_use: Some(Arc::new(compiled)), ..self })

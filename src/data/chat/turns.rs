@@ -1,4 +1,4 @@
-//! Where the assistant's turns stand in a rendered conversation.
+//! The places of the assistant's turns in a rendered conversation.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ pub(in crate::data) struct Rendered {
 /// Renders a conversation and finds the assistant's turns in it.
 ///
 /// # Errors
-/// What the template says; an answer that cannot be matched with its prompt.
+/// Those of the template; an answer that cannot be matched with its prompt.
 pub(in crate::data) fn rendered(
     messages: &[Message],
     template: &ChatTemplate,
@@ -38,7 +38,7 @@ pub(in crate::data) fn rendered(
 /// prompt, the header that it writes before an answer is added.
 ///
 /// # Errors
-/// What the template says.
+/// Those of the template.
 pub(in crate::data) fn prompt(messages: &[Message], template: &ChatTemplate) -> Result<String> {
     let prompt = template.render(messages, true)?;
     let header = header(messages, &prompt, template);

@@ -21,7 +21,7 @@ const STACK_BYTES: usize = 64 << 20;
 /// The longest a template may take to compile or render.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// What a thread compiles.
+/// The source that a thread compiles.
 #[derive(Debug, Clone)]
 pub(super) struct Program {
     /// The source as minijinja gets it.
@@ -30,7 +30,7 @@ pub(super) struct Program {
     pub(super) kept: String,
     /// `("bos_token", "<s>")` and so on.
     pub(super) globals: Vec<(String, String)>,
-    /// What `strftime_now` gives.
+    /// The result of `strftime_now`.
     pub(super) now: OffsetDateTime,
 }
 
@@ -141,7 +141,7 @@ impl Worker {
     }
 }
 
-/// What a thread says, or that it says nothing in time.
+/// The answer of a thread, or an error if none comes in time.
 fn wait<T>(
     outcome: &Receiver<Result<T, String>>,
     deadline: Duration,
@@ -191,7 +191,7 @@ fn explain(error: &minijinja::Error) -> String {
     }
 }
 
-/// What a template sees: the names that transformers' `apply_chat_template` gives it.
+/// The variables of a template: the names that transformers' `apply_chat_template` gives it.
 fn context(job: Job, globals: &[(String, String)]) -> Value {
     let messages: Vec<Value> = job.messages.into_iter().map(Value::from_object).collect();
     let mut pairs = vec![

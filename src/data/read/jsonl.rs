@@ -34,7 +34,7 @@ pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
 /// missing last line end are fine.
 ///
 /// # Errors
-/// As [`read`].
+/// Those of [`read`].
 pub fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Row>> {
     let bytes = unreadable::text(bytes, name)?;
     let mut rows = Rows::new(format);
@@ -57,7 +57,7 @@ pub fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Row
 /// Parses the bytes of a JSON list of objects. Places are the lines on which the objects begin.
 ///
 /// # Errors
-/// As [`read`].
+/// Those of [`read`].
 pub fn parse_list(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Row>> {
     list::parse(unreadable::text(bytes, name)?, name, format)
 }

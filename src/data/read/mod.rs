@@ -55,7 +55,7 @@ pub fn read_file(path: &Path, format: Option<Format>) -> Result<DataFile> {
 /// The rows of a data file: [`read_file`] without the checksum.
 ///
 /// # Errors
-/// As [`read_file`].
+/// Those of [`read_file`].
 pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
     read_file(path, format).map(|file| file.rows)
 }

@@ -10,7 +10,9 @@ use crate::quant::{float, nf4};
 /// One of the tensors that a packed weight is stored as.
 #[derive(Debug, Clone)]
 pub struct Part {
+    /// Name, type and shape in the file.
     pub header: TensorHeader,
+    /// The values in their stored form.
     pub bytes: Bytes,
 }
 

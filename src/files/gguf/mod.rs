@@ -39,9 +39,9 @@ struct Header {
 #[derive(Debug, Clone)]
 struct Entry {
     dtype: Dtype,
-    /// Outermost dimension first.
+    /// The shape, outermost dimension first.
     shape: Vec<usize>,
-    /// From the start of the data.
+    /// The offset from the start of the data.
     offset: u64,
     bytes: u64,
 }
@@ -65,7 +65,7 @@ impl Gguf {
         &self.place
     }
 
-    /// 2 or 3.
+    /// The version of the format, 2 or 3.
     pub fn version(&self) -> u32 {
         self.header.version
     }
@@ -100,7 +100,7 @@ impl Gguf {
         self.header.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// How a tensor is stored.
+    /// The number format of a tensor.
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
         self.header.tensors.get(name).map(|entry| entry.dtype)
     }
@@ -115,8 +115,7 @@ impl Gguf {
         self.bytes.len()
     }
 
-    /// A tensor, its bytes still in the map. Whether its scales are finite is for
-    /// [`RawTensor::check_finite`] to say, which reads all of it.
+    /// A tensor, its bytes still in the map. Its values are not looked at; [`RawTensor::check_finite`] does that.
     pub fn tensor(&self, name: &str) -> Result<RawTensor> {
         let place = || Place::tensor(&self.place, name);
         let entry = self.header.tensors.get(name).ok_or_else(|| Error::input(place(), "is not in the file"))?;

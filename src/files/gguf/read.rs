@@ -1,7 +1,7 @@
 //! The header of a GGUF file, read forward: version, metadata, tensor table.
 //!
-//! Counts and lengths come from whoever wrote the file, so nothing is allocated on their word: what a count promises must
-//! fit into the bytes that are left. Texts are copied out of the file before they are checked to be UTF-8: the bytes of a
+//! Counts and lengths are not trusted: before memory is allocated for a count, its items must fit into the bytes that are
+//! left. Texts are copied out of the file before they are checked to be UTF-8: the bytes of a
 //! mapped file may change at any time, those of a `String` may not.
 
 use std::collections::BTreeMap;
@@ -17,11 +17,11 @@ const MAX_METADATA: u64 = 65_536;
 const MAX_TENSORS: u64 = 100_000;
 const MAX_KEY_BYTES: u64 = 65_535;
 const MAX_NAME_BYTES: u64 = 1024;
-/// A chat template or licence, with room to spare.
+/// The most bytes of a metadata string: of a chat template or licence, with room to spare.
 const MAX_STRING_BYTES: u64 = 16 << 20;
-/// One token or merge of a vocabulary.
+/// The most bytes of one token or merge of a vocabulary.
 const MAX_ITEM_BYTES: u64 = 65_535;
-/// In all arrays together: eight times the largest vocabulary with its scores, types and merges.
+/// The most items of all arrays together: eight times the largest vocabulary with its scores, types and merges.
 const MAX_ARRAY_ITEMS: u64 = 8 << 20;
 const MAX_ARRAY_DEPTH: usize = 4;
 const MAX_DIMENSIONS: u32 = 4;
@@ -30,7 +30,7 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 /// Reads everything before the tensors' data, and checks that the data is there.
 ///
 /// # Errors
-/// Input: whatever is wrong with it, naming metadata key or tensor.
+/// Input: the file is broken; the error names metadata key or tensor.
 pub(super) fn header(place: &str, bytes: &[u8]) -> Result<Header> {
     let mut reader = Reader { place, bytes, position: 0, array_items: 0 };
     let version = reader.version()?;

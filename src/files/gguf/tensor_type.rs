@@ -3,7 +3,7 @@
 use crate::files::Dtype;
 use crate::quant::BlockType;
 
-/// The dtype with this number, where it is one that is read.
+/// The dtype with this number; `None` for types that are not read.
 pub(super) fn dtype_of(id: u32) -> Option<Dtype> {
     match id {
         0 => Some(Dtype::F32),

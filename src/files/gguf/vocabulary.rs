@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// name a byte.
 ///
 /// # Errors
-/// Input: they do not.
+/// Input: the arrays contradict each other.
 pub(super) fn check(place: &str, metadata: &BTreeMap<String, Value>) -> Result<()> {
     const BYTE_TOKEN: i64 = 6;
     let Some(value) = metadata.get("tokenizer.ggml.tokens") else { return Ok(()) };

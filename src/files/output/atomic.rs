@@ -1,4 +1,4 @@
-//! Writing a file so that it is either there whole or not there at all.
+//! Writing of files that appear complete or not at all.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -82,7 +82,10 @@ fn is_no_failure_of_the_disk(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP | libc::ENOSYS | libc::EACCES | libc::EPERM))
 }
 
-/// [`write`] for bytes already at hand.
+/// Writes `bytes` to `path` as [`write()`] does.
+///
+/// # Errors
+/// Those of [`write()`].
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write(path, |writer| writer.write_all(bytes).map_err(|error| Error::write(path, &error)))
 }

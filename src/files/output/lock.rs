@@ -1,4 +1,4 @@
-//! Lock files: one process at a time does what a lock stands for.
+//! Lock files: one process at a time does the work that a lock stands for.
 
 use std::fs::{File, OpenOptions};
 use std::path::Path;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{atomic, temporary};
 use crate::error::{Error, Result};
 
-/// A file that is not complete yet. Dropped, it stays, for the next attempt to go on with.
+/// A file that is not complete yet. It stays when it is dropped, so that the next attempt can continue it.
 #[derive(Debug)]
 pub struct PartialFile {
     target: PathBuf,

@@ -1,4 +1,4 @@
-//! The weights of a model as safetensors files of a limited size, with their index, the way Hugging Face names them.
+//! The weights of a model as safetensors files of a limited size, with their index, under the names that Hugging Face uses.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,17 +12,21 @@ use crate::files::safetensors::{self, TensorHeader};
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// One tensor to write, and what it is made from.
+/// One tensor to write, with the source of its values.
 #[derive(Debug, Clone)]
 pub struct Entry<T> {
+    /// Name, type and shape in the file.
     pub header: TensorHeader,
+    /// The source of its values.
     pub origin: T,
 }
 
 /// One file of weights.
 #[derive(Debug, Clone)]
 pub struct Shard<T> {
+    /// The name of the file.
     pub file: String,
+    /// Its tensors in order.
     pub entries: Vec<Entry<T>>,
 }
 
@@ -31,8 +35,8 @@ pub struct Shard<T> {
 pub struct Shards<T>(Vec<Shard<T>>);
 
 impl<T> Shards<T> {
-    /// Fills files in order, each up to `max_bytes`. What is one weight, a tensor or the parts of a packed one, stays
-    /// together; above that size it gets a file of its own.
+    /// Fills files in order, each up to `max_bytes`. The parts of one packed weight stay together;
+    /// a weight above that size gets a file of its own.
     ///
     /// # Errors
     /// A tensor that safetensors cannot hold.
@@ -77,7 +81,7 @@ impl<T> Shards<T> {
     /// Bytes of all tensors.
     ///
     /// # Errors
-    /// As [`Shards::plan`].
+    /// Those of [`Shards::plan`].
     pub fn bytes(&self) -> Result<u64> {
         self.entries().map(|entry| entry.header.bytes().map(|bytes| bytes as u64)).sum()
     }
@@ -86,7 +90,7 @@ impl<T> Shards<T> {
     /// time.
     ///
     /// # Errors
-    /// What `produce` says; a full disk.
+    /// Those of `produce`; a full disk.
     pub fn write(&self, folder: &Path, mut produce: impl FnMut(&Entry<T>) -> Result<Bytes>) -> Result<()> {
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         for shard in &self.0 {

@@ -1,20 +1,21 @@
-//! Writing a folder so that it is either there whole or not there at all.
+//! Writing of folders that appear complete or not at all.
 
 use std::path::{Path, PathBuf};
 
 use super::temporary::{self, MadeFolders, Temporary};
 use crate::error::{Error, Result};
 
-/// A folder that grows beside its place. Dropped before it is published, it is gone.
+/// A folder that is filled under a temporary name beside its final one. It is removed if it is dropped before it is
+/// published.
 #[derive(Debug)]
 pub struct Staging {
     folder: Temporary<tempfile::TempDir>,
-    /// Dropped after what lies in them.
+    /// The parent folders made for it, dropped after it.
     parents: MadeFolders,
 }
 
 impl Staging {
-    /// Whether `out` is free.
+    /// Checks that `out` is free.
     ///
     /// # Errors
     /// Input: something lies there.
@@ -22,7 +23,7 @@ impl Staging {
         if out.file_name().is_none() {
             return Err(Error::input(format_args!("`{}`", out.display()), "does not name a folder to write"));
         }
-        // Found out now rather than after the weights have been read.
+        // An error now comes before the weights are read.
         let above = out.ancestors().skip(1).find(|above| above.symlink_metadata().is_ok());
         if let Some(above) = above.filter(|above| !above.is_dir()) {
             return Err(Error::input(
@@ -53,7 +54,7 @@ impl Staging {
         Ok(Self { folder, parents })
     }
 
-    /// Where the folder is for now.
+    /// The temporary path of the folder.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -70,7 +71,7 @@ impl Staging {
             if out.symlink_metadata().is_ok() {
                 return Err(Error::input(out.display(), "exists already: it was made meanwhile"));
             }
-            // What the guard would remove is then no longer there.
+            // The guard then finds nothing to remove.
             std::fs::rename(folder.path(), out).map_err(|error| Error::write(out, &error))
         })?;
         parents.keep();

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 static LIVE: Mutex<BTreeMap<PathBuf, Removal>> = Mutex::new(BTreeMap::new());
 
-/// How much of a tracked path [`remove_all`] removes.
+/// The part of a tracked path that [`remove_all`] removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Removal {
     /// Everything.

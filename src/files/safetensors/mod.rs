@@ -1,4 +1,4 @@
-//! safetensors: a memory-mapped reader that trusts nothing, and a writer that streams.
+//! safetensors: a memory-mapped reader that checks everything, and a writer that streams.
 //!
 //! Format: eight bytes of header length (little-endian), a JSON header `{"name": {"dtype", "shape",
 //! "data_offsets": [begin, end]}, "__metadata__": {"key": "value"}}`, then the tensors without gaps.

@@ -11,9 +11,9 @@ use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use super::METADATA_KEY;
 use crate::error::{Error, Result};
 
-/// More tensors than any model has; the header of a million of them is an attack.
+/// The most tensors of a file: more than any model has. A header of a million tensors is an attack.
 const MAX_TENSORS: usize = 100_000;
-/// The limit of the safetensors crate.
+/// The most bytes of a header: the limit of the safetensors crate.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 const MAX_NAME_BYTES: usize = 1024;
 const MAX_DIMENSIONS: usize = 8;
@@ -68,7 +68,7 @@ pub(super) fn check(place: &str, text: &[u8], data: u64) -> Result<()> {
 /// The part of a header that the checks need.
 struct Scan {
     tensors: usize,
-    /// Where the last tensor ends, from the start of the data.
+    /// The end of the last tensor, from the start of the data.
     end: u64,
 }
 

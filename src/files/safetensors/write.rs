@@ -1,4 +1,4 @@
-//! Writing a safetensors file, one tensor at a time.
+//! Writing of a safetensors file, one tensor at a time.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -35,8 +35,8 @@ impl TensorHeader {
 
 /// Writes `tensors` to `path`, atomically: the file appears whole or not at all.
 ///
-/// `bytes_of` is asked for the bytes of one tensor at a time and is not asked again, so at most one is in
-/// memory. Tensors lie in the order given, except that wider dtypes come first (which aligns them all).
+/// `bytes_of` is called once for each tensor, one after another, so at most one is in memory. Tensors lie in the order
+/// given, except that wider dtypes come first (which aligns them all).
 pub fn write(
     path: &Path,
     metadata: &BTreeMap<String, String>,

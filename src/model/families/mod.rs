@@ -77,7 +77,7 @@ impl ModelConfig {
     /// the file.
     ///
     /// # Errors
-    /// As [`Self::from_json_file`].
+    /// Those of [`Self::from_json_file`].
     pub fn from_json(place: &str, config: &Value, generation: Option<&Value>) -> Result<Self> {
         let Value::Object(object) = config else {
             return Err(Error::input(place, "is not a JSON object"));
@@ -107,7 +107,7 @@ impl ModelConfig {
     /// The configuration that a GGUF file's metadata and tensors describe. Reports every problem at once.
     ///
     /// # Errors
-    /// As [`Self::from_json_file`].
+    /// Those of [`Self::from_json_file`].
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let name = gguf.architecture().unwrap_or("(none named)");
         let family = FAMILIES.iter().copied().find(|family| family.gguf == Some(name));

@@ -153,8 +153,8 @@ pub fn pack_rows_bf16(data: &[bf16], stride: usize, columns: usize, depth: usize
     #[cfg(target_arch = "x86_64")]
     if Isa::current() >= Isa::Avx512 {
         panel[depth * PANEL..].fill(bf16::ZERO);
-        // SAFETY: AVX-512 is there; 32 rows of `depth` values lie in `data`, the panel has room for them.
         assert!(data.len() >= 31 * stride + depth && panel.len() >= depth * PANEL);
+        // SAFETY: AVX-512 is there; 32 rows of `depth` values lie in `data`, the panel has room for them.
         return unsafe { x86::transpose_words(data.as_ptr().cast(), stride, depth / 2, panel.as_mut_ptr().cast()) };
     }
     pack_rows(data, stride, columns, depth, 1.0, panel)
@@ -164,8 +164,8 @@ pub fn pack_rows_bf16(data: &[bf16], stride: usize, columns: usize, depth: usize
 pub fn pack_rows_f32(data: &[f32], stride: usize, columns: usize, depth: usize, panel: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if columns == PANEL && Isa::current() >= Isa::Avx512 {
-        // SAFETY: AVX-512 is there; 32 rows of `depth` values lie in `data`, the panel has room for them.
         assert!(data.len() >= 31 * stride + depth && panel.len() >= depth * PANEL);
+        // SAFETY: AVX-512 is there; 32 rows of `depth` values lie in `data`, the panel has room for them.
         return unsafe { x86::transpose_words(data.as_ptr().cast(), stride * 2, depth, panel.as_mut_ptr().cast()) };
     }
     pack_rows(data, stride, columns, depth, 1.0, panel)

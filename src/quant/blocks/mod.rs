@@ -1,4 +1,4 @@
-//! GGUF block formats: how many values share a block, and how a block becomes `f32`.
+//! GGUF block formats: the size of a block, and its decoding to `f32`.
 //!
 //! Layouts and formulas after llama.cpp (`ggml-common.h`, `ggml-quants.c`) and gguf-py (`quants.py`), with
 //! the same order of `f32` operations, so that results equal theirs to the bit.
@@ -99,7 +99,7 @@ impl BlockType {
         }
     }
 
-    /// Where the `f16` scales (and minima) of a block lie, in bytes from its start.
+    /// The offsets of the `f16` scales (and minima) of a block, in bytes from its start.
     pub const fn scale_offsets(self) -> &'static [usize] {
         match self {
             Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => &[0],

@@ -104,7 +104,8 @@ mod tests {
             // Of the second, only the first token is marked, which has nothing before it.
             trained: [1, 1, 0, 1, 1, 0, 0, 1, 1].map(|mark| mark == 1).into(),
         };
-        let (value, weights) = weigh(&Counting, &batch, &[0.5, 1.0, 2.0, 4.0], &StepSize::of(&[batch.clone()]));
+        let (value, weights) =
+            weigh(&Counting, &batch, &[0.5, 1.0, 2.0, 4.0], &StepSize::of(std::slice::from_ref(&batch)));
         assert_eq!(weights, [1.0, 1.0, 3.0, 3.0]);
         assert_eq!(value, 1.5 + 3.0 * 6.0);
         let size = StepSize::of(&[batch.clone(), batch]);

@@ -142,11 +142,12 @@ macro_rules! vectorised {
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body $(::<$generic>)? ($($arg),*) }
                 let isa = $crate::ops::cpu::isa::Isa::current();
-                // SAFETY: `current` never exceeds what the processor reports.
                 if isa >= $crate::ops::cpu::isa::Isa::Avx512 {
+                    // SAFETY: the processor has AVX-512: `current` never exceeds what it reports.
                     return unsafe { avx512 $(::<$generic>)? ($($arg),*) };
                 }
                 if isa >= $crate::ops::cpu::isa::Isa::Avx2 {
+                    // SAFETY: the processor has AVX2: `current` never exceeds what it reports.
                     return unsafe { avx2 $(::<$generic>)? ($($arg),*) };
                 }
             }
