@@ -231,11 +231,18 @@ fn frequency_factors_of_llama_3_are_recognised() {
     let written = config.to_hf_json(Dtype::F32);
     assert_eq!(written["rope_scaling"]["rope_type"], "longrope");
     assert_eq!(ModelConfig::from_json("written", &written, None).expect("a config"), config);
-    // Factors that depend on the length are another matter.
+    // Factors that depend on the length of a sequence are LongRoPE's.
     let mut other = written.clone();
     other["rope_scaling"]["long_factor"][0] = json!(2.0);
-    let error = ModelConfig::from_json("other", &other, None).expect_err("not supported").to_string();
-    assert!(error.contains("\"longrope\""), "{error}");
+    let longrope = ModelConfig::from_json("other", &other, None).expect("a config");
+    match &longrope.rope.scaling {
+        RopeScaling::LongRope { short, long, attention_factor, .. } => {
+            assert_eq!((short[0], long[0], *attention_factor), (1.5, 2.0, 1.0));
+        }
+        other => panic!("{other:?}"),
+    }
+    let again = ModelConfig::from_json("again", &longrope.to_hf_json(Dtype::F32), None);
+    assert_eq!(again.expect("a config"), longrope);
 }
 
 #[test]
