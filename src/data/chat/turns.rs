@@ -45,8 +45,8 @@ pub(in crate::data) fn prompt(messages: &[Message], template: &ChatTemplate) -> 
     Ok(prompt + &header)
 }
 
-/// What the template writes between a conversation and the words of an answer, if it has no generation prompt of its
-/// own. White space alone belongs to the answer.
+/// The markup that the template writes between a conversation and the words of an answer, if it has no generation prompt
+/// of its own. White space alone belongs to the answer.
 fn header(messages: &[Message], prompt: &str, template: &ChatTemplate) -> String {
     if template.writes_generation_prompt() {
         return String::new();
@@ -90,8 +90,8 @@ fn answers(
     Ok(Some(answers))
 }
 
-/// What `text` begins with of `with`: all of it, but for end tokens that some templates (Phi-3's) write only where
-/// the conversation ends. `None` where words would be missing.
+/// The begin of `text` that `with` shows too: all of it, except end tokens that some templates (Phi-3's) write only at the
+/// end of a conversation. `None` where words would be missing.
 fn shown<'a>(with: &'a str, text: &str, specials: &SpecialTexts) -> Option<&'a str> {
     let mut shown = with;
     while !text.starts_with(shown) {
