@@ -264,7 +264,7 @@ fn tokenizer(base: &BaseFiles) -> Result<Option<TokenizerFacts>> {
 
 fn adapter(path: &Path) -> Result<Adapter> {
     // Only the header is read: it can announce any number of values.
-    // Without the base, a copy of its embedding cannot be told from a trained one.
+    // Without the base, a copy of its embedding cannot be distinguished from a trained one.
     let header = AdapterHeader::read(path, |_, _| true)?;
     let config = header.config();
     let mut targets = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: nothing half-written stays behind, and a training run ends with what it has learned.
+//! Ctrl-C and SIGTERM: nothing half-written stays behind, and a training run ends with the best adapter so far.
 
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};

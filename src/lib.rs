@@ -1,8 +1,9 @@
 //! burnish: fine-tune LLaMA-family language models with low-rank adapters, on Burn.
 //!
 //! Read `docs/architecture.md` first. Modules in the order they build on each other (nothing imports upward):
-//! [`error`], [`settings`], [`quant`], [`files`], [`interrupt`], [`ops`], [`nn`], [`model`], [`adapter`], [`text`], [`data`], [`train`],
-//! [`generate`], [`eval`], [`inspect`], [`pull`], [`recipe`], [`cli`].
+//! [`error`], [`bytes`], [`device`], [`settings`], [`quant`], [`files`], [`interrupt`], [`ops`], [`nn`],
+//! [`model`], [`text`], [`data`], [`adapter`], [`eval`], [`train`], [`generate`], [`pull`], [`recipe`], [`inspect`],
+//! [`run`], [`cli`].
 
 #![recursion_limit = "512"]
 

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
 
 /// The allocator keeps freed memory for the next step rather than giving its pages back: a step needs the same buffers
 /// again, and fresh pages cost a quarter of its time (docs/performance.md). There is one arena: those of other threads are
-/// limited in size, and give their pages back whatever they are told.
+/// limited in size, and give their pages back regardless of these settings.
 fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

@@ -1,6 +1,5 @@
 //! No buffer of the size of a decoded weight is ever made: every allocation is watched while packed weights are
 //! multiplied, forward and backward. A binary of its own, so that nothing else allocates meanwhile.
-#![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "tests write files and print figures")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};

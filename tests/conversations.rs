@@ -1,5 +1,5 @@
-//! What of a row reaches the model: turns, calls, reasoning and control tokens in every form that data sets and models
-//! give them, and what is said where something does not.
+//! The way of a row to the model: turns, calls, reasoning and control tokens in every form that data sets and models give
+//! them, and the remarks on parts that do not reach it.
 
 use std::fs;
 use std::path::Path;

@@ -10,7 +10,7 @@ mod readers;
 
 /// Larger seeds only make each run slower.
 const MAX_SEED_BYTES: usize = 64 << 10;
-/// What a run takes, whatever the input: a template or a text has a deadline of its own.
+/// The longest time of a run, whatever the input: a template or a text has a deadline of its own.
 const SLOW: Duration = Duration::from_secs(20);
 
 fn root() -> PathBuf {

@@ -1,4 +1,4 @@
-//! What the program leaves behind when something goes wrong, and what it says.
+//! Failures of the program: its messages, and the files that it leaves behind.
 
 use std::fs;
 use std::path::Path;

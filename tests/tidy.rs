@@ -59,6 +59,37 @@ fn every_source_file_opens_by_saying_what_it_is() {
     assert!(silent.is_empty(), "without `//!` in the first line: {silent:#?}");
 }
 
+/// The text of a line of documentation; `None` for any other line.
+fn documentation(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    line.strip_prefix("///").or_else(|| line.strip_prefix("//!")).map(str::trim)
+}
+
+/// The lines of documentation of `text` that open a paragraph without a noun, with their numbers.
+fn openings_without_a_noun(text: &str) -> Vec<(usize, &str)> {
+    let (mut found, mut opens) = (Vec::new(), true);
+    for (index, line) in text.lines().enumerate() {
+        let Some(words) = documentation(line) else {
+            opens = true;
+            continue;
+        };
+        if opens && ["What ", "Whoever ", "Who ", "As ", "Told "].iter().any(|word| words.starts_with(word)) {
+            found.push((index + 1, words));
+        }
+        opens = words.is_empty() || words.starts_with("# ");
+    }
+    found
+}
+
+#[test]
+fn documentation_opens_with_a_noun() {
+    let mut found = Vec::new();
+    for (path, text) in all_sources() {
+        found.extend(openings_without_a_noun(&text).iter().map(|(line, words)| format!("{path}:{line}: {words}")));
+    }
+    assert!(found.is_empty(), "docs/style.md has the rule: {found:#?}");
+}
+
 #[test]
 fn no_source_file_is_long() {
     let long: Vec<String> =
@@ -380,5 +411,8 @@ fn the_rules_see_what_they_look_for() {
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
     let expected = names(&["B", "C(u8, u8)", "D { e: u8, }"]);
     assert_eq!(found, [("A".to_owned(), expected), ("E".to_owned(), names(&["B", "C"]))]);
+    let text =
+        "/// As x.\nfn a() {}\n/// A noun.\n/// What follows.\n///\n/// # Errors\n/// What b says.\n// As code.\n";
+    assert_eq!(openings_without_a_noun(text), [(1, "As x."), (7, "What b says.")]);
     assert_eq!(words("a --b=\"c d\" 'e'"), ["a", "--b=c d", "e"]);
 }

@@ -118,7 +118,7 @@ fn prompt_form(arguments: &Arguments, model: &Ready) -> Result<(PromptForm, Stri
         error.within(folder.unwrap_or_default())
     })?;
     Ok(match format {
-        None => (PromptForm::Conversation, "; the adapter does not say how it was trained".to_owned()),
+        None => (PromptForm::Conversation, "; the adapter does not record the shape of its training data".to_owned()),
         Some(format) => {
             let form = PromptForm::of(format);
             let other =

@@ -122,7 +122,7 @@ fn not_packed(option: &str) -> Error {
         option,
         "the adapter was not trained over weights that burnish packed: there is one base to merge into",
     )
-    .hint("`--quant nf4` (nf4-double, int8) says how, where the adapter does not")
+    .hint("name the quantisation of training with `--quant nf4` (or nf4-double, int8)")
 }
 
 impl fmt::Display for Merged {

@@ -111,7 +111,7 @@ fn announce(effect: Effect) {
     // A closed stderr leaves no place to report to.
     let _ = match effect {
         Effect::FinishesFirst => {
-            writeln!(stderr, "\nstopping after this step; again stops at once, and keeps the best adapter")
+            writeln!(stderr, "\nstopping after this step; a second signal stops at once and keeps the best adapter")
         }
         Effect::EndsNow if stderr.is_terminal() => writeln!(stderr, "\ninterrupted"),
         Effect::EndsNow => Ok(()),

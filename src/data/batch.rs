@@ -66,7 +66,7 @@ pub fn split_valid<T>(examples: Vec<T>, fraction: f64, seed: u64) -> Result<(Vec
     Ok((train, valid))
 }
 
-/// How many of the validation sequences are also training sequences, token for token.
+/// The number of validation sequences that are also training sequences, token for token.
 pub fn seen_in_training(train: &[Encoded], valid: &[Encoded]) -> usize {
     let seen: HashSet<&[u32]> = train.iter().map(|sequence| sequence.ids.as_slice()).collect();
     valid.iter().filter(|sequence| seen.contains(sequence.ids.as_slice())).count()

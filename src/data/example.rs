@@ -97,7 +97,7 @@ pub struct Message {
 /// An example and where it stands in its data file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// Where the row begins.
+    /// The begin of the row.
     pub position: Position,
     /// The example itself.
     pub example: Example,

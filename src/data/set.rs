@@ -30,7 +30,7 @@ choice! {
 pub struct EncodedSet {
     /// In the order of the examples; those left out are missing.
     pub sequences: Vec<Encoded>,
-    /// Where each of the sequences begins in the data file.
+    /// The begin of each sequence in the data file.
     pub positions: Vec<Position>,
     /// The shape of the examples.
     pub format: Option<Format>,

@@ -19,7 +19,7 @@ section! {
         format: OrAuto<Format> = Take(OrAuto::Auto), any();
         /// The longest sequence, in tokens.
         max_seq_tokens: usize = Take(512), between(2..=1 << 24);
-        /// What happens to an example longer than `max_seq_tokens`.
+        /// The treatment of an example longer than `max_seq_tokens`.
         overlong: LongPolicy = Take(LongPolicy::Drop), any();
         /// Fill a micro-batch up to `micro_batch_seqs` × `max_seq_tokens` tokens instead of counting sequences; attention
         /// never crosses from one example to the next.

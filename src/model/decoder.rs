@@ -66,7 +66,7 @@ impl Decoder {
         &self.config
     }
 
-    /// Where it lives.
+    /// The device of its weights.
     pub fn device(&self) -> &Device {
         &self.device
     }

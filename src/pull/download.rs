@@ -95,7 +95,7 @@ impl Download<'_> {
                 hash = Sha256::new();
                 if response.status() != StatusCode::OK {
                     stalled += 1;
-                    self.give_up_after(stalled, 0, "the hub does not go on where it stopped")?;
+                    self.give_up_after(stalled, 0, "the hub does not continue a partial download")?;
                     continue;
                 }
             }
@@ -156,7 +156,8 @@ impl Download<'_> {
         }
         let expected = self.remote.bytes.map_or(String::new(), |bytes| format!(" of {bytes}"));
         let message = format!("the download of {} stops at byte {done}{expected}: {reason}", self.file);
-        Err(Error::failed(format!("hf:{}", self.repo), message).hint("run it again: it goes on where it stopped"))
+        Err(Error::failed(format!("hf:{}", self.repo), message)
+            .hint("run the command again: the download continues at that byte"))
     }
 }
 

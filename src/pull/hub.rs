@@ -195,7 +195,7 @@ impl Hub {
         let gguf: Vec<&str> = all().filter(|file| file.ends_with(".gguf") && is_plain_name(file)).collect();
         let gguf_hint = || match gguf.first() {
             Some(file) => format!("it has GGUF files: {}; name one as hf:{repo}/{file}", gguf.join(", ")),
-            None => format!("what it has: {}/{repo}/tree/main", self.endpoint),
+            None => format!("its files: {}/{repo}/tree/main", self.endpoint),
         };
         match wanted {
             Wanted::File(name) if files.is_empty() => {
@@ -319,11 +319,12 @@ impl Hub {
                 .hint("check the name; for a private model set HF_TOKEN or run `hf auth login`"),
             (403, _) => Error::input(place, format!("is forbidden {with_token} (403)"))
                 .hint(format!("see {page} for how access is granted")),
-            (404, _) => Error::input(place, "does not exist on the hub (404)").hint(format!("looked for {page}")),
+            (404, _) => Error::input(place, "does not exist on the hub (404)").hint(format!("the address was {page}")),
             (429, _) => {
                 let wait =
                     retry_after(response.headers()).map_or(String::new(), |wait| format!(" for {} s", wait.as_secs()));
-                Error::failed(place, format!("the hub limits our rate{wait} (429)")).hint("wait, or set HF_TOKEN")
+                Error::failed(place, format!("the hub limits the rate of requests{wait} (429)"))
+                    .hint("wait, or set HF_TOKEN")
             }
             _ => Error::failed(place, format!("the hub answered with status {status}")),
         }

@@ -13,7 +13,7 @@ choice! {
 }
 
 choice! {
-    /// How the frozen weights are kept in memory. A weight that a checkpoint holds packed stays as it is.
+    /// The quantisation of the frozen weights in memory. A weight that a checkpoint holds packed stays unchanged.
     Quant {
         /// No quantisation: 16- or 32-bit floats.
         None = "none",

@@ -17,9 +17,9 @@ section! {
         data: DataSettings = ReadEmpty, any();
         /// The low-rank adapter.
         adapter: AdapterSpec = ReadEmpty, any();
-        /// How it is trained: AdamW with decoupled weight decay.
+        /// The training: AdamW with decoupled weight decay.
         train: TrainSettings = ReadEmpty, any();
-        /// Where the results go.
+        /// The place of the results.
         output: Output = ReadEmpty, any();
         /// Samples that show the difference.
         sample: SampleSettings = ReadEmpty, any();
@@ -34,13 +34,13 @@ section! {
         model: String = Refuse, not_empty();
         /// Precision of the frozen matrix products. The adapter is always f32.
         compute: Compute = Take(Compute::Bf16), any();
-        /// How the frozen weights are kept in memory.
+        /// The quantisation of the frozen weights in memory.
         quant: Quant = Take(Quant::None), any();
     }
 }
 
 section! {
-    /// Where the results go.
+    /// The place of the results.
     Output {
         /// The run folder; it must be empty or not exist yet. A path is relative to the current folder.
         dir: PathBuf = Refuse, not_empty();

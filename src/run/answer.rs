@@ -7,14 +7,14 @@ use crate::generate::sample::SamplerConfig;
 use crate::model::Decoder;
 use crate::nn::Adapter;
 
-/// How a prompt becomes tokens.
+/// The form of a prompt, which decides its encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PromptForm {
     /// A question of the user, through the chat template; through Alpaca's prompt where the model has no template.
     Conversation,
-    /// As it is; control tokens that it spells are ordinary text, as in training data.
+    /// A text without markup; control tokens that it spells are ordinary text, as in training data.
     Bare,
-    /// As it is; control tokens that it spells are control tokens.
+    /// A text without markup; control tokens that it spells are control tokens.
     Typed,
 }
 
@@ -49,7 +49,7 @@ pub struct Answering {
 /// Answers prompts that are encoded already; `emit(prompt's index, token)` sees every token as it comes.
 ///
 /// # Errors
-/// What generation says.
+/// Those of [`generate`](crate::generate).
 pub fn answer_ids(
     decoder: &Decoder,
     encoder: &Encoder,

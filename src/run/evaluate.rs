@@ -28,7 +28,7 @@ pub struct EvalOptions {
     pub max_tokens: usize,
     /// Decides the bootstrap's resamples.
     pub seed: u64,
-    /// How the base's weights are kept in memory, for the report.
+    /// The quantisation of the base's weights in memory, for the report.
     pub quant: Quant,
 }
 

@@ -111,7 +111,7 @@ impl RunFolder {
 impl Drop for RunFolder {
     fn drop(&mut self) {
         let Some(unfinished) = self.unfinished.take() else { return };
-        // Only the files that a run writes: any other file that lies here is somebody's.
+        // Only the files that a run writes are removed; any other file belongs to the user.
         for name in [METRICS, "recipe.toml", "run.json"].iter().chain(&FOLDER_FILES) {
             let _ = std::fs::remove_file(self.path.join(name));
         }

@@ -11,7 +11,7 @@ use crate::error::{self, Error, Result};
 /// Sections within sections that `--set` may name: more than a recipe has, and no danger to the stack.
 const MAX_DEPTH: usize = 8;
 
-/// Where a value was typed.
+/// The place where a value was typed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
     /// Nowhere in particular: the recipe as a whole.
@@ -23,7 +23,7 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// How an error names this place in the recipe called `name`.
+    /// The form of this place in an error about the recipe called `name`.
     pub(crate) fn of(&self, name: &str) -> error::Place {
         match self {
             Self::Recipe => error::Place::file(name),

@@ -168,7 +168,7 @@ impl Tokenizer {
             // Only models that look whole words up in the vocabulary can get here.
             return Err(Error::input(
                 &self.0.place,
-                "text spells a control token, and this tokenizer cannot tell them apart",
+                "text spells a control token, and this tokenizer cannot distinguish the two",
             ));
         }
         Ok(ids)

@@ -3,7 +3,7 @@
 use crate::settings::choice;
 
 choice! {
-    /// How the learning rate goes on after the warm-up.
+    /// The learning rate after the warm-up.
     ScheduleKind {
         /// It stays.
         Constant = "constant",

@@ -24,7 +24,7 @@ section! {
         accumulate_steps: usize = Take(1), between(1..=65_536);
         /// The peak learning rate.
         learning_rate: f64 = Take(2e-4), above(0.0, 10.0);
-        /// How the learning rate goes on after the warm-up: to 0 at the last step, or constant.
+        /// The learning rate after the warm-up: falling to 0 at the last step, or constant.
         schedule: ScheduleKind = Take(ScheduleKind::Linear), any();
         /// Steps over which the learning rate rises from 0 to its peak.
         warmup_steps: u64 = Take(0), between(0..=MAX_STEPS);

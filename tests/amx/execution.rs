@@ -1,4 +1,4 @@
-//! Who executes the instructions of AMX while these tests run.
+//! The executor of the instructions of AMX while these tests run.
 
 use std::io::Write;
 use std::sync::LazyLock;
@@ -7,7 +7,7 @@ use burnish::ops::cpu::isa::{AmxSupport, Isa};
 
 use crate::emulator;
 
-/// Who executes the instructions of AMX.
+/// The executor of the instructions of AMX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Execution {
     /// The processor: nothing is emulated.

@@ -66,7 +66,7 @@ pub fn json(output: &Output) -> Value {
     serde_json::from_str(&stdout).expect("JSON")
 }
 
-/// What is wrong, after the exit code has been seen to be 2 and stdout to be empty.
+/// The reported problem, after a check that the exit code is 2 and stdout is empty.
 pub fn refused(output: &Output) -> String {
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{stderr}");

@@ -109,8 +109,8 @@ fn exact(weight: f64, pair: Option<&HostPair>, row: usize, column: usize) -> Sum
     sum
 }
 
-/// How far a stored value may lie from the exact sum: half a unit in the last place of its type, and what a sum
-/// of this size loses in f32.
+/// The largest distance of a stored value from the exact sum: half a unit in the last place of its type, and the part
+/// that a sum of this size loses in f32.
 fn bound(dtype: Dtype, sum: &Sum) -> f64 {
     let (rounding, least) = match dtype {
         Dtype::F16 => (2f64.powi(-11), 2f64.powi(-25)),

@@ -140,7 +140,7 @@ fn int(
     Ok(filters::int(state, value, Some(default.clone()), base, options).unwrap_or(default))
 }
 
-/// As [`int`].
+/// Jinja2's `float` filter, by the rules of [`int`].
 fn float(state: &State, value: &Value, default: Option<Value>, options: Kwargs) -> Result<Value, Error> {
     if value.is_undefined() {
         return refused("an undefined value is no number".into());

@@ -17,7 +17,7 @@ use crate::text::Tokenizer;
 
 /// The most that a template may write around a conversation.
 const MAX_MARKUP_BYTES: usize = 512 << 10;
-/// How often it may write the conversation itself.
+/// The most times that a template may write the conversation.
 const MAX_COPIES: usize = 4;
 
 /// A compiled chat template. Renders from any thread. Cloning is cheap.
@@ -157,7 +157,7 @@ impl ChatTemplate {
         })
     }
 
-    /// Where the template comes from, for messages.
+    /// The source of the template, for messages.
     pub fn place(&self) -> &str {
         &self.compiled().place
     }

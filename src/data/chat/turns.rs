@@ -45,8 +45,8 @@ pub(in crate::data) fn prompt(messages: &[Message], template: &ChatTemplate) -> 
     Ok(prompt + &header)
 }
 
-/// What the template writes between a conversation and the words of an answer, if it has no generation prompt of its
-/// own. White space alone belongs to the answer.
+/// The markup that the template writes between a conversation and the words of an answer, if it has no generation prompt
+/// of its own. White space alone belongs to the answer.
 fn header(messages: &[Message], prompt: &str, template: &ChatTemplate) -> String {
     if template.writes_generation_prompt() {
         return String::new();
@@ -60,7 +60,7 @@ fn header(messages: &[Message], prompt: &str, template: &ChatTemplate) -> String
     between.filter(|between| !between.trim().is_empty()).unwrap_or_default().to_owned()
 }
 
-/// Where the assistant's turns stand in the rendered `text`, end of turn included, by rendering the
+/// The places of the assistant's turns in the rendered `text`, end of turn included, by rendering the
 /// conversation up to each turn and again with it. `None` if the rendering with a turn does not begin like
 /// the one that generation of this turn sees.
 fn answers(
@@ -90,8 +90,8 @@ fn answers(
     Ok(Some(answers))
 }
 
-/// What `text` begins with of `with`: all of it, but for end tokens that some templates (Phi-3's) write only where
-/// the conversation ends. `None` where words would be missing.
+/// The begin of `text` that `with` shows too: all of it, except end tokens that some templates (Phi-3's) write only at the
+/// end of a conversation. `None` where words would be missing.
 fn shown<'a>(with: &'a str, text: &str, specials: &SpecialTexts) -> Option<&'a str> {
     let mut shown = with;
     while !text.starts_with(shown) {
@@ -100,7 +100,7 @@ fn shown<'a>(with: &'a str, text: &str, specials: &SpecialTexts) -> Option<&'a s
     Some(shown)
 }
 
-/// Where the turn that begins at `start` ends: whitespace after the end of turn belongs to the markup
+/// The end of the turn that begins at `start`: whitespace after the end of turn belongs to the markup
 /// between turns.
 fn end_of_turn(text: &str, start: usize, specials: &SpecialTexts) -> usize {
     let written = text[start..].trim_end();
@@ -165,7 +165,7 @@ fn last_answer(
     Ok((text, std::iter::once(prompt.len()..end).filter(|_| trained).collect()))
 }
 
-/// Where the last of `messages`, the assistant's, begins in `with`, its rendering.
+/// The begin in `with`, the rendering, of the last of `messages`, the assistant's.
 fn answer_start(messages: &[Message], with: &str, template: &ChatTemplate) -> Result<Option<usize>> {
     let Some((_, before)) = messages.split_last() else { return Ok(None) };
     if before.is_empty() {
@@ -182,7 +182,7 @@ fn answer_start(messages: &[Message], with: &str, template: &ChatTemplate) -> Re
     Ok(Some(shared).filter(|shared| *shared >= plain.len()))
 }
 
-/// Where the words of the last message begin in `with`, its rendering: where another content first differs.
+/// The begin in `with`, the rendering, of the words of the last message: the point where another content first differs.
 fn content_start(messages: &[Message], with: &str, template: &ChatTemplate) -> Result<usize> {
     let mut other = messages.to_vec();
     if let Some(last) = other.last_mut() {

@@ -167,7 +167,7 @@ fn work(
     let template = match environment.template_from_named_str("chat", &program.text) {
         Ok(template) => template,
         Err(error) => {
-            // Nobody listens any more where the deadline has passed.
+            // After the deadline there is no receiver any more.
             let _ = compiled.send(Err(format!("does not compile: {error}")));
             return;
         }

@@ -15,7 +15,7 @@ const SEPARATORS: [u8; 3] = [b',', b';', b'\t'];
 pub(super) struct Tidy {
     pub(super) bytes: Vec<u8>,
     pub(super) header: Vec<String>,
-    /// Where each row after the header begins, counted from 1.
+    /// The line on which each row after the header begins, counted from 1.
     pub(super) lines: Vec<usize>,
     separator: u8,
 }

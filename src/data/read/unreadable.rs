@@ -18,7 +18,7 @@ const KINDS: [(&[u8], &str, &str); 8] = [
     (b"\xd0\xcf\x11\xe0", "is an old Office document; expected text", "save it as CSV in UTF-8"),
 ];
 
-/// How far from the beginning a zero byte says that a file is no text.
+/// The length of the beginning of a file in which a zero byte shows that it is no text.
 const LOOKED_AT_BYTES: usize = 4096;
 
 /// Takes off the byte-order mark of UTF-8 and refuses what is no text in UTF-8. `name` stands in messages.

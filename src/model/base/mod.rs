@@ -179,7 +179,7 @@ impl BaseFiles {
         projections.any(|tensor| self.is_packed(&tensor.hf) || matches!(self.dtype(&tensor.hf), Some(Dtype::Block(_))))
     }
 
-    /// How a tensor is stored: `BF16`, `Q4_K`, or `NF4` and `INT8` for what bitsandbytes packed. Reads headers only.
+    /// The number format of a tensor: `BF16`, `Q4_K`, or `NF4` and `INT8` for weights that bitsandbytes packed. Reads headers only.
     pub fn storage_name(&self, hf_name: &str) -> Option<String> {
         match &self.source {
             Source::Folder(shards) => {

@@ -72,12 +72,13 @@ impl Rope {
 
     /// Other frequencies for sequences longer than `original_positions` (LongRoPE, Ding et al. 2024).
     ///
-    /// As in transformers, the length of a sequence decides for all of its positions: `seq_len >
-    /// original_max_position_embeddings`. While a sequence grows in a cache, transformers computes it anew when it crosses
-    /// that line. A [`Cache`](super::Cache) has keys but not what they came from, so its keys are rotated back and then
-    /// with the new frequencies, which is exact for the first layer; in the layers above, keys and values of earlier
-    /// tokens still come from states that attended with the old frequencies. Where [`Rope::switches`] says so, a caller
-    /// that wants what transformers does feeds the whole sequence to fresh caches.
+    /// The length of a sequence decides for all of its positions, as in transformers: `seq_len >
+    /// original_max_position_embeddings`. While a sequence grows in a cache, transformers computes it anew when it
+    /// crosses that line. A [`Cache`](super::Cache) has keys but not the states that they came from, so its keys are
+    /// rotated back and then with the new frequencies, which is exact for the first layer; in the layers above, keys
+    /// and values of earlier tokens still come from states that attended with the old frequencies. Where
+    /// [`Rope::switches`] says so, a caller that wants the result of transformers feeds the whole sequence to fresh
+    /// caches.
     ///
     /// # Panics
     /// If there are not as many frequencies as for short sequences.

@@ -51,7 +51,7 @@ impl<'a, T> SharedMut<'a, T> {
     /// If it does not lie inside.
     ///
     /// # Safety
-    /// As for [`SharedMut::slice`].
+    /// The conditions of [`SharedMut::slice`].
     pub unsafe fn set(&self, index: usize, value: T) {
         // SAFETY: as the caller vouches.
         unsafe { self.slice(index, 1)[0] = value };

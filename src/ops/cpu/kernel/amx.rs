@@ -79,7 +79,7 @@ const PANEL_STEP_BYTES: usize = AMX_DEPTH * PANEL * size_of::<bf16>();
 /// 32 rows: four registers of sums, each operand loaded once for two products.
 ///
 /// # Safety
-/// As for [`tile_product`].
+/// The conditions of [`tile_product`].
 unsafe fn two_high(steps: usize, a: *const bf16, lda: usize, panel: *const bf16, tile: *mut f32, accumulate: bool) {
     // SAFETY: every address lies inside the buffers that the caller vouches for; a step moves on by what it has read.
     unsafe {
@@ -139,7 +139,7 @@ unsafe fn two_high(steps: usize, a: *const bf16, lda: usize, panel: *const bf16,
 /// 16 rows: the rest at the end of a matrix.
 ///
 /// # Safety
-/// As for [`tile_product`].
+/// The conditions of [`tile_product`].
 unsafe fn one_high(steps: usize, a: *const bf16, lda: usize, panel: *const bf16, tile: *mut f32, accumulate: bool) {
     // SAFETY: as in `two_high`.
     unsafe {

@@ -29,7 +29,7 @@ pub(super) unsafe fn f32_tile(
 /// The product for exactly `COUNT` rows, whose sums stay in registers.
 ///
 /// # Safety
-/// As for [`f32_tile`].
+/// The conditions of [`f32_tile`].
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn f32_rows<const COUNT: usize>(

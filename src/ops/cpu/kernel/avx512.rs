@@ -31,7 +31,7 @@ pub(super) unsafe fn f32_tile(
 /// The product for exactly `COUNT` rows, whose sums stay in registers.
 ///
 /// # Safety
-/// As for [`f32_tile`].
+/// The conditions of [`f32_tile`].
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn f32_rows<const COUNT: usize>(
@@ -89,7 +89,7 @@ pub(super) unsafe fn bf16_tile(
 /// The product for exactly `COUNT` rows, whose sums stay in registers.
 ///
 /// # Safety
-/// As for [`bf16_tile`].
+/// The conditions of [`bf16_tile`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn bf16_rows<const COUNT: usize>(
