@@ -70,6 +70,9 @@ pub struct Validation {
     pub high: f64,
     /// The verdict in words.
     pub verdict: &'static str,
+    /// Why there is no verdict whatever the interval says; `None` where the interval decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict_reason: Option<String>,
 }
 
 impl Validation {
@@ -85,6 +88,7 @@ impl Validation {
             low: comparison.low,
             high: comparison.high,
             verdict: comparison.verdict.name(),
+            verdict_reason: comparison.reason(),
         }
     }
 }
@@ -121,13 +125,27 @@ impl fmt::Display for Validation {
             f,
             "validation loss {:.4} -> {:.4} over {} tokens ({:+.4}, 95% interval {:+.4} to {:+.4}): {}",
             self.loss_before, self.loss_after, self.tokens, self.difference, self.low, self.high, self.verdict
-        )
+        )?;
+        self.verdict_reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_verdict_on_too_few_examples_says_so() {
+        let examples = |loss_sum| vec![crate::eval::loss::ExampleLoss { loss_sum, tokens: 1 }; 4];
+        let comparison =
+            crate::eval::loss::compare(&examples(2.0), &examples(1.0), 0, crate::eval::loss::example_number).unwrap();
+        let validation = Validation::of(&comparison, 4);
+        let text = validation.to_string();
+        assert!(text.ends_with("-1.0000): no evidence: 4 examples, at least 10 are needed"), "{text}");
+        let json = serde_json::to_value(&validation).unwrap();
+        assert_eq!(json["verdict"], "no evidence");
+        assert_eq!(json["verdict_reason"], "4 examples, at least 10 are needed");
+    }
 
     #[test]
     fn an_answer_cannot_control_the_terminal() {
