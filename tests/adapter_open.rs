@@ -182,6 +182,16 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
         std::fs::copy(entry.path(), expected_base.join(entry.file_name())).expect("copied");
     }
     std::fs::write(expected_base.join("chat_template.jinja"), TEMPLATE).expect("written");
+    // Line ends are no difference: templates are rendered with plain ones.
+    for name in ["crlf", "crlf-lone"] {
+        let adapter = folder.path().join(name);
+        tiny_adapter(&adapter, 0.25);
+        if name == "crlf" {
+            tokenizer.save(&adapter).expect("saved");
+        }
+        std::fs::write(adapter.join("chat_template.jinja"), TEMPLATE.replace('\n', "\r\n")).expect("written");
+        assert_eq!(notices(&adapter, &expected_base), [""; 0], "{name}");
+    }
 
     let eval = |base: &Path, adapter: &str| {
         let base = base.to_str().expect("UTF-8");
