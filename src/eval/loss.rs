@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 
 /// Resamples of the bootstrap: the interval's ends then wobble by about 1% of its width.
 pub const RESAMPLES: usize = 10_000;
@@ -64,10 +64,8 @@ pub struct LossComparison {
 impl LossComparison {
     /// Why there is no verdict whatever the interval says; `None` where the interval decides.
     pub fn reason(&self) -> Option<String> {
-        (self.examples < LEAST_EXAMPLES).then(|| {
-            let examples = if self.examples == 1 { "example" } else { "examples" };
-            format!("{} {examples}, at least {LEAST_EXAMPLES} are needed", self.examples)
-        })
+        (self.examples < LEAST_EXAMPLES)
+            .then(|| format!("{}, at least {LEAST_EXAMPLES} are needed", counted(self.examples, "example")))
     }
 }
 

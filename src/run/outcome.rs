@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::bytes::Size;
-use crate::error::printable;
+use crate::error::{counted, printable};
 use crate::eval::loss::{LossComparison, perplexity};
 
 /// The outcome of a training run.
@@ -103,19 +103,19 @@ impl fmt::Display for TrainReport {
         if let Some(valid) = &self.validation {
             writeln!(f, "{valid}")?;
         }
-        let (steps, best) = (self.steps, self.best_step);
+        let (steps, best) = (counted(self.steps, "step"), self.best_step);
         let early = match (self.interrupted, self.stopped_early) {
             (true, _) => ", interrupted",
             (_, true) => ", stopped early",
             _ => "",
         };
         let (speed, peak) = (self.tokens_per_second, Size(self.peak_bytes));
-        write!(f, "{steps} steps{early}, best at {best}; {speed:.0} tokens/s; peak memory {peak}")?;
+        write!(f, "{steps}{early}, best at {best}; {speed:.0} tokens/s; peak memory {peak}")?;
         match self.planned_bytes {
             Some(planned) => writeln!(f, " (planned {})", Size(planned))?,
             None => writeln!(f)?,
         }
-        write!(f, "adapter: {} ({} parameters)", self.dir.display(), self.parameters)
+        write!(f, "adapter: {} ({})", self.dir.display(), counted(self.parameters, "parameter"))
     }
 }
 
@@ -123,8 +123,14 @@ impl fmt::Display for Validation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "validation loss {:.4} -> {:.4} over {} tokens ({:+.4}, 95% interval {:+.4} to {:+.4}): {}",
-            self.loss_before, self.loss_after, self.tokens, self.difference, self.low, self.high, self.verdict
+            "validation loss {:.4} -> {:.4} over {} ({:+.4}, 95% interval {:+.4} to {:+.4}): {}",
+            self.loss_before,
+            self.loss_after,
+            counted(self.tokens, "token"),
+            self.difference,
+            self.low,
+            self.high,
+            self.verdict
         )?;
         self.verdict_reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))
     }
@@ -164,6 +170,7 @@ mod tests {
             samples: vec![sample],
         };
         let text = report.to_string();
+        assert!(text.contains("1 step, best at 1;") && text.ends_with("(1 parameter)"), "{text}");
         assert!(text.contains("a\\u{1b}[2Jb") && text.contains("\\u{7}c") && text.contains("d\\u{9b}31m\ne"), "{text}");
         assert!(!text.contains(|symbol: char| symbol.is_control() && symbol != '\n'), "{text:?}");
     }
