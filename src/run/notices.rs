@@ -21,8 +21,8 @@ pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
         notices.extend(set.notices.iter().map(|notice| format!("{name}: {notice}")));
         if set.untrained_turns > 0 {
             notices.push(format!(
-                "{name}: {} of the assistant left out of training: the chat template shows such turns differently once the \
-                 conversation goes on",
+                "{name}: {} of the assistant left out of training: the chat template shows such turns differently once \
+                 the conversation goes on",
                 counted(set.untrained_turns, "turn")
             ));
         }
