@@ -243,6 +243,12 @@ fn paragraph(problem: &Problem, others: &[&Problem]) -> String {
     text
 }
 
+/// A number and what it counts, for messages: `1 step`, `2 steps`. The plural of `noun` is formed with an `s`.
+pub fn counted<N: fmt::Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
+    let plural = if count == N::from(1) { "" } else { "s" };
+    format!("{count} {noun}{plural}")
+}
+
 /// The text as a terminal may get it: characters that would control it are escaped, line ends and tabs aside.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let controls = |symbol: char| symbol.is_control() && !matches!(symbol, '\n' | '\t');
@@ -277,6 +283,12 @@ mod tests {
     use std::error::Error as _;
 
     use super::*;
+
+    #[test]
+    fn a_single_one_has_no_plural() {
+        assert_eq!([0_u64, 1, 2].map(|count| counted(count, "step")), ["0 steps", "1 step", "2 steps"]);
+        assert_eq!(counted(1_usize, "row"), "1 row");
+    }
 
     #[test]
     fn joined_errors_keep_every_problem_and_the_stricter_exit_code() {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::adapter::peft::{AdapterHeader, CONFIG_FILE, PairHeader, WEIGHTS_FILE, no_adapter};
 use crate::data::{self, Example};
-use crate::error::{Error, Result, printable};
+use crate::error::{Error, Result, counted, printable};
 use crate::files::json;
 use crate::model::BaseFiles;
 use crate::recipe::Recipe;
@@ -306,7 +306,7 @@ impl fmt::Display for Inspection {
 
 impl fmt::Display for Data {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let turns = self.turns.map_or(String::new(), |turns| format!(", {turns} turns"));
+        let turns = self.turns.map_or(String::new(), |turns| format!(", {}", counted(turns, "turn")));
         let lines = [
             ("data", self.path.display().to_string()),
             ("shape", self.format.to_owned()),

@@ -80,6 +80,8 @@ fn header_notices(folder: &Path) -> Vec<String> {
 fn entries_that_match_nothing_are_named() {
     assert_eq!(notices_with("qv", &json!({})), "");
     assert_eq!(notices_with("patterns", &json!({})), "");
+    // PEFT's defaults are nobody's mistake.
+    assert_eq!(notices_with("qv", &json!({"target_modules": null})), "");
     for (keys, expected) in [
         (json!({"alpha_pattern": {"^v_proj": 64}}), "`alpha_pattern`: `^v_proj` matches no adapted module"),
         (json!({"rank_pattern": {"k_proj": 9}}), "`rank_pattern`: `k_proj` matches no adapted module"),
@@ -180,6 +182,16 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
         std::fs::copy(entry.path(), expected_base.join(entry.file_name())).expect("copied");
     }
     std::fs::write(expected_base.join("chat_template.jinja"), TEMPLATE).expect("written");
+    // Line ends are no difference: templates are rendered with plain ones.
+    for name in ["crlf", "crlf-lone"] {
+        let adapter = folder.path().join(name);
+        tiny_adapter(&adapter, 0.25);
+        if name == "crlf" {
+            tokenizer.save(&adapter).expect("saved");
+        }
+        std::fs::write(adapter.join("chat_template.jinja"), TEMPLATE.replace('\n', "\r\n")).expect("written");
+        assert_eq!(notices(&adapter, &expected_base), [""; 0], "{name}");
+    }
 
     let eval = |base: &Path, adapter: &str| {
         let base = base.to_str().expect("UTF-8");
@@ -267,12 +279,23 @@ fn folders_without_an_adapter_name_what_lies_in_them() {
         ("ours", "is the folder of a run that saved no adapter"),
         ("mlx", "the format of mlx-lm"),
         ("model", "it is a model"),
+        ("absent", "absent: does not exist; expected an adapter's folder"),
         ("trl/checkpoint-3/adapter_config.json", "is a file; expected an adapter's folder"),
     ] {
         let error = HostAdapter::load(&folder.path().join(path)).expect_err("no adapter");
         assert!(error.exit_code() == 2 && error.to_string().contains(expected), "{path}: {error}");
     }
     HostAdapter::load(&folder.path().join("trl/checkpoint-20")).expect("a checkpoint is an adapter");
+    for (path, expected) in [
+        ("trl", "trl: holds no model; adapters are in `checkpoint-3`, `checkpoint-20`, `checkpoint-100`"),
+        ("trl", "trl/checkpoint-100`, as the adapter"),
+        ("full", "full: holds no model itself, but in `checkpoint-5`"),
+        ("full", "name one of them, as `"),
+        ("peft/default", "is an adapter, not a base model"),
+    ] {
+        let error = burnish::model::BaseFiles::open(&folder.path().join(path)).expect_err("no model");
+        assert!(error.exit_code() == 2 && error.to_string().contains(expected), "{path}: {error}");
+    }
     let stderr = refused(&run(&folder, &["inspect", "trl"]));
     assert!(stderr.contains("checkpoint-20"), "{stderr}");
 }

@@ -114,7 +114,7 @@ fn data_of_which_nothing_is_left_is_told_with_the_reason() {
     let recipe = recipe.replace("valid = \"valid.jsonl\"", "valid_fraction = 0.5");
     fs::write(folder.path().join("recipe.toml"), recipe).expect("written");
     let error = check("train.seed=1");
-    assert!(error.contains("recipe.toml:6:18: `data.valid_fraction` is 0.5 of 1 examples"), "{error}");
+    assert!(error.contains("recipe.toml:6:18: `data.valid_fraction` is 0.5 of 1 example;"), "{error}");
 }
 
 #[test]

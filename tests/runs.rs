@@ -88,7 +88,7 @@ fn a_warm_up_longer_than_the_run_is_shortened() {
     let trained = run(&folder, &arguments);
     let stderr = text(&trained.stderr);
     assert!(trained.status.success(), "{stderr}");
-    assert!(stderr.contains("train.warmup_steps is 50, more than the 3 steps there are: shortened to 2"), "{stderr}");
+    assert!(stderr.contains("train.warmup_steps is 50, and the run has 3 steps: shortened to 2"), "{stderr}");
     let rates: Vec<f64> =
         steps(&folder, "runs/sums").iter().map(|step| step["learning_rate"].as_f64().expect("a rate")).collect();
     assert_eq!(rates, [0.0, 0.005, 0.01], "the peak is reached at the last step");

@@ -120,6 +120,18 @@ mod with_polars {
     }
 
     #[test]
+    fn columns_of_nothing_but_nulls_are_empty_cells() {
+        let example = |instruction: &str, output: &str| Example::Alpaca {
+            instruction: instruction.into(),
+            input: String::new(),
+            output: output.into(),
+            system: None,
+        };
+        let rows = examples(data::read(&fixture("nulls.parquet"), None).expect("reads"));
+        assert_eq!(rows, [example("Greet.", "Hello!"), example("Part.", "Bye!")]);
+    }
+
+    #[test]
     fn texts_stored_as_categories_are_texts() {
         let rows = data::read(&fixture("categories.parquet"), None).expect("reads");
         assert_eq!(rows[0].ignored.iter().map(|key| &**key).collect::<Vec<_>>(), ["note"]);

@@ -9,7 +9,7 @@ use super::terminal::Terminal;
 use super::train::{Arguments, TrainProgress};
 use crate::bytes::Size;
 use crate::data::{EncodedSet, Format};
-use crate::error::Result;
+use crate::error::{Result, counted};
 use crate::pull::{self, Presence};
 use crate::recipe::Recipe;
 use crate::run::folder::RunFolder;
@@ -81,11 +81,9 @@ impl Checked {
 
 impl fmt::Display for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { examples, tokens, trained_tokens, longest_tokens, .. } = self;
-        write!(
-            f,
-            "{examples} examples, {tokens} tokens, {trained_tokens} of them trained; the longest has {longest_tokens}"
-        )
+        let Self { trained_tokens, longest_tokens, .. } = self;
+        let (examples, tokens) = (counted(self.examples, "example"), counted(self.tokens, "token"));
+        write!(f, "{examples}, {tokens}, {trained_tokens} of them trained; the longest has {longest_tokens}")
     }
 }
 
@@ -123,9 +121,9 @@ impl fmt::Display for CheckedWithoutBase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { base, fetches, train_examples, valid_examples } = self;
         writeln!(f, "base        {base} is not on this machine; `burnish train` fetches {fetches}")?;
-        writeln!(f, "training    {train_examples} examples")?;
+        writeln!(f, "training    {}", counted(*train_examples, "example"))?;
         if *valid_examples > 0 {
-            writeln!(f, "validation  {valid_examples} examples")?;
+            writeln!(f, "validation  {}", counted(*valid_examples, "example"))?;
         }
         write!(f, "tokens, steps and memory depend on the base: `burnish pull {base}` fetches it now, then check again")
     }

@@ -10,7 +10,7 @@ use super::Global;
 use super::progress::{Downloads, Loading};
 use super::terminal::Terminal;
 use crate::bytes::Size;
-use crate::error::Result;
+use crate::error::{Result, counted};
 use crate::pull;
 use crate::recipe::Recipe;
 use crate::run::train::train;
@@ -98,7 +98,7 @@ impl Watch for TrainProgress<'_> {
         match *event {
             Event::Begin { total_steps, parameters } => {
                 (self.total, self.began) = (total_steps, Instant::now());
-                self.line(&format!("{parameters} trainable parameters, {total_steps} steps"));
+                self.line(&format!("{}, {}", counted(parameters, "trainable parameter"), counted(total_steps, "step")));
                 if self.terminal.shows_bars() {
                     let bar = ProgressBar::new(total_steps);
                     let template = "{wide_bar} {pos}/{len} {msg} {eta} left";

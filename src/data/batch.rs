@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
 use super::encoded::Encoded;
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, counted};
 
 /// The order of an epoch: a permutation of `0..count` that `seed` and `epoch` (from 0) decide, on every machine
 /// and in every version.
@@ -53,7 +53,10 @@ pub fn packed_batches(order: &[usize], lengths: &[usize], max_tokens: usize) -> 
 pub fn split_valid<T>(examples: Vec<T>, fraction: f64, seed: u64) -> Result<(Vec<T>, Vec<T>)> {
     let count = examples.len();
     if !(fraction > 0.0 && fraction < 1.0) || count < 2 {
-        let message = format!("is {fraction} of {count} examples; expected a share above 0 and below 1 of at least 2");
+        let message = format!(
+            "is {fraction} of {}; expected a share above 0 and below 1 of at least 2",
+            counted(count, "example")
+        );
         return Err(Error::input(Place::setting("data.valid_fraction"), message));
     }
     let wanted = ((count as f64 * fraction).round() as usize).clamp(1, count - 1);

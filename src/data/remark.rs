@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::example::Position;
+use crate::error::counted;
 
 /// One thing to say about a row. Equal remarks of several rows are said once, with their count.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,7 +138,7 @@ impl Remarks {
     /// One line for each remark, with the number of its rows and the first of them; ignored keys are one line together.
     pub fn lines(&self) -> Vec<String> {
         let ignored = self.rows.iter().filter_map(|(remark, rows)| match remark {
-            Remark::KeyIgnored { key } => Some(format!("{key} ({})", counted(rows.count))),
+            Remark::KeyIgnored { key } => Some(format!("{key} ({})", counted(rows.count, "row"))),
             _ => None,
         });
         let ignored: Vec<String> = ignored.collect();
@@ -161,14 +162,7 @@ impl Rows {
         let numbers: Vec<String> = self.first.iter().map(|position| position.number().to_string()).collect();
         let (plural, more) =
             (if numbers.len() > 1 { "s" } else { "" }, if self.count > MAX_NAMED { ", …" } else { "" });
-        format!("{}: {unit}{plural} {}{more}", counted(self.count), numbers.join(", "))
-    }
-}
-
-fn counted(count: usize) -> String {
-    match count {
-        1 => "1 row".to_owned(),
-        count => format!("{count} rows"),
+        format!("{}: {unit}{plural} {}{more}", counted(self.count, "row"), numbers.join(", "))
     }
 }
 

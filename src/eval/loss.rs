@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 
 /// Resamples of the bootstrap: the interval's ends then wobble by about 1% of its width.
 pub const RESAMPLES: usize = 10_000;
@@ -59,6 +59,14 @@ pub struct LossComparison {
     pub examples: usize,
     /// The conclusion from the interval.
     pub verdict: Verdict,
+}
+
+impl LossComparison {
+    /// Why there is no verdict whatever the interval says; `None` where the interval decides.
+    pub fn reason(&self) -> Option<String> {
+        (self.examples < LEAST_EXAMPLES)
+            .then(|| format!("{}, at least {LEAST_EXAMPLES} are needed", counted(self.examples, "example")))
+    }
 }
 
 /// The name of an example without a place in a file, by its index.
@@ -186,8 +194,13 @@ mod tests {
         assert_eq!(verdict(-0.1), Verdict::Improved);
         assert_eq!(verdict(0.1), Verdict::Worse);
         assert_eq!(verdict(0.0), Verdict::NoEvidence);
-        let few = |by| compare(&losses(&before[..9]), &shifted(by)[..9], 0, example_number).unwrap().verdict;
-        assert_eq!(few(-0.1), Verdict::NoEvidence);
+        assert_eq!(compare(&losses(&before), &shifted(0.0), 0, example_number).unwrap().reason(), None);
+        let few = compare(&losses(&before[..9]), &shifted(-0.1)[..9], 0, example_number).unwrap();
+        assert_eq!(few.verdict, Verdict::NoEvidence);
+        assert!(few.high < 0.0);
+        assert_eq!(few.reason().as_deref(), Some("9 examples, at least 10 are needed"));
+        let one = compare(&losses(&before[..1]), &shifted(-0.1)[..1], 0, example_number).unwrap();
+        assert_eq!(one.reason().as_deref(), Some("1 example, at least 10 are needed"));
     }
 
     #[test]

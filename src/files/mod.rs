@@ -4,6 +4,7 @@
 //! `quant` decodes the numbers; `model` knows their purpose.
 
 pub mod bitsandbytes;
+pub mod folders;
 pub mod gguf;
 pub mod hex;
 pub mod json;

@@ -115,16 +115,22 @@ fn lone_template(folder: &Path, base: &Tokenizer) -> Option<String> {
         Some(config.get("chat_template")?.as_str()?.to_owned())
     };
     let template = alone.or_else(within)?;
-    (Some(template.trim_end()) != template_of(base)).then(|| {
+    (Some(comparable(&template)) != template_of(base)).then(|| {
         "its chat template differs from the base's and is not used, since no tokenizer.json lies beside it; copy the \
          base's tokenizer.json there to use it"
             .to_owned()
     })
 }
 
-/// The chat template without line ends after it, which editors and libraries add or drop.
-fn template_of(tokenizer: &Tokenizer) -> Option<&str> {
-    tokenizer.chat_template().map(str::trim_end)
+/// The chat template in the form in which it is compared.
+fn template_of(tokenizer: &Tokenizer) -> Option<String> {
+    tokenizer.chat_template().map(comparable)
+}
+
+/// A chat template with the line ends that templates are rendered with, and none after it: editors and libraries change
+/// them.
+fn comparable(template: &str) -> String {
+    template.replace("\r\n", "\n").replace('\r', "\n").trim_end().to_owned()
 }
 
 /// The names of what two tokenizers do not have in common, chat templates aside.

@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 
 use crate::data::Encoder;
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, counted};
 use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
 use crate::pull;
@@ -45,7 +45,8 @@ impl OpenBase {
     /// A line about the parts of a larger model that the decoder does without, if the base has any.
     pub fn parts_passed_over(&self) -> Option<String> {
         let parts = self.files.passed_over();
-        let list: Vec<String> = parts.iter().map(|(part, tensors)| format!("{part} ({tensors} tensors)")).collect();
+        let list: Vec<String> =
+            parts.iter().map(|(part, tensors)| format!("{part} ({})", counted(*tensors, "tensor"))).collect();
         (!list.is_empty()).then(|| format!("base: only the text decoder is used; passed over: {}", list.join(", ")))
     }
 

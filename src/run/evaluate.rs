@@ -10,7 +10,7 @@ use super::base::OpenBase;
 use super::outcome::Validation;
 use crate::adapter::host::HostAdapter;
 use crate::data::{Format, LongPolicy, Row};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 use crate::eval::loss::{compare, mean_loss, perplexity};
 use crate::eval::text::{exact_match, rouge_l};
 use crate::generate::run::check_prompt;
@@ -138,8 +138,11 @@ impl fmt::Display for EvalReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "loss {:.4}, perplexity {:.3} over {} tokens of {} examples",
-            self.loss, self.perplexity, self.tokens, self.examples
+            "loss {:.4}, perplexity {:.3} over {} of {}",
+            self.loss,
+            self.perplexity,
+            counted(self.tokens, "token"),
+            counted(self.examples, "example")
         )?;
         if self.quant != Quant::None.name() {
             write!(f, ", base held as {}", self.quant)?;

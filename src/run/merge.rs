@@ -10,7 +10,7 @@ use super::base::OpenBase;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{self, MergeBase, MergeOptions, MergeReport};
 use crate::data::{Encoded, EncodedSet};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 use crate::eval::loss::{example_number, mean_loss};
 use crate::files::staging::Staging;
 use crate::model::load::LoadOptions;
@@ -126,7 +126,7 @@ fn loss_of_folder(folder: &Staging, sequences: &[Encoded], hardware: &Hardware) 
 impl fmt::Display for MergeCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { packed_as, tokens, adapter_on_packed, merged_on_original, merged_on_dequantized, nearer } = self;
-        writeln!(f, "validation loss over {tokens} tokens")?;
+        writeln!(f, "validation loss over {}", counted(*tokens, "token"))?;
         writeln!(f, "  adapter on {packed_as:<20} {adapter_on_packed:.4}")?;
         writeln!(f, "  merged into original weights    {merged_on_original:.4}")?;
         writeln!(f, "  merged into dequantized weights {merged_on_dequantized:.4}")?;

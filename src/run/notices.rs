@@ -2,6 +2,7 @@
 
 use super::answer::PromptForm;
 use super::prepare::Prepared;
+use crate::error::counted;
 
 /// Every notice about `prepared`, in order.
 pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
@@ -11,18 +12,18 @@ pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
     for (name, set) in [("train", &prepared.train), ("valid", &prepared.valid)] {
         for (count, what) in [
             (set.dropped_long, format!("left out: longer than {limit} tokens")),
-            (set.truncated, format!("had their prompt cut to {limit} tokens")),
+            (set.truncated, format!("had the prompt cut to {limit} tokens")),
         ] {
             if count > 0 {
-                notices.push(format!("{name}: {count} examples {what}"));
+                notices.push(format!("{name}: {} {what}", counted(count, "example")));
             }
         }
         notices.extend(set.notices.iter().map(|notice| format!("{name}: {notice}")));
         if set.untrained_turns > 0 {
             notices.push(format!(
-                "{name}: {} turns of the assistant are not trained: the chat template shows them differently once the \
-                 conversation goes on",
-                set.untrained_turns
+                "{name}: {} of the assistant left out of training: the chat template shows such turns differently once \
+                 the conversation goes on",
+                counted(set.untrained_turns, "turn")
             ));
         }
     }
@@ -35,8 +36,8 @@ pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
         );
     }
     if prepared.seen_in_training > 0 {
-        let seen = prepared.seen_in_training;
-        notices.push(format!("valid: {seen} examples are in the training data too: the validation loss flatters"));
+        let seen = counted(prepared.seen_in_training, "example");
+        notices.push(format!("valid: {seen} found in the training data too: the validation loss flatters"));
     }
     notices
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::bytes::Size;
-use crate::error::printable;
+use crate::error::{counted, printable};
 use crate::eval::loss::{LossComparison, perplexity};
 
 /// The outcome of a training run.
@@ -70,6 +70,9 @@ pub struct Validation {
     pub high: f64,
     /// The verdict in words.
     pub verdict: &'static str,
+    /// Why there is no verdict whatever the interval says; `None` where the interval decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict_reason: Option<String>,
 }
 
 impl Validation {
@@ -85,6 +88,7 @@ impl Validation {
             low: comparison.low,
             high: comparison.high,
             verdict: comparison.verdict.name(),
+            verdict_reason: comparison.reason(),
         }
     }
 }
@@ -99,19 +103,19 @@ impl fmt::Display for TrainReport {
         if let Some(valid) = &self.validation {
             writeln!(f, "{valid}")?;
         }
-        let (steps, best) = (self.steps, self.best_step);
+        let (steps, best) = (counted(self.steps, "step"), self.best_step);
         let early = match (self.interrupted, self.stopped_early) {
             (true, _) => ", interrupted",
             (_, true) => ", stopped early",
             _ => "",
         };
         let (speed, peak) = (self.tokens_per_second, Size(self.peak_bytes));
-        write!(f, "{steps} steps{early}, best at {best}; {speed:.0} tokens/s; peak memory {peak}")?;
+        write!(f, "{steps}{early}, best at {best}; {speed:.0} tokens/s; peak memory {peak}")?;
         match self.planned_bytes {
             Some(planned) => writeln!(f, " (planned {})", Size(planned))?,
             None => writeln!(f)?,
         }
-        write!(f, "adapter: {} ({} parameters)", self.dir.display(), self.parameters)
+        write!(f, "adapter: {} ({})", self.dir.display(), counted(self.parameters, "parameter"))
     }
 }
 
@@ -119,15 +123,35 @@ impl fmt::Display for Validation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "validation loss {:.4} -> {:.4} over {} tokens ({:+.4}, 95% interval {:+.4} to {:+.4}): {}",
-            self.loss_before, self.loss_after, self.tokens, self.difference, self.low, self.high, self.verdict
-        )
+            "validation loss {:.4} -> {:.4} over {} ({:+.4}, 95% interval {:+.4} to {:+.4}): {}",
+            self.loss_before,
+            self.loss_after,
+            counted(self.tokens, "token"),
+            self.difference,
+            self.low,
+            self.high,
+            self.verdict
+        )?;
+        self.verdict_reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_verdict_on_too_few_examples_says_so() {
+        let examples = |loss_sum| vec![crate::eval::loss::ExampleLoss { loss_sum, tokens: 1 }; 4];
+        let comparison =
+            crate::eval::loss::compare(&examples(2.0), &examples(1.0), 0, crate::eval::loss::example_number).unwrap();
+        let validation = Validation::of(&comparison, 4);
+        let text = validation.to_string();
+        assert!(text.ends_with("-1.0000): no evidence: 4 examples, at least 10 are needed"), "{text}");
+        let json = serde_json::to_value(&validation).unwrap();
+        assert_eq!(json["verdict"], "no evidence");
+        assert_eq!(json["verdict_reason"], "4 examples, at least 10 are needed");
+    }
 
     #[test]
     fn an_answer_cannot_control_the_terminal() {
@@ -146,6 +170,7 @@ mod tests {
             samples: vec![sample],
         };
         let text = report.to_string();
+        assert!(text.contains("1 step, best at 1;") && text.ends_with("(1 parameter)"), "{text}");
         assert!(text.contains("a\\u{1b}[2Jb") && text.contains("\\u{7}c") && text.contains("d\\u{9b}31m\ne"), "{text}");
         assert!(!text.contains(|symbol: char| symbol.is_control() && symbol != '\n'), "{text:?}");
     }

@@ -15,7 +15,7 @@ use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
 use crate::data::{self, DataFile, EncodedSet, Row, batch};
 use crate::device::{self, DeviceChoice};
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, counted};
 use crate::generate::run::check_prompt;
 use crate::model::load::LoadOptions;
 use crate::recipe::{Plan, Recipe};
@@ -212,8 +212,10 @@ fn described(layout: Layout, plan: &Plan) -> Option<String> {
     let part = match layout.part {
         Part::MicroBatch if layout.recompute == plan.train.recompute => return None,
         Part::MicroBatch => "micro-batches go through the model whole".to_owned(),
-        Part::Sequences(count) => format!("micro-batches go through the model {count} sequences at a time"),
-        Part::Tokens(tokens) => format!("micro-batches go through the model {tokens} tokens at a time"),
+        Part::Sequences(count) => {
+            format!("micro-batches go through the model {} at a time", counted(count, "sequence"))
+        }
+        Part::Tokens(tokens) => format!("micro-batches go through the model {} at a time", counted(tokens, "token")),
     };
     Some(format!("to fit --max-memory: {part}, recompute {}; the steps stay as they are", layout.recompute))
 }
@@ -226,7 +228,8 @@ fn shorten_warmup(plan: &mut Plan, total_steps: u64) -> Option<String> {
     }
     plan.train.warmup_steps = total_steps - 1;
     Some(format!(
-        "train.warmup_steps is {asked}, more than the {total_steps} steps there are: shortened to {}",
+        "train.warmup_steps is {asked}, and the run has {}: shortened to {}",
+        counted(total_steps, "step"),
         plan.train.warmup_steps
     ))
 }

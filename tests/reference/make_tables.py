@@ -23,6 +23,10 @@ def main():
         schema=pa.schema([("instruction", pa.large_string()), ("input", pa.string()), ("output", pa.large_string())]),
     )
     pq.write_table(alpaca, OUT / "alpaca.parquet")
+    # Columns without a value, as pandas writes them (the type null), and with a type of their own.
+    nothing = {"input": pa.nulls(2), "system": pa.nulls(2, pa.float64())}
+    nulls = pa.table({"instruction": ["Greet.", "Part."], **nothing, "output": ["Hello!", "Bye!"]})
+    pq.write_table(nulls, OUT / "nulls.parquet")
     pq.write_table(pa.table({"prompt": ["a"], "completion": [7]}), OUT / "numbers.parquet")
     pq.write_table(pa.table({"question": ["a"]}), OUT / "columns.parquet")
     turns = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]]

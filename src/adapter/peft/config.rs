@@ -33,6 +33,8 @@ pub struct PeftConfig {
     pub base_name: Option<String>,
     place: String,
     pub(super) targets: Selection,
+    /// Whether `target_modules` is missing, so that the targets are PEFT's defaults.
+    pub(super) has_default_targets: bool,
     pub(super) excluded: Option<Selection>,
     pub(super) layers: Option<LayerChoice>,
     pub(super) ranks: Vec<(Pattern, usize)>,
@@ -62,6 +64,7 @@ impl PeftConfig {
             base_name: fields.optional_text("base_model_name_or_path"),
             place: place.to_owned(),
             targets: fields.selection("target_modules").unwrap_or_else(default_targets),
+            has_default_targets: object.get("target_modules").is_none_or(Value::is_null),
             excluded: fields.selection("exclude_modules"),
             layers: fields.layer_choice(),
             ranks: fields.patterns("rank_pattern", |fields, key, value| fields.as_positive(key, value)),

@@ -4,11 +4,8 @@ use std::path::Path;
 
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::error::Error;
+use crate::files::folders::{folders_with, listed};
 
-/// Most entries of a folder that are looked at.
-const MAX_ENTRIES: usize = 10_000;
-/// Most folders that an error names.
-const MAX_NAMED: usize = 10;
 /// Files of a run folder of this program.
 const RUN_FILES: [&str; 3] = ["run.json", "recipe.toml", "metrics.jsonl"];
 /// Formats of other programs, by the file that marks them.
@@ -32,6 +29,10 @@ const FOREIGN_WEIGHTS: [(&str, &str, &str); 3] = [
 
 /// The error for a path that is no adapter folder at all; `None` if it holds a file of one, or nothing that is known.
 pub fn no_adapter(dir: &Path) -> Option<Error> {
+    if std::fs::metadata(dir).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        let error = Error::input(dir.display(), "does not exist; expected an adapter's folder");
+        return Some(error.hint("a path is relative to the current folder"));
+    }
     let has = |name: &str| dir.join(name).exists();
     let known = [CONFIG_FILE, WEIGHTS_FILE].into_iter().chain(FOREIGN_WEIGHTS.map(|(file, ..)| file));
     if dir.is_file() {
@@ -67,54 +68,4 @@ pub(super) fn no_weights(dir: &Path) -> Option<Error> {
     }
     let found = FOREIGN_WEIGHTS.into_iter().find(|(file, ..)| dir.join(file).exists());
     found.map(|(_, message, hint)| Error::input(dir.display(), message).hint(hint))
-}
-
-/// Folders up to two levels below `dir` for which `is_one` holds, relative to it; numbers in their names count as numbers.
-fn folders_with(dir: &Path, is_one: impl Fn(&Path) -> bool) -> Vec<String> {
-    let mut found = Vec::new();
-    for name in subfolders(dir) {
-        let folder = dir.join(&name);
-        if is_one(&folder) {
-            found.push(name);
-            continue;
-        }
-        let inner = subfolders(&folder).into_iter().filter(|inner| is_one(&folder.join(inner)));
-        found.extend(inner.map(|inner| format!("{name}/{inner}")));
-    }
-    found.sort_by_cached_key(|name| sort_key(name));
-    found
-}
-
-fn subfolders(dir: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().take(MAX_ENTRIES).flatten();
-    let folders = entries.filter(|entry| entry.path().is_dir());
-    folders.filter_map(|entry| entry.file_name().into_string().ok()).collect()
-}
-
-/// The parts of a name: text, and numbers by their value, so that `checkpoint-20` comes before `checkpoint-100`.
-fn sort_key(name: &str) -> Vec<(String, u64)> {
-    let mut parts: Vec<(String, u64)> = vec![Default::default()];
-    let mut in_number = false;
-    for symbol in name.chars() {
-        let digit = symbol.to_digit(10).map(u64::from);
-        if in_number && digit.is_none() {
-            parts.push(Default::default());
-        }
-        in_number = digit.is_some();
-        if let Some((text, number)) = parts.last_mut() {
-            match digit {
-                Some(digit) => *number = number.saturating_mul(10).saturating_add(digit),
-                None => text.push(symbol),
-            }
-        }
-    }
-    parts
-}
-
-/// `a`, `b` and 3 more.
-fn listed(names: &[String]) -> String {
-    // The last ones are the newest.
-    let first = names.len().saturating_sub(MAX_NAMED);
-    let shown = names[first..].iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    if first == 0 { shown } else { format!("{shown} and {first} more") }
 }

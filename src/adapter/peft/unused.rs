@@ -13,7 +13,7 @@ impl PeftConfig {
     /// A pattern that takes too many steps.
     pub(super) fn unused_entries(&self, adapted: &[&str], modules: Option<&[String]>) -> Result<Vec<String>> {
         let mut unused = Vec::new();
-        if let (Selection::Names(names), Some(modules)) = (&self.targets, modules) {
+        if let (Selection::Names(names), Some(modules), false) = (&self.targets, modules, self.has_default_targets) {
             for name in names.iter().filter(|name| !modules.iter().any(|module| is_or_ends_with(module, name))) {
                 unused.push(format!("`target_modules`: {} matches no module that can be adapted", shown(name)));
             }

@@ -4,6 +4,7 @@ mod differences;
 mod fingerprint;
 mod gguf;
 mod index;
+mod missing;
 mod weight;
 
 use std::collections::HashMap;
@@ -47,9 +48,8 @@ impl BaseFiles {
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|error| Error::read(path, &error))?;
         let (config, source) = if metadata.is_dir() {
-            if path.join("adapter_config.json").exists() && !path.join("config.json").exists() {
-                return Err(Error::input(path.display(), "is an adapter, not a base model")
-                    .hint("name the model that it was trained on as the base, and this folder as the adapter"));
+            if let Some(error) = missing::no_model(path) {
+                return Err(error);
             }
             let mut config = ModelConfig::from_json_file(&path.join("config.json"))?;
             let shards = ShardIndex::open(path, &config)?.under_usual_names(&config)?;
