@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 use crate::cli::{refused, run, text, tiny_job};
 use crate::tokenizer::{fixtures, open, read};
 
-const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+/// The template of ChatML.
+pub const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
                       {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-fn encoder(template: &str) -> Encoder {
+/// The tokenizer of the fixtures with a template.
+pub fn encoder(template: &str) -> Encoder {
     let template = ChatTemplate::compile(template, "model", &[]).expect("compiles");
     Encoder::new(open("bytelevel"), Some(template))
 }
@@ -24,17 +26,19 @@ fn example(row: &Value) -> Example {
     jsonl::parse(row.to_string().as_bytes(), "d.jsonl", None).expect("reads").remove(0).example
 }
 
-fn encoded(encoder: &Encoder, row: &Value) -> Encoded {
+/// The tokens of one row.
+pub fn encoded(encoder: &Encoder, row: &Value) -> Encoded {
     encoder.encode(&example(row)).expect("encodes")
 }
 
 /// The set of one row, with its notices.
-fn set(encoder: &Encoder, row: &Value) -> EncodedSet {
+pub fn set(encoder: &Encoder, row: &Value) -> EncodedSet {
     let rows = jsonl::parse(row.to_string().as_bytes(), "d.jsonl", None).expect("reads");
     encoder.encode_all("d.jsonl", &rows, 1024, LongPolicy::Error).expect("encodes")
 }
 
-fn trained_text(encoder: &Encoder, encoded: &Encoded) -> String {
+/// The trained tokens of a row as text.
+pub fn trained_text(encoder: &Encoder, encoded: &Encoded) -> String {
     let ids: Vec<u32> =
         encoded.ids.iter().zip(&encoded.trained).filter(|(_, trained)| **trained).map(|(id, _)| *id).collect();
     encoder.tokenizer().decode(&ids, false).expect("decodes")

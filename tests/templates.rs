@@ -1,10 +1,14 @@
 //! Chat templates against transformers' (tests/reference/make_text_fixtures.py).
 
-use burnish::data::{ChatTemplate, Example, Message, Role, jsonl};
-use serde_json::Value;
+use std::fs;
+
+use burnish::data::{ChatTemplate, Encoder, Example, Message, Role, jsonl};
+use burnish::text::Tokenizer;
+use serde_json::{Value, json};
 use time::{Date, Month, Time};
 
-use crate::tokenizer::read;
+use crate::conversations::{CHATML, encoded, encoder, set, trained_text};
+use crate::tokenizer::{fixtures, read};
 
 /// The turns of a conversation in the fixtures.
 pub fn messages(list: &Value) -> Vec<Message> {
@@ -141,4 +145,89 @@ fn what_a_template_raises_reaches_the_user() {
     let (template, _) = template("mistral");
     let error = template.render(&[Message::assistant("a")], false).expect_err("raises").to_string();
     assert!(error.contains("mistral: chat template") && error.contains("must alternate"), "{error}");
+}
+
+#[test]
+fn tokens_of_the_assistant_in_a_prompt_stay_ordinary_tokens() {
+    let thinks = CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n<think>\n' }}");
+    let prose = "{{ '<|im_start|>system\nThink first: <think> thoughts </think> solution.<|im_end|>\n' }}";
+    // What transformers' `apply_chat_template` gives.
+    let turns = [
+        1, 324, 264, 201, 89, 74, 91, 223, 420, 33, 2, 201, 1, 67, 299, 295, 86, 397, 86, 201, 420, 201, 74, 79, 201,
+        421, 201, 68, 2, 201,
+    ];
+    let system = [
+        1, 85, 281, 86, 410, 201, 54, 74, 265, 77, 286, 75, 84, 85, 86, 28, 223, 420, 259, 74, 297, 320, 86, 85, 223,
+        421, 266, 81, 78, 87, 86, 75, 296, 16, 2, 201,
+    ];
+    let row = json!({"messages": [
+        {"role": "user", "content": "why <think>?"}, {"role": "assistant", "content": "<think>\nhm\n</think>\nb"},
+    ]});
+    for (source, expected) in [
+        (thinks.clone(), turns.to_vec()),
+        (prose.to_owned() + CHATML, [&system[..], &turns].concat()),
+        (prose.to_owned() + &thinks, [&system[..], &turns].concat()),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = json!({"eos_token": "<|im_end|>", "chat_template": source});
+        fs::copy(fixtures().join("bytelevel/tokenizer.json"), folder.path().join("tokenizer.json")).expect("copied");
+        fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).expect("written");
+        let tokenizer = Tokenizer::from_folder(folder.path()).expect("a tokenizer");
+        let encoder = Encoder::of(tokenizer, "model").expect("compiles");
+        assert_eq!(encoded(&encoder, &row).ids, expected, "{source}");
+        assert!(set(&encoder, &row).notices.is_empty(), "{source}");
+    }
+}
+
+#[test]
+fn parts_of_a_content_are_texts_and_reasoning_and_nothing_else() {
+    let source = CHATML.replace("m.content", "(m.reasoning_content or '') + '|' + m.content");
+    let encoder = encoder(&source);
+    let row = |content: Value| json!({"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": content}]});
+    for (kind, thought) in [("text", "thinking"), ("output_text", "reasoning"), ("input_text", "reasoning")] {
+        let parts = json!([
+            {"type": thought, thought: "Two and one."}, {"type": kind, "text": "Thr"}, {"type": kind, "text": "ee."},
+        ]);
+        let encoded = encoded(&encoder, &row(parts));
+        assert_eq!(trained_text(&encoder, &encoded), "Two and one.|Three.<|im_end|>", "{kind}, {thought}");
+    }
+    for kind in ["image_url", "tool_use"] {
+        let parts = json!([{"type": "text", "text": "a"}, {"type": kind, "text": "b"}]);
+        let error = jsonl::parse(row(parts).to_string().as_bytes(), "d.jsonl", None).expect_err("refused").to_string();
+        let expected = format!("`content[1]` is a part of the type `{kind}`");
+        assert!(error.contains("d.jsonl:1") && error.contains("messages[1]") && error.contains(&expected), "{error}");
+    }
+}
+
+#[test]
+fn a_role_that_spells_a_control_token_is_named_as_written() {
+    let row = json!({"messages": [
+        {"role": "<|im_start|>critic", "content": "a"}, {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "c"},
+    ]});
+    let notices = set(&encoder(CHATML), &row).notices.join("\n");
+    assert!(notices.contains("no loss is taken on turns of the role `<|im_start|>critic`"), "{notices}");
+}
+
+#[test]
+fn texts_that_a_template_cuts_are_named() {
+    let row = json!({"messages": [
+        {"role": "user", "content": "Is the door open?"},
+        {"role": "assistant", "content": "<think>They said so.</think>The door is open."},
+    ]});
+    let notice = |role: &str| {
+        format!("the chat template shows only a part of `content` of turns of the role `{role}` (1 row: line 1)")
+    };
+    for (shown, roles) in [
+        ("m.content.split('</think>')[-1]", &["assistant"][..]),
+        ("m.content.split('</think>')[0]", &["assistant"]),
+        ("m.content[15:]", &["assistant", "user"]),
+        ("m.content[:12]", &["assistant", "user"]),
+        ("m.content | upper", &[]),
+        ("m.content", &[]),
+    ] {
+        let notices = set(&encoder(&CHATML.replace("m.content", shown)), &row).notices;
+        let expected: Vec<String> = roles.iter().map(|role| notice(role)).collect();
+        assert_eq!(notices, expected, "{shown}");
+    }
 }

@@ -171,7 +171,7 @@ impl Encoder {
         let text = turns::prompt(&hidden.messages, &template)?;
         let last = hidden.messages.len().checked_sub(1);
         if last.is_some_and(|last| coverage::left_out(&hidden.messages, &template).contains(&last)) {
-            let role = hidden.messages.last().map_or("", |message| message.role.name());
+            let role = messages.last().map_or("", |message| message.role.name());
             let message = format!("shows nothing of the last message, a turn of the role `{role}`");
             return Err(Error::input(template.place(), message).hint("the model would answer what it never saw"));
         }
@@ -286,8 +286,9 @@ impl Encoder {
         let (messages, stand_ins) = (&hidden.messages, &hidden.stand_ins);
         let template = &template.with_tools(hidden.tools.as_ref());
         let turns::Rendered { text, answers, missing } = turns::rendered(messages, template, &self.specials)?;
-        remarks.extend(coverage::remarks(messages, hidden.tools.as_ref(), template, &text, &answers));
-        remarks.extend(coverage::untrained_roles(messages));
+        let of_turns = coverage::remarks(messages, hidden.tools.as_ref(), template, &text, &answers);
+        let of_turns = of_turns.into_iter().chain(coverage::untrained_roles(messages));
+        remarks.extend(of_turns.map(|remark| remark.with_role(|role| stand_ins.as_written(role))));
         remarks.extend(stand_ins.texts.values().min().map(|token| Remark::SpellsControl { token: token.clone() }));
         let is_empty = |message: &Message| {
             message.is_answer() && message.content.trim().is_empty() && !message.more.contains_key("tool_calls")

@@ -25,7 +25,7 @@ pub enum Remark {
         role: Option<String>,
         /// The key.
         key: String,
-        /// Some of its texts are shown.
+        /// Some of its texts, or a part of its text, are shown.
         partly: bool,
     },
     /// A text of the assistant is shown where no loss is taken.
@@ -49,6 +49,19 @@ pub enum Remark {
     NothingTrained,
 }
 
+impl Remark {
+    /// The same remark with another spelling of the role that it names.
+    pub(in crate::data) fn with_role(mut self, spelled: impl Fn(&str) -> String) -> Self {
+        match &mut self {
+            Self::TurnLeftOut { role } | Self::RoleNotTrained { role } | Self::KeyLeftOut { role: Some(role), .. } => {
+                *role = spelled(role);
+            }
+            _ => {}
+        }
+        self
+    }
+}
+
 impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -57,12 +70,12 @@ impl fmt::Display for Remark {
                 write!(f, "turns of the role `{role}` are left out: the chat template does not show them")
             }
             Self::KeyLeftOut { role: Some(role), key, partly } => {
-                let part = if *partly { "a part of " } else { "" };
-                write!(f, "the chat template does not show {part}`{key}` of turns of the role `{role}`")
+                let verb = if *partly { "shows only a part of" } else { "does not show" };
+                write!(f, "the chat template {verb} `{key}` of turns of the role `{role}`")
             }
             Self::KeyLeftOut { role: None, key, partly } => {
-                let part = if *partly { "all of " } else { "" };
-                write!(f, "the chat template does not show {part}`{key}`")
+                let verb = if *partly { "shows only a part of" } else { "does not show" };
+                write!(f, "the chat template {verb} `{key}`")
             }
             Self::KeyNotTrained { key } => {
                 write!(f, "`{key}` of the assistant's turns is shown outside the answer, and is not trained")

@@ -21,7 +21,8 @@ pub(in crate::data) fn with_turn_tokens(tokenizer: Tokenizer, template: &ChatTem
     if ordinary.is_empty() {
         return tokenizer;
     }
-    let found = turn_tokens(&ordinary, template);
+    let controls: Vec<String> = tokenizer.special_tokens().map(|(text, _)| text.to_owned()).collect();
+    let found = turn_tokens(&ordinary, &controls, template);
     if found.is_empty() {
         return tokenizer;
     }
@@ -29,31 +30,57 @@ pub(in crate::data) fn with_turn_tokens(tokenizer: Tokenizer, template: &ChatTem
     tokenizer.with_control_tokens(&found).unwrap_or(tokenizer)
 }
 
-/// The tokens of `added` in the markup of the user's and the system's turns, the first that opens an answer, and the
-/// first behind an answer.
-fn turn_tokens(added: &[String], template: &ChatTemplate) -> HashSet<String> {
+/// The tokens of `ordinary` in the headers and ends of the user's and the system's turns, the first token that opens an
+/// answer, and the first one behind an answer. `controls` are the added tokens that are control tokens already.
+fn turn_tokens(ordinary: &[String], controls: &[String], template: &ChatTemplate) -> HashSet<String> {
+    let added: Vec<&str> = ordinary.iter().chain(controls).map(String::as_str).collect();
     let render = |messages: &[Message], asks: bool| template.render(messages, asks).unwrap_or_default();
-    let question = Message::user(QUESTION);
+    let (question, answer) = (Message::user(QUESTION), Message::assistant(ANSWER));
     let plain = render(std::slice::from_ref(&question), false);
     let asked = render(std::slice::from_ref(&question), true);
-    let answered = render(&[question.clone(), Message::assistant(ANSWER)], false);
-    let instructed = render(&[Message::system(SYSTEM), question], false);
-    let mut found: HashSet<String> = added
-        .iter()
-        .filter(|token| plain.contains(token.as_str()) || instructed.contains(token.as_str()))
-        .cloned()
-        .collect();
+    let answered = render(&[question.clone(), answer.clone()], false);
+    let instructed = render(&[Message::system(SYSTEM), question.clone()], false);
+    let continued = render(&[question.clone(), answer, question], false);
     let opening = match asked.strip_prefix(&plain) {
         Some(prompt) if !prompt.is_empty() => prompt,
         _ => answered.strip_prefix(&plain).and_then(|rest| rest.split(ANSWER).next()).unwrap_or_default(),
     };
-    let behind = answered.split(ANSWER).nth(1).unwrap_or_default();
-    found.extend([opening, behind].into_iter().filter_map(|markup| first_of(added, markup)).cloned());
+    let behind = |text: &str, content: &str| text.split(content).nth(1).unwrap_or_default().to_owned();
+    let behind_answer = behind(&answered, ANSWER);
+    let mut found: Vec<&str> =
+        [opening, &behind_answer].into_iter().filter_map(|markup| Some(first_of(&added, markup)?.1)).collect();
+    let markups = [
+        behind(&plain, QUESTION),
+        behind(&instructed, SYSTEM),
+        behind(&continued, ANSWER),
+        plain.split(QUESTION).next().unwrap_or_default().to_owned(),
+        instructed.split(SYSTEM).next().unwrap_or_default().to_owned(),
+    ];
+    markups.iter().for_each(|markup| found.extend(first_run(&added, markup)));
+    let is_ordinary = |token: &&str| ordinary.iter().any(|other| other == token);
+    found.into_iter().filter(is_ordinary).map(str::to_owned).collect()
+}
+
+/// The tokens of `added` with which `text` begins: between two of them is white space or a single word, as the role in
+/// `<|start_header_id|>user<|end_header_id|>`. Prose, as that of a default system text, ends them.
+fn first_run<'a>(added: &[&'a str], text: &str) -> Vec<&'a str> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some((at, token)) = first_of(added, rest) {
+        let between = &rest[..at];
+        if !between.trim().is_empty() && between.contains(char::is_whitespace) {
+            break;
+        }
+        found.push(token);
+        rest = &rest[at + token.len()..];
+    }
     found
 }
 
-/// The token of `added` that stands first in `text`, the longest if several begin there.
-fn first_of<'a>(added: &'a [String], text: &str) -> Option<&'a String> {
-    let places = added.iter().filter_map(|token| Some((text.find(token.as_str())?, token)));
-    places.min_by_key(|(at, token)| (*at, usize::MAX - token.len())).map(|(_, token)| token)
+/// The token of `added` that stands first in `text`, the longest if several begin there, with its position.
+fn first_of<'a>(added: &[&'a str], text: &str) -> Option<(usize, &'a str)> {
+    // Runs of white space are added tokens of some tokenizers, and never what marks a turn.
+    let visible = added.iter().filter(|token| !token.trim().is_empty());
+    let places = visible.filter_map(|token| Some((text.find(token)?, *token)));
+    places.min_by_key(|(at, token)| (*at, usize::MAX - token.len()))
 }

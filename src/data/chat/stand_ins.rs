@@ -38,6 +38,20 @@ pub(in crate::data) struct Hidden {
     pub(in crate::data) stand_ins: StandIns,
 }
 
+impl StandIns {
+    /// `text` as its author wrote it: with the control tokens in place of the stand-ins.
+    pub(in crate::data) fn as_written(&self, text: &str) -> String {
+        let mut written = String::with_capacity(text.len());
+        for symbol in text.chars() {
+            match self.texts.get(&symbol) {
+                Some(token) => written.push_str(token),
+                None => written.push(symbol),
+            }
+        }
+        written
+    }
+}
+
 impl SpecialTexts {
     pub(in crate::data) fn of(tokenizer: &Tokenizer) -> Self {
         let mut by_first: HashMap<char, Vec<String>> = HashMap::new();

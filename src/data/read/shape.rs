@@ -196,20 +196,51 @@ fn tools(fields: &mut Map<String, Value>) -> Result<Option<Value>, String> {
     }
 }
 
-/// The content of a turn: a text, or a list of `{"type": "text", "text": …}` parts.
+/// The content of a turn: a text, or a list of parts. Parts of text are joined; reasoning becomes the turn's `reasoning`.
 fn turn_text(turn: &mut Map<String, Value>, key: &str) -> Result<String, String> {
-    let joined = turn.get(key).and_then(Value::as_array).map(|parts| {
-        let texts: Option<Vec<&str>> = parts.iter().map(|part| part["text"].as_str()).collect();
-        texts.map(|texts| texts.concat())
-    });
-    match joined {
-        None => text(turn, key),
-        Some(Some(joined)) => {
-            turn.shift_remove(key);
-            Ok(joined)
+    let Some(Value::Array(parts)) = turn.get(key) else { return text(turn, key) };
+    let (mut content, mut reasoning) = (String::new(), String::new());
+    for (index, part) in parts.iter().enumerate() {
+        match part_text(part).map_err(|message| format!("`{key}[{index}]` {message}"))? {
+            (Part::Text, text) => content.push_str(text),
+            (Part::Reasoning, text) => reasoning.push_str(text),
         }
-        Some(None) => Err(format!("`{key}` has a part that is not {{\"type\": \"text\", \"text\": …}}")),
     }
+    turn.shift_remove(key);
+    if !reasoning.is_empty() {
+        let beside = ["reasoning_content", "thinking", "reasoning"].into_iter().find(|key| turn.contains_key(*key));
+        if let Some(beside) = beside {
+            return Err(format!("`{key}` has a part of reasoning, and `{beside}` stands beside it; expected one"));
+        }
+        turn.insert("reasoning".to_owned(), Value::from(reasoning));
+    }
+    Ok(content)
+}
+
+/// The kinds of parts that a turn's content may have.
+#[derive(Clone, Copy)]
+enum Part {
+    Text,
+    Reasoning,
+}
+
+/// The kind and the text of one part of a turn's content.
+fn part_text(part: &Value) -> Result<(Part, &str), String> {
+    let Value::Object(fields) = part else { return Err(format!("is {}; expected a part", shown(part))) };
+    let (kind, keys): (_, &[&str]) = match fields.get("type") {
+        None | Some(Value::Null) => (Part::Text, &["text"]),
+        Some(Value::String(name)) => match name.as_str() {
+            "text" | "input_text" | "output_text" => (Part::Text, &["text"]),
+            "reasoning" | "thinking" => (Part::Reasoning, &["text", "reasoning", "thinking"]),
+            other => {
+                return Err(format!("is a part of the type `{other}`; expected {{\"type\": \"text\", \"text\": …}}"));
+            }
+        },
+        Some(other) => return Err(format!("has as `type` {}; expected \"text\"", shown(other))),
+    };
+    let text = keys.iter().find_map(|key| fields.get(*key)?.as_str());
+    let text = text.ok_or_else(|| format!("is a part without a text; expected {{\"type\": …, \"{}\": …}}", keys[0]))?;
+    Ok((kind, text))
 }
 
 /// A value with its beginning, for messages.
