@@ -160,6 +160,8 @@ class Gguf:
     tensors: Callable = field(default=lambda config: {})
     # Shapes that a file of this architecture cannot describe.
     without: tuple = ()
+    # Tokens of the prompt that llama.cpp gets, by shape, where it is not 40.
+    prompt_tokens: dict = field(default_factory=dict)
 
 
 # --- families -----------------------------------------------------------------------------------------------------------
@@ -274,7 +276,8 @@ FAMILIES = {
                 tie_word_embeddings=True, original_max_position_embeddings=256, pad_token_id=0,
             ),
         },
-        Gguf(gguf.MODEL_ARCH.PHI3, phi3_metadata, tensors=phi3_factors),
+        # llama.cpp passes over the window of this architecture, so prompt and answer stay within it.
+        Gguf(gguf.MODEL_ARCH.PHI3, phi3_metadata, tensors=phi3_factors, prompt_tokens={"bf16_tied_window": 11}),
     ),
     "gemma2": Family(
         {
@@ -597,7 +600,8 @@ def check_llama_cpp(names):
             continue
         family = next(family for name, family in FAMILIES.items() if folder.name.startswith(f"{name}_"))
         model = open_model(folder)
-        ids = load_file(folder / "expected.safetensors")["ids"][:40]
+        shape_name = next(shape for shape in family.shapes if folder.name.endswith(f"_{shape}"))
+        ids = load_file(folder / "expected.safetensors")["ids"][: family.gguf.prompt_tokens.get(shape_name, 40)]
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.gguf"
             write_gguf(path, model, family.gguf, torch.float32, with_vocabulary=True)
