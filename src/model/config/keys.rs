@@ -266,6 +266,13 @@ impl<'a> Keys<'a> {
         modules.iter().any(|module| self.gguf.has(&format!("blk.0.{module}.bias")))
     }
 
+    /// Takes the biases of Llama's modules as the first layer has them.
+    pub fn take_biases(&self, config: &mut ModelConfig) {
+        config.qkv_bias = self.biases(&["attn_q", "attn_k", "attn_v"]);
+        config.o_bias = self.biases(&["attn_output"]);
+        config.mlp_bias = self.biases(&["ffn_gate", "ffn_up", "ffn_down"]);
+    }
+
     fn token(&mut self, key: &str) -> Option<u32> {
         let value = self.gguf.get(key)?;
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());

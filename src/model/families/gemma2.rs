@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::layer::LayerSpec;
 use super::llama;
 use crate::model::config::{Defaults, EmbeddingMultiplier, Family, Fields, Keys, ModelConfig, activation_name};
-use crate::model::spec::{BlockSpec, NormStyle, OuterNames};
+use crate::model::spec::{BlockSpec, NormStyle};
 use crate::ops::activation::Activation;
 
 /// Gemma 2.
@@ -14,16 +14,12 @@ pub static GEMMA2: Family = Family {
     class_name: "Gemma2ForCausalLM",
     model_type: "gemma2",
     gguf: Some("gemma2"),
-    norm_eps: "rms_norm_eps",
     norm: NormStyle::RMS_PLUS_ONE,
-    names: OuterNames::USUAL,
-    stored_prefixes: &[],
-    larger_models: &[],
-    ignores: |_| false,
     from_json,
     from_gguf,
     to_json,
     block,
+    ..llama::FAMILY
 };
 
 /// The window of Gemma 2 and 3 where a file does not say it.

@@ -5,23 +5,17 @@ use serde_json::{Map, Value, json};
 
 use super::llama;
 use crate::model::config::{Defaults, EmbeddingMultiplier, Family, Fields, Keys, ModelConfig};
-use crate::model::spec::{NormStyle, OuterNames};
 
 /// Granite, dense.
 pub static GRANITE: Family = Family {
     class_name: "GraniteForCausalLM",
     model_type: "granite",
     gguf: Some("granite"),
-    norm_eps: "rms_norm_eps",
-    norm: NormStyle::RMS,
-    names: OuterNames::USUAL,
-    stored_prefixes: &[],
-    larger_models: &[],
-    ignores: |_| false,
     from_json,
     from_gguf,
     to_json,
     block,
+    ..llama::FAMILY
 };
 
 fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
@@ -47,9 +41,7 @@ pub(super) fn with_multipliers(fields: &mut Fields<'_>, config: ModelConfig) -> 
 
 fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
     let mut config = keys.common(&GRANITE, "attention.layer_norm_rms_epsilon", false);
-    config.qkv_bias = keys.biases(&["attn_q", "attn_k", "attn_v"]);
-    config.o_bias = keys.biases(&["attn_output"]);
-    config.mlp_bias = keys.biases(&["ffn_gate", "ffn_up", "ffn_down"]);
+    keys.take_biases(&mut config);
     // llama.cpp scales by the head's width where the file has no factor.
     let usual = 1.0 / (config.head_dim as f64).sqrt();
     config.attention_multiplier = Some(keys.number("attention.scale").unwrap_or(usual));

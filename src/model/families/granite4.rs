@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::layer::LayerSpec;
 use super::{granite, llama};
 use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
-use crate::model::spec::{BlockSpec, NormStyle, OuterNames};
+use crate::model::spec::BlockSpec;
 use crate::nn::block::{Mlp, MlpInput};
 
 /// Granite 4, dense.
@@ -14,16 +14,11 @@ pub static GRANITE4: Family = Family {
     class_name: "GraniteMoeHybridForCausalLM",
     model_type: "granitemoehybrid",
     gguf: None,
-    norm_eps: "rms_norm_eps",
-    norm: NormStyle::RMS,
-    names: OuterNames::USUAL,
-    stored_prefixes: &[],
-    larger_models: &[],
-    ignores: |_| false,
     from_json,
     from_gguf,
     to_json,
     block,
+    ..llama::FAMILY
 };
 
 fn from_json(fields: &mut Fields<'_>) -> ModelConfig {

@@ -9,7 +9,10 @@ use crate::model::spec::{BlockSpec, GgufRows, NormStyle, OuterNames};
 use crate::nn::block::{Attention, Mlp, MlpInput, Qkv, Residual};
 
 /// Llama.
-pub static LLAMA: Family = Family {
+pub static LLAMA: Family = FAMILY;
+
+/// Llama as the form that other families differ from: each states only what it has otherwise.
+pub(super) const FAMILY: Family = Family {
     class_name: "LlamaForCausalLM",
     model_type: "llama",
     gguf: Some("llama"),
@@ -35,9 +38,7 @@ fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
 
 fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
     let mut config = keys.common(&LLAMA, "attention.layer_norm_rms_epsilon", false);
-    config.qkv_bias = keys.biases(&["attn_q", "attn_k", "attn_v"]);
-    config.o_bias = keys.biases(&["attn_output"]);
-    config.mlp_bias = keys.biases(&["ffn_gate", "ffn_up", "ffn_down"]);
+    keys.take_biases(&mut config);
     // llama.cpp has no architecture of its own for Mistral, and Llama itself has no window.
     if config.sliding_window.is_some() {
         config.family = &MISTRAL;

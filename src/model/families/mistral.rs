@@ -4,23 +4,16 @@ use serde_json::{Map, Value, json};
 
 use super::llama;
 use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
-use crate::model::spec::{NormStyle, OuterNames};
 
 /// Mistral.
 pub static MISTRAL: Family = Family {
     class_name: "MistralForCausalLM",
     model_type: "mistral",
     gguf: None,
-    norm_eps: "rms_norm_eps",
-    norm: NormStyle::RMS,
-    names: OuterNames::USUAL,
-    stored_prefixes: &[],
-    larger_models: &[],
-    ignores: |_| false,
     from_json,
     from_gguf,
     to_json,
-    block: llama::block,
+    ..llama::FAMILY
 };
 
 const DEFAULT_WINDOW: usize = 4096;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::layer::LayerSpec;
 use super::llama;
 use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
-use crate::model::spec::{BlockSpec, NormStyle, OuterNames};
+use crate::model::spec::BlockSpec;
 use crate::nn::block::QkNorm;
 use crate::ops::norm::Span;
 
@@ -15,16 +15,11 @@ pub static OLMO2: Family = Family {
     class_name: "Olmo2ForCausalLM",
     model_type: "olmo2",
     gguf: Some("olmo2"),
-    norm_eps: "rms_norm_eps",
-    norm: NormStyle::RMS,
-    names: OuterNames::USUAL,
-    stored_prefixes: &[],
-    larger_models: &[],
-    ignores: |_| false,
     from_json,
     from_gguf,
     to_json,
     block,
+    ..llama::FAMILY
 };
 
 fn from_json(fields: &mut Fields<'_>) -> ModelConfig {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::layer::LayerSpec;
 use super::llama;
 use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
-use crate::model::spec::{BlockSpec, NormStyle, OuterNames};
+use crate::model::spec::BlockSpec;
 use crate::nn::block::{Attention, Mlp, MlpInput, Qkv};
 
 /// Phi-3.
@@ -14,16 +14,11 @@ pub static PHI3: Family = Family {
     class_name: "Phi3ForCausalLM",
     model_type: "phi3",
     gguf: Some("phi3"),
-    norm_eps: "rms_norm_eps",
-    norm: NormStyle::RMS,
-    names: OuterNames::USUAL,
-    stored_prefixes: &[],
-    larger_models: &[],
-    ignores: |_| false,
     from_json,
     from_gguf,
     to_json,
     block,
+    ..llama::FAMILY
 };
 
 const DEFAULT_POSITIONS: usize = 4096;

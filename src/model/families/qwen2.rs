@@ -4,23 +4,17 @@ use serde_json::{Map, Value, json};
 
 use super::llama;
 use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
-use crate::model::spec::{NormStyle, OuterNames};
 
 /// Qwen2.
 pub static QWEN2: Family = Family {
     class_name: "Qwen2ForCausalLM",
     model_type: "qwen2",
     gguf: Some("qwen2"),
-    norm_eps: "rms_norm_eps",
-    norm: NormStyle::RMS,
-    names: OuterNames::USUAL,
-    stored_prefixes: &[],
-    larger_models: &[],
-    ignores: |_| false,
     from_json,
     from_gguf,
     to_json,
     block: llama::unpermuted_block,
+    ..llama::FAMILY
 };
 
 fn from_json(fields: &mut Fields<'_>) -> ModelConfig {

@@ -3,7 +3,7 @@
 use super::layer::LayerSpec;
 use super::{llama, qwen2};
 use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
-use crate::model::spec::{BlockSpec, NormStyle, OuterNames};
+use crate::model::spec::BlockSpec;
 use crate::nn::block::QkNorm;
 use crate::ops::norm::Span;
 
@@ -12,16 +12,11 @@ pub static QWEN3: Family = Family {
     class_name: "Qwen3ForCausalLM",
     model_type: "qwen3",
     gguf: Some("qwen3"),
-    norm_eps: "rms_norm_eps",
-    norm: NormStyle::RMS,
-    names: OuterNames::USUAL,
-    stored_prefixes: &[],
-    larger_models: &[],
-    ignores: |_| false,
     from_json,
     from_gguf,
     to_json,
     block,
+    ..llama::FAMILY
 };
 
 fn from_json(fields: &mut Fields<'_>) -> ModelConfig {

@@ -4,23 +4,16 @@ use serde_json::{Map, Value, json};
 
 use super::llama;
 use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
-use crate::model::spec::{NormStyle, OuterNames};
 
 /// SmolLM3.
 pub static SMOLLM3: Family = Family {
     class_name: "SmolLM3ForCausalLM",
     model_type: "smollm3",
     gguf: Some("smollm3"),
-    norm_eps: "rms_norm_eps",
-    norm: NormStyle::RMS,
-    names: OuterNames::USUAL,
-    stored_prefixes: &[],
-    larger_models: &[],
-    ignores: |_| false,
     from_json,
     from_gguf,
     to_json,
-    block: llama::block,
+    ..llama::FAMILY
 };
 
 /// Every fourth layer does not rotate, unless a configuration says otherwise. GGUF files cannot say otherwise.
@@ -84,9 +77,7 @@ fn window(fields: &mut Fields<'_>, layers: usize, unrotated: &[usize]) -> (Optio
 
 fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
     let mut config = keys.common(&SMOLLM3, "attention.layer_norm_rms_epsilon", false);
-    config.qkv_bias = keys.biases(&["attn_q", "attn_k", "attn_v"]);
-    config.o_bias = keys.biases(&["attn_output"]);
-    config.mlp_bias = keys.biases(&["ffn_gate", "ffn_up", "ffn_down"]);
+    keys.take_biases(&mut config);
     config.unrotated_layers = every(DEFAULT_INTERVAL, config.layers);
     if config.qkv_bias != config.o_bias {
         let message = "the biases of blk.0 are not those of its architecture: SmolLM3 has them on all four attention \
