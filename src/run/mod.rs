@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod answer;
 pub mod base;
 pub mod evaluate;
+pub mod export;
 pub mod folder;
 pub mod memory_fit;
 pub mod memory_plan;

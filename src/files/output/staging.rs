@@ -32,7 +32,7 @@ impl Staging {
             ));
         }
         match out.symlink_metadata() {
-            Ok(_) => Err(Error::input(out.display(), "exists already").hint("name a folder that does not exist")),
+            Ok(_) => Err(Error::input(out.display(), "exists already").hint("give a name that does not exist")),
             Err(_) => Ok(()),
         }
     }
@@ -73,6 +73,35 @@ impl Staging {
             }
             // The guard then finds nothing to remove.
             std::fs::rename(folder.path(), out).map_err(|error| Error::write(out, &error))
+        })?;
+        parents.keep();
+        Ok(())
+    }
+}
+
+impl Staging {
+    /// Gives the files in the folder their names: each of `outs` has the name of one of them, in the folder beside which
+    /// this one is.
+    ///
+    /// # Errors
+    /// Input: something has come to lie at one of them. Failed: one cannot be renamed. Then none is there.
+    pub fn publish_files(self, outs: &[PathBuf]) -> Result<()> {
+        let Self { parents, folder } = self;
+        folder.settle(|folder| {
+            let mut renamed: Vec<&PathBuf> = Vec::new();
+            for out in outs {
+                let result = match out.symlink_metadata() {
+                    Ok(_) => Err(Error::input(out.display(), "exists already: it was made meanwhile")),
+                    Err(_) => std::fs::rename(folder.path().join(out.file_name().unwrap_or_default()), out)
+                        .map_err(|error| Error::write(out, &error)),
+                };
+                if let Err(error) = result {
+                    renamed.iter().for_each(|out| drop(std::fs::remove_file(out)));
+                    return Err(error);
+                }
+                renamed.push(out);
+            }
+            Ok(())
         })?;
         parents.keep();
         Ok(())
