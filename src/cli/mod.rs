@@ -5,6 +5,7 @@
 
 mod check;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod merge;
@@ -69,6 +70,7 @@ enum Command {
     Train(train::Arguments),
     Eval(eval::Arguments),
     Merge(merge::Arguments),
+    Export(export::Arguments),
     Quantize(quantize::Arguments),
     Generate(generate::Arguments),
     Inspect(inspect::Arguments),
@@ -133,6 +135,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
         Command::Merge(arguments) => merge::run(arguments, &cli.global, terminal),
+        Command::Export(arguments) => export::run(arguments, terminal),
         Command::Quantize(arguments) => quantize::run(arguments, terminal),
         Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),

@@ -275,7 +275,7 @@ fn plan_tensors<'a>(
     }
     // Frequency factors, which are a part of the configuration elsewhere.
     let planned: Vec<String> = tensors.iter().map(|planned: &Planned<'_>| planned.info.name.clone()).collect();
-    for gguf in base.gguf() {
+    if let Some(gguf) = base.gguf() {
         for name in gguf.names().filter(|name| !planned.iter().any(|planned| planned == name)) {
             let (Some(dtype), Some(shape)) = (gguf.dtype(name), gguf.shape(name)) else { continue };
             let info = TensorInfo { name: name.to_owned(), dtype, shape: shape.to_vec() };
