@@ -11,7 +11,7 @@ use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::MergeBase;
 use crate::bytes::Size;
-use crate::error::{Result, counted};
+use crate::error::{Error, Place, Result, counted};
 use crate::export::{ExportOptions, ExportReport, GgufType};
 use crate::run::{self, OpenBase};
 
@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     /// The format
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Format,
-    /// The file to write; it must not exist
+    /// The file to write, or the folder for Ollama; it must not exist
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// Type of the weights [default: as in the base; f32 for a base that bitsandbytes packed]
@@ -41,6 +41,10 @@ pub(super) struct Arguments {
 enum Format {
     /// A GGUF file, for llama.cpp and what builds on it
     Gguf,
+    /// The adapter alone, for llama.cpp's own file of the base
+    GgufLora,
+    /// A folder with a GGUF file and a Modelfile, for Ollama
+    Ollama,
 }
 
 /// The file that was written.
@@ -57,10 +61,27 @@ pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
     let weights = if quant.is_packing() { MergeBase::Dequantized(quant) } else { MergeBase::Original };
     let split_bytes = arguments.split_size.map(|size| size.0);
     let options = ExportOptions { weights, gguf_type: arguments.gguf_type, split_bytes };
-    let exported = match arguments.format {
-        Format::Gguf => gguf(&base, adapter.as_ref(), &arguments.out, &options)?,
+    let exported = match (arguments.format, &adapter) {
+        (Format::Gguf, adapter) => gguf(&base, adapter.as_ref(), &arguments.out, &options)?,
+        (Format::Ollama, adapter) => ollama(&base, adapter.as_ref(), &arguments.out, &options)?,
+        (Format::GgufLora, Some(adapter)) => arguments.gguf_lora(&base, adapter)?,
+        (Format::GgufLora, None) => {
+            return Err(Error::input(Place::argument("--adapter"), "is missing")
+                .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
+        }
     };
     exported.print(&base, terminal)
+}
+
+impl Arguments {
+    fn gguf_lora(&self, base: &OpenBase, adapter: &HostAdapter) -> Result<Exported> {
+        let given = [("--type", self.gguf_type.is_some()), ("--split-size", self.split_size.is_some())];
+        let errors = given.into_iter().filter(|(_, is_given)| *is_given).map(|(argument, _)| {
+            Error::input(Place::argument(argument), "does not go with `--format gguf-lora`, which is one small file in f32")
+        });
+        Error::none_of(errors.collect(), ())?;
+        Ok(Exported { out: self.out.clone(), report: run::export::gguf_lora(base, adapter, &self.out)? })
+    }
 }
 
 /// Writes a whole model as GGUF.
@@ -71,6 +92,20 @@ pub(super) fn gguf(
     options: &ExportOptions,
 ) -> Result<Exported> {
     Ok(Exported { out: out.to_owned(), report: run::export::gguf(base, adapter, out, options)? })
+}
+
+/// Writes a whole model as a folder for Ollama.
+pub(super) fn ollama(
+    base: &OpenBase,
+    adapter: Option<&HostAdapter>,
+    out: &Path,
+    options: &ExportOptions,
+) -> Result<Exported> {
+    if options.split_bytes.is_some() {
+        let message = "does not go with `--format ollama`, whose Modelfile names one file";
+        return Err(Error::input(Place::argument("--split-size"), message));
+    }
+    Ok(Exported { out: out.to_owned(), report: run::export::ollama(base, adapter, out, options)? })
 }
 
 impl Exported {

@@ -63,6 +63,8 @@ enum Format {
     Hf,
     /// A GGUF file, for llama.cpp and what builds on it
     Gguf,
+    /// A folder with a GGUF file and a Modelfile, for Ollama
+    Ollama,
 }
 
 /// The weights that an adapter is added to.
@@ -117,14 +119,17 @@ impl Arguments {
         }
     }
 
-    fn as_gguf(&self, base: &OpenBase, adapter: &HostAdapter, weights: MergeBase) -> Result<Exported> {
+    fn for_other_programs(&self, base: &OpenBase, adapter: &HostAdapter, weights: MergeBase) -> Result<Exported> {
         let Some(out) = self.out.as_deref().filter(|_| !self.compare) else {
             let error = Error::input(Place::argument("--compare"), "measures Hugging Face folders");
-            return Err(error.hint("leave `--format gguf` out, or `--compare`"));
+            return Err(error.hint("leave `--format` out, or `--compare`"));
         };
         let split_bytes = self.split_size.map(|size| size.0);
         let options = ExportOptions { weights, gguf_type: self.gguf_type, split_bytes };
-        export::gguf(base, Some(adapter), out, &options)
+        match self.format() {
+            Format::Ollama => export::ollama(base, Some(adapter), out, &options),
+            Format::Gguf | Format::Hf => export::gguf(base, Some(adapter), out, &options),
+        }
     }
 }
 
@@ -143,8 +148,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let quant = arguments.model.quant(&base, Some(&adapter))?;
     let packing = quant.is_packing().then_some(quant);
     let weights = arguments.weights(&base, packing)?;
-    if format == Format::Gguf {
-        return arguments.as_gguf(&base, &adapter, weights)?.print(&base, terminal);
+    if format != Format::Hf {
+        return arguments.for_other_programs(&base, &adapter, weights)?.print(&base, terminal);
     }
     let options = MergeOptions {
         weights,

@@ -9,31 +9,61 @@ use sha2::{Digest, Sha256};
 
 use super::model::{Content, ModelPlan};
 use crate::error::{Error, Place, Result};
+use crate::files::Dtype;
 use crate::files::gguf::write::TensorDigest;
 use crate::files::gguf::{Gguf, TensorInfo, Value};
-use crate::model::ModelConfig;
-use crate::text::Tokenizer;
+use crate::model::config::GgufHead;
+use crate::model::{BaseFiles, ModelConfig};
 
 /// Opens the planned file and compares it with what it is made from.
 ///
 /// # Errors
 /// Input: everything that comes out otherwise.
-pub(super) fn comes_out_the_same(plan: &ModelPlan<'_>, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<()> {
-    let values: Vec<(String, Vec<f32>)> = plan
-        .tensors
-        .iter()
-        .filter_map(|planned| match &planned.content {
-            Content::Values(values) => Some((planned.info.name.clone(), values.clone())),
-            Content::Rows { .. } | Content::Stored => None,
-        })
-        .collect();
-    let place = tokenizer.place();
-    let planned = Gguf::planned(place, &plan.metadata, &plan.infos(), &values)?;
-    // Factors that are carried over from a GGUF file have been read from it before.
-    if plan.tensors.iter().any(|planned| matches!(planned.content, Content::Stored)) {
+pub(super) fn comes_out_the_same(plan: &ModelPlan<'_>, base: &BaseFiles) -> Result<()> {
+    // A file of the same architecture has been read as this very model before.
+    if base.is_gguf() {
         return Ok(());
     }
-    let found = ModelConfig::from_gguf(&planned).map_err(|error| {
+    let values = plan.tensors.iter().filter_map(|planned| match &planned.content {
+        Content::Values(values) => Some((planned.info.name.clone(), values.clone())),
+        Content::Rows { .. } | Content::Stored => None,
+    });
+    let values: Vec<(String, Vec<f32>)> = values.collect();
+    let place = base.path().display().to_string();
+    compare(base.config(), &Gguf::planned(&place, &plan.metadata, &plan.infos(), &values)?)
+}
+
+/// Whether a GGUF file can express a model of this configuration at all.
+///
+/// # Errors
+/// Input: everything that comes out otherwise.
+pub(super) fn is_expressible(config: &ModelConfig) -> Result<()> {
+    let described = config.to_gguf()?;
+    let mut specs = config.tensors();
+    if config.tied_head && config.family.gguf_head == GgufHead::Always {
+        specs.extend(config.head().tensors(false));
+    }
+    check_head(config, !config.tied_head)?;
+    let infos = specs.into_iter().map(|spec| TensorInfo { name: spec.gguf, dtype: Dtype::F32, shape: spec.shape });
+    let infos: Vec<TensorInfo> = infos.collect();
+    let place = config.family.class_name;
+    compare(config, &Gguf::planned(place, &described.metadata, &infos, &described.tensors)?)
+}
+
+/// Whether the file may have a head of its own, where it would have one.
+///
+/// # Errors
+/// Input: llama.cpp does not look at it.
+pub(super) fn check_head(config: &ModelConfig, has_head: bool) -> Result<()> {
+    if !has_head || config.family.gguf_head != GgufHead::Never {
+        return Ok(());
+    }
+    let message = format!("has a head of its own; llama.cpp uses the embedding as that of a {}", config.family.gguf);
+    Err(Error::input(config.family.class_name, message).hint("a Hugging Face folder holds the model as it is"))
+}
+
+fn compare(config: &ModelConfig, planned: &Gguf) -> Result<()> {
+    let found = ModelConfig::from_gguf(planned).map_err(|error| {
         let message = format!("cannot be expressed as a GGUF file of architecture {}", config.family.gguf);
         Error::join([Error::input(config.family.class_name, message), error.clone()]).unwrap_or(error)
     })?;

@@ -5,7 +5,10 @@
 //! read again and compared before it gets its name.
 
 mod check;
+pub mod feasible;
+pub mod lora;
 pub mod model;
+pub mod ollama;
 mod pieces;
 pub mod types;
 

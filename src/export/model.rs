@@ -122,16 +122,17 @@ impl<'a> ModelPlan<'a> {
         let mut notices = Vec::new();
         let mut metadata = general(base, name, options.gguf_type, &tensors);
         let own_vocabulary = base.gguf().filter(|gguf| gguf.place() == tokenizer.place());
-        metadata.extend(match base.gguf() {
-            None => described.metadata,
+        match base.gguf() {
+            None => drop(metadata.splice(0..0, described.metadata)),
             Some(gguf) => {
                 let carried = gguf.metadata().iter().filter(|(key, _)| {
                     let is_set = metadata.iter().any(|(set, _)| set == *key);
                     !is_set && (own_vocabulary.is_some() || !key.starts_with("tokenizer."))
                 });
-                carried.map(|(key, value)| (key.clone(), value.clone())).collect()
+                let carried: Vec<_> = carried.map(|(key, value)| (key.clone(), value.clone())).collect();
+                metadata.extend(carried);
             }
-        });
+        }
         if own_vocabulary.is_none() {
             let vocabulary = tokenizer.to_gguf(base.config().vocab_size)?;
             metadata.extend(vocabulary.metadata);
@@ -150,7 +151,7 @@ impl<'a> ModelPlan<'a> {
             report.bytes += info.bytes()?;
         }
         let plan = Self { source, metadata, tensors, split_bytes: options.split_bytes, report };
-        check::comes_out_the_same(&plan, base.config(), tokenizer)?;
+        check::comes_out_the_same(&plan, base)?;
         Ok(plan)
     }
 
@@ -218,7 +219,6 @@ fn general(base: &BaseFiles, name: &str, gguf_type: Option<GgufType>, tensors: &
     let text = |text: &str| Value::String(text.to_owned());
     let has = |key: &str| base.gguf().is_some_and(|gguf| gguf.get(key).is_some());
     if !base.is_gguf() {
-        add("general.architecture", text(base.config().family.gguf));
         add("general.type", text("model"));
         add("general.name", text(name));
     }
@@ -261,10 +261,7 @@ fn plan_tensors<'a>(
         specs.extend(head.tensors(false).map(|spec| (spec, config.embedding_name())));
     }
     let has_head = specs.iter().any(|(spec, _)| spec.gguf == "output.weight");
-    if has_head && config.family.gguf_head == GgufHead::Never {
-        let message = format!("has a head of its own; llama.cpp uses the embedding as that of a {}", config.family.gguf);
-        return Err(Error::input(base.path().display(), message));
-    }
+    check::check_head(config, has_head)?;
     let mut tensors = Vec::new();
     for (spec, source) in &specs {
         let pair = spec.hf.strip_suffix(".weight").and_then(|module| unused.remove(module));
