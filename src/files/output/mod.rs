@@ -11,6 +11,7 @@ pub mod disk;
 pub mod lock;
 pub mod partial;
 pub mod shards;
+pub mod space;
 pub mod staging;
 pub mod temporary;
 pub mod versions;
