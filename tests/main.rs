@@ -7,6 +7,7 @@ mod cli;
 mod conversations;
 mod data;
 mod families;
+mod faults;
 mod fuzz;
 mod hostile_adapter;
 mod hostile_cli;
