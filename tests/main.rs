@@ -6,6 +6,7 @@ mod adapter_open;
 mod cli;
 mod conversations;
 mod data;
+mod evaluation;
 mod families;
 mod fuzz;
 mod hostile_adapter;
