@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::cli::{json, refused, run, text, tiny_job};
+use crate::cli::{json, refused, run, text, tiny_job, tiny_model};
 
 /// The lines of a JSONL file of the run folder.
 fn lines(folder: &TempDir, file: &str) -> Vec<Value> {
@@ -17,13 +17,6 @@ fn lines(folder: &TempDir, file: &str) -> Vec<Value> {
 fn train(folder: &TempDir, settings: &[&str], options: &[&str]) -> std::process::Output {
     let overrides: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
     run(folder, &[&["train", "recipe.toml", "--json"][..], &overrides, options].concat())
-}
-
-/// The validation data of the tiny job, some of it under another name.
-fn copy_rows(folder: &TempDir, name: &str, rows: usize) {
-    let valid = fs::read_to_string(folder.path().join("valid.jsonl")).expect("rows");
-    let some: Vec<&str> = valid.split_inclusive('\n').take(rows).collect();
-    fs::write(folder.path().join(name), some.concat()).expect("written");
 }
 
 #[test]
@@ -77,18 +70,35 @@ fn a_cap_holds_while_training_and_the_verdict_takes_all() {
     assert_eq!((&report["validation"]["examples"], &report["validation"]["unmeasured_examples"]), (&15.into(), &0.into()));
 }
 
+/// A job whose base, `merged`, has learned sums, and whose training rows say "no" to each.
+fn job_that_forgets_sums() -> TempDir {
+    let folder = tiny_job();
+    let settings = ["train.epochs=8", "train.schedule=constant", "output.dir=runs/first", "sample.valid_prompts=0"];
+    json(&train(&folder, &settings, &[]));
+    let base = tiny_model().display().to_string();
+    json(&run(&folder, &["merge", "--base", &base, "--adapter", "runs/first", "--out", "merged", "--json"]));
+    let no = |a: usize| format!("{{\"prompt\": \"{a} and 1 is \", \"completion\": \"no\"}}\n");
+    fs::write(folder.path().join("train.jsonl"), (0..20).map(no).collect::<String>()).expect("written");
+    folder
+}
+
 #[test]
 fn test_and_guard_are_measured_at_the_end() {
-    let folder = tiny_job();
-    copy_rows(&folder, "test.jsonl", 12);
-    fs::write(folder.path().join("guard.jsonl"), "{\"text\": \"Words of another kind.\"}\n".repeat(20)).expect("written");
-    let settings = ["data.test=test.jsonl", "eval.guard.path=guard.jsonl", "eval.guard.max_examples=15"];
+    let folder = job_that_forgets_sums();
+    fs::rename(folder.path().join("valid.jsonl"), folder.path().join("sums.jsonl")).expect("renamed");
+    for (name, rows) in [("valid.jsonl", 11), ("test.jsonl", 12)] {
+        let train = fs::read_to_string(folder.path().join("train.jsonl")).expect("rows");
+        let some: String = train.split_inclusive('\n').take(rows).collect();
+        fs::write(folder.path().join(name), some).expect("written");
+    }
+    let settings =
+        ["base.model=merged", "data.test=test.jsonl", "eval.guard.path=sums.jsonl", "eval.guard.max_examples=14"];
     let trained = train(&folder, &settings, &["--require", "improved"]);
     let report: Value = serde_json::from_slice(&trained.stdout).expect("JSON");
-    assert_eq!((&report["test"]["examples"], &report["guard"]["examples"]), (&12.into(), &15.into()));
-    assert_eq!(report["test"]["verdict"], "improved");
-    // Sums have nothing to do with those words: training for them makes these less likely.
-    assert_eq!(report["guard"]["verdict"], "worse", "{report}");
+    let found = |set: &str| (report[set]["examples"].clone(), report[set]["verdict"].clone());
+    assert_eq!(found("validation"), (11.into(), "improved".into()), "{report}");
+    assert_eq!(found("test"), (12.into(), "improved".into()), "{report}");
+    assert_eq!(found("guard"), (14.into(), "worse".into()), "{report}");
     assert_eq!(trained.status.code(), Some(1));
     let stderr = text(&trained.stderr);
     assert!(stderr.contains("--require: the guard verdict is `worse`, not `not-worse`"), "{stderr}");
@@ -102,20 +112,17 @@ fn test_and_guard_are_measured_at_the_end() {
 
 #[test]
 fn a_run_that_made_everything_worse_says_what_to_try() {
-    let folder = tiny_job();
-    let settings = ["train.learning_rate=5", "train.max_grad_norm=0", "train.schedule=constant"];
-    let report = json(&train(&folder, &settings, &[]));
+    let folder = job_that_forgets_sums();
+    let trained = train(&folder, &["base.model=merged", "train.learning_rate=0.05"], &["--require", "improved"]);
+    assert_eq!(trained.status.code(), Some(1), "{}", text(&trained.stderr));
+    let report: Value = serde_json::from_slice(&trained.stdout).expect("the result comes all the same");
     let validation = &report["validation"];
     assert_eq!((&report["best_step"], &validation["verdict"]), (&0.into(), &"no evidence".into()), "{report}");
     let reason = validation["verdict_reason"].as_str().expect("a reason");
     assert!(reason.contains("every evaluation was worse than the base"), "{reason}");
     let advice = validation["advice"].as_str().expect("advice");
-    assert!(advice.contains("`train.learning_rate` ten times lower (5e-1)"), "{advice}");
+    assert!(advice.contains("`train.learning_rate` ten times lower (5e-3)"), "{advice}");
 
-    let folder = tiny_job();
-    let trained = train(&folder, &settings, &["--require", "improved"]);
-    assert_eq!(trained.status.code(), Some(1), "{}", text(&trained.stderr));
-    assert!(!trained.stdout.is_empty(), "the result comes all the same");
     let folder = tiny_job();
     assert!(train(&folder, &[], &["--require", "improved"]).status.success());
 }
