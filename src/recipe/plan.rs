@@ -17,7 +17,7 @@ section! {
         data: DataSettings = ReadEmpty, any();
         /// The low-rank adapter.
         adapter: AdapterSpec = ReadEmpty, any();
-        /// The training: AdamW with decoupled weight decay.
+        /// The training.
         train: TrainSettings = ReadEmpty, any();
         /// The place of the results.
         output: Output = ReadEmpty, any();
