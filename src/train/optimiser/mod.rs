@@ -144,7 +144,10 @@ impl Optimiser {
                 let name = format!("{path}.{name}");
                 let values = state.tensors.get(&name).filter(|values| values.len() == length).ok_or_else(|| {
                     let found = state.tensors.get(&name).map_or("none".to_owned(), |values| values.len().to_string());
-                    Error::failed(format!("optimiser state: {name}"), format!("expected {length} values, found {found}"))
+                    Error::failed(
+                        format!("optimiser state: {name}"),
+                        format!("expected {length} values, found {found}"),
+                    )
                 })?;
                 let values = TensorData::new(values.clone(), [length]);
                 moments.insert(name, Tensor::from_data(values, &device));
@@ -187,9 +190,9 @@ impl ModuleMapper for Walk<'_> {
         let names: Vec<(String, usize)> =
             rule.kind.moments(&shape).into_iter().map(|(name, length)| (format!("{path}.{name}"), length)).collect();
         let device = gradient.device();
-        let taken = names.iter().map(|(name, length)| {
-            moments.remove(name).unwrap_or_else(|| Tensor::zeros([*length], &device))
-        });
+        let taken = names
+            .iter()
+            .map(|(name, length)| moments.remove(name).unwrap_or_else(|| Tensor::zeros([*length], &device)));
         let (updated, after) = rule.apply(Update {
             rate: if is_b { self.rate * *b_rate_ratio } else { self.rate },
             number: *updates,
