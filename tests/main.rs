@@ -22,6 +22,7 @@ mod larger_models;
 mod merge;
 mod model;
 mod ops;
+mod optimisers;
 mod pull;
 mod qlora;
 mod recipe;

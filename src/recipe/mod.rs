@@ -147,6 +147,10 @@ impl Recipe {
             let message = "`data.test` is a file that the adapter is trained or chosen on: it would prove nothing";
             reader.problem_with_hint(&self.place("data.test"), message, "give examples that are held out from both");
         }
+        if train.warmup_share.is_some() && train.warmup_steps > 0 {
+            let place = self.place("train.warmup_share");
+            reader.problem(&place, "`train.warmup_steps` and `train.warmup_share` exclude each other: keep one");
+        }
         let listed = adapter.targets.listed();
         for (index, target) in listed.iter().enumerate() {
             if listed[..index].contains(target) {

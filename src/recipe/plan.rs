@@ -18,7 +18,7 @@ section! {
         data: DataSettings = ReadEmpty, any();
         /// The low-rank adapter.
         adapter: AdapterSpec = ReadEmpty, any();
-        /// The training: AdamW with decoupled weight decay.
+        /// The training.
         train: TrainSettings = ReadEmpty, any();
         /// The examples of evaluations.
         eval: EvalSettings = ReadEmpty, any();

@@ -6,7 +6,6 @@ use super::batching::{Batching, Layout};
 use super::best::BestSoFar;
 use super::objective::Sft;
 use super::peak_memory::peak_bytes;
-use super::schedule::Schedule;
 use super::settings::TrainSettings;
 use super::step::{AdapterTrainer, StepReport};
 use crate::adapter::host::HostAdapter;
@@ -133,12 +132,7 @@ pub struct Outcome {
 pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'_>) -> Result<()>) -> Result<Outcome> {
     let Job { decoder, start, train, valid, settings, batching, layout } = *job;
     let total_steps = batching.total_steps(settings, train)?;
-    let schedule = Schedule {
-        kind: settings.schedule,
-        peak: settings.learning_rate,
-        warmup_steps: settings.warmup_steps,
-        total_steps,
-    };
+    let schedule = settings.schedule(total_steps);
     let device = decoder.device().clone().autodiff();
     let adapter = start.attach(decoder.config(), &device)?;
     let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), settings, layout.recompute);
