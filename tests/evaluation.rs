@@ -66,8 +66,14 @@ fn a_cap_holds_while_training_and_the_verdict_takes_all() {
     let metrics = lines(&folder, "metrics.jsonl");
     let tokens: Vec<u64> = metrics.iter().filter_map(|line| line["valid_tokens"].as_u64()).collect();
     let all = report["validation"]["tokens"].as_u64().expect("tokens");
-    assert!(tokens.len() == 4 && tokens.iter().all(|some| *some == tokens[0] && *some < all / 2), "{tokens:?} of {all}");
-    assert_eq!((&report["validation"]["examples"], &report["validation"]["unmeasured_examples"]), (&15.into(), &0.into()));
+    assert!(
+        tokens.len() == 4 && tokens.iter().all(|some| *some == tokens[0] && *some < all / 2),
+        "{tokens:?} of {all}"
+    );
+    assert_eq!(
+        (&report["validation"]["examples"], &report["validation"]["unmeasured_examples"]),
+        (&15.into(), &0.into())
+    );
 }
 
 /// A job whose base, `merged`, has learned sums, and whose training rows say "no" to each.

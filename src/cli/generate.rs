@@ -95,7 +95,11 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         if global.json { Ok(()) } else { print(&text) }
     })?;
     if global.json {
-        let answer = Answer { prompt: &arguments.prompt, answer: answers.first().map_or("", |answer| answer.text.as_str()), tokens };
+        let answer = Answer {
+            prompt: &arguments.prompt,
+            answer: answers.first().map_or("", |answer| answer.text.as_str()),
+            tokens,
+        };
         return terminal.json(&answer);
     }
     print(&stream.finish()?)?;

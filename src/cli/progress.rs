@@ -102,9 +102,7 @@ impl<'t> Counter<'t> {
             if self.bar.is_none() && self.began.elapsed() > SHORT {
                 let bar = ProgressBar::new(total as u64).with_message(self.work);
                 let template = format!("{{msg}} {{wide_bar}} {{pos}}/{{len}} {} {{eta}}", self.things);
-                bar.set_style(
-                    ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-                );
+                bar.set_style(ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()));
                 self.bar = Some(bar);
             }
             if let Some(bar) = &self.bar {

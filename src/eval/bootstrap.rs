@@ -121,7 +121,8 @@ impl Comparison {
 /// The same `seed` gives the same interval on every machine. Weights are those of `before`.
 pub fn compare(before: &[Share], after: &[Share], better: Better, seed: u64) -> Comparison {
     let pairs = before.iter().zip(after);
-    let differences: Vec<Share> = pairs.map(|(before, after)| Share { sum: after.sum - before.sum, ..*before }).collect();
+    let differences: Vec<Share> =
+        pairs.map(|(before, after)| Share { sum: after.sum - before.sum, ..*before }).collect();
     let mut resampled: Vec<f64> =
         (0..RESAMPLES as u64).into_par_iter().map(|resample| resampled_mean(&differences, seed, resample)).collect();
     resampled.sort_by(f64::total_cmp);
@@ -181,7 +182,8 @@ mod tests {
     fn no_evidence_says_how_many_examples_would_be_needed() {
         // Of 40 examples one is gained: the interval of its share, 1/40 ± 2·sqrt(p(1-p)/40), holds 0.
         let before = scores(vec![0.0; 40]);
-        let after = scores((0..40).map(|index| f64::from(u8::from(index == 0)) - 0.3 * f64::from(u8::from(index == 1))));
+        let after =
+            scores((0..40).map(|index| f64::from(u8::from(index == 0)) - 0.3 * f64::from(u8::from(index == 1))));
         let comparison = compare(&before, &after, Better::Higher, 0);
         assert_eq!(comparison.verdict, Verdict::NoEvidence);
         let reason = comparison.reason().expect("a reason");

@@ -126,7 +126,9 @@ mod tests {
     #[test]
     fn the_seed_decides_the_interval() {
         let before = losses(&[(1.0, 1); 12]);
-        let after: Vec<_> = (0..12).map(|index| ExampleLoss { loss_sum: f64::from(index).sqrt(), tokens: 1, correct_tokens: 0 }).collect();
+        let after: Vec<_> = (0..12)
+            .map(|index| ExampleLoss { loss_sum: f64::from(index).sqrt(), tokens: 1, correct_tokens: 0 })
+            .collect();
         let interval =
             |seed| compare(&before, &after, seed, example_number).map(|found| (found.low, found.high)).unwrap();
         assert_eq!(interval(3), interval(3));

@@ -70,7 +70,11 @@ impl Requirement {
     ///
     /// # Errors
     /// Failed: a verdict does not suffice, or there is none.
-    pub fn check<'a>(self, verdicts: impl IntoIterator<Item = &'a Validation>, guard: Option<&Validation>) -> Result<()> {
+    pub fn check<'a>(
+        self,
+        verdicts: impl IntoIterator<Item = &'a Validation>,
+        guard: Option<&Validation>,
+    ) -> Result<()> {
         let place = || Place::argument("--require");
         let Some(decisive) = verdicts.into_iter().last() else {
             return Err(Error::failed(place(), "there is no verdict: nothing was compared with the base")

@@ -167,7 +167,9 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
 
 /// The contents of `run.json` as far as they are known before the first step.
 fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared) -> Value {
-    let Prepared { plan, base, base_sha256, train_sha256, valid_sha256, train, valid, held_out, layout, memory, .. } = prepared;
+    let Prepared {
+        plan, base, base_sha256, train_sha256, valid_sha256, train, valid, held_out, layout, memory, ..
+    } = prepared;
     json!({
         "burnish": env!("CARGO_PKG_VERSION"),
         "started": now(),

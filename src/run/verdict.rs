@@ -28,12 +28,7 @@ impl Verdicts {
     ///
     /// # Errors
     /// Failed: a loss that is not finite.
-    pub(super) fn of(
-        prepared: &Prepared,
-        decoder: &Decoder,
-        outcome: &Outcome,
-        watch: &mut dyn Watch,
-    ) -> Result<Self> {
+    pub(super) fn of(prepared: &Prepared, decoder: &Decoder, outcome: &Outcome, watch: &mut dyn Watch) -> Result<Self> {
         let Prepared { plan, held_out, valid, .. } = prepared;
         let measured = [&held_out.test, &held_out.guard];
         let all_of_valid = held_out.valid_at_steps(valid).len() < valid.sequences.len();
@@ -122,7 +117,10 @@ mod tests {
     #[test]
     fn a_step_too_far_is_told_from_a_divergence() {
         let (reason, advice) = no_step_was_better(1.7693, 1.8, 2e-4);
-        assert!(reason.starts_with("every evaluation was worse than the base, the last with a loss of 1.8000"), "{reason}");
+        assert!(
+            reason.starts_with("every evaluation was worse than the base, the last with a loss of 1.8000"),
+            "{reason}"
+        );
         assert_eq!(advice, "try a `train.learning_rate` ten times lower (2e-5), or a warm-up");
         let (reason, _) = no_step_was_better(1.7693, 81.6, 0.3);
         assert!(reason.starts_with("the training diverged: every evaluation was worse"), "{reason}");

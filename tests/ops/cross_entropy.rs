@@ -53,7 +53,8 @@ fn cross_entropy_of_every_kind_of_head() {
             let reference = cross_entropy::reference::predictions(leaves[0].clone(), &head, &targets, softcap);
             let losses: Vec<f32> = alone.iter().map(|prediction| prediction.loss).collect();
             assert_eq!(losses, floats(op(leaves, DType::F32, true)));
-            let likeliest = |all: &[cross_entropy::Prediction]| all.iter().map(|one| one.is_likeliest).collect::<Vec<_>>();
+            let likeliest =
+                |all: &[cross_entropy::Prediction]| all.iter().map(|one| one.is_likeliest).collect::<Vec<_>>();
             assert_eq!(likeliest(&alone), likeliest(&reference));
         }
     }
