@@ -35,7 +35,9 @@ fn known_in(folder: &Path, files: &[PathBuf], compute: impl FnOnce() -> Result<S
     let place = || key(files).map(|key| folder.join(key));
     let Some(place_before) = place() else { return compute() };
     let kept = open::read(&place_before, HASH_DIGITS as u64).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    if let Some(kept) = kept.filter(|kept| kept.len() == HASH_DIGITS && kept.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+    if let Some(kept) =
+        kept.filter(|kept| kept.len() == HASH_DIGITS && kept.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    {
         return Ok(kept);
     }
     let hash = compute()?;
@@ -90,7 +92,8 @@ mod tests {
             file.set_modified(SystemTime::now() - Duration::from_secs(seconds_ago)).expect("a time");
         };
         let cache = folder.path().join("hashes");
-        let hash = |digit: &str| known_in(&cache, std::slice::from_ref(&path), || Ok(digit.repeat(64))).expect("a hash");
+        let hash =
+            |digit: &str| known_in(&cache, std::slice::from_ref(&path), || Ok(digit.repeat(64))).expect("a hash");
 
         written(MIN_BYTES, 1);
         assert_eq!((hash("a"), hash("b")), ("a".repeat(64), "b".repeat(64)), "changed just now");
