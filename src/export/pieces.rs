@@ -17,7 +17,7 @@ const PIECE_VALUES: usize = 1 << 22;
 ///
 /// # Errors
 /// Those of reading and writing. Failed: a merged value that the format cannot hold.
-pub(super) fn write(source: &Source<'_>, planned: &Planned<'_>, writer: &mut TensorWriter<'_, '_>) -> Result<()> {
+pub(super) fn write(source: &Source<'_>, planned: &Planned<'_>, writer: &mut TensorWriter<'_>) -> Result<()> {
     let Planned { info, content } = planned;
     let (hf_name, rows, pair, offset) = match content {
         Content::Values(values) => return writer.write(&float::encode_f32(values)),

@@ -1,7 +1,6 @@
 //! Writing of GGUF files, version 3: metadata, tensor table, then the tensors one at a time.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -44,15 +43,14 @@ impl TensorInfo {
 pub type TensorDigest = [u8; 32];
 
 /// The receiver of one tensor's bytes.
-#[derive(Debug)]
-pub struct TensorWriter<'a, 'b> {
-    writer: &'a mut BufWriter<&'b File>,
+pub struct TensorWriter<'a> {
+    writer: &'a mut dyn Write,
     path: &'a Path,
     hasher: Sha256,
     bytes: u64,
 }
 
-impl TensorWriter<'_, '_> {
+impl TensorWriter<'_> {
     /// Adds `bytes` to the tensor.
     ///
     /// # Errors
@@ -77,7 +75,7 @@ pub fn write(
     path: &Path,
     metadata: &[(String, Value)],
     tensors: &[TensorInfo],
-    mut produce: impl FnMut(&TensorInfo, &mut TensorWriter<'_, '_>) -> Result<()>,
+    mut produce: impl FnMut(&TensorInfo, &mut TensorWriter<'_>) -> Result<()>,
 ) -> Result<Vec<TensorDigest>> {
     let header = header(metadata, tensors)?;
     let mut digests = Vec::with_capacity(tensors.len());
