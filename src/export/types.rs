@@ -98,9 +98,7 @@ impl GgufType {
             Matrices::Blocks(usual) => {
                 let is_head = name == "output.weight" || (name == "token_embd.weight" && !has_head);
                 let wanted = match is_head {
-                    true if !columns.is_multiple_of(usual.values_per_block()) || usual == BlockType::Q8_0 => {
-                        BlockType::Q8_0
-                    }
+                    true if usual == BlockType::Q8_0 => BlockType::Q8_0,
                     true => BlockType::Q6K,
                     false => self.of_projection(name, usual, config),
                 };

@@ -1,7 +1,5 @@
 //! Ollama's Modelfile, parsed back: its template, run as Go's `text/template` runs it, gives the text of the model's own.
 
-use std::path::Path;
-
 use burnish::data::{ChatTemplate, Encoder, Message, Role};
 use burnish::export::ollama::{conversations, modelfile};
 use burnish::text::Tokenizer;
@@ -141,9 +139,9 @@ fn encoder(tokens: &[&str], bos: Option<&str>, template: &str) -> Encoder {
     let vocab: serde_json::Map<_, _> = tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect();
     let added: Vec<_> =
         tokens.iter().enumerate().map(|(id, token)| json!({"id": id, "content": token, "special": true})).collect();
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true});
     write("tokenizer.json", json!({
-        "added_tokens": added, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false},
-        "decoder": {"type": "ByteLevel"}, "model": {"type": "BPE", "vocab": vocab, "merges": []},
+        "added_tokens": added, "pre_tokenizer": byte_level, "decoder": byte_level, "model": {"type": "BPE", "vocab": vocab, "merges": []},
     }));
     write("tokenizer_config.json", json!({
         "chat_template": template, "eos_token": tokens[0], "bos_token": bos, "add_bos_token": bos.is_some(),

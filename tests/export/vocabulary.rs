@@ -84,14 +84,14 @@ fn tokenizers_that_gguf_cannot_hold_are_refused() {
             let id = vocab.len();
             vocab.insert(format!("{}{}", pair[0].as_str().expect("a"), pair[1].as_str().expect("b")), json!(id));
         }
-        json!({"pre_tokenizer": pre_tokenizer, "decoder": {"type": "ByteLevel"},
+        json!({"pre_tokenizer": pre_tokenizer, "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true},
                "model": {"type": "BPE", "vocab": vocab, "merges": merges}})
     };
     refused(bpe(json!({"type": "Whitespace"})), "neither a byte-level BPE nor SentencePiece's");
     // Every letter alone.
     let letters = json!({"type": "Sequence", "pretokenizers": [
         {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": false},
-        {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false},
+        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
     ]});
     refused(bpe(letters), "gives other ids than its GGUF form would");
 }

@@ -73,7 +73,7 @@ impl Tokenizer {
         for pre in candidates {
             let mut metadata = words.metadata("gpt2", pre.name, None);
             metadata.push(("tokenizer.ggml.merges".to_owned(), strings(merges.clone())));
-            metadata.extend(self.special_keys()?);
+            metadata.extend(self.special_keys(json)?);
             match self.checked(metadata) {
                 Ok(vocabulary) => return Ok(vocabulary),
                 Err(error) => last = error,
@@ -88,7 +88,7 @@ impl Tokenizer {
         }
         let scores = words.scores(json);
         let mut metadata = words.metadata("llama", "default", Some(scores));
-        metadata.extend(self.special_keys()?);
+        metadata.extend(self.special_keys(json)?);
         let adds_space = steps.iter().any(|step| match step["type"].as_str() {
             Some("Prepend") => true,
             Some("Metaspace") => step["prepend_scheme"] != "never" && step["add_prefix_space"] != false,
@@ -99,7 +99,7 @@ impl Tokenizer {
     }
 
     /// The tokens with a key of their own, and the chat templates.
-    fn special_keys(&self) -> Result<Vec<(String, Metadata)>> {
+    fn special_keys(&self, json: &Value) -> Result<Vec<(String, Metadata)>> {
         let key = |name: &str| format!("tokenizer.ggml.{name}");
         let mut metadata = Vec::new();
         let named = self.named_tokens();
@@ -115,7 +115,8 @@ impl Tokenizer {
         };
         let mut further = ends.iter().copied().filter(|id| Some(*id) != own_eos && !is_found(*id));
         let eos = own_eos.or_else(|| ends.first().copied());
-        let ids = [("bos", id_of("bos_token")), ("eos", eos), ("unknown", id_of("unk_token"))];
+        let unknown = id_of("unk_token").or_else(|| self.token_to_id(json["model"]["unk_token"].as_str()?));
+        let ids = [("bos", id_of("bos_token")), ("eos", eos), ("unknown", unknown)];
         let mut ids: Vec<(&str, Option<u32>)> = ids.into_iter().chain([("padding", id_of("pad_token"))]).collect();
         ids.extend(["eot", "eom"].map(|name| (name, further.find(|id| Some(*id) != eos))));
         if further.next().is_some() {
