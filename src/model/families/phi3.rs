@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::layer::LayerSpec;
 use super::llama;
-use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
+use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig, RopeScaling};
 use crate::model::spec::BlockSpec;
 use crate::nn::block::{Attention, Mlp, MlpInput, Qkv};
 
@@ -37,9 +37,16 @@ fn gguf_keys(keys: &mut Keys<'_>, config: &mut ModelConfig) {
         Some(gguf) if Keys::biases(gguf, &["attn_qkv", "attn_output", "ffn_up", "ffn_down"]) => {
             keys.problem("blk.0", "has biases, which no Phi-3 has");
         }
-        // llama.cpp assumes a window where the key is missing.
-        None if config.sliding_window.is_none() => keys.size("attention.sliding_window", &mut 0),
-        _ => {}
+        Some(_) => {}
+        None => {
+            // llama.cpp assumes a window where the key is missing.
+            if config.sliding_window.is_none() {
+                keys.size("attention.sliding_window", &mut 0);
+            }
+            if !matches!(config.rope.scaling, RopeScaling::LongRope { .. }) {
+                keys.size("rope.scaling.original_context_length", &mut config.max_positions);
+            }
+        }
     }
 }
 
