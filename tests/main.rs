@@ -3,6 +3,7 @@
 
 mod adapter_file;
 mod adapter_open;
+mod augment;
 mod cli;
 mod conversations;
 mod data;

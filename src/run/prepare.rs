@@ -13,7 +13,7 @@ use super::notices::notices;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
-use crate::data::{self, DataFile, EncodedSet, Row, batch};
+use crate::data::{self, Augmenter, DataFile, EncodedSet, Example, Row, batch};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
 use crate::generate::run::check_prompt;
@@ -37,6 +37,8 @@ pub struct Prepared {
     pub valid_sha256: Option<String>,
     /// The training examples.
     pub train: EncodedSet,
+    /// The examples of the training sequences, where they change from epoch to epoch; empty otherwise.
+    pub changing: Vec<Example>,
     /// The validation examples; empty without.
     pub valid: EncodedSet,
     /// Validation sequences that are training sequences too.
@@ -96,7 +98,9 @@ fn prepare_plan(
     let start = Error::both(precise, plan.adapter.initialise(config, plan.train.seed));
     watch.stage(Stage::Encode);
     let encoded = Error::both(encode(&plan, &base, &train, &valid), encode_prompts(&plan, &base, form));
+    let train_rows = train;
     let ((_, mut start), ((train, valid), prompts)) = Error::both(start, encoded)?;
+    let changing = if plan.data.augment.is_some() { changing(train_rows, &train)? } else { Vec::new() };
 
     let sample = (&prompts[..], plan.sample.max_tokens);
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
@@ -129,6 +133,7 @@ fn prepare_plan(
         train_sha256,
         valid_sha256,
         train,
+        changing,
         valid,
         seen_in_training,
         start,
@@ -140,6 +145,32 @@ fn prepare_plan(
         prompts,
         adjustments,
     })
+}
+
+impl Prepared {
+    /// The changes of the training sequences, if the recipe asks for any.
+    pub fn augmenter(&self) -> Option<Augmenter<'_>> {
+        let Self { plan, base, changing, .. } = self;
+        plan.data.augment.as_ref().map(|settings| Augmenter {
+            encoder: &base.encoder,
+            settings,
+            seed: plan.train.seed,
+            max_seq_tokens: plan.data.max_seq_tokens.min(base.files.config().max_positions),
+            examples: changing,
+        })
+    }
+}
+
+/// The examples of the sequences of `set`, which come in the order of the rows.
+fn changing(rows: Vec<Row>, set: &EncodedSet) -> Result<Vec<Example>> {
+    let mut positions = set.positions.iter().peekable();
+    let kept = rows.into_iter().filter(|row| positions.next_if(|position| **position == row.position).is_some());
+    let examples: Vec<Example> = kept.map(|row| row.example).collect();
+    if examples.iter().all(|example| matches!(example, Example::Text { .. })) {
+        let message = "changes prompts, and no training example has one: they are plain texts";
+        return Err(Error::input(Place::setting("data.augment"), message));
+    }
+    Ok(examples)
 }
 
 /// The examples of both splits, as they were read.

@@ -79,6 +79,7 @@ pub fn train(
 /// Trains; metrics and the best adapter go to the run folder as they come.
 fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watch: &mut dyn Watch) -> Result<Outcome> {
     let Prepared { plan, base, start, train, valid, batching, layout, .. } = prepared;
+    let augmenter = prepared.augmenter();
     let (hub_name, revision) = (base.hub_name(), base.hub_revision());
     let targets = plan.adapter.targets.names(base.files.config())?;
     let options = SaveOptions {
@@ -91,6 +92,7 @@ fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watc
         decoder,
         start,
         train: &train.sequences,
+        augment: augmenter.as_ref(),
         valid: &valid.sequences,
         settings: &plan.train,
         batching: *batching,

@@ -1,6 +1,7 @@
 //! The tokenizer: text to ids, ids to text, and the special tokens of a model.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -214,6 +215,14 @@ impl Tokenizer {
         catch_unwind(AssertUnwindSafe(|| tokenizer.encode_fast(text, false)))
             .map_err(|_| Error::input(&self.0.place, "the tokenizers crate failed on a text with this tokenizer"))?
             .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|error| Error::input(&self.0.place, format!("cannot encode a text: {error}")))
+    }
+
+    /// The places of the tokens of ordinary text, in bytes. Tokens that share a character overlap.
+    pub fn offsets(&self, text: &str) -> Result<Vec<Range<usize>>> {
+        catch_unwind(AssertUnwindSafe(|| self.0.ordinary.encode(text, false)))
+            .map_err(|_| Error::input(&self.0.place, "the tokenizers crate failed on a text with this tokenizer"))?
+            .map(|encoding| encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect())
             .map_err(|error| Error::input(&self.0.place, format!("cannot encode a text: {error}")))
     }
 

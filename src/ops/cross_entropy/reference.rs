@@ -6,7 +6,13 @@ use super::{Targets, capped};
 use crate::ops::linear::{Projected, reference::project};
 
 /// See [`cross_entropy`](super::cross_entropy()).
-pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Tensor<2> {
+pub fn cross_entropy(
+    hidden: Tensor<2>,
+    head: &Projected<'_>,
+    targets: &Targets,
+    softcap: Option<f32>,
+    smoothing: f32,
+) -> Tensor<2> {
     let device = hidden.device();
     let indices = |values: Vec<i32>| {
         let count = values.len();
@@ -17,5 +23,9 @@ pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets,
     let ids = indices(targets.iter().map(|&(_, id)| id as i32).collect());
     let logits = project(picked, head, &rows).cast(DType::F32);
     let log_probabilities = activation::log_softmax(capped(logits, softcap), 1);
-    log_probabilities.gather(1, ids.reshape([targets.len() as i32, 1])).neg()
+    let of_targets = log_probabilities.clone().gather(1, ids.reshape([targets.len() as i32, 1])).neg();
+    match smoothing {
+        0.0 => of_targets,
+        share => of_targets.mul_scalar(1.0 - share) - log_probabilities.mean_dim(1).mul_scalar(share),
+    }
 }
