@@ -19,9 +19,9 @@ use burn_flex::FlexTensor;
 use half::bf16;
 
 use self::factors::{add_low_gradient, low_gradient};
-use self::softmax::{SoftmaxRow, exponentials_of, fill_with_ones, losses_of, softmax};
+use self::softmax::{SoftmaxRow, exponentials_of, fill_with_ones, predictions_of, softmax};
 use self::spread::Spread;
-use super::{Targets, targets_per_chunk};
+use super::{Prediction, Targets, targets_per_chunk};
 use crate::ops::cpu::autograd::{Kernel, apply, dims, f32s, from_f32, plain, rows};
 use crate::ops::cpu::isa::{Isa, vectorised};
 use crate::ops::cpu::kernel::Element;
@@ -88,21 +88,26 @@ pub fn cross_entropy(
     apply(CrossEntropy::new(head, targets, softcap, smoothing), std::iter::once(hidden).chain(factors).collect())
 }
 
-/// See [`losses`](super::losses).
-pub fn losses(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Vec<f32> {
+/// See [`predictions`](super::predictions).
+pub fn predictions(
+    hidden: Tensor<2>,
+    head: &Projected<'_>,
+    targets: &Targets,
+    softcap: Option<f32>,
+) -> Vec<Prediction> {
     let kernel = CrossEntropy::new(head, targets, softcap, 0.0);
     let factors = head.low_rank.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]);
     let inputs: Vec<FlexTensor> = std::iter::once(hidden).chain(factors).map(plain).collect();
-    kernel.losses_and_gradient(&inputs, false).0
+    kernel.predictions_and_gradient(&inputs, false).0
 }
 
 impl Kernel for CrossEntropy {
     type Saved = Saved;
 
     fn forward(&self, inputs: &[FlexTensor], save: bool) -> (FlexTensor, Option<Saved>) {
-        let (losses, saved) = self.losses_and_gradient(inputs, save);
-        let count = losses.len();
-        (from_f32(losses, count, 1), saved)
+        let (predictions, saved) = self.predictions_and_gradient(inputs, save);
+        let losses: Vec<f32> = predictions.iter().map(|prediction| prediction.loss).collect();
+        (from_f32(losses, predictions.len(), 1), saved)
     }
 
     fn backward(&self, saved: Saved, gradient: FlexTensor, _: &[bool]) -> Vec<Option<FlexTensor>> {
@@ -166,7 +171,7 @@ impl CrossEntropy {
         }
     }
 
-    fn losses_and_gradient(&self, inputs: &[FlexTensor], gradient: bool) -> (Vec<f32>, Option<Saved>) {
+    fn predictions_and_gradient(&self, inputs: &[FlexTensor], gradient: bool) -> (Vec<Prediction>, Option<Saved>) {
         let pair = self.pair.map(|(scale, dropout)| {
             let (a, b) = (inputs[1].clone(), inputs[2].clone());
             let rank = dims(&a)[0];
@@ -188,8 +193,13 @@ impl CrossEntropy {
         ((0..count).step_by(chunk).map(move |first| first..(first + chunk).min(count)), logits)
     }
 
-    /// The loss of each target, and its gradient if wanted.
-    fn run<E: Element>(&self, hidden: &FlexTensor, pair: Option<Pair>, gradient: bool) -> (Vec<f32>, Option<Saved>)
+    /// The prediction of each target, and the gradient of its loss if wanted.
+    fn run<E: Element>(
+        &self,
+        hidden: &FlexTensor,
+        pair: Option<Pair>,
+        gradient: bool,
+    ) -> (Vec<Prediction>, Option<Saved>)
     where
         Matrix: Views<E>,
     {
@@ -197,7 +207,7 @@ impl CrossEntropy {
         let vocabulary = self.weight.rows();
         // The smoothed loss comes out of the same sums as its gradient.
         let needs_gradient = gradient || self.spreads();
-        let mut losses = Vec::with_capacity(self.targets.len());
+        let mut predictions = Vec::with_capacity(self.targets.len());
         // A row more for `Spread`, which the next chunk writes over.
         let rows = self.targets.len() + usize::from(self.spreads());
         let mut d_hidden = vec![0f32; if needs_gradient { rows * width } else { 0 }];
@@ -211,7 +221,8 @@ impl CrossEntropy {
             let (of_targets, of_rows) = (range.len() * vocabulary, rows * vocabulary);
             self.logits::<E>(&chunk, pair.as_ref(), &mut logits[..of_targets]);
             if !needs_gradient {
-                losses.extend(losses_of(&mut logits[..of_targets], vocabulary, chunk.targets, self.softcap));
+                let logits = &mut logits[..of_targets];
+                predictions.extend(predictions_of(logits, vocabulary, chunk.targets, self.softcap));
                 continue;
             }
             let targets = &mut logits[..of_targets];
@@ -226,9 +237,10 @@ impl CrossEntropy {
             if finds_spread {
                 spread = Some(self.spread(sum_of_weight, pair.as_ref()));
             }
-            losses.extend(softmax_rows.iter().enumerate().map(|(index, row)| match &spread {
-                Some(spread) => row.loss + self.smoothing * row.target - spread.share_of_logits(&chunk, index),
-                None => row.loss,
+            predictions.extend(softmax_rows.iter().enumerate().map(|(index, row)| {
+                let smoothed = |spread: &Spread| self.smoothing * row.target - spread.share_of_logits(&chunk, index);
+                let loss = row.prediction.loss + spread.as_ref().map_or(0.0, smoothed);
+                Prediction { loss, ..row.prediction }
             }));
             for_each_row(d_picked, width, width, |row, values, scratch| {
                 self.weight.decode(chunk.targets[row].1 as usize, 0, scratch);
@@ -246,7 +258,7 @@ impl CrossEntropy {
         }
         d_hidden.truncate(self.targets.len() * width);
         let adapted = pair.map(|pair| SavedPair { hidden: hidden.clone(), pair, d_low });
-        (losses, gradient.then_some(Saved { tokens, width, d_hidden, adapted }))
+        (predictions, gradient.then_some(Saved { tokens, width, d_hidden, adapted }))
     }
 
     /// The hidden states of the targets in `range`.

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::Targets;
+use super::{Prediction, Targets};
 use crate::ops::cpu::isa::vectorised;
 use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::math::{exp, tanh};
@@ -13,8 +13,8 @@ use crate::ops::cpu::shared::SharedMut;
 /// A row of logits in whose place `exp(z − largest)` stands, times the slope of the cap where there is one.
 #[derive(Clone, Copy, Default)]
 pub struct SoftmaxRow {
-    /// `ln Σ_v exp(z_v) − z_target`; with a cap, the smoothed loss.
-    pub loss: f32,
+    /// `ln Σ_v exp(z_v) − z_target` (with a cap, the smoothed loss), and whether `z_target` is the greatest.
+    pub prediction: Prediction,
     /// `z_target`.
     pub target: f32,
     /// The factor that makes the exponentials sum to one.
@@ -59,7 +59,8 @@ pub fn softmax<E: Element>(
         };
         let target_slope = (1.0 - smoothing) * capped.map_or(1.0, |cap| cap.slope(picked));
         let loss = largest + sum.ln() - picked + spread_loss;
-        let result = SoftmaxRow { loss, target: picked, factor: 1.0 / sum, target_slope };
+        let prediction = Prediction { loss, is_likeliest: picked >= largest };
+        let result = SoftmaxRow { prediction, target: picked, factor: 1.0 / sum, target_slope };
         // SAFETY: every row has its own slot.
         unsafe { slots.set(row, result) };
     });
@@ -83,9 +84,14 @@ pub fn exponentials_of<E: Element>(values: &[f32], width: usize) -> Rows<'_> {
     }
 }
 
-/// The loss of each row; the logits are overwritten.
-pub fn losses_of(logits: &mut [f32], vocabulary: usize, targets: &Targets, softcap: Option<f32>) -> Vec<f32> {
-    softmax::<f32>(logits, vocabulary, targets, softcap, 0.0).iter().map(|row| row.loss).collect()
+/// The prediction of each row; the logits are overwritten.
+pub fn predictions_of(
+    logits: &mut [f32],
+    vocabulary: usize,
+    targets: &Targets,
+    softcap: Option<f32>,
+) -> Vec<Prediction> {
+    softmax::<f32>(logits, vocabulary, targets, softcap, 0.0).iter().map(|row| row.prediction).collect()
 }
 
 /// The derivative of the cap on logits, for loops that vectorise.
