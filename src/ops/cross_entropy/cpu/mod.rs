@@ -206,7 +206,7 @@ impl CrossEntropy {
         let [tokens, width] = dims(hidden);
         let vocabulary = self.weight.rows();
         // The smoothed loss comes out of the same sums as its gradient.
-        let needs_gradient = gradient || self.spreads();
+        let needs_gradient = gradient || self.smoothing > 0.0;
         let mut predictions = Vec::with_capacity(self.targets.len());
         // A row more for `Spread`, which the next chunk writes over.
         let rows = self.targets.len() + usize::from(self.spreads());
