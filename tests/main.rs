@@ -17,6 +17,7 @@ mod hostile_gguf;
 mod hostile_template;
 mod hostile_tokenizer;
 mod hostile_weights;
+mod kept_sets;
 mod larger_models;
 mod merge;
 mod model;

@@ -54,34 +54,39 @@ impl<'t> Downloads<'t> {
     }
 }
 
-/// Shows a base being loaded, if that takes more than a second.
-pub(super) struct Loading<'t> {
+/// Shows work on things that can be counted, if it takes more than a second.
+pub(super) struct Counting<'t> {
     terminal: &'t Terminal,
+    /// The work: `loading`.
+    verb: &'static str,
+    /// The things: `tensors`.
+    unit: &'static str,
     began: Instant,
     bar: Option<ProgressBar>,
     last_line: Instant,
 }
 
-/// Loading that takes less than this gets no bar.
+/// Work that takes less than this gets no bar.
 const SHORT: Duration = Duration::from_secs(1);
 /// Time between two lines where there is no bar.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
-impl<'t> Loading<'t> {
-    pub(super) fn new(terminal: &'t Terminal) -> Self {
-        Self { terminal, began: Instant::now(), bar: None, last_line: Instant::now() }
+impl<'t> Counting<'t> {
+    pub(super) fn new(terminal: &'t Terminal, verb: &'static str, unit: &'static str) -> Self {
+        Self { terminal, verb, unit, began: Instant::now(), bar: None, last_line: Instant::now() }
     }
 
-    /// Shows that `done` tensors of `total` are loaded.
+    /// Shows that `done` things of `total` are done.
     pub(super) fn show(&mut self, done: usize, total: usize) {
         if done <= 1 {
             (self.began, self.last_line) = (Instant::now(), Instant::now());
         }
+        let (verb, unit) = (self.verb, self.unit);
         if self.terminal.shows_bars() {
             if self.bar.is_none() && self.began.elapsed() > SHORT {
-                let bar = ProgressBar::new(total as u64).with_message("loading");
+                let bar = ProgressBar::new(total as u64).with_message(verb);
                 bar.set_style(
-                    ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} tensors {eta}")
+                    ProgressStyle::with_template(&format!("{{msg}} {{wide_bar}} {{pos}}/{{len}} {unit} {{eta}}"))
                         .unwrap_or_else(|_| ProgressStyle::default_bar()),
                 );
                 self.bar = Some(bar);
@@ -91,7 +96,7 @@ impl<'t> Loading<'t> {
             }
         } else if self.last_line.elapsed() > BETWEEN_LINES {
             self.last_line = Instant::now();
-            self.terminal.message(format!("loading: {done} of {total} tensors"));
+            self.terminal.message(format!("{verb}: {done} of {total} {unit}"));
         }
         if done >= total
             && let Some(bar) = self.bar.take()

@@ -7,7 +7,7 @@ use clap::Args;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::Global;
-use super::progress::{Downloads, Loading};
+use super::progress::{Counting, Downloads};
 use super::terminal::Terminal;
 use crate::bytes::Size;
 use crate::error::{Result, counted};
@@ -53,7 +53,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
 pub(super) struct TrainProgress<'t> {
     terminal: &'t Terminal,
     downloads: Downloads<'t>,
-    loading: Loading<'t>,
+    loading: Counting<'t>,
+    encoding: Counting<'t>,
     bar: Option<ProgressBar>,
     began: Instant,
     last_line: Option<Instant>,
@@ -65,8 +66,10 @@ const SECONDS_BETWEEN_LINES: u64 = 5;
 
 impl<'t> TrainProgress<'t> {
     pub(super) fn new(terminal: &'t Terminal) -> Self {
-        let (downloads, loading) = (Downloads::new(terminal), Loading::new(terminal));
-        Self { terminal, downloads, loading, bar: None, began: Instant::now(), last_line: None, total: 0 }
+        let downloads = Downloads::new(terminal);
+        let loading = Counting::new(terminal, "loading", "tensors");
+        let encoding = Counting::new(terminal, "encoding", "examples");
+        Self { terminal, downloads, loading, encoding, bar: None, began: Instant::now(), last_line: None, total: 0 }
     }
 
     fn line(&self, text: &str) {
@@ -84,6 +87,10 @@ impl Watch for TrainProgress<'_> {
 
     fn pull(&mut self, event: pull::Event<'_>) {
         self.downloads.show(event);
+    }
+
+    fn encoding(&mut self, done: usize, total: usize) {
+        self.encoding.show(done, total);
     }
 
     fn loading(&mut self, done: usize, total: usize) {

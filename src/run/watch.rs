@@ -43,6 +43,8 @@ pub trait Watch {
     fn stage(&mut self, stage: Stage);
     /// A download goes on.
     fn pull(&mut self, event: pull::Event<'_>);
+    /// The examples are being encoded: examples done, examples in all.
+    fn encoding(&mut self, done: usize, total: usize);
     /// The base is being loaded: tensors done, tensors in all.
     fn loading(&mut self, done: usize, total: usize);
     /// A line for the user.
