@@ -8,7 +8,9 @@ use crate::error::counted;
 pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
     let mut notices = prepared.adjustments.clone();
     notices.extend(prepared.base.parts_passed_over());
-    for (name, set) in [("train", &prepared.train), ("valid", &prepared.valid)] {
+    let measured = [("test", &prepared.held_out.test), ("guard", &prepared.held_out.guard)];
+    let measured = measured.into_iter().filter_map(|(name, set)| Some((name, &set.as_ref()?.set)));
+    for (name, set) in [("train", &prepared.train), ("valid", &prepared.valid)].into_iter().chain(measured) {
         notices.extend(set.notices.iter().map(|notice| format!("{name}: {notice}")));
     }
     let encoder = &prepared.base.encoder;
