@@ -4,6 +4,7 @@
 mod adapter_file;
 mod adapter_open;
 mod cli;
+mod combine;
 mod conversations;
 mod data;
 mod evaluation;
