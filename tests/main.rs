@@ -4,10 +4,12 @@
 mod adapter_file;
 mod adapter_open;
 mod cli;
+mod combine;
 mod conversations;
 mod data;
 mod evaluation;
 mod families;
+mod faults;
 mod fuzz;
 mod hostile_adapter;
 mod hostile_cli;
