@@ -2,7 +2,7 @@
 //! the longest time are removed first.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -36,7 +36,7 @@ impl BoundedFolder {
         let Some(room) = self.max_bytes.checked_sub(bytes) else { return Ok(()) };
         make_private(&self.path).map_err(|error| Error::write(&self.path, &error))?;
         self.shrink_to(room);
-        atomic::write(&self.path.join(name), |writer: &mut BufWriter<&File>| fill(writer))
+        atomic::write(&self.path.join(name), |writer| fill(writer))
     }
 
     /// Marks the file `name` as used now. A file that is gone, or of another user, is left as it is.
