@@ -18,7 +18,8 @@ fn large_job() -> TempDir {
 /// The facts about the training examples.
 fn check(folder: &TempDir, threads: &str) -> serde_json::Value {
     let mut command = burnish(folder);
-    json(&command.args(["check", "recipe.toml", "--json", "--threads", threads]).output().expect("starts"))["train"].take()
+    json(&command.args(["check", "recipe.toml", "--json", "--threads", threads]).output().expect("starts"))["train"]
+        .take()
 }
 
 fn files(folder: &TempDir) -> Vec<PathBuf> {

@@ -230,6 +230,7 @@ fn texts_that_a_template_cuts_are_named() {
         assert_eq!(notices, expected, "{shown}");
     }
     let notices = set(&encoder(&CHATML.replace("m.content", "m.content | upper")), &row).notices;
-    let changed = |role: &str| format!("the chat template changes the text of turns of the role `{role}` (1 row: line 1)");
+    let changed =
+        |role: &str| format!("the chat template changes the text of turns of the role `{role}` (1 row: line 1)");
     assert_eq!(notices, ["assistant", "user"].map(changed), "all of it is shown, in other letters");
 }

@@ -99,7 +99,17 @@ impl<'t> TrainProgress<'t> {
         let (downloads, loading) = (Downloads::new(terminal), Counter::of_loading(terminal));
         let encoding = Counter::of_encoding(terminal);
         let evaluating = Counter::of_evaluation(terminal);
-        Self { terminal, downloads, encoding, loading, evaluating, bar: None, began: Instant::now(), last_line: None, total: 0 }
+        Self {
+            terminal,
+            downloads,
+            encoding,
+            loading,
+            evaluating,
+            bar: None,
+            began: Instant::now(),
+            last_line: None,
+            total: 0,
+        }
     }
 
     fn line(&self, text: &str) {

@@ -310,7 +310,8 @@ impl Encoder {
         };
         let changed = messages.iter().filter(|message| !is_shown(&message.content, &text));
         let changed = changed.map(|message| message.role.name()).filter(|role| !is_left_out(role));
-        let changed: Vec<Remark> = changed.map(|role| Remark::TextChanged { role: stand_ins.as_written(role) }).collect();
+        let changed: Vec<Remark> =
+            changed.map(|role| Remark::TextChanged { role: stand_ins.as_written(role) }).collect();
         remarks.extend(changed);
 
         let mut encoded = Encoded::new();

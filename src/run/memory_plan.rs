@@ -81,7 +81,8 @@ impl MemoryPlan {
 
     /// The peak.
     pub fn total(&self) -> u64 {
-        let used = self.program + self.data + self.weights + self.loading.max(self.adapter + self.activations + self.working);
+        let used =
+            self.program + self.data + self.weights + self.loading.max(self.adapter + self.activations + self.working);
         used + self.activations / FRAGMENTATION_DIVISOR
     }
 }

@@ -197,8 +197,7 @@ fn encode(
     // Without a cache, a set is encoded every time.
     let kept = pull::cache_folder().ok().map(|cache| KeptSets::new(cache.join("encoded")));
     let (kept, limits) = (kept.as_ref(), (limit, plan.data.overlong));
-    let mut encode =
-        |path: &Path, rows: &[Row]| base.encoder.encode_kept(kept, path.display(), rows, limits, progress);
+    let mut encode = |path: &Path, rows: &[Row]| base.encoder.encode_kept(kept, path.display(), rows, limits, progress);
     let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
     let (train, valid) = Error::both(encode(&plan.data.train, train), encode(valid_path, valid))?;
     let may_lack_valid = plan.data.valid.is_none() && plan.data.valid_fraction.is_none();

@@ -114,12 +114,10 @@ impl Tokenizer {
         ordinary.set_encode_special_tokens(true);
 
         let added = parsing.get_added_tokens_decoder();
-        let takes_neighbours = added.values().any(|token| token.special && (token.lstrip || token.rstrip || token.single_word));
-        let special_ids: HashMap<String, u32> = added
-            .into_iter()
-            .filter(|(_, token)| token.special)
-            .map(|(id, token)| (token.content, id))
-            .collect();
+        let takes_neighbours =
+            added.values().any(|token| token.special && (token.lstrip || token.rstrip || token.single_word));
+        let special_ids: HashMap<String, u32> =
+            added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (token.content, id)).collect();
         let vocab_size = parsing.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
         let mut is_control = vec![false; vocab_size];
         for id in special_ids.values().filter(|id| Some(**id) != unknown) {
