@@ -4,6 +4,7 @@
 //! 2 used wrongly (arguments, recipe, bad input), 130 interrupted.
 
 mod check;
+mod combine;
 mod eval;
 mod generate;
 mod inspect;
@@ -69,6 +70,7 @@ enum Command {
     Train(train::TrainArguments),
     Eval(eval::Arguments),
     Merge(merge::Arguments),
+    Combine(combine::Arguments),
     Quantize(quantize::Arguments),
     Generate(generate::Arguments),
     Inspect(inspect::Arguments),
@@ -132,6 +134,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
         Command::Check(arguments) => check::run(arguments, &cli.global, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
+        Command::Combine(arguments) => combine::run(arguments, terminal),
         Command::Merge(arguments) => merge::run(arguments, &cli.global, terminal),
         Command::Quantize(arguments) => quantize::run(arguments, terminal),
         Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),

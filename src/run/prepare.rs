@@ -14,11 +14,13 @@ use super::notices::notices;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
+use crate::data::kept::KeptSets;
 use crate::data::{self, Augmenter, DataFile, EncodedSet, Example, Row, batch};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
 use crate::generate::run::check_prompt;
 use crate::model::load::LoadOptions;
+use crate::pull;
 use crate::recipe::{Plan, Recipe};
 use crate::train::{Batching, Layout, Part};
 
@@ -100,7 +102,8 @@ fn prepare_plan(
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
     let start = Error::both(precise, plan.adapter.initialise(config, plan.train.seed));
     watch.stage(Stage::Encode);
-    let encoded = Error::both(encode(&plan, &base, &train, &valid), encode_prompts(&plan, &base, form));
+    let sets = encode(&plan, &base, &train, &valid, &mut |done, total| watch.encoding(done, total));
+    let encoded = Error::both(sets, encode_prompts(&plan, &base, form));
     let encoded = Error::both(encoded, HeldOut::read(&plan, &base));
     let (train_rows, valid_rows) = (train, valid);
     let ((_, mut start), (((train, valid), prompts), mut held_out)) = Error::both(start, encoded)?;
@@ -212,9 +215,19 @@ pub fn read_examples(plan: &Plan) -> Result<Examples> {
 }
 
 /// Encodes the examples of both splits, of which neither may come out empty.
-fn encode(plan: &Plan, base: &OpenBase, train: &[Row], valid: &[Row]) -> Result<(EncodedSet, EncodedSet)> {
+/// `progress(done, total)` is called with numbers of examples.
+fn encode(
+    plan: &Plan,
+    base: &OpenBase,
+    train: &[Row],
+    valid: &[Row],
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(EncodedSet, EncodedSet)> {
     let limit = plan.data.max_seq_tokens.min(base.files.config().max_positions);
-    let encode = |path: &Path, rows: &[Row]| base.encoder.encode_all(path.display(), rows, limit, plan.data.overlong);
+    // Without a cache, a set is encoded every time.
+    let kept = pull::cache_folder().ok().map(|cache| KeptSets::new(cache.join("encoded")));
+    let (kept, limits) = (kept.as_ref(), (limit, plan.data.overlong));
+    let mut encode = |path: &Path, rows: &[Row]| base.encoder.encode_kept(kept, path.display(), rows, limits, progress);
     let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
     let (train, valid) = Error::both(encode(&plan.data.train, train), encode(valid_path, valid))?;
     let may_lack_valid = plan.data.valid.is_none() && plan.data.valid_fraction.is_none();
