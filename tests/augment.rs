@@ -86,7 +86,8 @@ fn seed_epoch_and_example_decide_the_changes_and_nothing_else() {
 #[test]
 fn what_has_no_prompt_or_would_be_too_long_stays() {
     let encoder = Encoder::new(open("bytelevel"), None);
-    let settings = Augment { wordings: vec!["{prompt}{prompt}{prompt}".into()], token_dropout: 0.0, typing_errors: 0.0 };
+    let settings =
+        Augment { wordings: vec!["{prompt}{prompt}{prompt}".into()], token_dropout: 0.0, typing_errors: 0.0 };
     let long = Example::PromptCompletion { prompt: "a b c d e f ".into(), completion: "g".into() };
     let examples = [Example::Text { text: "plain".into() }, long.clone()];
     let unlimited = augmenter(&encoder, &settings, &examples);
@@ -123,7 +124,8 @@ fn a_run_trains_on_the_changed_prompts_whatever_the_micro_batch() {
 #[test]
 fn augmentation_of_plain_texts_is_refused_and_wordings_need_their_place() {
     let folder = tiny_job();
-    fs::write(folder.path().join("texts.jsonl"), "{\"text\": \"one two\"}\n{\"text\": \"three four\"}\n").expect("written");
+    fs::write(folder.path().join("texts.jsonl"), "{\"text\": \"one two\"}\n{\"text\": \"three four\"}\n")
+        .expect("written");
     let texts = ["check", "recipe.toml", "--set", "data.train=texts.jsonl", "--set", "data.augment.typing_errors=0.1"];
     let error = refused(&run(&folder, &texts));
     assert!(error.contains("`data.augment` changes prompts") && error.contains("plain texts"), "{error}");

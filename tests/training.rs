@@ -233,7 +233,8 @@ fn joined(sequences: &[Encoded], by: usize) -> Vec<Batch> {
 fn accumulated_micro_batches_are_one_large_batch() {
     let _turn = turn();
     let sequences = sequences(&[12, 20, 7, 15]);
-    let settings = TrainSettings { max_grad_norm: 0.0, label_smoothing: 0.1, neftune_alpha: 5.0, ..TrainSettings::default() };
+    let settings =
+        TrainSettings { max_grad_norm: 0.0, label_smoothing: 0.1, neftune_alpha: 5.0, ..TrainSettings::default() };
     let (whole, _) = one_step(&settings, &joined(&sequences, 4));
     for by in [1, 2, 3] {
         let (parts, _) = one_step(&settings, &joined(&sequences, by));

@@ -61,7 +61,9 @@ impl Augmenter<'_> {
         let mut changed = self.examples.get(index)?.clone();
         let mut draws = Draws::of(self.seed, epoch, index as u64);
         match &mut changed {
-            Example::PromptCompletion { prompt, .. } => *prompt = self.worded(&self.mistyped(prompt, &mut draws), &mut draws),
+            Example::PromptCompletion { prompt, .. } => {
+                *prompt = self.worded(&self.mistyped(prompt, &mut draws), &mut draws)
+            }
             Example::Alpaca { instruction, input, .. } => {
                 *instruction = self.worded(&self.mistyped(instruction, &mut draws), &mut draws);
                 *input = self.mistyped(input, &mut draws);

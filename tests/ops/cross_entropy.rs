@@ -42,7 +42,9 @@ fn cross_entropy_of_every_kind_of_head() {
             };
             let used = if pair.is_some() { &inputs[..] } else { &inputs[..1] };
             compare(
-                &format!("cross-entropy {tokens}x{width}x{vocabulary} pair {pair:?} cap {softcap:?} smoothing {smoothing}"),
+                &format!(
+                    "cross-entropy {tokens}x{width}x{vocabulary} pair {pair:?} cap {softcap:?} smoothing {smoothing}"
+                ),
                 used,
                 &|leaves, dtype| op(leaves, dtype, true),
                 &|leaves, dtype| op(leaves, dtype, false),

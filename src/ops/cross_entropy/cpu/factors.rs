@@ -87,7 +87,13 @@ pub(super) fn low_gradient<E: Element>(
 }
 
 /// Adds `drop'(d_low·A)` to the gradient of the hidden states of some targets.
-pub(super) fn add_low_gradient<E: Element>(pair: &Pair, d_low: &[f32], targets: &Targets, d_picked: &mut [f32], width: usize) {
+pub(super) fn add_low_gradient<E: Element>(
+    pair: &Pair,
+    d_low: &[f32],
+    targets: &Targets,
+    d_picked: &mut [f32],
+    width: usize,
+) {
     let (rank, count) = (pair.rank, targets.len());
     let columns = PlainColumns { data: f32s(&pair.a), stride: width, depth: rank, scale: 1.0 };
     let rows = Rows::F32 { data: d_low, stride: rank };
