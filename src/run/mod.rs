@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod answer;
 pub mod base;
+pub mod combine;
 pub mod evaluate;
 pub mod export;
 pub mod folder;
