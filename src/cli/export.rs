@@ -77,7 +77,10 @@ impl Arguments {
     fn gguf_lora(&self, base: &OpenBase, adapter: &HostAdapter) -> Result<Exported> {
         let given = [("--type", self.gguf_type.is_some()), ("--split-size", self.split_size.is_some())];
         let errors = given.into_iter().filter(|(_, is_given)| *is_given).map(|(argument, _)| {
-            Error::input(Place::argument(argument), "does not go with `--format gguf-lora`, which is one small file in f32")
+            Error::input(
+                Place::argument(argument),
+                "does not go with `--format gguf-lora`, which is one small file in f32",
+            )
         });
         Error::none_of(errors.collect(), ())?;
         Ok(Exported { out: self.out.clone(), report: run::export::gguf_lora(base, adapter, &self.out)? })

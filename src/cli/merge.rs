@@ -102,7 +102,8 @@ impl Arguments {
     fn float_type(&self) -> Result<Option<FloatType>> {
         let Some(gguf_type) = self.gguf_type else { return Ok(None) };
         gguf_type.float_type().map(Some).ok_or_else(|| {
-            let message = format!("is {gguf_type}, which is a type of GGUF files; a Hugging Face folder takes f32, f16 or bf16");
+            let message =
+                format!("is {gguf_type}, which is a type of GGUF files; a Hugging Face folder takes f32, f16 or bf16");
             Error::input(Place::argument("--type"), message).hint("`--format gguf` writes such a file")
         })
     }
@@ -138,7 +139,9 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let float_type = if format == Format::Hf { arguments.float_type()? } else { None };
     if let Some(size) = arguments.split_size.filter(|_| format == Format::Hf) {
         let message = format!("is {size}, and splits GGUF files; the output is a Hugging Face folder");
-        return Err(Error::input(Place::argument("--split-size"), message).hint("`--max-shard-bytes` is that of a folder"));
+        return Err(
+            Error::input(Place::argument("--split-size"), message).hint("`--max-shard-bytes` is that of a folder")
+        );
     }
     let (base, adapter) = arguments.model.open(terminal)?;
     let (Some(adapter), Some(folder)) = (adapter, &arguments.model.adapter) else {

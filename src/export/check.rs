@@ -105,7 +105,8 @@ fn differences(own: &ModelConfig, found: &ModelConfig) -> Vec<(&'static str, Str
     for layer in 0..own.layers.min(found.layers) {
         same("layer_types", &own.window_of(layer), &found.window_of(layer));
     }
-    let head_factor = |config: &ModelConfig| config.attention_multiplier.unwrap_or(1.0 / (config.head_dim as f64).sqrt());
+    let head_factor =
+        |config: &ModelConfig| config.attention_multiplier.unwrap_or(1.0 / (config.head_dim as f64).sqrt());
     let factor = |value: Option<f64>| value.unwrap_or(1.0);
     let cap = |value: Option<f64>| value.unwrap_or(f64::INFINITY);
     for (field, own, found) in [

@@ -55,14 +55,7 @@ use Feasible::{As, No, Yes};
 
 /// Every choice.
 pub const TABLE: [Row; 6] = [
-    Row {
-        choice: "low-rank pairs on projections",
-        holds: |_| true,
-        peft: Yes,
-        folder: Yes,
-        gguf: Yes,
-        gguf_lora: Yes,
-    },
+    Row { choice: "low-rank pairs on projections", holds: |_| true, peft: Yes, folder: Yes, gguf: Yes, gguf_lora: Yes },
     Row {
         choice: "`rslora`, ranks or alphas by pattern",
         holds: |_| true,

@@ -125,7 +125,8 @@ impl GgufType {
             return BlockType::Q6K;
         }
         // Of the 70B models, whose values are few (`LLM_TYPE_70B`).
-        let is_70b = config.layers == 80 && config.heads != config.kv_heads && matches!(config.family.gguf, "llama" | "qwen2");
+        let is_70b =
+            config.layers == 80 && config.heads != config.kv_heads && matches!(config.family.gguf, "llama" | "qwen2");
         if is_value && is_70b && usual == BlockType::Q4K { BlockType::Q5K } else { usual }
     }
 }

@@ -1,8 +1,8 @@
 //! GGUF-LoRA: the factors that llama.cpp multiplies are the adapter's change of the weight in GGUF's order.
 
 use burnish::adapter::host::HostAdapter;
-use burnish::export::GgufType;
 use burnish::export::ExportOptions;
+use burnish::export::GgufType;
 use burnish::export::lora::write_lora;
 use burnish::files::gguf::{Gguf, Value};
 use burnish::model::BaseFiles;

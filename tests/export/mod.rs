@@ -24,8 +24,7 @@ use serde_json::json;
 
 use crate::model::{Expected, fixtures, largest_difference, load, logits, turn};
 
-pub const PLAIN: ExportOptions =
-    ExportOptions { weights: MergeBase::Original, gguf_type: None, split_bytes: None };
+pub const PLAIN: ExportOptions = ExportOptions { weights: MergeBase::Original, gguf_type: None, split_bytes: None };
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -66,7 +65,8 @@ pub fn small_tokenizer(size: usize) -> Tokenizer {
 /// Exports the base at `path` to `out`.
 pub fn export(path: &Path, adapter: Option<&HostAdapter>, out: &Path, options: &ExportOptions) -> Result<ExportReport> {
     let base = BaseFiles::open(path)?;
-    let tokenizer = match base.is_gguf() && base.gguf().is_some_and(|gguf| gguf.get("tokenizer.ggml.tokens").is_some()) {
+    let tokenizer = match base.is_gguf() && base.gguf().is_some_and(|gguf| gguf.get("tokenizer.ggml.tokens").is_some())
+    {
         true => Tokenizer::of_base(&base)?,
         false => small_tokenizer(base.config().vocab_size),
     };

@@ -96,9 +96,9 @@ impl Values<'_> {
                 Node::Text(text) => *out += text,
                 Node::Field(name) => *out += &self.field(name),
                 Node::If(branches) => {
-                    let taken = branches.iter().find(|(condition, _)| {
-                        condition.as_ref().is_none_or(|condition| self.holds(condition))
-                    });
+                    let taken = branches
+                        .iter()
+                        .find(|(condition, _)| condition.as_ref().is_none_or(|condition| self.holds(condition)));
                     taken.into_iter().for_each(|(_, inner)| self.run(inner, out));
                 }
                 Node::Range(inner) => {
@@ -113,8 +113,11 @@ impl Values<'_> {
 }
 
 fn rendered(template: &str, messages: &[Message]) -> String {
-    let system: Vec<&str> =
-        messages.iter().filter(|message| message.role == Role::System).map(|message| message.content.as_str()).collect();
+    let system: Vec<&str> = messages
+        .iter()
+        .filter(|message| message.role == Role::System)
+        .map(|message| message.content.as_str())
+        .collect();
     let mut out = String::new();
     let (nodes, _) = parse(&mut tokens(template).into_iter());
     Values { system: system.join("\n\n"), messages, message: None }.run(&nodes, &mut out);
@@ -126,7 +129,8 @@ fn parsed(modelfile: &str) -> (String, Vec<String>) {
     let (before, rest) = modelfile.split_once("TEMPLATE \"\"\"").expect("a template");
     assert_eq!(before, "FROM ./model.gguf\n");
     let (template, rest) = rest.split_once("\"\"\"\n").expect("the end of the template");
-    let stop = |line: &str| line.strip_prefix("PARAMETER stop \"").and_then(|text| text.strip_suffix('"')).map(str::to_owned);
+    let stop =
+        |line: &str| line.strip_prefix("PARAMETER stop \"").and_then(|text| text.strip_suffix('"')).map(str::to_owned);
     (template.to_owned(), rest.lines().map(|line| stop(line).expect("a stop")).collect())
 }
 
@@ -136,16 +140,23 @@ fn encoder(tokens: &[&str], bos: Option<&str>, template: &str) -> Encoder {
     let write = |name: &str, value: serde_json::Value| {
         std::fs::write(folder.path().join(name), value.to_string()).expect("written");
     };
-    let vocab: serde_json::Map<_, _> = tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect();
+    let vocab: serde_json::Map<_, _> =
+        tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect();
     let added: Vec<_> =
         tokens.iter().enumerate().map(|(id, token)| json!({"id": id, "content": token, "special": true})).collect();
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true});
-    write("tokenizer.json", json!({
-        "added_tokens": added, "pre_tokenizer": byte_level, "decoder": byte_level, "model": {"type": "BPE", "vocab": vocab, "merges": []},
-    }));
-    write("tokenizer_config.json", json!({
-        "chat_template": template, "eos_token": tokens[0], "bos_token": bos, "add_bos_token": bos.is_some(),
-    }));
+    write(
+        "tokenizer.json",
+        json!({
+            "added_tokens": added, "pre_tokenizer": byte_level, "decoder": byte_level, "model": {"type": "BPE", "vocab": vocab, "merges": []},
+        }),
+    );
+    write(
+        "tokenizer_config.json",
+        json!({
+            "chat_template": template, "eos_token": tokens[0], "bos_token": bos, "add_bos_token": bos.is_some(),
+        }),
+    );
     let tokenizer = Tokenizer::from_folder(folder.path()).expect("a tokenizer");
     Encoder::of(tokenizer, "a model").expect("a template")
 }
@@ -153,8 +164,7 @@ fn encoder(tokens: &[&str], bos: Option<&str>, template: &str) -> Encoder {
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + \
                       '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 /// With a default system message, as SmolLM2 has one.
-const DEFAULT_SYSTEM: &str =
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are \
+const DEFAULT_SYSTEM: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are \
      helpful.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + \
      '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 const LLAMA3: &str = "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + \
@@ -177,7 +187,13 @@ fn a_modelfile_renders_ten_conversations_as_the_model_s_own_template() {
             LLAMA3,
             &["<|end_of_text|>", "<|eot_id|>"],
         ),
-        ("gemma", &["<eos>", "<end_of_turn>", "<start_of_turn>", "<bos>"], Some("<bos>"), GEMMA, &["<eos>", "<end_of_turn>"]),
+        (
+            "gemma",
+            &["<eos>", "<end_of_turn>", "<start_of_turn>", "<bos>"],
+            Some("<bos>"),
+            GEMMA,
+            &["<eos>", "<end_of_turn>"],
+        ),
     ] {
         let encoder = encoder(tokens, bos, template);
         let text = modelfile(&encoder).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -206,6 +222,9 @@ fn a_template_that_looks_at_more_than_turns_is_refused() {
                   {% if add_generation_prompt %}{{ '{{assistant}}' }}{% endif %}";
     for template in [numbered, last, upper, braces] {
         let text = message(&modelfile(&encoder(&["<eos>"], None, template)).expect_err(template));
-        assert!(text.contains("Ollama's kind of template cannot express it") && text.contains("--format gguf"), "{text}");
+        assert!(
+            text.contains("Ollama's kind of template cannot express it") && text.contains("--format gguf"),
+            "{text}"
+        );
     }
 }

@@ -70,7 +70,10 @@ fn tokenizers_that_gguf_cannot_hold_are_refused() {
         let text = message(&tokenizer.to_gguf(300).expect_err(expected));
         assert!(text.contains("t.json") && text.contains(expected), "{text}");
     };
-    refused(json!({"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}), "is of type WordLevel");
+    refused(
+        json!({"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}),
+        "is of type WordLevel",
+    );
     refused(
         json!({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["b", -1.0]]}}),
         "is of type Unigram",

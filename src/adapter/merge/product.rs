@@ -10,10 +10,7 @@ pub(super) fn add_low_rank(weight: &mut [f32], pair: &HostPair) {
         return;
     }
     let rows = weight.par_chunks_mut(pair.input).zip(pair.b.par_chunks(pair.rank));
-    rows.for_each_init(
-        || vec![0.0; pair.input],
-        |product, (row, b_row)| add_to_row(row, b_row, pair, product),
-    );
+    rows.for_each_init(|| vec![0.0; pair.input], |product, (row, b_row)| add_to_row(row, b_row, pair, product));
 }
 
 /// Adds the change of row `index` to that row of the weight, as [`add_low_rank`] does for all rows.

@@ -6,13 +6,8 @@ use super::llama;
 use crate::model::config::{Defaults, Family, Fields, ModelConfig};
 
 /// Mistral.
-pub static MISTRAL: Family = Family {
-    class_name: "MistralForCausalLM",
-    model_type: "mistral",
-    from_json,
-    to_json,
-    ..llama::FAMILY
-};
+pub static MISTRAL: Family =
+    Family { class_name: "MistralForCausalLM", model_type: "mistral", from_json, to_json, ..llama::FAMILY };
 
 const DEFAULT_WINDOW: usize = 4096;
 

@@ -68,7 +68,8 @@ impl Tokenizer {
         let candidates = if stated.is_empty() { candidates } else { stated };
         let merges = merges(json).map(|pair| pair.map(|(left, right)| format!("{left} {right}")));
         let merges: Option<Vec<String>> = merges.collect();
-        let merges = merges.ok_or_else(|| self.refused("has a merge of a text with a space, which GGUF cannot hold"))?;
+        let merges =
+            merges.ok_or_else(|| self.refused("has a merge of a text with a space, which GGUF cannot hold"))?;
         let mut last = self.refused("splits texts in a way that llama.cpp has no name for");
         for pre in candidates {
             let mut metadata = words.metadata("gpt2", pre.name, None);
@@ -127,8 +128,12 @@ impl Tokenizer {
             metadata.extend(id.map(|id| (key(&format!("{name}_token_id")), Metadata::U32(id))));
         }
         metadata.push((key("add_bos_token"), Metadata::Bool(self.adds_bos())));
-        let templates = [("tokenizer.chat_template", self.chat_template()), ("tokenizer.chat_template.tool_use", self.tool_use_template())];
-        let texts = templates.into_iter().filter_map(|(key, text)| Some((key.to_owned(), Metadata::String(text?.to_owned()))));
+        let templates = [
+            ("tokenizer.chat_template", self.chat_template()),
+            ("tokenizer.chat_template.tool_use", self.tool_use_template()),
+        ];
+        let texts =
+            templates.into_iter().filter_map(|(key, text)| Some((key.to_owned(), Metadata::String(text?.to_owned()))));
         metadata.extend(texts);
         if self.tool_use_template().is_some() {
             metadata.push(("tokenizer.chat_templates".to_owned(), strings(vec!["tool_use".to_owned()])));
@@ -165,7 +170,9 @@ impl Tokenizer {
         let tokens = json["added_tokens"].as_array();
         if let Some(token) = tokens.into_iter().flatten().find(strips) {
             let text = token["content"].as_str().unwrap_or_default();
-            notices.push(format!("tokenizer: llama.cpp does not strip the spaces beside control tokens, as {text:?} does"));
+            notices.push(format!(
+                "tokenizer: llama.cpp does not strip the spaces beside control tokens, as {text:?} does"
+            ));
         }
         notices
     }
@@ -244,7 +251,9 @@ impl Words {
         for token in json["added_tokens"].as_array().into_iter().flatten() {
             let text = token["content"].as_str().unwrap_or_default();
             match token["special"] == true {
-                true if unknown == Some(text) && has_byte_tokens => words.put(&token["id"], text.to_owned(), UNKNOWN, true),
+                true if unknown == Some(text) && has_byte_tokens => {
+                    words.put(&token["id"], text.to_owned(), UNKNOWN, true)
+                }
                 true => words.put(&token["id"], text.to_owned(), CONTROL, true),
                 // llama.cpp looks for these before it turns spaces into SentencePiece's sign.
                 false => words.put(&token["id"], text.replace('▁', " "), USER_DEFINED, true),

@@ -29,7 +29,9 @@ impl Keys<'_> {
                 self.write("rope.scaling.type", Value::String("linear".to_owned()));
                 self.write("rope.scaling.factor", Value::F32(*factor as f32));
             }
-            RopeScaling::Llama3 { .. } => self.write_divisors(&WITH_FREQUENCIES, &[(FREQUENCIES, &rope.llama3_factors())]),
+            RopeScaling::Llama3 { .. } => {
+                self.write_divisors(&WITH_FREQUENCIES, &[(FREQUENCIES, &rope.llama3_factors())])
+            }
             RopeScaling::Factors(factors) => self.write_divisors(&WITH_FREQUENCIES, &[(FREQUENCIES, factors)]),
             RopeScaling::LongRope { short, long, original_max_positions, attention_factor } => {
                 self.write_size("rope.scaling.original_context_length", *original_max_positions);

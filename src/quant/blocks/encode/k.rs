@@ -93,7 +93,8 @@ fn fit(values: &[f32; 32], tries: &Tries) -> (Fit, [f32; 32]) {
 /// returns the scales and minima as they will be decoded.
 fn put_scales<const BYTES: usize>(block: &mut [u8; BYTES], fits: &[Fit; GROUPS]) -> [Fit; GROUPS] {
     const LARGEST: f32 = 63.0;
-    let largest = |values: [f32; GROUPS]| values.into_iter().fold(0.0, |best: f32, one| if one > best { one } else { best });
+    let largest =
+        |values: [f32; GROUPS]| values.into_iter().fold(0.0, |best: f32, one| if one > best { one } else { best });
     let (max_scale, max_minimum) = (largest(fits.map(|fit| fit.scale)), largest(fits.map(|fit| fit.minimum)));
     let inverse = |largest: f32| if largest > 0.0 { LARGEST / largest } else { 0.0 };
     let (inverse_scale, inverse_minimum) = (inverse(max_scale), inverse(max_minimum));
@@ -127,7 +128,8 @@ fn put_fits<const BYTES: usize>(values: &[f32; 256], block: &mut [u8; BYTES], tr
         (*found, *codes) = (fit, own_codes.map(|code| code as u8));
     }
     let rounded = put_scales(block, &fits);
-    for ((Fit { scale, minimum }, codes), values) in rounded.into_iter().zip(codes.as_chunks_mut::<32>().0).zip(groups) {
+    for ((Fit { scale, minimum }, codes), values) in rounded.into_iter().zip(codes.as_chunks_mut::<32>().0).zip(groups)
+    {
         // Under a scale of zero every code means the same.
         if scale != 0.0 {
             *codes =
@@ -219,7 +221,8 @@ pub(super) fn q6_k(values: &[f32; 256], block: &mut [u8; 210]) {
     for (index, scale) in scales.iter().enumerate() {
         block[SCALES_AT + index] = nearest(inverse * scale).min(127) as i8 as u8;
     }
-    for (group, (codes, values)) in codes.as_chunks_mut::<16>().0.iter_mut().zip(values.as_chunks::<16>().0).enumerate() {
+    for (group, (codes, values)) in codes.as_chunks_mut::<16>().0.iter_mut().zip(values.as_chunks::<16>().0).enumerate()
+    {
         let scale = factor * f32::from(block[SCALES_AT + group] as i8);
         if scale != 0.0 {
             *codes = values.map(|value| signed_code(value / scale));
@@ -231,8 +234,7 @@ pub(super) fn q6_k(values: &[f32; 256], block: &mut [u8; 210]) {
             let code = |row: usize| codes[128 * half + 32 * row + index];
             block[64 * half + index] = (code(0) & 15) | code(2) << 4;
             block[64 * half + 32 + index] = (code(1) & 15) | code(3) << 4;
-            block[128 + 32 * half + index] =
-                code(0) >> 4 | code(1) >> 4 << 2 | code(2) >> 4 << 4 | code(3) >> 4 << 6;
+            block[128 + 32 * half + index] = code(0) >> 4 | code(1) >> 4 << 2 | code(2) >> 4 << 4 | code(3) >> 4 << 6;
         }
     }
 }
