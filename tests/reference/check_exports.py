@@ -145,7 +145,11 @@ def check(program, fixture, adapter):
         vocabulary = plain.config.get_text_config().vocab_size
         add_tokenizer(folder, vocabulary)
         ids = load_file(fixture / "expected.safetensors")["ids"].tolist()
-        prompts = [ids[start : start + LENGTH] for start in range(0, len(ids) - LENGTH, max(1, (len(ids) - LENGTH) // PROMPTS))]
+        # LongRoPE changes with the length in transformers, with the size of the context in llama.cpp: longer than the first.
+        is_long = (getattr(plain.config, "rope_parameters", None) or {}).get("rope_type") == "longrope"
+        length = LENGTH + 8 if is_long else LENGTH
+        step = max(1, (len(ids) - length) // PROMPTS)
+        prompts = [ids[start : start + length] for start in range(0, len(ids) - length, step)]
         prompts = prompts[:PROMPTS]
         model = ["--base", folder, *(["--adapter", adapter] if adapter else [])]
         for kind, dtype in [("f32", torch.float32), ("f16", torch.float16), ("bf16", torch.bfloat16)]:
