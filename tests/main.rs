@@ -6,6 +6,7 @@ mod adapter_open;
 mod cli;
 mod conversations;
 mod data;
+mod data_files;
 mod families;
 mod fuzz;
 mod hostile_adapter;

@@ -186,7 +186,7 @@ fn the_data_is_recorded_as_it_was_read() {
         let path = folder.path().join(format!("{split}.jsonl"));
         let expected = burnish::files::hex::sha256_of_file(&path).expect("readable");
         assert_eq!(about["data"][format!("{split}_sha256")], expected, "{split}");
-        let file = burnish::data::read_file(&path, None).expect("a data file");
-        assert_eq!((file.sha256, file.rows.is_empty()), (expected, false));
+        let set = burnish::data::DataSet::read(&path.into(), &None.into()).expect("a data file");
+        assert_eq!((set.sha256(), set.rows.is_empty()), (expected, false));
     }
 }

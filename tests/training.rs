@@ -155,6 +155,7 @@ fn sequences(lengths: &[usize]) -> Vec<Encoded> {
         ids: (0..length).map(|position| ((7 * index + 5 * position) % 60 + 3) as u32).collect(),
         trained: (0..length).map(|position| position >= length / 3).collect(),
         untrained_turns: 0,
+        weight: 1.0,
     };
     lengths.iter().enumerate().map(sequence).collect()
 }

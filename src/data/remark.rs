@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::example::Position;
+use super::position::{At, Position};
 use crate::error::counted;
 
 /// One thing to say about a row. Equal remarks of several rows are said once, with their count.
@@ -113,6 +113,8 @@ const MAX_NAMED: usize = 3;
 #[derive(Debug, Default)]
 pub struct Remarks {
     rows: BTreeMap<Remark, Rows>,
+    /// The rows lie in several files.
+    several_files: bool,
 }
 
 #[derive(Debug, Default)]
@@ -122,15 +124,20 @@ struct Rows {
 }
 
 impl Remarks {
+    /// None yet. Where the rows lie in several files, `several_files`, each is named with its own.
+    pub fn new(several_files: bool) -> Self {
+        Self { several_files, ..Self::default() }
+    }
+
     /// Adds what is to be said about the row at `position`; the same remark counts once.
-    pub fn add(&mut self, position: Position, mut remarks: Vec<Remark>) {
+    pub fn add(&mut self, position: &Position, mut remarks: Vec<Remark>) {
         remarks.sort_unstable();
         remarks.dedup();
         for remark in remarks {
             let rows = self.rows.entry(remark).or_default();
             rows.count += 1;
             if rows.first.len() < MAX_NAMED {
-                rows.first.push(position);
+                rows.first.push(position.clone());
             }
         }
     }
@@ -147,22 +154,27 @@ impl Remarks {
             lines.push(format!("ignored keys: {}", ignored.join(", ")));
         }
         let others = self.rows.iter().filter(|(remark, _)| !matches!(remark, Remark::KeyIgnored { .. }));
-        lines.extend(others.map(|(remark, rows)| format!("{remark} ({})", rows.places())));
+        lines.extend(others.map(|(remark, rows)| format!("{remark} ({})", rows.places(self.several_files))));
         lines
     }
 }
 
 impl Rows {
-    /// `3 rows: lines 1, 5, 9`.
-    fn places(&self) -> String {
-        let unit = match self.first.first() {
-            Some(Position::Row(_)) => "row",
+    /// `3 rows: lines 1, 5, 9`; with several files, `3 rows: a.jsonl:1, a.jsonl:5, b.jsonl:9`.
+    fn places(&self, several_files: bool) -> String {
+        let unit = match self.first.first().map(|position| position.at) {
+            _ if several_files => "",
+            Some(At::Row(_)) => "row",
             _ => "line",
         };
-        let numbers: Vec<String> = self.first.iter().map(|position| position.number().to_string()).collect();
-        let (plural, more) =
-            (if numbers.len() > 1 { "s" } else { "" }, if self.count > MAX_NAMED { ", …" } else { "" });
-        format!("{}: {unit}{plural} {}{more}", counted(self.count, "row"), numbers.join(", "))
+        let plural = if self.first.len() > 1 && !unit.is_empty() { "s " } else { " " };
+        let name = |position: &Position| match several_files {
+            true => position.to_string(),
+            false => position.number().to_string(),
+        };
+        let names: Vec<String> = self.first.iter().map(name).collect();
+        let more = if self.count > MAX_NAMED { ", …" } else { "" };
+        format!("{}: {}{more}", counted(self.count, "row"), format!("{unit}{plural}{}", names.join(", ")).trim_start())
     }
 }
 
@@ -175,9 +187,9 @@ mod tests {
         let mut remarks = Remarks::default();
         let ignored = |key: &str| Remark::KeyIgnored { key: key.into() };
         for line in 1..=5 {
-            remarks.add(Position::Line(line), vec![ignored("id"), Remark::EmptyAnswer, Remark::EmptyAnswer]);
+            remarks.add(&Position::line("d.jsonl", line), vec![ignored("id"), Remark::EmptyAnswer, Remark::EmptyAnswer]);
         }
-        remarks.add(Position::Line(9), vec![ignored("history"), Remark::RoleNotTrained { role: "Asistant".into() }]);
+        remarks.add(&Position::line("d.jsonl", 9), vec![ignored("history"), Remark::RoleNotTrained { role: "Asistant".into() }]);
         assert_eq!(
             remarks.lines(),
             [
@@ -186,5 +198,15 @@ mod tests {
                 "the answer is empty: only the end of it is trained (5 rows: lines 1, 2, 3, …)",
             ]
         );
+    }
+
+    #[test]
+    fn rows_of_several_files_are_named_with_their_file() {
+        let mut remarks = Remarks::new(true);
+        for (file, line) in [("a.jsonl", 3), ("b.jsonl", 1)] {
+            remarks.add(&Position::line(file, line), vec![Remark::EmptyAnswer]);
+        }
+        let expected = "the answer is empty: only the end of it is trained (2 rows: a.jsonl:3, b.jsonl:1)";
+        assert_eq!(remarks.lines(), [expected]);
     }
 }

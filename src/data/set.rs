@@ -1,13 +1,12 @@
 //! All rows of a data file, encoded.
 
-use std::fmt;
-
 use rayon::prelude::*;
 
 use super::encode::Encoder;
 use super::encoded::Encoded;
-use super::example::{Position, Row};
+use super::example::Row;
 use super::format::Format;
+use super::position::Position;
 use super::problems::Problems;
 use super::remark::{Remark, Remarks};
 use crate::error::{Error, Place, Result};
@@ -26,11 +25,11 @@ choice! {
 }
 
 /// Encoded examples, and what was left out on the way.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct EncodedSet {
     /// In the order of the examples; those left out are missing.
     pub sequences: Vec<Encoded>,
-    /// The begin of each sequence in the data file.
+    /// The begin of the row of each sequence.
     pub positions: Vec<Position>,
     /// The shape of the examples.
     pub format: Option<Format>,
@@ -51,27 +50,22 @@ pub struct EncodedSet {
 }
 
 impl Encoder {
-    /// Ids and masks of all rows of the data file `file`, in parallel. `policy` decides about examples of more than
+    /// Ids and masks of all rows, in parallel. `policy` decides about examples of more than
     /// `max_seq_tokens` tokens; what has no trained token is left out and counted.
     ///
     /// # Errors
     /// Input: every row that cannot be encoded, equal problems together.
-    pub fn encode_all(
-        &self,
-        file: impl fmt::Display,
-        rows: &[Row],
-        max_seq_tokens: usize,
-        policy: LongPolicy,
-    ) -> Result<EncodedSet> {
+    pub fn encode_all(&self, rows: &[Row], max_seq_tokens: usize, policy: LongPolicy) -> Result<EncodedSet> {
         let encoded: Vec<_> = rows.par_iter().map(|row| self.encode_with_remarks(&row.example)).collect();
         let mut set = EncodedSet { format: rows.first().map(|row| row.example.format()), ..EncodedSet::default() };
         let mut problems = Problems::default();
-        let mut remarks = Remarks::default();
+        let several_files = rows.windows(2).any(|pair| pair[0].position.file != pair[1].position.file);
+        let mut remarks = Remarks::new(several_files);
         for (row, encoded) in rows.iter().zip(encoded) {
             let (mut encoded, mut said) = match encoded {
                 Ok(encoded) => encoded,
                 Err(error) => {
-                    problems.add(row.position, &error);
+                    problems.add(&row.position, &error);
                     continue;
                 }
             };
@@ -87,7 +81,7 @@ impl Encoder {
                 }
                 LongPolicy::Error => {
                     let message = format!("has {length} tokens; at most {max_seq_tokens} fit");
-                    problems.add(row.position, &Error::input(Place::Nowhere, message));
+                    problems.add(&row.position, &Error::input(Place::Nowhere, message));
                     continue;
                 }
             };
@@ -101,12 +95,13 @@ impl Encoder {
                 set.tokens += encoded.ids.len();
                 set.trained_tokens += trained;
                 set.untrained_turns += encoded.untrained_turns;
-                set.positions.push(row.position);
+                set.positions.push(row.position.clone());
+                encoded.weight = row.weight;
                 set.sequences.push(encoded);
             }
-            remarks.add(row.position, said);
+            remarks.add(&row.position, said);
         }
         set.notices = remarks.lines();
-        problems.finish(&file, set)
+        problems.finish(set)
     }
 }

@@ -18,6 +18,7 @@ use std::path::Path;
 pub use crate::settings::Setting;
 pub use plan::{Base, Output, Plan, SampleSettings};
 
+use crate::data::Paths;
 use crate::error::{self, Error, Result};
 use crate::pull::Source;
 use crate::settings::tree::{self, Node, Place, Value};
@@ -132,6 +133,14 @@ impl Recipe {
 
     fn check_contradictions(&self, plan: &Plan, reader: &mut Reader) {
         let Plan { data, adapter, train, .. } = plan;
+        if data.train == Paths::default() && data.sources.is_empty() {
+            let section = self.place("data");
+            reader.problem(&section, "`data.train` is missing");
+        }
+        if data.group.is_some() && data.valid_fraction.is_none() {
+            let place = self.place("data.group");
+            reader.problem(&place, "`data.group` says which examples `data.valid_fraction` keeps together, and there is none");
+        }
         if data.valid.is_some() && data.valid_fraction.is_some() {
             let place = self.place("data.valid_fraction");
             reader.problem(&place, "`data.valid` and `data.valid_fraction` exclude each other: keep one");
@@ -170,9 +179,12 @@ impl Recipe {
             let message = format!("`base.model`: {} cannot be read: {error}", path.display());
             reader.problem_with_hint(&self.place("base.model"), message, crate::pull::names_hint(&plan.base.model));
         }
-        self.check_data("data.train", &plan.data.train, reader);
+        check_data("data.train", &self.place("data.train"), &plan.data.train, reader);
         if let Some(valid) = &plan.data.valid {
-            self.check_data("data.valid", valid, reader);
+            check_data("data.valid", &self.place("data.valid"), valid, reader);
+        }
+        for (index, source) in plan.data.sources.iter().enumerate() {
+            check_data("data.sources.path", &self.element_place("data.sources", index), &source.path, reader);
         }
         let dir = &plan.output.dir;
         // An empty folder is no run.
@@ -189,19 +201,6 @@ impl Recipe {
             let message = format!("`output.dir`: {} exists, and a run never writes over another", dir.display());
             let hint = "give it another name, or remove the folder";
             reader.problem_with_hint(&self.place("output.dir"), message, hint);
-        }
-    }
-
-    fn check_data(&self, key: &str, path: &Path, reader: &mut Reader) {
-        let problem = match fs::metadata(path) {
-            Ok(metadata) if metadata.is_file() => return,
-            Ok(_) => format!("`{key}`: {} is not a file", path.display()),
-            Err(error) => format!("`{key}`: {} cannot be read: {error}", path.display()),
-        };
-        let hint = if path.is_relative() { current_folder_hint() } else { None };
-        match hint {
-            Some(hint) => reader.problem_with_hint(&self.place(key), problem, hint),
-            None => reader.problem(&self.place(key), problem),
         }
     }
 
@@ -222,6 +221,19 @@ impl Recipe {
             Value::Table(table) => table.get(part).map(|(_, node)| node),
             _ => None,
         })
+    }
+}
+
+/// Checks that the names of data files lead to files.
+fn check_data(key: &str, place: &Place, paths: &Paths, reader: &mut Reader) {
+    let Err(error) = paths.files() else { return };
+    let current_folder = || current_folder_hint().filter(|_| paths.has_relative());
+    for problem in error.problems() {
+        let message = format!("`{key}`: {} {}", problem.place, problem.message);
+        match problem.hint.clone().or_else(current_folder) {
+            Some(hint) => reader.problem_with_hint(place, message, hint),
+            None => reader.problem(place, message),
+        }
     }
 }
 

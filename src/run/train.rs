@@ -159,8 +159,7 @@ fn validation(outcome: &Outcome, prepared: &Prepared) -> Result<Option<Validatio
         return Ok(None);
     }
     let Prepared { plan, valid, .. } = prepared;
-    let file = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
-    let place = |index: usize| valid.positions[index].within(file.display());
+    let place = |index: usize| valid.positions[index].to_string();
     let comparison = compare(&outcome.valid_before, &outcome.valid_after, plan.train.seed, place)?;
     let tokens = outcome.valid_after.iter().map(|loss| loss.tokens).sum();
     Ok(Some(Validation::of(&comparison, tokens)))

@@ -1,7 +1,6 @@
 //! CSV and Parquet files with the columns of the JSONL shapes, read with polars.
 //!
-//! `prompt`, `completion`; `instruction`, `input`, `output`, `system`; `text`; or a `messages` column of JSON text. `tools`
-//! and `history` are JSON text, too. Other columns are not read, and named. An empty cell counts as missing.
+//! Turns, tools and history are JSON text. Columns that no shape has are not read, and named. An empty cell counts as missing.
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -13,56 +12,42 @@ use polars_parquet::parquet::read::PageReader;
 use serde_json::{Map, Value};
 
 use super::csv::Tidy;
-use super::rows::Rows;
-use super::unreadable;
-use crate::data::example::{Position, Row};
-use crate::data::format::{Format, SHAPES};
+use super::rows::{Rows, unknown_shape};
+use super::{Shape, unreadable};
+use crate::data::example::Row;
+use crate::data::format::SHAPES;
+use crate::data::position::At;
 use crate::error::{Error, Result};
-use crate::files::json;
 
 /// The most that a Parquet file may unpack to.
 const MAX_UNPACKED_BYTES: usize = 4 << 30;
-/// The columns that examples are made of.
-pub(super) const COLUMNS: [&str; 11] = [
-    "prompt",
-    "completion",
-    "instruction",
-    "input",
-    "output",
-    "system",
-    "history",
-    "messages",
-    "conversations",
-    "tools",
-    "text",
-];
-/// Of these, the ones that hold JSON text.
-const JSON_COLUMNS: [&str; 4] = ["messages", "conversations", "history", "tools"];
 
 /// Parses the bytes of a CSV file with a header line; `name` stands in messages. Without a `format`, the columns decide. A byte-order mark, CRLF, blank lines and quotes within a
 /// field that does not begin with one are fine; fields may be separated by semicolons or tabs.
 ///
 /// # Errors
 /// Input: every bad row, equal problems together.
-pub fn parse_csv(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Row>> {
-    let tidy = Tidy::read(unreadable::text(&bytes, name)?, name)?;
+pub fn parse_csv(bytes: Vec<u8>, name: &str, shape: impl Into<Shape>) -> Result<Vec<Row>> {
+    let shape = shape.into();
+    let tidy = Tidy::read(unreadable::text(&bytes, name)?, name, &shape)?;
     drop(bytes);
-    check_columns(&tidy.header, name, format)?;
+    check_columns(&tidy.header, name, &shape)?;
     // No types are guessed: a completion "100" is a text.
     let options = CsvReadOptions::default().with_has_header(true).with_infer_schema_length(Some(0));
     let frame = options
         .into_reader_with_file_handle(Cursor::new(tidy.bytes))
         .finish()
         .map_err(|error| Error::input(name, format!("not a CSV file: {error}")))?;
-    let position = |row: usize| Position::Line(tidy.lines.get(row).copied().unwrap_or_default());
-    examples(&frame, &unread(&tidy.header), name, format, position)
+    let at = |row: usize| At::Line(tidy.lines.get(row).copied().unwrap_or_default());
+    examples(&frame, &unread(&tidy.header, &shape), name, shape, at)
 }
 
 /// Parses the bytes of a Parquet file; `name` stands in messages.
 ///
 /// # Errors
 /// Input: every bad row, equal problems together.
-pub fn parse_parquet(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Result<Vec<Row>> {
+pub fn parse_parquet(bytes: Vec<u8>, name: &str, shape: impl Into<Shape>) -> Result<Vec<Row>> {
+    let shape = shape.into();
     let broken = |error: &dyn std::fmt::Display| broken(name, error);
     // polars may panic on a damaged file; that, too, is only a bad file.
     let read = || -> Result<Vec<Row>> {
@@ -80,16 +65,16 @@ pub fn parse_parquet(bytes: Vec<u8>, name: &str, format: Option<Format>) -> Resu
         reader.set_metadata(metadata.clone());
         let schema = reader.schema().map_err(|error| broken(&error))?;
         // polars reads lists of structs only with a feature that nothing else here needs, and panics without it.
-        let nested = COLUMNS.into_iter().find(|column| schema.get(column).is_some_and(|field| field.dtype.is_nested()));
-        if let Some(column) = nested {
+        let names: Vec<String> = schema.iter_names().map(|column| column.to_string()).collect();
+        let columns: Vec<String> = names.iter().filter(|name| shape.reads(name)).cloned().collect();
+        let is_nested = |column: &&String| schema.get(column).is_some_and(|field| field.dtype.is_nested());
+        if let Some(column) = columns.iter().find(is_nested) {
             return Err(not_texts(name, column, "nested"));
         }
-        let names: Vec<String> = schema.iter_names().map(|column| column.to_string()).collect();
-        check_columns(&names, name, format)?;
-        check_pages(&metadata, &bytes, name)?;
-        let columns = COLUMNS.into_iter().filter(|column| schema.contains(column)).map(String::from).collect();
+        check_columns(&names, name, &shape)?;
+        check_pages(&metadata, &bytes, name, &shape)?;
         let frame = reader.with_columns(Some(columns)).finish().map_err(|error| broken(&error))?;
-        examples(&frame, &unread(&names), name, format, |row| Position::Row(row + 1))
+        examples(&frame, &unread(&names, &shape), name, shape.clone(), |row| At::Row(row + 1))
     };
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
         .unwrap_or_else(|_| Err(broken(&"polars cannot read it")))
@@ -101,11 +86,11 @@ fn broken(name: &str, error: &dyn std::fmt::Display) -> Error {
 
 /// Whether the pages hold no more values than their groups have rows. polars makes room for as many as a page promises,
 /// and ends the process where there is none.
-fn check_pages(metadata: &FileMetadata, bytes: &[u8], name: &str) -> Result<()> {
+fn check_pages(metadata: &FileMetadata, bytes: &[u8], name: &str, shape: &Shape) -> Result<()> {
     for group in &metadata.row_groups {
         for column in group.parquet_columns() {
             let root = column.descriptor().path_in_schema.first().map_or("", |root| root.as_str());
-            if !COLUMNS.contains(&root) {
+            if !shape.reads(root) {
                 continue;
             }
             check_column(column, group.num_rows(), bytes).map_err(|error| broken(name, &error))?;
@@ -135,34 +120,33 @@ fn not_texts(name: &str, column: &str, found: &str) -> Error {
 }
 
 /// Whether there is an example in these columns at all.
-fn check_columns(columns: &[String], name: &str, format: Option<Format>) -> Result<()> {
+fn check_columns(columns: &[String], name: &str, shape: &Shape) -> Result<()> {
     if columns.is_empty() {
         return Err(Error::input(name, "has no examples").hint(SHAPES));
     }
-    if format.is_none() && Format::of_keys(|key| columns.iter().any(|column| column == key)).is_none() {
-        let found = &columns[..columns.len().min(10)];
-        return Err(Error::input(name, format!("found the columns {found:?}; {SHAPES}"))
-            .hint("rename the columns (letters and spaces count)"));
+    if shape.format.is_none() && shape.columns.format(|key| columns.iter().any(|column| column == key)).is_none() {
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+        return Err(unknown_shape("columns", &columns).within(name));
     }
     Ok(())
 }
 
 /// The columns that are not read, the index aside that pandas adds.
-fn unread(columns: &[String]) -> Vec<String> {
-    let is_unread = |column: &&String| !COLUMNS.contains(&column.as_str()) && !column.starts_with("__index_level_");
+fn unread(columns: &[String], shape: &Shape) -> Vec<String> {
+    let is_unread = |column: &&String| !shape.reads(column) && !column.starts_with("__index_level_");
     columns.iter().filter(is_unread).cloned().collect()
 }
 
-/// The rows of a table as examples; `position_of` says where one begins.
+/// The rows of a table as examples; `place_of` says where one begins.
 fn examples(
     frame: &DataFrame,
     unread: &[String],
     name: &str,
-    format: Option<Format>,
-    position_of: impl Fn(usize) -> Position,
+    shape: Shape,
+    place_of: impl Fn(usize) -> At,
 ) -> Result<Vec<Row>> {
     let columns: Vec<&Column> =
-        frame.columns().iter().filter(|column| COLUMNS.contains(&column.name().as_str())).collect();
+        frame.columns().iter().filter(|column| shape.reads(column.name().as_str())).collect();
     for column in &columns {
         // A column without a single value has whatever type its writer chose: pandas makes it one of integers.
         let is_empty = column.null_count() == column.len();
@@ -170,37 +154,21 @@ fn examples(
             return Err(not_texts(name, column.name(), &column.dtype().to_string()));
         }
     }
-    let mut rows = Rows::new(format);
+    let mut rows = Rows::new(name, shape);
     for row in 0..frame.height() {
-        let position = position_of(row);
+        let at = place_of(row);
         let cells = columns.iter().map(|column| (column.name().as_str(), cell(column, row)));
         let bytes = cells.clone().map(|(_, cell)| cell.map_or(0, str::len)).sum();
-        if rows.is_too_long(position, bytes) {
-            continue;
-        }
-        match object(cells) {
-            Ok(fields) => rows.row(position, Value::Object(fields), unread),
-            Err(error) => rows.bad(position, &error),
+        if !rows.is_too_long(at, bytes) {
+            let fields: Map<String, Value> =
+                cells.map(|(column, cell)| (column.to_owned(), cell.map_or(Value::Null, Value::from))).collect();
+            rows.row(at, Value::Object(fields), unread);
         }
     }
-    rows.finish(name)
+    rows.finish()
 }
 
 /// The text of a cell; `None` where it is empty.
 fn cell(column: &Column, row: usize) -> Option<&str> {
     column.str().ok().and_then(|texts| texts.get(row))
-}
-
-/// One row as the object that a JSONL line would hold.
-fn object<'a>(cells: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Result<Map<String, Value>> {
-    let mut fields = Map::new();
-    for (column, cell) in cells {
-        let value = match cell {
-            None => Value::Null,
-            Some(text) if JSON_COLUMNS.contains(&column) => json::parse(format_args!("`{column}`"), text.as_bytes())?,
-            Some(text) => Value::from(text),
-        };
-        fields.insert(column.to_owned(), value);
-    }
-    Ok(fields)
 }
