@@ -7,6 +7,7 @@ mod cli;
 mod conversations;
 mod data;
 mod data_files;
+mod data_rows;
 mod families;
 mod fuzz;
 mod hostile_adapter;
