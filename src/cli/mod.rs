@@ -66,7 +66,7 @@ enum Command {
     Check(train::Arguments),
     #[command(after_help = "The adapter with the lowest validation loss stands in the run folder, in PEFT's format. \
                             docs/recipe.md explains every setting.")]
-    Train(train::Arguments),
+    Train(train::TrainArguments),
     Eval(eval::Arguments),
     Merge(merge::Arguments),
     Quantize(quantize::Arguments),

@@ -22,6 +22,9 @@ section! {
         /// The column whose value decides which examples `valid_fraction` keeps together, in the place of the prompt: the
         /// name of a document, a user or a conversation.
         group: Option<String> = Take(None), optional(not_empty());
+        /// The test examples: base and adapter are measured on them once, at the end. Nothing is chosen by them, unlike by the
+        /// validation examples, which choose the best adapter.
+        test: Option<Paths> = Take(None), optional(not_empty());
         /// The shape of the examples; `auto` looks at the first of each file.
         format: OrAuto<Format> = Take(OrAuto::Auto), any();
         /// The longest sequence, in tokens.
@@ -61,7 +64,7 @@ impl DataSettings {
     pub fn read_train(&self) -> Result<DataSet> {
         let mut parts = Vec::new();
         if self.train != Paths::default() {
-            parts.push(DataSet::read(&self.train, &self.shape()));
+            parts.push(DataSet::read(&self.train, &Shape { group: self.group.clone(), ..self.shape() }));
         }
         parts.extend(self.sources.iter().map(|source| {
             let columns = if source.columns == Columns::unmapped() { &self.columns } else { &source.columns };
@@ -89,9 +92,9 @@ impl DataSettings {
         self.valid.as_ref().map(|paths| DataSet::read(paths, &self.shape())).transpose()
     }
 
-    /// The form of the objects in files that have no settings of their own.
+    /// The form of the objects in files that have no settings of their own and are not split into groups.
     pub fn shape(&self) -> Shape {
-        Shape { format: self.format.given(), columns: self.columns.clone(), group: self.group.clone() }
+        Shape { format: self.format.given(), columns: self.columns.clone(), group: None }
     }
 }
 

@@ -150,6 +150,16 @@ impl Recipe {
             let message = "`train.early_stopping` needs validation examples, and there are none";
             reader.problem_with_hint(&place, message, "give `data.valid` or `data.valid_fraction`");
         }
+        if let Some(test) = &data.test
+            && (*test == data.train || data.valid.as_ref() == Some(test))
+        {
+            let message = "`data.test` is a file that the adapter is trained or chosen on: it would prove nothing";
+            reader.problem_with_hint(&self.place("data.test"), message, "give examples that are held out from both");
+        }
+        if train.warmup_share.is_some() && train.warmup_steps > 0 {
+            let place = self.place("train.warmup_share");
+            reader.problem(&place, "`train.warmup_steps` and `train.warmup_share` exclude each other: keep one");
+        }
         let listed = adapter.targets.listed();
         for (index, target) in listed.iter().enumerate() {
             if listed[..index].contains(target) {
@@ -180,8 +190,12 @@ impl Recipe {
             reader.problem_with_hint(&self.place("base.model"), message, crate::pull::names_hint(&plan.base.model));
         }
         check_data("data.train", &self.place("data.train"), &plan.data.train, reader);
-        if let Some(valid) = &plan.data.valid {
-            check_data("data.valid", &self.place("data.valid"), valid, reader);
+        let guard = plan.eval.guard.as_ref().map(|guard| &guard.path);
+        let others = [("data.valid", plan.data.valid.as_ref()), ("data.test", plan.data.test.as_ref())];
+        for (key, paths) in others.into_iter().chain([("eval.guard.path", guard)]) {
+            if let Some(paths) = paths {
+                check_data(key, &self.place(key), paths, reader);
+            }
         }
         for (index, source) in plan.data.sources.iter().enumerate() {
             check_data("data.sources.path", &self.element_place("data.sources", index), &source.path, reader);

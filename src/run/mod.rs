@@ -5,13 +5,16 @@ pub mod answer;
 pub mod base;
 pub mod evaluate;
 pub mod folder;
+pub mod held_out;
 pub mod memory_fit;
 pub mod memory_plan;
 pub mod merge;
 mod notices;
 pub mod outcome;
 pub mod prepare;
+pub mod samples;
 pub mod train;
+mod verdict;
 pub mod watch;
 
 pub use adapter::OpenAdapter;

@@ -6,7 +6,6 @@ use super::batching::{Batching, Layout};
 use super::best::BestSoFar;
 use super::objective::Sft;
 use super::peak_memory::peak_bytes;
-use super::schedule::Schedule;
 use super::settings::TrainSettings;
 use super::step::{AdapterTrainer, StepReport};
 use crate::adapter::host::HostAdapter;
@@ -14,6 +13,7 @@ use crate::data::Encoded;
 use crate::error::{Error, Result};
 use crate::eval::loss::ExampleLoss;
 use crate::model::{Batch, Decoder};
+use crate::nn::Adapter;
 
 /// A training run: the base, the adapter to begin with, the examples, and how to train.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +58,15 @@ pub enum Event<'a> {
         /// The peak of resident memory so far.
         peak_bytes: u64,
     },
+    /// During an evaluation.
+    Evaluating {
+        /// Steps done.
+        step: u64,
+        /// Sequences done.
+        done: usize,
+        /// Sequences in all.
+        total: usize,
+    },
     /// After each evaluation; the first, at step 0, is of the adapter as it started.
     Evaluation {
         /// Steps done.
@@ -66,8 +75,12 @@ pub enum Event<'a> {
         valid_loss: f64,
         /// Those tokens.
         tokens: usize,
+        /// Of these, the ones than which the model found no other token likelier.
+        correct_tokens: usize,
         /// Whether no earlier loss was as low.
         is_best: bool,
+        /// The adapter that was evaluated, on the decoder's device.
+        adapter: &'a Adapter,
     },
     /// The adapter is the best so far (without validation data: the last): keep it.
     Best {
@@ -98,6 +111,8 @@ pub struct Outcome {
     pub valid_before: Vec<ExampleLoss>,
     /// The same with the best adapter.
     pub valid_after: Vec<ExampleLoss>,
+    /// Mean validation loss of the last evaluation; `None` without validation data.
+    pub valid_last: Option<f64>,
     /// Early stopping ended it.
     pub stopped_early: bool,
     /// The user ended it.
@@ -117,12 +132,7 @@ pub struct Outcome {
 pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'_>) -> Result<()>) -> Result<Outcome> {
     let Job { decoder, start, train, valid, settings, batching, layout } = *job;
     let total_steps = batching.total_steps(settings, train)?;
-    let schedule = Schedule {
-        kind: settings.schedule,
-        peak: settings.learning_rate,
-        warmup_steps: settings.warmup_steps,
-        total_steps,
-    };
+    let schedule = settings.schedule(total_steps);
     let device = decoder.device().clone().autodiff();
     let adapter = start.attach(decoder.config(), &device)?;
     let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), settings, layout.recompute);
@@ -173,6 +183,7 @@ pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'
         best_step: best.step,
         valid_before: best.losses_before,
         valid_after: best.losses,
+        valid_last: best.last_loss,
         stopped_early,
         interrupted,
         tokens_per_second: tokens as f64 / seconds,

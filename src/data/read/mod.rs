@@ -9,6 +9,8 @@ mod csv;
 mod fields;
 mod list;
 mod packed;
+#[cfg(feature = "tables")]
+mod parquet;
 mod rows;
 mod shape;
 mod turns;
