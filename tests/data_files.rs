@@ -139,10 +139,10 @@ fn packed_files_that_are_damaged_or_made_to_grow_are_refused() {
     let long: String = (0..2000).map(|number| text(&number.to_string())).collect();
     let path = |folder: &TempDir| folder.path().join("d.jsonl.gz");
     for packed in [gzip(long.as_bytes()), zstd(long.as_bytes())] {
-        for length in [3, 12, packed.len() / 2, packed.len() - 1] {
+        for length in [12, packed.len() / 2, packed.len() - 1] {
             let folder = folder(&[("d.jsonl.gz", &packed[..length])]);
             let error = read(path(&folder)).expect_err("cut").to_string();
-            assert!(error.contains("d.jsonl.gz: is packed with ") || error.contains("binary file"), "{length}: {error}");
+            assert!(error.contains("d.jsonl.gz: is packed with ") && error.contains("cannot be unpacked"), "{length}: {error}");
         }
         let mut damaged = packed.clone();
         let middle = packed.len() / 2;

@@ -28,7 +28,8 @@ impl Role {
             "system" => Role::System,
             "user" | "human" => Role::User,
             "assistant" | "gpt" | "chatgpt" | "bot" | "model" | "ai" => Role::Assistant,
-            "tool" | "observation" | "tool_response" | "tool_result" | "function_response" | "function_result" => {
+            "tool" | "function" | "observation" | "tool_response" | "tool_result" | "function_response"
+            | "function_result" => {
                 Role::Other("tool".to_owned())
             }
             _ => Role::Other(name.to_owned()),
