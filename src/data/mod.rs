@@ -1,5 +1,6 @@
 //! From a row of a data file to token ids with a mask: reading, chat templates, encoding, batches.
 
+pub mod augment;
 pub mod batch;
 pub mod chat;
 pub mod columns;
@@ -7,6 +8,7 @@ pub mod encode;
 pub mod encoded;
 pub mod example;
 pub mod format;
+pub mod kept;
 pub mod paths;
 pub mod position;
 pub mod read;
@@ -18,6 +20,7 @@ pub mod split;
 mod alpaca;
 mod problems;
 
+pub use augment::{Augment, Augmenter};
 pub use chat::ChatTemplate;
 pub use columns::Columns;
 pub use encode::Encoder;

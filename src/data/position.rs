@@ -3,10 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Place;
 
 /// The begin of a row in a data file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(String, At)", into = "(String, At)")]
 pub struct Position {
     /// The name of the file, as in messages.
     pub file: Arc<str>,
@@ -15,7 +18,7 @@ pub struct Position {
 }
 
 /// The begin of a row in its file, counted from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum At {
     /// The line of a text file.
     Line(usize),
@@ -53,5 +56,17 @@ impl fmt::Display for Position {
             At::Line(line) => write!(f, "{}:{line}", self.file),
             At::Row(row) => write!(f, "{}: row {row}", self.file),
         }
+    }
+}
+
+impl From<(String, At)> for Position {
+    fn from((file, at): (String, At)) -> Self {
+        Self { file: file.into(), at }
+    }
+}
+
+impl From<Position> for (String, At) {
+    fn from(position: Position) -> Self {
+        (position.file.to_string(), position.at)
     }
 }

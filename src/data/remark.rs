@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
+use super::example::Row;
 use super::position::{At, Position};
 use crate::error::counted;
 
 /// One thing to say about a row. Equal remarks of several rows are said once, with their count.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Remark {
     /// A key, or a column, that nothing reads.
     KeyIgnored {
@@ -45,15 +48,35 @@ pub enum Remark {
     },
     /// An answer or completion without a word: only its end is trained.
     EmptyAnswer,
+    /// The chat template shows another text than the turn has, beyond white space.
+    TextChanged {
+        /// The role of the turn.
+        role: String,
+    },
     /// Not one token of the row is trained.
     NothingTrained,
+    /// A turn of the assistant is not trained: the chat template shows it differently once the conversation goes on.
+    TurnNotTrained,
+    /// The row is left out because of its length.
+    TooLong {
+        /// The most tokens that fit.
+        max: usize,
+    },
+    /// The start of the prompt is cut off.
+    PromptCut {
+        /// The tokens that are left.
+        max: usize,
+    },
 }
 
 impl Remark {
     /// The same remark with another spelling of the role that it names.
     pub(in crate::data) fn with_role(mut self, spelled: impl Fn(&str) -> String) -> Self {
         match &mut self {
-            Self::TurnLeftOut { role } | Self::RoleNotTrained { role } | Self::KeyLeftOut { role: Some(role), .. } => {
+            Self::TurnLeftOut { role }
+            | Self::RoleNotTrained { role }
+            | Self::TextChanged { role }
+            | Self::KeyLeftOut { role: Some(role), .. } => {
                 *role = spelled(role);
             }
             _ => {}
@@ -95,7 +118,15 @@ impl fmt::Display for Remark {
                 )
             }
             Self::EmptyAnswer => write!(f, "the answer is empty: only the end of it is trained"),
+            Self::TextChanged { role } => write!(f, "the chat template changes the text of turns of the role `{role}`"),
             Self::NothingTrained => write!(f, "left out: nothing in it is trained"),
+            Self::TurnNotTrained => write!(
+                f,
+                "a turn of the assistant is left out of training: the chat template shows such turns differently once the \
+                 conversation goes on"
+            ),
+            Self::TooLong { max } => write!(f, "left out: longer than {max} tokens"),
+            Self::PromptCut { max } => write!(f, "the prompt is cut to {max} tokens"),
         }
     }
 }
@@ -106,26 +137,32 @@ fn likely_role(role: &str) -> Option<&'static str> {
     ["system", "user", "assistant", "tool"].into_iter().find(near)
 }
 
-/// The most rows that are named one by one.
+/// The most rows that are named one by one in a line of text.
 const MAX_NAMED: usize = 3;
+/// The most rows of which the positions are kept.
+const MAX_KEPT: usize = 10;
 
 /// Remarks with the rows that they are about.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Remarks {
     rows: BTreeMap<Remark, Rows>,
     /// The rows lie in several files.
     several_files: bool,
 }
 
-#[derive(Debug, Default)]
-struct Rows {
-    count: usize,
-    first: Vec<Position>,
+/// Rows that have something in common.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Rows {
+    /// Their number.
+    pub count: usize,
+    /// The first of them.
+    pub first: Vec<Position>,
 }
 
 impl Remarks {
-    /// None yet. Where the rows lie in several files, `several_files`, each is named with its own.
-    pub fn new(several_files: bool) -> Self {
+    /// None yet about these rows. Where they lie in several files, each is named with its own.
+    pub fn about(rows: &[Row]) -> Self {
+        let several_files = rows.windows(2).any(|pair| pair[0].position.file != pair[1].position.file);
         Self { several_files, ..Self::default() }
     }
 
@@ -134,12 +171,13 @@ impl Remarks {
         remarks.sort_unstable();
         remarks.dedup();
         for remark in remarks {
-            let rows = self.rows.entry(remark).or_default();
-            rows.count += 1;
-            if rows.first.len() < MAX_NAMED {
-                rows.first.push(position.clone());
-            }
+            self.rows.entry(remark).or_default().add(position.clone());
         }
+    }
+
+    /// Each remark with its rows.
+    pub fn iter(&self) -> impl Iterator<Item = (&Remark, &Rows)> {
+        self.rows.iter()
     }
 
     /// One line for each remark, with the number of its rows and the first of them; ignored keys are one line together.
@@ -154,27 +192,46 @@ impl Remarks {
             lines.push(format!("ignored keys: {}", ignored.join(", ")));
         }
         let others = self.rows.iter().filter(|(remark, _)| !matches!(remark, Remark::KeyIgnored { .. }));
-        lines.extend(others.map(|(remark, rows)| format!("{remark} ({})", rows.places(self.several_files))));
+        lines.extend(others.map(|(remark, rows)| format!("{remark} ({})", rows.places_in(self.several_files))));
         lines
     }
 }
 
+impl Extend<(Remark, Rows)> for Remarks {
+    fn extend<I: IntoIterator<Item = (Remark, Rows)>>(&mut self, rows: I) {
+        self.rows.extend(rows);
+    }
+}
+
 impl Rows {
-    /// `3 rows: lines 1, 5, 9`; with several files, `3 rows: a.jsonl:1, a.jsonl:5, b.jsonl:9`.
-    fn places(&self, several_files: bool) -> String {
+    /// Adds the next row.
+    pub fn add(&mut self, position: Position) {
+        self.count += 1;
+        if self.first.len() < MAX_KEPT {
+            self.first.push(position);
+        }
+    }
+
+    /// `3 rows: lines 1, 5, 9`; where they lie in several files, `3 rows: a.jsonl:1, a.jsonl:5, b.jsonl:9`.
+    pub fn places(&self) -> String {
+        self.places_in(self.first.windows(2).any(|pair| pair[0].file != pair[1].file))
+    }
+
+    /// [`Self::places`], with the file of each row or without.
+    fn places_in(&self, several_files: bool) -> String {
         let unit = match self.first.first().map(|position| position.at) {
             _ if several_files => "",
             Some(At::Row(_)) => "row",
             _ => "line",
         };
-        let plural = if self.first.len() > 1 && !unit.is_empty() { "s " } else { " " };
         let name = |position: &Position| match several_files {
             true => position.to_string(),
             false => position.number().to_string(),
         };
-        let names: Vec<String> = self.first.iter().map(name).collect();
+        let names: Vec<String> = self.first.iter().take(MAX_NAMED).map(name).collect();
+        let plural = if names.len() > 1 && !several_files { "s" } else { "" };
         let more = if self.count > MAX_NAMED { ", …" } else { "" };
-        format!("{}: {}{more}", counted(self.count, "row"), format!("{unit}{plural}{}", names.join(", ")).trim_start())
+        format!("{}: {}{more}", counted(self.count, "row"), format!("{unit}{plural} {}", names.join(", ")).trim_start())
     }
 }
 
@@ -202,11 +259,15 @@ mod tests {
 
     #[test]
     fn rows_of_several_files_are_named_with_their_file() {
-        let mut remarks = Remarks::new(true);
-        for (file, line) in [("a.jsonl", 3), ("b.jsonl", 1)] {
-            remarks.add(&Position::line(file, line), vec![Remark::EmptyAnswer]);
-        }
-        let expected = "the answer is empty: only the end of it is trained (2 rows: a.jsonl:3, b.jsonl:1)";
-        assert_eq!(remarks.lines(), [expected]);
+        let text = crate::data::Example::Text { text: "a".into() };
+        let row = |file: &str, line| Row::new(Position::line(file, line), text.clone());
+        let rows = [row("a.jsonl", 3), row("b.jsonl", 1)];
+        let lines = |about: &[Row]| {
+            let mut remarks = Remarks::about(&rows);
+            about.iter().for_each(|row| remarks.add(&row.position, vec![Remark::EmptyAnswer]));
+            remarks.lines().remove(0)
+        };
+        assert!(lines(&rows).ends_with("(2 rows: a.jsonl:3, b.jsonl:1)"), "{}", lines(&rows));
+        assert!(lines(&rows[1..]).ends_with("(1 row: b.jsonl:1)"), "{}", lines(&rows[1..]));
     }
 }

@@ -1,5 +1,6 @@
 //! The settings of the data: which files, which shape, how long.
 
+use super::augment::Augment;
 use super::columns::Columns;
 use super::format::Format;
 use super::paths::Paths;
@@ -31,9 +32,11 @@ section! {
         max_seq_tokens: usize = Take(512), between(2..=1 << 24);
         /// The treatment of an example longer than `max_seq_tokens`.
         overlong: LongPolicy = Take(LongPolicy::Drop), any();
-        /// Fill a micro-batch up to `micro_batch_seqs` × `max_seq_tokens` tokens instead of counting sequences; attention
-        /// never crosses from one example to the next.
+        /// Fill micro-batches by best fit up to `micro_batch_seqs` × `max_seq_tokens` tokens instead of counting sequences;
+        /// attention never crosses from one example to the next.
         packing: bool = Take(false), any();
+        /// Changes of the prompts of the training examples.
+        augment: Option<Augment> = Take(None), any();
         /// The keys of the shapes, each with the key or column of the data file that has its place.
         columns: Columns = ReadEmpty, any();
         /// Training examples beside those of `train`, each with a weight of its own.
