@@ -382,7 +382,7 @@ fn reference() -> String {
             text += &format!("\n## `[{section}]`\n\n| key | default | accepted | what it does |\n|---|---|---|---|\n");
             open_section = setting.key.rsplit_once('.').expect("a section").0;
         }
-        let default = setting.key.split('.').fold(&defaults, |value, part| value.get(0).unwrap_or(value).get(part).expect("listed"));
+        let default = setting.key.split('.').fold(&defaults, |value, part| value.get(0).unwrap_or(value).get(part).unwrap_or(&serde_json::Value::Null));
         let default = match default {
             _ if setting.key == "data.train" => "required, unless there are `sources`".to_owned(),
             _ if setting.required => "required".to_owned(),
