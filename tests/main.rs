@@ -9,6 +9,7 @@ mod combine;
 mod conversations;
 mod data;
 mod evaluation;
+mod export;
 mod families;
 mod faults;
 mod fuzz;

@@ -3,11 +3,15 @@
 use super::answer::PromptForm;
 use super::prepare::Prepared;
 use crate::error::counted;
+use crate::export::feasible::{Facts, ruled_out};
 
 /// Every notice about `prepared`, in order.
 pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
     let mut notices = prepared.adjustments.clone();
     notices.extend(prepared.base.parts_passed_over());
+    let config = prepared.base.files.config();
+    let changes_head = prepared.start.pairs.contains_key(&config.head().module);
+    notices.extend(ruled_out(&Facts { config, changes_head }));
     let measured = [("test", &prepared.held_out.test), ("guard", &prepared.held_out.guard)];
     let measured = measured.into_iter().filter_map(|(name, set)| Some((name, &set.as_ref()?.set)));
     for (name, set) in [("train", &prepared.train), ("valid", &prepared.valid)].into_iter().chain(measured) {

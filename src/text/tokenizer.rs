@@ -330,6 +330,11 @@ impl Tokenizer {
         added.filter(|token| !token.special).map(|token| token.content).collect()
     }
 
+    /// The tokenizer underneath.
+    pub(super) fn parsing(&self) -> &tokenizers::Tokenizer {
+        &self.0.parsing
+    }
+
     pub(super) fn source(&self) -> &Source {
         &self.0.source
     }
