@@ -34,11 +34,12 @@ impl ExactMatch for Answered<'_> {
         let prompts: Vec<Vec<u32>> = self.questions.iter().map(|question| question.ids.clone()).collect();
         let answering = Answering { max_tokens: max_tokens(self.encoder, self.questions), ..Answering::default() };
         let answers = answer_ids(self.decoder, self.encoder, Some(adapter), &prompts, &answering, |_, _| Ok(()))?;
-        let is_exact = |(question, answer): &(&Question, _)| match &question.expected {
+        let is_exact = |question: &Question, answer: &str| match &question.expected {
             Expected::Text(text) => exact_match(text, answer),
             Expected::Calls(_) => false,
         };
-        let texts = answers.iter().map(|answer| answer.text.as_str());
-        Ok(self.questions.iter().zip(texts).filter(is_exact).count() as f64 / self.questions.len() as f64)
+        let pairs = self.questions.iter().zip(&answers);
+        let exact = pairs.filter(|(question, answer)| is_exact(question, &answer.text)).count();
+        Ok(exact as f64 / self.questions.len() as f64)
     }
 }
