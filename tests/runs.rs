@@ -213,7 +213,19 @@ fn exact_answers_can_choose_the_best_adapter() {
     assert_eq!(report["best_step"], best["step"]);
     // All 15 validation prompts are answered: the command that evaluates finds the same.
     let base = tiny_model().display().to_string();
-    let arguments = ["eval", "--base", &base, "--adapter", "runs/sums", "--data", "valid.jsonl", "--generate", "--compute", "f32", "--json"];
+    let arguments = [
+        "eval",
+        "--base",
+        &base,
+        "--adapter",
+        "runs/sums",
+        "--data",
+        "valid.jsonl",
+        "--generate",
+        "--compute",
+        "f32",
+        "--json",
+    ];
     let evaluated = json(&run(&folder, &arguments));
     assert!((number(&evaluated, "exact_match") - number(best, "valid_exact_match")).abs() < 1e-9, "{evaluated}");
     let error = refused(&run(&without_validation(), &["check", "recipe.toml", "--set", "train.eval_on=exact_match"]));

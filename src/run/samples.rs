@@ -61,7 +61,8 @@ pub fn questions(
             break;
         }
         let question = Question::of(&base.encoder, &valid[index].example)?;
-        questions.extend(question.filter(|question| check_prompt(&question.ids, positions).is_ok() && is_wanted(question)));
+        questions
+            .extend(question.filter(|question| check_prompt(&question.ids, positions).is_ok() && is_wanted(question)));
     }
     Ok(questions)
 }

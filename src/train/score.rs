@@ -59,7 +59,9 @@ mod tests {
         let score = |share: f64, loss: f64| Score { exact_match: Some(share), loss };
         assert!(score(0.5, 2.0).is_better_than(score(0.4, 1.0)) && !score(0.4, 1.0).is_better_than(score(0.5, 2.0)));
         assert!(score(0.5, 1.0).is_better_than(score(0.5, 2.0)) && !score(0.5, 2.0).is_better_than(score(0.5, 2.0)));
-        assert!(score(0.5, 2.0).improves_by(score(0.4, 1.0), 0.05) && !score(0.5, 2.0).improves_by(score(0.4, 1.0), 0.2));
+        assert!(
+            score(0.5, 2.0).improves_by(score(0.4, 1.0), 0.05) && !score(0.5, 2.0).improves_by(score(0.4, 1.0), 0.2)
+        );
         assert!(!score(0.5, 1.0).improves_by(score(0.5, 2.0), 0.0), "early stopping does not wait for the loss");
         let loss = |loss: f64| Score { exact_match: None, loss };
         assert!(loss(1.0).is_better_than(loss(2.0)) && loss(1.0).improves_by(loss(1.5), 0.4));
