@@ -12,6 +12,9 @@ section! {
         /// The most validation examples of an evaluation while training, chosen by `train.seed` once for the run; all by
         /// default. The verdict at the end is taken on all of them.
         max_examples: Option<usize> = Take(None), optional(between(1..=MAX_EXAMPLES));
+        /// The most validation prompts that are answered at each evaluation under `train.eval_on = "exact_match"`, chosen by
+        /// `train.seed` once for the run.
+        exact_match_examples: usize = Take(64), between(1..=MAX_EXAMPLES);
         /// A second data set, on which the adapter should not get worse.
         guard: Option<Guard> = Take(None), any();
     }

@@ -23,6 +23,7 @@ use crate::error::{self, Error, Result};
 use crate::pull::Source;
 use crate::settings::tree::{self, Node, Place, Value};
 use crate::settings::{Describe, FromNode, Reader, Suggestions};
+use crate::train::EvalOn;
 
 /// The largest recipe that is read, in bytes.
 const MAX_RECIPE_BYTES: u64 = 256 << 10;
@@ -144,6 +145,11 @@ impl Recipe {
         if data.valid.is_some() && data.valid_fraction.is_some() {
             let place = self.place("data.valid_fraction");
             reader.problem(&place, "`data.valid` and `data.valid_fraction` exclude each other: keep one");
+        }
+        if train.eval_on == EvalOn::ExactMatch && data.valid.is_none() && data.valid_fraction.is_none() {
+            let place = self.place("train.eval_on");
+            let message = "`train.eval_on` is \"exact_match\", which needs validation examples, and there are none";
+            reader.problem_with_hint(&place, message, "give `data.valid` or `data.valid_fraction`");
         }
         if train.early_stopping.is_some() && data.valid.is_none() && data.valid_fraction.is_none() {
             let place = self.place("train.early_stopping");

@@ -1,11 +1,13 @@
 //! The examples of a run that are measured and never trained on: the validation examples of each evaluation, the test
 //! examples and the guard.
 
-use super::answer::Question;
+use super::answer::{Expected, Question};
 use super::base::OpenBase;
+use super::samples::questions;
 use crate::data::{DataSet, Encoded, EncodedSet, Paths, Row, Shape, batch};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::recipe::Plan;
+use crate::train::EvalOn;
 
 /// The stream of the seed that chooses examples: neither that of an epoch nor that of the validation split.
 const CHOICE_STREAM: u64 = u64::MAX - 2;
@@ -17,6 +19,8 @@ pub struct HeldOut {
     chosen: Option<Vec<Encoded>>,
     /// The validation prompts that are answered at each evaluation.
     pub questions: Vec<Question>,
+    /// The validation prompts whose exact answers choose the best adapter; none where the loss does.
+    pub scored: Vec<Question>,
     /// The test examples.
     pub test: Option<MeasuredSet>,
     /// The examples on which the adapter should not get worse.
@@ -46,7 +50,7 @@ impl HeldOut {
         let guard = guard.map(|guard| MeasuredSet::read(&guard.path, &None.into(), guard.max_examples, plan, base));
         let guard = guard.transpose();
         let (test, guard) = Error::both(test, guard)?;
-        Ok(Self { chosen: None, questions: Vec::new(), test, guard })
+        Ok(Self { test, guard, ..Self::default() })
     }
 
     /// Chooses the validation examples of each evaluation, and those of the samples.
@@ -56,7 +60,15 @@ impl HeldOut {
     pub(super) fn choose(&mut self, plan: &Plan, base: &OpenBase, rows: &[Row], valid: &EncodedSet) -> Result<()> {
         let chosen = chosen(valid.sequences.len(), plan.eval.max_examples, plan.train.seed);
         self.chosen = chosen.map(|indices| indices.into_iter().map(|index| valid.sequences[index].clone()).collect());
-        self.questions = super::samples::questions(plan, base, rows)?;
+        self.questions = questions(plan, base, rows, plan.sample.valid_prompts, |_| true)?;
+        if plan.train.eval_on == EvalOn::ExactMatch {
+            let is_text = |question: &Question| matches!(question.expected, Expected::Text(_));
+            self.scored = questions(plan, base, rows, plan.eval.exact_match_examples, is_text)?;
+            if self.scored.is_empty() {
+                let message = "is \"exact_match\", and no validation example has an answer to compare with";
+                return Err(Error::input(Place::setting("train.eval_on"), message));
+            }
+        }
         Ok(())
     }
 

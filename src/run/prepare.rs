@@ -4,6 +4,7 @@ use burn::tensor::Device;
 
 use super::answer::PromptForm;
 use super::base::OpenBase;
+use super::exact_match;
 use super::folder::RunFolder;
 use super::held_out::HeldOut;
 use super::memory_fit::{Demand, fit_memory};
@@ -108,9 +109,10 @@ fn prepare_plan(
     held_out.choose(&plan, &base, &valid_rows, &valid)?;
     let changing = if plan.data.augment.is_some() { changing(train_rows, &train)? } else { Vec::new() };
 
-    let questions = held_out.questions.iter().map(|question| &question.ids);
+    let questions = held_out.questions.iter().chain(&held_out.scored).map(|question| &question.ids);
     let answered: Vec<Vec<u32>> = prompts.iter().chain(questions).cloned().collect();
-    let sample = (&answered[..], plan.sample.max_tokens);
+    let longest = exact_match::max_tokens(&base.encoder, &held_out.scored);
+    let sample = (&answered[..], plan.sample.max_tokens.max(longest));
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
     let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
     let mut adjustments = Vec::from_iter(described(layout, &plan));
