@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 
-use burnish::data::{self, Columns, DataSettings, DataSet, Example, Paths, Row, Shape, jsonl};
+use burnish::data::{self, Columns, DataSet, DataSettings, Example, Paths, Row, Shape, jsonl};
 use burnish::recipe::Recipe;
 use tempfile::TempDir;
 
@@ -142,7 +142,10 @@ fn packed_files_that_are_damaged_or_made_to_grow_are_refused() {
         for length in [12, packed.len() / 2, packed.len() - 1] {
             let folder = folder(&[("d.jsonl.gz", &packed[..length])]);
             let error = read(path(&folder)).expect_err("cut").to_string();
-            assert!(error.contains("d.jsonl.gz: is packed with ") && error.contains("cannot be unpacked"), "{length}: {error}");
+            assert!(
+                error.contains("d.jsonl.gz: is packed with ") && error.contains("cannot be unpacked"),
+                "{length}: {error}"
+            );
         }
         let mut damaged = packed.clone();
         let middle = packed.len() / 2;
@@ -197,7 +200,8 @@ fn columns_give_the_keys_other_names() {
 
 #[test]
 fn keys_that_need_a_mapping_get_its_lines() {
-    let error = parse(&"{\"question\":\"a\",\"answer\":\"b\"}\n".repeat(30), Columns::unmapped()).expect_err("no shape");
+    let error =
+        parse(&"{\"question\":\"a\",\"answer\":\"b\"}\n".repeat(30), Columns::unmapped()).expect_err("no shape");
     let error = error.to_string();
     assert!(error.starts_with("d.jsonl:1: found the keys [\"question\", \"answer\"]; expected one of "), "{error}");
     assert!(error.contains("(30 rows, also 2, 3, …)"), "{error}");
@@ -212,10 +216,8 @@ fn keys_that_need_a_mapping_get_its_lines() {
 
 #[test]
 fn sources_have_weights_and_forms_of_their_own() {
-    let folder = folder(&[
-        ("main.jsonl", text("m").as_bytes()),
-        ("more.jsonl", b"{\"question\":\"a\",\"answer\":\"b\"}\n"),
-    ]);
+    let folder =
+        folder(&[("main.jsonl", text("m").as_bytes()), ("more.jsonl", b"{\"question\":\"a\",\"answer\":\"b\"}\n")]);
     let at = |name: &str| folder.path().join(name);
     let recipe = format!(
         "train = {:?}\n[[data.sources]]\npath = {:?}\nweight = 2.5\nformat = \"alpaca\"\n[data.sources.columns]\n\

@@ -39,7 +39,10 @@ fn prompts_and_completions_may_be_lists_of_turns() {
     assert_eq!(messages.len(), 5);
     assert_eq!(messages[0], Message::system("s"));
     let mixed = problem(&json!({"prompt": [{"role": "user", "content": "a"}], "completion": "b"}));
-    assert!(mixed.contains("`prompt` is a list, and `completion` is a text \"b\"; expected two texts or two"), "{mixed}");
+    assert!(
+        mixed.contains("`prompt` is a list, and `completion` is a text \"b\"; expected two texts or two"),
+        "{mixed}"
+    );
     let bad = problem(&json!({"prompt": [{"role": "user", "content": "a"}], "completion": [{"content": "b"}]}));
     assert!(bad.contains("`completion[0]`: `role` is missing; expected a role and a content, found the keys"), "{bad}");
 }
@@ -53,7 +56,10 @@ fn lists_may_be_spelled_as_json_in_a_text() {
     let history = json!({"instruction": "c", "output": "d", "history": "[[\"a\", \"b\"]]"});
     assert_eq!(turns(&history).0.len(), 4);
     let broken = problem(&json!({"messages": "[{\"role\": \"user\""}));
-    assert!(broken.contains("`messages` is a text \"[{") && broken.contains("expected a list, or its JSON: "), "{broken}");
+    assert!(
+        broken.contains("`messages` is a text \"[{") && broken.contains("expected a list, or its JSON: "),
+        "{broken}"
+    );
     assert!(problem(&json!({"messages": " "})).contains("`messages` is missing; expected a list of turns"));
 }
 
@@ -134,9 +140,7 @@ fn columns_without_a_name_are_named_by_their_place() {
 #[cfg(feature = "tables")]
 #[test]
 fn conversations_in_nested_columns_are_read() {
-    let path = |name: &str| {
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tables").join(name)
-    };
+    let path = |name: &str| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tables").join(name);
     let rows = burnish::data::read(path("nested.parquet"), None).expect("reads");
     let expected = [
         json!({
@@ -149,7 +153,10 @@ fn conversations_in_nested_columns_are_read() {
         json!({"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}),
     ];
     let of = |row: &Row| row.example.clone();
-    assert_eq!(rows.iter().map(of).collect::<Vec<_>>(), expected.iter().map(|value| row(value).example).collect::<Vec<_>>());
+    assert_eq!(
+        rows.iter().map(of).collect::<Vec<_>>(),
+        expected.iter().map(|value| row(value).example).collect::<Vec<_>>()
+    );
     assert!(rows[2].position.to_string().ends_with("nested.parquet: row 3"), "the second group of rows");
     assert_eq!(rows[0].ignored.iter().map(|key| &**key).collect::<Vec<_>>(), ["id"]);
     // TRL's lists, and numbers as groups.

@@ -317,7 +317,10 @@ fn files_are_looked_at_before_anything_starts() {
     fs::create_dir(at("empty")).expect("made");
     for (train, expected) in [("empty", "holds no data file"), ("*.csv", "matches no file")] {
         let found = problems(recipe(&at(train), &at("base.gguf"), &at("out")));
-        assert!(found.len() == 1 && found[0].contains("recipe.toml:4:9: `data.train`: ") && found[0].contains(expected), "{found:#?}");
+        assert!(
+            found.len() == 1 && found[0].contains("recipe.toml:4:9: `data.train`: ") && found[0].contains(expected),
+            "{found:#?}"
+        );
     }
     for name in ["HuggingFaceTB/SmolLM2-135M", "https://huggingface.co/HuggingFaceTB/SmolLM2-135M"] {
         let error = recipe(&at("train.jsonl"), name, &at("out")).expect_err("no such path");
@@ -382,7 +385,10 @@ fn reference() -> String {
             text += &format!("\n## `[{section}]`\n\n| key | default | accepted | what it does |\n|---|---|---|---|\n");
             open_section = setting.key.rsplit_once('.').expect("a section").0;
         }
-        let default = setting.key.split('.').fold(&defaults, |value, part| value.get(0).unwrap_or(value).get(part).unwrap_or(&serde_json::Value::Null));
+        let default = setting
+            .key
+            .split('.')
+            .fold(&defaults, |value, part| value.get(0).unwrap_or(value).get(part).unwrap_or(&serde_json::Value::Null));
         let default = match default {
             _ if setting.key == "data.train" => "required, unless there are `sources`".to_owned(),
             _ if setting.required => "required".to_owned(),

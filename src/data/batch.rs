@@ -88,7 +88,8 @@ pub fn weighted_order(weights: &[f64], seed: u64, epoch: u64) -> Vec<usize> {
             along = end;
         }
     }
-    let drawn: Vec<usize> = times.iter().enumerate().flat_map(|(index, times)| std::iter::repeat_n(index, *times)).collect();
+    let drawn: Vec<usize> =
+        times.iter().enumerate().flat_map(|(index, times)| std::iter::repeat_n(index, *times)).collect();
     order(drawn.len(), seed, epoch).into_iter().map(|at| drawn[at]).collect()
 }
 

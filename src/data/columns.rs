@@ -101,7 +101,8 @@ pub(super) fn proposal(keys: &[&str]) -> Option<String> {
         names.iter().find_map(|name| keys.iter().find(|key| is(key, name)).copied())
     };
     let lines = |pairs: &[(&str, &str)]| {
-        let lines: Vec<String> = pairs.iter().map(|(key, name)| format!("{key} = {}", toml::Value::from(*name))).collect();
+        let lines: Vec<String> =
+            pairs.iter().map(|(key, name)| format!("{key} = {}", toml::Value::from(*name))).collect();
         format!("[data.columns]\n{}", lines.join("\n"))
     };
     if let Some(turns) = named(TURNS) {

@@ -29,9 +29,7 @@ impl Role {
             "user" | "human" => Role::User,
             "assistant" | "gpt" | "chatgpt" | "bot" | "model" | "ai" => Role::Assistant,
             "tool" | "function" | "observation" | "tool_response" | "tool_result" | "function_response"
-            | "function_result" => {
-                Role::Other("tool".to_owned())
-            }
+            | "function_result" => Role::Other("tool".to_owned()),
             _ => Role::Other(name.to_owned()),
         }
     }

@@ -96,8 +96,11 @@ fn files_of_folder(folder: &Path) -> Result<Vec<PathBuf>> {
         paths.into_iter().filter(|path| Kind::known(path).is_some() && !is_hidden(path) && path.is_file()).collect();
     files.sort();
     if files.is_empty() {
-        return Err(Error::input(folder, format!("holds no data file; expected names that end with {}", Kind::endings()))
-            .hint(format!("`{}` reads the files of its folders", folder.join("**/*.jsonl").display())));
+        return Err(Error::input(
+            folder,
+            format!("holds no data file; expected names that end with {}", Kind::endings()),
+        )
+        .hint(format!("`{}` reads the files of its folders", folder.join("**/*.jsonl").display())));
     }
     let splits: Vec<&str> = files.iter().filter_map(|file| split_of(file)).collect();
     if let Some(other) = splits.iter().find(|split| **split != splits[0]) {

@@ -244,9 +244,13 @@ mod tests {
         let mut remarks = Remarks::default();
         let ignored = |key: &str| Remark::KeyIgnored { key: key.into() };
         for line in 1..=5 {
-            remarks.add(&Position::line("d.jsonl", line), vec![ignored("id"), Remark::EmptyAnswer, Remark::EmptyAnswer]);
+            remarks
+                .add(&Position::line("d.jsonl", line), vec![ignored("id"), Remark::EmptyAnswer, Remark::EmptyAnswer]);
         }
-        remarks.add(&Position::line("d.jsonl", 9), vec![ignored("history"), Remark::RoleNotTrained { role: "Asistant".into() }]);
+        remarks.add(
+            &Position::line("d.jsonl", 9),
+            vec![ignored("history"), Remark::RoleNotTrained { role: "Asistant".into() }],
+        );
         assert_eq!(
             remarks.lines(),
             [

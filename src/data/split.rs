@@ -18,7 +18,9 @@ pub fn split_valid(rows: Vec<Row>, fraction: f64, seed: u64) -> Result<(Vec<Row>
     let count = rows.len();
     if !(fraction > 0.0 && fraction < 1.0) || count < 2 {
         let examples = counted(count, "example");
-        return Err(setting(format!("is {fraction} of {examples}; expected a share above 0 and below 1 of at least 2")));
+        return Err(setting(format!(
+            "is {fraction} of {examples}; expected a share above 0 and below 1 of at least 2"
+        )));
     }
     let groups = groups(&rows);
     if groups.len() < 2 {
@@ -120,8 +122,11 @@ mod tests {
     #[test]
     fn a_prompt_never_lies_on_both_sides() {
         // Twenty prompts, three times each, in different spellings.
-        let prompts: Vec<String> =
-            (0..60).map(|number| [" Where is {}?", "where is  {}", "WHERE IS {}!"][number / 20].replace("{}", &(number % 20).to_string())).collect();
+        let prompts: Vec<String> = (0..60)
+            .map(|number| {
+                [" Where is {}?", "where is  {}", "WHERE IS {}!"][number / 20].replace("{}", &(number % 20).to_string())
+            })
+            .collect();
         let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
         for seed in 0..20 {
             let (train, valid) = split_valid(rows(&prompts), 0.25, seed).expect("split");
@@ -153,6 +158,6 @@ mod tests {
         let (user, answer) = (Message::user("Where?"), Message::assistant("Here."));
         let with_system = [Message::system("Be brief."), user.clone(), answer.clone(), Message::user("And?")];
         assert_eq!(talk(&with_system), talk(&[user, answer]));
-        assert_eq!(normalised("...") , "...");
+        assert_eq!(normalised("..."), "...");
     }
 }

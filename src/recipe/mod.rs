@@ -140,7 +140,10 @@ impl Recipe {
         }
         if data.group.is_some() && data.valid_fraction.is_none() {
             let place = self.place("data.group");
-            reader.problem(&place, "`data.group` says which examples `data.valid_fraction` keeps together, and there is none");
+            reader.problem(
+                &place,
+                "`data.group` says which examples `data.valid_fraction` keeps together, and there is none",
+            );
         }
         if data.valid.is_some() && data.valid_fraction.is_some() {
             let place = self.place("data.valid_fraction");

@@ -44,7 +44,12 @@ impl HeldOut {
     /// # Errors
     /// Input: every row that cannot be read or encoded; a set of which no example is left.
     pub(super) fn read(plan: &Plan, base: &OpenBase) -> Result<Self> {
-        let test = plan.data.test.as_ref().map(|paths| MeasuredSet::read(paths, &plan.data.shape(), None, plan, base)).transpose();
+        let test = plan
+            .data
+            .test
+            .as_ref()
+            .map(|paths| MeasuredSet::read(paths, &plan.data.shape(), None, plan, base))
+            .transpose();
         let guard = plan.eval.guard.as_ref();
         // A guard is data of another kind: its own keys decide its shape.
         let guard = guard.map(|guard| MeasuredSet::read(&guard.path, &None.into(), guard.max_examples, plan, base));
@@ -98,7 +103,9 @@ impl MeasuredSet {
         let set = base.encoder.encode_all(&rows, limit, plan.data.overlong)?;
         if set.sequences.is_empty() {
             let message = format!("no example is left that has a trained token and at most {limit} tokens");
-            return Err(Error::input(paths.to_string(), message).hint("raise `data.max_seq_tokens`, or name another file"));
+            return Err(
+                Error::input(paths.to_string(), message).hint("raise `data.max_seq_tokens`, or name another file")
+            );
         }
         Ok(Self { paths: paths.clone(), sha256, set })
     }

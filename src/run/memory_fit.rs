@@ -143,8 +143,12 @@ mod tests {
     use crate::data::Encoded;
 
     fn demand<'a>(train: &'a TrainSettings, data: &'a DataSettings) -> Demand<'a> {
-        let sequence =
-            |length: usize| Encoded { ids: vec![0; length], trained: vec![true; length], untrained_turns: 0, weight: 1.0 };
+        let sequence = |length: usize| Encoded {
+            ids: vec![0; length],
+            trained: vec![true; length],
+            untrained_turns: 0,
+            weight: 1.0,
+        };
         let sequences: Vec<Encoded> = [5, 40, 20, 30].map(sequence).into();
         let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
         let set = EncodedSet { sequences, tokens, ..EncodedSet::default() };

@@ -64,7 +64,9 @@ impl Tidy {
         if width == 0 {
             let names = fields.iter().map(|field| plain(field)).zip(1..);
             // pandas writes its index as a column without a name.
-            let named = |(name, at): (String, usize)| if name.is_empty() { format!("column {at} without a name") } else { name };
+            let named = |(name, at): (String, usize)| {
+                if name.is_empty() { format!("column {at} without a name") } else { name }
+            };
             self.header = names.map(named).collect();
             let mut seen = HashSet::new();
             if let Some(twice) = self.header.iter().find(|column| !seen.insert(column.as_str())) {

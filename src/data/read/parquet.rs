@@ -81,11 +81,7 @@ fn broken(name: &str, error: &dyn std::fmt::Display) -> Error {
 }
 
 /// The values of a field in a row group.
-fn column(
-    group: &RowGroupMetadata,
-    field: &Field,
-    bytes: &[u8],
-) -> std::result::Result<Vec<Box<dyn Array>>, String> {
+fn column(group: &RowGroupMetadata, field: &Field, bytes: &[u8]) -> std::result::Result<Vec<Box<dyn Array>>, String> {
     let chunks = group.parquet_columns().iter();
     let chunks: Vec<&ColumnChunkMetadata> =
         chunks.filter(|chunk| chunk.descriptor().path_in_schema.first() == Some(&field.name)).collect();

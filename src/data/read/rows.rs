@@ -77,12 +77,11 @@ impl Rows {
         let group = self.shape.group.as_ref().map(|key| group(key, values.get(key))).transpose();
         let mut fields = Fields::new(values, &self.shape.columns);
         let example = shape::example(format, &mut fields);
-        let example = example
-            .map_err(|message| Error::input("", message).hint(format!("the file is read as `{format}`")));
+        let example =
+            example.map_err(|message| Error::input("", message).hint(format!("the file is read as `{format}`")));
         let (example, group) = Error::both(example, group)?;
         let is_group = |key: &String| self.shape.group.as_ref() == Some(key);
-        let ignored: Vec<String> =
-            fields.unread().filter(|key| !is_group(key)).chain(unread.iter().cloned()).collect();
+        let ignored: Vec<String> = fields.unread().filter(|key| !is_group(key)).chain(unread.iter().cloned()).collect();
         let ignored = ignored.into_iter().map(|key| self.interned(key)).collect();
         let position = Position { file: self.file.clone(), at };
         Ok(Row { ignored, group, ..Row::new(position, example) })

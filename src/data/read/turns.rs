@@ -74,7 +74,10 @@ fn add_former_call(turn: &mut Map<String, Value>) -> Result<(), String> {
     let Some(call) = turn.shift_remove("function_call") else { return Ok(()) };
     if !call["name"].is_string() || turn.contains_key("tool_calls") {
         let beside = if turn.contains_key("tool_calls") { " beside `tool_calls`" } else { "" };
-        return Err(format!("`function_call` is {}{beside}; expected one call {{\"name\", \"arguments\"}}", shown(&call)));
+        return Err(format!(
+            "`function_call` is {}{beside}; expected one call {{\"name\", \"arguments\"}}",
+            shown(&call)
+        ));
     }
     turn.insert("tool_calls".to_owned(), json!([{"type": "function", "function": call}]));
     Ok(())
