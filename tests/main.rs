@@ -3,10 +3,12 @@
 
 mod adapter_file;
 mod adapter_open;
+mod answers;
 mod cli;
 mod conversations;
 mod data;
 mod evaluation;
+mod examples;
 mod families;
 mod fuzz;
 mod hostile_adapter;

@@ -75,7 +75,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         return Err(Error::input(Place::argument("--adapter"), "is missing")
             .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
     };
-    let quant = arguments.model.quant(&base, Some(&adapter))?;
+    let choice = arguments.model.choice();
+    let quant = choice.quant(&base, Some(&adapter))?;
     let packing = quant.is_packing().then_some(quant);
     let weights = match (arguments.merge_base, packing) {
         (Some(Weights::Original), _) | (None, None) => MergeBase::Original,
@@ -98,7 +99,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let rows = data::read(data, None)?;
             let positions = base.files.config().max_positions;
             let set = base.encoder.encode_all(data.display(), &rows, positions, LongPolicy::Error)?;
-            let hardware = Hardware { device: device::open(&global.device)?, compute: arguments.model.compute() };
+            let hardware = Hardware { device: device::open(&global.device)?, compute: choice.compute(Some(&adapter))? };
             let scratch = folder.join("merged");
             let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);
             let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &hardware, &options, place)?;

@@ -61,8 +61,7 @@ pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Termin
     let TrainArguments { job, require } = arguments;
     let report = train(&job.recipe()?, &global.device, job.max_memory, &mut TrainProgress::new(terminal))?;
     terminal.result(&report)?;
-    let verdicts = report.validation.iter().chain(&report.test);
-    require.map_or(Ok(()), |required| required.check(verdicts, report.guard.as_ref()))
+    require.map_or(Ok(()), |required| report.check(required))
 }
 
 /// Shows a run: a bar where stderr is a terminal, otherwise a line every few seconds.
@@ -71,6 +70,7 @@ pub(super) struct TrainProgress<'t> {
     downloads: Downloads<'t>,
     loading: Counter<'t>,
     evaluating: Counter<'t>,
+    answering: Counter<'t>,
     bar: Option<ProgressBar>,
     began: Instant,
     last_line: Option<Instant>,
@@ -96,8 +96,8 @@ const SECONDS_BETWEEN_LINES: u64 = 5;
 impl<'t> TrainProgress<'t> {
     pub(super) fn new(terminal: &'t Terminal) -> Self {
         let (downloads, loading) = (Downloads::new(terminal), Counter::of_loading(terminal));
-        let evaluating = Counter::of_evaluation(terminal);
-        Self { terminal, downloads, loading, evaluating, bar: None, began: Instant::now(), last_line: None, total: 0 }
+        let (evaluating, answering) = (Counter::of_evaluation(terminal), Counter::of_answers(terminal));
+        Self { terminal, downloads, loading, evaluating, answering, bar: None, began: Instant::now(), last_line: None, total: 0 }
     }
 
     fn line(&self, text: &str) {
@@ -122,11 +122,15 @@ impl Watch for TrainProgress<'_> {
     }
 
     fn notice(&mut self, text: &str) {
-        self.terminal.message(text);
+        self.terminal.message(printable(text));
     }
 
     fn evaluating(&mut self, done: usize, total: usize) {
         self.evaluating.show(done, total);
+    }
+
+    fn answering(&mut self, done: usize, total: usize) {
+        self.answering.show(done, total);
     }
 
     fn samples(&mut self, step: u64, samples: &[StepSample]) {

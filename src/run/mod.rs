@@ -9,6 +9,7 @@ pub mod held_out;
 pub mod memory_fit;
 pub mod memory_plan;
 pub mod merge;
+pub mod model;
 mod notices;
 pub mod outcome;
 pub mod prepare;
