@@ -10,6 +10,7 @@ mod data;
 mod evaluation;
 mod examples;
 mod families;
+mod faults;
 mod fuzz;
 mod hostile_adapter;
 mod hostile_cli;
