@@ -12,7 +12,7 @@ use crate::cli::{burnish, json, refused, run, text, tiny_job, tiny_model};
 /// `burnish generate` with the tiny model.
 fn generate(folder: &TempDir, options: &[&str]) -> Output {
     let base = tiny_model().display().to_string();
-    run(folder, &[&["generate", "--base", &base, "--max-tokens", "5"][..], options].concat())
+    run(folder, &[&["generate", "--base", &base, "--max-tokens", "5", "--compute", "f32"][..], options].concat())
 }
 
 /// The objects on the lines of stdout.
@@ -30,7 +30,7 @@ fn a_prompt_comes_from_the_command_line_a_file_or_stdin() {
     assert_eq!(generate(&folder, &["--prompt", "@prompt.txt"]).stdout, typed.stdout);
     let base = tiny_model().display().to_string();
     let mut command = burnish(&folder);
-    command.args(["generate", "--base", &base, "--max-tokens", "5", "--prompt", "-"]);
+    command.args(["generate", "--base", &base, "--max-tokens", "5", "--compute", "f32", "--prompt", "-"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("starts");
     child.stdin.take().expect("stdin").write_all(b"2 and 2\nis \r\n").expect("written");
     assert_eq!(child.wait_with_output().expect("ends").stdout, typed.stdout);

@@ -57,6 +57,7 @@ fn samples_can_be_left_out_and_do_not_change_the_adapter() {
     assert!(with.0 && !without.0);
     assert_eq!(with.1, without.1);
     assert!(!adapter(&["sample.time_share=0"]).0, "no time, no samples");
+    assert!(!adapter(&["sample.time_share=1e-9"]).0, "too little time to read the prompts");
 }
 
 #[test]
@@ -125,7 +126,7 @@ fn a_run_that_made_everything_worse_says_what_to_try() {
     let validation = &report["validation"];
     assert_eq!((&report["best_step"], &validation["verdict"]), (&0.into(), &"no evidence".into()), "{report}");
     let reason = validation["verdict_reason"].as_str().expect("a reason");
-    assert!(reason.contains("every evaluation was worse than the base"), "{reason}");
+    assert!(reason.contains("no evaluation was better than the base"), "{reason}");
     let advice = validation["advice"].as_str().expect("advice");
     assert!(advice.contains("`train.learning_rate` ten times lower (5e-3)"), "{advice}");
 

@@ -99,7 +99,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let rows = data::read(data, None)?;
             let positions = base.files.config().max_positions;
             let set = base.encoder.encode_all(data.display(), &rows, positions, LongPolicy::Error)?;
-            let hardware = Hardware { device: device::open(&global.device)?, compute: choice.compute(Some(&adapter))? };
+            let device = device::open(&global.device)?;
+            let hardware = Hardware { compute: choice.compute(Some(&adapter), &device)?, device };
             let scratch = folder.join("merged");
             let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);
             let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &hardware, &options, place)?;

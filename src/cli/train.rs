@@ -126,7 +126,11 @@ impl Watch for TrainProgress<'_> {
     }
 
     fn evaluating(&mut self, done: usize, total: usize) {
-        self.evaluating.show(done, total);
+        match &self.bar {
+            // Two bars would write over each other.
+            Some(bar) if !bar.is_finished() => bar.set_message(format!("evaluating {done}/{total}")),
+            _ => self.evaluating.show(done, total),
+        }
     }
 
     fn answering(&mut self, done: usize, total: usize) {
@@ -179,7 +183,7 @@ impl Watch for TrainProgress<'_> {
                     }
                 }
             },
-            Event::Evaluating { done, total, .. } => self.evaluating.show(done, total),
+            Event::Evaluating { done, total, .. } => self.evaluating(done, total),
             Event::Evaluation { step, valid_loss, is_best, .. } => {
                 let best = if is_best && step > 0 { ", the best so far" } else { "" };
                 self.line(&format!("step {step}: validation loss {valid_loss:.4}{best}"));

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::Device;
+
 use super::adapter::OpenAdapter;
 use super::base::OpenBase;
 use super::watch::Watch;
@@ -9,6 +11,7 @@ use crate::adapter::host::HostAdapter;
 use crate::device::{self, DeviceChoice};
 use crate::error::{Place, Result};
 use crate::model::Decoder;
+use crate::model::load::computes_in;
 use crate::nn::Adapter;
 use crate::quant::{Compute, Quant};
 
@@ -73,23 +76,25 @@ impl ModelChoice {
     pub fn load(&self, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<LoadedModel> {
         let device = device::open(choice)?;
         let (base, adapter) = self.open(watch)?;
-        let (quant, compute) = (self.quant(&base, adapter.as_ref())?, self.compute(adapter.as_ref())?);
+        let (quant, compute) = (self.quant(&base, adapter.as_ref())?, self.compute(adapter.as_ref(), &device)?);
         let decoder = base.load(&device, compute, quant, |done, total| watch.loading(done, total))?;
         let attached = adapter.as_ref().map(|adapter| adapter.attach(decoder.config(), &device)).transpose()?;
         Ok(LoadedModel { base, decoder, adapter, attached, quant, compute })
     }
 
-    /// The precision asked for, or else that of the adapter's training, or else that of training by default.
+    /// The precision asked for, or else that of the adapter's training, or else that of training by default; f32 where `device`
+    /// lacks what nobody asked for.
     ///
     /// # Errors
     /// Input: the adapter names a precision that this program does not know.
-    pub fn compute(&self, adapter: Option<&HostAdapter>) -> Result<Compute> {
+    pub fn compute(&self, adapter: Option<&HostAdapter>, device: &Device) -> Result<Compute> {
         let of_adapter = || adapter.map(HostAdapter::trained_in).transpose().map(Option::flatten);
         let of_adapter = || of_adapter().map_err(|error| error.within(self.adapter_place()));
-        match self.compute {
-            Some(compute) => Ok(compute),
-            None => Ok(of_adapter()?.unwrap_or(Compute::Bf16)),
+        if let Some(compute) = self.compute {
+            return Ok(compute);
         }
+        let usual = of_adapter()?.unwrap_or(Compute::Bf16);
+        Ok(if computes_in(device, usual) { usual } else { Compute::F32 })
     }
 
     /// The scheme asked for, or else the one that the adapter was trained over.

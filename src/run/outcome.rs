@@ -184,8 +184,12 @@ impl fmt::Display for TrainReport {
         for verdict in self.validation.iter().chain(&self.test).chain(&self.guard) {
             writeln!(f, "{verdict}")?;
         }
-        if self.validation.is_some() && self.test.is_none() && self.best_step > 0 {
-            writeln!(f, "the best step was chosen by these validation examples; `data.test` would have the last word")?;
+        if self.validation.is_some() && self.best_step > 0 {
+            let test = match self.test {
+                Some(_) => "nothing was chosen by the test examples",
+                None => "examples in `data.test` would have the last word",
+            };
+            writeln!(f, "the best step was chosen by the validation examples; {test}")?;
         }
         let (steps, best) = (counted(self.steps, "step"), self.best_step);
         let early = match (self.interrupted, self.stopped_early) {
