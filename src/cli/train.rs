@@ -68,6 +68,7 @@ pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Termin
 pub(super) struct TrainProgress<'t> {
     terminal: &'t Terminal,
     downloads: Downloads<'t>,
+    encoding: Counter<'t>,
     loading: Counter<'t>,
     evaluating: Counter<'t>,
     answering: Counter<'t>,
@@ -96,8 +97,20 @@ const SECONDS_BETWEEN_LINES: u64 = 5;
 impl<'t> TrainProgress<'t> {
     pub(super) fn new(terminal: &'t Terminal) -> Self {
         let (downloads, loading) = (Downloads::new(terminal), Counter::of_loading(terminal));
+        let encoding = Counter::of_encoding(terminal);
         let (evaluating, answering) = (Counter::of_evaluation(terminal), Counter::of_answers(terminal));
-        Self { terminal, downloads, loading, evaluating, answering, bar: None, began: Instant::now(), last_line: None, total: 0 }
+        Self {
+            terminal,
+            downloads,
+            encoding,
+            loading,
+            evaluating,
+            answering,
+            bar: None,
+            began: Instant::now(),
+            last_line: None,
+            total: 0,
+        }
     }
 
     fn line(&self, text: &str) {
@@ -115,6 +128,10 @@ impl Watch for TrainProgress<'_> {
 
     fn pull(&mut self, event: pull::Event<'_>) {
         self.downloads.show(event);
+    }
+
+    fn encoding(&mut self, done: usize, total: usize) {
+        self.encoding.show(done, total);
     }
 
     fn loading(&mut self, done: usize, total: usize) {
