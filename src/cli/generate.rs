@@ -171,7 +171,7 @@ fn asked_by_rows(
     let positions = model.decoder.config().max_positions;
     let (mut asked, mut errors, mut left_out) = (Vec::new(), Vec::new(), 0);
     for row in rows {
-        let place = row.position.within(path.display());
+        let place = row.position.to_string();
         let question = Question::of(&model.base.encoder, &row.example).and_then(|question| {
             question.iter().try_for_each(|question| check_prompt(&question.ids, positions))?;
             Ok(question)

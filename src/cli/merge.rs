@@ -166,7 +166,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let packing = packing.ok_or_else(|| not_packed("--compare"))?;
             let rows = data::read(data, None)?;
             let positions = base.files.config().max_positions;
-            let set = base.encoder.encode_all(data.display(), &rows, positions, LongPolicy::Error)?;
+            let set = base.encoder.encode_all(&rows, positions, LongPolicy::Error)?;
             let device = device::open(&global.device)?;
             let hardware = Hardware { compute: choice.compute(Some(&adapter), &device)?, device };
             let scratch = folder.join("merged");

@@ -14,7 +14,7 @@ pub use report::{EvalReport, Group};
 use super::model::LoadedModel;
 use super::outcome::Validation;
 use super::watch::Watch;
-use crate::data::{self, LongPolicy, Row};
+use crate::data::{self, LongPolicy, Row, Shape};
 use crate::error::{Error, Place, Result};
 use crate::eval::choices::{ChoiceQuestion, read as read_choices};
 use crate::eval::loss::{ExampleLoss, perplexity};
@@ -96,7 +96,8 @@ impl EvalData {
                 Rows::Choices(questions)
             }
             None => {
-                let mut rows = data::read(path, None)?;
+                let shape = Shape { group: options.by.clone(), ..Shape::from(None) };
+                let mut rows = data::read(path, shape)?;
                 rows.truncate(most);
                 Rows::Examples(rows)
             }

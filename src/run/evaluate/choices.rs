@@ -154,5 +154,5 @@ fn with_choice(encoder: &Encoder, prompt: &ChoicePrompt, choice: &str) -> Result
         return Err(Error::input("", "prompt and choice have no tokens apart; expected a prompt and then a choice"));
     }
     let trained = (0..ids.len()).map(|index| index >= context_tokens).collect();
-    Ok(Encoded { ids, trained, untrained_turns: 0 })
+    Ok(Encoded { ids, trained, untrained_turns: 0, weight: 1.0 })
 }

@@ -30,16 +30,16 @@ pub(super) fn measure(
 ) -> Result<Measured> {
     let positions = model.decoder.config().max_positions;
     let limit = options.max_seq_tokens.unwrap_or(positions).min(positions);
-    let set = model.base.encoder.encode_all(path.display(), rows, limit, options.overlong)?;
+    let set = model.base.encoder.encode_all(rows, limit, options.overlong)?;
     set.notices.iter().for_each(|text| watch.notice(text));
     shape_differs(model, &set, watch)?;
     if set.sequences.is_empty() {
         return Err(Error::input(path, format!("no example has a token to evaluate and at most {limit} tokens")));
     }
     let rows = kept(rows, &set.positions);
-    let places: Vec<String> = set.positions.iter().map(|position| position.within(path.display())).collect();
+    let places: Vec<String> = set.positions.iter().map(Position::to_string).collect();
     let mut measured = Measured {
-        groups: vec![None; rows.len()],
+        groups: rows.iter().map(|row| row.group.clone()).collect(),
         records: vec![Map::new(); rows.len()],
         shares: Vec::new(),
         losses: Vec::new(),
