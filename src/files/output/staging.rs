@@ -1,15 +1,16 @@
 //! Writing of folders that appear complete or not at all.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::temporary::{self, MadeFolders, Temporary};
+use super::disk::{self, folder_of};
+use super::temporary::{self, MadeFolders, Temporary, TemporaryFolder};
 use crate::error::{Error, Result};
 
 /// A folder that is filled under a temporary name beside its final one. It is removed if it is dropped before it is
 /// published.
 #[derive(Debug)]
 pub struct Staging {
-    folder: Temporary<tempfile::TempDir>,
+    folder: Temporary<TemporaryFolder>,
     /// The parent folders made for it, dropped after it.
     parents: MadeFolders,
 }
@@ -42,15 +43,10 @@ impl Staging {
     /// # Errors
     /// It cannot be made.
     pub fn beside(out: &Path) -> Result<Self> {
-        let parent = parent(out);
-        let parents = temporary::make_folders(&parent).map_err(|error| Error::write(&parent, &error))?;
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".burnish-").suffix(".part");
-        // tempfile's own default is 0700; the finished folder gets what the umask leaves.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let folder = temporary::make(|| builder.tempdir_in(&parent), |folder| folder.path().to_owned());
-        let folder = folder.map_err(|error| Error::write(&parent, &error))?;
+        let parent = folder_of(out);
+        let failed = |error: std::io::Error| Error::write(parent, &error);
+        let parents = temporary::make_folders(parent).map_err(failed)?;
+        let folder = temporary::folder_in(parent).map_err(failed)?;
         Ok(Self { folder, parents })
     }
 
@@ -59,29 +55,23 @@ impl Staging {
         self.folder.path()
     }
 
-    /// Gives the folder its name.
+    /// Gives the folder its name, which is flushed to the disk with the names of everything in it.
     ///
     /// # Errors
     /// Input: something has come to lie at `out`. Failed: it cannot be renamed.
     pub fn publish(self, out: &Path) -> Result<()> {
+        let disk = disk::current();
         // Where it fails, the folder is dropped first.
         let Self { parents, folder } = self;
+        disk.sync_folder(folder.path()).map_err(|error| Error::write(folder.path(), &error))?;
         folder.settle(|folder| {
             // Renaming onto an empty folder would succeed.
-            if out.symlink_metadata().is_ok() {
+            if disk.exists(out) {
                 return Err(Error::input(out.display(), "exists already: it was made meanwhile"));
             }
-            // The guard then finds nothing to remove.
-            std::fs::rename(folder.path(), out).map_err(|error| Error::write(out, &error))
+            folder.rename(out).map_err(|error| Error::write(out, &error))
         })?;
         parents.keep();
-        Ok(())
-    }
-}
-
-fn parent(out: &Path) -> PathBuf {
-    match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
+        disk.sync_folder(folder_of(out)).map_err(|error| Error::write(out, &error))
     }
 }
