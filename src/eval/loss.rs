@@ -3,8 +3,10 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, counted};
+use crate::files::json::exact;
 
 /// Resamples of the bootstrap: the interval's ends then wobble by about 1% of its width.
 pub const RESAMPLES: usize = 10_000;
@@ -12,9 +14,10 @@ pub const RESAMPLES: usize = 10_000;
 pub const LEAST_EXAMPLES: usize = 10;
 
 /// The share of one example in a loss.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ExampleLoss {
     /// Sum of the cross entropy over the trained tokens, in nats.
+    #[serde(with = "exact")]
     pub loss_sum: f64,
     /// Trained tokens.
     pub tokens: usize,

@@ -1,46 +1,57 @@
 //! The best adapter so far, by validation loss, and early stopping.
 
 use burn::module::Module;
+use serde::{Deserialize, Serialize};
 
 use super::evaluate::evaluate;
-use super::fit::{Event, Job};
+use super::event::Event;
+use super::fit::Job;
 use super::settings::EarlyStopping;
 use super::step::AdapterTrainer;
 use crate::adapter::host::HostAdapter;
 use crate::error::Result;
 use crate::eval::loss::{ExampleLoss, example_number, mean_loss};
+use crate::files::json::exact;
+use crate::interrupt;
 
 /// The best adapter so far: the one with the lowest validation loss, or the last one without validation data.
-pub(super) struct BestSoFar {
-    pub(super) adapter: HostAdapter,
-    pub(super) step: u64,
-    loss: Option<f64>,
+#[derive(Debug, Clone, PartialEq)]
+pub struct BestSoFar {
+    /// The adapter.
+    pub adapter: HostAdapter,
+    /// How it was found.
+    pub evaluations: Evaluations,
+}
+
+/// The evaluations of a run, as far as they decide something later.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Evaluations {
+    /// Steps that the best adapter had.
+    pub best_step: u64,
+    /// Its mean validation loss; `None` before the first evaluation.
+    #[serde(with = "exact::option")]
+    pub best_loss: Option<f64>,
     /// Loss of each validation sequence before the first step.
-    pub(super) losses_before: Vec<ExampleLoss>,
+    pub losses_before: Vec<ExampleLoss>,
     /// The same with the best adapter.
-    pub(super) losses: Vec<ExampleLoss>,
-    early_stopping: Option<EarlyStopping>,
-    evaluations_without_improvement: u64,
+    pub losses: Vec<ExampleLoss>,
+    /// Evaluations since the last that improved the loss.
+    pub without_improvement: u64,
+    /// Steps done at the last evaluation, or without validation data at the last time that the adapter was kept.
+    pub last_step: Option<u64>,
 }
 
 impl BestSoFar {
-    pub(super) fn new(start: &HostAdapter, early_stopping: Option<EarlyStopping>) -> Self {
-        Self {
-            adapter: start.clone(),
-            step: 0,
-            loss: None,
-            losses_before: Vec::new(),
-            losses: Vec::new(),
-            early_stopping,
-            evaluations_without_improvement: 0,
-        }
+    /// No evaluation yet.
+    pub(super) fn new(start: &HostAdapter) -> Self {
+        Self { adapter: start.clone(), evaluations: Evaluations::default() }
     }
 
-    /// Evaluates the adapter of this step, and reports it where it is the best. Says whether early stopping ends the run
-    /// here.
+    /// Evaluates the adapter of this step, and reports it where it is the best; without validation data it always is.
+    /// `false` if the user asked to stop first: then nothing has changed.
     ///
     /// # Errors
-    /// A validation loss that is not finite; what `watch` returns.
+    /// A validation loss that is not finite before the first step; what `watch` returns.
     pub(super) fn evaluate(
         &mut self,
         job: &Job<'_>,
@@ -50,30 +61,38 @@ impl BestSoFar {
     ) -> Result<bool> {
         if job.valid.is_empty() {
             self.keep(job, step, trainer, watch)?;
-            return Ok(false);
+            self.evaluations.last_step = Some(step);
+            return Ok(true);
         }
-        let losses = evaluate(job.decoder, Some(&trainer.adapter.valid()), job.valid);
-        let valid_loss = mean_loss(&losses, example_number)?;
-        let min_delta = self.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
-        let is_best = self.loss.is_none_or(|best| valid_loss < best);
-        let has_improved = self.loss.is_none_or(|best| valid_loss < best - min_delta);
-        if self.loss.is_none() {
-            self.losses_before = losses.clone();
+        let adapter = trainer.adapter.valid();
+        let losses = interrupt::cancellable(|| evaluate(job.decoder, Some(&adapter), job.valid));
+        let Some(losses) = losses else { return Ok(false) };
+        let so_far = &mut self.evaluations;
+        let valid_loss = match (mean_loss(&losses, example_number), so_far.best_loss) {
+            // An adapter that has run away is no better than any other.
+            (Err(_), Some(_)) => f64::INFINITY,
+            (valid_loss, _) => valid_loss?,
+        };
+        let min_delta = job.settings.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
+        let is_best = so_far.best_loss.is_none_or(|best| valid_loss < best);
+        let has_improved = so_far.best_loss.is_none_or(|best| valid_loss < best - min_delta);
+        if so_far.best_loss.is_none() {
+            so_far.losses_before = losses.clone();
         }
         let tokens = losses.iter().map(|loss| loss.tokens).sum();
         watch(Event::Evaluation { step, valid_loss, tokens, is_best })?;
+        so_far.last_step = Some(step);
+        so_far.without_improvement = if has_improved { 0 } else { so_far.without_improvement + 1 };
         if is_best {
-            (self.loss, self.losses) = (Some(valid_loss), losses);
+            (so_far.best_loss, so_far.losses) = (Some(valid_loss), losses);
             self.keep(job, step, trainer, watch)?;
         }
-        self.evaluations_without_improvement = if has_improved { 0 } else { self.evaluations_without_improvement + 1 };
-        let patience = self.early_stopping.as_ref().map(|stopping| stopping.patience_evals);
-        Ok(patience.is_some_and(|patience| self.evaluations_without_improvement >= patience))
+        Ok(true)
     }
 
-    /// Evaluations since the last that improved the loss.
-    pub(super) fn evaluations_without_improvement(&self) -> u64 {
-        self.evaluations_without_improvement
+    /// Whether early stopping ends the run.
+    pub(super) fn has_stopped(&self, early_stopping: Option<&EarlyStopping>) -> bool {
+        early_stopping.is_some_and(|stopping| self.evaluations.without_improvement >= stopping.patience_evals)
     }
 
     /// Keeps the adapter of this step.
@@ -85,7 +104,7 @@ impl BestSoFar {
         watch: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<()> {
         self.adapter = self.adapter.with_values(job.decoder.config(), &trainer.adapter);
-        self.step = step;
+        self.evaluations.best_step = step;
         watch(Event::Best { step, adapter: &self.adapter })
     }
 }
