@@ -21,6 +21,7 @@ mod larger_models;
 mod merge;
 mod model;
 mod ops;
+mod optimisers;
 mod pull;
 mod qlora;
 mod recipe;

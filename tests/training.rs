@@ -58,6 +58,7 @@ impl Run {
             },
             peak: run["learning_rate"].as_f64().expect("a rate"),
             warmup_steps: run["warmup_steps"].as_u64().expect("a number"),
+            decay_steps: 0,
             total_steps: steps.len() as u64,
         };
         Self {

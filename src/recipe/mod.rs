@@ -141,6 +141,10 @@ impl Recipe {
             let message = "`train.early_stopping` needs validation examples, and there are none";
             reader.problem_with_hint(&place, message, "give `data.valid` or `data.valid_fraction`");
         }
+        if train.warmup_share.is_some() && train.warmup_steps > 0 {
+            let place = self.place("train.warmup_share");
+            reader.problem(&place, "`train.warmup_steps` and `train.warmup_share` exclude each other: keep one");
+        }
         let listed = adapter.targets.listed();
         for (index, target) in listed.iter().enumerate() {
             if listed[..index].contains(target) {

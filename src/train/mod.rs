@@ -1,4 +1,4 @@
-//! Training: settings, batching, schedule, one step, the loop, and the events that it reports.
+//! Training: settings, batching, schedule, optimisers, one step, the loop, and the events that it reports.
 
 pub mod batching;
 pub mod best;
@@ -7,6 +7,7 @@ pub mod evaluate;
 pub mod event;
 pub mod fit;
 pub mod objective;
+pub mod optimiser;
 pub mod peak_memory;
 pub mod schedule;
 pub mod settings;
@@ -16,5 +17,6 @@ pub use batching::{Batching, Layout, Part};
 pub use checkpoint::State;
 pub use event::Event;
 pub use fit::{Job, Outcome, fit};
+pub use optimiser::{Optimiser, OptimiserKind, OptimiserState};
 pub use schedule::{Schedule, ScheduleKind};
 pub use settings::{EarlyStopping, TrainSettings};

@@ -1,23 +1,22 @@
-//! One update of the adapter: micro-batches, one division by the trained tokens, clipping, AdamW.
+//! One update of the adapter: micro-batches, one division by the trained tokens, clipping, the optimiser.
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 
 use super::objective::{Objective, StepSize, by_sequence, weigh};
+use super::optimiser::Optimiser;
 use super::settings::TrainSettings;
 use crate::model::decoder::Recompute;
 use crate::model::{Batch, Decoder};
 use crate::nn::{Adapter, Delta, Noise};
 
-/// PyTorch's default for AdamW's ε.
-const EPSILON: f32 = 1e-8;
-
-/// An adapter and its optimiser: AdamW (Loshchilov and Hutter 2019) with PyTorch's semantics.
+/// An adapter and its optimiser.
 pub struct AdapterTrainer {
     /// The adapter, on an autodiff device.
     pub adapter: Adapter,
-    optimiser: ModuleOptimizer,
+    /// Its optimiser.
+    pub optimiser: Optimiser,
     /// Global norm that gradients are scaled down to; 0 for none.
     max_grad_norm: f64,
     objective: Box<dyn Objective>,
@@ -55,12 +54,7 @@ impl AdapterTrainer {
         settings: &TrainSettings,
         recompute: Recompute,
     ) -> Self {
-        let optimiser = AdamWConfig::new()
-            .with_beta_1(settings.beta1 as f32)
-            .with_beta_2(settings.beta2 as f32)
-            .with_epsilon(EPSILON)
-            .with_weight_decay(settings.weight_decay as f32)
-            .init();
+        let optimiser = Optimiser::new(settings);
         Self { adapter, optimiser, max_grad_norm: settings.max_grad_norm, objective, recompute }
     }
 
