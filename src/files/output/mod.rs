@@ -12,6 +12,7 @@ pub mod lock;
 pub mod log;
 pub mod partial;
 pub mod shards;
+pub mod space;
 pub mod staging;
 pub mod temporary;
 pub mod versions;
