@@ -1,6 +1,7 @@
 //! Low-rank adapters: what to adapt, the trainable factors, PEFT's file format, merging.
 
 pub mod attach;
+pub mod begin;
 mod base_modules;
 pub mod host;
 pub mod merge;

@@ -13,11 +13,26 @@ use crate::bytes::Size;
 use crate::error::{Result, counted};
 use crate::pull;
 use crate::recipe::Recipe;
+use crate::run::identity::Change;
+use crate::run::resume::Start;
 use crate::run::train::train;
 use crate::run::watch::{Stage, Watch};
 use crate::train::Event;
 
 /// Fine-tune by a recipe, and write the run folder
+#[derive(Debug, Args)]
+pub(super) struct TrainArguments {
+    #[command(flatten)]
+    job: Arguments,
+    /// Go on with the run in the recipe's run folder, from its newest checkpoint; begin where there is none yet
+    #[arg(long)]
+    resume: bool,
+    /// Go on although something of this kind has changed since the checkpoint; may be repeated
+    #[arg(long, value_enum, value_name = "KIND", requires = "resume")]
+    accept_change: Vec<Change>,
+}
+
+/// A recipe and what the command line sets in it.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The recipe, a TOML file
@@ -32,6 +47,9 @@ pub(super) struct Arguments {
     /// Seed of the adapter's first values, the order of examples and dropout (short for --set train.seed=N)
     #[arg(long, env = "BURNISH_SEED", value_name = "N")]
     seed: Option<u64>,
+    /// Begin with the adapter in this folder, of burnish or of PEFT (short for --set adapter.from=DIR)
+    #[arg(long, value_name = "DIR")]
+    from_adapter: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -39,13 +57,22 @@ impl Arguments {
     pub(super) fn recipe(&self) -> Result<Recipe> {
         let seed = self.seed.map(|seed| format!("train.seed={seed}"));
         // First, so that a seed of the environment does not win over one that was typed.
-        let overrides: Vec<String> = seed.into_iter().chain(self.set.iter().cloned()).collect();
+        let from = self.from_adapter.as_ref().map(|path| {
+            format!("adapter.from={}", toml::Value::String(path.display().to_string()))
+        });
+        let overrides: Vec<String> = seed.into_iter().chain(self.set.iter().cloned()).chain(from).collect();
         Recipe::load(&self.recipe, &overrides)
     }
 }
 
-pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let report = train(&arguments.recipe()?, &global.device, arguments.max_memory, &mut TrainProgress::new(terminal))?;
+pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Terminal) -> Result<()> {
+    let start = match arguments.resume {
+        true => Start::Resumed(&arguments.accept_change),
+        false => Start::Fresh,
+    };
+    let TrainArguments { job, .. } = arguments;
+    let progress = &mut TrainProgress::new(terminal);
+    let report = train(&job.recipe()?, &global.device, job.max_memory, start, progress)?;
     terminal.result(&report)
 }
 
@@ -58,6 +85,8 @@ pub(super) struct TrainProgress<'t> {
     began: Instant,
     last_line: Option<Instant>,
     total: u64,
+    /// Steps that an earlier process has done.
+    steps_done: u64,
 }
 
 /// Seconds between two lines where there is no bar.
@@ -66,7 +95,7 @@ const SECONDS_BETWEEN_LINES: u64 = 5;
 impl<'t> TrainProgress<'t> {
     pub(super) fn new(terminal: &'t Terminal) -> Self {
         let (downloads, loading) = (Downloads::new(terminal), Loading::new(terminal));
-        Self { terminal, downloads, loading, bar: None, began: Instant::now(), last_line: None, total: 0 }
+        Self { terminal, downloads, loading, bar: None, began: Instant::now(), last_line: None, total: 0, steps_done: 0 }
     }
 
     fn line(&self, text: &str) {
@@ -91,13 +120,13 @@ impl Watch for TrainProgress<'_> {
     }
 
     fn notice(&mut self, text: &str) {
-        self.terminal.message(text);
+        self.line(text);
     }
 
     fn event(&mut self, event: &Event<'_>) {
         match *event {
-            Event::Begin { total_steps, parameters } => {
-                (self.total, self.began) = (total_steps, Instant::now());
+            Event::Begin { total_steps, steps_done, parameters } => {
+                (self.total, self.steps_done, self.began) = (total_steps, steps_done, Instant::now());
                 self.line(&format!("{}, {}", counted(parameters, "trainable parameter"), counted(total_steps, "step")));
                 if self.terminal.shows_bars() {
                     let bar = ProgressBar::new(total_steps);
@@ -105,10 +134,14 @@ impl Watch for TrainProgress<'_> {
                     bar.set_style(
                         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
                     );
+                    bar.set_position(steps_done);
+                    bar.reset_eta();
                     self.bar = Some(bar);
                 }
             }
-            Event::Step { step, ref report, tokens_per_second, .. } => match &self.bar {
+            Event::Step { step, report, seconds, .. } => {
+                let tokens_per_second = report.tokens as f64 / seconds;
+                match &self.bar {
                 Some(bar) => {
                     bar.set_message(format!("loss {:.4}, {tokens_per_second:.0} tokens/s", report.loss));
                     bar.set_position(step);
@@ -121,14 +154,15 @@ impl Watch for TrainProgress<'_> {
                     if is_due || step == self.total {
                         self.last_line = Some(Instant::now());
                         let (total, loss) = (self.total, report.loss);
-                        let left = self.began.elapsed().mul_f64(total.saturating_sub(step) as f64 / step as f64);
+                        let done = step.saturating_sub(self.steps_done).max(1);
+                        let left = self.began.elapsed().mul_f64(total.saturating_sub(step) as f64 / done as f64);
                         let left = HumanDuration(left);
                         self.line(&format!(
                             "step {step}/{total}: loss {loss:.4}, {tokens_per_second:.0} tokens/s, {left} left"
                         ));
                     }
                 }
-            },
+            }}
             Event::Evaluation { step, valid_loss, is_best, .. } => {
                 let best = if is_best && step > 0 { ", the best so far" } else { "" };
                 self.line(&format!("step {step}: validation loss {valid_loss:.4}{best}"));
@@ -137,7 +171,7 @@ impl Watch for TrainProgress<'_> {
                 let evaluations = evaluations_without_improvement;
                 self.line(&format!("stopped early at step {step}: no improvement in {evaluations} evaluations"));
             }
-            Event::Best { .. } => {}
+            Event::Best { .. } | Event::Checkpoint { .. } => {}
         }
     }
 }

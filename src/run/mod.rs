@@ -5,12 +5,15 @@ pub mod answer;
 pub mod base;
 pub mod evaluate;
 pub mod folder;
+pub mod identity;
 pub mod memory_fit;
 pub mod memory_plan;
 pub mod merge;
 mod notices;
 pub mod outcome;
 pub mod prepare;
+mod recorder;
+pub mod resume;
 pub mod train;
 pub mod watch;
 

@@ -6,7 +6,6 @@ use burn::tensor::Device;
 
 use super::answer::PromptForm;
 use super::base::OpenBase;
-use super::folder::RunFolder;
 use super::memory_fit::{Demand, fit_memory};
 use super::memory_plan::MemoryPlan;
 use super::notices::notices;
@@ -71,7 +70,6 @@ pub fn prepare(
     watch: &mut dyn Watch,
 ) -> Result<Prepared> {
     let plan = recipe.plan()?;
-    RunFolder::check_free(&plan.output.dir)?;
     let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(error))?;
     notices(&prepared).iter().for_each(|notice| watch.notice(notice));
     Ok(prepared)
@@ -90,10 +88,9 @@ fn prepare_plan(
     let (base, Examples { train, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
     let format = train.first().map(|row| row.example.format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
-    let config = base.files.config();
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
-    let start = Error::both(precise, plan.adapter.initialise(config, plan.train.seed));
+    let start = Error::both(precise, plan.adapter.begin(&base.files, plan.train.seed));
     watch.stage(Stage::Encode);
     let encoded = Error::both(encode(&plan, &base, &train, &valid), encode_prompts(&plan, &base, form));
     let ((_, mut start), ((train, valid), prompts)) = Error::both(start, encoded)?;
@@ -140,6 +137,16 @@ fn prepare_plan(
         prompts,
         adjustments,
     })
+}
+
+impl Prepared {
+    /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
+    /// each holds two adapters and two moments, beside the one that is being written and the one that was resumed from.
+    pub fn disk_bytes(&self) -> u64 {
+        let parameters: usize = self.start.pairs.values().map(|pair| pair.a.len() + pair.b.len()).sum();
+        let adapters = 2 + 4 * (self.plan.train.keep_checkpoints as u64 + 2);
+        adapters * 4 * parameters as u64
+    }
 }
 
 /// The examples of both splits, as they were read.

@@ -67,6 +67,16 @@ impl BestSoFar {
         let adapter = trainer.adapter.valid();
         let losses = interrupt::cancellable(|| evaluate(job.decoder, Some(&adapter), job.valid));
         let Some(losses) = losses else { return Ok(false) };
+        // The validation data are others than those the run began with: the adapter that it began with is evaluated too.
+        let before = match self.evaluations.losses_before.is_empty() && step > 0 {
+            true => {
+                let start = job.start.attach(job.decoder.config(), job.decoder.device())?;
+                let before = interrupt::cancellable(|| evaluate(job.decoder, Some(&start), job.valid));
+                let Some(before) = before else { return Ok(false) };
+                Some(before)
+            }
+            false => None,
+        };
         let so_far = &mut self.evaluations;
         let valid_loss = match (mean_loss(&losses, example_number), so_far.best_loss) {
             // An adapter that has run away is no better than any other.
@@ -76,8 +86,8 @@ impl BestSoFar {
         let min_delta = job.settings.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
         let is_best = so_far.best_loss.is_none_or(|best| valid_loss < best);
         let has_improved = so_far.best_loss.is_none_or(|best| valid_loss < best - min_delta);
-        if so_far.best_loss.is_none() {
-            so_far.losses_before = losses.clone();
+        if so_far.losses_before.is_empty() {
+            so_far.losses_before = before.unwrap_or_else(|| losses.clone());
         }
         let tokens = losses.iter().map(|loss| loss.tokens).sum();
         watch(Event::Evaluation { step, valid_loss, tokens, is_best })?;

@@ -4,7 +4,6 @@
 //! state to save. Numbers are kept by their bits: a run that goes on from the files does as if it had never ended.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
