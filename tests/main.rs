@@ -26,6 +26,8 @@ mod pull;
 mod qlora;
 mod recipe;
 mod recipes;
+#[cfg(unix)]
+mod resume;
 mod runs;
 mod scores;
 mod tables;
