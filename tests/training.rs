@@ -167,11 +167,14 @@ fn a_long_sequence_is_evaluated_piece_by_piece() {
     let decoder = load(&run.base, Compute::F32);
     let adapter = run.start.attach(decoder.config(), decoder.device()).expect("fits");
     let sequences = sequences(&[40, 9, 33, 64]);
-    let whole = evaluate(&decoder, Some(&adapter), &sequences);
+    let mut done = Vec::new();
+    let whole = evaluate(&decoder, Some(&adapter), &sequences, &mut |count| Ok(done.push(count))).expect("evaluated");
+    assert_eq!(done.last(), Some(&sequences.len()));
     for tokens_at_once in [1, 7, 16, 33, 50] {
-        let pieces = evaluate_at_once(&decoder, Some(&adapter), &sequences, tokens_at_once);
+        let pieces = evaluate_at_once(&decoder, Some(&adapter), &sequences, tokens_at_once, &mut |_| Ok(()));
+        let pieces = pieces.expect("evaluated");
         for (piece, whole) in pieces.iter().zip(&whole) {
-            assert_eq!(piece.tokens, whole.tokens);
+            assert_eq!((piece.tokens, piece.correct_tokens), (whole.tokens, whole.correct_tokens));
             let off = (piece.loss_sum / whole.loss_sum - 1.0).abs();
             assert!(off < 1e-5, "{tokens_at_once}: {} instead of {}", piece.loss_sum, whole.loss_sum);
         }

@@ -7,32 +7,23 @@ use clap::Args;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::Global;
-use super::progress::{Downloads, Loading};
+use super::progress::{Counter, Downloads};
 use super::terminal::Terminal;
 use crate::bytes::Size;
-use crate::error::{Result, counted};
+use crate::error::{Result, counted, printable};
+use crate::generate::run::Finish;
 use crate::pull;
 use crate::recipe::Recipe;
 use crate::run::identity::Change;
+use crate::run::outcome::Requirement;
 use crate::run::resume::Start;
+use crate::run::samples::StepSample;
 use crate::run::train::train;
 use crate::run::watch::{Stage, Watch};
 use crate::train::Event;
+use crate::train::step::StepReport;
 
-/// Fine-tune by a recipe, and write the run folder
-#[derive(Debug, Args)]
-pub(super) struct TrainArguments {
-    #[command(flatten)]
-    job: Arguments,
-    /// Go on with the run in the recipe's run folder, from its newest checkpoint; begin where there is none yet
-    #[arg(long)]
-    resume: bool,
-    /// Go on although something of this kind has changed since the checkpoint; may be repeated
-    #[arg(long, value_enum, value_name = "KIND", requires = "resume")]
-    accept_change: Vec<Change>,
-}
-
-/// A recipe and what the command line sets in it.
+/// A recipe, and the options that change the run it describes.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The recipe, a TOML file
@@ -52,35 +43,50 @@ pub(super) struct Arguments {
     from_adapter: Option<PathBuf>,
 }
 
+/// Fine-tune by a recipe, and write the run folder
+#[derive(Debug, Args)]
+pub(super) struct TrainArguments {
+    #[command(flatten)]
+    job: Arguments,
+    /// Go on with the run in the recipe's run folder, from its newest checkpoint; begin where there is none yet
+    #[arg(long)]
+    resume: bool,
+    /// Go on although something of this kind has changed since the checkpoint; may be repeated
+    #[arg(long, value_enum, value_name = "KIND", requires = "resume")]
+    accept_change: Vec<Change>,
+    /// Exit with code 1 unless the verdict suffices
+    #[arg(long, value_enum, value_name = "VERDICT")]
+    require: Option<Requirement>,
+}
+
 impl Arguments {
     /// The recipe, with what the command line sets in it.
     pub(super) fn recipe(&self) -> Result<Recipe> {
         let seed = self.seed.map(|seed| format!("train.seed={seed}"));
         // First, so that a seed of the environment does not win over one that was typed.
-        let from = self.from_adapter.as_ref().map(|path| {
-            format!("adapter.from={}", toml::Value::String(path.display().to_string()))
-        });
+        let from = self.from_adapter.as_ref();
+        let from = from.map(|path| format!("adapter.from={}", toml::Value::String(path.display().to_string())));
         let overrides: Vec<String> = seed.into_iter().chain(self.set.iter().cloned()).chain(from).collect();
         Recipe::load(&self.recipe, &overrides)
     }
 }
 
 pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let start = match arguments.resume {
-        true => Start::Resumed(&arguments.accept_change),
-        false => Start::Fresh,
-    };
-    let TrainArguments { job, .. } = arguments;
+    let TrainArguments { job, resume, accept_change, require } = arguments;
+    let start = if *resume { Start::Resumed(accept_change) } else { Start::Fresh };
     let progress = &mut TrainProgress::new(terminal);
     let report = train(&job.recipe()?, &global.device, job.max_memory, start, progress)?;
-    terminal.result(&report)
+    terminal.result(&report)?;
+    let verdicts = report.validation.iter().chain(&report.test);
+    require.map_or(Ok(()), |required| required.check(verdicts, report.guard.as_ref()))
 }
 
 /// Shows a run: a bar where stderr is a terminal, otherwise a line every few seconds.
 pub(super) struct TrainProgress<'t> {
     terminal: &'t Terminal,
     downloads: Downloads<'t>,
-    loading: Loading<'t>,
+    loading: Counter<'t>,
+    evaluating: Counter<'t>,
     bar: Option<ProgressBar>,
     began: Instant,
     last_line: Option<Instant>,
@@ -89,19 +95,58 @@ pub(super) struct TrainProgress<'t> {
     steps_done: u64,
 }
 
+/// Characters of a prompt or an answer that are shown.
+const SHOWN_CHARACTERS: usize = 120;
+
+/// The beginning of a text, on one line.
+fn one_line(text: &str) -> String {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (shown, more) = match words.char_indices().nth(SHOWN_CHARACTERS) {
+        Some((end, _)) => (&words[..end], " …"),
+        None => (words.as_str(), ""),
+    };
+    format!("{}{more}", printable(shown))
+}
+
 /// Seconds between two lines where there is no bar.
 const SECONDS_BETWEEN_LINES: u64 = 5;
 
 impl<'t> TrainProgress<'t> {
     pub(super) fn new(terminal: &'t Terminal) -> Self {
-        let (downloads, loading) = (Downloads::new(terminal), Loading::new(terminal));
-        Self { terminal, downloads, loading, bar: None, began: Instant::now(), last_line: None, total: 0, steps_done: 0 }
+        let (downloads, loading) = (Downloads::new(terminal), Counter::of_loading(terminal));
+        let evaluating = Counter::of_evaluation(terminal);
+        let (bar, last_line, began) = (None, None, Instant::now());
+        Self { terminal, downloads, loading, evaluating, bar, began, last_line, total: 0, steps_done: 0 }
     }
 
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| self.terminal.message(text)),
             None => self.terminal.message(text),
+        }
+    }
+}
+
+impl TrainProgress<'_> {
+    /// Shows that a step is done.
+    fn step(&mut self, step: u64, report: &StepReport, seconds: f64) {
+        let (loss, tokens_per_second) = (report.loss, report.tokens as f64 / seconds);
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("loss {loss:.4}, {tokens_per_second:.0} tokens/s"));
+            bar.set_position(step);
+            if step == self.total {
+                bar.finish();
+            }
+            return;
+        }
+        let is_due = self.last_line.is_none_or(|last| last.elapsed().as_secs() >= SECONDS_BETWEEN_LINES);
+        if is_due || step == self.total {
+            self.last_line = Some(Instant::now());
+            let total = self.total;
+            let done = step.saturating_sub(self.steps_done).max(1);
+            let left = self.began.elapsed().mul_f64(total.saturating_sub(step) as f64 / done as f64);
+            let left = HumanDuration(left);
+            self.line(&format!("step {step}/{total}: loss {loss:.4}, {tokens_per_second:.0} tokens/s, {left} left"));
         }
     }
 }
@@ -123,6 +168,21 @@ impl Watch for TrainProgress<'_> {
         self.line(text);
     }
 
+    fn evaluating(&mut self, done: usize, total: usize) {
+        self.evaluating.show(done, total);
+    }
+
+    fn samples(&mut self, step: u64, samples: &[StepSample]) {
+        let lines = samples.iter().flat_map(|sample| {
+            let StepSample { prompt, expected, answer, finish, .. } = sample;
+            let cut = if *finish == Finish::Time { " … (cut: the share of time is used up)" } else { "" };
+            [("prompt  ", prompt, ""), ("expected", expected, ""), ("answer  ", answer, cut)]
+        });
+        let lines = lines.map(|(name, text, cut)| format!("  {name} {}{cut}", one_line(text)));
+        let lines = std::iter::once(format!("step {step}: samples")).chain(lines).collect::<Vec<_>>().join("\n");
+        self.line(&lines);
+    }
+
     fn event(&mut self, event: &Event<'_>) {
         match *event {
             Event::Begin { total_steps, steps_done, parameters } => {
@@ -139,30 +199,8 @@ impl Watch for TrainProgress<'_> {
                     self.bar = Some(bar);
                 }
             }
-            Event::Step { step, report, seconds, .. } => {
-                let tokens_per_second = report.tokens as f64 / seconds;
-                match &self.bar {
-                Some(bar) => {
-                    bar.set_message(format!("loss {:.4}, {tokens_per_second:.0} tokens/s", report.loss));
-                    bar.set_position(step);
-                    if step == self.total {
-                        bar.finish();
-                    }
-                }
-                None => {
-                    let is_due = self.last_line.is_none_or(|last| last.elapsed().as_secs() >= SECONDS_BETWEEN_LINES);
-                    if is_due || step == self.total {
-                        self.last_line = Some(Instant::now());
-                        let (total, loss) = (self.total, report.loss);
-                        let done = step.saturating_sub(self.steps_done).max(1);
-                        let left = self.began.elapsed().mul_f64(total.saturating_sub(step) as f64 / done as f64);
-                        let left = HumanDuration(left);
-                        self.line(&format!(
-                            "step {step}/{total}: loss {loss:.4}, {tokens_per_second:.0} tokens/s, {left} left"
-                        ));
-                    }
-                }
-            }}
+            Event::Step { step, report, seconds, .. } => self.step(step, report, seconds),
+            Event::Evaluating { done, total, .. } => self.evaluating.show(done, total),
             Event::Evaluation { step, valid_loss, is_best, .. } => {
                 let best = if is_best && step > 0 { ", the best so far" } else { "" };
                 self.line(&format!("step {step}: validation loss {valid_loss:.4}{best}"));

@@ -211,9 +211,7 @@ impl Encoder {
     /// Those of [`Self::encode_prompt`].
     pub fn prompt_and_answer(&self, example: &Example) -> Result<Option<(Vec<u32>, String)>> {
         let from_messages = |messages: &[Message], tools: Option<&Value>| match messages.split_last() {
-            Some((Message { role: Role::Assistant, content, more, .. }, before))
-                if !more.contains_key("tool_calls") =>
-            {
+            Some((Message { role: Role::Assistant, content, .. }, before)) => {
                 Ok(Some((self.encode_prompt_with(before, tools)?, content.clone())))
             }
             _ => Ok(None),

@@ -15,6 +15,9 @@ section! {
         valid: Option<PathBuf> = Take(None), optional(not_empty());
         /// Instead of `valid`: this share of the training examples is held out, chosen by the seed.
         valid_fraction: Option<f64> = Take(None), optional(Limit::new("above 0, below 1", |share| *share > 0.0 && *share < 1.0));
+        /// The test examples: base and adapter are measured on them once, at the end. Nothing is chosen by them, unlike by the
+        /// validation examples, which choose the best adapter.
+        test: Option<PathBuf> = Take(None), optional(not_empty());
         /// The shape of the examples; `auto` looks at the first.
         format: OrAuto<Format> = Take(OrAuto::Auto), any();
         /// The longest sequence, in tokens.
@@ -37,6 +40,7 @@ pub(crate) mod tests {
             train: train.into(),
             valid: None,
             valid_fraction: None,
+            test: None,
             format: OrAuto::Auto,
             max_seq_tokens,
             overlong: LongPolicy::Drop,

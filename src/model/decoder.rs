@@ -8,7 +8,7 @@ use super::config::{EmbeddingMultiplier, ModelConfig};
 use crate::nn::{Adapter, Layer, Noise, Norm, Pass, Projection};
 use crate::ops::attention::Cache;
 use crate::ops::backward_from::backward_from;
-use crate::ops::cross_entropy::{capped, cross_entropy, losses};
+use crate::ops::cross_entropy::{Prediction, capped, cross_entropy, predictions};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::linear;
 use crate::settings::choice;
@@ -130,11 +130,11 @@ impl Decoder {
         capped(linear(self.normed(x), &[self.head.in_pass(pass)], None), self.logit_softcap())
     }
 
-    /// Loss of each trained token of the batch, in order.
-    pub fn losses(&self, batch: &Batch, adapter: Option<&Adapter>) -> Vec<f32> {
+    /// The prediction of each trained token of the batch, in order.
+    pub fn predictions(&self, batch: &Batch, adapter: Option<&Adapter>) -> Vec<Prediction> {
         let pass = Pass { adapter, noise: None };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
-        losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), self.logit_softcap())
+        predictions(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), self.logit_softcap())
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
@@ -169,20 +169,20 @@ impl Decoder {
         values.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect()
     }
 
-    /// Feeds new tokens of one sequence (at least one); the loss of each `(row of the new tokens, token id that it predicts)`.
-    pub fn next_losses(
+    /// Feeds new tokens of one sequence (at least one); the prediction of each `(row of the new tokens, token id)`.
+    pub fn next_predictions(
         &self,
         new: &[u32],
         targets: &[(u32, u32)],
         sequence: &mut Sequence,
         adapter: Option<&Adapter>,
-    ) -> Vec<f32> {
+    ) -> Vec<Prediction> {
         let pass = Pass { adapter, noise: None };
         let x = self.next_hidden(&[new], &mut [sequence], &pass);
         if targets.is_empty() {
             return Vec::new();
         }
-        losses(self.normed(x), &self.head.in_pass(&pass), targets, self.logit_softcap())
+        predictions(self.normed(x), &self.head.in_pass(&pass), targets, self.logit_softcap())
     }
 
     /// Hidden states of new tokens before the final norm, `[tokens, hidden]`; their keys and values join the past.

@@ -202,20 +202,28 @@ impl RunFolder {
         self.metrics.flush().map_err(|error| Error::write(&path, &error))
     }
 
-    /// Writes the recipe, whole or not at all.
+    /// Writes a file of the folder, whole or not at all.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write_recipe(&self, text: &str) -> Result<()> {
-        atomic::write_bytes(&self.path.join(RECIPE), text.as_bytes())
+    pub fn write(&self, name: &str, contents: &str) -> Result<()> {
+        atomic::write_bytes(&self.path.join(name), contents.as_bytes())
     }
 
-    /// Writes `run.json`, whole or not at all.
+    /// Writes the recipe.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// Those of [`Self::write`].
+    pub fn write_recipe(&self, text: &str) -> Result<()> {
+        self.write(RECIPE, text)
+    }
+
+    /// Writes `run.json`.
+    ///
+    /// # Errors
+    /// Those of [`Self::write`].
     pub fn write_record(&self, record: &Value) -> Result<()> {
-        atomic::write_bytes(&self.path.join(RECORD), format!("{record:#}\n").as_bytes())
+        self.write(RECORD, &format!("{record:#}\n"))
     }
 
     /// What an earlier process has written to `run.json`; null without.
@@ -231,7 +239,7 @@ fn add(log: &mut Log, line: &impl Serialize) -> Result<()> {
 
 /// Removes the files that a run writes; any other file belongs to the user.
 fn remove_files(folder: &Path) {
-    for name in [METRICS, TIMINGS, RECIPE, RECORD, LOCK].iter().chain(&FOLDER_FILES) {
+    for name in [METRICS, TIMINGS, RECIPE, RECORD, LOCK, "samples.jsonl"].iter().chain(&FOLDER_FILES) {
         let _ = std::fs::remove_file(folder.join(name));
     }
     // One of those files lies in a folder of its own.

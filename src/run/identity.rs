@@ -35,15 +35,16 @@ choice! {
     }
 }
 
-/// Settings that decide nothing about what is learned, or that are compared by what they name.
+/// Settings and sections that decide nothing about what is learned, or that are compared by what they name.
 const NOT_COMPARED: &[&str] = &[
     "adapter.from",
     "base.model",
+    "data.test",
     "data.train",
     "data.valid",
-    "output.dir",
-    "sample.max_tokens",
-    "sample.prompts",
+    "eval.guard",
+    "output",
+    "sample",
     "train.checkpoint_minutes",
     "train.checkpoint_steps",
     "train.keep_checkpoints",
@@ -77,7 +78,8 @@ pub fn identity(prepared: &Prepared, choice: &DeviceChoice) -> Value {
     let tokenizer = base.encoder.tokenizer();
     let mut recipe = Map::new();
     flatten("", &json!(plan), &mut recipe);
-    recipe.retain(|key, _| !NOT_COMPARED.contains(&key.as_str()));
+    let is_of = |key: &str, section: &str| key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    recipe.retain(|key, _| !NOT_COMPARED.iter().any(|section| is_of(key, section)));
     let config = sha256(format!("{:?}", base.files.config()));
     let mut identity = Map::new();
     for change in Change::ALL {

@@ -5,6 +5,7 @@ pub mod answer;
 pub mod base;
 pub mod evaluate;
 pub mod folder;
+pub mod held_out;
 pub mod identity;
 pub mod memory_fit;
 pub mod memory_plan;
@@ -14,7 +15,9 @@ pub mod outcome;
 pub mod prepare;
 mod recorder;
 pub mod resume;
+pub mod samples;
 pub mod train;
+mod verdict;
 pub mod watch;
 
 pub use adapter::OpenAdapter;

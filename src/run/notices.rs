@@ -9,7 +9,9 @@ pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
     let mut notices = prepared.adjustments.clone();
     notices.extend(prepared.base.parts_passed_over());
     let limit = prepared.plan.data.max_seq_tokens.min(prepared.base.files.config().max_positions);
-    for (name, set) in [("train", &prepared.train), ("valid", &prepared.valid)] {
+    let measured = [("test", &prepared.held_out.test), ("guard", &prepared.held_out.guard)];
+    let measured = measured.into_iter().filter_map(|(name, set)| Some((name, &set.as_ref()?.set)));
+    for (name, set) in [("train", &prepared.train), ("valid", &prepared.valid)].into_iter().chain(measured) {
         for (count, what) in [
             (set.dropped_long, format!("left out: longer than {limit} tokens")),
             (set.truncated, format!("had the prompt cut to {limit} tokens")),

@@ -6,6 +6,7 @@ use burn::tensor::Device;
 
 use super::answer::PromptForm;
 use super::base::OpenBase;
+use super::held_out::HeldOut;
 use super::memory_fit::{Demand, fit_memory};
 use super::memory_plan::MemoryPlan;
 use super::notices::notices;
@@ -38,6 +39,8 @@ pub struct Prepared {
     pub train: EncodedSet,
     /// The validation examples; empty without.
     pub valid: EncodedSet,
+    /// The examples that are measured beside the whole validation set.
+    pub held_out: HeldOut,
     /// Validation sequences that are training sequences too.
     pub seen_in_training: usize,
     /// The adapter before the first step.
@@ -93,9 +96,14 @@ fn prepare_plan(
     let start = Error::both(precise, plan.adapter.begin(&base.files, plan.train.seed));
     watch.stage(Stage::Encode);
     let encoded = Error::both(encode(&plan, &base, &train, &valid), encode_prompts(&plan, &base, form));
-    let ((_, mut start), ((train, valid), prompts)) = Error::both(start, encoded)?;
+    let encoded = Error::both(encoded, HeldOut::read(&plan, &base));
+    let valid_rows = valid;
+    let ((_, mut start), (((train, valid), prompts), mut held_out)) = Error::both(start, encoded)?;
+    held_out.choose(&plan, &base, &valid_rows, &valid)?;
 
-    let sample = (&prompts[..], plan.sample.max_tokens);
+    let questions = held_out.questions.iter().map(|question| &question.ids);
+    let answered: Vec<Vec<u32>> = prompts.iter().chain(questions).cloned().collect();
+    let sample = (&answered[..], plan.sample.max_tokens);
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
     let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
     let mut adjustments = Vec::from_iter(described(layout, &plan));
@@ -111,6 +119,7 @@ fn prepare_plan(
         [
             (provenance::BASE_SHA256, base_sha256.clone()),
             (provenance::QUANT, plan.base.quant.to_string()),
+            (provenance::COMPUTE, plan.base.compute.to_string()),
             (provenance::DATA_SHA256, train_sha256.clone()),
             (provenance::SEED, plan.train.seed.to_string()),
             (provenance::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
@@ -127,6 +136,7 @@ fn prepare_plan(
         valid_sha256,
         train,
         valid,
+        held_out,
         seen_in_training,
         start,
         batching,

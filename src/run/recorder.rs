@@ -6,11 +6,14 @@ use serde_json::{Value, json};
 use super::folder::{RunFolder, now};
 use super::prepare::Prepared;
 use super::resume::Extras;
+use super::samples::Samples;
 use super::watch::Watch;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::peft::SaveOptions;
 use crate::error::{Error, Result, counted};
 use crate::files::versions::Versions;
+use crate::interrupt;
+use crate::model::Decoder;
 use crate::train::{Event, State};
 
 /// The most examples of a bad step that are named.
@@ -23,6 +26,8 @@ pub(super) struct Recorder<'a> {
     extras: Extras,
     identity: Value,
     prepared: &'a Prepared,
+    decoder: &'a Decoder,
+    samples: Samples<'a>,
     options: SaveOptions<'a>,
     /// The best adapter, where it could not be written.
     unsaved_adapter: Option<(HostAdapter, Error)>,
@@ -40,7 +45,7 @@ impl<'a> Recorder<'a> {
         versions: Versions,
         extras: Extras,
         identity: Value,
-        prepared: &'a Prepared,
+        (prepared, decoder): (&'a Prepared, &'a Decoder),
         options: SaveOptions<'a>,
     ) -> Self {
         Self {
@@ -49,6 +54,8 @@ impl<'a> Recorder<'a> {
             extras,
             identity,
             prepared,
+            decoder,
+            samples: Samples::begin(prepared),
             options,
             unsaved_adapter: None,
             saved_adapter: None,
@@ -81,15 +88,21 @@ impl<'a> Recorder<'a> {
                 }));
                 self.folder.keep();
             }
-            Event::Evaluation { step, valid_loss, tokens, is_best } => {
+            Event::Evaluation { step, valid_loss, tokens, correct_tokens, is_best, adapter } => {
                 let recorded = self.folder.record(&json!({
-                    "step": step, "valid_loss": valid_loss, "valid_tokens": tokens, "is_best": is_best,
+                    "step": step, "valid_loss": valid_loss, "valid_tokens": tokens,
+                    "valid_token_accuracy": correct_tokens as f64 / tokens as f64, "is_best": is_best,
                 }));
                 self.lines(recorded, watch);
+                let Self { samples, decoder, folder, .. } = self;
+                let answered = interrupt::cancellable(|| samples.answer(step, decoder, adapter, folder, watch));
+                if let Some(Err(error)) = answered {
+                    watch.notice(&format!("warning: no samples of step {step}: {error}"));
+                }
             }
             Event::Best { step, adapter } => self.save_adapter(step, adapter, watch),
             Event::Checkpoint { state } => self.save_checkpoint(state, watch),
-            Event::Begin { .. } | Event::Stopped { .. } => {}
+            Event::Begin { .. } | Event::Evaluating { .. } | Event::Stopped { .. } => {}
         }
     }
 

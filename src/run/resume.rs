@@ -9,6 +9,7 @@ use super::folder::{Found, RunFolder};
 use super::identity::{Change, Difference, differences};
 use super::prepare::Prepared;
 use super::watch::Watch;
+use crate::data::Encoded;
 use crate::error::{Error, Result};
 use crate::files::versions::{Draft, Newest, Version, Versions};
 use crate::train::State;
@@ -123,7 +124,10 @@ pub(super) fn newest(
         ));
     }
     let mut state = State::read(&version, &prepared.start)?;
-    if found.iter().any(|found| found.change == Change::Data && found.name == "valid") {
+    let measured = state.best.evaluations.losses_before.iter().map(|loss| loss.tokens);
+    let now = prepared.held_out.valid_at_steps(&prepared.valid).iter().map(Encoded::trained_tokens);
+    let is_other = found.iter().any(|found| found.change == Change::Data && found.name == "valid") || measured.ne(now);
+    if is_other && !state.best.evaluations.losses_before.is_empty() {
         // Losses on other examples say nothing about these.
         state.best.evaluations = Evaluations::default();
     }

@@ -5,20 +5,20 @@ use serde_json::{Value, json};
 use super::answer::{Answering, answer_ids};
 use super::folder::{RunFolder, now, resume_command};
 use super::identity::{identity, instruction_set};
-use super::outcome::{Sample, TrainReport, Validation};
+use super::held_out::MeasuredSet;
+use super::outcome::{Sample, TrainReport};
 use super::prepare::{Prepared, prepare};
 use super::recorder::Recorder;
 use super::resume::{self, Extras, Start};
+use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
 use crate::adapter::peft::SaveOptions;
 use crate::bytes::Size;
 use crate::data::EncodedSet;
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
-use crate::eval::loss::compare;
 use crate::files::space;
 use crate::files::versions::Versions;
-use crate::generate::sample::SamplerConfig;
 use crate::interrupt;
 use crate::model::Decoder;
 use crate::nn::Adapter;
@@ -99,7 +99,7 @@ pub fn train(
         rslora: plan.adapter.rslora,
     };
     let state = checkpoint.map(|found| found.state);
-    let mut recorder = Recorder::new(folder, versions, before, identity, &prepared, options);
+    let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, &decoder), options);
     let outcome = fit_into(&mut recorder, &prepared, &decoder, state.as_ref(), watch);
     drop(state);
     let outcome = outcome.inspect_err(|error| {
@@ -115,11 +115,9 @@ pub fn train(
     recorder.folder.write_record(&record)?;
 
     // The outcome stands: a signal may end the process now.
-    if !outcome.interrupted {
-        interrupt::set_going_on(None);
-    }
     drop(finishing);
-    report.validation = validation(&outcome, &prepared)?;
+    let verdicts = Verdicts::of(&prepared, &decoder, &outcome, watch)?;
+    (report.validation, report.test, report.guard) = (verdicts.validation, verdicts.test, verdicts.guard);
     if !outcome.interrupted {
         let adapter = outcome.adapter.attach(decoder.config(), &prepared.device)?;
         let after = sampled(Stage::SampleAfter, &prepared, &decoder, Some(&adapter), watch)?;
@@ -140,12 +138,12 @@ fn fit_into(
     state: Option<&State>,
     watch: &mut dyn Watch,
 ) -> Result<Outcome> {
-    let Prepared { plan, start, train, valid, batching, layout, .. } = prepared;
+    let Prepared { plan, start, train, valid, held_out, batching, layout, .. } = prepared;
     let job = Job {
         decoder,
         start,
         train: &train.sequences,
-        valid: &valid.sequences,
+        valid: held_out.valid_at_steps(valid),
         settings: &plan.train,
         batching: *batching,
         layout: *layout,
@@ -181,8 +179,10 @@ fn sampled(
         return Ok(Vec::new());
     }
     watch.stage(stage);
-    let answering = Answering { sampler: SamplerConfig::default(), max_tokens: sample.max_tokens };
-    answer_ids(decoder, &prepared.base.encoder, adapter, &prepared.prompts, &answering, |_, _| Ok(()))
+    let answering = Answering { max_tokens: sample.max_tokens, ..Answering::default() };
+    let encoder = &prepared.base.encoder;
+    let answers = answer_ids(decoder, encoder, adapter, &prepared.prompts, &answering, |_, _| Ok(()))?;
+    Ok(answers.into_iter().map(|answer| answer.text).collect())
 }
 
 fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> TrainReport {
@@ -200,25 +200,17 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
         peak_bytes: peak_memory::peak_bytes(),
         planned_bytes: (*choice == DeviceChoice::Cpu).then(|| prepared.memory.total()),
         validation: None,
+        test: None,
+        guard: None,
         samples: Vec::new(),
     }
 }
 
-fn validation(outcome: &Outcome, prepared: &Prepared) -> Result<Option<Validation>> {
-    if outcome.valid_before.is_empty() {
-        return Ok(None);
-    }
-    let Prepared { plan, valid, .. } = prepared;
-    let file = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
-    let place = |index: usize| valid.positions[index].within(file.display());
-    let comparison = compare(&outcome.valid_before, &outcome.valid_after, plan.train.seed, place)?;
-    let tokens = outcome.valid_after.iter().map(|loss| loss.tokens).sum();
-    Ok(Some(Validation::of(&comparison, tokens)))
-}
-
 /// The contents of `run.json` as far as they are known before the first step. `before` is what the file held so far.
 fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared, mut before: Value) -> Value {
-    let Prepared { plan, base, base_sha256, train_sha256, valid_sha256, train, valid, layout, memory, .. } = prepared;
+    let Prepared {
+        plan, base, base_sha256, train_sha256, valid_sha256, train, valid, held_out, layout, memory, ..
+    } = prepared;
     let started = before["started"].take();
     let mut resumed = before["resumed"].take().as_array().cloned().unwrap_or_default();
     if !started.is_null() {
@@ -240,6 +232,7 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared, mut befor
         "data": {
             "train_sha256": train_sha256, "valid_sha256": valid_sha256, "format": train.format,
             "train": describe(train), "valid": describe(valid),
+            "test": held_out.test.as_ref().map(describe_measured), "guard": held_out.guard.as_ref().map(describe_measured),
         },
     })
 }
@@ -250,4 +243,8 @@ fn describe(set: &EncodedSet) -> Value {
         "dropped_long": set.dropped_long, "truncated": set.truncated, "dropped_untrained": set.dropped_untrained,
         "untrained_turns": set.untrained_turns,
     })
+}
+
+fn describe_measured(measured: &MeasuredSet) -> Value {
+    json!({ "path": measured.path, "sha256": measured.sha256, "examples": describe(&measured.set) })
 }

@@ -37,6 +37,9 @@ pub struct Evaluations {
     pub losses: Vec<ExampleLoss>,
     /// Evaluations since the last that improved the loss.
     pub without_improvement: u64,
+    /// The mean validation loss of the last evaluation.
+    #[serde(with = "exact::option")]
+    pub last_loss: Option<f64>,
     /// Steps done at the last evaluation, or without validation data at the last time that the adapter was kept.
     pub last_step: Option<u64>,
 }
@@ -65,14 +68,17 @@ impl BestSoFar {
             return Ok(true);
         }
         let adapter = trainer.adapter.valid();
-        let losses = interrupt::cancellable(|| evaluate(job.decoder, Some(&adapter), job.valid));
-        let Some(losses) = losses else { return Ok(false) };
+        let total = job.valid.len();
+        let progress = &mut |done| watch(Event::Evaluating { step, done, total });
+        let losses = interrupt::cancellable(|| evaluate(job.decoder, Some(&adapter), job.valid, progress));
+        let Some(losses) = losses.transpose()? else { return Ok(false) };
         // The validation data are others than those the run began with: the adapter that it began with is evaluated too.
         let before = match self.evaluations.losses_before.is_empty() && step > 0 {
             true => {
                 let start = job.start.attach(job.decoder.config(), job.decoder.device())?;
-                let before = interrupt::cancellable(|| evaluate(job.decoder, Some(&start), job.valid));
-                let Some(before) = before else { return Ok(false) };
+                let progress = &mut |done| watch(Event::Evaluating { step, done, total });
+                let before = interrupt::cancellable(|| evaluate(job.decoder, Some(&start), job.valid, progress));
+                let Some(before) = before.transpose()? else { return Ok(false) };
                 Some(before)
             }
             false => None,
@@ -90,8 +96,9 @@ impl BestSoFar {
             so_far.losses_before = before.unwrap_or_else(|| losses.clone());
         }
         let tokens = losses.iter().map(|loss| loss.tokens).sum();
-        watch(Event::Evaluation { step, valid_loss, tokens, is_best })?;
-        so_far.last_step = Some(step);
+        let correct_tokens = losses.iter().map(|loss| loss.correct_tokens).sum();
+        watch(Event::Evaluation { step, valid_loss, tokens, correct_tokens, is_best, adapter: &adapter })?;
+        (so_far.last_step, so_far.last_loss) = (Some(step), Some(valid_loss));
         so_far.without_improvement = if has_improved { 0 } else { so_far.without_improvement + 1 };
         if is_best {
             (so_far.best_loss, so_far.losses) = (Some(valid_loss), losses);

@@ -3,6 +3,7 @@
 use super::checkpoint::State;
 use super::step::StepReport;
 use crate::adapter::host::HostAdapter;
+use crate::nn::Adapter;
 
 /// The events of a run, in order.
 pub enum Event<'a> {
@@ -33,6 +34,15 @@ pub enum Event<'a> {
         /// The peak of resident memory so far.
         peak_bytes: u64,
     },
+    /// During an evaluation.
+    Evaluating {
+        /// Steps done.
+        step: u64,
+        /// Sequences done.
+        done: usize,
+        /// Sequences in all.
+        total: usize,
+    },
     /// After each evaluation; the first, at step 0, is of the adapter as it started.
     Evaluation {
         /// Steps done.
@@ -41,8 +51,12 @@ pub enum Event<'a> {
         valid_loss: f64,
         /// Those tokens.
         tokens: usize,
+        /// Of these, the ones than which the model found no other token likelier.
+        correct_tokens: usize,
         /// Whether no earlier loss was as low.
         is_best: bool,
+        /// The adapter that was evaluated, on the decoder's device.
+        adapter: &'a Adapter,
     },
     /// The adapter is the best so far (without validation data: the last): keep it.
     Best {

@@ -53,6 +53,8 @@ pub struct Outcome {
     pub valid_before: Vec<ExampleLoss>,
     /// The same with the best adapter.
     pub valid_after: Vec<ExampleLoss>,
+    /// Mean validation loss of the last evaluation; `None` without validation data.
+    pub valid_last: Option<f64>,
     /// Early stopping ended it.
     pub stopped_early: bool,
     /// The user ended it.
@@ -85,6 +87,7 @@ pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'
         best_step: evaluations.best_step,
         valid_before: evaluations.losses_before,
         valid_after: evaluations.losses,
+        valid_last: evaluations.last_loss,
         stopped_early: !interrupted && progress.step < total_steps,
         interrupted,
         tokens_per_second: if progress.seconds > 0.0 { progress.tokens as f64 / progress.seconds } else { 0.0 },

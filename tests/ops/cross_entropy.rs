@@ -49,8 +49,13 @@ fn cross_entropy_of_every_kind_of_head() {
             let low_rank =
                 pair.map(|dropout| LowRankPair { a: leaves[1].clone(), b: leaves[2].clone(), scale: 0.7, dropout });
             let head = Projected { weight: &weight, bias, low_rank };
-            let alone = cross_entropy::losses(leaves[0].clone(), &head, &targets, softcap);
-            assert_eq!(alone, floats(op(leaves, DType::F32, true)));
+            let alone = cross_entropy::predictions(leaves[0].clone(), &head, &targets, softcap);
+            let reference = cross_entropy::reference::predictions(leaves[0].clone(), &head, &targets, softcap);
+            let losses: Vec<f32> = alone.iter().map(|prediction| prediction.loss).collect();
+            assert_eq!(losses, floats(op(leaves, DType::F32, true)));
+            let likeliest =
+                |all: &[cross_entropy::Prediction]| all.iter().map(|one| one.is_likeliest).collect::<Vec<_>>();
+            assert_eq!(likeliest(&alone), likeliest(&reference));
         }
     }
 }
@@ -102,7 +107,8 @@ fn the_noise_of_a_token_does_not_depend_on_the_other_targets() {
     let losses = |x: &Tensor<2>, targets: &[(u32, u32)], dropout| {
         let low_rank = Some(LowRankPair { a: a.clone(), b: b.clone(), scale: 0.5, dropout: Some(dropout) });
         let head = Projected { weight: &weight, bias: None, low_rank };
-        let ours = cross_entropy::losses(x.clone(), &head, targets, None);
+        let ours = cross_entropy::predictions(x.clone(), &head, targets, None);
+        let ours: Vec<f32> = ours.iter().map(|prediction| prediction.loss).collect();
         let reference = floats(cross_entropy::reference::cross_entropy(x.clone(), &head, targets, None));
         assert!(relative(&ours, &reference) <= 1e-5);
         ours

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::disk::{self, DiskFile, folder_of};
+use super::disk::{self, Counted, folder_of};
 use super::temporary::{self, Temporary, TemporaryFile};
 use crate::error::{Error, Result};
 
 /// The receiver of a file's content.
-pub type Writer<'a> = BufWriter<&'a mut dyn DiskFile>;
+pub type Writer<'a> = BufWriter<Counted<'a>>;
 
 /// A file that is complete and flushed to the disk, under a temporary name beside its final one. It is removed if it is
 /// dropped before it is published.
@@ -26,11 +26,9 @@ pub struct Prepared {
 pub fn prepare(path: &Path, fill: impl FnOnce(&mut Writer<'_>) -> Result<()>) -> Result<Prepared> {
     let failed = |error: io::Error| Error::write(path, &error);
     let mut file = temporary::file_in(folder_of(path)).map_err(failed)?;
-    let mut writer = BufWriter::with_capacity(1 << 20, file.open());
+    let mut writer = BufWriter::with_capacity(1 << 20, Counted::new(file.open()));
     fill(&mut writer)?;
-    writer.flush().map_err(failed)?;
-    drop(writer);
-    file.open().sync().map_err(failed)?;
+    writer.into_inner().map_err(|error| failed(error.into_error()))?.finish().map_err(failed)?;
     Ok(Prepared { file, target: path.to_owned() })
 }
 
@@ -80,16 +78,17 @@ fn all_of(path: &Path, bytes: &[u8]) -> impl FnOnce(&mut Writer<'_>) -> Result<(
 /// Those of [`prepare`] and [`Prepared::publish`].
 pub fn publish_described(content: Prepared, path: &Path, description: &[u8]) -> Result<()> {
     let disk = disk::current();
-    let is_there = disk.exists(path);
-    if is_there && disk.read(path, description.len() as u64).is_ok_and(|old| old == description) {
+    let failed = |error: io::Error| Error::write(path, &error);
+    if disk.exists(path) && disk.read(path, description.len() as u64).is_ok_and(|old| old == description) {
         return content.publish();
     }
     let description = prepare(path, all_of(path, description))?;
     temporary::undisturbed(|| {
-        if is_there {
-            let removed = disk.remove_file(path).and_then(|()| disk.sync_folder(folder_of(path)));
-            removed.map_err(|error| Error::write(path, &error))?;
+        if disk.exists(path) {
+            disk.remove_file(path).map_err(failed)?;
         }
+        // Also where none is there: an earlier removal may have failed half-way.
+        disk.sync_folder(folder_of(path)).map_err(failed)?;
         content.publish()?;
         description.publish()
     })

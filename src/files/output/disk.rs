@@ -88,6 +88,44 @@ pub trait DiskFile: Write + fmt::Debug {
     fn bytes(&self) -> io::Result<u64>;
 }
 
+/// The content of a file that is being written, with its size so far.
+#[derive(Debug)]
+pub struct Counted<'a> {
+    file: &'a mut dyn DiskFile,
+    bytes: u64,
+}
+
+impl<'a> Counted<'a> {
+    /// A new file.
+    pub(super) fn new(file: &'a mut dyn DiskFile) -> Self {
+        Self { file, bytes: 0 }
+    }
+
+    /// Flushes the content to the medium; returns its size.
+    ///
+    /// # Errors
+    /// Those of the disk; the file has not the size that was written.
+    pub(super) fn finish(self) -> io::Result<u64> {
+        self.file.sync()?;
+        match self.file.bytes()? {
+            found if found == self.bytes => Ok(found),
+            found => Err(io::Error::other(format!("the file has {found} bytes after {} were written", self.bytes))),
+        }
+    }
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 thread_local! {
     static REPLACEMENT: RefCell<Option<Rc<dyn Disk>>> = const { RefCell::new(None) };
 }

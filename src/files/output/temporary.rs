@@ -94,7 +94,11 @@ pub fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
 
 /// Makes something under a name in `folder` that is not taken, tracked from its first moment: `.burnish-`, the id of the
 /// process, a number, and `.part`.
-fn make_named<T>(folder: &Path, make_at: impl Fn(PathBuf) -> io::Result<T>, path_of: impl FnOnce(&T) -> PathBuf) -> io::Result<Temporary<T>> {
+fn make_named<T>(
+    folder: &Path,
+    make_at: impl Fn(PathBuf) -> io::Result<T>,
+    path_of: impl FnOnce(&T) -> PathBuf,
+) -> io::Result<Temporary<T>> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let made = || loop {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::disk::{self, DiskFile};
+use super::disk::{self, Counted};
 use super::temporary;
 use crate::error::{Error, Result};
 use crate::files::hex;
@@ -249,32 +249,27 @@ impl Draft<'_> {
         if Path::new(name).file_name().is_none_or(|plain| plain != name) {
             return Err(Error::failed(name, "is not the plain name of a file"));
         }
-        let file = disk::current().create(&path).map_err(failed)?;
-        let mut writer = BufWriter::with_capacity(1 << 20, Hashed { file, hash: Sha256::new(), bytes: 0 });
+        let mut file = disk::current().create(&path).map_err(failed)?;
+        let hashed = Hashed { file: Counted::new(&mut *file), hash: Sha256::new() };
+        let mut writer = BufWriter::with_capacity(1 << 20, hashed);
         fill(&mut writer)?;
-        let Hashed { mut file, hash, bytes } = writer.into_inner().map_err(|error| failed(error.into_error()))?;
-        file.sync().map_err(failed)?;
-        let found = file.bytes().map_err(failed)?;
-        if found != bytes {
-            return Err(Error::failed(path, format!("has {found} bytes after {bytes} were written to it")));
-        }
+        let Hashed { file, hash } = writer.into_inner().map_err(|error| failed(error.into_error()))?;
+        let bytes = file.finish().map_err(failed)?;
         self.files.insert(name.to_owned(), FileRecord { bytes, sha256: hex::encode(&hash.finalize()) });
         Ok(())
     }
 }
 
 /// A file, with the hash of all that was written to it.
-struct Hashed {
-    file: Box<dyn DiskFile>,
+struct Hashed<'a> {
+    file: Counted<'a>,
     hash: Sha256,
-    bytes: u64,
 }
 
-impl Write for Hashed {
+impl Write for Hashed<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.file.write(bytes)?;
         self.hash.update(bytes.get(..count).unwrap_or_default());
-        self.bytes += count as u64;
         Ok(count)
     }
 

@@ -37,13 +37,27 @@ pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets,
     reference::cross_entropy(hidden, head, targets, softcap)
 }
 
+/// The prediction of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Prediction {
+    /// The value of [`cross_entropy`].
+    pub loss: f32,
+    /// No other token has a greater logit.
+    pub is_likeliest: bool,
+}
+
 /// The values of [`cross_entropy`], without a gradient.
-pub fn losses(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Vec<f32> {
+pub fn predictions(
+    hidden: Tensor<2>,
+    head: &Projected<'_>,
+    targets: &Targets,
+    softcap: Option<f32>,
+) -> Vec<Prediction> {
     #[cfg(feature = "cpu")]
     if head.weight.matrix().is_some() {
-        return cpu::losses(hidden, head, targets, softcap);
+        return cpu::predictions(hidden, head, targets, softcap);
     }
-    reference::cross_entropy(hidden, head, targets, softcap).into_data().iter::<f32>().collect()
+    reference::predictions(hidden, head, targets, softcap)
 }
 
 /// `cap · tanh(logits / cap)`, or the logits themselves without a cap.

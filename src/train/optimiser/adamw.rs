@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::{Rule, Update};
 
 /// PyTorch's default for ε.
-const EPSILON: f32 = 1e-8;
+const EPSILON: f64 = 1e-8;
 
 /// `m ← β₁m + (1 − β₁)g`, `v ← β₂v + (1 − β₂)g²`, `p ← p(1 − rate·λ) − rate · m̂ / (√v̂ + ε)` with `m̂ = m / (1 − β₁ᵗ)` and
 /// `v̂ = v / (1 − β₂ᵗ)` (Loshchilov and Hutter 2019, algorithm 2).
@@ -16,9 +16,9 @@ pub(super) fn apply(rule: &Rule, update: Update<'_>) -> (Tensor<1>, Vec<Tensor<1
     let [mean, mean_square] = <[_; 2]>::try_from(moments).expect("two moments");
     let mean = mean.mul_scalar(beta1).add(gradient.clone().mul_scalar(1.0 - beta1));
     let mean_square = mean_square.mul_scalar(beta2).add(gradient.square().mul_scalar(1.0 - beta2));
-    let power = |beta: f32| beta.powi(i32::try_from(number).unwrap_or(i32::MAX));
-    let corrected_mean = mean.clone().div_scalar(1.0 - power(beta1));
-    let corrected_square = mean_square.clone().div_scalar(1.0 - power(beta2));
-    let change = corrected_mean.div(corrected_square.sqrt().add_scalar(EPSILON));
-    (decayed - change.mul_scalar(rate), vec![mean, mean_square])
+    // The corrections are taken in f64, as in PyTorch: near 1, the powers of β₂ in f32 are off by more than the result may be.
+    let correction = |beta: f64| 1.0 - beta.powf(number as f64);
+    let root = mean_square.clone().sqrt().div_scalar(correction(beta2).sqrt()).add_scalar(EPSILON);
+    let change = mean.clone().div(root).mul_scalar(rate / correction(beta1));
+    (decayed - change, vec![mean, mean_square])
 }

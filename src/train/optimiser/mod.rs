@@ -66,9 +66,9 @@ pub struct Optimiser {
 #[derive(Debug, Clone, Copy)]
 struct Rule {
     kind: OptimiserKind,
-    beta1: f32,
-    beta2: f32,
-    weight_decay: f32,
+    beta1: f64,
+    beta2: f64,
+    weight_decay: f64,
 }
 
 /// The update of one parameter.
@@ -87,8 +87,8 @@ struct Update<'a> {
 
 impl Update<'_> {
     /// The parameter after decoupled weight decay: `p·(1 − rate·weight_decay)`.
-    fn decayed(&self, weight_decay: f32) -> Tensor<1> {
-        match self.rate * f64::from(weight_decay) {
+    fn decayed(&self, weight_decay: f64) -> Tensor<1> {
+        match self.rate * weight_decay {
             0.0 => self.parameter.clone(),
             decay => self.parameter.clone().mul_scalar(1.0 - decay),
         }
@@ -111,9 +111,9 @@ impl Optimiser {
     pub fn new(settings: &TrainSettings) -> Self {
         let rule = Rule {
             kind: settings.optimiser,
-            beta1: settings.beta1 as f32,
-            beta2: settings.beta2() as f32,
-            weight_decay: settings.weight_decay as f32,
+            beta1: settings.beta1,
+            beta2: settings.beta2(),
+            weight_decay: settings.weight_decay,
         };
         Self { rule, b_rate_ratio: settings.b_rate_ratio, updates: 0, moments: BTreeMap::new() }
     }
@@ -144,7 +144,10 @@ impl Optimiser {
                 let name = format!("{path}.{name}");
                 let values = state.tensors.get(&name).filter(|values| values.len() == length).ok_or_else(|| {
                     let found = state.tensors.get(&name).map_or("none".to_owned(), |values| values.len().to_string());
-                    Error::failed(format!("optimiser state: {name}"), format!("expected {length} values, found {found}"))
+                    Error::failed(
+                        format!("optimiser state: {name}"),
+                        format!("expected {length} values, found {found}"),
+                    )
                 })?;
                 let values = TensorData::new(values.clone(), [length]);
                 moments.insert(name, Tensor::from_data(values, &device));
@@ -187,9 +190,9 @@ impl ModuleMapper for Walk<'_> {
         let names: Vec<(String, usize)> =
             rule.kind.moments(&shape).into_iter().map(|(name, length)| (format!("{path}.{name}"), length)).collect();
         let device = gradient.device();
-        let taken = names.iter().map(|(name, length)| {
-            moments.remove(name).unwrap_or_else(|| Tensor::zeros([*length], &device))
-        });
+        let taken = names
+            .iter()
+            .map(|(name, length)| moments.remove(name).unwrap_or_else(|| Tensor::zeros([*length], &device)));
         let (updated, after) = rule.apply(Update {
             rate: if is_b { self.rate * *b_rate_ratio } else { self.rate },
             number: *updates,

@@ -13,8 +13,8 @@ use burn::tensor::{DType, Tensor};
 use burn_flex::FlexTensor;
 use half::bf16;
 
-use self::softmax::{SoftmaxRow, exponentials_of, losses_of, softmax};
-use super::{Targets, targets_per_chunk};
+use self::softmax::{SoftmaxRow, exponentials_of, predictions_of, softmax};
+use super::{Prediction, Targets, targets_per_chunk};
 use crate::ops::cpu::autograd::{Kernel, apply, dims, f32s, from_f32, plain, rows};
 use crate::ops::cpu::isa::{Isa, vectorised};
 use crate::ops::cpu::kernel::Element;
@@ -74,21 +74,26 @@ pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets,
     apply(CrossEntropy::new(head, targets, softcap), std::iter::once(hidden).chain(factors).collect())
 }
 
-/// See [`losses`](super::losses).
-pub fn losses(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Vec<f32> {
+/// See [`predictions`](super::predictions).
+pub fn predictions(
+    hidden: Tensor<2>,
+    head: &Projected<'_>,
+    targets: &Targets,
+    softcap: Option<f32>,
+) -> Vec<Prediction> {
     let kernel = CrossEntropy::new(head, targets, softcap);
     let factors = head.low_rank.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]);
     let inputs: Vec<FlexTensor> = std::iter::once(hidden).chain(factors).map(plain).collect();
-    kernel.losses_and_gradient(&inputs, false).0
+    kernel.predictions_and_gradient(&inputs, false).0
 }
 
 impl Kernel for CrossEntropy {
     type Saved = Saved;
 
     fn forward(&self, inputs: &[FlexTensor], save: bool) -> (FlexTensor, Option<Saved>) {
-        let (losses, saved) = self.losses_and_gradient(inputs, save);
-        let count = losses.len();
-        (from_f32(losses, count, 1), saved)
+        let (predictions, saved) = self.predictions_and_gradient(inputs, save);
+        let losses: Vec<f32> = predictions.iter().map(|prediction| prediction.loss).collect();
+        (from_f32(losses, predictions.len(), 1), saved)
     }
 
     fn backward(&self, saved: Saved, gradient: FlexTensor, _: &[bool]) -> Vec<Option<FlexTensor>> {
@@ -151,7 +156,7 @@ impl CrossEntropy {
         }
     }
 
-    fn losses_and_gradient(&self, inputs: &[FlexTensor], gradient: bool) -> (Vec<f32>, Option<Saved>) {
+    fn predictions_and_gradient(&self, inputs: &[FlexTensor], gradient: bool) -> (Vec<Prediction>, Option<Saved>) {
         let pair = self.pair.map(|(scale, dropout)| {
             let (a, b) = (inputs[1].clone(), inputs[2].clone());
             let rank = dims(&a)[0];
@@ -171,14 +176,19 @@ impl CrossEntropy {
         ((0..count).step_by(chunk).map(move |first| first..(first + chunk).min(count)), logits)
     }
 
-    /// The loss of each target, and its gradient if wanted.
-    fn run<E: Element>(&self, hidden: &FlexTensor, pair: Option<Pair>, gradient: bool) -> (Vec<f32>, Option<Saved>)
+    /// The prediction of each target, and the gradient of its loss if wanted.
+    fn run<E: Element>(
+        &self,
+        hidden: &FlexTensor,
+        pair: Option<Pair>,
+        gradient: bool,
+    ) -> (Vec<Prediction>, Option<Saved>)
     where
         Matrix: Views<E>,
     {
         let [tokens, width] = dims(hidden);
         let vocabulary = self.weight.rows();
-        let mut losses = Vec::with_capacity(self.targets.len());
+        let mut predictions = Vec::with_capacity(self.targets.len());
         let mut d_hidden = vec![0f32; if gradient { self.targets.len() * width } else { 0 }];
         let mut d_low = Vec::new();
         let (chunks, mut logits) = self.chunks();
@@ -187,11 +197,11 @@ impl CrossEntropy {
             let logits = &mut logits[..range.len() * vocabulary];
             self.logits::<E>(&chunk, pair.as_ref(), logits);
             if !gradient {
-                losses.extend(losses_of(logits, vocabulary, chunk.targets, self.softcap));
+                predictions.extend(predictions_of(logits, vocabulary, chunk.targets, self.softcap));
                 continue;
             }
             let softmax_rows = softmax::<E>(logits, vocabulary, chunk.targets, self.softcap);
-            losses.extend(softmax_rows.iter().map(|row| row.loss));
+            predictions.extend(softmax_rows.iter().map(|row| row.prediction));
             let exponentials = exponentials_of::<E>(logits, vocabulary);
             let d_picked = &mut d_hidden[range.start * width..range.end * width];
             self.sum_over_vocabulary::<E>(exponentials, range.len(), d_picked);
@@ -207,7 +217,7 @@ impl CrossEntropy {
             }
         }
         let adapted = pair.map(|pair| SavedPair { hidden: hidden.clone(), pair, d_low });
-        (losses, gradient.then_some(Saved { tokens, width, d_hidden, adapted }))
+        (predictions, gradient.then_some(Saved { tokens, width, d_hidden, adapted }))
     }
 
     /// The gradients of `A` and `B`, with a weight for each loss.

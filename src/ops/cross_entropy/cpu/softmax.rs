@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::Targets;
+use super::{Prediction, Targets};
 use crate::ops::cpu::isa::vectorised;
 use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::math::{exp, tanh};
@@ -13,8 +13,8 @@ use crate::ops::cpu::shared::SharedMut;
 /// A row of logits in whose place `exp(z − largest)` stands, times the slope of the cap where there is one.
 #[derive(Clone, Copy, Default)]
 pub struct SoftmaxRow {
-    /// `ln Σ_v exp(z_v) − z_target`.
-    pub loss: f32,
+    /// `ln Σ_v exp(z_v) − z_target`, and whether `z_target` is the greatest.
+    pub prediction: Prediction,
     /// The factor that makes the exponentials sum to one.
     pub factor: f32,
     /// `dz/d logit` at the target: 1 without a cap.
@@ -45,7 +45,8 @@ pub fn softmax<E: Element>(
             None => exponentials_in_place::<E, _>(logits, largest, Uncapped),
         };
         let target_slope = softcap.map_or(1.0, |cap| Capped { inverse: 1.0 / cap }.slope(picked));
-        let result = SoftmaxRow { loss: largest + sum.ln() - picked, factor: 1.0 / sum, target_slope };
+        let prediction = Prediction { loss: largest + sum.ln() - picked, is_likeliest: picked >= largest };
+        let result = SoftmaxRow { prediction, factor: 1.0 / sum, target_slope };
         // SAFETY: every row has its own slot.
         unsafe { slots.set(row, result) };
     });
@@ -60,9 +61,14 @@ pub fn exponentials_of<E: Element>(values: &[f32], width: usize) -> Rows<'_> {
     }
 }
 
-/// The loss of each row; the logits are overwritten.
-pub fn losses_of(logits: &mut [f32], vocabulary: usize, targets: &Targets, softcap: Option<f32>) -> Vec<f32> {
-    softmax::<f32>(logits, vocabulary, targets, softcap).iter().map(|row| row.loss).collect()
+/// The prediction of each row; the logits are overwritten.
+pub fn predictions_of(
+    logits: &mut [f32],
+    vocabulary: usize,
+    targets: &Targets,
+    softcap: Option<f32>,
+) -> Vec<Prediction> {
+    softmax::<f32>(logits, vocabulary, targets, softcap).iter().map(|row| row.prediction).collect()
 }
 
 /// The derivative of the cap on logits, for loops that vectorise.
