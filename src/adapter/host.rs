@@ -11,7 +11,7 @@ use crate::quant::{Compute, Quant};
 /// Provenance keys in the metadata of the weights' file.
 pub mod provenance {
     /// The fingerprint of the base model ([`BaseFiles::content_hash`](crate::model::BaseFiles::content_hash)): a SHA-256
-    /// over its files, of which those above 512 MiB count by samples.
+    /// over its files.
     pub const BASE_SHA256: &str = "burnish.base_sha256";
     /// The scheme of the base's weights while training: `none`, `nf4`, …
     pub const QUANT: &str = "burnish.quant";

@@ -5,6 +5,7 @@ mod damage;
 mod failures;
 mod power;
 mod simulated;
+mod system;
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;

@@ -2,11 +2,13 @@
 //!
 //! `BURNISH_POWER_CUTS` sets the number of states that are looked at; without it they are some thousand.
 
+use std::path::Path;
 use std::rc::Rc;
 
-use burnish::files::atomic;
-use burnish::files::output::disk;
+use burnish::files::output::disk::{self, Disk};
 use burnish::files::output::versions::Versions;
+use burnish::files::staging::Staging;
+use burnish::files::{atomic, temporary};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -92,10 +94,10 @@ fn cut_saves(saves: u64, seed: u64, ignored: Ignored) -> Result<usize, String> {
 fn cut_results(seed: u64, ignored: Ignored) -> Result<usize, String> {
     let adapters = [(1, 1), (2, 1), (3, 2), (4, 2)];
     let disk = Simulated::new(ignored);
-    let record = std::path::Path::new("/run/run.json");
+    let record = Path::new("/run/run.json");
     let (mut begun, mut given) = (Vec::new(), Vec::new());
     disk::on(Rc::new(disk.clone()), || {
-        burnish::files::temporary::make_folders(record.parent().expect("a folder")).expect("made").keep();
+        temporary::make_folders(record.parent().expect("a folder")).expect("made").keep();
         for adapter in adapters {
             begun.push(Given { at: disk.changes(), promise: adapter });
             write_adapter(adapter.0, adapter.1).expect("written");
@@ -115,9 +117,31 @@ fn cut_results(seed: u64, ignored: Ignored) -> Result<usize, String> {
         if !is_right {
             return Err(format!("{promised:?} was written, {begun:?} begun; there is {found:?}"));
         }
-        let record = disk::Disk::read(disk, record, 100).ok();
+        let record = disk.read(record, 100).ok();
         let is_one = |adapter: Option<(u8, u8)>| record == adapter.map(|adapter| vec![adapter.0; 30]);
         if is_one(promised) || is_one(begun) { Ok(()) } else { Err(format!("the record is {record:?}")) }
+    })
+}
+
+/// Writes a model's folder of two files, and cuts the power everywhere.
+fn cut_folder(seed: u64, ignored: Ignored) -> Result<usize, String> {
+    let (disk, out) = (Simulated::new(ignored), Path::new("/models/merged"));
+    let files = ["config.json", "model.safetensors"];
+    let published = disk::on(Rc::new(disk.clone()), || {
+        let staging = Staging::beside(out).expect("made");
+        for name in files {
+            atomic::write_bytes(&staging.path().join(name), &[1; 20]).expect("written");
+        }
+        staging.publish(out).expect("published");
+        disk.changes()
+    });
+    every_cut(&disk, seed, |cut, disk| match disk.names(out) {
+        Ok(names) if names == files => files.iter().try_for_each(|name| match disk.read(&out.join(name), 100) {
+            Ok(bytes) if bytes == [1; 20] => Ok(()),
+            read => Err(format!("{name} is {read:?}")),
+        }),
+        Err(_) if cut < published => Ok(()),
+        names => Err(format!("the folder has {names:?}")),
     })
 }
 
@@ -130,6 +154,7 @@ fn a_cut_of_the_power_loses_no_saved_version_and_leaves_no_torn_one() {
         states +=
             cut_saves(5 + seed % 4, seed, Ignored::Nothing).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
         states += cut_results(seed, Ignored::Nothing).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+        states += cut_folder(seed, Ignored::Nothing).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
         seed += 1;
     }
     println!("{states} states after a cut of the power, in {:.1?}", begin.elapsed());
@@ -139,7 +164,12 @@ fn a_cut_of_the_power_loses_no_saved_version_and_leaves_no_torn_one() {
 #[test]
 fn a_disk_that_does_not_sync_is_found_out() {
     for ignored in [Ignored::Files, Ignored::Folders] {
-        let (saves, results) = (cut_saves(5, 0, ignored), cut_results(0, ignored));
-        assert!(saves.is_err() && results.is_err(), "{ignored:?}: {saves:?}, {results:?}");
+        for (what, found) in [
+            ("saves", cut_saves(5, 0, ignored)),
+            ("results", cut_results(0, ignored)),
+            ("folder", cut_folder(0, ignored)),
+        ] {
+            assert!(found.is_err(), "{ignored:?}, {what}: {found:?}");
+        }
     }
 }

@@ -233,6 +233,11 @@ impl Versions {
     }
 }
 
+/// Whether a name is that of a file in a version's own folder.
+fn is_plain(name: &str) -> bool {
+    Path::new(name).file_name().is_some_and(|plain| plain == name)
+}
+
 fn remove(folder: &Path) -> Result<()> {
     disk::current().remove_folder(folder).map_err(|error| Error::failed(folder, format!("cannot be removed: {error}")))
 }
@@ -246,7 +251,7 @@ impl Draft<'_> {
     pub fn file(&mut self, name: &str, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
         let path = self.folder.join(name);
         let failed = |error: io::Error| Error::write(&path, &error);
-        if Path::new(name).file_name().is_none_or(|plain| plain != name) {
+        if !is_plain(name) {
             return Err(Error::failed(name, "is not the plain name of a file"));
         }
         let mut file = disk::current().create(&path).map_err(failed)?;
@@ -340,7 +345,10 @@ impl Manifest {
             let message = format!("has format {}, which this version of the program does not read", manifest.format);
             return Err(Error::input(path, message));
         }
-        Ok(manifest)
+        match manifest.files.keys().find(|name| !is_plain(name)) {
+            Some(name) => Err(Error::input(path, format!("names `{name}`, which is not a file of its folder"))),
+            None => Ok(manifest),
+        }
     }
 }
 
