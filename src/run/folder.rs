@@ -226,7 +226,7 @@ impl RunFolder {
         self.write(RECORD, &format!("{record:#}\n"))
     }
 
-    /// What an earlier process has written to `run.json`; null without.
+    /// The content of `run.json` as an earlier process has left it; null without.
     pub fn record_before(&self) -> Value {
         json::read(&self.path.join(RECORD)).unwrap_or_default()
     }

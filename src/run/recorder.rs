@@ -192,7 +192,7 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// What is safe, in words.
+    /// The results that are on the disk, in words.
     fn kept(&self) -> String {
         let kept: Vec<String> = [("adapter", self.saved_adapter), ("checkpoint", self.saved_checkpoint)]
             .into_iter()

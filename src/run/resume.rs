@@ -107,9 +107,10 @@ pub(super) fn newest(
         watch.notice(&format!("warning: {error}; the checkpoint of step {} is used", version.step));
     }
     let found = differences(&version.identity, identity);
-    let is_longer = prepared.total_steps > version.step && found.iter().all(|found| accepts(accepted, found) || found.is_length());
-    let refused: Vec<&Difference> =
-        found.iter().filter(|found| !accepts(accepted, found) && !(is_longer && found.is_length())).collect();
+    let is_longer = prepared.total_steps > version.step;
+    let is_accepted =
+        |found: &Difference| accepted.contains(&found.change) || (is_longer && found.is_length());
+    let refused: Vec<&Difference> = found.iter().filter(|found| !is_accepted(found)).collect();
     if !refused.is_empty() {
         return Err(changed(&version, &refused));
     }
@@ -132,10 +133,6 @@ pub(super) fn newest(
         state.best.evaluations = Evaluations::default();
     }
     Ok(Some(Checkpoint { state, extras: Extras::read(&version)?, metrics: version.read(METRICS_FILE)? }))
-}
-
-fn accepts(accepted: &[Change], difference: &Difference) -> bool {
-    accepted.contains(&difference.change)
 }
 
 /// The error of a run that is another one than its checkpoint's.

@@ -100,7 +100,7 @@ fn other_kernels_are_another_instruction_set() {
 fn several_changes_are_named_together() {
     let folder = begun();
     another_identity(&folder, "program");
-    let more = ["--set", "train.seed=9", "--set", "train.weight_decay=0.1"];
+    let more = ["--set", "train.learning_rate=1e-3", "--set", "train.weight_decay=0.1"];
     let error = refused(&train(&folder, &[&ON[..], &more].concat()));
     assert_eq!(error.matches("has changed since this checkpoint").count(), 3, "{error}");
     assert!(error.contains("--accept-change recipe --accept-change program"), "{error}");

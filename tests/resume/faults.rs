@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::stops::many_long_rows;
 use super::{Results, checkpoints, job, metrics, record, runs, train, trained};
 use crate::cli::{burnish, run, text};
 
@@ -157,8 +158,10 @@ fn closed_and_full_outputs_end_no_training() {
 #[test]
 fn memory_that_cannot_be_had_is_an_error_with_advice() {
     let folder = job();
-    // Less than the tiny model and the program's code take together.
-    let output = limited(&folder, "ulimit -v 150000", "train recipe.toml --threads 1 --set train.micro_batch_seqs=4096");
+    many_long_rows(&folder.path().join("train.jsonl"), 1000);
+    // The program starts with half of that; the activations of seventy thousand tokens take more than the rest.
+    let settings = "--threads 1 --set data.max_seq_tokens=128 --set train.micro_batch_seqs=4096";
+    let output = limited(&folder, "ulimit -v 250000", &format!("train recipe.toml {settings}"));
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("error: out of memory") && stderr.contains("--max-memory"), "{stderr}");

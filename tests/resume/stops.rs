@@ -20,8 +20,10 @@ fn send(child: &Child, signal: libc::c_int) {
     assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
 }
 
-/// Makes the evaluation take long: so many rows of a hundred tokens.
-fn many_long_rows(path: &Path, rows: usize) {
+const LONG: [&str; 2] = ["--set", "data.max_seq_tokens=128"];
+
+/// Makes the evaluation take long: so many rows of more than seventy tokens.
+pub fn many_long_rows(path: &Path, rows: usize) {
     let row = |index: usize| format!("{{\"prompt\": \"{index}\", \"completion\": \"{}\"}}\n", " a b c d e f g".repeat(8));
     fs::write(path, (0..rows).map(row).collect::<String>()).expect("written");
 }
@@ -31,8 +33,8 @@ fn a_signal_in_the_middle_of_an_evaluation_loses_nothing_else() {
     let folder = job();
     let valid = folder.path().join("valid.jsonl");
     let few = fs::read(&valid).expect("rows");
-    many_long_rows(&valid, 4000);
-    let child = start(&folder, &["--threads", "1"]);
+    many_long_rows(&valid, 1000);
+    let child = start(&folder, &[&LONG[..], &["--threads", "1"]].concat());
     wait_for(&runs(&folder).join("run.json"));
     // The evaluation has begun, or begins at once.
     std::thread::sleep(Duration::from_millis(300));
@@ -48,17 +50,17 @@ fn a_signal_in_the_middle_of_an_evaluation_loses_nothing_else() {
     assert!(text(&output.stdout).contains("go on with: burnish train runs/sums/recipe.toml --resume"));
     // It goes on as a run that was never stopped.
     fs::write(&valid, few).expect("written");
-    trained(&folder, &["--resume", "--accept-change", "data"]);
+    trained(&folder, &[&LONG[..], &["--resume", "--accept-change", "data"]].concat());
     let whole = job();
-    trained(&whole, &[]);
+    trained(&whole, &LONG);
     assert_eq!(Results::of(&folder), Results::of(&whole));
 }
 
 #[test]
 fn a_signal_in_a_later_evaluation_keeps_the_steps_before_it() {
     let folder = job();
-    many_long_rows(&folder.path().join("valid.jsonl"), 1000);
-    let settings = ["--threads", "1", "--set", "train.checkpoint_steps=1000", "--set", "train.eval_steps=8"];
+    many_long_rows(&folder.path().join("valid.jsonl"), 300);
+    let settings = ["--threads", "1", LONG[0], LONG[1], "--set", "train.checkpoint_steps=1000", "--set", "train.eval_steps=8"];
     let child = start(&folder, &settings);
     let is_there = || fs::read_to_string(runs(&folder).join("metrics.jsonl")).is_ok_and(|text| text.contains("\"step\":8,"));
     let began = Instant::now();
