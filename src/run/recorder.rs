@@ -83,7 +83,7 @@ impl<'a> Recorder<'a> {
                 self.lines(recorded, watch);
                 // Timings are not what a run is about: one that finds no room waits in silence.
                 let _ = self.folder.record_timing(&json!({
-                    "step": step, "time": now(), "seconds": seconds,
+                    "step": step, "time": now(), "seconds": seconds, "tokens": report.tokens,
                     "tokens_per_second": report.tokens as f64 / seconds, "peak_bytes": peak_bytes,
                 }));
                 self.folder.keep();

@@ -1,50 +1,52 @@
 //! SIGKILL at any moment, and a run that goes on as if nothing had happened.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Results, checkpoints, job, record, trained};
+use super::{Results, checkpoints, job, record, runs, trained};
 use crate::cli::burnish;
-
-/// Kills a run so many times, then lets it come to its end.
-fn killed(kills: usize, seed: u64, more: &[&str], undisturbed: Duration) -> Results {
-    let mut generator = ChaCha8Rng::seed_from_u64(seed);
-    let folder = job();
-    let mut interrupted = 0;
-    for kill in 0..kills {
-        let threads = if kill % 2 == 0 { "1" } else { "2" };
-        let mut command = burnish(&folder);
-        command.args(["train", "recipe.toml", "--resume", "--threads", threads]).args(more);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
-        let micros = generator.next_u64() % (undisturbed.as_micros() as u64).max(1);
-        std::thread::sleep(Duration::from_micros(micros));
-        child.kill().expect("killed");
-        interrupted += usize::from(!child.wait().expect("ended").success());
-    }
-    trained(&folder, &[&["--resume"], more].concat());
-    println!("{interrupted} of {kills} kills found the run at work");
-    assert!(kills < 4 || interrupted * 4 >= kills, "{interrupted}");
-    Results::of(&folder)
-}
 
 #[test]
 fn a_run_that_is_killed_ends_as_if_it_had_not_been() {
     // Three hundred: BURNISH_KILLS=300.
     let kills = std::env::var("BURNISH_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(10);
-    let more = ["--quiet"];
     let folder = job();
     let begin = Instant::now();
-    trained(&folder, &more);
-    let undisturbed = begin.elapsed();
+    trained(&folder, &[]);
+    let mut longest = begin.elapsed();
     let whole = Results::of(&folder);
     assert!(whole.metrics.lines().count() > 24 && whole.verdict["loss_after"].is_f64());
     assert_eq!(checkpoints(&folder).len(), 2);
-    for (round, left) in (0..kills).step_by(5).enumerate() {
-        assert_eq!(killed(5.min(kills - left), round as u64, &more, undisturbed), whole, "round {round}");
+
+    let mut generator = ChaCha8Rng::seed_from_u64(0);
+    let (mut killed, mut at_work, mut ends) = (0, 0, 0);
+    let mut folder = job();
+    while killed < kills || ends == 0 {
+        let mut command = burnish(&folder);
+        command.args(["train", "recipe.toml", "--resume", "--threads", if killed % 2 == 0 { "1" } else { "2" }]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+        if killed < kills {
+            std::thread::sleep(longest.mul_f64((generator.next_u32() as f64) / f64::from(u32::MAX)));
+            child.kill().expect("killed");
+        }
+        let status = child.wait().expect("ended");
+        if status.success() {
+            assert_eq!(Results::of(&folder), whole, "after {killed} kills");
+            ends += 1;
+            // It was faster than the first: the kills come earlier from now on.
+            longest = longest.mul_f64(0.9).max(Duration::from_millis(20));
+            folder = job();
+        } else {
+            assert_eq!(status.signal(), Some(libc::SIGKILL), "it ends by the kill or well");
+            killed += 1;
+            at_work += usize::from(runs(&folder).join("run.lock").exists());
+        }
     }
+    println!("{killed} kills, {at_work} of them in a run folder; {ends} runs came to their end, all of them the same");
 }
 
 #[test]
