@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod begin;
 mod base_modules;
+pub mod combine;
 pub mod host;
 pub mod merge;
 pub mod peft;

@@ -4,7 +4,9 @@
 //! 2 used wrongly (arguments, recipe, bad input), 128 + its number where a signal ended the work (130 SIGINT, 143 SIGTERM).
 
 mod check;
+mod combine;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod merge;
@@ -69,6 +71,8 @@ enum Command {
     Train(train::TrainArguments),
     Eval(eval::Arguments),
     Merge(merge::Arguments),
+    Export(export::Arguments),
+    Combine(combine::Arguments),
     Quantize(quantize::Arguments),
     Generate(generate::Arguments),
     Inspect(inspect::Arguments),
@@ -133,7 +137,9 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
         Command::Check(arguments) => check::run(arguments, &cli.global, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
+        Command::Combine(arguments) => combine::run(arguments, terminal),
         Command::Merge(arguments) => merge::run(arguments, &cli.global, terminal),
+        Command::Export(arguments) => export::run(arguments, terminal),
         Command::Quantize(arguments) => quantize::run(arguments, terminal),
         Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),

@@ -85,6 +85,7 @@ pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Termin
 pub(super) struct TrainProgress<'t> {
     terminal: &'t Terminal,
     downloads: Downloads<'t>,
+    encoding: Counter<'t>,
     loading: Counter<'t>,
     evaluating: Counter<'t>,
     bar: Option<ProgressBar>,
@@ -114,9 +115,10 @@ const SECONDS_BETWEEN_LINES: u64 = 5;
 impl<'t> TrainProgress<'t> {
     pub(super) fn new(terminal: &'t Terminal) -> Self {
         let (downloads, loading) = (Downloads::new(terminal), Counter::of_loading(terminal));
+        let encoding = Counter::of_encoding(terminal);
         let evaluating = Counter::of_evaluation(terminal);
         let (bar, last_line, began) = (None, None, Instant::now());
-        Self { terminal, downloads, loading, evaluating, bar, began, last_line, total: 0, steps_done: 0 }
+        Self { terminal, downloads, encoding, loading, evaluating, bar, began, last_line, total: 0, steps_done: 0 }
     }
 
     fn line(&self, text: &str) {
@@ -158,6 +160,10 @@ impl Watch for TrainProgress<'_> {
 
     fn pull(&mut self, event: pull::Event<'_>) {
         self.downloads.show(event);
+    }
+
+    fn encoding(&mut self, done: usize, total: usize) {
+        self.encoding.show(done, total);
     }
 
     fn loading(&mut self, done: usize, total: usize) {

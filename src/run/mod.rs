@@ -3,7 +3,9 @@
 pub mod adapter;
 pub mod answer;
 pub mod base;
+pub mod combine;
 pub mod evaluate;
+pub mod export;
 pub mod folder;
 pub mod held_out;
 pub mod identity;

@@ -139,10 +139,12 @@ fn fit_into(
     watch: &mut dyn Watch,
 ) -> Result<Outcome> {
     let Prepared { plan, start, train, valid, held_out, batching, layout, .. } = prepared;
+    let augmenter = prepared.augmenter();
     let job = Job {
         decoder,
         start,
         train: &train.sequences,
+        augment: augmenter.as_ref(),
         valid: held_out.valid_at_steps(valid),
         settings: &plan.train,
         batching: *batching,

@@ -1,5 +1,6 @@
 //! The loop: epochs of shuffled sequences, evaluation, early stopping, the best adapter kept, the state saved.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use super::batching::{Batching, Layout};
@@ -11,7 +12,7 @@ use super::peak_memory::peak_bytes;
 use super::settings::TrainSettings;
 use super::step::{AdapterTrainer, StepReport};
 use crate::adapter::host::HostAdapter;
-use crate::data::Encoded;
+use crate::data::{Augmenter, Encoded};
 use crate::error::{Error, Result};
 use crate::eval::loss::ExampleLoss;
 use crate::interrupt;
@@ -26,6 +27,9 @@ pub struct Job<'a> {
     pub start: &'a HostAdapter,
     /// The training sequences.
     pub train: &'a [Encoded],
+    /// The changes of the training sequences in each epoch; none to train on them as they are. Batches are made by the
+    /// lengths of the sequences as they are.
+    pub augment: Option<&'a Augmenter<'a>>,
     /// The validation sequences; none to keep the last adapter.
     pub valid: &'a [Encoded],
     /// How to train.
@@ -173,7 +177,7 @@ impl<'a> Run<'a> {
 
     /// Makes the next step. `false` if the user asked to stop first: then nothing has changed.
     fn step(&mut self, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<bool> {
-        let Job { decoder, train, settings, batching, layout, .. } = *self.job;
+        let Job { decoder, train, augment, settings, batching, layout, .. } = *self.job;
         while self.progress.steps_of_epoch >= self.steps_of_epoch.len() {
             self.progress.epoch += 1;
             self.progress.steps_of_epoch = 0;
@@ -183,7 +187,7 @@ impl<'a> Run<'a> {
         let step = self.progress.step;
         let learning_rate = settings.schedule(self.total_steps).rate(step);
         let parts = layout.part.split(&self.steps_of_epoch[self.progress.steps_of_epoch], train);
-        let batches: Vec<Batch> = parts.iter().map(|part| join(part, train)).collect();
+        let batches: Vec<Batch> = parts.iter().map(|part| join(part, train, augment, self.progress.epoch)).collect();
         // The adapter and the optimiser change at the end, where nothing is cancelled any more.
         let trainer = &mut self.trainer;
         let report =
@@ -261,8 +265,11 @@ fn seed_of(seed: u64, step: u64) -> u64 {
     seed.wrapping_add((step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-fn join(indices: &[usize], sequences: &[Encoded]) -> Batch {
-    Batch::join(indices.iter().map(|&index| sequences[index].parts()))
+fn join(indices: &[usize], sequences: &[Encoded], augment: Option<&Augmenter<'_>>, epoch: u64) -> Batch {
+    let changed = |index: usize| augment.and_then(|augment| augment.sequence(epoch, index));
+    let of_epoch = indices.iter().map(|&index| changed(index).map_or(Cow::Borrowed(&sequences[index]), Cow::Owned));
+    let of_epoch: Vec<Cow<'_, Encoded>> = of_epoch.collect();
+    Batch::join(of_epoch.iter().map(|sequence| sequence.parts()))
 }
 
 /// The error of a run whose last steps were bad.
