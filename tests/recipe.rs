@@ -59,6 +59,14 @@ fn every_setting_can_be_given() {
         max_seq_tokens = 1_024
         overlong = "truncate-prompt"
         packing = true
+        [data.augment]
+        wordings = ["{prompt}", "Please: {prompt}"]
+        token_dropout = 0.05
+        typing_errors = 0.02
+        [data.rehearsal]
+        path = "c.jsonl"
+        share = 0.2
+        format = "chat"
         [adapter]
         rank = 0x10
         alpha = 32
@@ -75,6 +83,9 @@ fn every_setting_can_be_given() {
         warmup_steps = 10
         decay_share = 0.3
         b_rate_ratio = 16
+        label_smoothing = 0.1
+        neftune_alpha = 5
+        eval_on = "exact_match"
         optimiser = "lion"
         weight_decay = 0.01
         max_grad_norm = 0
@@ -385,7 +396,13 @@ fn a_resolved_recipe_means_the_same() {
 
 /// The settings as `docs/recipe.md` lists them.
 fn reference() -> String {
-    let validated = ["data.valid=v.jsonl", "train.early_stopping={}", "data.sources=[{path='s.jsonl'}]"];
+    let validated = [
+        "data.valid=v.jsonl",
+        "train.early_stopping={}",
+        "data.sources=[{path='s.jsonl'}]",
+        "data.augment={}",
+        "data.rehearsal={path='g.jsonl'}",
+    ];
     let defaults = serde_json::to_value(with(&validated).expect("valid")).expect("serialisable");
     let mut text = String::new();
     let mut open_section = "";

@@ -207,6 +207,9 @@ impl Recipe {
                 check_data(key, &self.place(key), paths, reader);
             }
         }
+        if let Some(rehearsal) = &plan.data.rehearsal {
+            check_data("data.rehearsal.path", &self.place("data.rehearsal.path"), &rehearsal.path, reader);
+        }
         for (index, source) in plan.data.sources.iter().enumerate() {
             check_data("data.sources.path", &self.element_place("data.sources", index), &source.path, reader);
         }

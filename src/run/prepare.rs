@@ -91,7 +91,7 @@ fn prepare_plan(
     watch.stage(Stage::OpenBase);
     let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event));
     watch.stage(Stage::ReadData);
-    let (base, Examples { train, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
+    let (base, Examples { train, own, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
     let format = train.first().map(|row| row.example.format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
@@ -101,7 +101,8 @@ fn prepare_plan(
     let sets = encode(&plan, &base, &train, &valid, &mut |done, total| watch.encoding(done, total));
     let encoded = Error::both(sets, encode_prompts(&plan, &base, form));
     let encoded = Error::both(encoded, HeldOut::read(&plan, &base));
-    let (train_rows, valid_rows) = (train, valid);
+    let (mut train_rows, valid_rows) = (train, valid);
+    train_rows.truncate(own);
     let ((_, mut start), (((train, valid), prompts), mut held_out)) = Error::both(start, encoded)?;
     held_out.choose(&plan, &base, &valid_rows, &valid)?;
     let changing = if plan.data.augment.is_some() { changing(train_rows, &train)? } else { Vec::new() };
@@ -192,8 +193,10 @@ fn changing(rows: Vec<Row>, set: &EncodedSet) -> Result<Vec<Example>> {
 
 /// The examples of both splits, as they were read.
 pub struct Examples {
-    /// Training examples.
+    /// Training examples, those of rehearsal at the end.
     pub train: Vec<Row>,
+    /// Training examples that are not those of rehearsal.
+    pub own: usize,
     /// Validation examples; empty without.
     pub valid: Vec<Row>,
     /// The SHA-256 of the training files ([`DataSet::sha256`]).
@@ -207,14 +210,20 @@ pub struct Examples {
 /// # Errors
 /// Input: every bad row, as far as there are not too many.
 pub fn read_examples(plan: &Plan) -> Result<Examples> {
-    let (train, valid) = Error::both(plan.data.read_train(), plan.data.read_valid())?;
-    let (train_sha256, valid_sha256) = (train.sha256(), valid.as_ref().map(DataSet::sha256));
-    let (train, valid) = match (valid, plan.data.valid_fraction) {
-        (Some(valid), _) => (train.rows, valid.rows),
-        (None, Some(fraction)) => split::split_valid(train.rows, fraction, plan.train.seed)?,
-        (None, None) => (train.rows, Vec::new()),
+    let (mut files, valid) = Error::both(plan.data.read_train(), plan.data.read_valid())?;
+    let rows = std::mem::take(&mut files.rows);
+    let valid_sha256 = valid.as_ref().map(DataSet::sha256);
+    let (mut train, valid) = match (valid, plan.data.valid_fraction) {
+        (Some(valid), _) => (rows, valid.rows),
+        (None, Some(fraction)) => split::split_valid(rows, fraction, plan.train.seed)?,
+        (None, None) => (rows, Vec::new()),
     };
-    Ok(Examples { train, valid, train_sha256, valid_sha256 })
+    let own = train.len();
+    if let Some(rehearsal) = plan.data.read_rehearsal(&train)? {
+        train.extend(rehearsal.rows);
+        files.file_sha256.extend(rehearsal.file_sha256);
+    }
+    Ok(Examples { train, own, valid, train_sha256: files.sha256(), valid_sha256 })
 }
 
 /// Encodes the examples of both splits, of which neither may come out empty.
