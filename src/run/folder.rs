@@ -98,7 +98,8 @@ impl RunFolder {
         let lock = lock::claim(&path.join(LOCK))?;
         let folder = folder.map(|folder| folder.into_parts().1);
         // It removes what follows, should something of it fail.
-        let logs = Log::create_new(&path.join(METRICS)).and_then(|metrics| Ok((metrics, Log::at_end(&path.join(TIMINGS))?)));
+        let logs =
+            Log::create_new(&path.join(METRICS)).and_then(|metrics| Ok((metrics, Log::at_end(&path.join(TIMINGS))?)));
         match logs {
             Ok((metrics, timings)) => {
                 let unfinished = Some(Unfinished { folder, parents });
@@ -275,9 +276,8 @@ fn taken(path: &Path, found: Found) -> Error {
         Found::Unfinished => Error::input(place, format!("is {path}, which holds a run that is not finished"))
             .hint(format!("`{resume}` goes on with it; for another run {another}")),
         Found::Finished => {
-            Error::input(place, format!("is {path}, which holds a finished run; a run never writes over another")).hint(format!(
-                "{another}; `{resume} --set train.epochs=N` trains on, up to N epochs"
-            ))
+            Error::input(place, format!("is {path}, which holds a finished run; a run never writes over another"))
+                .hint(format!("{another}; `{resume} --set train.epochs=N` trains on, up to N epochs"))
         }
         Found::Nothing | Found::Other => {
             Error::input(place, format!("is {path}, which exists; a run never writes over anything"))
