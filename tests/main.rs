@@ -36,6 +36,8 @@ mod pull;
 mod qlora;
 mod recipe;
 mod recipes;
+#[cfg(unix)]
+mod resume;
 mod runs;
 mod scores;
 mod tables;
