@@ -4,16 +4,15 @@
 use std::path::Path;
 
 use burnish::Result;
-use burnish::device::DeviceChoice;
 use burnish::recipe::Recipe;
 use burnish::run::outcome::TrainReport;
-use burnish::run::train::train;
+use burnish::run::train::{RunOptions, train};
 
 /// Trains as the recipe says. The best adapter stands in its `output.dir` afterwards.
 pub fn fine_tune(recipe: &Path) -> Result<TrainReport> {
     let recipe = Recipe::load(recipe, &[])?;
     // `()` ignores the progress; anything that implements `Watch` can show it.
-    train(&recipe, &DeviceChoice::default(), None, &mut ())
+    train(&recipe, &RunOptions::default(), &mut ())
 }
 
 fn main() -> Result<()> {

@@ -9,11 +9,14 @@ use crate::cli::{tiny_job, tiny_model};
 #[path = "../examples/evaluate.rs"]
 mod evaluate;
 #[allow(dead_code, reason = "an example's `main` is not called")]
+#[path = "../examples/resume.rs"]
+mod resume;
+#[allow(dead_code, reason = "an example's `main` is not called")]
 #[path = "../examples/train.rs"]
 mod train;
 
 #[test]
-fn a_run_and_its_evaluation_take_few_lines() {
+fn a_run_its_continuation_and_its_evaluation_take_few_lines() {
     let folder = tiny_job();
     let absolute = |name: &str| folder.path().join(name);
     let path = absolute("recipe.toml");
@@ -21,8 +24,13 @@ fn a_run_and_its_evaluation_take_few_lines() {
     let recipe = ["train.jsonl", "valid.jsonl", "runs/sums"]
         .iter()
         .fold(recipe, |recipe, name| recipe.replace(&format!("{name:?}"), &format!("{:?}", absolute(name))));
-    fs::write(&path, recipe).expect("written");
+    let recipe = recipe.replace("epochs = 2", "epochs = 2\nschedule = \"constant\"");
+    fs::write(&path, &recipe).expect("written");
     let report = train::fine_tune(&path).expect("trained");
+    assert_eq!(report.steps, 12);
+    fs::write(&path, recipe.replace("epochs = 2", "epochs = 3")).expect("written");
+    let report = resume::go_on(&path).expect("trained on");
+    assert_eq!(report.steps, 18);
     let validation = report.validation.expect("validation examples");
     assert!(validation.loss_after < validation.loss_before);
     let base = tiny_model().display().to_string();

@@ -18,7 +18,7 @@ use crate::run::identity::Change;
 use crate::run::outcome::Requirement;
 use crate::run::resume::Start;
 use crate::run::samples::StepSample;
-use crate::run::train::train;
+use crate::run::train::{RunOptions, train};
 use crate::run::watch::{Stage, Watch};
 use crate::train::Event;
 use crate::train::step::StepReport;
@@ -75,7 +75,8 @@ pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Termin
     let TrainArguments { job, resume, accept_change, require } = arguments;
     let start = if *resume { Start::Resumed(accept_change) } else { Start::Fresh };
     let progress = &mut TrainProgress::new(terminal);
-    let report = train(&job.recipe()?, &global.device, job.max_memory, start, progress)?;
+    let how = RunOptions { device: global.device, max_memory: job.max_memory, start };
+    let report = train(&job.recipe()?, &how, progress)?;
     terminal.result(&report)?;
     require.map_or(Ok(()), |required| report.check(required))
 }
