@@ -121,7 +121,7 @@ fn check_free(out: &Path) -> Result<()> {
 
 /// A model as it is measured: the base, or the base with the adapter.
 struct System<'a> {
-    /// What stands before the keys of its figures in the file of examples.
+    /// The beginning of the keys of its figures in the file of examples.
     prefix: &'static str,
     adapter: Option<&'a Adapter>,
 }
@@ -140,7 +140,7 @@ struct Measured {
     places: Vec<String>,
     /// The group of each example.
     groups: Vec<Option<String>>,
-    /// What the file of examples says of each.
+    /// The object of each in the file of examples.
     records: Vec<Map<String, Value>>,
     /// The shares of each system in every measure.
     shares: Vec<Shares>,
