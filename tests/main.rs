@@ -26,6 +26,7 @@ mod merge;
 mod model;
 mod ops;
 mod optimisers;
+mod preflight;
 mod pull;
 mod qlora;
 mod recipe;

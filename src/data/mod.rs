@@ -7,6 +7,7 @@ pub mod encoded;
 pub mod example;
 pub mod format;
 pub mod kept;
+pub mod preflight;
 pub mod read;
 pub mod remark;
 pub mod set;

@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod answer;
 pub mod base;
+pub mod check;
 pub mod combine;
 pub mod evaluate;
 pub mod folder;
@@ -13,6 +14,7 @@ pub mod merge;
 mod notices;
 pub mod outcome;
 pub mod prepare;
+pub mod probe;
 pub mod samples;
 pub mod train;
 mod verdict;

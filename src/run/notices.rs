@@ -1,13 +1,19 @@
 //! The lines that a run reports before it starts: examples that are not used, and figures that flatter.
 
+use std::collections::HashSet;
+
 use super::answer::PromptForm;
 use super::prepare::Prepared;
 use crate::error::counted;
 
-/// Every notice about `prepared`, in order.
+/// The notices about the run: settings that were adjusted, and the parts of the base that it does without.
+pub(super) fn notices_of_run(prepared: &Prepared) -> Vec<String> {
+    prepared.adjustments.iter().cloned().chain(prepared.base.parts_passed_over()).collect()
+}
+
+/// Every notice about `prepared`, in order. Those about the data are findings of a check.
 pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
-    let mut notices = prepared.adjustments.clone();
-    notices.extend(prepared.base.parts_passed_over());
+    let mut notices = notices_of_run(prepared);
     let measured = [("test", &prepared.held_out.test), ("guard", &prepared.held_out.guard)];
     let measured = measured.into_iter().filter_map(|(name, set)| Some((name, &set.as_ref()?.set)));
     for (name, set) in [("train", &prepared.train), ("valid", &prepared.valid)].into_iter().chain(measured) {
@@ -20,6 +26,11 @@ pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
             "the tokenizer names no end token (`eos_token`): no end is trained, and answers go on to their limit"
                 .into(),
         );
+    }
+    let mut distinct = HashSet::new();
+    let copies = prepared.train.sequences.iter().filter(|sequence| !distinct.insert(sequence.ids.as_slice())).count();
+    if copies > 0 {
+        notices.push(format!("train: {} the same as an earlier one (`burnish check` names the lines)", counted(copies, "example")));
     }
     if prepared.seen_in_training > 0 {
         let seen = counted(prepared.seen_in_training, "example");
