@@ -3,6 +3,7 @@
 
 mod adapter_file;
 mod adapter_open;
+mod check;
 mod cli;
 mod combine;
 mod conversations;

@@ -124,6 +124,7 @@ fn planted_rows() -> Vec<(Code, Value)> {
         (Code::EmptyAnswer, answered("  ")),
         (Code::TruncatedAnswer, answered("The lighthouse was built of white stone, and then the keeper decided that the")),
         (Code::PlaceholderAnswer, answered("TODO")),
+        (Code::Unfilled, with("[Your Name]")),
         (Code::Boilerplate, answered("As an AI language model, I have never seen a lighthouse myself.")),
         (Code::AnswerRepeatsPrompt, answered("Say what you know about lighthouses on the western coast. They are white.")),
         (Code::RepetitiveAnswer, answered(&"It is white and tall. ".repeat(8))),
@@ -189,9 +190,8 @@ fn planted_chats() -> Vec<(Code, Value)> {
 /// The codes that a planted row brings along by its nature.
 fn companions(code: Code) -> &'static [Code] {
     match code {
-        // The row that it contradicts is named too, and so are the ends of what has no answer.
         Code::NothingTrained => &[Code::EndsWithUser],
-        Code::OpenFence => &[],
+        Code::RunOnAnswer => &[Code::ForeignMarkup],
         _ => &[],
     }
 }

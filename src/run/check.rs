@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::memory_plan::MemoryPlan;
-use super::notices::notices_of_run;
+use super::notices::{has_no_end, notices_of_run};
 use super::prepare::{Examples, Prepared, prepare, read_examples};
 use super::probe::{TimeEstimate, probe};
 use super::watch::{Stage, Watch};
@@ -182,7 +182,7 @@ pub fn check(
     let valid = Split { name: "valid", file: &valid_file, rows: &examples.valid, encoded: Some(&prepared.valid) };
     let has_valid = !examples.valid.is_empty();
     let mut findings = preflight(train, has_valid.then_some(valid), Some(encoder));
-    if encoder.tokenizer().eos_tokens().is_empty() && encoder.stop_tokens().is_empty() {
+    if has_no_end(&prepared) {
         findings.push(Finding::about(Code::NoEndToken, None, None, ""));
     }
     findings.sort_by_key(|finding| (finding.severity, finding.code));

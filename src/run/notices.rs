@@ -11,6 +11,13 @@ pub(super) fn notices_of_run(prepared: &Prepared) -> Vec<String> {
     prepared.adjustments.iter().cloned().chain(prepared.base.parts_passed_over()).collect()
 }
 
+/// Whether the answers of the run have no end that could be trained.
+pub(super) fn has_no_end(prepared: &Prepared) -> bool {
+    let encoder = &prepared.base.encoder;
+    let ends = if prepared.form == PromptForm::Bare { encoder.tokenizer().eos_tokens() } else { encoder.stop_tokens() };
+    ends.is_empty()
+}
+
 /// Every notice about `prepared`, in order. Those about the data are findings of a check.
 pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
     let mut notices = notices_of_run(prepared);
@@ -19,9 +26,7 @@ pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
     for (name, set) in [("train", &prepared.train), ("valid", &prepared.valid)].into_iter().chain(measured) {
         notices.extend(set.notices.iter().map(|notice| format!("{name}: {notice}")));
     }
-    let encoder = &prepared.base.encoder;
-    let ends = if prepared.form == PromptForm::Bare { encoder.tokenizer().eos_tokens() } else { encoder.stop_tokens() };
-    if ends.is_empty() {
+    if has_no_end(prepared) {
         notices.push(
             "the tokenizer names no end token (`eos_token`): no end is trained, and answers go on to their limit"
                 .into(),

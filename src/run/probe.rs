@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Instant;
 
-use burn::module::AutodiffModule;
+use burn::module::Module;
 use serde::Serialize;
 
 use super::prepare::Prepared;

@@ -32,6 +32,9 @@ pub(super) fn findings(view: &View<'_>, survey: &Survey, found: &mut Vec<(Code, 
         if is_placeholder(text, survey) {
             add(Code::PlaceholderAnswer);
         }
+        if UNFILLED.is_match(text) {
+            add(Code::Unfilled);
+        }
         if is_boilerplate(text) {
             add(Code::Boilerplate);
         }
@@ -119,7 +122,9 @@ fn is_cut_off(text: &str, survey: &Survey) -> bool {
     }
     // Prose that stops in the middle, where no other answer does.
     let last_line = text.lines().next_back().unwrap_or_default();
-    survey.sentences_are_usual && last_line.len() >= MIN_CUT_CHARACTERS && !ends_like_a_sentence(text)
+    // The author of a quotation ends no sentence.
+    let is_quotation = SOURCE.is_match(last_line);
+    survey.sentences_are_usual && last_line.len() >= MIN_CUT_CHARACTERS && !is_quotation && !ends_like_a_sentence(text)
 }
 
 /// Whether a JSON value ends before its brackets are closed.
@@ -152,9 +157,7 @@ fn is_placeholder(text: &str, survey: &Survey) -> bool {
         // Dots, dashes, question marks; a symbol may be an answer.
         return text.chars().all(|symbol| ".-_?…*#".contains(symbol)) && !survey.is_label(text);
     }
-    (PLACEHOLDERS.contains(&bare.as_str()) && !survey.is_label(text))
-        || bare.starts_with("lorem ipsum")
-        || UNFILLED.is_match(text)
+    (PLACEHOLDERS.contains(&bare.as_str()) && !survey.is_label(text)) || bare.starts_with("lorem ipsum")
 }
 
 fn is_boilerplate(text: &str) -> bool {
@@ -216,6 +219,9 @@ static RUN_ON: LazyLock<Regex> = LazyLock::new(|| {
     regex(r"\n\s*(?:###\s*(?:Instruction|Input|Human|User)\b|(?:Human|USER|<\|user\|>|\[INST\])\s*[:：]?\s)|<\|im_start\|>user|<start_of_turn>user|<\|start_header_id\|>user")
 });
 
+/// The author behind a quotation.
+static SOURCE: LazyLock<Regex> = LazyLock::new(|| regex(r#"["”’」]\s*[-–—]+\s*[^-–—]{2,40}$"#));
+
 static UNFILLED: LazyLock<Regex> = LazyLock::new(|| {
     regex(r"(?i)\[\s*(?:insert|your|enter|add)\b[^\]\n]{0,60}\]|<\s*(?:insert|your answer)\b[^>\n]{0,60}>|^\{\{[^}]*\}\}$")
 });
@@ -236,11 +242,10 @@ mod tests {
         assert!(cut("First, open the door. Then, when you have looked around, walk into the roo"));
         assert!(cut("{\"name\": \"Mira\", \"tags\": [\"a\"") && !cut("{\"name\": \"Mi]ra\"}"));
         assert!(!cut("The door opens at ten and closes at four, every day but Monday."));
+        assert!(!cut("\"What is written without effort is read without pleasure.\" - Samuel Johnson"));
         assert!(!cut("Paris") && !cut("- an apple\n- a pear and a very long name of a fruit\n- a plum"));
         let survey = Survey::default();
-        assert!(["TODO", "N/A", "...", "[Insert the name here]", "Lorem ipsum dolor sit amet"]
-            .iter()
-            .all(|text| is_placeholder(text, &survey)));
+        assert!(["TODO", "N/A", "...", "Lorem ipsum dolor sit amet"].iter().all(|text| is_placeholder(text, &survey)));
         assert!(!is_placeholder("None of them is right.", &survey) && !is_placeholder("+", &survey));
         assert!(is_boilerplate("As an AI language model, I do not eat.") && is_boilerplate("作为一个AI语言模型，我没有"));
         assert!(!is_boilerplate("An AI language model is a program."));

@@ -139,6 +139,11 @@ codes! {
         "In bare prompts the last characters tell the model that its answer comes now."
         "End every prompt in the same way, such as with `\nA: `.";
 
+    Unfilled "D316" Note
+        "an answer holds a placeholder that was not filled, such as `[Your Name]`"
+        "The model learns to write the placeholder."
+        "Fill it in, unless the answer is meant to be a form.";
+
     ReplacementCharacter "D401" Warning
         "the text holds U+FFFD, the mark of a character that was lost"
         "The text was decoded with the wrong encoding, and the characters are gone for good."

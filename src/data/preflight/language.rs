@@ -15,6 +15,10 @@ const MIN_SCRIPT_LETTERS: usize = 10;
 const MIN_LANGUAGE_LETTERS: usize = 100;
 /// The characters from which the language is told.
 const LANGUAGE_CHARACTERS: usize = 600;
+/// The share of frequent words of the usual language above which a text is in that language.
+const COMMON_SHARE: f64 = 0.12;
+/// The share of letters in the usual script below which a text is in another one.
+const USUAL_LETTERS: f64 = 0.02;
 /// The share of letters and spaces in prose; code and tables have less.
 const PROSE: f64 = 0.93;
 
@@ -64,8 +68,14 @@ pub(super) fn findings(view: &View<'_>, survey: &Survey, found: &mut Vec<(Code, 
         if let (Some(script), Some(usual)) = (of_answer, usual)
             && script != usual
         {
+            // Code and quoted words come in Latin letters everywhere.
+            if answer.contains("```") || has_letters_of(usual, answer) {
+                continue;
+            }
             found.push((Code::OtherScript, format!("{} instead of {}", script.full_name(), usual.full_name())));
-        } else if let (Some(language), Some(usual)) = (language(answer), survey.usual_language)
+        } else if let Some(usual) = survey.usual_language
+            && !has_common_words(answer, survey)
+            && let Some(language) = language(answer)
             && language != usual
         {
             found.push((Code::OtherLanguage, format!("{} instead of {}", language.eng_name(), usual.eng_name())));
@@ -74,6 +84,29 @@ pub(super) fn findings(view: &View<'_>, survey: &Survey, found: &mut Vec<(Code, 
     if view.texts().any(has_mixed_word) {
         found.push((Code::MixedWord, String::new()));
     }
+}
+
+/// Whether more than a few letters of a text are in a script.
+fn has_letters_of(script: Script, text: &str) -> bool {
+    let letters = || text.chars().filter(|symbol| symbol.is_alphabetic());
+    letters().filter(|letter| script_of(*letter) == script).count() as f64 > USUAL_LETTERS * letters().count() as f64
+}
+
+/// The words of the beginning of a text, in lower case.
+pub(super) fn words(text: &str) -> impl Iterator<Item = String> {
+    let end = text.char_indices().nth(LANGUAGE_CHARACTERS).map_or(text.len(), |(at, _)| at);
+    text[..end].split(|symbol: char| !symbol.is_alphabetic()).filter(|word| !word.is_empty()).map(str::to_lowercase)
+}
+
+/// Whether so many words are frequent ones of the usual language that there is no need to tell the language: that takes a
+/// hundred times as long.
+fn has_common_words(text: &str, survey: &Survey) -> bool {
+    let (mut common, mut all) = (0usize, 0usize);
+    for word in words(text) {
+        all += 1;
+        common += usize::from(survey.common_words.contains(&word));
+    }
+    common as f64 >= COMMON_SHARE * all as f64
 }
 
 /// Whether a word has Latin and Cyrillic letters.

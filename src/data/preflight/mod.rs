@@ -61,7 +61,7 @@ pub struct Split<'a> {
     pub encoded: Option<&'a EncodedSet>,
 }
 
-/// What was seen of one part of the data.
+/// A part of the data with all that was seen of it.
 struct Seen<'a> {
     views: Vec<View<'a>>,
     digests: Vec<Digest>,

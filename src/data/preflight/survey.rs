@@ -1,13 +1,13 @@
 //! The habits of a file as a whole, against which single rows are judged.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use rayon::prelude::*;
 use unicode_script::Script;
 
 use super::answers::{Edge, LABEL, ends_like_a_sentence, prompt_end};
-use super::language::{Lang, language, script};
+use super::language::{Lang, language, script, words};
 use super::view::View;
 
 /// The share of rows that makes a habit.
@@ -18,6 +18,11 @@ const SENTENCES: f64 = 0.98;
 const MIN_ROWS: usize = 10;
 /// The share of rows above which a short answer is a label, and no placeholder.
 const LABEL_SHARE: f64 = 0.02;
+
+/// Rows whose language is told, to find that of the file.
+const ROWS_FOR_LANGUAGE: usize = 1000;
+/// The words of a language by which most of its texts can be told.
+const COMMON_WORDS: usize = 40;
 
 /// The habits of a file.
 #[derive(Debug, Default)]
@@ -38,6 +43,8 @@ pub(super) struct Survey {
     pub(super) usual_script: Option<Script>,
     /// The language of answers.
     pub(super) usual_language: Option<Lang>,
+    /// The most frequent words of answers in that language.
+    pub(super) common_words: HashSet<String>,
     /// Short answers that many rows have.
     pub(super) labels: Vec<String>,
 }
@@ -56,7 +63,7 @@ struct Traits {
 }
 
 impl Traits {
-    fn of(view: &View<'_>) -> Option<Self> {
+    fn of(view: &View<'_>, with_language: bool) -> Option<Self> {
         let (before, answer) = view.last_exchange()?;
         let trimmed = answer.trim();
         let is_bare = view.is_bare && !before.is_empty();
@@ -68,7 +75,7 @@ impl Traits {
             edge: is_bare.then(|| Edge::of(answer)),
             prompt_end: is_bare.then(|| prompt_end(view.last_prompt().unwrap_or_default())),
             script: script(trimmed),
-            language: language(trimmed),
+            language: if with_language { language(trimmed) } else { None },
             short_answer: (trimmed.len() <= 20).then(|| trimmed.to_owned()),
         })
     }
@@ -76,7 +83,11 @@ impl Traits {
 
 impl Survey {
     pub(super) fn of(views: &[View<'_>]) -> Self {
-        let traits: Vec<Traits> = views.par_iter().filter_map(Traits::of).collect();
+        let stride = views.len().div_ceil(ROWS_FOR_LANGUAGE).max(1);
+        let of_row = |(index, view)| Traits::of(view, index % stride == 0);
+        let traits: Vec<Traits> = views.par_iter().enumerate().filter_map(of_row).collect();
+        let usual_language = habit(traits.iter().filter_map(|traits| traits.language));
+        let sample = || views.iter().step_by(stride).filter_map(View::last_exchange).map(|(_, answer)| answer);
         let is_usual = |flags: Vec<bool>, share: f64| {
             let with = flags.iter().filter(|flag| **flag).count();
             flags.len() >= MIN_ROWS && with as f64 >= share * flags.len() as f64
@@ -93,7 +104,8 @@ impl Survey {
             usual_edge: habit(traits.iter().filter_map(|traits| traits.edge)),
             usual_prompt_end: habit(traits.iter().filter_map(|traits| traits.prompt_end.clone())),
             usual_script: habit(traits.iter().filter_map(|traits| traits.script)),
-            usual_language: habit(traits.iter().filter_map(|traits| traits.language)),
+            usual_language,
+            common_words: if usual_language.is_some() { frequent(sample()) } else { HashSet::new() },
             labels: labels.map(|(answer, _)| answer).collect(),
         }
     }
@@ -102,6 +114,13 @@ impl Survey {
     pub(super) fn is_label(&self, answer: &str) -> bool {
         self.labels.iter().any(|label| label == answer)
     }
+}
+
+/// The most frequent words of texts.
+fn frequent<'a>(texts: impl Iterator<Item = &'a str>) -> HashSet<String> {
+    let mut counted: Vec<(String, usize)> = counts(texts.flat_map(|text| words(text).collect::<Vec<_>>())).into_iter().collect();
+    counted.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    counted.into_iter().take(COMMON_WORDS).map(|(word, _)| word).collect()
 }
 
 fn counts<T: Eq + Hash>(values: impl Iterator<Item = T>) -> HashMap<T, usize> {
