@@ -3,12 +3,16 @@
 
 mod adapter_file;
 mod adapter_open;
+mod augment;
 mod check;
 mod cli;
 mod combine;
 mod conversations;
 mod data;
+mod data_files;
+mod data_rows;
 mod evaluation;
+mod export;
 mod families;
 mod faults;
 mod fuzz;

@@ -33,9 +33,12 @@ pub(super) struct Arguments {
 const DATA: [&str; 7] = ["jsonl", "json", "csv", "tsv", "parquet", "gz", "zst"];
 
 impl Arguments {
-    /// The data file, where the path names one instead of a recipe.
+    /// The data file or folder, where the path names one instead of a recipe.
     fn data_file(&self) -> Option<&Path> {
         let path = self.job.path();
+        if path.is_dir() {
+            return Some(path);
+        }
         let ending = path.extension()?.to_str()?;
         DATA.iter().any(|data| data.eq_ignore_ascii_case(ending)).then_some(path)
     }

@@ -8,6 +8,7 @@ mod data;
 mod combine;
 mod eval;
 mod explain;
+mod export;
 mod generate;
 mod inspect;
 mod merge;
@@ -73,6 +74,7 @@ enum Command {
     Train(train::TrainArguments),
     Eval(eval::Arguments),
     Merge(merge::Arguments),
+    Export(export::Arguments),
     Combine(combine::Arguments),
     Quantize(quantize::Arguments),
     Generate(generate::Arguments),
@@ -156,6 +158,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
         Command::Combine(arguments) => combine::run(arguments, terminal),
         Command::Merge(arguments) => merge::run(arguments, &cli.global, terminal),
+        Command::Export(arguments) => export::run(arguments, terminal),
         Command::Quantize(arguments) => quantize::run(arguments, terminal),
         Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),

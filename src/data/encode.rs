@@ -78,6 +78,11 @@ impl Encoder {
         self.vocabulary
     }
 
+    /// The chat template, where there is one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
     /// Whether there is a chat template.
     pub fn has_template(&self) -> bool {
         self.template.is_some()

@@ -13,7 +13,7 @@ use super::watch::{Stage, Watch};
 use crate::bytes::Size;
 use crate::data::preflight::lengths::{LengthClass, histogram};
 use crate::data::preflight::{Code, Finding, Severity, Split, preflight};
-use crate::data::{EncodedSet, Encoder, Row, read};
+use crate::data::{EncodedSet, Encoder, Paths, Row, read};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Place, Result, counted};
 use crate::pull::{self, Presence};
@@ -51,7 +51,7 @@ pub struct Report {
 }
 
 /// A data file.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct FileFacts {
     /// `train` or `valid`.
     pub split: &'static str,
@@ -178,7 +178,9 @@ pub fn check(
     let plan = &prepared.plan;
     let encoder = &prepared.base.encoder;
     let (train_file, valid_file) = files(plan);
-    let train = Split { name: "train", file: &train_file, rows: &examples.train, encoded: Some(&prepared.train) };
+    // The examples of a rehearsal are other people's.
+    let own = &examples.train[..examples.own];
+    let train = Split { name: "train", file: &train_file, rows: own, encoded: Some(&prepared.train) };
     let valid = Split { name: "valid", file: &valid_file, rows: &examples.valid, encoded: Some(&prepared.valid) };
     let has_valid = !examples.valid.is_empty();
     let mut findings = preflight(train, has_valid.then_some(valid), Some(encoder));
@@ -186,12 +188,12 @@ pub fn check(
         findings.push(Finding::about(Code::NoEndToken, None, None, ""));
     }
     findings.sort_by_key(|finding| (finding.severity, finding.code));
-    let shown = options.show.map(|number| shown(number, &train_file, &examples.train, encoder)).transpose()?;
+    let shown = options.show.map(|number| shown(number, &examples.train, encoder)).transpose()?;
     let time = match options.time {
         true => Some(probe(&prepared, watch).map_err(|error| recipe.locate(error))?),
         false => None,
     };
-    let files = file_facts(plan, &examples);
+    let files = file_facts(&examples);
     Ok(Report { files, run: Some(RunFacts::of(&prepared)), to_fetch: None, findings, shown, time })
 }
 
@@ -206,35 +208,39 @@ pub fn check_file(path: &Path) -> Result<Report> {
     let mut findings = preflight(split, None, None);
     // A file alone is no run.
     findings.retain(|finding| finding.code != Code::NoValidation);
-    let files = facts_of("train", &file, &rows).into_iter().collect();
+    let files = facts_of("train", &rows);
     Ok(Report { files, run: None, to_fetch: None, findings, shown: None, time: None })
 }
 
 /// The names of the files of both splits.
 fn files(plan: &Plan) -> (String, String) {
-    let train = plan.data.train.display().to_string();
-    let valid = plan.data.valid.as_ref().map_or_else(|| train.clone(), |path| path.display().to_string());
+    let train = plan.data.train_names();
+    let valid = plan.data.valid.as_ref().map_or_else(|| train.clone(), Paths::to_string);
     (train, valid)
 }
 
-fn facts_of(split: &'static str, file: &str, rows: &[Row]) -> Option<FileFacts> {
-    let format = rows.first()?.example.format().name();
-    Some(FileFacts { split, file: file.to_owned(), format, rows: rows.len() })
+/// The files of some rows, each with the shape of its first row.
+fn facts_of(split: &'static str, rows: &[Row]) -> Vec<FileFacts> {
+    let files = rows.chunk_by(|a, b| a.position.file == b.position.file);
+    let facts = files.filter_map(|rows| {
+        let Row { position, example, .. } = rows.first()?;
+        Some(FileFacts { split, file: position.file.to_string(), format: example.format().name(), rows: rows.len() })
+    });
+    facts.collect()
 }
 
-fn file_facts(plan: &Plan, examples: &Examples) -> Vec<FileFacts> {
-    let (train, valid) = files(plan);
-    let facts = [facts_of("train", &train, &examples.train), facts_of("valid", &valid, &examples.valid)];
-    facts.into_iter().flatten().collect()
+fn file_facts(examples: &Examples) -> Vec<FileFacts> {
+    [facts_of("train", &examples.train), facts_of("valid", &examples.valid)].concat()
 }
 
 /// The report on the texts of a run whose base is not here.
 fn of_texts(plan: &Plan, examples: &Examples) -> Report {
     let (train_file, valid_file) = files(plan);
-    let train = Split { name: "train", file: &train_file, rows: &examples.train, encoded: None };
+    let own = &examples.train[..examples.own];
+    let train = Split { name: "train", file: &train_file, rows: own, encoded: None };
     let valid = Split { name: "valid", file: &valid_file, rows: &examples.valid, encoded: None };
     let findings = preflight(train, (!examples.valid.is_empty()).then_some(valid), None);
-    Report { files: file_facts(plan, examples), run: None, to_fetch: None, findings, shown: None, time: None }
+    Report { files: file_facts(examples), run: None, to_fetch: None, findings, shown: None, time: None }
 }
 
 /// The progress of a preparation without its notices: they are findings here.
@@ -255,7 +261,7 @@ impl Watch for WithoutNotices<'_> {
 }
 
 /// The training example `number` as the model sees it.
-fn shown(number: usize, file: &str, rows: &[Row], encoder: &Encoder) -> Result<Shown> {
+fn shown(number: usize, rows: &[Row], encoder: &Encoder) -> Result<Shown> {
     let row = number.checked_sub(1).and_then(|index| rows.get(index)).ok_or_else(|| {
         Error::input(Place::argument("--show"), format!("is {number}; expected 1 to {}", rows.len()))
     })?;
@@ -273,7 +279,7 @@ fn shown(number: usize, file: &str, rows: &[Row], encoder: &Encoder) -> Result<S
         last = *trained;
     }
     add(stream.finish()?, last);
-    Ok(Shown { number, place: row.position.within(file), tokens: encoded.ids.len(), parts })
+    Ok(Shown { number, place: row.position.to_string(), tokens: encoded.ids.len(), parts })
 }
 
 impl SplitFacts {

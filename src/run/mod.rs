@@ -6,6 +6,8 @@ pub mod base;
 pub mod check;
 pub mod combine;
 pub mod evaluate;
+mod exact_match;
+pub mod export;
 pub mod folder;
 pub mod held_out;
 pub mod memory_fit;

@@ -5,10 +5,17 @@ use std::collections::HashSet;
 use super::answer::PromptForm;
 use super::prepare::Prepared;
 use crate::error::counted;
+use crate::export::feasible::{Facts, ruled_out};
 
-/// The notices about the run: settings that were adjusted, and the parts of the base that it does without.
+/// The notices about the run: settings that were adjusted, the parts of the base that it does without, and the exports that
+/// the choices rule out.
 pub(super) fn notices_of_run(prepared: &Prepared) -> Vec<String> {
-    prepared.adjustments.iter().cloned().chain(prepared.base.parts_passed_over()).collect()
+    let mut notices = prepared.adjustments.clone();
+    notices.extend(prepared.base.parts_passed_over());
+    let config = prepared.base.files.config();
+    let changes_head = prepared.start.pairs.contains_key(&config.head().module);
+    notices.extend(ruled_out(&Facts { config, changes_head }));
+    notices
 }
 
 /// Whether the answers of the run have no end that could be trained.

@@ -1,6 +1,7 @@
 //! The tokenizer: text to ids, ids to text, and the special tokens of a model.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -237,6 +238,14 @@ impl Tokenizer {
             .map_err(|error| Error::input(&self.0.place, format!("cannot encode a text: {error}")))
     }
 
+    /// The places of the tokens of ordinary text, in bytes. Tokens that share a character overlap.
+    pub fn offsets(&self, text: &str) -> Result<Vec<Range<usize>>> {
+        catch_unwind(AssertUnwindSafe(|| self.0.ordinary.encode(text, false)))
+            .map_err(|_| Error::input(&self.0.place, "the tokenizers crate failed on a text with this tokenizer"))?
+            .map(|encoding| encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect())
+            .map_err(|error| Error::input(&self.0.place, format!("cannot encode a text: {error}")))
+    }
+
     /// Text of ids; with `skip_special`, control tokens give no text. Broken UTF-8 is replaced; unknown ids
     /// give no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
@@ -319,6 +328,11 @@ impl Tokenizer {
     pub fn ordinary_added_tokens(&self) -> Vec<String> {
         let added = self.0.parsing.get_added_tokens_decoder().into_values();
         added.filter(|token| !token.special).map(|token| token.content).collect()
+    }
+
+    /// The tokenizer underneath.
+    pub(super) fn parsing(&self) -> &tokenizers::Tokenizer {
+        &self.0.parsing
     }
 
     pub(super) fn source(&self) -> &Source {

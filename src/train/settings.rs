@@ -4,6 +4,7 @@
 
 use super::optimiser::OptimiserKind;
 use super::schedule::{Schedule, ScheduleKind};
+use super::score::EvalOn;
 use crate::model::decoder::Recompute;
 use crate::settings::{above, any, below, between, defaults, optional, section};
 
@@ -47,9 +48,18 @@ section! {
         /// The decay of the mean of squared gradients in AdamW (0.999 where it is not given); in Lion, that of the mean of
         /// gradients (0.99).
         beta2: Option<f64> = Take(None), optional(below(0.0, 1.0));
+        /// The share of every target that is spread evenly over the vocabulary while training (label smoothing, Szegedy et al.
+        /// 2016). The training loss that is reported contains it, the validation loss does not.
+        label_smoothing: f64 = Take(0.0), below(0.0, 1.0);
+        /// The strength of uniform noise on the embeddings while training: `±neftune_alpha / √(tokens · width)` of each sequence
+        /// (NEFTune, Jain et al. 2024, who used 5 to 15); 0 turns it off.
+        neftune_alpha: f64 = Take(0.0), between(0.0..=1e3);
         /// Steps between two evaluations of the validation examples, or without any between two saves of the adapter; there is
         /// always one at the end.
         eval_steps: u64 = Take(50), between(1..=MAX_STEPS);
+        /// The measure of the validation examples that chooses the best adapter and stops early. `exact_match` answers
+        /// `eval.exact_match_examples` prompts greedily at every evaluation, which takes its time.
+        eval_on: EvalOn = Take(EvalOn::Loss), any();
         /// The activations that are computed again in the backward pass to save memory.
         recompute: Recompute = Take(Recompute::None), any();
         /// Decides the adapter's first values, the order of examples, dropout and the held-out share.
@@ -64,7 +74,8 @@ section! {
     EarlyStopping {
         /// Stop after this many evaluations without improvement.
         patience_evals: u64 = Take(3), between(1..=MAX_STEPS);
-        /// The validation loss must fall by more than this to count as an improvement.
+        /// The validation loss must fall by more than this to count as an improvement; under `eval_on = "exact_match"`, the share
+        /// of exact answers must rise by more.
         min_delta: f64 = Take(0.0), between(0.0..=1e6);
     }
 }

@@ -12,7 +12,7 @@ use super::secrets::{placeholder, secrets};
 use super::view::{Part, View};
 use crate::data::example::Row;
 use crate::data::jsonl;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 
 /// Which rows count as copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -78,6 +78,11 @@ pub fn clean(files: &[(String, Vec<u8>)], copies: Option<Copies>, redact: bool) 
     let mut placed = Vec::new();
     let mut errors = Vec::new();
     for (file, bytes) in files {
+        if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+            let error = Error::input(Place::file(file), "is one JSON list");
+            errors.push(error.hint("cleaning works on one JSON object a line"));
+            continue;
+        }
         match jsonl::parse(bytes, file, None) {
             Ok(rows) => placed.extend(rows.into_iter().map(|row| Placed { file, line: row.position.number(), row })),
             Err(error) => errors.push(error),

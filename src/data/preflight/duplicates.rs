@@ -170,13 +170,13 @@ fn are_alike(a: &Digest, b: &Digest) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::example::{Example, Position, Row};
+    use crate::data::example::{Example, Row};
+    use crate::data::position::Position;
 
     fn rows(texts: &[(&str, &str)]) -> Vec<Row> {
-        let row = |(index, (prompt, completion)): (usize, &(&str, &str))| Row {
-            position: Position::Line(index + 1),
-            example: Example::PromptCompletion { prompt: (*prompt).into(), completion: (*completion).into() },
-            ignored: Vec::new(),
+        let row = |(index, (prompt, completion)): (usize, &(&str, &str))| {
+            let example = Example::PromptCompletion { prompt: (*prompt).into(), completion: (*completion).into() };
+            Row::new(Position::line("d.jsonl", index + 1), example)
         };
         texts.iter().enumerate().map(row).collect()
     }

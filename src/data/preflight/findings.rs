@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::catalogue::{Code, Severity};
-use crate::data::example::Position;
+use crate::data::position::Position;
 use crate::data::remark::Rows;
 
 /// One thing that was found in a file, or about a run.
@@ -28,22 +28,32 @@ pub struct Finding {
     pub count: usize,
     /// The lines (rows of a table) of the first of them.
     pub rows: Vec<usize>,
+    /// The same with their files.
+    pub places: Vec<String>,
     #[serde(skip)]
-    places: String,
+    in_words: String,
 }
 
 impl Finding {
     /// A finding about the run, or about a file as a whole.
     pub fn about(code: Code, split: Option<&'static str>, file: Option<String>, detail: &str) -> Self {
-        Self::of(code, split, file, detail, &Rows::default())
+        Self::of(code, split, file, detail, (&Rows::default(), false))
     }
 
-    fn of(code: Code, split: Option<&'static str>, file: Option<String>, detail: &str, rows: &Rows) -> Self {
+    fn of(
+        code: Code,
+        split: Option<&'static str>,
+        file: Option<String>,
+        detail: &str,
+        (rows, several_files): (&Rows, bool),
+    ) -> Self {
         let title = code.entry().title;
         let message = if detail.is_empty() { title.to_owned() } else { format!("{title}: {detail}") };
-        let places = if rows.count == 0 { String::new() } else { format!(" ({})", rows.places()) };
-        let numbers = rows.first.iter().map(|position| position.number()).collect();
-        Self { code, severity: code.entry().severity, split, file, message, count: rows.count, rows: numbers, places }
+        let in_words = if rows.count == 0 { String::new() } else { format!(" ({})", rows.places(several_files)) };
+        let numbers = rows.first.iter().map(Position::number).collect();
+        let places = rows.first.iter().map(Position::to_string).collect();
+        let severity = code.entry().severity;
+        Self { code, severity, split, file, message, count: rows.count, rows: numbers, places, in_words }
     }
 }
 
@@ -54,7 +64,7 @@ impl fmt::Display for Finding {
         if let Some(split) = self.split {
             write!(f, "{split}: ")?;
         }
-        write!(f, "{}{}", self.message, self.places)
+        write!(f, "{}{}", self.message, self.in_words)
     }
 }
 
@@ -63,18 +73,19 @@ impl fmt::Display for Finding {
 pub(super) struct Collector {
     split: &'static str,
     file: String,
+    several_files: bool,
     rows: BTreeMap<(Code, String), Rows>,
     whole: Vec<(Code, String)>,
 }
 
 impl Collector {
-    pub(super) fn new(split: &'static str, file: &str) -> Self {
-        Self { split, file: file.to_owned(), rows: BTreeMap::new(), whole: Vec::new() }
+    pub(super) fn new(split: &'static str, file: &str, several_files: bool) -> Self {
+        Self { split, file: file.to_owned(), several_files, rows: BTreeMap::new(), whole: Vec::new() }
     }
 
     /// Adds a finding about the row at `position`, with a detail by which findings are counted apart.
-    pub(super) fn row(&mut self, code: Code, detail: impl Into<String>, position: Position) {
-        self.rows.entry((code, detail.into())).or_default().add(position);
+    pub(super) fn row(&mut self, code: Code, detail: impl Into<String>, position: &Position) {
+        self.rows.entry((code, detail.into())).or_default().add(position.clone());
     }
 
     /// Adds a finding about rows that are counted already.
@@ -88,9 +99,11 @@ impl Collector {
     }
 
     pub(super) fn finish(self) -> Vec<Finding> {
-        let Self { split, file, rows, whole } = self;
+        let Self { split, file, several_files, rows, whole } = self;
         let about = whole.iter().map(|(code, detail)| Finding::about(*code, Some(split), Some(file.clone()), detail));
-        let of_rows = rows.iter().map(|((code, detail), rows)| Finding::of(*code, Some(split), Some(file.clone()), detail, rows));
+        let of_rows = rows.iter().map(|((code, detail), rows)| {
+            Finding::of(*code, Some(split), Some(file.clone()), detail, (rows, several_files))
+        });
         about.chain(of_rows).collect()
     }
 }

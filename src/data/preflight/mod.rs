@@ -88,7 +88,7 @@ fn look_at<'a>(split: Split<'a>, encoder: Option<&Encoder>) -> Seen<'a> {
     let views: Vec<View<'_>> = split.rows.par_iter().map(View::of).collect();
     let survey = Survey::of(&views);
     let digests: Vec<Digest> = views.par_iter().map(Digest::of).collect();
-    let mut found = Collector::new(split.name, split.file);
+    let mut found = Collector::new(split.name, split.file, split.rows.windows(2).any(|pair| pair[0].position.file != pair[1].position.file));
     let of_rows: Vec<Vec<(Code, String)>> = views.par_iter().map(|view| of_row(view, &survey)).collect();
     for (view, codes) in views.iter().zip(of_rows) {
         codes.into_iter().for_each(|(code, detail)| found.row(code, detail, view.position));
@@ -122,10 +122,10 @@ fn of_row(view: &View<'_>, survey: &Survey) -> Vec<(Code, String)> {
 /// The findings of encoding that the texts alone show too.
 fn without_tokens(rows: &[Row], views: &[View<'_>], found: &mut Collector) {
     for (row, view) in rows.iter().zip(views) {
-        row.ignored.iter().for_each(|key| found.row(Code::KeyIgnored, format!("`{key}`"), row.position));
+        row.ignored.iter().for_each(|key| found.row(Code::KeyIgnored, format!("`{key}`"), &row.position));
         let calls = view.messages.iter().any(|turn| turn.is_answer());
         if view.answers().next().is_none() && !calls {
-            found.row(Code::NothingTrained, "", row.position);
+            found.row(Code::NothingTrained, "", view.position);
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn findings(views: &[View<'_>], set: &EncodedSet, encoder: &Encoder, 
     let stops = encoder.stop_tokens();
     let of_sequences: Vec<Vec<Code>> = set.sequences.par_iter().map(|sequence| of_sequence(sequence, encoder, &stops)).collect();
     for (codes, position) in of_sequences.into_iter().zip(&set.positions) {
-        codes.into_iter().for_each(|code| found.row(code, "", *position));
+        codes.into_iter().for_each(|code| found.row(code, "", position));
     }
     let Letters { unknown, changed } = Letters::of(views, encoder);
     for (code, letters) in [(Code::UnknownToken, unknown), (Code::TokenizerChangesText, changed)] {
@@ -44,7 +44,7 @@ pub(super) fn findings(views: &[View<'_>], set: &EncodedSet, encoder: &Encoder, 
     let limit = (lengths.get(lengths.len() / 2).copied().unwrap_or_default() * VERY_LONG_MEDIANS).max(VERY_LONG_TOKENS);
     for (sequence, position) in set.sequences.iter().zip(&set.positions) {
         if sequence.ids.len() > limit {
-            found.row(Code::VeryLong, "", *position);
+            found.row(Code::VeryLong, "", position);
         }
     }
     if !set.sequences.is_empty() && (set.trained_tokens as f64) < FEW_TRAINED * set.tokens as f64 {

@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use crate::data::chat::stand_ins::strings;
-use crate::data::example::{Example, Message, Position, Role, Row};
+use crate::data::example::{Example, Message, Role, Row};
+use crate::data::position::Position;
 
 /// The part that a text plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,7 +21,7 @@ pub(super) enum Part {
 
 /// A row by its texts.
 pub(super) struct View<'a> {
-    pub(super) position: Position,
+    pub(super) position: &'a Position,
     /// The texts in their order.
     pub(super) parts: Vec<(Part, &'a str)>,
     /// The turns, where the row is a conversation.
@@ -52,7 +53,7 @@ impl<'a> View<'a> {
             Example::Text { text } => parts.push((Part::Answer, text)),
         }
         let is_bare = matches!(row.example, Example::PromptCompletion { .. } | Example::Text { .. });
-        Self { position: row.position, parts, messages, tools: tools_of_row, is_bare }
+        Self { position: &row.position, parts, messages, tools: tools_of_row, is_bare }
     }
 
     /// The texts that are trained.
