@@ -3,6 +3,7 @@
 
 mod adapter_file;
 mod adapter_open;
+mod chosen_templates;
 mod cli;
 mod conversations;
 mod data;
@@ -23,6 +24,7 @@ mod model;
 mod ops;
 mod pull;
 mod qlora;
+mod real_templates;
 mod recipe;
 mod recipes;
 mod runs;

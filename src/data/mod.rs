@@ -1,5 +1,6 @@
 //! From a row of a data file to token ids with a mask: reading, chat templates, encoding, batches.
 
+pub mod bare;
 pub mod batch;
 pub mod chat;
 pub mod encode;
@@ -14,6 +15,7 @@ pub mod settings;
 mod alpaca;
 mod problems;
 
+pub use bare::ControlTokens;
 pub use chat::ChatTemplate;
 pub use encode::Encoder;
 pub use encoded::Encoded;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::bare::ControlTokens;
 use super::format::Format;
 use super::set::LongPolicy;
 use crate::settings::{Limit, OrAuto, any, between, not_empty, optional, section};
@@ -17,6 +18,12 @@ section! {
         valid_fraction: Option<f64> = Take(None), optional(Limit::new("above 0, below 1", |share| *share > 0.0 && *share < 1.0));
         /// The shape of the examples; `auto` looks at the first.
         format: OrAuto<Format> = Take(OrAuto::Auto), any();
+        /// The chat template in place of the base's: `chatml`, `llama2`, `llama3`, `mistral`, `gemma`, `phi3`, `qwen`, `zephyr`,
+        /// `vicuna` or a file. It is saved with the adapter.
+        template: Option<String> = Take(None), optional(not_empty());
+        /// The reading of control tokens that rows without a chat template spell: as text, or as control tokens where the rows
+        /// were rendered beforehand.
+        control_tokens: ControlTokens = Take(ControlTokens::Text), any();
         /// The longest sequence, in tokens.
         max_seq_tokens: usize = Take(512), between(2..=1 << 24);
         /// The treatment of an example longer than `max_seq_tokens`.
@@ -38,6 +45,8 @@ pub(crate) mod tests {
             valid: None,
             valid_fraction: None,
             format: OrAuto::Auto,
+            template: None,
+            control_tokens: ControlTokens::Text,
             max_seq_tokens,
             overlong: LongPolicy::Drop,
             packing: false,
