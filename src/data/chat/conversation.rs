@@ -31,6 +31,9 @@ pub(in crate::data) fn prepared(messages: &[Message], template: &ChatTemplate) -
         }
         message.spells_calls = false;
     }
+    if arguments(&messages).next().is_none() {
+        return Ok(messages);
+    }
     let texts: Vec<String> = arguments(&messages).filter_map(|value| value.as_str().map(str::to_owned)).collect();
     let as_given = template.render(&messages, false);
     let is_escaped = |rendered: &String| {

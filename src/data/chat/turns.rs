@@ -53,6 +53,8 @@ struct Search<'a> {
     specials: &'a SpecialTexts,
     marked: Option<(&'a MarkedConversation, Shown)>,
     text: String,
+    /// The prompt of the last answer, by its turn.
+    last_prompt: Option<(usize, String)>,
 }
 
 /// The place of an answer, and the beginning of it in a prompt where that is another one.
@@ -72,12 +74,13 @@ pub(in crate::data) fn rendered(
     let text = template.render(messages, false)?;
     // Where the marks change the rendering otherwise, their places say nothing about it.
     let marked = marked.filter(|(_, shown)| shown.bare == text);
-    let mut search = Search { messages, template, specials, marked, text };
+    let mut search = Search { messages, template, specials, marked, text, last_prompt: None };
     let is_joined = search.join_prompt()?;
     let mut answers: Vec<Range<usize>> = Vec::new();
     let mut other_prompt = None;
     let mut missing = 0;
-    for (turn, _) in search.messages.iter().enumerate().filter(|(_, message)| message.is_answer()) {
+    let messages = search.messages;
+    for (turn, _) in messages.iter().enumerate().filter(|(_, message)| message.is_answer()) {
         let found = match search.by_beginning(turn)? {
             Some(found) => Some(found),
             None => search.by_marks(turn),
@@ -130,8 +133,10 @@ impl Search<'_> {
         let is_assistant = |message: &Message| message.role == Role::Assistant;
         let Some(last) = self.messages.iter().rposition(is_assistant).filter(|last| *last > 0) else { return Ok(false) };
         let before = &self.messages[..last];
-        let begins = |prompt: &str| self.text.starts_with(prompt);
-        if begins(&self.template.render(before, true)?) || begins(&self.template.render(before, false)?) {
+        let prompt = prompt(before, self.template)?;
+        let begins = self.text.starts_with(&prompt) || self.text.starts_with(&self.template.render(before, false)?);
+        self.last_prompt = Some((last, prompt));
+        if begins {
             return Ok(false);
         }
         let (Some((range, _)), Some((conversation, whole))) = (self.by_marks(last), &self.marked) else { return Ok(false) };
@@ -153,12 +158,15 @@ impl Search<'_> {
     }
 
     /// The place of a turn if the whole begins like the conversation before the turn, and like the one that ends with it.
-    fn by_beginning(&self, turn: usize) -> Result<Option<Found>> {
+    fn by_beginning(&mut self, turn: usize) -> Result<Option<Found>> {
         let messages = &self.messages[..=turn];
         let (start, differing) = match turn {
             0 => (content_start(messages, &self.text, self.template)?, None),
             _ => {
-                let prompt = prompt(&messages[..turn], self.template)?;
+                let prompt = match self.last_prompt.take_if(|(last, _)| *last == turn) {
+                    Some((_, prompt)) => prompt,
+                    None => prompt(&messages[..turn], self.template)?,
+                };
                 if self.text.starts_with(&prompt) {
                     (prompt.len(), None)
                 } else if self.text.starts_with(&self.template.render(&messages[..turn], false)?) {
