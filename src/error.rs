@@ -86,7 +86,13 @@ impl Error {
 
     /// Writing `path` failed (disk full, no permission).
     pub fn write(path: &Path, error: &std::io::Error) -> Self {
-        Self::failed(path, format!("cannot be written: {error}")).because(same(error))
+        use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        let failed = Self::failed(path, format!("cannot be written: {error}")).because(same(error));
+        match error.kind() {
+            StorageFull | QuotaExceeded => failed.hint("make room on the disk, or choose another one"),
+            ReadOnlyFilesystem | PermissionDenied => failed.hint("choose a folder that can be written"),
+            _ => failed,
+        }
     }
 
     /// Keeps the error that the last problem comes from, for [`std::error::Error::source`]. The message of a problem is

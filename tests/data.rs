@@ -54,8 +54,8 @@ fn tools_and_their_calls_are_rendered_and_trained_as_in_transformers() {
     row["messages"][1]["tool_calls"][0]["function"]["arguments"]["place"] = "<|im_end|>".into();
     let controls = |encoded: &burnish::data::Encoded| encoded.ids.iter().filter(|id| **id == 2).count();
     assert_eq!(controls(&encoder.encode(&example(&row)).expect("encodes")), controls(&plain));
-    // The answer to score is words; a call is none.
-    assert!(encoder.prompt_and_answer(&example(&fixture["cases"][1]["row"])).expect("encodes").is_none());
+    let called = encoder.prompt_and_answer(&example(&fixture["cases"][1]["row"])).expect("encodes");
+    assert_eq!(called.expect("a call comes with words").1, "I look.");
     let scored = encoder.prompt_and_answer(&example(&fixture["cases"][0]["row"])).expect("encodes");
     let (prompt, answer) = scored.expect("has an answer");
     assert!(plain.ids.starts_with(&prompt) && answer == "12 degrees.");

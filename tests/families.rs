@@ -127,8 +127,8 @@ fn an_adapter_over_all_linear_layers_gives_the_loss_of_peft_and_merges() {
         let adapted = trained.floats("adapter_logits");
         assert_near(&logits(&decoder, &ids, Some(&attached)), &adapted, 1e-4, &place);
         let batch = Batch { trained: vec![true; ids.len()], lengths: vec![ids.len()], ids: ids.clone() };
-        let losses = decoder.losses(&batch, Some(&attached));
-        let loss = losses.iter().copied().map(f64::from).sum::<f64>() / losses.len() as f64;
+        let losses = decoder.predictions(&batch, Some(&attached));
+        let loss = losses.iter().map(|token| f64::from(token.loss)).sum::<f64>() / losses.len() as f64;
         let wanted = training(&folder)["adapter_loss"].as_f64().expect("a loss");
         assert!((loss - wanted).abs() <= 1e-4, "{place}: {loss}, not {wanted}");
 

@@ -73,6 +73,9 @@ fn every_setting_can_be_given() {
         learning_rate = 1e-4
         schedule = "cosine"
         warmup_steps = 10
+        decay_share = 0.3
+        b_rate_ratio = 16
+        optimiser = "lion"
         weight_decay = 0.01
         max_grad_norm = 0
         beta1 = 0.8
@@ -178,6 +181,11 @@ fn hostile_values_are_range_or_type_errors() {
         "train.seed=-1",
         "train.seed=9007199254740993",
         "train.beta1=1.0",
+        "train.beta2=1.0",
+        "train.b_rate_ratio=0",
+        "train.warmup_share=1.1",
+        "train.decay_share=-0.1",
+        "train.optimiser=sgd",
         "train.weight_decay=-0.1",
         "train.max_grad_norm=nan",
         "train.eval_steps=0",
@@ -214,6 +222,7 @@ fn hostile_values_are_range_or_type_errors() {
 #[test]
 fn settings_that_contradict_each_other_are_problems() {
     let contradiction = |overrides: &[&str]| problems(with(overrides)).remove(0);
+    assert!(contradiction(&["train.warmup_steps=3", "train.warmup_share=0.1"]).contains("exclude each other"));
     assert!(contradiction(&["data.valid=v.jsonl", "data.valid_fraction=0.1"]).contains("exclude each other"));
     assert!(contradiction(&["train.early_stopping.min_delta=0.1"]).contains("needs validation examples"));
 }

@@ -33,7 +33,8 @@ fn the_bootstrap_interval_is_that_of_numpy() {
         let tokens = numbers(&case["tokens"]);
         let losses = |key: &str| -> Vec<ExampleLoss> {
             let sums = numbers(&case[key]).into_iter().zip(&tokens);
-            sums.map(|(loss_sum, &tokens)| ExampleLoss { loss_sum, tokens: tokens as usize }).collect()
+            sums.map(|(loss_sum, &tokens)| ExampleLoss { loss_sum, tokens: tokens as usize, correct_tokens: 0 })
+                .collect()
         };
         let (before, after) = (losses("before"), losses("after"));
         let number = |key: &str| case[key].as_f64().expect("a number");

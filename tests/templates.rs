@@ -212,15 +212,17 @@ fn texts_that_a_template_cuts_are_named() {
         ("m.content[:12]", &["assistant", "user"]),
         ("m.content.replace('door', '')", &["assistant", "user"]),
         ("m.content[:4] + m.content[-4:]", &["assistant", "user"]),
-        ("m.content | upper", &[]),
         ("m.content | tojson", &[]),
-        ("m.content.split() | join('_')", &[]),
         ("m.content", &[]),
     ] {
         let notices = set(&encoder(&CHATML.replace("m.content", shown)), &row).notices;
         let expected: Vec<String> = roles.iter().map(|role| notice(role)).collect();
         assert_eq!(notices, expected, "{shown}");
     }
+    let notices = set(&encoder(&CHATML.replace("m.content", "m.content | upper")), &row).notices;
+    let changed =
+        |role: &str| format!("the chat template changes the text of turns of the role `{role}` (1 row: line 1)");
+    assert_eq!(notices, ["assistant", "user"].map(changed), "all of it is shown, in other letters");
 }
 
 #[test]

@@ -6,15 +6,17 @@ use super::base_modules::check_sizes;
 use crate::data::{ControlTokens, Format};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::quant::Quant;
+use crate::quant::{Compute, Quant};
 
 /// Provenance keys in the metadata of the weights' file.
 pub mod provenance {
     /// The fingerprint of the base model ([`BaseFiles::content_hash`](crate::model::BaseFiles::content_hash)): a SHA-256
-    /// over its files, of which those above 512 MiB count by samples.
+    /// over its files.
     pub const BASE_SHA256: &str = "burnish.base_sha256";
     /// The scheme of the base's weights while training: `none`, `nf4`, …
     pub const QUANT: &str = "burnish.quant";
+    /// The precision of the frozen products while training: `f32` or `bf16`.
+    pub const COMPUTE: &str = "burnish.compute";
     /// SHA-256 of the training data.
     pub const DATA_SHA256: &str = "burnish.data_sha256";
     /// The shape of the training data: `prompt-completion`, `alpaca`, `chat` or `text`.
@@ -81,6 +83,18 @@ impl HostAdapter {
             Error::input(provenance::QUANT, format!("is `{name}`; known are {schemes}"))
         })?;
         Ok((quant != Quant::None).then_some(quant))
+    }
+
+    /// The precision of the frozen products while this adapter learned; `None` where the file does not say.
+    ///
+    /// # Errors
+    /// Input: a precision that this program does not know.
+    pub fn trained_in(&self) -> Result<Option<Compute>> {
+        let Some(name) = self.metadata.get(provenance::COMPUTE) else { return Ok(None) };
+        Compute::from_name(name).map(Some).ok_or_else(|| {
+            let known = Compute::ALL.map(Compute::name).join(", ");
+            Error::input(provenance::COMPUTE, format!("is `{name}`; known are {known}"))
+        })
     }
 
     /// The shape of the data that this adapter was trained on; `None` where the file does not say, as every adapter of

@@ -2,6 +2,7 @@
 
 pub mod attach;
 mod base_modules;
+pub mod combine;
 pub mod host;
 pub mod merge;
 pub mod peft;

@@ -71,7 +71,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let model = arguments.model.load(global, terminal)?;
     let attached = model.adapter.as_ref().map(|adapter| adapter.attach(model.decoder.config(), model.decoder.device()));
     let attached = attached.transpose()?;
-    let answering = Answering { sampler, max_tokens: arguments.max_tokens };
+    let answering = Answering { sampler, max_tokens: arguments.max_tokens, until: None };
     let mut stream = TextStream::new(model.base.encoder.tokenizer(), true);
     let mut tokens = 0;
     let encoder = &model.base.encoder;
@@ -95,7 +95,11 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         if global.json { Ok(()) } else { print(&text) }
     })?;
     if global.json {
-        let answer = Answer { prompt: &arguments.prompt, answer: answers.first().map_or("", String::as_str), tokens };
+        let answer = Answer {
+            prompt: &arguments.prompt,
+            answer: answers.first().map_or("", |answer| answer.text.as_str()),
+            tokens,
+        };
         return terminal.json(&answer);
     }
     print(&stream.finish()?)?;

@@ -4,7 +4,9 @@
 //! 2 used wrongly (arguments, recipe, bad input), 130 interrupted.
 
 mod check;
+mod combine;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod merge;
@@ -66,9 +68,11 @@ enum Command {
     Check(train::Arguments),
     #[command(after_help = "The adapter with the lowest validation loss stands in the run folder, in PEFT's format. \
                             docs/recipe.md explains every setting.")]
-    Train(train::Arguments),
+    Train(train::TrainArguments),
     Eval(eval::Arguments),
     Merge(merge::Arguments),
+    Export(export::Arguments),
+    Combine(combine::Arguments),
     Quantize(quantize::Arguments),
     Generate(generate::Arguments),
     Inspect(inspect::Arguments),
@@ -132,7 +136,9 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
         Command::Check(arguments) => check::run(arguments, &cli.global, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
+        Command::Combine(arguments) => combine::run(arguments, terminal),
         Command::Merge(arguments) => merge::run(arguments, &cli.global, terminal),
+        Command::Export(arguments) => export::run(arguments, terminal),
         Command::Quantize(arguments) => quantize::run(arguments, terminal),
         Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),

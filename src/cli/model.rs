@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Global;
-use super::progress::{Downloads, Loading};
+use super::progress::{Counter, Downloads};
 use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
 use crate::device;
@@ -58,7 +58,7 @@ impl Model {
         let device = device::open(&global.device)?;
         let (base, adapter) = self.open(terminal)?;
         let quant = self.quant(&base, adapter.as_ref())?;
-        let mut loading = Loading::new(terminal);
+        let mut loading = Counter::of_loading(terminal);
         let decoder = base.load(&device, self.compute(), quant, |done, total| loading.show(done, total))?;
         Ok(Ready { base, adapter, decoder, quant })
     }

@@ -54,36 +54,60 @@ impl<'t> Downloads<'t> {
     }
 }
 
-/// Shows a base being loaded, if that takes more than a second.
-pub(super) struct Loading<'t> {
+/// Shows work that is counted, if it takes more than a second: a base that is loaded, an evaluation.
+pub(super) struct Counter<'t> {
     terminal: &'t Terminal,
+    /// The work, as `loading`.
+    work: &'static str,
+    /// The things that are counted, as `tensors`.
+    things: &'static str,
     began: Instant,
     bar: Option<ProgressBar>,
     last_line: Instant,
 }
 
-/// Loading that takes less than this gets no bar.
+/// Work that takes less than this gets no bar.
 const SHORT: Duration = Duration::from_secs(1);
 /// Time between two lines where there is no bar.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
-impl<'t> Loading<'t> {
-    pub(super) fn new(terminal: &'t Terminal) -> Self {
-        Self { terminal, began: Instant::now(), bar: None, last_line: Instant::now() }
+impl<'t> Counter<'t> {
+    fn new(terminal: &'t Terminal, work: &'static str, things: &'static str) -> Self {
+        Self { terminal, work, things, began: Instant::now(), bar: None, last_line: Instant::now() }
     }
 
-    /// Shows that `done` tensors of `total` are loaded.
+    /// Shows how much of a base is loaded.
+    pub(super) fn of_loading(terminal: &'t Terminal) -> Self {
+        Self::new(terminal, "loading", "tensors")
+    }
+
+    /// Shows how many examples are encoded.
+    pub(super) fn of_encoding(terminal: &'t Terminal) -> Self {
+        Self::new(terminal, "encoding", "examples")
+    }
+
+    /// Shows how much of an evaluation is done.
+    pub(super) fn of_evaluation(terminal: &'t Terminal) -> Self {
+        Self::new(terminal, "evaluating", "examples")
+    }
+
+    /// Shows how many answers are given.
+    pub(super) fn of_answers(terminal: &'t Terminal) -> Self {
+        Self::new(terminal, "answering", "prompts")
+    }
+
+    /// Begins again: the next work of this kind takes its own time.
+    fn restart(&mut self) {
+        (self.began, self.last_line) = (Instant::now(), Instant::now());
+    }
+
+    /// Shows that `done` things of `total` are done.
     pub(super) fn show(&mut self, done: usize, total: usize) {
-        if done <= 1 {
-            (self.began, self.last_line) = (Instant::now(), Instant::now());
-        }
         if self.terminal.shows_bars() {
             if self.bar.is_none() && self.began.elapsed() > SHORT {
-                let bar = ProgressBar::new(total as u64).with_message("loading");
-                bar.set_style(
-                    ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} tensors {eta}")
-                        .unwrap_or_else(|_| ProgressStyle::default_bar()),
-                );
+                let bar = ProgressBar::new(total as u64).with_message(self.work);
+                let template = format!("{{msg}} {{wide_bar}} {{pos}}/{{len}} {} {{eta}}", self.things);
+                bar.set_style(ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()));
                 self.bar = Some(bar);
             }
             if let Some(bar) = &self.bar {
@@ -91,12 +115,11 @@ impl<'t> Loading<'t> {
             }
         } else if self.last_line.elapsed() > BETWEEN_LINES {
             self.last_line = Instant::now();
-            self.terminal.message(format!("loading: {done} of {total} tensors"));
+            self.terminal.message(format!("{}: {done} of {total} {}", self.work, self.things));
         }
-        if done >= total
-            && let Some(bar) = self.bar.take()
-        {
-            bar.finish_and_clear();
+        if done >= total {
+            self.bar.take().iter().for_each(ProgressBar::finish_and_clear);
+            self.restart();
         }
     }
 }

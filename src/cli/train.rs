@@ -7,17 +7,20 @@ use clap::Args;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::Global;
-use super::progress::{Downloads, Loading};
+use super::progress::{Counter, Downloads};
 use super::terminal::Terminal;
 use crate::bytes::Size;
-use crate::error::{Result, counted};
+use crate::error::{Result, counted, printable};
+use crate::generate::run::Finish;
 use crate::pull;
 use crate::recipe::Recipe;
+use crate::run::outcome::Requirement;
+use crate::run::samples::StepSample;
 use crate::run::train::train;
 use crate::run::watch::{Stage, Watch};
 use crate::train::Event;
 
-/// Fine-tune by a recipe, and write the run folder
+/// A recipe, and the options that change the run it describes.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The recipe, a TOML file
@@ -34,6 +37,16 @@ pub(super) struct Arguments {
     seed: Option<u64>,
 }
 
+/// Fine-tune by a recipe, and write the run folder
+#[derive(Debug, Args)]
+pub(super) struct TrainArguments {
+    #[command(flatten)]
+    job: Arguments,
+    /// Exit with code 1 unless the verdict suffices
+    #[arg(long, value_enum, value_name = "VERDICT")]
+    require: Option<Requirement>,
+}
+
 impl Arguments {
     /// The recipe, with what the command line sets in it.
     pub(super) fn recipe(&self) -> Result<Recipe> {
@@ -44,20 +57,38 @@ impl Arguments {
     }
 }
 
-pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let report = train(&arguments.recipe()?, &global.device, arguments.max_memory, &mut TrainProgress::new(terminal))?;
-    terminal.result(&report)
+pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Terminal) -> Result<()> {
+    let TrainArguments { job, require } = arguments;
+    let report = train(&job.recipe()?, &global.device, job.max_memory, &mut TrainProgress::new(terminal))?;
+    terminal.result(&report)?;
+    let verdicts = report.validation.iter().chain(&report.test);
+    require.map_or(Ok(()), |required| required.check(verdicts, report.guard.as_ref()))
 }
 
 /// Shows a run: a bar where stderr is a terminal, otherwise a line every few seconds.
 pub(super) struct TrainProgress<'t> {
     terminal: &'t Terminal,
     downloads: Downloads<'t>,
-    loading: Loading<'t>,
+    encoding: Counter<'t>,
+    loading: Counter<'t>,
+    evaluating: Counter<'t>,
     bar: Option<ProgressBar>,
     began: Instant,
     last_line: Option<Instant>,
     total: u64,
+}
+
+/// Characters of a prompt or an answer that are shown.
+const SHOWN_CHARACTERS: usize = 120;
+
+/// The beginning of a text, on one line.
+fn one_line(text: &str) -> String {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (shown, more) = match words.char_indices().nth(SHOWN_CHARACTERS) {
+        Some((end, _)) => (&words[..end], " …"),
+        None => (words.as_str(), ""),
+    };
+    format!("{}{more}", printable(shown))
 }
 
 /// Seconds between two lines where there is no bar.
@@ -65,8 +96,20 @@ const SECONDS_BETWEEN_LINES: u64 = 5;
 
 impl<'t> TrainProgress<'t> {
     pub(super) fn new(terminal: &'t Terminal) -> Self {
-        let (downloads, loading) = (Downloads::new(terminal), Loading::new(terminal));
-        Self { terminal, downloads, loading, bar: None, began: Instant::now(), last_line: None, total: 0 }
+        let (downloads, loading) = (Downloads::new(terminal), Counter::of_loading(terminal));
+        let encoding = Counter::of_encoding(terminal);
+        let evaluating = Counter::of_evaluation(terminal);
+        Self {
+            terminal,
+            downloads,
+            encoding,
+            loading,
+            evaluating,
+            bar: None,
+            began: Instant::now(),
+            last_line: None,
+            total: 0,
+        }
     }
 
     fn line(&self, text: &str) {
@@ -86,12 +129,31 @@ impl Watch for TrainProgress<'_> {
         self.downloads.show(event);
     }
 
+    fn encoding(&mut self, done: usize, total: usize) {
+        self.encoding.show(done, total);
+    }
+
     fn loading(&mut self, done: usize, total: usize) {
         self.loading.show(done, total);
     }
 
     fn notice(&mut self, text: &str) {
         self.terminal.message(text);
+    }
+
+    fn evaluating(&mut self, done: usize, total: usize) {
+        self.evaluating.show(done, total);
+    }
+
+    fn samples(&mut self, step: u64, samples: &[StepSample]) {
+        let lines = samples.iter().flat_map(|sample| {
+            let StepSample { prompt, expected, answer, finish, .. } = sample;
+            let cut = if *finish == Finish::Time { " … (cut: the share of time is used up)" } else { "" };
+            [("prompt  ", prompt, ""), ("expected", expected, ""), ("answer  ", answer, cut)]
+        });
+        let lines = lines.map(|(name, text, cut)| format!("  {name} {}{cut}", one_line(text)));
+        let lines = std::iter::once(format!("step {step}: samples")).chain(lines).collect::<Vec<_>>().join("\n");
+        self.line(&lines);
     }
 
     fn event(&mut self, event: &Event<'_>) {
@@ -129,6 +191,7 @@ impl Watch for TrainProgress<'_> {
                     }
                 }
             },
+            Event::Evaluating { done, total, .. } => self.evaluating.show(done, total),
             Event::Evaluation { step, valid_loss, is_best, .. } => {
                 let best = if is_best && step > 0 { ", the best so far" } else { "" };
                 self.line(&format!("step {step}: validation loss {valid_loss:.4}{best}"));

@@ -1,5 +1,6 @@
 //! From a row of a data file to token ids with a mask: reading, chat templates, encoding, batches.
 
+pub mod augment;
 pub mod bare;
 pub mod batch;
 pub mod chat;
@@ -7,6 +8,7 @@ pub mod encode;
 pub mod encoded;
 pub mod example;
 pub mod format;
+pub mod kept;
 pub mod read;
 pub mod remark;
 pub mod set;
@@ -15,6 +17,7 @@ pub mod settings;
 mod alpaca;
 mod problems;
 
+pub use augment::{Augment, Augmenter};
 pub use bare::ControlTokens;
 pub use chat::ChatTemplate;
 pub use encode::Encoder;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::augment::Augment;
 use super::bare::ControlTokens;
 use super::format::Format;
 use super::set::LongPolicy;
@@ -16,6 +17,9 @@ section! {
         valid: Option<PathBuf> = Take(None), optional(not_empty());
         /// Instead of `valid`: this share of the training examples is held out, chosen by the seed.
         valid_fraction: Option<f64> = Take(None), optional(Limit::new("above 0, below 1", |share| *share > 0.0 && *share < 1.0));
+        /// The test examples: base and adapter are measured on them once, at the end. Nothing is chosen by them, unlike by the
+        /// validation examples, which choose the best adapter.
+        test: Option<PathBuf> = Take(None), optional(not_empty());
         /// The shape of the examples; `auto` looks at the first.
         format: OrAuto<Format> = Take(OrAuto::Auto), any();
         /// The chat template in place of the base's: `chatml`, `llama2`, `llama3`, `mistral`, `gemma`, `phi3`, `qwen`, `zephyr`,
@@ -28,9 +32,11 @@ section! {
         max_seq_tokens: usize = Take(512), between(2..=1 << 24);
         /// The treatment of an example longer than `max_seq_tokens`.
         overlong: LongPolicy = Take(LongPolicy::Drop), any();
-        /// Fill a micro-batch up to `micro_batch_seqs` × `max_seq_tokens` tokens instead of counting sequences; attention
-        /// never crosses from one example to the next.
+        /// Fill micro-batches by best fit up to `micro_batch_seqs` × `max_seq_tokens` tokens instead of counting sequences;
+        /// attention never crosses from one example to the next.
         packing: bool = Take(false), any();
+        /// Changes of the prompts of the training examples.
+        augment: Option<Augment> = Take(None), any();
     }
 }
 
@@ -44,12 +50,14 @@ pub(crate) mod tests {
             train: train.into(),
             valid: None,
             valid_fraction: None,
+            test: None,
             format: OrAuto::Auto,
             template: None,
             control_tokens: ControlTokens::Text,
             max_seq_tokens,
             overlong: LongPolicy::Drop,
             packing: false,
+            augment: None,
         }
     }
 }

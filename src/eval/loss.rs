@@ -1,15 +1,7 @@
-//! Losses over a set of examples: their mean by token, perplexity, and whether one model beats another.
+//! Losses over a set of examples: their mean by token, perplexity, token accuracy, and whether one model beats another.
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha12Rng;
-use rayon::prelude::*;
-
-use crate::error::{Error, Result, counted};
-
-/// Resamples of the bootstrap: the interval's ends then wobble by about 1% of its width.
-pub const RESAMPLES: usize = 10_000;
-/// With fewer examples the bootstrap's interval is far too narrow to found a verdict on.
-pub const LEAST_EXAMPLES: usize = 10;
+use super::bootstrap::{self, Better, Comparison, Share};
+use crate::error::{Error, Result};
 
 /// The share of one example in a loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,54 +10,19 @@ pub struct ExampleLoss {
     pub loss_sum: f64,
     /// Trained tokens.
     pub tokens: usize,
+    /// Of these, the ones than which the model found no other token likelier.
+    pub correct_tokens: usize,
 }
 
-/// The conclusion of a comparison, at 95% confidence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The whole interval lies below 0.
-    Improved,
-    /// The interval holds 0, or there are fewer than [`LEAST_EXAMPLES`].
-    NoEvidence,
-    /// The whole interval lies above 0.
-    Worse,
-}
-
-impl Verdict {
-    /// The verdict in words.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Improved => "improved",
-            Self::NoEvidence => "no evidence",
-            Self::Worse => "worse",
-        }
+impl ExampleLoss {
+    /// The share in the mean loss by token.
+    pub fn share(&self) -> Share {
+        Share { sum: self.loss_sum, weight: self.tokens as f64 }
     }
-}
 
-/// Two models on the same examples.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LossComparison {
-    /// Mean loss by token of the first model.
-    pub before: f64,
-    /// Mean loss by token of the second model.
-    pub after: f64,
-    /// `after - before`: negative is better.
-    pub difference: f64,
-    /// Lower end of the 95% interval of the difference.
-    pub low: f64,
-    /// Upper end of the 95% interval of the difference.
-    pub high: f64,
-    /// Number of examples.
-    pub examples: usize,
-    /// The conclusion from the interval.
-    pub verdict: Verdict,
-}
-
-impl LossComparison {
-    /// Why there is no verdict whatever the interval says; `None` where the interval decides.
-    pub fn reason(&self) -> Option<String> {
-        (self.examples < LEAST_EXAMPLES)
-            .then(|| format!("{}, at least {LEAST_EXAMPLES} are needed", counted(self.examples, "example")))
+    /// The share in the token accuracy.
+    pub fn share_of_correct(&self) -> Share {
+        Share { sum: self.correct_tokens as f64, weight: self.tokens as f64 }
     }
 }
 
@@ -97,12 +54,12 @@ pub fn perplexity(mean_loss: f64) -> f64 {
     mean_loss.exp()
 }
 
-/// Whether `after` is better than `before`, example by example the same ones.
-///
-/// The interval is the percentile bootstrap of the paired difference (Efron and Tibshirani 1993, chapter 13):
-/// examples are drawn with replacement, [`RESAMPLES`] times, and each draw gives
-/// `sum(after - before) / sum(tokens)`; 2.5% of the results lie below the interval and 2.5% above.
-/// The same `seed` gives the same interval on every machine. `place` names the example of an index, for messages.
+/// The share of the trained tokens than which the model found no other likelier.
+pub fn token_accuracy(losses: &[ExampleLoss]) -> f64 {
+    bootstrap::mean(&losses.iter().map(ExampleLoss::share_of_correct).collect::<Vec<_>>())
+}
+
+/// Whether `after` is better than `before`, by [`bootstrap::compare`]. `place` names the example of an index, for messages.
 ///
 /// # Errors
 /// Lists of different lengths, and the inputs that [`mean_loss`] refuses.
@@ -111,68 +68,24 @@ pub fn compare(
     after: &[ExampleLoss],
     seed: u64,
     place: impl Fn(usize) -> String,
-) -> Result<LossComparison> {
+) -> Result<Comparison> {
     let same_tokens = before.iter().map(|example| example.tokens).eq(after.iter().map(|example| example.tokens));
     if !same_tokens {
         return Err(Error::failed("evaluation", "the two models were not measured on the same examples"));
     }
-    let (mean_before, mean_after) = (mean_loss(before, &place)?, mean_loss(after, &place)?);
-    let pairs = before.iter().zip(after);
-    let differences: Vec<ExampleLoss> = pairs
-        .map(|(before, after)| ExampleLoss { loss_sum: after.loss_sum - before.loss_sum, tokens: before.tokens })
-        .collect();
-    let mut resampled: Vec<f64> =
-        (0..RESAMPLES as u64).into_par_iter().map(|resample| resampled_mean(&differences, seed, resample)).collect();
-    resampled.sort_by(f64::total_cmp);
-    let (low, high) = (quantile(&resampled, 0.025), quantile(&resampled, 0.975));
-    let verdict = match before.len() {
-        examples if examples < LEAST_EXAMPLES => Verdict::NoEvidence,
-        _ if high < 0.0 => Verdict::Improved,
-        _ if low > 0.0 => Verdict::Worse,
-        _ => Verdict::NoEvidence,
-    };
-    Ok(LossComparison {
-        before: mean_before,
-        after: mean_after,
-        difference: mean_after - mean_before,
-        low,
-        high,
-        examples: before.len(),
-        verdict,
-    })
-}
-
-/// The mean by token of as many examples as there are, drawn with replacement.
-fn resampled_mean(differences: &[ExampleLoss], seed: u64, resample: u64) -> f64 {
-    let mut rng = ChaCha12Rng::seed_from_u64(seed);
-    rng.set_stream(resample);
-    let (mut sum, mut tokens) = (0.0, 0usize);
-    for _ in differences {
-        // 64 random bits over the number of examples: the bias is below 2^-32 for any set that fits in memory.
-        let index = (u128::from(rng.next_u64()) * differences.len() as u128) >> 64;
-        if let Some(example) = differences.get(index as usize) {
-            sum += example.loss_sum;
-            tokens += example.tokens;
-        }
-    }
-    // A draw of nothing but examples without tokens has no difference to show.
-    if tokens == 0 { 0.0 } else { sum / tokens as f64 }
-}
-
-/// The value below which `share` of `sorted` lies, interpolated linearly (numpy's default).
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let position = share * sorted.len().saturating_sub(1) as f64;
-    let below = sorted.get(position.floor() as usize).copied().unwrap_or_default();
-    let above = sorted.get(position.ceil() as usize).copied().unwrap_or_default();
-    below + (above - below) * position.fract()
+    mean_loss(before, &place)?;
+    mean_loss(after, &place)?;
+    let shares = |losses: &[ExampleLoss]| losses.iter().map(ExampleLoss::share).collect::<Vec<_>>();
+    Ok(bootstrap::compare(&shares(before), &shares(after), Better::Lower, seed))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::bootstrap::Verdict;
 
     fn losses(pairs: &[(f64, usize)]) -> Vec<ExampleLoss> {
-        pairs.iter().map(|&(loss_sum, tokens)| ExampleLoss { loss_sum, tokens }).collect()
+        pairs.iter().map(|&(loss_sum, tokens)| ExampleLoss { loss_sum, tokens, correct_tokens: 0 }).collect()
     }
 
     #[test]
@@ -213,7 +126,9 @@ mod tests {
     #[test]
     fn the_seed_decides_the_interval() {
         let before = losses(&[(1.0, 1); 12]);
-        let after: Vec<_> = (0..12).map(|index| ExampleLoss { loss_sum: f64::from(index).sqrt(), tokens: 1 }).collect();
+        let after: Vec<_> = (0..12)
+            .map(|index| ExampleLoss { loss_sum: f64::from(index).sqrt(), tokens: 1, correct_tokens: 0 })
+            .collect();
         let interval =
             |seed| compare(&before, &after, seed, example_number).map(|found| (found.low, found.high)).unwrap();
         assert_eq!(interval(3), interval(3));

@@ -1,4 +1,9 @@
-//! Measures of a model: losses with their comparison, and scores of generated text.
+//! Measures of a model: losses, scores of generated text, and comparisons of two models.
 
+pub mod bootstrap;
 pub mod loss;
+pub mod settings;
 pub mod text;
+pub mod tool_calls;
+
+pub use settings::EvalSettings;

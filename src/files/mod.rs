@@ -4,10 +4,12 @@
 //! `quant` decodes the numbers; `model` knows their purpose.
 
 pub mod bitsandbytes;
+pub mod cache_folder;
 pub mod folders;
 pub mod gguf;
 pub mod hex;
 pub mod json;
+pub mod known_hashes;
 pub mod open;
 pub mod output;
 pub mod safetensors;

@@ -1,5 +1,9 @@
 //! Generation: several sequences at once, each until its end token or its limit.
 
+use std::time::Instant;
+
+use serde::Serialize;
+
 use super::sample::{Sampler, SamplerConfig};
 use crate::error::{Error, Result};
 use crate::model::Decoder;
@@ -20,6 +24,29 @@ pub struct Request<'a> {
     pub max_tokens: usize,
     /// The tokens that end a continuation; they are not part of it.
     pub end_tokens: &'a [u32],
+    /// No token is begun after this moment.
+    pub until: Option<Instant>,
+}
+
+/// The tokens that follow a prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Continuation {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// The reason why there are no more.
+    pub finish: Finish,
+}
+
+/// The reason why a continuation ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// The model gave an end token.
+    EndToken,
+    /// It has as many tokens as were asked for, or as the model has positions for.
+    Length,
+    /// The time was up.
+    Time,
 }
 
 /// A sequence that is being continued.
@@ -34,7 +61,8 @@ struct RunningSequence {
     added: usize,
 }
 
-/// Continues each prompt; `emit(prompt's index, token)` sees every token as it comes. Sampling depends on the seed
+/// Continues each prompt; `emit(prompt's index, token)` sees every token as it comes. The prompts of a group of
+/// [`SEQUENCES_AT_ONCE`] are finished before the next group begins. Sampling depends on the seed
 /// and the prompt's index, not on what is decoded beside it.
 ///
 /// # Errors
@@ -45,9 +73,11 @@ pub fn generate(
     prompts: &[Vec<u32>],
     request: &Request<'_>,
     mut emit: impl FnMut(usize, u32) -> Result<()>,
-) -> Result<Vec<Vec<u32>>> {
+) -> Result<Vec<Continuation>> {
     let positions = decoder.config().max_positions;
-    let mut continuations = vec![Vec::new(); prompts.len()];
+    let is_over = || request.until.is_some_and(|until| Instant::now() >= until);
+    let nothing = Continuation { ids: Vec::new(), finish: Finish::Length };
+    let mut continuations = vec![nothing; prompts.len()];
     for (group, prompts) in prompts.chunks(SEQUENCES_AT_ONCE).enumerate() {
         let mut running = Vec::with_capacity(prompts.len());
         for (offset, prompt) in prompts.iter().enumerate() {
@@ -64,15 +94,20 @@ pub fn generate(
             });
         }
         while !running.is_empty() && request.max_tokens > 0 {
+            if is_over() {
+                running.iter().for_each(|one| continuations[one.index].finish = Finish::Time);
+                break;
+            }
             let logits = advance(decoder, adapter, &mut running, TOKENS_AT_ONCE);
             let mut next = Vec::with_capacity(running.len());
             for (mut one, logits) in running.into_iter().zip(logits) {
                 let token = one.sampler.sample(&logits, &one.history)?;
                 if request.end_tokens.contains(&token) {
+                    continuations[one.index].finish = Finish::EndToken;
                     continue;
                 }
                 emit(one.index, token)?;
-                continuations[one.index].push(token);
+                continuations[one.index].ids.push(token);
                 one.history.push(token);
                 one.added += 1;
                 if one.added < request.max_tokens && one.history.len() < positions {

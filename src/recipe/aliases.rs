@@ -21,6 +21,7 @@ pub(super) const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("gradient_checkpointing", "train.recompute"),
     ("grad_checkpoint", "train.recompute"),
     ("iters", "train.max_steps"),
+    ("label_smoothing_factor", "train.label_smoothing"),
     ("load_in_4bit", "base.quant"),
     ("load_in_8bit", "base.quant"),
     ("lora", "adapter"),
@@ -33,13 +34,17 @@ pub(super) const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("lr", "train.learning_rate"),
     ("lr_scheduler", "train.schedule"),
     ("lr_scheduler_type", "train.schedule"),
+    ("loraplus_lr_ratio", "train.b_rate_ratio"),
     ("max_length", "data.max_seq_tokens"),
     ("max_new_tokens", "sample.max_tokens"),
     ("max_seq_length", "data.max_seq_tokens"),
     ("micro_batch_size", "train.micro_batch_seqs"),
     ("model_name_or_path", "base.model"),
+    ("neftune_noise_alpha", "train.neftune_alpha"),
     ("num_epochs", "train.epochs"),
     ("num_train_epochs", "train.epochs"),
+    ("optim", "train.optimiser"),
+    ("optimizer", "train.optimiser"),
     ("output_dir", "output.dir"),
     ("peft", "adapter"),
     ("peft_use_rslora", "adapter.rslora"),
@@ -58,6 +63,7 @@ pub(super) const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("val_size", "data.valid_fraction"),
     ("validation_file", "data.valid"),
     ("warmup", "train.warmup_steps"),
+    ("warmup_ratio", "train.warmup_share"),
 ];
 
 /// The key here, a word elsewhere in lower case, and the word here.
@@ -81,7 +87,13 @@ pub(super) const FOREIGN_WORDS: &[(&str, &str, &str)] = &[
     ("data.format", "chat_template", "chat"),
     ("data.format", "completion", "prompt-completion"),
     ("data.format", "instruction", "alpaca"),
+    ("train.optimiser", "adamw_torch", "adamw"),
+    ("train.optimiser", "adam", "adamw"),
+    ("train.optimiser", "lion_32bit", "lion"),
     ("train.recompute", "full", "block"),
+    ("train.schedule", "constant_with_warmup", "constant"),
+    ("train.schedule", "warmup_stable_decay", "warmup-stable-decay"),
+    ("train.schedule", "wsd", "warmup-stable-decay"),
 ];
 
 #[cfg(test)]

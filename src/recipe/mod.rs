@@ -141,6 +141,16 @@ impl Recipe {
             let message = "`train.early_stopping` needs validation examples, and there are none";
             reader.problem_with_hint(&place, message, "give `data.valid` or `data.valid_fraction`");
         }
+        if let Some(test) = &data.test
+            && (*test == data.train || data.valid.as_ref() == Some(test))
+        {
+            let message = "`data.test` is a file that the adapter is trained or chosen on: it would prove nothing";
+            reader.problem_with_hint(&self.place("data.test"), message, "give examples that are held out from both");
+        }
+        if train.warmup_share.is_some() && train.warmup_steps > 0 {
+            let place = self.place("train.warmup_share");
+            reader.problem(&place, "`train.warmup_steps` and `train.warmup_share` exclude each other: keep one");
+        }
         let listed = adapter.targets.listed();
         for (index, target) in listed.iter().enumerate() {
             if listed[..index].contains(target) {
@@ -171,8 +181,12 @@ impl Recipe {
             reader.problem_with_hint(&self.place("base.model"), message, crate::pull::names_hint(&plan.base.model));
         }
         self.check_data("data.train", &plan.data.train, reader);
-        if let Some(valid) = &plan.data.valid {
-            self.check_data("data.valid", valid, reader);
+        let guard = plan.eval.guard.as_ref().map(|guard| &guard.path);
+        let others = [("data.valid", plan.data.valid.as_ref()), ("data.test", plan.data.test.as_ref())];
+        for (key, path) in others.into_iter().chain([("eval.guard.path", guard)]) {
+            if let Some(path) = path {
+                self.check_data(key, path, reader);
+            }
         }
         let dir = &plan.output.dir;
         // An empty folder is no run.

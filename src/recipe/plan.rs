@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::adapter::spec::AdapterSpec;
 use crate::data::DataSettings;
+use crate::eval::EvalSettings;
 use crate::quant::{Compute, Quant};
 use crate::settings::{Limit, any, between, not_empty, section};
 use crate::train::TrainSettings;
@@ -17,8 +18,10 @@ section! {
         data: DataSettings = ReadEmpty, any();
         /// The low-rank adapter.
         adapter: AdapterSpec = ReadEmpty, any();
-        /// The training: AdamW with decoupled weight decay.
+        /// The training.
         train: TrainSettings = ReadEmpty, any();
+        /// The examples of evaluations.
+        eval: EvalSettings = ReadEmpty, any();
         /// The place of the results.
         output: Output = ReadEmpty, any();
         /// Samples that show the difference.
@@ -48,9 +51,14 @@ section! {
 }
 
 section! {
-    /// Samples that show the difference: each prompt is answered before and after the training.
+    /// Samples that show the difference: answers to validation prompts at each evaluation, and to prompts of one's own before
+    /// and after the training.
     SampleSettings {
-        /// The prompts, rendered as the training examples are: through the chat template, or as they stand where the
+        /// Validation prompts that are answered greedily at each evaluation, chosen by `train.seed`; 0 for none.
+        valid_prompts: usize = Take(3), between(0..=64);
+        /// The most of the training's time that these answers take: they are cut, or left out, where the machine is too slow.
+        time_share: f64 = Take(0.03), between(0.0..=1.0);
+        /// The prompts that are answered before and after the training, rendered as the training examples are: through the chat template, or as they stand where the
         /// examples are prompts with completions. None by default.
         prompts: Vec<String> = Take(Vec::new()), Limit::new("prompts that are not empty", |prompts: &Vec<String>| prompts.iter().all(|prompt| !prompt.is_empty()));
         /// The longest answer, in tokens.

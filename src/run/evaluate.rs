@@ -5,16 +5,15 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::answer::{Answering, answer_ids};
+use super::answer::{Answering, Expected, Question, answer_ids};
 use super::base::OpenBase;
 use super::outcome::Validation;
 use crate::adapter::host::HostAdapter;
 use crate::data::{Format, LongPolicy, Row};
 use crate::error::{Error, Result, counted};
-use crate::eval::loss::{compare, mean_loss, perplexity};
+use crate::eval::loss::{mean_loss, perplexity};
 use crate::eval::text::{exact_match, rouge_l};
 use crate::generate::run::check_prompt;
-use crate::generate::sample::SamplerConfig;
 use crate::model::Decoder;
 use crate::quant::Quant;
 use crate::train::evaluate::evaluate as losses_of;
@@ -87,14 +86,15 @@ pub fn evaluate(
         ));
     }
     let attached = adapter.map(|adapter| adapter.attach(decoder.config(), decoder.device())).transpose()?;
-    let losses = losses_of(decoder, attached.as_ref(), &set.sequences);
+    let progress = &mut |_| Ok(());
+    let losses = losses_of(decoder, attached.as_ref(), &set.sequences, progress)?;
     let place = |index: usize| set.positions[index].within(data.display());
     let loss = mean_loss(&losses, place)?;
     let tokens = losses.iter().map(|loss| loss.tokens).sum();
     let against_base = match &attached {
         Some(_) => {
-            let before = losses_of(decoder, None, &set.sequences);
-            Some(Validation::of(&compare(&before, &losses, options.seed, place)?, tokens))
+            let before = losses_of(decoder, None, &set.sequences, progress)?;
+            Some(Validation::of("validation", (&before, &losses), options.seed, place)?)
         }
         None => None,
     };
@@ -110,26 +110,31 @@ pub fn evaluate(
     };
     if options.generate {
         let asked = rows.iter().map(|row| {
-            let asked = base.encoder.prompt_and_answer(&row.example).and_then(|asked| {
-                asked.iter().try_for_each(|(prompt, _)| check_prompt(prompt, limit))?;
+            let asked = Question::of(&base.encoder, &row.example).and_then(|asked| {
+                asked.iter().try_for_each(|question| check_prompt(&question.ids, limit))?;
                 Ok(asked)
             });
             asked.map_err(|error| error.within(row.position.within(data.display())))
         });
         let asked = asked.collect::<Result<Vec<_>>>()?;
-        let (prompts, expected): (Vec<_>, Vec<_>) = asked.into_iter().flatten().unzip();
+        let questions: Vec<Question> = asked.into_iter().flatten().collect();
+        let questions = questions.into_iter().filter_map(|question| match question.expected {
+            Expected::Text(text) => Some((question.ids, text)),
+            Expected::Calls(_) => None,
+        });
+        let (prompts, expected): (Vec<_>, Vec<_>) = questions.unzip();
         if prompts.is_empty() {
             return Err(Error::input(data.display(), "no example has an answer to compare with")
                 .hint("--generate needs prompts with completions, Alpaca examples or conversations"));
         }
-        let answering = Answering { sampler: SamplerConfig::default(), max_tokens: options.max_tokens };
+        let answering = Answering { max_tokens: options.max_tokens, ..Answering::default() };
         let answers = answer_ids(decoder, &base.encoder, attached.as_ref(), &prompts, &answering, |_, _| Ok(()));
         let answers = answers.map_err(of_data)?;
         let pairs = || answers.iter().zip(&expected);
         let count = answers.len() as f64;
         report.exact_match =
-            Some(pairs().filter(|(answer, expected)| exact_match(expected, answer)).count() as f64 / count);
-        report.rouge_l = Some(pairs().map(|(answer, expected)| rouge_l(expected, answer)).sum::<f64>() / count);
+            Some(pairs().filter(|(answer, expected)| exact_match(expected, &answer.text)).count() as f64 / count);
+        report.rouge_l = Some(pairs().map(|(answer, expected)| rouge_l(expected, &answer.text)).sum::<f64>() / count);
     }
     Ok(report)
 }

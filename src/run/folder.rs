@@ -112,7 +112,7 @@ impl Drop for RunFolder {
     fn drop(&mut self) {
         let Some(unfinished) = self.unfinished.take() else { return };
         // Only the files that a run writes are removed; any other file belongs to the user.
-        for name in [METRICS, "recipe.toml", "run.json"].iter().chain(&FOLDER_FILES) {
+        for name in [METRICS, "recipe.toml", "run.json", "samples.jsonl"].iter().chain(&FOLDER_FILES) {
             let _ = std::fs::remove_file(self.path.join(name));
         }
         // One of those files lies in a folder of its own.

@@ -81,7 +81,7 @@ pub fn compare(
     let adapter_on_packed = {
         let decoder = base.load(&hardware.device, hardware.compute, packing, |_, _| {})?;
         let attached = adapter.attach(decoder.config(), &hardware.device)?;
-        mean_loss(&evaluate(&decoder, Some(&attached), &set.sequences), example_number)?
+        mean_loss(&evaluate(&decoder, Some(&attached), &set.sequences, &mut |_| Ok(()))?, example_number)?
     };
     let mut kept = None;
     let mut loss_of = |weights: MergeBase| {
@@ -120,7 +120,7 @@ fn loss_of_folder(folder: &Staging, sequences: &[Encoded], hardware: &Hardware) 
     let files = BaseFiles::open(folder.path())?;
     let options = LoadOptions { device: hardware.device.clone(), compute: hardware.compute, quant: Quant::None };
     let decoder = Decoder::load(&files, &options, |_, _| {})?;
-    mean_loss(&evaluate(&decoder, None, sequences), example_number)
+    mean_loss(&evaluate(&decoder, None, sequences, &mut |_| Ok(()))?, example_number)
 }
 
 impl fmt::Display for MergeCheck {

@@ -3,15 +3,20 @@
 pub mod adapter;
 pub mod answer;
 pub mod base;
+pub mod combine;
 pub mod evaluate;
+pub mod export;
 pub mod folder;
+pub mod held_out;
 pub mod memory_fit;
 pub mod memory_plan;
 pub mod merge;
 mod notices;
 pub mod outcome;
 pub mod prepare;
+pub mod samples;
 pub mod train;
+mod verdict;
 pub mod watch;
 
 pub use adapter::OpenAdapter;

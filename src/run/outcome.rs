@@ -1,4 +1,4 @@
-//! The outcome of a training run, for people and as JSON.
+//! The outcome of a training run, for people and as JSON: its verdicts, and whether they suffice.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::bytes::Size;
-use crate::error::{counted, printable};
-use crate::eval::loss::{LossComparison, perplexity};
+use crate::error::{Error, Place, Result, counted, printable};
+use crate::eval::bootstrap::Verdict;
+use crate::eval::loss::{self, ExampleLoss, perplexity};
+use crate::settings::choice;
 
 /// The outcome of a training run.
 #[derive(Debug, Clone, Serialize)]
@@ -32,6 +34,12 @@ pub struct TrainReport {
     pub planned_bytes: Option<u64>,
     /// Validation loss before and after, with a 95% interval of the difference; none without validation data.
     pub validation: Option<Validation>,
+    /// The same on the test examples, by which nothing was chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<Validation>,
+    /// The same on the guard, which the adapter was not trained for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Validation>,
     /// The sample prompts, answered before and after.
     pub samples: Vec<Sample>,
 }
@@ -47,9 +55,51 @@ pub struct Sample {
     pub after: String,
 }
 
-/// The verdict on the validation data.
+choice! {
+    /// The verdict that a command demands, for its exit code.
+    Requirement {
+        /// The adapter is better than the base, by the test examples or else the validation examples, and not worse on the guard.
+        Improved = "improved",
+        /// The adapter is nowhere worse than the base.
+        NotWorse = "not-worse",
+    }
+}
+
+impl Requirement {
+    /// Checks the verdicts of a run or an evaluation; the last of `verdicts` has the last word.
+    ///
+    /// # Errors
+    /// Failed: a verdict does not suffice, or there is none.
+    pub fn check<'a>(
+        self,
+        verdicts: impl IntoIterator<Item = &'a Validation>,
+        guard: Option<&Validation>,
+    ) -> Result<()> {
+        let place = || Place::argument("--require");
+        let Some(decisive) = verdicts.into_iter().last() else {
+            return Err(Error::failed(place(), "there is no verdict: nothing was compared with the base")
+                .hint("give validation examples, or with `eval` an adapter"));
+        };
+        let is_met = |validation: &Validation, requirement| match requirement {
+            Self::Improved => validation.verdict == Verdict::Improved,
+            Self::NotWorse => validation.verdict != Verdict::Worse,
+        };
+        let judged = std::iter::once((decisive, self)).chain(guard.map(|guard| (guard, Self::NotWorse)));
+        let unmet = judged.filter(|(validation, requirement)| !is_met(validation, *requirement));
+        let errors = unmet.map(|(validation, requirement)| {
+            let Validation { name, verdict, .. } = validation;
+            Error::failed(place(), format!("the {name} verdict is `{}`, not `{requirement}`", verdict.name()))
+        });
+        Error::none_of(errors.collect(), ())
+    }
+}
+
+/// The verdict on a data set.
 #[derive(Debug, Clone, Serialize)]
 pub struct Validation {
+    /// The data set: `validation`, `test` or `guard`.
+    #[serde(skip)]
+    pub name: &'static str,
     /// Mean loss over the trained tokens without the adapter.
     pub loss_before: f64,
     /// Mean loss with it.
@@ -60,36 +110,60 @@ pub struct Validation {
     pub perplexity_after: f64,
     /// Trained tokens.
     pub tokens: usize,
+    /// Share of the trained tokens than which the base found no other likelier.
+    pub token_accuracy_before: f64,
+    /// The same with the adapter.
+    pub token_accuracy_after: f64,
     /// Examples.
     pub examples: usize,
+    /// Examples of the set that were not measured.
+    pub unmeasured_examples: usize,
     /// `loss_after − loss_before`.
     pub difference: f64,
     /// Lower end of the difference's 95% interval.
     pub low: f64,
     /// Upper end.
     pub high: f64,
-    /// The verdict in words.
-    pub verdict: &'static str,
-    /// Why there is no verdict whatever the interval says; `None` where the interval decides.
+    /// The conclusion from the interval.
+    pub verdict: Verdict,
+    /// Why there is no evidence; `None` where there is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict_reason: Option<String>,
+    /// A remedy for what the verdict says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
 }
 
 impl Validation {
-    pub(super) fn of(comparison: &LossComparison, tokens: usize) -> Self {
-        Self {
+    /// The verdict on the data set `name`, by the losses of base and adapter. The rest is [`loss::compare`].
+    ///
+    /// # Errors
+    /// Those of [`loss::compare`].
+    pub(super) fn of(
+        name: &'static str,
+        (before, after): (&[ExampleLoss], &[ExampleLoss]),
+        seed: u64,
+        place: impl Fn(usize) -> String,
+    ) -> Result<Self> {
+        let comparison = loss::compare(before, after, seed, place)?;
+        Ok(Self {
+            name,
             loss_before: comparison.before,
             loss_after: comparison.after,
             perplexity_before: perplexity(comparison.before),
             perplexity_after: perplexity(comparison.after),
-            tokens,
+            tokens: after.iter().map(|example| example.tokens).sum(),
+            token_accuracy_before: loss::token_accuracy(before),
+            token_accuracy_after: loss::token_accuracy(after),
             examples: comparison.examples,
+            unmeasured_examples: 0,
             difference: comparison.difference,
             low: comparison.low,
             high: comparison.high,
-            verdict: comparison.verdict.name(),
+            verdict: comparison.verdict,
             verdict_reason: comparison.reason(),
-        }
+            advice: None,
+        })
     }
 }
 
@@ -100,8 +174,11 @@ impl fmt::Display for TrainReport {
             writeln!(f, "  before: {}", printable(sample.before.trim()))?;
             writeln!(f, "  after:  {}\n", printable(sample.after.trim()))?;
         }
-        if let Some(valid) = &self.validation {
-            writeln!(f, "{valid}")?;
+        for verdict in self.validation.iter().chain(&self.test).chain(&self.guard) {
+            writeln!(f, "{verdict}")?;
+        }
+        if self.validation.is_some() && self.test.is_none() && self.best_step > 0 {
+            writeln!(f, "the best step was chosen by these validation examples; `data.test` would have the last word")?;
         }
         let (steps, best) = (counted(self.steps, "step"), self.best_step);
         let early = match (self.interrupted, self.stopped_early) {
@@ -121,18 +198,17 @@ impl fmt::Display for TrainReport {
 
 impl fmt::Display for Validation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "validation loss {:.4} -> {:.4} over {} ({:+.4}, 95% interval {:+.4} to {:+.4}): {}",
-            self.loss_before,
-            self.loss_after,
-            counted(self.tokens, "token"),
-            self.difference,
-            self.low,
-            self.high,
-            self.verdict
-        )?;
-        self.verdict_reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))
+        write!(f, "{} loss {:.4} -> {:.4}", self.name, self.loss_before, self.loss_after)?;
+        let accuracies = [self.token_accuracy_before, self.token_accuracy_after].map(|share| 100.0 * share);
+        write!(f, ", token accuracy {:.1}% -> {:.1}%", accuracies[0], accuracies[1])?;
+        write!(f, " over {}", counted(self.tokens, "token"))?;
+        if self.unmeasured_examples > 0 {
+            write!(f, " of {} of {} examples", self.examples, self.examples + self.unmeasured_examples)?;
+        }
+        let Self { difference, low, high, verdict, .. } = self;
+        write!(f, " ({difference:+.4}, 95% interval {low:+.4} to {high:+.4}): {}", verdict.name())?;
+        self.verdict_reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))?;
+        self.advice.as_ref().map_or(Ok(()), |advice| write!(f, "; {advice}"))
     }
 }
 
@@ -140,12 +216,33 @@ impl fmt::Display for Validation {
 mod tests {
     use super::*;
 
+    fn validation(name: &'static str, before: f64, after: f64, examples: usize) -> Validation {
+        let losses = |loss_sum| vec![ExampleLoss { loss_sum, tokens: 1, correct_tokens: 0 }; examples];
+        Validation::of(name, (&losses(before), &losses(after)), 0, loss::example_number).unwrap()
+    }
+
+    #[test]
+    fn a_requirement_looks_at_the_last_verdict_and_at_the_guard() {
+        let [better, same, worse] = [1.0, 2.0, 3.0].map(|after| validation("test", 2.0, after, 20));
+        let met = |requirement: Requirement, verdicts: &[&Validation], guard| {
+            let checked = requirement.check(verdicts.iter().copied(), guard);
+            checked.map_err(|error| (error.exit_code(), error.to_string())).err()
+        };
+        assert_eq!(met(Requirement::Improved, &[&worse, &better], None), None);
+        assert_eq!(met(Requirement::Improved, &[&better], Some(&same)), None);
+        assert_eq!(met(Requirement::NotWorse, &[&same], None), None);
+        let error = |text: &str| Some((1, format!("--require: {text}")));
+        let said = error("the test verdict is `no evidence`, not `improved`");
+        assert_eq!(met(Requirement::Improved, &[&better, &same], None), said);
+        let said = error("the test verdict is `worse`, not `not-worse`");
+        assert_eq!(met(Requirement::Improved, &[&better], Some(&worse)), said);
+        assert_eq!(met(Requirement::NotWorse, &[&worse], None), said);
+        assert!(met(Requirement::NotWorse, &[], None).is_some_and(|(_, text)| text.contains("there is no verdict")));
+    }
+
     #[test]
     fn a_verdict_on_too_few_examples_says_so() {
-        let examples = |loss_sum| vec![crate::eval::loss::ExampleLoss { loss_sum, tokens: 1 }; 4];
-        let comparison =
-            crate::eval::loss::compare(&examples(2.0), &examples(1.0), 0, crate::eval::loss::example_number).unwrap();
-        let validation = Validation::of(&comparison, 4);
+        let validation = validation("validation", 2.0, 1.0, 4);
         let text = validation.to_string();
         assert!(text.ends_with("-1.0000): no evidence: 4 examples, at least 10 are needed"), "{text}");
         let json = serde_json::to_value(&validation).unwrap();
@@ -167,6 +264,8 @@ mod tests {
             peak_bytes: 1,
             planned_bytes: None,
             validation: None,
+            test: None,
+            guard: None,
             samples: vec![sample],
         };
         let text = report.to_string();

@@ -5,16 +5,17 @@ use serde_json::{Value, json};
 
 use super::answer::{Answering, answer_ids};
 use super::folder::RunFolder;
-use super::outcome::{Sample, TrainReport, Validation};
+use super::held_out::MeasuredSet;
+use super::outcome::{Sample, TrainReport};
 use super::prepare::{Prepared, prepare};
+use super::samples::Samples;
+use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
 use crate::adapter::peft::SaveOptions;
 use crate::bytes::Size;
 use crate::data::EncodedSet;
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
-use crate::eval::loss::compare;
-use crate::generate::sample::SamplerConfig;
 use crate::interrupt;
 use crate::model::Decoder;
 use crate::nn::Adapter;
@@ -63,7 +64,8 @@ pub fn train(
 
     // The outcome stands: a signal may end the process now.
     drop(finishing);
-    report.validation = validation(&outcome, &prepared)?;
+    let verdicts = Verdicts::of(&prepared, &decoder, &outcome, watch)?;
+    (report.validation, report.test, report.guard) = (verdicts.validation, verdicts.test, verdicts.guard);
     if !outcome.interrupted {
         let adapter = outcome.adapter.attach(decoder.config(), &prepared.device)?;
         let after = sampled(Stage::SampleAfter, &prepared, &decoder, Some(&adapter), watch)?;
@@ -78,7 +80,8 @@ pub fn train(
 
 /// Trains; metrics and the best adapter go to the run folder as they come.
 fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watch: &mut dyn Watch) -> Result<Outcome> {
-    let Prepared { plan, base, start, train, valid, batching, layout, .. } = prepared;
+    let Prepared { plan, base, start, train, valid, held_out, batching, layout, .. } = prepared;
+    let augmenter = prepared.augmenter();
     let (hub_name, revision) = (base.hub_name(), base.hub_revision());
     let targets = plan.adapter.targets.names(base.files.config())?;
     let options = SaveOptions {
@@ -91,11 +94,13 @@ fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watc
         decoder,
         start,
         train: &train.sequences,
-        valid: &valid.sequences,
+        augment: augmenter.as_ref(),
+        valid: held_out.valid_at_steps(valid),
         settings: &plan.train,
         batching: *batching,
         layout: *layout,
     };
+    let mut samples = Samples::begin(prepared);
     fit(&job, interrupt::requested, |event| {
         watch.event(&event);
         match event {
@@ -107,14 +112,18 @@ fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watc
                 }))?;
                 folder.keep();
             }
-            Event::Evaluation { step, valid_loss, tokens, is_best } => folder.record(&json!({
-                "step": step, "valid_loss": valid_loss, "valid_tokens": tokens, "is_best": is_best,
-            }))?,
+            Event::Evaluation { step, valid_loss, tokens, correct_tokens, is_best, adapter } => {
+                folder.record(&json!({
+                    "step": step, "valid_loss": valid_loss, "valid_tokens": tokens,
+                    "valid_token_accuracy": correct_tokens as f64 / tokens as f64, "is_best": is_best,
+                }))?;
+                samples.answer(step, decoder, adapter, folder, watch)?;
+            }
             Event::Best { adapter, .. } => {
                 adapter.save(folder.path(), &options)?;
                 folder.keep();
             }
-            Event::Begin { .. } | Event::Stopped { .. } => {}
+            Event::Begin { .. } | Event::Evaluating { .. } | Event::Stopped { .. } => {}
         }
         Ok(())
     })
@@ -133,8 +142,10 @@ fn sampled(
         return Ok(Vec::new());
     }
     watch.stage(stage);
-    let answering = Answering { sampler: SamplerConfig::default(), max_tokens: sample.max_tokens };
-    answer_ids(decoder, &prepared.base.encoder, adapter, &prepared.prompts, &answering, |_, _| Ok(()))
+    let answering = Answering { max_tokens: sample.max_tokens, ..Answering::default() };
+    let encoder = &prepared.base.encoder;
+    let answers = answer_ids(decoder, encoder, adapter, &prepared.prompts, &answering, |_, _| Ok(()))?;
+    Ok(answers.into_iter().map(|answer| answer.text).collect())
 }
 
 fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> TrainReport {
@@ -150,25 +161,17 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
         peak_bytes: peak_memory::peak_bytes(),
         planned_bytes: (*choice == DeviceChoice::Cpu).then(|| prepared.memory.total()),
         validation: None,
+        test: None,
+        guard: None,
         samples: Vec::new(),
     }
 }
 
-fn validation(outcome: &Outcome, prepared: &Prepared) -> Result<Option<Validation>> {
-    if outcome.valid_before.is_empty() {
-        return Ok(None);
-    }
-    let Prepared { plan, valid, .. } = prepared;
-    let file = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
-    let place = |index: usize| valid.positions[index].within(file.display());
-    let comparison = compare(&outcome.valid_before, &outcome.valid_after, plan.train.seed, place)?;
-    let tokens = outcome.valid_after.iter().map(|loss| loss.tokens).sum();
-    Ok(Some(Validation::of(&comparison, tokens)))
-}
-
 /// The contents of `run.json` as far as they are known before the first step.
 fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared) -> Value {
-    let Prepared { plan, base, base_sha256, train_sha256, valid_sha256, train, valid, layout, memory, .. } = prepared;
+    let Prepared {
+        plan, base, base_sha256, train_sha256, valid_sha256, train, valid, held_out, layout, memory, ..
+    } = prepared;
     json!({
         "burnish": env!("CARGO_PKG_VERSION"),
         "started": now(),
@@ -181,6 +184,7 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared) -> Value 
         "data": {
             "train_sha256": train_sha256, "valid_sha256": valid_sha256, "format": train.format,
             "train": describe(train), "valid": describe(valid),
+            "test": held_out.test.as_ref().map(describe_measured), "guard": held_out.guard.as_ref().map(describe_measured),
         },
     })
 }
@@ -196,6 +200,10 @@ fn describe(set: &EncodedSet) -> Value {
         "dropped_long": set.dropped_long, "truncated": set.truncated, "dropped_untrained": set.dropped_untrained,
         "untrained_turns": set.untrained_turns,
     })
+}
+
+fn describe_measured(measured: &MeasuredSet) -> Value {
+    json!({ "path": measured.path, "sha256": measured.sha256, "examples": describe(&measured.set) })
 }
 
 /// The time in UTC, as RFC 3339 writes it.

@@ -19,6 +19,8 @@ pub(super) struct BestSoFar {
     pub(super) losses_before: Vec<ExampleLoss>,
     /// The same with the best adapter.
     pub(super) losses: Vec<ExampleLoss>,
+    /// The mean loss of the last evaluation.
+    pub(super) last_loss: Option<f64>,
     early_stopping: Option<EarlyStopping>,
     evaluations_without_improvement: u64,
 }
@@ -31,6 +33,7 @@ impl BestSoFar {
             loss: None,
             losses_before: Vec::new(),
             losses: Vec::new(),
+            last_loss: None,
             early_stopping,
             evaluations_without_improvement: 0,
         }
@@ -52,8 +55,12 @@ impl BestSoFar {
             self.keep(job, step, trainer, watch)?;
             return Ok(false);
         }
-        let losses = evaluate(job.decoder, Some(&trainer.adapter.valid()), job.valid);
+        let adapter = trainer.adapter.valid();
+        let total = job.valid.len();
+        let progress = &mut |done| watch(Event::Evaluating { step, done, total });
+        let losses = evaluate(job.decoder, Some(&adapter), job.valid, progress)?;
         let valid_loss = mean_loss(&losses, example_number)?;
+        self.last_loss = Some(valid_loss);
         let min_delta = self.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
         let is_best = self.loss.is_none_or(|best| valid_loss < best);
         let has_improved = self.loss.is_none_or(|best| valid_loss < best - min_delta);
@@ -61,7 +68,8 @@ impl BestSoFar {
             self.losses_before = losses.clone();
         }
         let tokens = losses.iter().map(|loss| loss.tokens).sum();
-        watch(Event::Evaluation { step, valid_loss, tokens, is_best })?;
+        let correct_tokens = losses.iter().map(|loss| loss.correct_tokens).sum();
+        watch(Event::Evaluation { step, valid_loss, tokens, correct_tokens, is_best, adapter: &adapter })?;
         if is_best {
             (self.loss, self.losses) = (Some(valid_loss), losses);
             self.keep(job, step, trainer, watch)?;

@@ -1,42 +1,63 @@
 //! The loss on held-out sequences: sums only, every sequence, the last partial batch included.
 
 use crate::data::Encoded;
+use crate::error::Result;
 use crate::eval::loss::ExampleLoss;
 use crate::model::{Batch, Decoder};
 use crate::nn::Adapter;
+use crate::ops::cross_entropy::Prediction;
 
 /// Tokens that go through the model at once. A longer sequence goes through it piece by piece, its past in a cache.
 pub const TOKENS_AT_ONCE: usize = 2048;
 
-/// The loss of each sequence, in order. `adapter` is on the decoder's device, without autodiff.
-pub fn evaluate(decoder: &Decoder, adapter: Option<&Adapter>, sequences: &[Encoded]) -> Vec<ExampleLoss> {
-    evaluate_at_once(decoder, adapter, sequences, TOKENS_AT_ONCE)
+/// The loss of each sequence, in order. `adapter` is on the decoder's device, without autodiff. `progress` gets the number of
+/// sequences done each time that some went through the model; its error ends the evaluation.
+///
+/// # Errors
+/// Those of `progress`.
+pub fn evaluate(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    sequences: &[Encoded],
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Vec<ExampleLoss>> {
+    evaluate_at_once(decoder, adapter, sequences, TOKENS_AT_ONCE, progress)
 }
 
 /// [`evaluate`] with at most `tokens_at_once` tokens in the model at once.
+///
+/// # Errors
+/// Those of [`evaluate`].
 pub fn evaluate_at_once(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
     sequences: &[Encoded],
     tokens_at_once: usize,
-) -> Vec<ExampleLoss> {
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Vec<ExampleLoss>> {
     let mut losses = Vec::with_capacity(sequences.len());
     let mut rest = sequences;
     while let Some(first) = rest.first() {
         let together = fitting(rest, tokens_at_once);
         let (these, after) = rest.split_at(together.max(1));
-        let by_token = match together {
+        let predictions = match together {
             0 => in_pieces(decoder, adapter, first, tokens_at_once),
-            _ => decoder.losses(&Batch::join(these.iter().map(Encoded::parts)), adapter),
+            _ => decoder.predictions(&Batch::join(these.iter().map(Encoded::parts)), adapter),
         };
-        let mut by_token = by_token.into_iter().map(f64::from);
+        let mut left = predictions.as_slice();
         losses.extend(these.iter().map(|sequence| {
-            let tokens = sequence.trained_tokens();
-            ExampleLoss { loss_sum: by_token.by_ref().take(tokens).sum(), tokens }
+            let (of_sequence, of_others) = left.split_at(sequence.trained_tokens());
+            left = of_others;
+            ExampleLoss {
+                loss_sum: of_sequence.iter().map(|token| f64::from(token.loss)).sum(),
+                tokens: of_sequence.len(),
+                correct_tokens: of_sequence.iter().filter(|token| token.is_likeliest).count(),
+            }
         }));
         rest = after;
+        progress(losses.len())?;
     }
-    losses
+    Ok(losses)
 }
 
 /// The number of sequences, from the first on, that go through the model together; 0 if the first alone is too long.
@@ -49,10 +70,15 @@ fn fitting(sequences: &[Encoded], tokens_at_once: usize) -> usize {
     fitting.count()
 }
 
-/// The loss of each trained token of one sequence, `tokens_at_once` tokens at a time.
-fn in_pieces(decoder: &Decoder, adapter: Option<&Adapter>, sequence: &Encoded, tokens_at_once: usize) -> Vec<f32> {
+/// The prediction of each trained token of one sequence, `tokens_at_once` tokens at a time.
+fn in_pieces(
+    decoder: &Decoder,
+    adapter: Option<&Adapter>,
+    sequence: &Encoded,
+    tokens_at_once: usize,
+) -> Vec<Prediction> {
     let mut past = decoder.begin();
-    let mut losses = Vec::with_capacity(sequence.trained_tokens());
+    let mut predictions = Vec::with_capacity(sequence.trained_tokens());
     for (index, ids) in sequence.ids.chunks(tokens_at_once).enumerate() {
         let first = index * tokens_at_once;
         // The state at a position predicts the next one, which may lie in the next piece.
@@ -60,7 +86,7 @@ fn in_pieces(decoder: &Decoder, adapter: Option<&Adapter>, sequence: &Encoded, t
             .filter(|row| sequence.trained.get(first + row + 1).is_some_and(|trained| *trained))
             .map(|row| (row as u32, sequence.ids[first + row + 1]))
             .collect();
-        losses.extend(decoder.next_losses(ids, &targets, &mut past, adapter));
+        predictions.extend(decoder.next_predictions(ids, &targets, &mut past, adapter));
     }
-    losses
+    predictions
 }

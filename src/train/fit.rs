@@ -1,19 +1,20 @@
 //! The loop: epochs of shuffled sequences, evaluation, early stopping, the best adapter kept.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use super::batching::{Batching, Layout};
 use super::best::BestSoFar;
 use super::objective::Sft;
 use super::peak_memory::peak_bytes;
-use super::schedule::Schedule;
 use super::settings::TrainSettings;
 use super::step::{AdapterTrainer, StepReport};
 use crate::adapter::host::HostAdapter;
-use crate::data::Encoded;
+use crate::data::{Augmenter, Encoded};
 use crate::error::{Error, Result};
 use crate::eval::loss::ExampleLoss;
 use crate::model::{Batch, Decoder};
+use crate::nn::Adapter;
 
 /// A training run: the base, the adapter to begin with, the examples, and how to train.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +25,9 @@ pub struct Job<'a> {
     pub start: &'a HostAdapter,
     /// The training sequences.
     pub train: &'a [Encoded],
+    /// The changes of the training sequences in each epoch; none to train on them as they are. Batches are made by the
+    /// lengths of the sequences as they are.
+    pub augment: Option<&'a Augmenter<'a>>,
     /// The validation sequences; none to keep the last adapter.
     pub valid: &'a [Encoded],
     /// How to train.
@@ -58,6 +62,15 @@ pub enum Event<'a> {
         /// The peak of resident memory so far.
         peak_bytes: u64,
     },
+    /// During an evaluation.
+    Evaluating {
+        /// Steps done.
+        step: u64,
+        /// Sequences done.
+        done: usize,
+        /// Sequences in all.
+        total: usize,
+    },
     /// After each evaluation; the first, at step 0, is of the adapter as it started.
     Evaluation {
         /// Steps done.
@@ -66,8 +79,12 @@ pub enum Event<'a> {
         valid_loss: f64,
         /// Those tokens.
         tokens: usize,
+        /// Of these, the ones than which the model found no other token likelier.
+        correct_tokens: usize,
         /// Whether no earlier loss was as low.
         is_best: bool,
+        /// The adapter that was evaluated, on the decoder's device.
+        adapter: &'a Adapter,
     },
     /// The adapter is the best so far (without validation data: the last): keep it.
     Best {
@@ -98,6 +115,8 @@ pub struct Outcome {
     pub valid_before: Vec<ExampleLoss>,
     /// The same with the best adapter.
     pub valid_after: Vec<ExampleLoss>,
+    /// Mean validation loss of the last evaluation; `None` without validation data.
+    pub valid_last: Option<f64>,
     /// Early stopping ended it.
     pub stopped_early: bool,
     /// The user ended it.
@@ -115,14 +134,9 @@ pub struct Outcome {
 /// # Errors
 /// No sequence with a trained token; a loss that is not finite; what `watch` returns.
 pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'_>) -> Result<()>) -> Result<Outcome> {
-    let Job { decoder, start, train, valid, settings, batching, layout } = *job;
+    let Job { decoder, start, train, augment, valid, settings, batching, layout } = *job;
     let total_steps = batching.total_steps(settings, train)?;
-    let schedule = Schedule {
-        kind: settings.schedule,
-        peak: settings.learning_rate,
-        warmup_steps: settings.warmup_steps,
-        total_steps,
-    };
+    let schedule = settings.schedule(total_steps);
     let device = decoder.device().clone().autodiff();
     let adapter = start.attach(decoder.config(), &device)?;
     let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), settings, layout.recompute);
@@ -137,8 +151,8 @@ pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'
         for micro_batches in batching.steps(train, epoch) {
             let began = Instant::now();
             let learning_rate = schedule.rate(step);
-            let batches: Vec<Batch> =
-                layout.part.split(&micro_batches, train).iter().map(|part| join(part, train)).collect();
+            let parts = layout.part.split(&micro_batches, train);
+            let batches: Vec<Batch> = parts.iter().map(|part| join(part, train, augment, epoch)).collect();
             let report = trainer.step(decoder, &batches, learning_rate, seed_of(settings.seed, step));
             if !report.is_finite() {
                 // The adapter is the one of the step before: the last that is good.
@@ -173,6 +187,7 @@ pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'
         best_step: best.step,
         valid_before: best.losses_before,
         valid_after: best.losses,
+        valid_last: best.last_loss,
         stopped_early,
         interrupted,
         tokens_per_second: tokens as f64 / seconds,
@@ -184,8 +199,11 @@ fn seed_of(seed: u64, step: u64) -> u64 {
     seed.wrapping_add((step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-fn join(indices: &[usize], sequences: &[Encoded]) -> Batch {
-    Batch::join(indices.iter().map(|&index| sequences[index].parts()))
+fn join(indices: &[usize], sequences: &[Encoded], augment: Option<&Augmenter<'_>>, epoch: u64) -> Batch {
+    let changed = |index: usize| augment.and_then(|augment| augment.sequence(epoch, index));
+    let of_epoch = indices.iter().map(|&index| changed(index).map_or(Cow::Borrowed(&sequences[index]), Cow::Owned));
+    let of_epoch: Vec<Cow<'_, Encoded>> = of_epoch.collect();
+    Batch::join(of_epoch.iter().map(|sequence| sequence.parts()))
 }
 
 /// The error of a step whose loss or gradient is not finite, after `steps` good ones.

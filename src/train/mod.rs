@@ -1,10 +1,11 @@
-//! Training: settings, batching, schedule, one step, the loop, and the events that it reports.
+//! Training: settings, batching, schedule, optimisers, one step, the loop, and the events that it reports.
 
 pub mod batching;
 mod best;
 pub mod evaluate;
 pub mod fit;
 pub mod objective;
+pub mod optimiser;
 pub mod peak_memory;
 pub mod schedule;
 pub mod settings;
@@ -12,5 +13,6 @@ pub mod step;
 
 pub use batching::{Batching, Layout, Part};
 pub use fit::{Event, Job, Outcome, fit};
+pub use optimiser::{Optimiser, OptimiserKind, OptimiserState};
 pub use schedule::{Schedule, ScheduleKind};
 pub use settings::{EarlyStopping, TrainSettings};

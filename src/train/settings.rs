@@ -2,7 +2,8 @@
 //!
 //! A step is one update of the adapter: `accumulate_steps` micro-batches of `micro_batch_seqs` sequences.
 
-use super::schedule::ScheduleKind;
+use super::optimiser::OptimiserKind;
+use super::schedule::{Schedule, ScheduleKind};
 use crate::model::decoder::Recompute;
 use crate::settings::{above, any, below, between, defaults, optional, section};
 
@@ -12,7 +13,7 @@ const MAX_SEED: u64 = 1 << 53;
 const MAX_STEPS: u64 = 1_000_000_000;
 
 section! {
-    /// How the adapter is trained: AdamW with decoupled weight decay (Loshchilov and Hutter 2019).
+    /// How the adapter is trained.
     TrainSettings {
         /// Passes over the training examples.
         epochs: u64 = Take(1), between(1..=MAX_STEPS);
@@ -24,18 +25,34 @@ section! {
         accumulate_steps: usize = Take(1), between(1..=65_536);
         /// The peak learning rate.
         learning_rate: f64 = Take(2e-4), above(0.0, 10.0);
-        /// The learning rate after the warm-up: falling to 0 at the last step, or constant.
+        /// The rate of `B` over `learning_rate`, which is then the rate of `A` alone (LoRA+, Hayou et al. 2024, who advise 16
+        /// with a lower `learning_rate`).
+        b_rate_ratio: f64 = Take(1.0), above(0.0, 1e4);
+        /// The learning rate after the warm-up.
         schedule: ScheduleKind = Take(ScheduleKind::Linear), any();
         /// Steps over which the learning rate rises from 0 to its peak.
         warmup_steps: u64 = Take(0), between(0..=MAX_STEPS);
-        /// AdamW's decoupled weight decay: `p ← p·(1 − rate·weight_decay)` before the update.
+        /// Instead of `warmup_steps`: this share of the run's steps, rounded up.
+        warmup_share: Option<f64> = Take(None), optional(between(0.0..=1.0));
+        /// The share of the run's steps at its end in which the schedule `warmup-stable-decay` falls to 0.
+        decay_share: f64 = Take(0.2), between(0.0..=1.0);
+        /// The rule that turns gradients into updates.
+        optimiser: OptimiserKind = Take(OptimiserKind::AdamW), any();
+        /// The decoupled weight decay of every optimiser: `p ← p·(1 − rate·weight_decay)` before the update.
         weight_decay: f64 = Take(0.0), between(0.0..=1.0);
         /// The gradient is scaled down to this global norm; 0 turns clipping off.
         max_grad_norm: f64 = Take(1.0), between(0.0..=1e6);
-        /// AdamW's decay of the mean of gradients.
+        /// The decay of the mean of gradients in AdamW; in Lion, that of the average whose sign is taken.
         beta1: f64 = Take(0.9), below(0.0, 1.0);
-        /// AdamW's decay of the mean of squared gradients.
-        beta2: f64 = Take(0.999), below(0.0, 1.0);
+        /// The decay of the mean of squared gradients in AdamW (0.999 where it is not given); in Lion, that of the mean of
+        /// gradients (0.99).
+        beta2: Option<f64> = Take(None), optional(below(0.0, 1.0));
+        /// The share of every target that is spread evenly over the vocabulary while training (label smoothing, Szegedy et al.
+        /// 2016). The training loss that is reported contains it, the validation loss does not.
+        label_smoothing: f64 = Take(0.0), below(0.0, 1.0);
+        /// The strength of uniform noise on the embeddings while training: `±neftune_alpha / √(tokens · width)` of each sequence
+        /// (NEFTune, Jain et al. 2024, who used 5 to 15); 0 turns it off.
+        neftune_alpha: f64 = Take(0.0), between(0.0..=1e3);
         /// Steps between two evaluations of the validation examples, or without any between two saves of the adapter; there is
         /// always one at the end.
         eval_steps: u64 = Take(50), between(1..=MAX_STEPS);
@@ -55,6 +72,28 @@ section! {
         patience_evals: u64 = Take(3), between(1..=MAX_STEPS);
         /// The validation loss must fall by more than this to count as an improvement.
         min_delta: f64 = Take(0.0), between(0.0..=1e6);
+    }
+}
+
+impl TrainSettings {
+    /// `beta2`, or the default of the optimiser.
+    pub fn beta2(&self) -> f64 {
+        self.beta2.unwrap_or(match self.optimiser {
+            OptimiserKind::AdamW | OptimiserKind::Adafactor => 0.999,
+            OptimiserKind::Lion => 0.99,
+        })
+    }
+
+    /// The steps of the warm-up of a run of `total_steps`, as asked.
+    pub fn warmup_steps(&self, total_steps: u64) -> u64 {
+        self.warmup_share.map_or(self.warmup_steps, |share| (share * total_steps as f64).ceil() as u64)
+    }
+
+    /// The learning rates of a run of `total_steps`.
+    pub fn schedule(&self, total_steps: u64) -> Schedule {
+        let warmup_steps = self.warmup_steps(total_steps);
+        let decay_steps = (self.decay_share * total_steps as f64).ceil() as u64;
+        Schedule { kind: self.schedule, peak: self.learning_rate, warmup_steps, decay_steps, total_steps }
     }
 }
 

@@ -1,25 +1,26 @@
-//! One update of the adapter: micro-batches, one division by the trained tokens, clipping, AdamW.
+//! One update of the adapter: micro-batches, one division by the trained tokens, clipping, the optimiser.
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 
 use super::objective::{Objective, StepSize, weigh};
+use super::optimiser::Optimiser;
 use super::settings::TrainSettings;
 use crate::model::decoder::Recompute;
 use crate::model::{Batch, Decoder};
 use crate::nn::{Adapter, Delta, Noise};
 
-/// PyTorch's default for AdamW's ε.
-const EPSILON: f32 = 1e-8;
-
-/// An adapter and its optimiser: AdamW (Loshchilov and Hutter 2019) with PyTorch's semantics.
+/// An adapter and its optimiser.
 pub struct AdapterTrainer {
     /// The adapter, on an autodiff device.
     pub adapter: Adapter,
-    optimiser: ModuleOptimizer,
+    /// Its optimiser.
+    pub optimiser: Optimiser,
     /// Global norm that gradients are scaled down to; 0 for none.
     max_grad_norm: f64,
+    /// The noise of every step, but for its seed and place.
+    noise: Noise,
     objective: Box<dyn Objective>,
     recompute: Recompute,
 }
@@ -45,7 +46,7 @@ impl StepReport {
 }
 
 impl AdapterTrainer {
-    /// An adapter with a fresh optimiser, to minimise `objective`. Of `settings`, the optimiser's are read; `recompute`
+    /// An adapter with a fresh optimiser, to minimise `objective`. Of `settings`, those of the optimiser and of a step are read; `recompute`
     /// decides what the backward pass computes again.
     pub fn new(
         adapter: Adapter,
@@ -53,13 +54,19 @@ impl AdapterTrainer {
         settings: &TrainSettings,
         recompute: Recompute,
     ) -> Self {
-        let optimiser = AdamWConfig::new()
-            .with_beta_1(settings.beta1 as f32)
-            .with_beta_2(settings.beta2 as f32)
-            .with_epsilon(EPSILON)
-            .with_weight_decay(settings.weight_decay as f32)
-            .init();
-        Self { adapter, optimiser, max_grad_norm: settings.max_grad_norm, objective, recompute }
+        let optimiser = Optimiser::new(settings);
+        Self {
+            adapter,
+            optimiser,
+            max_grad_norm: settings.max_grad_norm,
+            noise: Noise {
+                embedding_alpha: settings.neftune_alpha as f32,
+                label_smoothing: settings.label_smoothing as f32,
+                ..Noise::default()
+            },
+            objective,
+            recompute,
+        }
     }
 
     /// One update from the objective over all `micro_batches`. `seed` decides the noise, which
@@ -76,7 +83,7 @@ impl AdapterTrainer {
         let mut sum = GradientsAccumulator::new();
         let mut first_token = 0;
         for batch in micro_batches {
-            let noise = Noise { seed, first_token };
+            let noise = Noise { seed, first_token, ..self.noise };
             first_token += batch.ids.len();
             if batch.trained_tokens() > 0 {
                 let result = decoder.loss_and_gradients(batch, &self.adapter, noise, self.recompute, &mut |losses| {

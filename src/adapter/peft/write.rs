@@ -1,7 +1,7 @@
 //! Writing an adapter folder. The keys are those that every PEFT since 0.6 knows.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -29,36 +29,22 @@ pub struct SaveOptions<'a> {
 impl HostAdapter {
     /// Writes the two files into the folder `dir`, which is made if need be; numbers in f32.
     ///
-    /// Both files are first written in full under temporary names. If the configuration on disk is already what
-    /// it shall be, renaming the weights replaces the adapter in one step. Otherwise the old configuration is
-    /// removed, then the weights and last the new configuration are renamed: a crash in between leaves a folder
-    /// that every reader refuses for want of a configuration, never the weights of one adapter under the
+    /// A folder that is there holds a whole adapter at every moment, unless its configuration changes: then a crash can
+    /// leave a folder that every reader refuses for want of a configuration, never the weights of one adapter under the
     /// configuration of another.
+    ///
+    /// # Errors
+    /// Failed: a file cannot be written; a pair is not among the targets.
     pub fn save(&self, dir: &Path, options: &SaveOptions<'_>) -> Result<()> {
         let config = self.config_json(options)?;
-        std::fs::create_dir_all(dir).map_err(|error| Error::write(dir, &error))?;
-        let staging = || tempfile::Builder::new().prefix(".burnish-").tempdir_in(dir);
-        let staging =
-            temporary::make(staging, |staging| staging.path().to_owned()).map_err(|error| Error::write(dir, &error))?;
-        let staged = |name: &str| staging.path().join(name);
-        self.write_weights(&staged(WEIGHTS_FILE))?;
-        let config_path = dir.join(CONFIG_FILE);
-        if std::fs::read(&config_path).is_ok_and(|old| old == config.as_bytes()) {
-            return temporary::undisturbed(|| atomic::rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE)));
-        }
-        atomic::write_bytes(&staged(CONFIG_FILE), config.as_bytes())?;
-        temporary::undisturbed(|| {
-            match std::fs::remove_file(&config_path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::write(&config_path, &error)),
-                _ => {}
-            }
-            atomic::rename(&staged(WEIGHTS_FILE), &dir.join(WEIGHTS_FILE))?;
-            atomic::rename(&staged(CONFIG_FILE), &config_path)
-        })
+        temporary::make_folders(dir).map_err(|error| Error::write(dir, &error))?.keep();
+        let weights = dir.join(WEIGHTS_FILE);
+        let weights = atomic::prepare(&weights, |writer| self.write_weights(writer, &weights))?;
+        atomic::publish_described(weights, &dir.join(CONFIG_FILE), config.as_bytes())
     }
 
-    /// `adapter_model.safetensors`: `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of every pair, in f32.
-    fn write_weights(&self, path: &Path) -> Result<()> {
+    /// The content of `adapter_model.safetensors`: `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of every pair, in f32.
+    fn write_weights(&self, writer: &mut dyn Write, path: &Path) -> Result<()> {
         let mut metadata = self.metadata.clone();
         metadata.insert("format".to_owned(), "pt".to_owned());
         let mut headers = Vec::with_capacity(2 * self.pairs.len());
@@ -74,7 +60,7 @@ impl HostAdapter {
                 headers.push(TensorHeader { name, dtype: Dtype::F32, shape });
             }
         }
-        safetensors::write(path, &metadata, &headers, |header| {
+        safetensors::write_to(writer, path, &metadata, &headers, |header| {
             let numbers = values.get(&header.name).copied().unwrap_or_default();
             Ok(Bytes::from(numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>()))
         })

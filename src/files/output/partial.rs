@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::{atomic, temporary};
+use super::{disk, temporary};
 use crate::error::{Error, Result};
 
 /// A file that is not complete yet. It stays when it is dropped, so that the next attempt can continue it.
@@ -86,6 +86,7 @@ impl PartialFile {
     pub fn publish(self) -> Result<()> {
         self.file.sync_all().map_err(|error| Error::write(&self.incomplete, &error))?;
         let renamed = temporary::undisturbed(|| fs::rename(&self.incomplete, &self.target));
-        renamed.and_then(|()| atomic::flush_folder_of(&self.target)).map_err(|error| Error::write(&self.target, &error))
+        let flushed = renamed.and_then(|()| disk::current().sync_folder(disk::folder_of(&self.target)));
+        flushed.map_err(|error| Error::write(&self.target, &error))
     }
 }

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::temporary::{self, MadeFolders, Temporary};
+use super::disk::{self, folder_of};
+use super::temporary::{self, MadeFolders, Temporary, TemporaryFolder};
 use crate::error::{Error, Result};
 
 /// A folder that is filled under a temporary name beside its final one. It is removed if it is dropped before it is
 /// published.
 #[derive(Debug)]
 pub struct Staging {
-    folder: Temporary<tempfile::TempDir>,
+    folder: Temporary<TemporaryFolder>,
     /// The parent folders made for it, dropped after it.
     parents: MadeFolders,
 }
@@ -32,7 +33,7 @@ impl Staging {
             ));
         }
         match out.symlink_metadata() {
-            Ok(_) => Err(Error::input(out.display(), "exists already").hint("name a folder that does not exist")),
+            Ok(_) => Err(Error::input(out.display(), "exists already").hint("give a name that does not exist")),
             Err(_) => Ok(()),
         }
     }
@@ -42,15 +43,10 @@ impl Staging {
     /// # Errors
     /// It cannot be made.
     pub fn beside(out: &Path) -> Result<Self> {
-        let parent = parent(out);
-        let parents = temporary::make_folders(&parent).map_err(|error| Error::write(&parent, &error))?;
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".burnish-").suffix(".part");
-        // tempfile's own default is 0700; the finished folder gets what the umask leaves.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let folder = temporary::make(|| builder.tempdir_in(&parent), |folder| folder.path().to_owned());
-        let folder = folder.map_err(|error| Error::write(&parent, &error))?;
+        let parent = folder_of(out);
+        let failed = |error: std::io::Error| Error::write(parent, &error);
+        let parents = temporary::make_folders(parent).map_err(failed)?;
+        let folder = temporary::folder_in(parent).map_err(failed)?;
         Ok(Self { folder, parents })
     }
 
@@ -59,29 +55,51 @@ impl Staging {
         self.folder.path()
     }
 
-    /// Gives the folder its name.
+    /// Gives the folder its name, which is flushed to the disk with the names of everything in it.
     ///
     /// # Errors
     /// Input: something has come to lie at `out`. Failed: it cannot be renamed.
     pub fn publish(self, out: &Path) -> Result<()> {
+        let disk = disk::current();
         // Where it fails, the folder is dropped first.
         let Self { parents, folder } = self;
+        disk.sync_folder(folder.path()).map_err(|error| Error::write(folder.path(), &error))?;
         folder.settle(|folder| {
             // Renaming onto an empty folder would succeed.
-            if out.symlink_metadata().is_ok() {
+            if disk.exists(out) {
                 return Err(Error::input(out.display(), "exists already: it was made meanwhile"));
             }
-            // The guard then finds nothing to remove.
-            std::fs::rename(folder.path(), out).map_err(|error| Error::write(out, &error))
+            folder.rename(out).map_err(|error| Error::write(out, &error))
         })?;
         parents.keep();
-        Ok(())
+        disk.sync_folder(folder_of(out)).map_err(|error| Error::write(out, &error))
     }
-}
 
-fn parent(out: &Path) -> PathBuf {
-    match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
+    /// Gives the files in the folder their names: each of `outs` has the name of one of them, and lies in the folder beside
+    /// which this one is.
+    ///
+    /// # Errors
+    /// Input: something has come to lie at one of them. Failed: one cannot be renamed. Then none is there.
+    pub fn publish_files(self, outs: &[PathBuf]) -> Result<()> {
+        let disk = disk::current();
+        let Self { parents, folder } = self;
+        folder.settle(|folder| {
+            for (index, out) in outs.iter().enumerate() {
+                let from = folder.path().join(out.file_name().unwrap_or_default());
+                let renamed = match disk.exists(out) {
+                    true => Err(Error::input(out.display(), "exists already: it was made meanwhile")),
+                    false => disk.rename(&from, out).map_err(|error| Error::write(out, &error)),
+                };
+                if let Err(error) = renamed {
+                    // The first error is the one to report.
+                    outs.iter().take(index).for_each(|out| drop(disk.remove_file(out)));
+                    return Err(error);
+                }
+            }
+            Ok(())
+        })?;
+        parents.keep();
+        let first = outs.first().map_or(Path::new("."), PathBuf::as_path);
+        disk.sync_folder(folder_of(first)).map_err(|error| Error::write(first, &error))
     }
 }

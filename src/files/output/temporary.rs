@@ -5,12 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::disk::{self, DiskFile, folder_of};
+
 static LIVE: Mutex<BTreeMap<PathBuf, Removal>> = Mutex::new(BTreeMap::new());
+/// Held during [`undisturbed`] work; taken before [`LIVE`].
+static UNDISTURBED: Mutex<()> = Mutex::new(());
 
 /// The part of a tracked path that [`remove_all`] removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +28,10 @@ enum Removal {
 
 fn live() -> MutexGuard<'static, BTreeMap<PathBuf, Removal>> {
     LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn undisturbed_lock() -> MutexGuard<'static, ()> {
+    UNDISTURBED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A path that [`remove_all`] knows of as long as this lives. The owner of the path still removes it.
@@ -71,10 +80,132 @@ impl<T> Deref for Temporary<T> {
     }
 }
 
+impl<T> DerefMut for Temporary<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.made
+    }
+}
+
 /// Runs `work`, which a signal does not interrupt: renames that belong together.
 pub fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
-    let _live = live();
+    let _undisturbed = undisturbed_lock();
     work()
+}
+
+/// Makes something under a name in `folder` that is not taken, tracked from its first moment: `.burnish-`, the id of the
+/// process, a number, and `.part`.
+fn make_named<T>(
+    folder: &Path,
+    make_at: impl Fn(PathBuf) -> io::Result<T>,
+    path_of: impl FnOnce(&T) -> PathBuf,
+) -> io::Result<Temporary<T>> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let made = || loop {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        match make_at(folder.join(format!(".burnish-{}-{number}.part", std::process::id()))) {
+            // A process that had the same id was killed.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made,
+        }
+    };
+    make(made, path_of)
+}
+
+/// A file under a temporary name. It is removed if it is dropped before it is renamed.
+#[derive(Debug)]
+pub struct TemporaryFile {
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+    is_renamed: bool,
+}
+
+/// Makes a temporary file in `folder`.
+///
+/// # Errors
+/// Those of the disk.
+pub fn file_in(folder: &Path) -> io::Result<Temporary<TemporaryFile>> {
+    let make_at = |path: PathBuf| Ok(TemporaryFile { file: disk::current().create(&path)?, path, is_renamed: false });
+    make_named(folder, make_at, |file| file.path.clone())
+}
+
+impl TemporaryFile {
+    /// The file, open for writing.
+    pub fn open(&mut self) -> &mut dyn DiskFile {
+        &mut *self.file
+    }
+
+    /// Gives the file its final name.
+    ///
+    /// # Errors
+    /// Those of the disk; the file is removed then.
+    pub fn rename(mut self, to: &Path) -> io::Result<()> {
+        disk::current().rename(&self.path, to)?;
+        self.is_renamed = true;
+        Ok(())
+    }
+}
+
+impl Drop for TemporaryFile {
+    fn drop(&mut self) {
+        if !self.is_renamed {
+            // The next writer takes another name, so a failure does no harm.
+            let _ = disk::current().remove_file(&self.path);
+        }
+    }
+}
+
+/// A folder under a temporary name. It is removed with its content if it is dropped before it is renamed.
+#[derive(Debug)]
+pub struct TemporaryFolder {
+    path: PathBuf,
+    is_renamed: bool,
+}
+
+/// Makes a temporary folder in `folder`.
+///
+/// # Errors
+/// Those of the disk.
+pub fn folder_in(folder: &Path) -> io::Result<Temporary<TemporaryFolder>> {
+    make_named(folder, TemporaryFolder::at, |folder| folder.path.clone())
+}
+
+/// Makes the temporary folder `path`.
+///
+/// # Errors
+/// Those of the disk; there is something at `path`.
+pub fn folder_at(path: PathBuf) -> io::Result<Temporary<TemporaryFolder>> {
+    make(|| TemporaryFolder::at(path), |folder| folder.path.clone())
+}
+
+impl TemporaryFolder {
+    fn at(path: PathBuf) -> io::Result<Self> {
+        disk::current().create_folder(&path)?;
+        Ok(Self { path, is_renamed: false })
+    }
+
+    /// The temporary path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the folder its final name.
+    ///
+    /// # Errors
+    /// Those of the disk; the folder is removed then.
+    pub fn rename(mut self, to: &Path) -> io::Result<()> {
+        disk::current().rename(&self.path, to)?;
+        self.is_renamed = true;
+        Ok(())
+    }
+}
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        if !self.is_renamed {
+            // The next writer takes another name, so a failure does no harm.
+            let _ = disk::current().remove_folder(&self.path);
+        }
+    }
 }
 
 impl Tracked {
@@ -100,17 +231,25 @@ impl Drop for Tracked {
 #[derive(Debug)]
 pub struct MadeFolders(Vec<PathBuf>);
 
-/// Makes the folder `path` and those above it, as far as they are missing.
+/// Makes the folder `path` and those above it, as far as they are missing, and flushes their names to the disk.
 ///
 /// # Errors
 /// One of them cannot be made; then none is left.
 pub fn make_folders(path: &Path) -> io::Result<MadeFolders> {
-    let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && folder.symlink_metadata().is_err();
+    let disk = disk::current();
+    let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !disk.exists(folder);
     // Innermost first, which is the order they are removed in. Before the lock, so that it is dropped after it.
     let made = MadeFolders(path.ancestors().take_while(is_missing).map(Path::to_owned).collect());
     let mut live = live();
     live.extend(made.0.iter().map(|folder| (folder.clone(), Removal::IfEmpty)));
-    std::fs::create_dir_all(path)?;
+    for folder in made.0.iter().rev() {
+        match disk.create_folder(folder) {
+            // Another process needs the same folder.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+        disk.sync_folder(folder_of(folder))?;
+    }
     Ok(made)
 }
 
@@ -130,7 +269,7 @@ impl Drop for MadeFolders {
         for folder in &self.0 {
             live.remove(folder);
             // A folder that is not empty stays: others use it.
-            let _ = std::fs::remove_dir(folder);
+            let _ = disk::current().remove_empty_folder(folder);
         }
     }
 }
@@ -140,6 +279,7 @@ impl Drop for MadeFolders {
 pub fn remove_all() {
     /// Another thread may still be closing a file that it has begun in a folder.
     const TRIES: usize = 100;
+    let undisturbed = undisturbed_lock();
     let live = live();
     let of_kind = |kind| live.iter().rev().filter(move |entry| *entry.1 == kind).map(|entry| entry.0);
     // In reverse order, a file comes before the folder that it lies in.
@@ -156,7 +296,7 @@ pub fn remove_all() {
     for folder in of_kind(Removal::IfEmpty) {
         let _ = std::fs::remove_dir(folder);
     }
-    std::mem::forget(live);
+    std::mem::forget((live, undisturbed));
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype as FileDtype, Metadata};
 
-pub use write::{TensorHeader, write};
+pub use write::{TensorHeader, write, write_to};
 
 use super::{Bytes, Dtype, RawTensor, open};
 use crate::error::{Error, Place, Result};

@@ -37,7 +37,24 @@ impl TensorHeader {
 ///
 /// `bytes_of` is called once for each tensor, one after another, so at most one is in memory. Tensors lie in the order
 /// given, except that wider dtypes come first (which aligns them all).
+///
+/// # Errors
+/// Those of [`write_to`] and of [`atomic::write`].
 pub fn write(
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+    tensors: &[TensorHeader],
+    bytes_of: impl FnMut(&TensorHeader) -> Result<Bytes>,
+) -> Result<()> {
+    atomic::write(path, |writer| write_to(writer, path, metadata, tensors, bytes_of))
+}
+
+/// Writes the content of a safetensors file as [`write()`] does; `path` is the place that errors name.
+///
+/// # Errors
+/// Those of `bytes_of` and of `writer`; Failed: a tensor that cannot be written, or has another size than its header says.
+pub fn write_to(
+    writer: &mut dyn Write,
     path: &Path,
     metadata: &BTreeMap<String, String>,
     tensors: &[TensorHeader],
@@ -46,21 +63,19 @@ pub fn write(
     let mut ordered: Vec<&TensorHeader> = tensors.iter().collect();
     ordered.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bytes_of(&[1])));
     let header = header_json(metadata, &ordered)?;
-    atomic::write(path, |writer| {
-        let failed = |error: std::io::Error| Error::write(path, &error);
-        writer.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
-        writer.write_all(header.as_bytes()).map_err(failed)?;
-        for tensor in ordered {
-            let bytes = bytes_of(tensor)?;
-            let expected = tensor.bytes()?;
-            if bytes.len() != expected {
-                let place = Place::tensor(path, &tensor.name);
-                return Err(Error::failed(place, format!("{} bytes to write; expected {expected}", bytes.len())));
-            }
-            writer.write_all(&bytes).map_err(failed)?;
+    let failed = |error: std::io::Error| Error::write(path, &error);
+    writer.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
+    writer.write_all(header.as_bytes()).map_err(failed)?;
+    for tensor in ordered {
+        let bytes = bytes_of(tensor)?;
+        let expected = tensor.bytes()?;
+        if bytes.len() != expected {
+            let place = Place::tensor(path, &tensor.name);
+            return Err(Error::failed(place, format!("{} bytes to write; expected {expected}", bytes.len())));
         }
-        Ok(())
-    })
+        writer.write_all(&bytes).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// The header, padded with spaces so that the data starts at a multiple of eight.

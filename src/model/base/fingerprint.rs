@@ -1,27 +1,36 @@
 //! The fingerprint that identifies a base: a hash over its files of weights.
 
+use std::path::PathBuf;
+
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{BaseFiles, Source};
 use crate::error::Result;
-use crate::files::{Bytes, hex};
-
-/// Files up to this size are hashed whole, larger ones by samples.
-const MAX_HASHED_WHOLE: usize = 512 << 20;
+use crate::files::{Bytes, hex, known_hashes};
 
 impl BaseFiles {
     /// SHA-256 in hexadecimal that identifies the weights: over the files in the order of their names, of
-    /// each its size, its header and the digest of each tensor. Of a file above 512 MiB tensors are sampled: of each
-    /// the first and last 64 KiB and 14 chunks spread evenly between. A weight changed anywhere in a
-    /// small file is seen; in a large one a fine-tune of the same base is, a single flipped bit may not be.
-    /// File names do not count.
+    /// each its size, its header and the digest of each tensor. File names do not count. That of a large model is kept in
+    /// the cache ([`known_hashes`]).
+    ///
+    /// # Errors
+    /// The files cannot be read.
     pub fn content_hash(&self) -> Result<String> {
+        let files: Vec<PathBuf> = match &self.source {
+            Source::Gguf(_) => vec![self.path.clone()],
+            Source::Folder(shards) => shards.files.iter().map(|file| PathBuf::from(file.place())).collect(),
+        };
+        known_hashes::known_or(&files, || self.hash_of_all())
+    }
+
+    fn hash_of_all(&self) -> Result<String> {
         let mut hasher = Sha256::new();
         match &self.source {
             Source::Gguf(gguf) => {
-                let (header, size) = (gguf.header_bytes(), gguf.file_bytes());
-                hash_file(&mut hasher, header, size, gguf.names(), |name| Ok(gguf.tensor(name)?.bytes))?;
+                for (header, size, names) in gguf.files() {
+                    hash_file(&mut hasher, header, size, names.into_iter(), |name| Ok(gguf.tensor(name)?.bytes))?;
+                }
             }
             Source::Folder(shards) => {
                 for file in &shards.files {
@@ -46,10 +55,9 @@ fn hash_file<'a>(
     hasher.update((header.len() as u64).to_le_bytes());
     hasher.update(header);
     let names: Vec<&str> = names.collect();
-    let sample = file_bytes > MAX_HASHED_WHOLE;
     let digest = |name: &&str| {
         let bytes = bytes(name)?;
-        let digest = tensor_digest(&bytes, sample);
+        let digest: [u8; 32] = Sha256::digest(&*bytes).into();
         // Pages read for the digest need not stay in memory until the weights are loaded.
         bytes.release();
         Ok(digest)
@@ -59,19 +67,4 @@ fn hash_file<'a>(
         hasher.update(digest);
     }
     Ok(())
-}
-
-fn tensor_digest(bytes: &[u8], sample: bool) -> [u8; 32] {
-    const CHUNK: usize = 64 << 10;
-    const CHUNKS: usize = 16;
-    if !sample || bytes.len() <= CHUNK * CHUNKS {
-        return Sha256::digest(bytes).into();
-    }
-    let mut hasher = Sha256::new();
-    let last = bytes.len() - CHUNK;
-    for chunk in 0..CHUNKS {
-        let start = if chunk == CHUNKS - 1 { last } else { last / (CHUNKS - 1) * chunk };
-        hasher.update(&bytes[start..start + CHUNK]);
-    }
-    hasher.finalize().into()
 }

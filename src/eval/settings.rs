@@ -1,0 +1,29 @@
+//! The settings of evaluations: how many examples they take, and what else is measured at the end of a run.
+
+use std::path::PathBuf;
+
+use crate::settings::{any, between, not_empty, optional, section};
+
+/// The largest number of examples that can be asked for.
+const MAX_EXAMPLES: usize = 1 << 30;
+
+section! {
+    /// The examples of evaluations.
+    EvalSettings {
+        /// The most validation examples of an evaluation while training, chosen by `train.seed` once for the run; all by
+        /// default. The verdict at the end is taken on all of them.
+        max_examples: Option<usize> = Take(None), optional(between(1..=MAX_EXAMPLES));
+        /// A second data set, on which the adapter should not get worse.
+        guard: Option<Guard> = Take(None), any();
+    }
+}
+
+section! {
+    /// A second data set, on which the adapter should not get worse: base and adapter are measured on it at the end.
+    Guard {
+        /// The examples: a file of any kind that `data.train` accepts. A path is relative to the current folder.
+        path: PathBuf = Refuse, not_empty();
+        /// The most examples that are measured, chosen by `train.seed`; all by default.
+        max_examples: Option<usize> = Take(None), optional(between(1..=MAX_EXAMPLES));
+    }
+}

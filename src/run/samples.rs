@@ -1,0 +1,172 @@
+//! Samples of a run: answers to a few validation prompts at each evaluation, within a share of the training's time.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::answer::{Answering, Question, answer_ids};
+use super::base::OpenBase;
+use super::folder::RunFolder;
+use super::prepare::Prepared;
+use super::watch::Watch;
+use crate::data::{Row, batch};
+use crate::error::{Error, Result};
+use crate::files::open;
+use crate::generate::run::{Finish, check_prompt};
+use crate::model::Decoder;
+use crate::nn::Adapter;
+use crate::recipe::Plan;
+
+/// The file of the run folder: a line for each answer.
+const FILE: &str = "samples.jsonl";
+/// The largest such file that a run goes on with.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+/// The stream of the seed that chooses the prompts: neither that of an epoch nor that of the validation split.
+const CHOICE_STREAM: u64 = u64::MAX - 1;
+/// A training step takes about three times as long by token as an evaluation: forward, backward, and the update.
+const STEP_COST: f64 = 3.0;
+
+/// A validation prompt answered by the adapter of a step.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepSample {
+    /// Steps done.
+    pub step: u64,
+    /// The prompt for people, without the markup around it.
+    pub prompt: String,
+    /// The answer in the validation data.
+    pub expected: String,
+    /// The greedy answer of the adapter.
+    pub answer: String,
+    /// Its tokens.
+    pub tokens: usize,
+    /// The reason why it ends; `time` where the share of time was used up.
+    pub finish: Finish,
+}
+
+/// The questions of `plan.sample.valid_prompts` validation examples, chosen by the seed.
+///
+/// # Errors
+/// Input: what template and tokenizer say.
+pub fn questions(plan: &Plan, base: &OpenBase, valid: &[Row]) -> Result<Vec<Question>> {
+    let positions = base.files.config().max_positions;
+    let mut questions = Vec::new();
+    for index in batch::order(valid.len(), plan.train.seed, CHOICE_STREAM) {
+        if questions.len() == plan.sample.valid_prompts {
+            break;
+        }
+        let question = Question::of(&base.encoder, &valid[index].example)?;
+        questions.extend(question.filter(|question| check_prompt(&question.ids, positions).is_ok()));
+    }
+    Ok(questions)
+}
+
+/// The answers at the evaluations of a run.
+pub struct Samples<'p> {
+    prepared: &'p Prepared,
+    prompts: Vec<Vec<u32>>,
+    began: Instant,
+    /// The time that the answers took so far.
+    spent: Duration,
+    /// Lines of the file; `None` before the first evaluation.
+    lines: Option<String>,
+}
+
+impl<'p> Samples<'p> {
+    /// No answers yet; the time of the training begins.
+    pub fn begin(prepared: &'p Prepared) -> Self {
+        let prompts = prepared.held_out.questions.iter().map(|question| question.ids.clone()).collect();
+        Self { prepared, prompts, began: Instant::now(), spent: Duration::ZERO, lines: None }
+    }
+
+    /// Answers the prompts with the adapter of `step`, as far as time is left, and writes the answers to the run folder.
+    ///
+    /// # Errors
+    /// Failed: logits that are not numbers; the file cannot be written.
+    pub fn answer(
+        &mut self,
+        step: u64,
+        decoder: &Decoder,
+        adapter: &Adapter,
+        folder: &RunFolder,
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
+        let Some(until) = self.time_left().map(|left| Instant::now().checked_add(left)) else { return Ok(()) };
+        let began = Instant::now();
+        let max_tokens = self.prepared.plan.sample.max_tokens;
+        let answering = Answering { max_tokens, until, ..Answering::default() };
+        let encoder = &self.prepared.base.encoder;
+        let answers = answer_ids(decoder, encoder, Some(adapter), &self.prompts, &answering, |_, _| Ok(()))?;
+        self.spent += began.elapsed();
+        let pairs = self.prepared.held_out.questions.iter().zip(answers);
+        let samples: Vec<StepSample> = pairs
+            .map(|(question, answer)| StepSample {
+                step,
+                prompt: question.prompt.clone(),
+                expected: question.expected.to_string(),
+                answer: answer.text,
+                tokens: answer.tokens,
+                finish: answer.finish,
+            })
+            .collect();
+        watch.samples(step, &samples);
+        self.write(step, &samples, folder)
+    }
+
+    /// The time that the next answers may take; `None` where it is too short for the prompts alone.
+    fn time_left(&self) -> Option<Duration> {
+        let share = self.prepared.plan.sample.time_share;
+        if self.prompts.is_empty() || share == 0.0 {
+            return None;
+        }
+        if share == 1.0 {
+            return Some(Duration::MAX);
+        }
+        let Prepared { valid, held_out, .. } = self.prepared;
+        let evaluated = held_out.valid_at_steps(valid).iter().map(|sequence| sequence.ids.len()).sum::<usize>() as f64;
+        let elapsed = self.began.elapsed().as_secs_f64();
+        let is_first = self.lines.is_none();
+        // Nothing but an evaluation has been done before the first answers: its time tells that of the whole run.
+        let allowed = match is_first {
+            true => share * elapsed * self.evaluations_worth(evaluated),
+            false => share * elapsed - self.spent.as_secs_f64(),
+        };
+        let prompted = self.prompts.iter().map(Vec::len).sum::<usize>() as f64;
+        let reading = match is_first {
+            true => elapsed * prompted / evaluated.max(1.0),
+            false => 0.0,
+        };
+        (allowed > reading).then(|| Duration::from_secs_f64(allowed))
+    }
+
+    /// The expected time of the run for each of its evaluations, in times of one evaluation.
+    fn evaluations_worth(&self, evaluated_tokens: f64) -> f64 {
+        let Prepared { plan, train, batching, total_steps, .. } = self.prepared;
+        let steps_per_epoch = batching.steps(&train.sequences, 0).len() as f64;
+        let trained = train.tokens as f64 * *total_steps as f64 / steps_per_epoch.max(1.0);
+        let evaluations = (total_steps / plan.train.eval_steps + 2) as f64;
+        1.0 + STEP_COST * trained / evaluated_tokens.max(1.0) / evaluations
+    }
+
+    /// Writes the answers. Where the run was resumed, the file keeps the answers of the steps before.
+    fn write(&mut self, step: u64, samples: &[StepSample], folder: &RunFolder) -> Result<()> {
+        let lines = self.lines.get_or_insert_with(|| lines_before(step, folder));
+        for sample in samples {
+            let line = serde_json::to_string(sample).map_err(|error| Error::failed(FILE, error.to_string()))?;
+            lines.push_str(&line);
+            lines.push('\n');
+        }
+        folder.write(FILE, lines)
+    }
+}
+
+/// The lines of the file in `folder` that belong to steps before `step`; none where there is no such file.
+fn lines_before(step: u64, folder: &RunFolder) -> String {
+    #[derive(Deserialize)]
+    struct Of {
+        step: u64,
+    }
+    let bytes = open::read(&folder.path().join(FILE), MAX_FILE_BYTES).unwrap_or_default();
+    let text = String::from_utf8(bytes).unwrap_or_default();
+    let is_before = |line: &&str| serde_json::from_str::<Of>(line).is_ok_and(|line| line.step < step);
+    text.lines().filter(is_before).flat_map(|line| [line, "\n"]).collect()
+}
