@@ -224,6 +224,16 @@ fn a_gguf_file_that_does_not_name_its_pre_tokenizer_is_refused() {
     bytes[at + key.len() - 1] = b'x';
     let gguf = Gguf::from_bytes("v.gguf", Bytes::from(bytes)).expect("a GGUF file");
     let error = Tokenizer::from_gguf(&gguf).expect_err("not named").to_string();
+    // What the file says of the model holds without a tokenizer.
+    let mut bytes = fs::read(crate::cli::tiny_model()).expect("the fixture");
+    let at = bytes.windows(key.len()).position(|window| window == key).expect("is in the file");
+    bytes[at + key.len() - 1] = b'x';
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("m.gguf"), bytes).expect("written");
+    let inspected = crate::cli::json(&run(&folder, &["inspect", "m.gguf", "--json"]));
+    assert!(inspected["layers"].is_u64() && inspected["tokenizer"].is_null(), "{inspected}");
+    let problem = inspected["tokenizer_problem"].as_str().expect("a problem");
+    assert!(problem.contains("`tokenizer.ggml.pre` is missing"), "{problem}");
     assert!(error.contains("v.gguf: `tokenizer.ggml.pre` is missing") && error.contains("hint"), "{error}");
 }
 
@@ -267,6 +277,16 @@ fn call(arguments: Value) -> Value {
             {"type": "function", "function": {"name": "hours", "arguments": arguments}},
         ]},
     ]})
+}
+
+#[test]
+fn the_older_form_of_a_call_is_the_same_call() {
+    let encoder = encoder(&CALLS.replace("ARGUMENTS", "call.function | tojson"));
+    let mut older = call(json!("{\"branch\": \"north\"}"));
+    let turn = older["messages"][1].as_object_mut().expect("a turn");
+    let calls = turn.remove("tool_calls").expect("calls");
+    turn.insert("function_call".into(), calls[0]["function"].clone());
+    assert_eq!(encoded(&encoder, &older), encoded(&encoder, &call(json!({"branch": "north"}))));
 }
 
 #[test]

@@ -123,6 +123,13 @@ fn message(mut turn: Map<String, Value>) -> Result<Message, String> {
     // Data sets that are kept as tables have every key in every turn.
     turn.retain(|key, value| key == content || !(value.is_null() || (key == "tool_calls" && *value == json!([]))));
     let trained = is_trained(&mut turn)?;
+    // OpenAI's older form of a call.
+    if !turn.contains_key("tool_calls")
+        && let Some(function) = turn.get("function_call").filter(|function| function.is_object()).cloned()
+    {
+        turn.shift_remove("function_call");
+        turn.insert("tool_calls".into(), json!([{"type": "function", "function": function}]));
+    }
     if let Some(calls) = turn.get("tool_calls") {
         let is_list = calls.as_array().is_some_and(|calls| calls.iter().all(Value::is_object));
         if !is_list {
