@@ -244,14 +244,10 @@ impl Search<'_> {
         }
         let Ok(plain) = self.template.render(before, false) else { return with };
         // The end of turn is the first control token behind the words.
-        match self.specials.find(&with[words_end..]) {
-            Some((at, token)) => {
-                let turn_end = words_end + at + token.len();
-                let rest = with[turn_end..].trim_start();
-                if !rest.is_empty() && plain.ends_with(rest) { &with[..turn_end] } else { with }
-            }
-            None => with,
-        }
+        let Some((at, token)) = with.get(words_end..).and_then(|behind| self.specials.find(behind)) else { return with };
+        let turn_end = words_end + at + token.len();
+        let rest = with[turn_end..].trim_start();
+        if !rest.is_empty() && plain.ends_with(rest) { &with[..turn_end] } else { with }
     }
 }
 
