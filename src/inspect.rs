@@ -178,7 +178,9 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
     }
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     match extension.to_ascii_lowercase().as_str() {
-        "jsonl" | "json" | "csv" | "parquet" if metadata.is_file() => data_file(path).map(Inspection::Data),
+        "jsonl" | "json" | "csv" | "tsv" | "parquet" | "gz" | "zst" if metadata.is_file() => {
+            data_file(path).map(Inspection::Data)
+        }
         "toml" if metadata.is_file() => recipe(path).map(Inspection::Recipe),
         "gguf" | "safetensors" => base(path).map(Inspection::Base),
         _ => base(path).map(Inspection::Base).map_err(|error| match metadata.is_file() {

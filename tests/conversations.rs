@@ -34,7 +34,7 @@ pub fn encoded(encoder: &Encoder, row: &Value) -> Encoded {
 /// The set of one row, with its notices.
 pub fn set(encoder: &Encoder, row: &Value) -> EncodedSet {
     let rows = jsonl::parse(row.to_string().as_bytes(), "d.jsonl", None).expect("reads");
-    encoder.encode_all("d.jsonl", &rows, 1024, LongPolicy::Error).expect("encodes")
+    encoder.encode_all(&rows, 1024, LongPolicy::Error).expect("encodes")
 }
 
 /// The trained tokens of a row as text.
@@ -390,7 +390,7 @@ fn turns_and_keys_that_the_template_leaves_out_are_named() {
     let rows = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n\
                 {\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"\"}]}\n";
     let rows = jsonl::parse(rows.as_bytes(), "d.jsonl", None).expect("reads");
-    let set = encoder.encode_all("d.jsonl", &rows, 64, LongPolicy::Error).expect("encodes");
+    let set = encoder.encode_all(&rows, 64, LongPolicy::Error).expect("encodes");
     assert_eq!((set.dropped_untrained, set.positions.len()), (1, 1));
     let notices = set.notices.join("\n");
     assert!(notices.contains("nothing in it is trained (1 row: line 1)"), "{notices}");
@@ -408,7 +408,7 @@ fn a_prompt_that_the_template_does_not_show_is_refused() {
 fn hints_of_rows_that_cannot_be_encoded_are_kept() {
     let rows = jsonl::parse(format!("{}\n{}\n", talk(), talk()).as_bytes(), "d.jsonl", None).expect("reads");
     let encoder = Encoder::new(open("bytelevel"), None);
-    let error = encoder.encode_all("d.jsonl", &rows, 64, LongPolicy::Error).expect_err("no template").to_string();
+    let error = encoder.encode_all(&rows, 64, LongPolicy::Error).expect_err("no template").to_string();
     let expected =
         "d.jsonl:1: the model has no chat template, and chat data needs one (2 rows, also 2)\n  hint: name one in";
     assert!(error.starts_with(expected), "{error}");

@@ -9,6 +9,8 @@ mod cli;
 mod combine;
 mod conversations;
 mod data;
+mod data_files;
+mod data_rows;
 mod evaluation;
 mod export;
 mod families;

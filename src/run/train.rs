@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::answer::{Answering, answer_ids};
+use super::exact_match::Answered;
 use super::folder::RunFolder;
 use super::held_out::MeasuredSet;
 use super::outcome::{Sample, TrainReport};
@@ -20,7 +21,7 @@ use crate::interrupt;
 use crate::model::Decoder;
 use crate::nn::Adapter;
 use crate::recipe::Recipe;
-use crate::train::{Event, Job, Outcome, fit, peak_memory};
+use crate::train::{Event, ExactMatch, Job, Outcome, fit, peak_memory};
 
 /// Trains as `recipe` says and writes its run folder.
 ///
@@ -90,12 +91,15 @@ fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watc
         revision: revision.as_deref(),
         rslora: plan.adapter.rslora,
     };
+    let questions = &held_out.scored;
+    let exact_match = Answered { decoder, encoder: &base.encoder, questions };
     let job = Job {
         decoder,
         start,
         train: &train.sequences,
         augment: augmenter.as_ref(),
         valid: held_out.valid_at_steps(valid),
+        exact_match: (!questions.is_empty()).then_some(&exact_match as &dyn ExactMatch),
         settings: &plan.train,
         batching: *batching,
         layout: *layout,
@@ -112,11 +116,15 @@ fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watc
                 }))?;
                 folder.keep();
             }
-            Event::Evaluation { step, valid_loss, tokens, correct_tokens, is_best, adapter } => {
-                folder.record(&json!({
+            Event::Evaluation { step, valid_loss, tokens, correct_tokens, exact_match, is_best, adapter } => {
+                let mut line = json!({
                     "step": step, "valid_loss": valid_loss, "valid_tokens": tokens,
                     "valid_token_accuracy": correct_tokens as f64 / tokens as f64, "is_best": is_best,
-                }))?;
+                });
+                if let Some(share) = exact_match {
+                    line["valid_exact_match"] = json!(share);
+                }
+                folder.record(&line)?;
                 samples.answer(step, decoder, adapter, folder, watch)?;
             }
             Event::Best { adapter, .. } => {
@@ -203,7 +211,7 @@ fn describe(set: &EncodedSet) -> Value {
 }
 
 fn describe_measured(measured: &MeasuredSet) -> Value {
-    json!({ "path": measured.path, "sha256": measured.sha256, "examples": describe(&measured.set) })
+    json!({ "path": measured.paths, "sha256": measured.sha256, "examples": describe(&measured.set) })
 }
 
 /// The time in UTC, as RFC 3339 writes it.

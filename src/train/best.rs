@@ -1,20 +1,21 @@
-//! The best adapter so far, by validation loss, and early stopping.
+//! The best adapter so far, by validation loss or exact answers, and early stopping.
 
 use burn::module::Module;
 
 use super::evaluate::evaluate;
 use super::fit::{Event, Job};
+use super::score::Score;
 use super::settings::EarlyStopping;
 use super::step::AdapterTrainer;
 use crate::adapter::host::HostAdapter;
 use crate::error::Result;
 use crate::eval::loss::{ExampleLoss, example_number, mean_loss};
 
-/// The best adapter so far: the one with the lowest validation loss, or the last one without validation data.
+/// The best adapter so far: the one with the best validation score, or the last one without validation data.
 pub(super) struct BestSoFar {
     pub(super) adapter: HostAdapter,
     pub(super) step: u64,
-    loss: Option<f64>,
+    score: Option<Score>,
     /// Loss of each validation sequence before the first step.
     pub(super) losses_before: Vec<ExampleLoss>,
     /// The same with the best adapter.
@@ -30,7 +31,7 @@ impl BestSoFar {
         Self {
             adapter: start.clone(),
             step: 0,
-            loss: None,
+            score: None,
             losses_before: Vec::new(),
             losses: Vec::new(),
             last_loss: None,
@@ -62,16 +63,18 @@ impl BestSoFar {
         let valid_loss = mean_loss(&losses, example_number)?;
         self.last_loss = Some(valid_loss);
         let min_delta = self.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
-        let is_best = self.loss.is_none_or(|best| valid_loss < best);
-        let has_improved = self.loss.is_none_or(|best| valid_loss < best - min_delta);
-        if self.loss.is_none() {
+        let exact_match = job.exact_match.map(|measure| measure.share(&adapter)).transpose()?;
+        let score = Score { exact_match, loss: valid_loss };
+        let is_best = self.score.is_none_or(|best| score.is_better_than(best));
+        let has_improved = self.score.is_none_or(|best| score.improves_by(best, min_delta));
+        if self.score.is_none() {
             self.losses_before = losses.clone();
         }
         let tokens = losses.iter().map(|loss| loss.tokens).sum();
         let correct_tokens = losses.iter().map(|loss| loss.correct_tokens).sum();
-        watch(Event::Evaluation { step, valid_loss, tokens, correct_tokens, is_best, adapter: &adapter })?;
+        watch(Event::Evaluation { step, valid_loss, tokens, correct_tokens, exact_match, is_best, adapter: &adapter })?;
         if is_best {
-            (self.loss, self.losses) = (Some(valid_loss), losses);
+            (self.score, self.losses) = (Some(score), losses);
             self.keep(job, step, trainer, watch)?;
         }
         self.evaluations_without_improvement = if has_improved { 0 } else { self.evaluations_without_improvement + 1 };
@@ -79,7 +82,7 @@ impl BestSoFar {
         Ok(patience.is_some_and(|patience| self.evaluations_without_improvement >= patience))
     }
 
-    /// Evaluations since the last that improved the loss.
+    /// Evaluations since the last that improved the score.
     pub(super) fn evaluations_without_improvement(&self) -> u64 {
         self.evaluations_without_improvement
     }

@@ -7,6 +7,7 @@ use super::batching::{Batching, Layout};
 use super::best::BestSoFar;
 use super::objective::Sft;
 use super::peak_memory::peak_bytes;
+use super::score::ExactMatch;
 use super::settings::TrainSettings;
 use super::step::{AdapterTrainer, StepReport};
 use crate::adapter::host::HostAdapter;
@@ -30,6 +31,8 @@ pub struct Job<'a> {
     pub augment: Option<&'a Augmenter<'a>>,
     /// The validation sequences; none to keep the last adapter.
     pub valid: &'a [Encoded],
+    /// Answers validation prompts at each evaluation, where exact answers choose the best adapter.
+    pub exact_match: Option<&'a dyn ExactMatch>,
     /// How to train.
     pub settings: &'a TrainSettings,
     /// How sequences become steps.
@@ -81,7 +84,9 @@ pub enum Event<'a> {
         tokens: usize,
         /// Of these, the ones than which the model found no other token likelier.
         correct_tokens: usize,
-        /// Whether no earlier loss was as low.
+        /// The share of prompts answered exactly, where that chooses the best adapter.
+        exact_match: Option<f64>,
+        /// Whether it is the best adapter so far.
         is_best: bool,
         /// The adapter that was evaluated, on the decoder's device.
         adapter: &'a Adapter,
@@ -134,7 +139,7 @@ pub struct Outcome {
 /// # Errors
 /// No sequence with a trained token; a loss that is not finite; what `watch` returns.
 pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'_>) -> Result<()>) -> Result<Outcome> {
-    let Job { decoder, start, train, augment, valid, settings, batching, layout } = *job;
+    let Job { decoder, start, train, augment, valid, settings, batching, layout, .. } = *job;
     let total_steps = batching.total_steps(settings, train)?;
     let schedule = settings.schedule(total_steps);
     let device = decoder.device().clone().autodiff();

@@ -8,6 +8,7 @@ pub mod objective;
 pub mod optimiser;
 pub mod peak_memory;
 pub mod schedule;
+pub mod score;
 pub mod settings;
 pub mod step;
 
@@ -15,4 +16,5 @@ pub use batching::{Batching, Layout, Part};
 pub use fit::{Event, Job, Outcome, fit};
 pub use optimiser::{Optimiser, OptimiserKind, OptimiserState};
 pub use schedule::{Schedule, ScheduleKind};
+pub use score::{EvalOn, ExactMatch};
 pub use settings::{EarlyStopping, TrainSettings};

@@ -4,6 +4,7 @@
 
 use super::optimiser::OptimiserKind;
 use super::schedule::{Schedule, ScheduleKind};
+use super::score::EvalOn;
 use crate::model::decoder::Recompute;
 use crate::settings::{above, any, below, between, defaults, optional, section};
 
@@ -56,6 +57,9 @@ section! {
         /// Steps between two evaluations of the validation examples, or without any between two saves of the adapter; there is
         /// always one at the end.
         eval_steps: u64 = Take(50), between(1..=MAX_STEPS);
+        /// The measure of the validation examples that chooses the best adapter and stops early. `exact_match` answers
+        /// `eval.exact_match_examples` prompts greedily at every evaluation, which takes its time.
+        eval_on: EvalOn = Take(EvalOn::Loss), any();
         /// The activations that are computed again in the backward pass to save memory.
         recompute: Recompute = Take(Recompute::None), any();
         /// Decides the adapter's first values, the order of examples, dropout and the held-out share.
@@ -70,7 +74,8 @@ section! {
     EarlyStopping {
         /// Stop after this many evaluations without improvement.
         patience_evals: u64 = Take(3), between(1..=MAX_STEPS);
-        /// The validation loss must fall by more than this to count as an improvement.
+        /// The validation loss must fall by more than this to count as an improvement; under `eval_on = "exact_match"`, the share
+        /// of exact answers must rise by more.
         min_delta: f64 = Take(0.0), between(0.0..=1e6);
     }
 }
