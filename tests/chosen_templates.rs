@@ -56,7 +56,7 @@ fn a_base_without_a_template_gets_one() {
     let bare = open("bytelevel");
     let row = talk();
     let rows = jsonl::parse(row.to_string().as_bytes(), "d.jsonl", None).expect("reads");
-    let without = Encoder::new(bare.clone(), None).encode_all("d.jsonl", &rows, 64, LongPolicy::Error);
+    let without = Encoder::new(bare.clone(), None).encode_all(&rows, 64, LongPolicy::Error);
     let error = without.expect_err("no template").to_string();
     assert!(error.contains("data.template = \"chatml\""), "{error}");
     let chosen = with_chosen_template(&bare, "chatml").expect("has the tokens");

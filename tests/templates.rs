@@ -264,7 +264,7 @@ fn parts_of_calls_and_tools_that_a_template_leaves_out_are_named() {
     // Arguments that are no object, where the template needs one.
     let encoder = encoder(&source("{% for k, v in c.function.arguments.items() %}{{ k ~ v }}{% endfor %}", ""));
     let rows = |arguments: Value| jsonl::parse(row(arguments).to_string().as_bytes(), "d.jsonl", None).expect("reads");
-    let encode = |arguments: Value| encoder.encode_all("d.jsonl", &rows(arguments), 512, LongPolicy::Error);
+    let encode = |arguments: Value| encoder.encode_all(&rows(arguments), 512, LongPolicy::Error);
     for (arguments, found) in [(json!("north"), "\"north\""), (json!("[1, 2]"), "\"[1, 2]\""), (json!(3), "3")] {
         let error = encode(arguments).expect_err("refused").to_string();
         let expected = format!("d.jsonl:1: `messages[1].tool_calls[0]`: `arguments` is {found}; the chat template needs a JSON object");
