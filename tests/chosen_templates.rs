@@ -14,7 +14,8 @@ use crate::tokenizer::{fixtures, open};
 fn a_template_that_the_recipe_names_goes_with_the_adapter() {
     let folder = tiny_job();
     fs::write(folder.path().join("chat.jsonl"), talk().to_string()).expect("written");
-    let settings = ["data.train='chat.jsonl'", "data.valid='chat.jsonl'", "data.template='zephyr'", "train.max_steps=1"];
+    let settings =
+        ["data.train='chat.jsonl'", "data.valid='chat.jsonl'", "data.template='zephyr'", "train.max_steps=1"];
     let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
     let json = |arguments: &[&str]| -> Value {
         let output = run(&folder, arguments);
@@ -84,7 +85,8 @@ fn a_base_without_a_template_gets_one() {
         "tokenizer.json",
     );
     write("{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}");
-    let error = with_chosen_template(&nameless.expect("reads"), &path.display().to_string()).expect_err("no end").to_string();
+    let error =
+        with_chosen_template(&nameless.expect("reads"), &path.display().to_string()).expect_err("no end").to_string();
     assert!(error.contains("ends an answer with the end token, and tokenizer.json names none"), "{error}");
 }
 
@@ -110,7 +112,8 @@ fn texts_rendered_beforehand_can_keep_their_control_tokens() {
         assert_eq!(encoded.ids, chat.ids[..chat.ids.len() - 1], "all but the last line end");
     }
     // What people wrote in a conversation stays text.
-    let spelled = json!({"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "b"}]});
+    let spelled =
+        json!({"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "b"}]});
     let controls = encoded(&encoder, &spelled).ids.iter().filter(|id| **id == 2).count();
     assert_eq!(controls, 2);
 }

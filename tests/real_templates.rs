@@ -74,7 +74,8 @@ fn every_turn_of_the_assistant_is_trained_with_its_stop_token_and_nothing_else()
     let mut compared = 0;
     for found in cases["templates"].as_array().expect("a list") {
         let name = found["name"].as_str().expect("a name");
-        let source = fs::read_to_string(fixtures().with_file_name(format!("templates/{name}.jinja"))).expect("the fixture");
+        let source =
+            fs::read_to_string(fixtures().with_file_name(format!("templates/{name}.jinja"))).expect("the fixture");
         let tokenizer = tokenizer(found);
         let template = compiled(&source, name, &tokenizer);
         let encoder = Encoder::new(tokenizer.clone(), Some(template.clone()));
@@ -100,7 +101,10 @@ fn every_turn_of_the_assistant_is_trained_with_its_stop_token_and_nothing_else()
             if (&encoded.ids, &encoded.trained, encoded.untrained_turns) != (&ids, &mask, 0) {
                 let marked = |ids, trained| with_marks(&tokenizer, ids, trained);
                 let (ours, theirs) = (marked(&encoded.ids, &encoded.trained), marked(&ids, &mask));
-                wrong.push(format!("{place}, {} untrained\n  ours:   {ours:?}\n  theirs: {theirs:?}", encoded.untrained_turns));
+                wrong.push(format!(
+                    "{place}, {} untrained\n  ours:   {ours:?}\n  theirs: {theirs:?}",
+                    encoded.untrained_turns
+                ));
             }
             compared += 1;
         }

@@ -249,7 +249,8 @@ fn parts_of_calls_and_tools_that_a_template_leaves_out_are_named() {
             }}],
         })
     };
-    let notices = |call: &str, tools: &str, arguments: Value| set(&encoder(&source(call, tools)), &row(arguments)).notices;
+    let notices =
+        |call: &str, tools: &str, arguments: Value| set(&encoder(&source(call, tools)), &row(arguments)).notices;
     let whole = ("{{ c.function | tojson }}", "{{ tools | tojson }}");
     let numbers = json!({"days": 2, "branch": "north", "late": true, "prices": [1.5]});
     assert_eq!(notices(whole.0, whole.1, numbers.clone()), [""; 0]);
@@ -257,8 +258,15 @@ fn parts_of_calls_and_tools_that_a_template_leaves_out_are_named() {
     let of_calls = part("`tool_calls` of turns of the role `assistant`");
     let texts_only = "{{ c.function.name ~ (c.function.arguments.values() | select('string') | join) }}";
     assert_eq!(notices(texts_only, whole.1, numbers), [of_calls]);
-    assert_eq!(notices(texts_only, whole.1, json!({"branch": "north"})), [""; 0], "what is shown is all there is but keys");
-    for tools in ["{% for t in tools %}{{ t.function.name }}{% endfor %}", "{% for t in tools %}{{ t.function.name + t.function.description }}{% endfor %}"] {
+    assert_eq!(
+        notices(texts_only, whole.1, json!({"branch": "north"})),
+        [""; 0],
+        "what is shown is all there is but keys"
+    );
+    for tools in [
+        "{% for t in tools %}{{ t.function.name }}{% endfor %}",
+        "{% for t in tools %}{{ t.function.name + t.function.description }}{% endfor %}",
+    ] {
         assert_eq!(notices(whole.0, tools, json!({})), [part("`tools`")]);
     }
     // Arguments that are no object, where the template needs one.
@@ -267,7 +275,9 @@ fn parts_of_calls_and_tools_that_a_template_leaves_out_are_named() {
     let encode = |arguments: Value| encoder.encode_all(&rows(arguments), 512, LongPolicy::Error);
     for (arguments, found) in [(json!("north"), "\"north\""), (json!("[1, 2]"), "\"[1, 2]\""), (json!(3), "3")] {
         let error = encode(arguments).expect_err("refused").to_string();
-        let expected = format!("d.jsonl:1: `messages[1].tool_calls[0]`: `arguments` is {found}; the chat template needs a JSON object");
+        let expected = format!(
+            "d.jsonl:1: `messages[1].tool_calls[0]`: `arguments` is {found}; the chat template needs a JSON object"
+        );
         assert!(error.starts_with(&expected), "{error}");
     }
     assert!(encode(json!("{\"days\": 2}")).is_ok() && encode(json!({"days": 2})).is_ok());
@@ -276,12 +286,19 @@ fn parts_of_calls_and_tools_that_a_template_leaves_out_are_named() {
 #[test]
 fn a_generation_prompt_that_differs_from_the_header_of_an_answer_is_named() {
     let row = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
-    let with_prompt = |prompt: &str| CHATML.replace("{{ '<|im_start|>assistant\n' }}", &format!("{{{{ '{prompt}' }}}}"));
+    let with_prompt =
+        |prompt: &str| CHATML.replace("{{ '<|im_start|>assistant\n' }}", &format!("{{{{ '{prompt}' }}}}"));
     for (prompt, notice) in [
         ("<|im_start|>assistant\n", None),
         ("<|im_start|>assistant", None),
-        ("<|im_start|>assistant\n<think>\n", Some("ends with \"<think>\\n\", and before a finished answer that is missing")),
-        ("<|im_start|>bot\n", Some("ends with \"bot\\n\", and before a finished answer stands the header \"assistant\\n\"")),
+        (
+            "<|im_start|>assistant\n<think>\n",
+            Some("ends with \"<think>\\n\", and before a finished answer that is missing"),
+        ),
+        (
+            "<|im_start|>bot\n",
+            Some("ends with \"bot\\n\", and before a finished answer stands the header \"assistant\\n\""),
+        ),
     ] {
         let encoder = encoder(&with_prompt(prompt));
         let notices = set(&encoder, &row).notices;

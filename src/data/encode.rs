@@ -266,9 +266,13 @@ impl Encoder {
             of_turns.extend(coverage::remarks(messages, hidden.tools.as_ref(), template, (marked, shown), &rendered));
         }
         let turns::Rendered { text, answers, missing, other_prompt, .. } = rendered;
-        of_turns.extend(other_prompt.map(|turns::OtherPrompt { prompt, finished }| Remark::OtherPrompt { prompt, finished }));
+        of_turns.extend(
+            other_prompt.map(|turns::OtherPrompt { prompt, finished }| Remark::OtherPrompt { prompt, finished }),
+        );
         remarks.extend(of_turns.into_iter().map(|remark| remark.with_role(|role| stand_ins.as_written(role))));
-        remarks.extend(stand_ins.texts.values().min().map(|token| Remark::SpellsControl { token: token.clone(), in_chat: true }));
+        remarks.extend(
+            stand_ins.texts.values().min().map(|token| Remark::SpellsControl { token: token.clone(), in_chat: true }),
+        );
         let is_empty = |message: &Message| {
             message.is_answer() && message.content.trim().is_empty() && !message.more.contains_key("tool_calls")
         };

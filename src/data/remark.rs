@@ -113,7 +113,10 @@ impl fmt::Display for Remark {
                 write!(f, "`{key}` of the assistant's turns is shown outside the answer, and is not trained")
             }
             Self::OtherPrompt { prompt, finished } => {
-                write!(f, "the generation prompt of the chat template ends with {prompt:?}, and before a finished answer ")?;
+                write!(
+                    f,
+                    "the generation prompt of the chat template ends with {prompt:?}, and before a finished answer "
+                )?;
                 match finished.is_empty() {
                     true => write!(f, "that is missing: answers are learned without it"),
                     false => write!(f, "stands the header {finished:?} in its place"),

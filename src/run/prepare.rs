@@ -91,7 +91,8 @@ fn prepare_plan(
 ) -> Result<Prepared> {
     let device = device::open(choice)?;
     watch.stage(Stage::OpenBase);
-    let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event)).and_then(|base| base.for_data(&plan.data));
+    let base =
+        OpenBase::open(&plan.base.model, &mut |event| watch.pull(event)).and_then(|base| base.for_data(&plan.data));
     watch.stage(Stage::ReadData);
     let (base, Examples { train, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
     let format = train.first().map(|row| row.example.format());

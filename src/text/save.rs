@@ -71,11 +71,7 @@ pub(super) fn written_files(tokenizer: &Value, surroundings: &Surroundings) -> V
     if let Some(templates) = surroundings.templates.to_config() {
         config["chat_template"] = templates;
     }
-    vec![
-        ("tokenizer.json", pretty(tokenizer)),
-        (CONFIG, pretty(&config)),
-        ("special_tokens_map.json", pretty(&map)),
-    ]
+    vec![("tokenizer.json", pretty(tokenizer)), (CONFIG, pretty(&config)), ("special_tokens_map.json", pretty(&map))]
 }
 
 fn pretty(value: &Value) -> String {

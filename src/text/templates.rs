@@ -89,7 +89,8 @@ fn of_config(value: &Value, place: impl Fn() -> String) -> Result<Templates> {
     let (default, tool_use) = (find("default"), find(TOOL_USE));
     if default.is_none() && tool_use.is_none() {
         let names: Vec<String> = named.iter().map(|(name, _)| format!("{name:?}")).collect();
-        let message = format!("`chat_template` has {}; one named \"default\" or \"tool_use\" is needed", names.join(", "));
+        let message =
+            format!("`chat_template` has {}; one named \"default\" or \"tool_use\" is needed", names.join(", "));
         return Err(Error::input(place(), message));
     }
     Ok(Templates { default, tool_use })

@@ -102,13 +102,17 @@ pub fn with_chosen_template(tokenizer: &Tokenizer, chosen: &str) -> Result<Token
 fn missing_end(behind: &str, tokenizer: &Tokenizer) -> Option<String> {
     let place = tokenizer.place();
     if behind.is_empty() {
-        return tokenizer.eos_tokens().is_empty().then(|| format!("the end token, and {place} names none (`eos_token`)"));
+        return tokenizer
+            .eos_tokens()
+            .is_empty()
+            .then(|| format!("the end token, and {place} names none (`eos_token`)"));
     }
     let (open, close) = [('<', '>'), ('[', ']')].into_iter().find(|(open, _)| behind.starts_with(*open))?;
     let end = behind.find(close)? + close.len_utf8();
     let token = &behind[..end];
     let is_markup = open == '<' || token.chars().all(|symbol| symbol.is_ascii_uppercase() || "[]/_".contains(symbol));
-    let is_token = tokenizer.token_to_id(token).is_some() || tokenizer.special_tokens().any(|(text, _)| behind.starts_with(text));
+    let is_token =
+        tokenizer.token_to_id(token).is_some() || tokenizer.special_tokens().any(|(text, _)| behind.starts_with(text));
     (is_markup && !token.contains(char::is_whitespace) && !is_token)
         .then(|| format!("`{token}`, which is no token of {place}"))
 }

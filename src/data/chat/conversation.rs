@@ -65,7 +65,8 @@ fn not_an_object(messages: &[Message], template: &ChatTemplate) -> Option<Error>
         _ => (!value.is_object()).then(|| json!({})),
     };
     template.render(&with_arguments(messages, object), false).ok()?;
-    let is_object = |value: &Value| value.is_object() || value.as_str().and_then(parsed).is_some_and(|value| value.is_object());
+    let is_object =
+        |value: &Value| value.is_object() || value.as_str().and_then(parsed).is_some_and(|value| value.is_object());
     for (turn, message) in messages.iter().enumerate() {
         let calls = message.more.get("tool_calls").and_then(Value::as_array);
         for (at, call) in calls.into_iter().flatten().enumerate() {

@@ -108,7 +108,8 @@ fn shares<'a>(
     rendered: &Rendered,
 ) -> Vec<(Option<usize>, &'a str, Share)> {
     let symbols = shown.symbols();
-    let is_plain = |one: &Marked| one.symbols().iter().all(|mark| symbols.contains(mark)) && rendered.text.contains(&one.text);
+    let is_plain =
+        |one: &Marked| one.symbols().iter().all(|mark| symbols.contains(mark)) && rendered.text.contains(&one.text);
     let plain = || marked.texts.iter().map(|one| (one.turn, one.key.as_str(), share(one, &symbols, "")));
     if marked.texts.iter().all(is_plain) && !messages.iter().any(has_numbers) {
         return plain().collect();
@@ -117,7 +118,8 @@ fn shares<'a>(
         return plain().collect();
     };
     let Ok((mut symbols, text)) = words.render_all() else { return plain().collect() };
-    if let Some(last) = messages.iter().rposition(|message| message.role == Role::Assistant).filter(|_| rendered.is_joined)
+    if let Some(last) =
+        messages.iter().rposition(|message| message.role == Role::Assistant).filter(|_| rendered.is_joined)
         && let Ok(prompt) = words.render(last, true)
     {
         symbols.extend(prompt.symbols());
@@ -172,7 +174,8 @@ fn names_parameters(tools: &Value, text: &str) -> bool {
         function if function.is_object() => function,
         _ => tool,
     });
-    let mut names = functions.filter_map(|function| function["parameters"]["properties"].as_object()).flat_map(|of| of.keys());
+    let mut names =
+        functions.filter_map(|function| function["parameters"]["properties"].as_object()).flat_map(|of| of.keys());
     names.all(|name| text.contains(name.as_str()))
 }
 

@@ -60,7 +60,9 @@ pub(super) fn rewritten(body: &str, prefix: &str) -> String {
     let mut edits: Vec<(usize, usize, String)> = Vec::new();
     for (at, token) in tokens.iter().enumerate() {
         let Some((_, name)) = COMPARISONS.iter().find(|(operator, _)| *operator == token.text) else { continue };
-        let stops = |other: &&Token| other.depth < token.depth || (other.depth == token.depth && (other.is_bound() || other.is_comparison()));
+        let stops = |other: &&Token| {
+            other.depth < token.depth || (other.depth == token.depth && (other.is_bound() || other.is_comparison()))
+        };
         let before = tokens[..at].iter().rfind(stops);
         let after = tokens[at + 1..].iter().find(stops);
         if [before, after].into_iter().flatten().any(|other| other.depth == token.depth && other.is_comparison()) {
@@ -81,7 +83,8 @@ pub(super) fn rewritten(body: &str, prefix: &str) -> String {
     {
         let ends = |token: &Token| token.depth == 0 && matches!(token.text, "if" | "recursive");
         let rest = &tokens[at + 1..];
-        let (start, end) = (tokens[at].end(), rest.iter().find(|token| ends(token)).map_or(body.len(), |end| end.start));
+        let (start, end) =
+            (tokens[at].end(), rest.iter().find(|token| ends(token)).map_or(body.len(), |end| end.start));
         let is_tuple = rest.iter().take_while(|token| !ends(token)).any(|token| token.depth == 0 && token.text == ",");
         if !is_tuple && !body[start..end].trim().is_empty() {
             edits.push((start, 0, format!(" {prefix}_each(")));

@@ -131,7 +131,9 @@ impl Search<'_> {
     /// system text only in a last turn that is the user's. Generation would see it, so training does.
     fn join_prompt(&mut self) -> Result<bool> {
         let is_assistant = |message: &Message| message.role == Role::Assistant;
-        let Some(last) = self.messages.iter().rposition(is_assistant).filter(|last| *last > 0) else { return Ok(false) };
+        let Some(last) = self.messages.iter().rposition(is_assistant).filter(|last| *last > 0) else {
+            return Ok(false);
+        };
         let before = &self.messages[..last];
         let prompt = prompt(before, self.template)?;
         let begins = self.text.starts_with(&prompt) || self.text.starts_with(&self.template.render(before, false)?);
@@ -139,7 +141,9 @@ impl Search<'_> {
         if begins {
             return Ok(false);
         }
-        let (Some((range, _)), Some((conversation, whole))) = (self.by_marks(last), &self.marked) else { return Ok(false) };
+        let (Some((range, _)), Some((conversation, whole))) = (self.by_marks(last), &self.marked) else {
+            return Ok(false);
+        };
         let header = self.header(last);
         let Ok(mut joined) = conversation.render(last, true) else { return Ok(false) };
         joined.bare.push_str(&header);
@@ -244,7 +248,9 @@ impl Search<'_> {
         }
         let Ok(plain) = self.template.render(before, false) else { return with };
         // The end of turn is the first control token behind the words.
-        let Some((at, token)) = with.get(words_end..).and_then(|behind| self.specials.find(behind)) else { return with };
+        let Some((at, token)) = with.get(words_end..).and_then(|behind| self.specials.find(behind)) else {
+            return with;
+        };
         let turn_end = words_end + at + token.len();
         let rest = with[turn_end..].trim_start();
         if !rest.is_empty() && plain.ends_with(rest) { &with[..turn_end] } else { with }
