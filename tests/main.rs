@@ -36,6 +36,8 @@ mod qlora;
 mod real_templates;
 mod recipe;
 mod recipes;
+#[cfg(unix)]
+mod resume;
 mod runs;
 mod scores;
 mod tables;

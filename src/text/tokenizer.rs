@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::check;
 use super::save::written_files;
 use super::templates::Templates;
 use crate::error::{Error, Result};
-use crate::files::json as strict_json;
+use crate::files::{hex, json as strict_json};
 use crate::model::BaseFiles;
 
 /// The largest `tokenizer.json` read; the largest known ones are about 35 MB.
@@ -255,6 +256,14 @@ impl Tokenizer {
         catch_unwind(AssertUnwindSafe(|| self.0.parsing.decode(ids, skip_special)))
             .map_err(|_| Error::input(&self.0.place, "the tokenizers crate failed to decode with this tokenizer"))?
             .map_err(|error| Error::input(&self.0.place, format!("cannot decode: {error}")))
+    }
+
+    /// The SHA-256 of all that decides what it does, chat templates excepted.
+    pub fn sha256(&self) -> String {
+        let Surroundings { named, more_eos_ids, adds_bos, .. } = &self.0.surroundings;
+        let model = self.0.parsing.to_string(false).unwrap_or_default();
+        let all = format!("{model}{named:?}{more_eos_ids:?}{adds_bos}");
+        hex::encode(&Sha256::digest(all.as_bytes()))
     }
 
     /// The file it came from, for messages.
