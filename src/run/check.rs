@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::folder::RunFolder;
 use super::memory_plan::MemoryPlan;
 use super::notices::{has_no_end, notices_of_run};
 use super::prepare::{Examples, Prepared, prepare, read_examples};
@@ -150,7 +151,7 @@ impl Report {
 /// Checks what `recipe` asks for. The base is not fetched: without it, the texts alone are looked at.
 ///
 /// # Errors
-/// Those of [`prepare`]; those of the steps that are timed.
+/// Those of [`prepare`]; those of the steps that are timed. An output folder that is not free is a finding.
 pub fn check(
     recipe: &Recipe,
     choice: &DeviceChoice,
@@ -161,7 +162,7 @@ pub fn check(
     let plan = recipe.plan()?;
     if let Presence::Fetchable(fetches) = pull::look_up(&plan.base.model)? {
         let examples = read_examples(&plan).map_err(|error| recipe.locate(error))?;
-        let mut report = of_texts(&plan, &examples);
+        let mut report = of_texts(recipe, &plan, &examples);
         if options.show.is_some() || options.time {
             let option = if options.show.is_some() { "--show" } else { "--time" };
             let error = Error::input(Place::argument(option), format!("needs the base {}", plan.base.model));
@@ -187,6 +188,7 @@ pub fn check(
     if has_no_end(&prepared) {
         findings.push(Finding::about(Code::NoEndToken, None, None, ""));
     }
+    findings.extend(of_output(recipe, plan, prepared.disk_bytes()));
     findings.sort_by_key(|finding| (finding.severity, finding.code));
     let shown = options.show.map(|number| shown(number, &examples.train, encoder)).transpose()?;
     let time = match options.time {
@@ -234,12 +236,15 @@ fn file_facts(examples: &Examples) -> Vec<FileFacts> {
 }
 
 /// The report on the texts of a run whose base is not here.
-fn of_texts(plan: &Plan, examples: &Examples) -> Report {
+fn of_texts(recipe: &Recipe, plan: &Plan, examples: &Examples) -> Report {
     let (train_file, valid_file) = files(plan);
     let own = &examples.train[..examples.own];
     let train = Split { name: "train", file: &train_file, rows: own, encoded: None };
     let valid = Split { name: "valid", file: &valid_file, rows: &examples.valid, encoded: None };
-    let findings = preflight(train, (!examples.valid.is_empty()).then_some(valid), None);
+    let mut findings = preflight(train, (!examples.valid.is_empty()).then_some(valid), None);
+    // The size of the adapter is not known yet.
+    findings.extend(of_output(recipe, plan, 0));
+    findings.sort_by_key(|finding| (finding.severity, finding.code));
     Report { files: file_facts(examples), run: None, to_fetch: None, findings, shown: None, time: None }
 }
 
@@ -258,6 +263,13 @@ impl Watch for WithoutNotices<'_> {
     fn encoding(&mut self, done: usize, total: usize) {
         self.0.encoding(done, total);
     }
+}
+
+/// The finding about an output folder that a run could not have; `bytes` is the room that the run takes there.
+fn of_output(recipe: &Recipe, plan: &Plan, bytes: u64) -> Option<Finding> {
+    let error = recipe.locate(RunFolder::check_usable(&plan.output.dir, bytes).err()?);
+    let reasons = error.paragraphs().join("; ").replace("\n  hint: ", "; ");
+    Some(Finding::about(Code::OutputUnusable, None, None, &reasons))
 }
 
 /// The training example `number` as the model sees it.

@@ -67,7 +67,7 @@ impl Serialize for Code {
 }
 
 /// The headings of the page, by the first two characters of the codes below them.
-const GROUPS: [(&str, &str); 8] = [
+const GROUPS: [(&str, &str); 9] = [
     ("D1", "Repeated rows"),
     ("D2", "Validation data"),
     ("D3", "Answers"),
@@ -76,6 +76,7 @@ const GROUPS: [(&str, &str); 8] = [
     ("D6", "Conversations"),
     ("D7", "Lengths"),
     ("D8", "Personal data and secrets"),
+    ("D9", "The run"),
 ];
 
 /// The codes as Markdown, a table a group: the list in `docs/findings.md`.

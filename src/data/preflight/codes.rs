@@ -336,4 +336,9 @@ codes! {
         "the text holds private keys"
         "A model can be made to give back what it was trained on."
         "Revoke the keys, and redact: `burnish data clean FILE --redact --out NEW`.";
+
+    OutputUnusable "D901" Error
+        "the output folder cannot be used"
+        "`burnish train` refuses to start, or would fail when it saves."
+        "Choose another `output.dir`, go on with the run that lies there, or make room.";
 }
