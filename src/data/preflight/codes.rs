@@ -230,6 +230,11 @@ codes! {
         "The model never learns to stop."
         "Add `eos_token` to `tokenizer_config.json`.";
 
+    OtherPrompt "D510" Warning
+        "generation begins an answer otherwise than finished conversations show one"
+        "The answers are trained behind another beginning than the one that generation gives."
+        "Check with `burnish check RECIPE --show 3`; choose another template if the difference is more than a tag.";
+
     RoleNotTrained "D601" Warning
         "no loss is taken on turns of a role"
         "Only turns of the role `assistant` are trained. A misspelt role loses its turns."

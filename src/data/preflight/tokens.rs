@@ -63,7 +63,8 @@ fn of_remark(remark: &Remark) -> Option<(Code, String)> {
         }
         Remark::KeyNotTrained { key } => (Code::KeyNotTrained, format!("`{key}`")),
         Remark::RoleNotTrained { role } => (Code::RoleNotTrained, format!("`{role}`")),
-        Remark::SpellsControl { token } => (Code::SpellsControl, format!("`{token}`")),
+        Remark::OtherPrompt { prompt, finished } => (Code::OtherPrompt, format!("{prompt:?} instead of {finished:?}")),
+        Remark::SpellsControl { token, .. } => (Code::SpellsControl, format!("`{token}`")),
         Remark::TextChanged { role } => (Code::TextChanged, format!("`{role}`")),
         Remark::EmptyAnswer => return None,
         Remark::NothingTrained => (Code::NothingTrained, none()),
