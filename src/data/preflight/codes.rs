@@ -137,7 +137,7 @@ codes! {
     PromptEnd "D315" Note
         "the prompt ends in another way than the others"
         "In bare prompts the last characters tell the model that its answer comes now."
-        "End every prompt in the same way, such as with `\nA: `.";
+        "End every prompt in the same way, such as with `A: ` on a line of its own.";
 
     Unfilled "D316" Note
         "an answer holds a placeholder that was not filled, such as `[Your Name]`"
