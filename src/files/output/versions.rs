@@ -316,11 +316,6 @@ impl Version {
         }
         Ok(bytes)
     }
-
-    /// Whether the version has a file of this name.
-    pub fn has(&self, name: &str) -> bool {
-        self.files.contains_key(name)
-    }
 }
 
 impl Manifest {
