@@ -1,10 +1,12 @@
 //! The command line: one file a command. Nothing here computes.
 //!
 //! The result goes to stdout, and nothing else does; everything else goes to stderr. Exit codes: 0 done, 1 failed,
-//! 2 used wrongly (arguments, recipe, bad input), 130 interrupted.
+//! 2 used wrongly (arguments, recipe, bad input), 128 + its number where a signal ended the work (130 SIGINT, 143 SIGTERM).
 
 mod check;
+mod combine;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod merge;
@@ -69,6 +71,8 @@ enum Command {
     Train(train::TrainArguments),
     Eval(eval::Arguments),
     Merge(merge::Arguments),
+    Export(export::Arguments),
+    Combine(combine::Arguments),
     Quantize(quantize::Arguments),
     Generate(generate::Arguments),
     Inspect(inspect::Arguments),
@@ -96,7 +100,7 @@ pub fn main() -> ExitCode {
     interrupt::wait_for_the_end();
     let result = outcome.unwrap_or_else(|_| Err(panic::as_error()));
     match result {
-        Ok(()) if interrupt::requested() => ExitCode::from(interrupt::EXIT_CODE),
+        Ok(()) if interrupt::requested() => ExitCode::from(interrupt::exit_code()),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             terminal.error(&error);
@@ -109,12 +113,13 @@ pub fn main() -> ExitCode {
 fn announce(effect: Effect) {
     let mut stderr = std::io::stderr();
     // A closed stderr leaves no place to report to.
-    let _ = match effect {
-        Effect::FinishesFirst => {
-            writeln!(stderr, "\nstopping after this step; a second signal stops at once and keeps the best adapter")
+    let _ = match (effect, interrupt::going_on()) {
+        (Effect::FinishesFirst, _) => {
+            writeln!(stderr, "\nstopping: the state is being saved; a second signal stops at once")
         }
-        Effect::EndsNow if stderr.is_terminal() => writeln!(stderr, "\ninterrupted"),
-        Effect::EndsNow => Ok(()),
+        (Effect::EndsNow, Some(text)) => writeln!(stderr, "\ninterrupted; {text}"),
+        (Effect::EndsNow, None) if stderr.is_terminal() => writeln!(stderr, "\ninterrupted"),
+        (Effect::EndsNow, None) => Ok(()),
     };
 }
 
@@ -132,7 +137,9 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
         Command::Check(arguments) => check::run(arguments, &cli.global, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
+        Command::Combine(arguments) => combine::run(arguments, terminal),
         Command::Merge(arguments) => merge::run(arguments, &cli.global, terminal),
+        Command::Export(arguments) => export::run(arguments, terminal),
         Command::Quantize(arguments) => quantize::run(arguments, terminal),
         Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),

@@ -100,7 +100,7 @@ fn use_own_tokenizer(folder: &Path, base: &mut OpenBase) -> Result<Option<String
 }
 
 /// Whether every tokenizer file in `folder` is that of the base, byte for byte.
-fn holds_the_same_files(folder: &Path, base: &Path) -> bool {
+pub(super) fn holds_the_same_files(folder: &Path, base: &Path) -> bool {
     let read = |dir: &Path, name: &str| open::read(&dir.join(name), MAX_COMPARED_BYTES).ok();
     let is_same = |name| read(folder, name).is_some_and(|own| read(base, name).as_ref() == Some(&own));
     FOLDER_FILES.into_iter().all(|name| !folder.join(name).exists() || is_same(name))

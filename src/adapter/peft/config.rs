@@ -108,6 +108,18 @@ impl PeftConfig {
         Ok(if self.rslora { alpha / rank.sqrt() } else { alpha / rank })
     }
 
+    /// The names in `target_modules`, where they alone decide which modules have an adapter.
+    pub fn listed_targets(&self) -> Option<&[String]> {
+        match &self.targets {
+            Selection::Names(names)
+                if !self.has_default_targets && self.excluded.is_none() && self.layers.is_none() =>
+            {
+                Some(names)
+            }
+            _ => None,
+        }
+    }
+
     pub(super) fn named<T>(&self, key: &str, result: Result<T, String>) -> Result<T> {
         result.map_err(|message| Error::input(&self.place, format!("`{key}`: {message}")))
     }
