@@ -48,14 +48,14 @@ impl AdapterSpec {
                 "{verb} {first}, which the adapter in {folder} {has}; {} projections differ",
                 missing.len() + extra.len()
             );
-            let mut names: Vec<&str> =
-                found.pairs.keys().filter_map(|module| module.rsplit('.').next()).collect();
+            let mut names: Vec<&str> = found.pairs.keys().filter_map(|module| module.rsplit('.').next()).collect();
             names.sort_unstable();
             names.dedup();
             differs("adapter.targets", message, format!("it has {names:?}"));
         }
         let mut pairs = found.pairs.iter().filter(|(module, _)| fresh.pairs.contains_key(*module));
-        let is_unlike = |(_, pair): &(&String, &super::host::HostPair)| pair.rank != self.rank || pair.scale != self.scale() as f32;
+        let is_unlike =
+            |(_, pair): &(&String, &super::host::HostPair)| pair.rank != self.rank || pair.scale != self.scale() as f32;
         if errors.is_empty()
             && let Some((module, pair)) = pairs.find(is_unlike)
         {

@@ -1,8 +1,8 @@
 //! Low-rank adapters: what to adapt, the trainable factors, PEFT's file format, merging.
 
 pub mod attach;
-pub mod begin;
 mod base_modules;
+pub mod begin;
 pub mod combine;
 pub mod host;
 pub mod merge;

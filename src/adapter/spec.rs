@@ -7,7 +7,9 @@ use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Place, Result};
 use crate::model::{ModelConfig, Site, SiteKind};
-use crate::settings::{Describe, FromNode, Limit, Node, Reader, Value, above, any, below, between, mismatch, not_empty, optional, section};
+use crate::settings::{
+    Describe, FromNode, Limit, Node, Reader, Value, above, any, below, between, mismatch, not_empty, optional, section,
+};
 
 section! {
     /// The low-rank adapter.

@@ -78,7 +78,9 @@ pub fn identity(prepared: &Prepared, choice: &DeviceChoice) -> Value {
     let tokenizer = base.encoder.tokenizer();
     let mut recipe = Map::new();
     flatten("", &json!(plan), &mut recipe);
-    let is_of = |key: &str, section: &str| key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let is_of = |key: &str, section: &str| {
+        key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
     recipe.retain(|key, _| !NOT_COMPARED.iter().any(|section| is_of(key, section)));
     let config = sha256(format!("{:?}", base.files.config()));
     let mut identity = Map::new();
@@ -192,7 +194,11 @@ mod tests {
         let texts: Vec<&str> = found.iter().map(|difference| difference.text.as_str()).collect();
         assert_eq!(
             texts,
-            ["valid was not there and is 000000000000…", "train.epochs was 1 and is 2", "program was 0.1.0 and is 0.2.0"]
+            [
+                "valid was not there and is 000000000000…",
+                "train.epochs was 1 and is 2",
+                "program was 0.1.0 and is 0.2.0"
+            ]
         );
         assert_eq!(found.iter().map(Difference::is_length).collect::<Vec<_>>(), [false, true, false]);
         assert_eq!(differences(&now, &now), []);

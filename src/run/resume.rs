@@ -72,7 +72,9 @@ pub(super) struct Checkpoint {
 pub(super) fn reopen(path: &Path) -> Result<Option<RunFolder>> {
     match Found::at(path) {
         Found::Nothing => Ok(None),
-        Found::Other => Err(RunFolder::check_free(path).err().unwrap_or_else(|| Error::input(path, "is no run folder"))),
+        Found::Other => {
+            Err(RunFolder::check_free(path).err().unwrap_or_else(|| Error::input(path, "is no run folder")))
+        }
         found => {
             let folder = RunFolder::reopen(path)?;
             if found == Found::Finished && !path.join(RunFolder::CHECKPOINTS).is_dir() {
@@ -108,8 +110,7 @@ pub(super) fn newest(
     }
     let found = differences(&version.identity, identity);
     let is_longer = prepared.total_steps > version.step;
-    let is_accepted =
-        |found: &Difference| accepted.contains(&found.change) || (is_longer && found.is_length());
+    let is_accepted = |found: &Difference| accepted.contains(&found.change) || (is_longer && found.is_length());
     let refused: Vec<&Difference> = found.iter().filter(|found| !is_accepted(found)).collect();
     if !refused.is_empty() {
         return Err(changed(&version, &refused));
@@ -142,6 +143,7 @@ fn changed(version: &Version, refused: &[&Difference]) -> Error {
     });
     let mut kinds: Vec<String> = refused.iter().map(|found| format!("--accept-change {}", found.change)).collect();
     kinds.dedup();
-    let hint = format!("undo the change, or go on all the same with `{}`: the result is that of neither run", kinds.join(" "));
+    let hint =
+        format!("undo the change, or go on all the same with `{}`: the result is that of neither run", kinds.join(" "));
     Error::join(errors).unwrap_or_else(|| Error::input(&*version.path, "has changed")).hint(hint)
 }

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::answer::{Answering, answer_ids};
 use super::folder::{RunFolder, now, resume_command};
-use super::identity::{identity, instruction_set};
 use super::held_out::MeasuredSet;
+use super::identity::{identity, instruction_set};
 use super::outcome::{Sample, TrainReport};
 use super::prepare::{Prepared, prepare};
 use super::recorder::Recorder;
@@ -59,7 +59,9 @@ pub fn train(
         false => None,
     };
     match (&checkpoint, start) {
-        (Some(found), _) => watch.notice(&format!("going on from the checkpoint of step {}", found.state.progress.step)),
+        (Some(found), _) => {
+            watch.notice(&format!("going on from the checkpoint of step {}", found.state.progress.step))
+        }
         (None, Start::Resumed(_)) => {
             watch.notice(&format!("there is no checkpoint in {} yet: the run begins", dir.display()));
         }
@@ -72,7 +74,8 @@ pub fn train(
         .load(&prepared.device, plan.base.compute, plan.base.quant, |done, total| watch.loading(done, total))
         .map_err(located)?;
     let (prompts, max_tokens) = (prepared.prompts.clone(), plan.sample.max_tokens);
-    let answered = checkpoint.as_ref().filter(|found| found.extras.prompts == prompts && found.extras.max_tokens == max_tokens);
+    let answered =
+        checkpoint.as_ref().filter(|found| found.extras.prompts == prompts && found.extras.max_tokens == max_tokens);
     let answers = match answered {
         Some(found) => found.extras.answers.clone(),
         None => sampled(Stage::SampleBefore, &prepared, &decoder, None, watch)?,
@@ -122,7 +125,8 @@ pub fn train(
         let adapter = outcome.adapter.attach(decoder.config(), &prepared.device)?;
         let after = sampled(Stage::SampleAfter, &prepared, &decoder, Some(&adapter), watch)?;
         let samples = plan.sample.prompts.iter().zip(recorder.before()).zip(after);
-        let samples = samples.map(|((prompt, before), after)| Sample { prompt: prompt.clone(), before: before.clone(), after });
+        let samples =
+            samples.map(|((prompt, before), after)| Sample { prompt: prompt.clone(), before: before.clone(), after });
         report.samples = samples.collect();
     }
     record["outcome"] = json!(report);

@@ -141,7 +141,10 @@ impl<'a> Run<'a> {
         loop {
             let step = self.progress.step;
             let was_evaluated = self.best.evaluations.last_step == Some(step);
-            if self.is_evaluated_here() && !was_evaluated && !self.best.evaluate(self.job, step, &self.trainer, watch)? {
+            if self.is_evaluated_here()
+                && !was_evaluated
+                && !self.best.evaluate(self.job, step, &self.trainer, watch)?
+            {
                 break;
             }
             let has_stopped = self.best.has_stopped(settings.early_stopping.as_ref());

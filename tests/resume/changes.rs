@@ -53,7 +53,9 @@ fn another_identity(folder: &TempDir, kind: &str) {
 
 #[test]
 fn every_change_is_named_and_refused_unless_accepted() {
-    for kind in ["base", "data", "recipe", "tokenizer", "template", "adapter", "program", "device", "instruction-set", "layout"] {
+    for kind in
+        ["base", "data", "recipe", "tokenizer", "template", "adapter", "program", "device", "instruction-set", "layout"]
+    {
         let folder = begun();
         another_identity(&folder, kind);
         refuses(&folder, kind, &[], "was another and is ");
@@ -209,11 +211,15 @@ fn a_run_begins_from_another_adapter_that_fits() {
     for (setting, said) in [
         ("adapter.rank=8", "`adapter.rank` is 8; the adapter in runs/sums has rank 4"),
         ("adapter.alpha=4.0", "`adapter.alpha` is 4; the adapter in runs/sums has alpha 16"),
-        ("adapter.targets=[\"q_proj\"]", "`adapter.targets` do not take model.layers.0.mlp.down_proj, which the adapter"),
+        (
+            "adapter.targets=[\"q_proj\"]",
+            "`adapter.targets` do not take model.layers.0.mlp.down_proj, which the adapter",
+        ),
         ("adapter.targets=[\"q_proj\",\"v_proj\",\"down_proj\",\"o_proj\"]", "which the adapter in runs/sums lacks"),
         ("adapter.rslora=true", "give every pair rank 4 and scale 8"),
     ] {
-        let error = refused(&train(&folder, &["--from-adapter", "runs/sums", "--set", "output.dir=third", "--set", setting]));
+        let error =
+            refused(&train(&folder, &["--from-adapter", "runs/sums", "--set", "output.dir=third", "--set", setting]));
         assert!(error.contains(said), "{setting}: {error}");
     }
     assert!(!folder.path().join("third").exists());

@@ -28,8 +28,7 @@ fn poisoned_base(folder: &Path) {
         value.copy_from_slice(&3e38f32.to_le_bytes());
     }
     fs::write(folder.join("model.safetensors"), weights).expect("written");
-    let mut vocabulary: serde_json::Map<String, Value> =
-        (0..last).map(|id| (format!("w{id}"), json!(id))).collect();
+    let mut vocabulary: serde_json::Map<String, Value> = (0..last).map(|id| (format!("w{id}"), json!(id))).collect();
     vocabulary.insert("poison".to_owned(), json!(last));
     let tokenizer = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
@@ -93,7 +92,10 @@ fn bad_steps_in_a_row_end_the_run_with_its_last_good_state() {
     let output = train(&folder, &["--set", "train.max_bad_steps=2"]);
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("step 2: the loss is NaN") && stderr.contains("the last 2 steps, which changed nothing"), "{stderr}");
+    assert!(
+        stderr.contains("step 2: the loss is NaN") && stderr.contains("the last 2 steps, which changed nothing"),
+        "{stderr}"
+    );
     assert_eq!(checkpoints(&folder).last().map(String::as_str), Some("step-00000002"));
     let state: Value = serde_json::from_slice(&file_of(&folder, 2, "state.json")).expect("JSON");
     assert_eq!((&state["optimiser_updates"], &state["progress"]["bad_steps_in_a_row"]), (&json!(0), &json!(2)));
@@ -119,7 +121,8 @@ fn a_checkpoint_that_finds_no_room_ends_no_training() {
     let before = job();
     trained(&before, &["--set", "train.checkpoint_steps=1000"]);
     // The tokenizer and the adapter fit into the largest file that is allowed; a checkpoint holds four times as much.
-    let tensors = fs::metadata(runs(&before).join("checkpoints/step-00000024/tensors.safetensors")).expect("there").len();
+    let tensors =
+        fs::metadata(runs(&before).join("checkpoints/step-00000024/tensors.safetensors")).expect("there").len();
     let others = ["tokenizer.json", "adapter_model.safetensors"];
     let largest = others.map(|name| fs::metadata(runs(&before).join(name)).expect("there").len()).into_iter().max();
     let limit = largest.expect("two").div_ceil(512) + 1;
@@ -129,7 +132,10 @@ fn a_checkpoint_that_finds_no_room_ends_no_training() {
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("warning: the checkpoint of step 10 is not saved: "), "{stderr}");
-    assert!(stderr.contains("the adapter of step 10 is kept; training goes on") && stderr.contains("make room"), "{stderr}");
+    assert!(
+        stderr.contains("the adapter of step 10 is kept; training goes on") && stderr.contains("make room"),
+        "{stderr}"
+    );
     assert!(stderr.contains("error: the last checkpoint is not saved: "), "{stderr}");
     // The adapter is the one of the undisturbed run.
     let adapter = |folder: &TempDir| fs::read(runs(folder).join("adapter_model.safetensors")).expect("an adapter");

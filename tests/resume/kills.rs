@@ -62,7 +62,8 @@ fn a_finished_run_that_is_resumed_stays_as_it_is() {
 
 #[test]
 fn a_run_without_validation_data_goes_on_to_the_bit() {
-    let shape = ["--set", "train.eval_steps=7", "--set", "train.checkpoint_steps=5", "--set", "train.accumulate_steps=2"];
+    let shape =
+        ["--set", "train.eval_steps=7", "--set", "train.checkpoint_steps=5", "--set", "train.accumulate_steps=2"];
     let of = |folder: &tempfile::TempDir| {
         let path = folder.path().join("recipe.toml");
         let recipe = std::fs::read_to_string(&path).expect("the recipe").replace("valid = \"valid.jsonl\"\n", "");

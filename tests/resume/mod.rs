@@ -18,7 +18,8 @@ use crate::cli::{run, text, tiny_job};
 pub fn job() -> TempDir {
     let folder = tiny_job();
     let path = folder.path().join("recipe.toml");
-    let recipe = fs::read_to_string(&path).expect("the recipe").replace("epochs = 2\n", "epochs = 4\ncheckpoint_steps = 3\n");
+    let recipe =
+        fs::read_to_string(&path).expect("the recipe").replace("epochs = 2\n", "epochs = 4\ncheckpoint_steps = 3\n");
     fs::write(&path, recipe.replace("rank = 4\n", "rank = 4\ndropout = 0.2\n")).expect("written");
     folder
 }
@@ -54,7 +55,8 @@ impl Results {
     pub fn of(folder: &TempDir) -> Self {
         let about = record(folder);
         Self {
-            adapter: burnish::files::hex::sha256_of_file(&runs(folder).join("adapter_model.safetensors")).expect("read"),
+            adapter: burnish::files::hex::sha256_of_file(&runs(folder).join("adapter_model.safetensors"))
+                .expect("read"),
             metrics: metrics(folder),
             verdict: about["outcome"]["validation"].clone(),
             samples: about["outcome"]["samples"].clone(),

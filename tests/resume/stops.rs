@@ -24,7 +24,8 @@ const LONG: [&str; 2] = ["--set", "data.max_seq_tokens=128"];
 
 /// Makes the evaluation take long: so many rows of more than seventy tokens.
 pub fn many_long_rows(path: &Path, rows: usize) {
-    let row = |index: usize| format!("{{\"prompt\": \"{index}\", \"completion\": \"{}\"}}\n", " a b c d e f g".repeat(8));
+    let row =
+        |index: usize| format!("{{\"prompt\": \"{index}\", \"completion\": \"{}\"}}\n", " a b c d e f g".repeat(8));
     fs::write(path, (0..rows).map(row).collect::<String>()).expect("written");
 }
 
@@ -60,9 +61,11 @@ fn a_signal_in_the_middle_of_an_evaluation_loses_nothing_else() {
 fn a_signal_in_a_later_evaluation_keeps_the_steps_before_it() {
     let folder = job();
     many_long_rows(&folder.path().join("valid.jsonl"), 300);
-    let settings = ["--threads", "1", LONG[0], LONG[1], "--set", "train.checkpoint_steps=1000", "--set", "train.eval_steps=8"];
+    let settings =
+        ["--threads", "1", LONG[0], LONG[1], "--set", "train.checkpoint_steps=1000", "--set", "train.eval_steps=8"];
     let child = start(&folder, &settings);
-    let is_there = || fs::read_to_string(runs(&folder).join("metrics.jsonl")).is_ok_and(|text| text.contains("\"step\":8,"));
+    let is_there =
+        || fs::read_to_string(runs(&folder).join("metrics.jsonl")).is_ok_and(|text| text.contains("\"step\":8,"));
     let began = Instant::now();
     while !is_there() {
         assert!(began.elapsed() < Duration::from_secs(60), "no step");
