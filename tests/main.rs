@@ -4,6 +4,7 @@
 mod adapter_file;
 mod adapter_open;
 mod augment;
+mod chosen_templates;
 mod cli;
 mod combine;
 mod conversations;
@@ -32,6 +33,7 @@ mod ops;
 mod optimisers;
 mod pull;
 mod qlora;
+mod real_templates;
 mod recipe;
 mod recipes;
 #[cfg(unix)]
