@@ -4,10 +4,13 @@
 mod adapter_file;
 mod adapter_open;
 mod augment;
+mod chosen_templates;
 mod cli;
 mod combine;
 mod conversations;
 mod data;
+mod data_files;
+mod data_rows;
 mod evaluation;
 mod export;
 mod families;
@@ -30,6 +33,7 @@ mod ops;
 mod optimisers;
 mod pull;
 mod qlora;
+mod real_templates;
 mod recipe;
 mod recipes;
 #[cfg(unix)]

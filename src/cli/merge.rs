@@ -165,7 +165,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let packing = packing.ok_or_else(|| not_packed("--compare"))?;
             let rows = data::read(data, None)?;
             let positions = base.files.config().max_positions;
-            let set = base.encoder.encode_all(data.display(), &rows, positions, LongPolicy::Error)?;
+            let set = base.encoder.encode_all(&rows, positions, LongPolicy::Error)?;
             let hardware = Hardware { device: device::open(&global.device)?, compute: arguments.model.compute() };
             let scratch = folder.join("merged");
             let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);

@@ -207,9 +207,10 @@ impl Watch for TrainProgress<'_> {
             }
             Event::Step { step, report, seconds, .. } => self.step(step, report, seconds),
             Event::Evaluating { done, total, .. } => self.evaluating.show(done, total),
-            Event::Evaluation { step, valid_loss, is_best, .. } => {
+            Event::Evaluation { step, valid_loss, exact_match, is_best, .. } => {
                 let best = if is_best && step > 0 { ", the best so far" } else { "" };
-                self.line(&format!("step {step}: validation loss {valid_loss:.4}{best}"));
+                let exact = exact_match.map_or(String::new(), |share| format!(", exact match {:.1}%", 100.0 * share));
+                self.line(&format!("step {step}: validation loss {valid_loss:.4}{exact}{best}"));
             }
             Event::Stopped { step, evaluations_without_improvement } => {
                 let evaluations = evaluations_without_improvement;

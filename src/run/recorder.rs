@@ -69,7 +69,9 @@ impl<'a> Recorder<'a> {
     pub(super) fn take(&mut self, event: &Event<'_>, watch: &mut dyn Watch) {
         match *event {
             Event::Step { step, epoch, learning_rate, report, bad_sequences, seconds, peak_bytes } => {
-                let examples: Vec<String> = bad_sequences.iter().map(|index| self.example(*index)).collect();
+                let places = &self.prepared.train.positions;
+                let places = bad_sequences.iter().filter_map(|index| places.get(*index));
+                let examples: Vec<String> = places.map(ToString::to_string).collect();
                 let mut line = json!({
                     "step": step, "epoch": epoch, "loss": report.loss, "learning_rate": learning_rate,
                     "grad_norm": report.grad_norm, "tokens": report.tokens, "trained_tokens": report.trained_tokens,
@@ -88,11 +90,15 @@ impl<'a> Recorder<'a> {
                 }));
                 self.folder.keep();
             }
-            Event::Evaluation { step, valid_loss, tokens, correct_tokens, is_best, adapter } => {
-                let recorded = self.folder.record(&json!({
+            Event::Evaluation { step, valid_loss, tokens, correct_tokens, exact_match, is_best, adapter } => {
+                let mut line = json!({
                     "step": step, "valid_loss": valid_loss, "valid_tokens": tokens,
                     "valid_token_accuracy": correct_tokens as f64 / tokens as f64, "is_best": is_best,
-                }));
+                });
+                if let Some(share) = exact_match {
+                    line["valid_exact_match"] = json!(share);
+                }
+                let recorded = self.folder.record(&line);
                 self.lines(recorded, watch);
                 let Self { samples, decoder, folder, .. } = self;
                 let answered = interrupt::cancellable(|| samples.answer(step, decoder, adapter, folder, watch));
@@ -125,15 +131,6 @@ impl<'a> Recorder<'a> {
     /// The answers to the sample prompts before training.
     pub(super) fn before(&self) -> &[String] {
         &self.extras.answers
-    }
-
-    /// The place of a training example.
-    fn example(&self, index: usize) -> String {
-        let file = self.prepared.plan.data.train.display();
-        match self.prepared.train.positions.get(index) {
-            Some(position) => position.within(file),
-            None => file.to_string(),
-        }
     }
 
     fn lines(&mut self, recorded: Result<()>, watch: &mut dyn Watch) {

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::answer::{Answering, answer_ids};
+use super::exact_match::Answered;
 use super::folder::{RunFolder, now, resume_command};
 use super::held_out::MeasuredSet;
 use super::identity::{identity, instruction_set};
@@ -23,7 +24,7 @@ use crate::interrupt;
 use crate::model::Decoder;
 use crate::nn::Adapter;
 use crate::recipe::{self, Recipe};
-use crate::train::{Job, Outcome, State, fit, peak_memory};
+use crate::train::{ExactMatch, Job, Outcome, State, fit, peak_memory};
 
 /// Trains as `recipe` says and writes its run folder, or goes on with the run that is in it.
 ///
@@ -142,14 +143,17 @@ fn fit_into(
     state: Option<&State>,
     watch: &mut dyn Watch,
 ) -> Result<Outcome> {
-    let Prepared { plan, start, train, valid, held_out, batching, layout, .. } = prepared;
+    let Prepared { plan, base, start, train, valid, held_out, batching, layout, .. } = prepared;
     let augmenter = prepared.augmenter();
+    let questions = &held_out.scored;
+    let exact_match = Answered { decoder, encoder: &base.encoder, questions };
     let job = Job {
         decoder,
         start,
         train: &train.sequences,
         augment: augmenter.as_ref(),
         valid: held_out.valid_at_steps(valid),
+        exact_match: (!questions.is_empty()).then_some(&exact_match as &dyn ExactMatch),
         settings: &plan.train,
         batching: *batching,
         layout: *layout,
@@ -252,5 +256,5 @@ fn describe(set: &EncodedSet) -> Value {
 }
 
 fn describe_measured(measured: &MeasuredSet) -> Value {
-    json!({ "path": measured.path, "sha256": measured.sha256, "examples": describe(&measured.set) })
+    json!({ "path": measured.paths, "sha256": measured.sha256, "examples": describe(&measured.set) })
 }

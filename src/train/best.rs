@@ -1,4 +1,4 @@
-//! The best adapter so far, by validation loss, and early stopping.
+//! The best adapter so far, by validation loss or exact answers, and early stopping.
 
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::evaluate::evaluate;
 use super::event::Event;
 use super::fit::Job;
+use super::score::Score;
 use super::settings::EarlyStopping;
 use super::step::AdapterTrainer;
 use crate::adapter::host::HostAdapter;
@@ -14,7 +15,7 @@ use crate::eval::loss::{ExampleLoss, example_number, mean_loss};
 use crate::files::json::exact;
 use crate::interrupt;
 
-/// The best adapter so far: the one with the lowest validation loss, or the last one without validation data.
+/// The best adapter so far: the one with the best validation score, or the last one without validation data.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BestSoFar {
     /// The adapter.
@@ -28,9 +29,8 @@ pub struct BestSoFar {
 pub struct Evaluations {
     /// Steps that the best adapter had.
     pub best_step: u64,
-    /// Its mean validation loss; `None` before the first evaluation.
-    #[serde(with = "exact::option")]
-    pub best_loss: Option<f64>,
+    /// Its measures; `None` before the first evaluation.
+    pub best: Option<Score>,
     /// Loss of each validation sequence before the first step.
     pub losses_before: Vec<ExampleLoss>,
     /// The same with the best adapter.
@@ -83,25 +83,33 @@ impl BestSoFar {
             }
             false => None,
         };
+        let exact_match = match job.exact_match {
+            Some(measure) => match interrupt::cancellable(|| measure.share(&adapter)) {
+                Some(share) => Some(share?),
+                None => return Ok(false),
+            },
+            None => None,
+        };
         let so_far = &mut self.evaluations;
-        let valid_loss = match (mean_loss(&losses, example_number), so_far.best_loss) {
+        let valid_loss = match (mean_loss(&losses, example_number), so_far.best) {
             // An adapter that has run away is no better than any other.
             (Err(_), Some(_)) => f64::INFINITY,
             (valid_loss, _) => valid_loss?,
         };
         let min_delta = job.settings.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
-        let is_best = so_far.best_loss.is_none_or(|best| valid_loss < best);
-        let has_improved = so_far.best_loss.is_none_or(|best| valid_loss < best - min_delta);
+        let score = Score { exact_match, loss: valid_loss };
+        let is_best = so_far.best.is_none_or(|best| score.is_better_than(best));
+        let has_improved = so_far.best.is_none_or(|best| score.improves_by(best, min_delta));
         if so_far.losses_before.is_empty() {
             so_far.losses_before = before.unwrap_or_else(|| losses.clone());
         }
         let tokens = losses.iter().map(|loss| loss.tokens).sum();
         let correct_tokens = losses.iter().map(|loss| loss.correct_tokens).sum();
-        watch(Event::Evaluation { step, valid_loss, tokens, correct_tokens, is_best, adapter: &adapter })?;
+        watch(Event::Evaluation { step, valid_loss, tokens, correct_tokens, exact_match, is_best, adapter: &adapter })?;
         (so_far.last_step, so_far.last_loss) = (Some(step), Some(valid_loss));
         so_far.without_improvement = if has_improved { 0 } else { so_far.without_improvement + 1 };
         if is_best {
-            (so_far.best_loss, so_far.losses) = (Some(valid_loss), losses);
+            (so_far.best, so_far.losses) = (Some(score), losses);
             self.keep(job, step, trainer, watch)?;
         }
         Ok(true)

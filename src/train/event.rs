@@ -53,7 +53,9 @@ pub enum Event<'a> {
         tokens: usize,
         /// Of these, the ones than which the model found no other token likelier.
         correct_tokens: usize,
-        /// Whether no earlier loss was as low.
+        /// The share of prompts answered exactly, where that chooses the best adapter.
+        exact_match: Option<f64>,
+        /// Whether it is the best adapter so far.
         is_best: bool,
         /// The adapter that was evaluated, on the decoder's device.
         adapter: &'a Adapter,

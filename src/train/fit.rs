@@ -9,6 +9,7 @@ use super::checkpoint::{Progress, State};
 use super::event::Event;
 use super::objective::Sft;
 use super::peak_memory::peak_bytes;
+use super::score::ExactMatch;
 use super::settings::TrainSettings;
 use super::step::{AdapterTrainer, StepReport};
 use crate::adapter::host::HostAdapter;
@@ -32,6 +33,8 @@ pub struct Job<'a> {
     pub augment: Option<&'a Augmenter<'a>>,
     /// The validation sequences; none to keep the last adapter.
     pub valid: &'a [Encoded],
+    /// Answers validation prompts at each evaluation, where exact answers choose the best adapter.
+    pub exact_match: Option<&'a dyn ExactMatch>,
     /// How to train.
     pub settings: &'a TrainSettings,
     /// How sequences become steps.

@@ -10,6 +10,7 @@ pub mod objective;
 pub mod optimiser;
 pub mod peak_memory;
 pub mod schedule;
+pub mod score;
 pub mod settings;
 pub mod step;
 
@@ -19,4 +20,5 @@ pub use event::Event;
 pub use fit::{Job, Outcome, fit};
 pub use optimiser::{Optimiser, OptimiserKind, OptimiserState};
 pub use schedule::{Schedule, ScheduleKind};
+pub use score::{EvalOn, ExactMatch};
 pub use settings::{EarlyStopping, TrainSettings};

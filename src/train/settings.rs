@@ -4,6 +4,7 @@
 
 use super::optimiser::OptimiserKind;
 use super::schedule::{Schedule, ScheduleKind};
+use super::score::EvalOn;
 use crate::model::decoder::Recompute;
 use crate::settings::{above, any, below, between, defaults, optional, section};
 
@@ -64,6 +65,9 @@ section! {
         keep_checkpoints: usize = Take(2), between(1..=1_000_000);
         /// Steps in a row whose loss or gradient is not finite, after which the run ends. Such a step changes nothing.
         max_bad_steps: u64 = Take(3), between(1..=MAX_STEPS);
+        /// The measure of the validation examples that chooses the best adapter and stops early. `exact_match` answers
+        /// `eval.exact_match_examples` prompts greedily at every evaluation, which takes its time.
+        eval_on: EvalOn = Take(EvalOn::Loss), any();
         /// The activations that are computed again in the backward pass to save memory.
         recompute: Recompute = Take(Recompute::None), any();
         /// Decides the adapter's first values, the order of examples, dropout and the held-out share.
@@ -78,7 +82,8 @@ section! {
     EarlyStopping {
         /// Stop after this many evaluations without improvement.
         patience_evals: u64 = Take(3), between(1..=MAX_STEPS);
-        /// The validation loss must fall by more than this to count as an improvement.
+        /// The validation loss must fall by more than this to count as an improvement; under `eval_on = "exact_match"`, the share
+        /// of exact answers must rise by more.
         min_delta: f64 = Take(0.0), between(0.0..=1e6);
     }
 }
