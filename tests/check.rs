@@ -11,7 +11,8 @@ use crate::cli::{burnish, json as object, refused, run, text, tiny_job, tiny_mod
 fn with_rows(folder: &TempDir, rows: &[Value]) {
     let lines = |rows: &[Value]| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
     fs::write(folder.path().join("train.jsonl"), lines(rows)).expect("written");
-    let valid: Vec<Value> = (0..12).map(|n| json!({"prompt": format!("{n} less {n} is "), "completion": format!("nil {n}")})).collect();
+    let valid: Vec<Value> =
+        (0..12).map(|n| json!({"prompt": format!("{n} less {n} is "), "completion": format!("nil {n}")})).collect();
     fs::write(folder.path().join("valid.jsonl"), lines(&valid)).expect("written");
 }
 
@@ -67,12 +68,11 @@ fn findings_on_tokens_have_their_lines() {
 #[test]
 fn a_conversation_without_an_answer_and_a_role_that_nobody_trains_are_found() {
     let folder = tiny_job();
-    let chat = |question: &str, role: &str| {
-        json!({"messages": [{"role": "user", "content": question}, {"role": role, "content": format!("so {question}")}]})
-    };
+    let chat = |question: &str, role: &str| json!({"messages": [{"role": "user", "content": question}, {"role": role, "content": format!("so {question}")}]});
     let mut rows: Vec<Value> = (0..20).map(|n| chat(&format!("is {n} even"), "assistant")).collect();
     rows.insert(2, chat("is 40 even", "Asistant"));
-    fs::write(folder.path().join("train.jsonl"), rows.iter().map(|row| format!("{row}\n")).collect::<String>()).expect("written");
+    fs::write(folder.path().join("train.jsonl"), rows.iter().map(|row| format!("{row}\n")).collect::<String>())
+        .expect("written");
     let found = findings(&folder, &[]);
     for code in ["D601", "D602", "D604"] {
         assert!(found.contains(&(code.to_owned(), json!([3]))), "{code}: {found:?}");
@@ -86,7 +86,10 @@ fn a_worthless_run_is_exit_code_2_and_still_reported() {
     let output = run(&folder, &["check", "recipe.toml", "--json"]);
     assert_eq!(output.status.code(), Some(2));
     let checked: Value = serde_json::from_str(&text(&output.stdout)).expect("one object");
-    assert_eq!((&checked["findings"][0]["code"], &checked["findings"][0]["severity"]), (&json!("D204"), &json!("error")));
+    assert_eq!(
+        (&checked["findings"][0]["code"], &checked["findings"][0]["severity"]),
+        (&json!("D204"), &json!("error"))
+    );
     assert_eq!(checked["train"]["examples"], 21);
     let output = run(&folder, &["check", "recipe.toml"]);
     assert_eq!(output.status.code(), Some(2));
@@ -119,7 +122,10 @@ fn an_example_is_shown_with_its_trained_part() {
     assert!(said.trim_end().ends_with("]]"), "the end is trained: {said}");
     assert!(shown(&["--color", "always"]).contains("1 and 2 is \u{1b}[32m3"));
     let parts = object(&run(&folder, &["check", "recipe.toml", "--show", "2", "--json"]))["shown"]["parts"].take();
-    assert_eq!((&parts[0]["text"], &parts[0]["trained"], &parts[1]["trained"]), (&json!("1 and 2 is "), &json!(false), &json!(true)));
+    assert_eq!(
+        (&parts[0]["text"], &parts[0]["trained"], &parts[1]["trained"]),
+        (&json!("1 and 2 is "), &json!(false), &json!(true))
+    );
     let said = refused(&run(&folder, &["check", "recipe.toml", "--show", "22"]));
     assert!(said.contains("--show: is 22; expected 1 to 21"), "{said}");
 }
@@ -196,6 +202,7 @@ fn data_is_cleaned_as_check_proposes() {
     let said = refused(&run(&folder, &clean[..7]));
     assert!(said.contains("exists already"), "{said}");
     assert!(refused(&run(&folder, &["data", "clean", "train.jsonl", "--out", "x.jsonl"])).contains("nothing to do"));
-    let output = burnish(&folder).args(["data", "clean", "t.csv", "--dedupe", "--out", "x.jsonl"]).output().expect("starts");
+    let output =
+        burnish(&folder).args(["data", "clean", "t.csv", "--dedupe", "--out", "x.jsonl"]).output().expect("starts");
     assert!(refused(&output).contains("is no JSONL file") && !folder.path().join("x.jsonl").exists());
 }

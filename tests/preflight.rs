@@ -28,19 +28,41 @@ fn codes(findings: &[Finding]) -> Vec<String> {
 
 /// Sentences that differ from each other in most of their words.
 fn prose(row: usize) -> String {
-    const WHO: [&str; 7] = ["the gardener", "a young baker", "my neighbour", "the old sailor", "our teacher", "a nurse", "the mayor"];
+    const WHO: [&str; 7] =
+        ["the gardener", "a young baker", "my neighbour", "the old sailor", "our teacher", "a nurse", "the mayor"];
     const DID: [&str; 11] = [
-        "repaired the roof of the barn", "walked along the frozen river", "wrote a long letter to the council",
-        "painted every window frame blue", "sold three baskets of ripe plums", "played chess under the chestnut tree",
-        "counted the swallows on the wire", "carried the piano up the narrow stairs", "forgot the keys in the kitchen drawer",
-        "measured the field with a rope", "cooked soup for twenty guests",
+        "repaired the roof of the barn",
+        "walked along the frozen river",
+        "wrote a long letter to the council",
+        "painted every window frame blue",
+        "sold three baskets of ripe plums",
+        "played chess under the chestnut tree",
+        "counted the swallows on the wire",
+        "carried the piano up the narrow stairs",
+        "forgot the keys in the kitchen drawer",
+        "measured the field with a rope",
+        "cooked soup for twenty guests",
     ];
-    const WHEN: [&str; 5] = ["before sunrise", "on a rainy Thursday", "while everyone was asleep", "in the middle of June", "after the market closed"];
+    const WHEN: [&str; 5] = [
+        "before sunrise",
+        "on a rainy Thursday",
+        "while everyone was asleep",
+        "in the middle of June",
+        "after the market closed",
+    ];
     const WHY: [&str; 13] = [
-        "because winter was coming early this year", "although nobody had asked for it", "so that the children could laugh again",
-        "and never spoke about it afterwards", "since the doctor had recommended fresh air", "to keep a promise made long ago",
-        "while the dog watched from the doorway", "with the help of two strong cousins", "as if it were the easiest thing of all",
-        "until the church bell rang nine times", "hoping that the letter would arrive soon", "for the sake of an old friendship",
+        "because winter was coming early this year",
+        "although nobody had asked for it",
+        "so that the children could laugh again",
+        "and never spoke about it afterwards",
+        "since the doctor had recommended fresh air",
+        "to keep a promise made long ago",
+        "while the dog watched from the doorway",
+        "with the help of two strong cousins",
+        "as if it were the easiest thing of all",
+        "until the church bell rang nine times",
+        "hoping that the letter would arrive soon",
+        "for the sake of an old friendship",
         "in spite of a terrible headache",
     ];
     let pick = |words: &[&'static str], step: usize| words[(row * step + row / words.len()) % words.len()];
@@ -95,7 +117,9 @@ fn asked(instruction: &str) -> Value {
 
 /// An answer of usual prose with something in its middle.
 fn with(part: &str) -> Value {
-    answered(&format!("The keeper left a note on the table, and it said {part} in a neat hand. Nobody ever answered it."))
+    answered(&format!(
+        "The keeper left a note on the table, and it said {part} in a neat hand. Nobody ever answered it."
+    ))
 }
 
 #[test]
@@ -103,7 +127,8 @@ fn clean_data_gives_no_finding() {
     for rows in [clean_rows(), clean_chats(), clean_objects()] {
         assert_eq!(codes(&findings(&rows, None)), Vec::<String>::new());
     }
-    let valid: Vec<Value> = (50..62).map(|row| json!({"instruction": format!("Invent number {row}."), "output": prose(row)})).collect();
+    let valid: Vec<Value> =
+        (50..62).map(|row| json!({"instruction": format!("Invent number {row}."), "output": prose(row)})).collect();
     assert_eq!(codes(&findings(&clean_rows(), Some(&valid))), Vec::<String>::new());
 }
 
@@ -122,11 +147,17 @@ fn planted_rows() -> Vec<(Code, Value)> {
         (Code::NearDuplicate, almost),
         (Code::Contradiction, other),
         (Code::EmptyAnswer, answered("  ")),
-        (Code::TruncatedAnswer, answered("The lighthouse was built of white stone, and then the keeper decided that the")),
+        (
+            Code::TruncatedAnswer,
+            answered("The lighthouse was built of white stone, and then the keeper decided that the"),
+        ),
         (Code::PlaceholderAnswer, answered("TODO")),
         (Code::Unfilled, with("[Your Name]")),
         (Code::Boilerplate, answered("As an AI language model, I have never seen a lighthouse myself.")),
-        (Code::AnswerRepeatsPrompt, answered("Say what you know about lighthouses on the western coast. They are white.")),
+        (
+            Code::AnswerRepeatsPrompt,
+            answered("Say what you know about lighthouses on the western coast. They are white."),
+        ),
         (Code::RepetitiveAnswer, answered(&"It is white and tall. ".repeat(8))),
         (Code::ThinkTags, answered("<think>The user wants to know about lighthouses. They are white.")),
         (Code::OpenFence, answered("Here is a small program for it:\n```python\nprint(\"light\")")),
@@ -165,11 +196,10 @@ fn planted_rows() -> Vec<(Code, Value)> {
 fn planted_chats() -> Vec<(Code, Value)> {
     let turn = |role: &str, content: &str| json!({"role": role, "content": content});
     let system = turn("system", "You tell stories.");
-    let (question, answer) = (turn("user", "What is a lighthouse?"), turn("assistant", "A tower with a lamp, for ships at night."));
+    let (question, answer) =
+        (turn("user", "What is a lighthouse?"), turn("assistant", "A tower with a lamp, for ships at night."));
     let chat = |turns: &[&Value]| json!({"messages": turns});
-    let call = |name: &str, arguments: &str| {
-        json!({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}]})
-    };
+    let call = |name: &str, arguments: &str| json!({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}]});
     let with_tools = |name: &str, arguments: &str| {
         let turns = [&system, &question, &call(name, arguments), &turn("tool", "white"), &answer];
         json!({"messages": turns, "tools": [{"type": "function", "function": {"name": "look", "parameters": {}}}]})
@@ -177,7 +207,10 @@ fn planted_chats() -> Vec<(Code, Value)> {
     vec![
         (Code::EndsWithUser, chat(&[&system, &question, &answer, &turn("user", "And where do they stand?")])),
         (Code::SameRoleTwice, chat(&[&system, &question, &turn("user", "Tell me in short."), &answer])),
-        (Code::BeginsWithAssistant, chat(&[&system, &turn("assistant", "Good morning, how can I help?"), &question, &answer])),
+        (
+            Code::BeginsWithAssistant,
+            chat(&[&system, &turn("assistant", "Good morning, how can I help?"), &question, &answer]),
+        ),
         (Code::LateSystem, chat(&[&system, &question, &turn("system", "Be brief."), &answer])),
         (Code::SystemMissing, chat(&[&question, &answer])),
         (Code::UnknownTool, with_tools("fly", "{}")),
@@ -207,8 +240,12 @@ fn every_planted_defect_is_found_alone_at_its_line() {
             let of_code = found.iter().find(|finding| finding.code == code);
             let of_code = of_code.unwrap_or_else(|| panic!("{code} {code:?} is not found: {:?}", codes(&found)));
             // Copies count from the second one on, and contradictions have two sides.
-            assert!(of_code.rows.contains(&line) || of_code.rows.iter().any(|row| *row < line + 10), "{code}: {of_code:?}");
-            let others = found.iter().filter(|finding| finding.code != code && !companions(code).contains(&finding.code));
+            assert!(
+                of_code.rows.contains(&line) || of_code.rows.iter().any(|row| *row < line + 10),
+                "{code}: {of_code:?}"
+            );
+            let others =
+                found.iter().filter(|finding| finding.code != code && !companions(code).contains(&finding.code));
             assert_eq!(codes(&others.cloned().collect::<Vec<_>>()), Vec::<String>::new(), "beside {code} {code:?}");
         }
     }
@@ -218,12 +255,16 @@ fn every_planted_defect_is_found_alone_at_its_line() {
 fn forty_defects_in_one_file_are_all_found() {
     let (mut rows, mut chats) = (clean_rows(), clean_chats());
     // A habit is what nine in ten rows have, so the clean rows are many.
-    rows.extend((100..500).map(|row| json!({"instruction": format!("Invent number {row}."), "output": format!("{row}: {}", prose(row))})));
-    chats.extend((0..100).map(|row| json!({"messages": [
-        {"role": "system", "content": "You tell stories."},
-        {"role": "user", "content": format!("Tale number {row}?")},
-        {"role": "assistant", "content": format!("{row}: {}", prose(row + 7))},
-    ]})));
+    rows.extend((100..500).map(
+        |row| json!({"instruction": format!("Invent number {row}."), "output": format!("{row}: {}", prose(row))}),
+    ));
+    chats.extend((0..100).map(|row| {
+        json!({"messages": [
+            {"role": "system", "content": "You tell stories."},
+            {"role": "user", "content": format!("Tale number {row}?")},
+            {"role": "assistant", "content": format!("{row}: {}", prose(row + 7))},
+        ]})
+    }));
     let (planted, of_chats) = (planted_rows(), planted_chats());
     assert!(planted.len() + of_chats.len() >= 40);
     let mut expected: Vec<Code> = planted.iter().chain(&of_chats).map(|(code, _)| *code).collect();
@@ -231,7 +272,8 @@ fn forty_defects_in_one_file_are_all_found() {
         // One prompt for all would be a contradiction of its own.
         if row["instruction"].as_str().is_some_and(|text| text.starts_with("Say what")) {
             let instruction = format!("Say what you know about lighthouse {index} on the western coast.");
-            let answer = row["output"].as_str().expect("a text").replace("lighthouses on", &format!("lighthouse {index} on"));
+            let answer =
+                row["output"].as_str().expect("a text").replace("lighthouses on", &format!("lighthouse {index} on"));
             (row["instruction"], row["output"]) = (json!(instruction), json!(answer));
         }
         rows.insert(40 + 3 * index, row);
@@ -239,7 +281,8 @@ fn forty_defects_in_one_file_are_all_found() {
     for (index, (_, row)) in of_chats.into_iter().enumerate() {
         chats.insert(3 * index, row);
     }
-    let found: Vec<Code> = [findings(&rows, None), findings(&chats, None)].concat().iter().map(|finding| finding.code).collect();
+    let found: Vec<Code> =
+        [findings(&rows, None), findings(&chats, None)].concat().iter().map(|finding| finding.code).collect();
     expected.retain(|code| !found.contains(code));
     assert_eq!(expected, [], "not found");
 }
@@ -251,7 +294,8 @@ fn habits_of_a_file_show_the_rows_that_break_them() {
         rows.push(row);
         findings(&rows, None)
     };
-    let row = |prompt: &str, completion: &str| json!({"prompt": format!("{}{prompt}", prose(55)), "completion": completion});
+    let row =
+        |prompt: &str, completion: &str| json!({"prompt": format!("{}{prompt}", prose(55)), "completion": completion});
     assert_eq!(codes(&found(row("\nJSON: ", "{\"id\": 3, \"words\""))), ["D303 [21]", "D312 [21]"]);
     assert_eq!(codes(&found(row("\nJSON: ", " {\"id\": 3}"))), ["D314 [21]"]);
     assert_eq!(codes(&found(row("", "{\"id\": 3}"))), ["D315 [21]"]);
@@ -265,8 +309,13 @@ fn habits_of_a_file_show_the_rows_that_break_them() {
         .map(|index| json!({"instruction": format!("A long one, {index}."), "output": prose(60 + index).repeat(2).chars().take(260).collect::<String>()}))
         .collect();
     let found = findings(&[clean_rows(), cut].concat(), None);
-    assert!(found.iter().any(|finding| finding.code == Code::SameLength && finding.rows == [41, 42, 43]), "{:?}", codes(&found));
-    let same: Vec<Value> = (0..30).map(|row| json!({"prompt": format!("{row}: {}", prose(row)), "completion": "yes"})).collect();
+    assert!(
+        found.iter().any(|finding| finding.code == Code::SameLength && finding.rows == [41, 42, 43]),
+        "{:?}",
+        codes(&found)
+    );
+    let same: Vec<Value> =
+        (0..30).map(|row| json!({"prompt": format!("{row}: {}", prose(row)), "completion": "yes"})).collect();
     assert_eq!(codes(&findings(&same, None)), ["D105 []"]);
     let empty: Vec<Value> = (0..12).map(|row| json!({"prompt": prose(row), "completion": ""})).collect();
     let found = findings(&empty, None);
@@ -311,11 +360,16 @@ fn the_findings_do_not_depend_on_the_number_of_threads() {
 #[test]
 fn the_data_of_this_repository_is_clean() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets");
-    let mut files: Vec<_> = fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("an entry").path()).collect();
+    let mut files: Vec<_> =
+        fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("an entry").path()).collect();
     files.retain(|path| path.extension().is_some_and(|ending| ending == "jsonl"));
     assert!(files.len() >= 8);
     for path in files {
-        let rows: Vec<Value> = fs::read_to_string(&path).expect("UTF-8").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let rows: Vec<Value> = fs::read_to_string(&path)
+            .expect("UTF-8")
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
         assert_eq!(codes(&findings(&rows, None)), Vec::<String>::new(), "{}", path.display());
     }
 }

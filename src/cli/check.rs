@@ -13,8 +13,10 @@ use crate::run::check::{CheckOptions, Report, Shown, check, check_file};
 
 /// Find every problem with a recipe, its base and its data, before it is trained
 #[derive(Debug, Args)]
-#[command(after_help = "The path may also be a data file: its texts are checked, and with --base its tokens. Exit code 2 means that \
-                        the run would be worthless or would not start. `burnish explain` lists the findings.")]
+#[command(
+    after_help = "The path may also be a data file: its texts are checked, and with --base its tokens. Exit code 2 means that \
+                        the run would be worthless or would not start. `burnish explain` lists the findings."
+)]
 pub(super) struct Arguments {
     #[command(flatten)]
     job: train::Arguments,
@@ -49,10 +51,16 @@ impl Arguments {
             (Some(data), Some(base)) => {
                 let quoted = |text: &str| toml::Value::String(text.to_owned());
                 let data = data.display().to_string();
-                let text = format!("[base]\nmodel = {}\n[data]\ntrain = {}\n[output]\ndir = \"adapter\"\n", quoted(base), quoted(&data));
+                let text = format!(
+                    "[base]\nmodel = {}\n[data]\ntrain = {}\n[output]\ndir = \"adapter\"\n",
+                    quoted(base),
+                    quoted(&data)
+                );
                 Recipe::parse(&text, &data, self.job.overrides().as_slice())
             }
-            (None, Some(_)) => Err(Error::input(Place::argument("--base"), "goes with a data file; a recipe names its base")),
+            (None, Some(_)) => {
+                Err(Error::input(Place::argument("--base"), "goes with a data file; a recipe names its base"))
+            }
             _ => self.job.recipe(),
         }
     }
@@ -62,7 +70,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let report = match arguments.data_file() {
         Some(file) if arguments.base.is_none() => {
             if let Some(option) = arguments.show.map(|_| "--show").or(arguments.time.then_some("--time")) {
-                return Err(Error::input(Place::argument(option), "needs a base").hint("name one with --base, or check a recipe"));
+                return Err(Error::input(Place::argument(option), "needs a base")
+                    .hint("name one with --base, or check a recipe"));
             }
             check_file(file)?
         }

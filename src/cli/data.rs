@@ -96,7 +96,9 @@ pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
         return Err(Error::input(out.display(), "exists already").hint("choose another --out, or remove it"));
     }
     let read = |path: &PathBuf| match path.extension().and_then(|ending| ending.to_str()) {
-        Some(ending) if ["json", "csv", "tsv", "parquet", "gz", "zst"].contains(&ending.to_ascii_lowercase().as_str()) => {
+        Some(ending)
+            if ["json", "csv", "tsv", "parquet", "gz", "zst"].contains(&ending.to_ascii_lowercase().as_str()) =>
+        {
             Err(Error::input(path.display(), "is no JSONL file").hint("cleaning works on one JSON object a line"))
         }
         _ => Ok((path.display().to_string(), open::read(path, MAX_BYTES)?)),

@@ -44,8 +44,10 @@ impl fmt::Display for Explanations {
                 write!(f, "{code} ({}): {finding}\n\nWhy it matters: {why}\n\nWhat to do: {remedy}", severity.name())
             }
             all => {
-                let lines: Vec<String> =
-                    all.iter().map(|one| format!("{}  {:<7}  {}", one.code, one.severity.name(), one.finding)).collect();
+                let lines: Vec<String> = all
+                    .iter()
+                    .map(|one| format!("{}  {:<7}  {}", one.code, one.severity.name(), one.finding))
+                    .collect();
                 f.write_str(&lines.join("\n"))
             }
         }

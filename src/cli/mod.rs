@@ -4,8 +4,8 @@
 //! 2 used wrongly (arguments, recipe, bad input), 128 + its number where a signal ended the work (130 SIGINT, 143 SIGTERM).
 
 mod check;
-mod data;
 mod combine;
+mod data;
 mod eval;
 mod explain;
 mod export;

@@ -274,9 +274,10 @@ fn of_output(recipe: &Recipe, plan: &Plan, bytes: u64) -> Option<Finding> {
 
 /// The training example `number` as the model sees it.
 fn shown(number: usize, rows: &[Row], encoder: &Encoder) -> Result<Shown> {
-    let row = number.checked_sub(1).and_then(|index| rows.get(index)).ok_or_else(|| {
-        Error::input(Place::argument("--show"), format!("is {number}; expected 1 to {}", rows.len()))
-    })?;
+    let row = number
+        .checked_sub(1)
+        .and_then(|index| rows.get(index))
+        .ok_or_else(|| Error::input(Place::argument("--show"), format!("is {number}; expected 1 to {}", rows.len())))?;
     let encoded = encoder.encode(&row.example).map_err(|error| error.within(format_args!("example {number}")))?;
     let mut parts: Vec<ShownPart> = Vec::new();
     let mut stream = TextStream::new(encoder.tokenizer(), false);
@@ -332,8 +333,12 @@ impl fmt::Display for SplitFacts {
         let Self { trained_tokens, longest_tokens, .. } = self;
         let (examples, tokens) = (counted(self.examples, "example"), counted(self.tokens, "token"));
         let share = 100.0 * *trained_tokens as f64 / self.tokens.max(1) as f64;
-        write!(f, "{examples}, {tokens}, {trained_tokens} of them trained ({share:.0}%); the longest has {longest_tokens}\n            ")?;
-        let classes: Vec<String> = self.lengths.iter().map(|class| format!("up to {}: {}", class.up_to, class.sequences)).collect();
+        write!(
+            f,
+            "{examples}, {tokens}, {trained_tokens} of them trained ({share:.0}%); the longest has {longest_tokens}\n            "
+        )?;
+        let classes: Vec<String> =
+            self.lengths.iter().map(|class| format!("up to {}: {}", class.up_to, class.sequences)).collect();
         write!(f, "by tokens: {}", classes.join(", "))
     }
 }
@@ -369,7 +374,10 @@ impl fmt::Display for Report {
         }
         if let Some(ToFetch { base, fetches }) = &self.to_fetch {
             writeln!(f, "base        {base} is not on this machine; `burnish train` fetches {fetches}")?;
-            writeln!(f, "            tokens, steps and memory depend on the base: `burnish pull {base}` fetches it now, then check again")?;
+            writeln!(
+                f,
+                "            tokens, steps and memory depend on the base: `burnish pull {base}` fetches it now, then check again"
+            )?;
         }
         let counts = [Severity::Error, Severity::Warning, Severity::Note].map(|severity| {
             let count = self.findings.iter().filter(|finding| finding.severity == severity).count();

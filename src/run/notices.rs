@@ -42,7 +42,10 @@ pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
     let mut distinct = HashSet::new();
     let copies = prepared.train.sequences.iter().filter(|sequence| !distinct.insert(sequence.ids.as_slice())).count();
     if copies > 0 {
-        notices.push(format!("train: {} the same as an earlier one (`burnish check` names the lines)", counted(copies, "example")));
+        notices.push(format!(
+            "train: {} the same as an earlier one (`burnish check` names the lines)",
+            counted(copies, "example")
+        ));
     }
     if prepared.seen_in_training > 0 {
         let seen = counted(prepared.seen_in_training, "example");

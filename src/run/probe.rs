@@ -41,7 +41,9 @@ pub struct TimeEstimate {
 pub(super) fn probe(prepared: &Prepared, watch: &mut dyn Watch) -> Result<TimeEstimate> {
     let plan = &prepared.plan;
     watch.stage(Stage::LoadWeights);
-    let decoder = prepared.base.load(&prepared.device, plan.base.compute, plan.base.quant, |done, total| watch.loading(done, total))?;
+    let decoder = prepared
+        .base
+        .load(&prepared.device, plan.base.compute, plan.base.quant, |done, total| watch.loading(done, total))?;
     watch.stage(Stage::Probe);
     let device = decoder.device().clone().autodiff();
     let adapter = prepared.start.attach(decoder.config(), &device)?;
@@ -84,7 +86,12 @@ pub(super) fn probe(prepared: &Prepared, watch: &mut dyn Watch) -> Result<TimeEs
             began.elapsed().as_secs_f64() * valid_tokens as f64 / few_tokens.max(1) as f64 * evaluations as f64
         }
     };
-    Ok(TimeEstimate { training_seconds: all_tokens / tokens_per_second, evaluation_seconds, tokens_per_second, timed_steps: timed })
+    Ok(TimeEstimate {
+        training_seconds: all_tokens / tokens_per_second,
+        evaluation_seconds,
+        tokens_per_second,
+        timed_steps: timed,
+    })
 }
 
 impl fmt::Display for TimeEstimate {

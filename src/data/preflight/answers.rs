@@ -62,7 +62,8 @@ pub(super) fn findings(view: &View<'_>, survey: &Survey, found: &mut Vec<(Code, 
             add(Code::AnswerRepeatsPrompt);
         }
         let prompts = before.iter().filter(|(part, _)| *part == Part::Prompt);
-        if !before.is_empty() && prompts.clone().count() > 0 && prompts.clone().all(|(_, text)| text.trim().is_empty()) {
+        if !before.is_empty() && prompts.clone().count() > 0 && prompts.clone().all(|(_, text)| text.trim().is_empty())
+        {
             add(Code::EmptyPrompt);
         }
         if view.is_bare && !before.is_empty() {
@@ -146,9 +147,32 @@ fn opens_more_than_it_closes(text: &str) -> bool {
 
 /// Answers that stand for an answer.
 const PLACEHOLDERS: [&str; 26] = [
-    "todo", "tbd", "fixme", "n/a", "xxx", "placeholder", "your answer here", "answer here", "insert answer here",
-    "lorem ipsum", "nooutput", "noinput", "no output", "no input", "nan", "null", "undefined", "none", "empty", "test",
-    "asdf", "待补充", "待定", "无", "略", "output",
+    "todo",
+    "tbd",
+    "fixme",
+    "n/a",
+    "xxx",
+    "placeholder",
+    "your answer here",
+    "answer here",
+    "insert answer here",
+    "lorem ipsum",
+    "nooutput",
+    "noinput",
+    "no output",
+    "no input",
+    "nan",
+    "null",
+    "undefined",
+    "none",
+    "empty",
+    "test",
+    "asdf",
+    "待补充",
+    "待定",
+    "无",
+    "略",
+    "output",
 ];
 
 fn is_placeholder(text: &str, survey: &Survey) -> bool {
@@ -166,11 +190,18 @@ fn is_boilerplate(text: &str) -> bool {
 }
 
 fn repeats_prompt(before: &[(Part, &str)], answer: &str) -> bool {
-    let prompts: Vec<&str> = before.iter().filter(|(part, _)| *part == Part::Prompt).map(|(_, text)| text.trim()).collect();
+    let prompts: Vec<&str> =
+        before.iter().filter(|(part, _)| *part == Part::Prompt).map(|(_, text)| text.trim()).collect();
     let is_long = |text: &&&str| text.len() >= 20;
-    let last = prompts.last().filter(is_long).is_some_and(|prompt| prompts.len() == 1 && answer.trim_start().starts_with(prompt));
+    let last = prompts
+        .last()
+        .filter(is_long)
+        .is_some_and(|prompt| prompts.len() == 1 && answer.trim_start().starts_with(prompt));
     // An instruction with its input: the instruction alone shows that it was copied.
-    let first = prompts.first().filter(is_long).is_some_and(|prompt| prompts.len() > 1 && answer.trim_start().starts_with(prompt));
+    let first = prompts
+        .first()
+        .filter(is_long)
+        .is_some_and(|prompt| prompts.len() > 1 && answer.trim_start().starts_with(prompt));
     last || first
 }
 
@@ -211,23 +242,31 @@ fn has_paired_think_tags(text: &str) -> bool {
 
 /// A label that names the speaker.
 pub(super) static LABEL: LazyLock<Regex> = LazyLock::new(|| {
-    regex(r"^(?i)(?:\*\*)?(?:assistant|ai assistant|chatgpt|gpt|bot|model|response|###\s*(?:response|assistant|answer|output)|助手|回复)(?:\*\*)?\s*[:：]")
+    regex(
+        r"^(?i)(?:\*\*)?(?:assistant|ai assistant|chatgpt|gpt|bot|model|response|###\s*(?:response|assistant|answer|output)|助手|回复)(?:\*\*)?\s*[:：]",
+    )
 });
 
 /// The next turn of a user within an answer.
 static RUN_ON: LazyLock<Regex> = LazyLock::new(|| {
-    regex(r"\n\s*(?:###\s*(?:Instruction|Input|Human|User)\b|(?:Human|USER|<\|user\|>|\[INST\])\s*[:：]?\s)|<\|im_start\|>user|<start_of_turn>user|<\|start_header_id\|>user")
+    regex(
+        r"\n\s*(?:###\s*(?:Instruction|Input|Human|User)\b|(?:Human|USER|<\|user\|>|\[INST\])\s*[:：]?\s)|<\|im_start\|>user|<start_of_turn>user|<\|start_header_id\|>user",
+    )
 });
 
 /// The author behind a quotation.
 static SOURCE: LazyLock<Regex> = LazyLock::new(|| regex(r#"["”’」]\s*[-–—]+\s*[^-–—]{2,40}$"#));
 
 static UNFILLED: LazyLock<Regex> = LazyLock::new(|| {
-    regex(r"(?i)\[\s*(?:insert|your|enter|add)\b[^\]\n]{0,60}\]|<\s*(?:insert|your answer)\b[^>\n]{0,60}>|^\{\{[^}]*\}\}$")
+    regex(
+        r"(?i)\[\s*(?:insert|your|enter|add)\b[^\]\n]{0,60}\]|<\s*(?:insert|your answer)\b[^>\n]{0,60}>|^\{\{[^}]*\}\}$",
+    )
 });
 
 static BOILERPLATE: LazyLock<Regex> = LazyLock::new(|| {
-    regex(r"as an? (?:ai|artificial intelligence|large language model)\b|\bi(?:'|’)?m (?:just )?an ai\b|i am (?:just )?an ai\b|i(?:'|’)m sorry, (?:but )?i can(?:'|’|no)|i apologi[sz]e, but i can|i cannot (?:fulfill|assist|help with)|作为一[个种款名]?(?:ai|人工智能|语言模型)|(?:抱歉|对不起)，(?:但)?我(?:无法|不能)|我是一[个种款]?(?:ai|人工智能)")
+    regex(
+        r"as an? (?:ai|artificial intelligence|large language model)\b|\bi(?:'|’)?m (?:just )?an ai\b|i am (?:just )?an ai\b|i(?:'|’)m sorry, (?:but )?i can(?:'|’|no)|i apologi[sz]e, but i can|i cannot (?:fulfill|assist|help with)|作为一[个种款名]?(?:ai|人工智能|语言模型)|(?:抱歉|对不起)，(?:但)?我(?:无法|不能)|我是一[个种款]?(?:ai|人工智能)",
+    )
 });
 
 #[cfg(test)]
@@ -247,7 +286,9 @@ mod tests {
         let survey = Survey::default();
         assert!(["TODO", "N/A", "...", "Lorem ipsum dolor sit amet"].iter().all(|text| is_placeholder(text, &survey)));
         assert!(!is_placeholder("None of them is right.", &survey) && !is_placeholder("+", &survey));
-        assert!(is_boilerplate("As an AI language model, I do not eat.") && is_boilerplate("作为一个AI语言模型，我没有"));
+        assert!(
+            is_boilerplate("As an AI language model, I do not eat.") && is_boilerplate("作为一个AI语言模型，我没有")
+        );
         assert!(!is_boilerplate("An AI language model is a program."));
     }
 
@@ -255,7 +296,10 @@ mod tests {
     fn loops_tags_and_labels_are_seen() {
         assert!(is_repetitive(&"very ".repeat(12)) && is_repetitive(&"I do not know. ".repeat(6)));
         assert!(is_repetitive(&"哈".repeat(30)) && is_repetitive(&"the same line\n".repeat(5)));
-        assert!(!is_repetitive("Row, row, row your boat, gently down the stream.") && !is_repetitive("| - | - | - | - | - |"));
+        assert!(
+            !is_repetitive("Row, row, row your boat, gently down the stream.")
+                && !is_repetitive("| - | - | - | - | - |")
+        );
         assert!(has_paired_think_tags("<think>a</think>b") && has_paired_think_tags("b"));
         assert!(!has_paired_think_tags("<think>a") && !has_paired_think_tags("a</think>b"));
         assert!(!has_paired_think_tags("</think>a<think>"));

@@ -83,7 +83,9 @@ const GROUPS: [(&str, &str); 9] = [
 pub fn page() -> String {
     let mut page = String::new();
     for (prefix, heading) in GROUPS {
-        page += &format!("\n## {heading}\n\n| code | severity | finding | why it matters | what to do |\n|---|---|---|---|---|\n");
+        page += &format!(
+            "\n## {heading}\n\n| code | severity | finding | why it matters | what to do |\n|---|---|---|---|---|\n"
+        );
         for entry in Code::ALL.iter().map(|code| code.entry()).filter(|entry| entry.code.starts_with(prefix)) {
             let Entry { code, severity, title, why, remedy } = entry;
             page += &format!("| {code} | {} | {title} | {why} | {remedy} |\n", severity.name());

@@ -90,7 +90,8 @@ pub fn clean(files: &[(String, Vec<u8>)], copies: Option<Copies>, redact: bool) 
     }
     Error::none_of(errors, ())?;
     let removed = copies.map(|copies| copies_of(&placed, copies)).unwrap_or_default();
-    let is_removed: HashMap<(&str, usize), ()> = removed.iter().map(|removed| ((removed.file.as_str(), removed.line), ())).collect();
+    let is_removed: HashMap<(&str, usize), ()> =
+        removed.iter().map(|removed| ((removed.file.as_str(), removed.line), ())).collect();
     let (mut bytes, mut redacted) = (Vec::new(), Vec::new());
     for (index, (file, text)) in files.iter().enumerate() {
         // A mark is for the beginning of a file.
@@ -195,18 +196,31 @@ mod tests {
     use super::*;
 
     fn cleaned(files: &[&str], copies: Option<Copies>, redact: bool) -> Cleaned {
-        let files: Vec<(String, Vec<u8>)> =
-            files.iter().enumerate().map(|(index, text)| (format!("{index}.jsonl"), text.as_bytes().to_vec())).collect();
+        let files: Vec<(String, Vec<u8>)> = files
+            .iter()
+            .enumerate()
+            .map(|(index, text)| (format!("{index}.jsonl"), text.as_bytes().to_vec()))
+            .collect();
         clean(&files, copies, redact).expect("good data")
     }
 
     #[test]
     fn copies_are_removed_and_the_rest_stays_byte_for_byte() {
         let first = "{ \"prompt\":\"a\" , \"completion\": \"\\u00e9\", \"id\": 1}\r\n\n{\"prompt\":\"b\",\"completion\":\"c\"}\n";
-        let second = "\u{feff}{\"completion\":\" é \",\"prompt\":\"a\",\"id\":2}\n{\"prompt\":\"b\",\"completion\":\"d\"}";
+        let second =
+            "\u{feff}{\"completion\":\" é \",\"prompt\":\"a\",\"id\":2}\n{\"prompt\":\"b\",\"completion\":\"d\"}";
         let found = cleaned(&[first, second], Some(Copies::Exact), false);
-        assert_eq!(String::from_utf8(found.bytes).expect("UTF-8"), format!("{first}{{\"prompt\":\"b\",\"completion\":\"d\"}}"));
-        let removed = Removed { file: "1.jsonl".into(), line: 1, code: Code::ExactDuplicate, kept_file: "0.jsonl".into(), kept_line: 1 };
+        assert_eq!(
+            String::from_utf8(found.bytes).expect("UTF-8"),
+            format!("{first}{{\"prompt\":\"b\",\"completion\":\"d\"}}")
+        );
+        let removed = Removed {
+            file: "1.jsonl".into(),
+            line: 1,
+            code: Code::ExactDuplicate,
+            kept_file: "0.jsonl".into(),
+            kept_line: 1,
+        };
         assert_eq!((found.rows, found.removed), (4, vec![removed]));
         assert_eq!(cleaned(&[first], None, false).bytes, first.as_bytes());
     }
@@ -223,8 +237,11 @@ mod tests {
 
     #[test]
     fn a_near_copy_of_a_removed_row_is_kept_unless_it_is_one_of_a_kept_row() {
-        let row = |words: &str| format!("{{\"text\": \"The library opens at ten in the morning, and it closes at four {words}.\"}}\n");
-        let text = [row("in the afternoon"), row("in the afternoons"), row("at night, when all of the lamps are out")].concat();
+        let row = |words: &str| {
+            format!("{{\"text\": \"The library opens at ten in the morning, and it closes at four {words}.\"}}\n")
+        };
+        let text = [row("in the afternoon"), row("in the afternoons"), row("at night, when all of the lamps are out")]
+            .concat();
         let found = cleaned(&[&text], Some(Copies::Near), false);
         assert_eq!(found.removed.iter().map(|removed| (removed.line, removed.kept_line)).collect::<Vec<_>>(), [(2, 1)]);
         assert_eq!(cleaned(&[&text], Some(Copies::Exact), false).removed, []);

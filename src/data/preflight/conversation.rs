@@ -27,7 +27,10 @@ pub(super) fn findings(view: &View<'_>, survey: &Survey, found: &mut Vec<(Code, 
     // Several results of tools, and a call after words, follow each other by right.
     let is_twice = |pair: &[Message]| {
         let [first, second] = pair else { return false };
-        first.role == second.role && matches!(first.role, Role::User | Role::Assistant) && calls(first).next().is_none() && calls(second).next().is_none()
+        first.role == second.role
+            && matches!(first.role, Role::User | Role::Assistant)
+            && calls(first).next().is_none()
+            && calls(second).next().is_none()
     };
     if turns.windows(2).any(is_twice) {
         add(Code::SameRoleTwice);
@@ -35,7 +38,8 @@ pub(super) fn findings(view: &View<'_>, survey: &Survey, found: &mut Vec<(Code, 
     if survey.system_is_usual && !view.has_system() {
         add(Code::SystemMissing);
     }
-    let declared: Option<Vec<&str>> = view.tools.and_then(Value::as_array).map(|tools| tools.iter().filter_map(name).collect());
+    let declared: Option<Vec<&str>> =
+        view.tools.and_then(Value::as_array).map(|tools| tools.iter().filter_map(name).collect());
     let mut pending = 0usize;
     for turn in turns {
         for call in calls(turn) {

@@ -21,7 +21,8 @@ pub(super) fn findings(view: &View<'_>, found: &mut Vec<(Code, String)>) {
         if is_escaped(text) {
             add(Code::EscapedText);
         }
-        if text.chars().any(|symbol| matches!(symbol, '\0'..='\u{8}' | '\u{b}'..='\u{1f}' | '\u{7f}' if symbol != '\r')) {
+        if text.chars().any(|symbol| matches!(symbol, '\0'..='\u{8}' | '\u{b}'..='\u{1f}' | '\u{7f}' if symbol != '\r'))
+        {
             add(Code::ControlCharacter);
         }
         if text.is_ascii() {
@@ -55,7 +56,10 @@ fn has_decomposed_letter(text: &str) -> bool {
     let mut before = ' ';
     text.chars().any(|symbol| {
         let is_one = before.is_ascii_alphabetic()
-            && matches!(symbol, '\u{300}'..='\u{304}' | '\u{306}' | '\u{308}' | '\u{30a}' | '\u{30c}' | '\u{327}' | '\u{328}');
+            && matches!(
+                symbol,
+                '\u{300}'..='\u{304}' | '\u{306}' | '\u{308}' | '\u{30a}' | '\u{30c}' | '\u{327}' | '\u{328}'
+            );
         before = symbol;
         is_one
     })
@@ -67,7 +71,10 @@ fn byte_of(symbol: char) -> Option<u8> {
     const WINDOWS: &str = "€ ‚ƒ„…†‡ˆ‰Š‹Œ Ž  ‘’“”•–—˜™š›œ žŸ";
     match u32::from(symbol) {
         code @ 0x80..=0xff => u8::try_from(code).ok(),
-        _ => WINDOWS.chars().position(|other| other == symbol && other != ' ').and_then(|at| u8::try_from(0x80 + at).ok()),
+        _ => WINDOWS
+            .chars()
+            .position(|other| other == symbol && other != ' ')
+            .and_then(|at| u8::try_from(0x80 + at).ok()),
     }
 }
 
@@ -83,13 +90,15 @@ fn is_mojibake(text: &str) -> bool {
             _ => return false,
         };
         let rest = symbols.get(at + 1..=at + more).unwrap_or_default();
-        rest.len() == more && rest.iter().all(|symbol| byte_of(*symbol).is_some_and(|byte| (0x80..0xc0).contains(&byte)))
+        rest.len() == more
+            && rest.iter().all(|symbol| byte_of(*symbol).is_some_and(|byte| (0x80..0xc0).contains(&byte)))
     })
 }
 
 /// Whether a text spells line ends or characters, as JSON within JSON does. Code spells them too, between quotes.
 fn is_escaped(text: &str) -> bool {
-    let spells_lines = text.matches("\\n").count() >= 2 && !text.contains('\n') && !text.contains(['"', '\'', '`', '/']);
+    let spells_lines =
+        text.matches("\\n").count() >= 2 && !text.contains('\n') && !text.contains(['"', '\'', '`', '/']);
     spells_lines || (!text.contains(['"', '\'', '`']) && ESCAPE.is_match(text))
 }
 
@@ -97,7 +106,9 @@ static ESCAPE: LazyLock<Regex> = LazyLock::new(|| regex(r"\\u[0-9a-fA-F]{4}"));
 static ENTITY: LazyLock<Regex> = LazyLock::new(|| regex(r"&(?:amp|lt|gt|quot|nbsp|apos|#\d{2,5}|#x[0-9a-fA-F]{2,5});"));
 /// Markup of chat templates other than this base's; what this base's tokenizer knows is found by the encoder.
 static MARKUP: LazyLock<Regex> = LazyLock::new(|| {
-    regex(r"<\|(?:im_start|im_end|eot_id|start_header_id|end_header_id|begin_of_text|endoftext|user|assistant|system|end|end_of_text|start_of_role)\|>|\[/?INST\]|<</?SYS>>|</?start_of_turn>|<end_of_turn>|<(?:bos|eos)>|</s>|<s>\[|###\s(?:Instruction|Response|Input|Human|Assistant):")
+    regex(
+        r"<\|(?:im_start|im_end|eot_id|start_header_id|end_header_id|begin_of_text|endoftext|user|assistant|system|end|end_of_text|start_of_role)\|>|\[/?INST\]|<</?SYS>>|</?start_of_turn>|<end_of_turn>|<(?:bos|eos)>|</s>|<s>\[|###\s(?:Instruction|Response|Input|Human|Assistant):",
+    )
 });
 
 #[cfg(test)]
@@ -120,6 +131,10 @@ mod tests {
     fn leftovers_of_other_formats_are_seen() {
         assert!(is_escaped("First\\nSecond\\nThird") && !is_escaped("print(\"a\\nb\\n\")") && is_escaped("caf\\u00e9"));
         assert!(ENTITY.is_match("Tom &amp; Mira") && !ENTITY.is_match("R&D; a&b"));
-        assert!(MARKUP.is_match("[INST] hi [/INST]") && MARKUP.is_match("### Response: x") && !MARKUP.is_match("a < b | c > d"));
+        assert!(
+            MARKUP.is_match("[INST] hi [/INST]")
+                && MARKUP.is_match("### Response: x")
+                && !MARKUP.is_match("a < b | c > d")
+        );
     }
 }

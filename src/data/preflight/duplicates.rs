@@ -80,7 +80,9 @@ fn letters<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<char> {
 fn shingles<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<u64> {
     let letters = letters(texts);
     let hash = |window: &[char]| {
-        let joined = window.iter().fold(0u64, |hash, letter| hash.wrapping_mul(0x0010_0000_01b3) ^ u64::from(u32::from(*letter)));
+        let joined = window
+            .iter()
+            .fold(0u64, |hash, letter| hash.wrapping_mul(0x0010_0000_01b3) ^ u64::from(u32::from(*letter)));
         mixed(joined)
     };
     let mut shingles: Vec<u64> = letters.windows(SHINGLE).map(hash).collect();
@@ -108,7 +110,9 @@ fn sketch(shingles: &[u64]) -> Option<[u32; BINS]> {
         *bin = Some(bin.map_or(value, |least: u32| least.min(value)));
     }
     // Nearest filled bin to the right; its distance keeps bins that are filled in this way apart.
-    let filled = |at: usize| (0..BINS).find_map(|far| bins[(at + far) % BINS].map(|value| value.wrapping_add(far as u32 * 0x9e37_79b9)));
+    let filled = |at: usize| {
+        (0..BINS).find_map(|far| bins[(at + far) % BINS].map(|value| value.wrapping_add(far as u32 * 0x9e37_79b9)))
+    };
     Some(std::array::from_fn(|at| filled(at).unwrap_or_default()))
 }
 
@@ -146,18 +150,23 @@ pub(super) fn almost_equal(views: &[&View<'_>], digests: &[&Digest]) -> Vec<(usi
     let distinct: Vec<bool> = digests.iter().enumerate().map(is_first).collect();
     let mut candidates: BTreeSet<(usize, usize)> = BTreeSet::new();
     for band in 0..BINS / BAND {
-        let of_band = |bins: [u32; BINS]| bins[band * BAND..(band + 1) * BAND].iter().fold(0, |hash, bin| mixed(hash ^ u64::from(*bin)));
+        let of_band = |bins: [u32; BINS]| {
+            bins[band * BAND..(band + 1) * BAND].iter().fold(0, |hash, bin| mixed(hash ^ u64::from(*bin)))
+        };
         let rows = digests.iter().enumerate().filter(|(index, _)| distinct[*index]);
-        let mut keys: Vec<(u64, usize)> = rows.filter_map(|(index, digest)| Some((of_band(digest.sketch?), index))).collect();
+        let mut keys: Vec<(u64, usize)> =
+            rows.filter_map(|(index, digest)| Some((of_band(digest.sketch?), index))).collect();
         keys.sort_unstable();
         for group in keys.chunk_by(|a, b| a.0 == b.0) {
             for (at, (_, later)) in group.iter().enumerate() {
-                let before = group[at.saturating_sub(COMPARED)..at].iter().chain(group.first().filter(|_| at > COMPARED));
+                let before =
+                    group[at.saturating_sub(COMPARED)..at].iter().chain(group.first().filter(|_| at > COMPARED));
                 candidates.extend(before.map(|(_, earlier)| (*earlier, *later)));
             }
         }
     }
-    let candidates: Vec<(usize, usize)> = candidates.into_iter().filter(|(a, b)| are_alike(digests[*a], digests[*b])).collect();
+    let candidates: Vec<(usize, usize)> =
+        candidates.into_iter().filter(|(a, b)| are_alike(digests[*a], digests[*b])).collect();
     candidates.into_par_iter().filter(|(a, b)| are_almost_equal(views[*a], views[*b])).collect()
 }
 
@@ -190,7 +199,8 @@ mod tests {
     }
 
     const QUESTION: &str = "How long may I keep a book that I have borrowed from the library in the old town hall?";
-    const ANSWER: &str = "Four weeks, and you can extend it twice as long as nobody else is waiting for the very same book.";
+    const ANSWER: &str =
+        "Four weeks, and you can extend it twice as long as nobody else is waiting for the very same book.";
 
     #[test]
     fn rows_that_differ_in_a_few_letters_are_almost_the_same() {

@@ -113,9 +113,9 @@ fn has_common_words(text: &str, survey: &Survey) -> bool {
 fn has_mixed_word(text: &str) -> bool {
     let is_cyrillic = |letter: char| ('\u{400}'..='\u{52f}').contains(&letter);
     text.chars().any(is_cyrillic)
-        && text.split(|symbol: char| !symbol.is_alphabetic()).any(|word| {
-            word.chars().any(is_cyrillic) && word.chars().any(|letter| letter.is_ascii_alphabetic())
-        })
+        && text
+            .split(|symbol: char| !symbol.is_alphabetic())
+            .any(|word| word.chars().any(is_cyrillic) && word.chars().any(|letter| letter.is_ascii_alphabetic()))
 }
 
 #[cfg(test)]
@@ -133,7 +133,10 @@ mod tests {
         let french = "La bibliothèque ouvre à dix heures du matin et ferme à quatre heures de l'après-midi, tous les jours \
                       de la semaine sauf le lundi, quand toutes les portes restent fermées.";
         assert_eq!((language(english), language(french)), (Some(Lang::Eng), Some(Lang::Fra)));
-        assert_eq!(language("let x = [1, 2, 3]; for (a, b) in x.iter() { println!(\"{}\", a + b); } // ".repeat(5).as_str()), None);
+        assert_eq!(
+            language("let x = [1, 2, 3]; for (a, b) in x.iter() { println!(\"{}\", a + b); } // ".repeat(5).as_str()),
+            None
+        );
         assert!(has_mixed_word("P\u{430}ris") && !has_mixed_word("Paris и Лион"));
     }
 }

@@ -40,9 +40,15 @@ mod tests {
 
     #[test]
     fn lengths_fall_into_classes_of_powers_of_two() {
-        let sequence = |length: usize| Encoded { ids: vec![0; length], trained: vec![true; length], untrained_turns: 0, weight: 1.0 };
+        let sequence = |length: usize| Encoded {
+            ids: vec![0; length],
+            trained: vec![true; length],
+            untrained_turns: 0,
+            weight: 1.0,
+        };
         let sequences: Vec<Encoded> = [40, 33, 200, 64, 65].map(sequence).into();
-        let found: Vec<(usize, usize)> = histogram(&sequences).iter().map(|class| (class.up_to, class.sequences)).collect();
+        let found: Vec<(usize, usize)> =
+            histogram(&sequences).iter().map(|class| (class.up_to, class.sequences)).collect();
         assert_eq!(found, [(64, 3), (128, 1), (256, 1)]);
         assert!(histogram(&[]).is_empty());
     }

@@ -25,9 +25,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use rayon::prelude::*;
 
 pub use catalogue::{Code, Severity};
-pub use findings::Finding;
 use duplicates::Digest;
 use findings::Collector;
+pub use findings::Finding;
 use survey::Survey;
 use view::View;
 
@@ -88,7 +88,11 @@ fn look_at<'a>(split: Split<'a>, encoder: Option<&Encoder>) -> Seen<'a> {
     let views: Vec<View<'_>> = split.rows.par_iter().map(View::of).collect();
     let survey = Survey::of(&views);
     let digests: Vec<Digest> = views.par_iter().map(Digest::of).collect();
-    let mut found = Collector::new(split.name, split.file, split.rows.windows(2).any(|pair| pair[0].position.file != pair[1].position.file));
+    let mut found = Collector::new(
+        split.name,
+        split.file,
+        split.rows.windows(2).any(|pair| pair[0].position.file != pair[1].position.file),
+    );
     let of_rows: Vec<Vec<(Code, String)>> = views.par_iter().map(|view| of_row(view, &survey)).collect();
     for (view, codes) in views.iter().zip(of_rows) {
         codes.into_iter().for_each(|(code, detail)| found.row(code, detail, view.position));
@@ -137,8 +141,11 @@ fn of_answers(views: &[View<'_>], digests: &[Digest], found: &mut Collector) {
         found.whole(Code::AllAnswersEmpty, "");
         return;
     }
-    let last: Vec<(usize, &str)> =
-        views.iter().enumerate().filter_map(|(index, view)| Some((index, view.last_exchange().filter(|(before, _)| !before.is_empty())?.1))).collect();
+    let last: Vec<(usize, &str)> = views
+        .iter()
+        .enumerate()
+        .filter_map(|(index, view)| Some((index, view.last_exchange().filter(|(before, _)| !before.is_empty())?.1)))
+        .collect();
     let mut by_answer: HashMap<&str, Vec<usize>> = HashMap::new();
     last.iter().for_each(|(index, answer)| by_answer.entry(answer.trim()).or_default().push(*index));
     let most = by_answer.values().map(Vec::len).max().unwrap_or_default();
@@ -157,7 +164,8 @@ fn of_answers(views: &[View<'_>], digests: &[Digest], found: &mut Collector) {
     }
     let lengths: Vec<(usize, usize)> = last.iter().map(|(index, answer)| (answer.chars().count(), *index)).collect();
     let longest = lengths.iter().map(|(length, _)| *length).max().unwrap_or_default();
-    let at_limit: Vec<usize> = lengths.iter().filter(|(length, _)| *length == longest).map(|(_, index)| *index).collect();
+    let at_limit: Vec<usize> =
+        lengths.iter().filter(|(length, _)| *length == longest).map(|(_, index)| *index).collect();
     let distinct: HashSet<u64> = at_limit.iter().map(|index| digests[*index].answer).collect();
     if longest >= SAME_LENGTH_CHARACTERS && distinct.len() >= SAME_LENGTH {
         at_limit.into_iter().for_each(|index| found.row(Code::SameLength, longest.to_string(), views[index].position));
@@ -209,7 +217,8 @@ fn compare(train: &mut Seen<'_>, valid: Option<&mut Seen<'_>>) {
     let (of_train, of_valid): (Vec<_>, Vec<_>) = within.into_iter().partition(|(a, _)| *a < count);
     near_copies(&of_train, 0, train);
     near_copies(&of_valid, count, valid);
-    let leaked: BTreeSet<usize> = across.into_iter().map(|(_, b)| b - count).filter(|index| !exact.contains(index)).collect();
+    let leaked: BTreeSet<usize> =
+        across.into_iter().map(|(_, b)| b - count).filter(|index| !exact.contains(index)).collect();
     leaked.into_iter().for_each(|index| valid.found.row(Code::NearlyLeakedRow, "", valid.views[index].position));
 }
 

@@ -57,20 +57,16 @@ static KINDS: [Kind; 12] = [
     Kind {
         code: Code::PrivateKey,
         needs: |text| text.contains("PRIVATE KEY-----"),
-        pattern: LazyLock::new(|| regex(r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----(?:[\s\S]*?-----END [A-Z ]{0,20}PRIVATE KEY-----)?")),
+        pattern: LazyLock::new(|| {
+            regex(r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----(?:[\s\S]*?-----END [A-Z ]{0,20}PRIVATE KEY-----)?")
+        }),
         holds: always,
     },
     Kind {
         code: Code::UrlPassword,
         needs: |text| text.contains("://"),
-        pattern: LazyLock::new(|| regex(r"(?-u:\b)[a-zA-Z][a-zA-Z0-9+.-]{1,20}://[^\s/:@?#]{1,64}:[^\s/@]{1,128}@[^\s]+")),
-        holds: always,
-    },
-    Kind {
-        code: Code::ApiKey,
-        needs: has_digit,
         pattern: LazyLock::new(|| {
-            regex(r"(?-u:\b)(?:sk-[A-Za-z0-9_-]{20,}|[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{30,}|glpat-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{10,}|AIza[0-9A-Za-z_-]{35}|npm_[A-Za-z0-9]{36}|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})")
+            regex(r"(?-u:\b)[a-zA-Z][a-zA-Z0-9+.-]{1,20}://[^\s/:@?#]{1,64}:[^\s/@]{1,128}@[^\s]+")
         }),
         holds: always,
     },
@@ -78,14 +74,28 @@ static KINDS: [Kind; 12] = [
         code: Code::ApiKey,
         needs: has_digit,
         pattern: LazyLock::new(|| {
-            regex(r#"(?i)(?-u:\b)(?:api[_-]?key|access[_-]?key|secret(?:[_-]?key)?|auth[_-]?token|access[_-]?token|token|bearer|passw(?:or)?d|pwd)["']?\s{0,3}(?:[:=]|\s)\s{0,3}["']?([A-Za-z0-9+/_\-!@#$%^&*]{12,})"#)
+            regex(
+                r"(?-u:\b)(?:sk-[A-Za-z0-9_-]{20,}|[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{30,}|glpat-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{10,}|AIza[0-9A-Za-z_-]{35}|npm_[A-Za-z0-9]{36}|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})",
+            )
+        }),
+        holds: always,
+    },
+    Kind {
+        code: Code::ApiKey,
+        needs: has_digit,
+        pattern: LazyLock::new(|| {
+            regex(
+                r#"(?i)(?-u:\b)(?:api[_-]?key|access[_-]?key|secret(?:[_-]?key)?|auth[_-]?token|access[_-]?token|token|bearer|passw(?:or)?d|pwd)["']?\s{0,3}(?:[:=]|\s)\s{0,3}["']?([A-Za-z0-9+/_\-!@#$%^&*]{12,})"#,
+            )
         }),
         holds: is_random,
     },
     Kind {
         code: Code::Email,
         needs: |text| text.contains('@'),
-        pattern: LazyLock::new(|| regex(r"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_%+-])?@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}")),
+        pattern: LazyLock::new(|| {
+            regex(r"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_%+-])?@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}")
+        }),
         holds: is_no_example,
     },
     Kind {
@@ -103,7 +113,11 @@ static KINDS: [Kind; 12] = [
     Kind {
         code: Code::Card,
         needs: has_digit,
-        pattern: LazyLock::new(|| regex(r"(?-u:\b)[2-6][0-9]{3}(?:[ -]?[0-9]{4}){2}[ -]?[0-9]{1,7}(?-u:\b)|(?-u:\b)3[47][0-9]{2}[ -]?[0-9]{6}[ -]?[0-9]{5}(?-u:\b)")),
+        pattern: LazyLock::new(|| {
+            regex(
+                r"(?-u:\b)[2-6][0-9]{3}(?:[ -]?[0-9]{4}){2}[ -]?[0-9]{1,7}(?-u:\b)|(?-u:\b)3[47][0-9]{2}[ -]?[0-9]{6}[ -]?[0-9]{5}(?-u:\b)",
+            )
+        }),
         holds: is_card,
     },
     Kind {
@@ -128,7 +142,9 @@ static KINDS: [Kind; 12] = [
         code: Code::Phone,
         needs: has_digit,
         pattern: LazyLock::new(|| {
-            regex(r"(?:(?-u:\b)|\()[2-9][0-9]{2}(?:\) ?|[.-])[2-9][0-9]{2}[.-][0-9]{4}(?-u:\b)|(?-u:\b)1[3-9][0-9]{9}(?-u:\b)")
+            regex(
+                r"(?:(?-u:\b)|\()[2-9][0-9]{2}(?:\) ?|[.-])[2-9][0-9]{2}[.-][0-9]{4}(?-u:\b)|(?-u:\b)1[3-9][0-9]{9}(?-u:\b)",
+            )
         }),
         holds: is_no_fictional_phone,
     },
@@ -140,7 +156,8 @@ pub(super) fn secrets(text: &str) -> Vec<Secret> {
     for kind in KINDS.iter().filter(|kind| (kind.needs)(text)) {
         for captures in kind.pattern.captures_iter(text) {
             let Some(place) = captures.get(1).or_else(|| captures.get(0)) else { continue };
-            let is_free = found.iter().all(|other| other.place.end <= place.start() || place.end() <= other.place.start);
+            let is_free =
+                found.iter().all(|other| other.place.end <= place.start() || place.end() <= other.place.start);
             // A longer number, or a decimal, is something else.
             let is_whole = !is_part_of_a_number(text, place.range());
             if is_free && is_whole && (kind.holds)(place.as_str()) {
@@ -168,14 +185,16 @@ fn is_part_of_a_number(text: &str, place: Range<usize>) -> bool {
     let (next, one_behind) = (behind.next(), behind.next());
     let digit = |symbol: Option<char>| symbol.is_some_and(|symbol| symbol.is_ascii_digit());
     let joins = |symbol: Option<char>| symbol.is_some_and(|symbol| ".,-/".contains(symbol));
-    (begins && (digit(last) || (joins(last) && digit(one_before)))) || (ends && (digit(next) || (joins(next) && digit(one_behind))))
+    (begins && (digit(last) || (joins(last) && digit(one_before))))
+        || (ends && (digit(next) || (joins(next) && digit(one_behind))))
 }
 
 fn is_no_example(address: &str) -> bool {
     let domain = address.rsplit('@').next().unwrap_or_default().to_ascii_lowercase();
     let reserved = ["example.com", "example.org", "example.net"];
     let is_reserved = |name: &&str| domain == **name || domain.ends_with(&format!(".{name}"));
-    !reserved.iter().any(|name| is_reserved(&name)) && ![".example", ".test", ".invalid", ".localhost"].iter().any(|end| domain.ends_with(end))
+    !reserved.iter().any(|name| is_reserved(&name))
+        && ![".example", ".test", ".invalid", ".localhost"].iter().any(|end| domain.ends_with(end))
 }
 
 /// Whether a text looks drawn at random: letters and digits, and no word (Shannon entropy above 3 bits a character).
@@ -183,7 +202,12 @@ fn is_random(text: &str) -> bool {
     let mut counts = [0usize; 256];
     text.bytes().for_each(|byte| counts[usize::from(byte)] += 1);
     let length = text.len() as f64;
-    let entropy: f64 = counts.iter().filter(|count| **count > 0).map(|count| *count as f64 / length).map(|share| -share * share.log2()).sum();
+    let entropy: f64 = counts
+        .iter()
+        .filter(|count| **count > 0)
+        .map(|count| *count as f64 / length)
+        .map(|share| -share * share.log2())
+        .sum();
     let has = |kind: fn(&u8) -> bool| text.bytes().any(|byte| kind(&byte));
     entropy > 3.0 && has(u8::is_ascii_digit) && has(u8::is_ascii_alphabetic)
 }
@@ -191,10 +215,21 @@ fn is_random(text: &str) -> bool {
 /// The check digit of Luhn (ISO/IEC 7812), and more than one digit.
 fn is_card(text: &str) -> bool {
     let digits: Vec<u32> = text.chars().filter_map(|symbol| symbol.to_digit(10)).collect();
-    let sum: u32 = digits.iter().rev().enumerate().map(|(at, digit)| match (at % 2, digit * 2) {
-        (0, _) => *digit,
-        (_, doubled) => if doubled > 9 { doubled - 9 } else { doubled },
-    }).sum();
+    let sum: u32 = digits
+        .iter()
+        .rev()
+        .enumerate()
+        .map(|(at, digit)| match (at % 2, digit * 2) {
+            (0, _) => *digit,
+            (_, doubled) => {
+                if doubled > 9 {
+                    doubled - 9
+                } else {
+                    doubled
+                }
+            }
+        })
+        .sum();
     (13..=19).contains(&digits.len()) && sum.is_multiple_of(10) && digits.iter().any(|digit| *digit != digits[0])
 }
 
@@ -231,13 +266,22 @@ fn is_chinese_id(text: &str) -> bool {
 fn is_social_security(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();
     let [area, group, serial] = parts[..] else { return false };
-    !["000", "666"].contains(&area) && !area.starts_with('9') && group != "00" && serial != "0000" && text != "123-45-6789"
+    !["000", "666"].contains(&area)
+        && !area.starts_with('9')
+        && group != "00"
+        && serial != "0000"
+        && text != "123-45-6789"
 }
 
 fn is_public_address(text: &str) -> bool {
     let Ok(address) = text.parse::<std::net::Ipv4Addr>() else { return false };
-    let is_reserved = address.is_private() || address.is_loopback() || address.is_link_local() || address.is_documentation()
-        || address.is_broadcast() || address.is_unspecified() || address.is_multicast();
+    let is_reserved = address.is_private()
+        || address.is_loopback()
+        || address.is_link_local()
+        || address.is_documentation()
+        || address.is_broadcast()
+        || address.is_unspecified()
+        || address.is_multicast();
     // Numbers of versions look like addresses.
     !is_reserved && address.octets().iter().any(|octet| *octet > 20) && address.octets()[0] != 0
 }
@@ -280,9 +324,21 @@ mod tests {
     #[test]
     fn numbers_and_examples_are_no_secrets() {
         for text in [
-            "someone@example.com", "4111 1111 1111 1112", "DE89 3704 0044 0532 0130 01", "the year 2024-01-15", "3.14159265358979",
-            "192.168.1.1 and 10.0.0.1", "version 1.2.3.4", "110105194912310021", "the password is not here", "1,234,567,890",
-            "token classification", "π = 3.141592653589793238", "x@y", "call 415-555-0132", "0.4111111111111111",
+            "someone@example.com",
+            "4111 1111 1111 1112",
+            "DE89 3704 0044 0532 0130 01",
+            "the year 2024-01-15",
+            "3.14159265358979",
+            "192.168.1.1 and 10.0.0.1",
+            "version 1.2.3.4",
+            "110105194912310021",
+            "the password is not here",
+            "1,234,567,890",
+            "token classification",
+            "π = 3.141592653589793238",
+            "x@y",
+            "call 415-555-0132",
+            "0.4111111111111111",
         ] {
             assert_eq!(kinds(text), [], "{text}");
         }
@@ -293,6 +349,9 @@ mod tests {
         let text = "a@mail.de, then +49 30 1234567 and b@mail.de";
         let found = secrets(text);
         assert!(found.windows(2).all(|pair| pair[0].place.end <= pair[1].place.start));
-        assert_eq!(found.iter().map(|secret| &text[secret.place.clone()]).collect::<Vec<_>>(), ["a@mail.de", "+49 30 1234567", "b@mail.de"]);
+        assert_eq!(
+            found.iter().map(|secret| &text[secret.place.clone()]).collect::<Vec<_>>(),
+            ["a@mail.de", "+49 30 1234567", "b@mail.de"]
+        );
     }
 }

@@ -93,9 +93,9 @@ impl Survey {
             flags.len() >= MIN_ROWS && with as f64 >= share * flags.len() as f64
         };
         let short = traits.iter().filter_map(|traits| traits.short_answer.clone());
-        let labels = counts(short).into_iter().filter(|(_, count)| {
-            *count >= 2 && *count as f64 >= LABEL_SHARE * traits.len() as f64
-        });
+        let labels = counts(short)
+            .into_iter()
+            .filter(|(_, count)| *count >= 2 && *count as f64 >= LABEL_SHARE * traits.len() as f64);
         Self {
             sentences_are_usual: is_usual(traits.iter().filter_map(|traits| traits.sentence).collect(), SENTENCES),
             json_is_usual: is_usual(traits.iter().map(|traits| traits.json).collect(), HABIT),
@@ -118,7 +118,8 @@ impl Survey {
 
 /// The most frequent words of texts.
 fn frequent<'a>(texts: impl Iterator<Item = &'a str>) -> HashSet<String> {
-    let mut counted: Vec<(String, usize)> = counts(texts.flat_map(|text| words(text).collect::<Vec<_>>())).into_iter().collect();
+    let mut counted: Vec<(String, usize)> =
+        counts(texts.flat_map(|text| words(text).collect::<Vec<_>>())).into_iter().collect();
     counted.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     counted.into_iter().take(COMMON_WORDS).map(|(word, _)| word).collect()
 }
@@ -135,5 +136,8 @@ fn counts<T: Eq + Hash>(values: impl Iterator<Item = T>) -> HashMap<T, usize> {
 fn habit<T: Eq + Hash>(values: impl Iterator<Item = T>) -> Option<T> {
     let counts = counts(values);
     let total: usize = counts.values().sum();
-    counts.into_iter().find(|(_, count)| total >= MIN_ROWS && *count as f64 >= HABIT * total as f64).map(|(value, _)| value)
+    counts
+        .into_iter()
+        .find(|(_, count)| total >= MIN_ROWS && *count as f64 >= HABIT * total as f64)
+        .map(|(value, _)| value)
 }

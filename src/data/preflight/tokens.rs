@@ -29,14 +29,18 @@ pub(super) fn findings(views: &[View<'_>], set: &EncodedSet, encoder: &Encoder, 
         }
     }
     let stops = encoder.stop_tokens();
-    let of_sequences: Vec<Vec<Code>> = set.sequences.par_iter().map(|sequence| of_sequence(sequence, encoder, &stops)).collect();
+    let of_sequences: Vec<Vec<Code>> =
+        set.sequences.par_iter().map(|sequence| of_sequence(sequence, encoder, &stops)).collect();
     for (codes, position) in of_sequences.into_iter().zip(&set.positions) {
         codes.into_iter().for_each(|code| found.row(code, "", position));
     }
     let Letters { unknown, changed } = Letters::of(views, encoder);
     for (code, letters) in [(Code::UnknownToken, unknown), (Code::TokenizerChangesText, changed)] {
-        let shown: Vec<String> = letters.iter().take(SHOWN_LETTERS).map(|letter| format!("`{}`", letter.escape_debug())).collect();
-        let rows = views.iter().filter(|view| !letters.is_empty() && view.texts().any(|text| text.chars().any(|letter| letters.contains(&letter))));
+        let shown: Vec<String> =
+            letters.iter().take(SHOWN_LETTERS).map(|letter| format!("`{}`", letter.escape_debug())).collect();
+        let rows = views.iter().filter(|view| {
+            !letters.is_empty() && view.texts().any(|text| text.chars().any(|letter| letters.contains(&letter)))
+        });
         rows.for_each(|view| found.row(code, shown.join(" "), view.position));
     }
     let mut lengths: Vec<usize> = set.sequences.iter().map(|sequence| sequence.ids.len()).collect();
@@ -102,7 +106,13 @@ impl Letters {
         let used: HashSet<char> = views
             .par_chunks(1024)
             .map(|views| views.iter().flat_map(View::texts).flat_map(str::chars).collect::<HashSet<char>>())
-            .reduce(HashSet::new, |all, more| if all.len() < more.len() { more.union(&all).copied().collect() } else { all.union(&more).copied().collect() });
+            .reduce(HashSet::new, |all, more| {
+                if all.len() < more.len() {
+                    more.union(&all).copied().collect()
+                } else {
+                    all.union(&more).copied().collect()
+                }
+            });
         let tokenizer = encoder.tokenizer();
         let (mut unknown, mut changed) = (BTreeSet::new(), BTreeSet::new());
         for letter in used.into_iter().filter(|letter| !letter.is_whitespace() && !letter.is_control()) {
