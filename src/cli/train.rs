@@ -1,6 +1,6 @@
 //! `burnish train`: fine-tunes by a recipe.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
@@ -60,14 +60,23 @@ pub(super) struct TrainArguments {
 }
 
 impl Arguments {
-    /// The recipe, with what the command line sets in it.
-    pub(super) fn recipe(&self) -> Result<Recipe> {
+    /// The path as it was given.
+    pub(super) fn path(&self) -> &Path {
+        &self.recipe
+    }
+
+    /// The settings of the command line, in the order in which they are laid over the recipe.
+    pub(super) fn overrides(&self) -> Vec<String> {
         let seed = self.seed.map(|seed| format!("train.seed={seed}"));
         // First, so that a seed of the environment does not win over one that was typed.
         let from = self.from_adapter.as_ref();
         let from = from.map(|path| format!("adapter.from={}", toml::Value::String(path.display().to_string())));
-        let overrides: Vec<String> = seed.into_iter().chain(self.set.iter().cloned()).chain(from).collect();
-        Recipe::load(&self.recipe, &overrides)
+        seed.into_iter().chain(self.set.iter().cloned()).chain(from).collect()
+    }
+
+    /// The recipe, with what the command line sets in it.
+    pub(super) fn recipe(&self) -> Result<Recipe> {
+        Recipe::load(&self.recipe, &self.overrides())
     }
 }
 

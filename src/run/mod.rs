@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod answer;
 pub mod base;
+pub mod check;
 pub mod combine;
 pub mod evaluate;
 mod exact_match;
@@ -17,6 +18,7 @@ pub mod model;
 mod notices;
 pub mod outcome;
 pub mod prepare;
+pub mod probe;
 mod recorder;
 pub mod resume;
 pub mod samples;
