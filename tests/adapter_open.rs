@@ -195,7 +195,8 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
 
     let eval = |base: &Path, adapter: &str| {
         let base = base.to_str().expect("UTF-8");
-        let arguments = ["eval", "--base", base, "--adapter", adapter, "--data", "rows.jsonl", "--json", "--compute", "f32"];
+        let arguments =
+            ["eval", "--base", base, "--adapter", adapter, "--data", "rows.jsonl", "--json", "--compute", "f32"];
         let output = run(&folder, &arguments);
         let report = json_of(&output);
         ((report["tokens"].as_u64(), report["loss"].as_f64()), text(&output.stderr))

@@ -267,7 +267,10 @@ fn calls_of_tools_are_compared_as_values() {
     fs::write(folder.path().join("calls.jsonl"), call("\"\"").repeat(3)).expect("written");
     let options = ["--generate", "--max-tokens", "4", "--json", "--out", "calls.out.jsonl"];
     let report = json(&evaluate(&folder, "calls.jsonl", &options));
-    assert_eq!((&report["scores"]["tool_calls"]["value"], &report["scores"]["tool_calls"]["examples"]), (&0.0.into(), &3.into()));
+    assert_eq!(
+        (&report["scores"]["tool_calls"]["value"], &report["scores"]["tool_calls"]["examples"]),
+        (&0.0.into(), &3.into())
+    );
     assert!(report["scores"].get("exact_match").is_none(), "a call is no text");
     let line = &objects(&folder, "calls.out.jsonl")[0];
     assert_eq!(line["expected"], serde_json::json!([{"name": "weather", "arguments": {"place": "Rome"}}]));
@@ -284,14 +287,18 @@ fn multiple_choice_follows_lm_evaluation_harness() {
     });
     fs::write(folder.path().join("questions.jsonl"), rows.collect::<String>()).expect("written");
     let base = tiny_model().display().to_string();
-    let arguments = ["eval", "--base", &base, "--data", "questions.jsonl", "--compute", "f32", "--json", "--out", "o.jsonl"];
+    let arguments =
+        ["eval", "--base", &base, "--data", "questions.jsonl", "--compute", "f32", "--json", "--out", "o.jsonl"];
     let report = json(&run(&folder, &arguments));
     let choices = |key: &str| -> Vec<u64> { questions.iter().filter_map(|question| question[key].as_u64()).collect() };
     let share = |chosen: &[u64]| chosen.iter().filter(|index| **index == 0).count() as f64 / chosen.len() as f64;
     assert_eq!(report["scores"]["accuracy"]["value"], share(&choices("acc_choice")));
     assert_eq!(report["scores"]["accuracy_normalised"]["value"], share(&choices("acc_norm_choice")));
     for (line, question) in objects(&folder, "o.jsonl").iter().zip(&questions) {
-        assert_eq!((&line["chosen"], &line["chosen_normalised"]), (&question["acc_choice"], &question["acc_norm_choice"]));
+        assert_eq!(
+            (&line["chosen"], &line["chosen_normalised"]),
+            (&question["acc_choice"], &question["acc_norm_choice"])
+        );
         let values = |value: &Value| -> Vec<f64> { serde_json::from_value(value.clone()).expect("numbers") };
         for (found, expected) in values(&line["log_likelihoods"]).iter().zip(values(&question["log_likelihoods"])) {
             assert!((found - expected).abs() < 1e-3 * expected.abs(), "{question}: {found}, not {expected}");

@@ -16,9 +16,11 @@ use crate::run::outcome::Requirement;
 
 /// Measure a model on a data file: loss and token accuracy, with --generate the answers; the accuracy of multiple choice
 #[derive(Debug, Args)]
-#[command(after_help = "With an adapter the base is measured too, and every difference gets a 95% interval. A JSONL file \
+#[command(
+    after_help = "With an adapter the base is measured too, and every difference gets a 95% interval. A JSONL file \
                         with `choices` and `answer` is multiple choice, answered by likelihood. docs/evaluation.md \
-                        explains the figures.")]
+                        explains the figures."
+)]
 pub(super) struct Arguments {
     #[command(flatten)]
     model: Model,

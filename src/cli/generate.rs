@@ -162,12 +162,7 @@ fn text_of(argument: &str) -> Result<String> {
 }
 
 /// The questions of the rows of a data file.
-fn asked_by_rows(
-    rows: &[data::Row],
-    path: &Path,
-    model: &LoadedModel,
-    terminal: &Terminal,
-) -> Result<Vec<Asked>> {
+fn asked_by_rows(rows: &[data::Row], path: &Path, model: &LoadedModel, terminal: &Terminal) -> Result<Vec<Asked>> {
     let positions = model.decoder.config().max_positions;
     let (mut asked, mut errors, mut left_out) = (Vec::new(), Vec::new(), 0);
     for row in rows {
@@ -215,8 +210,11 @@ fn asked_by_arguments(
     });
     let system = arguments.system.as_deref().map(text_of).transpose()?;
     if system.is_some() && form != PromptForm::Conversation {
-        return Err(Error::input(Place::argument("--system"), format!("is given, and the prompt is taken as it is{why}"))
-            .hint("put the instructions into the prompt, or use `--chat`"));
+        return Err(Error::input(
+            Place::argument("--system"),
+            format!("is given, and the prompt is taken as it is{why}"),
+        )
+        .hint("put the instructions into the prompt, or use `--chat`"));
     }
     let asked = prompts.into_iter().map(|prompt| {
         if form != PromptForm::Typed && encoder.spells_control_tokens(&prompt) {
@@ -224,7 +222,9 @@ fn asked_by_arguments(
             terminal.message(text);
         }
         let ids = match &system {
-            Some(system) => encoder.encode_prompt(&[Message::system(system.as_str()), Message::user(prompt.as_str())])?,
+            Some(system) => {
+                encoder.encode_prompt(&[Message::system(system.as_str()), Message::user(prompt.as_str())])?
+            }
             None => form.encode(encoder, &prompt)?,
         };
         Ok(Asked { prompt, ids, place: None, expected: None })

@@ -92,10 +92,13 @@ fn prompt(fields: &Map<String, Value>) -> Result<ChoicePrompt, String> {
             Some(Message::new(Role::of(role), content))
         };
         let messages: Option<Vec<Message>> = turns.iter().map(message).collect();
-        return messages.map(ChoicePrompt::Messages).ok_or_else(|| "`messages`: expected turns of role and content".into());
+        return messages
+            .map(ChoicePrompt::Messages)
+            .ok_or_else(|| "`messages`: expected turns of role and content".into());
     }
     let text = ["prompt", "question"].into_iter().find_map(|key| fields.get(key)?.as_str());
-    text.map(|text| ChoicePrompt::Text(text.to_owned())).ok_or_else(|| "expected `prompt`, `question` or `messages`".into())
+    text.map(|text| ChoicePrompt::Text(text.to_owned()))
+        .ok_or_else(|| "expected `prompt`, `question` or `messages`".into())
 }
 
 /// The choices with their labels: a list of texts, or `{"text": […], "label": […]}` as in ARC. Without labels they are A, B, C, …
@@ -160,7 +163,9 @@ mod tests {
         assert_eq!(row(list, "\"C\"").unwrap(), 2);
         assert_eq!(row(list, "\"B\"").unwrap(), 1, "a text before a label");
         assert_eq!(row(r#"{"text": ["x", "y"], "label": ["1", "2"]}"#, "\"2\"").unwrap(), 1);
-        for (choices, answer) in [(list, "3"), (list, "\"D\""), (list, "null"), (r#"["a"]"#, "0"), (r#"["a", ""]"#, "0")] {
+        for (choices, answer) in
+            [(list, "3"), (list, "\"D\""), (list, "null"), (r#"["a"]"#, "0"), (r#"["a", ""]"#, "0")]
+        {
             let error = row(choices, answer).unwrap_err();
             assert!(error.to_string().starts_with("q.jsonl:1: "), "{error}");
         }
@@ -173,7 +178,8 @@ mod tests {
         let good = r#"{"prompt": "p", "choices": ["a", "b"], "answer": 0, "subject": "x"}"#;
         let error = read(&format!("{good}\n\n{{}}\n{}", good.replace("subject", "topic"))).unwrap_err().to_string();
         assert!(error.contains("q.jsonl:3: ") && error.contains("q.jsonl:4: `subject` is missing"), "{error}");
-        let chat = r#"{"messages": [{"role": "user", "content": "hi"}], "choices": ["a", "b"], "answer": 1, "subject": "s"}"#;
+        let chat =
+            r#"{"messages": [{"role": "user", "content": "hi"}], "choices": ["a", "b"], "answer": 1, "subject": "s"}"#;
         let questions = read(chat).unwrap().unwrap();
         assert_eq!(questions[0].prompt, ChoicePrompt::Messages(vec![Message::user("hi")]));
         assert_eq!(questions[0].group.as_deref(), Some("s"));

@@ -24,8 +24,11 @@ pub(super) fn measure(
     watch: &mut dyn Watch,
 ) -> Result<Measured> {
     if options.generate {
-        return Err(Error::input(Place::argument("--generate"), format!("{} holds questions with choices", path.display()))
-            .hint("they are answered by likelihood, without --generate"));
+        return Err(Error::input(
+            Place::argument("--generate"),
+            format!("{} holds questions with choices", path.display()),
+        )
+        .hint("they are answered by likelihood, without --generate"));
     }
     let positions = model.decoder.config().max_positions;
     let limit = options.max_seq_tokens.unwrap_or(positions).min(positions);
@@ -117,7 +120,8 @@ fn fitting(encoder: &Encoder, question: &ChoiceQuestion, limit: usize, policy: L
     match policy {
         LongPolicy::Error => {
             let message = format!("has {longest} tokens with its longest choice; at most {limit} fit");
-            Err(Error::input("", message).hint("`--overlong drop` leaves it out, `--overlong truncate-prompt` cuts its prompt"))
+            Err(Error::input("", message)
+                .hint("`--overlong drop` leaves it out, `--overlong truncate-prompt` cuts its prompt"))
         }
         LongPolicy::Drop => Ok(Fitting::LeftOut),
         LongPolicy::TruncatePrompt => {

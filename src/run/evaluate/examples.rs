@@ -150,7 +150,8 @@ fn answers(
     let asked: Vec<usize> = (0..questions.len()).filter(|index| questions[*index].is_some()).collect();
     let mut answers = vec![None; questions.len()];
     for group in asked.chunks(SEQUENCES_AT_ONCE) {
-        let prompts: Vec<Vec<u32>> = group.iter().flat_map(|index| &questions[*index]).map(|one| one.ids.clone()).collect();
+        let prompts: Vec<Vec<u32>> =
+            group.iter().flat_map(|index| &questions[*index]).map(|one| one.ids.clone()).collect();
         let encoder = &model.base.encoder;
         let given = answer_ids(&model.decoder, encoder, system.adapter, &prompts, &answering, |_, _| Ok(()))?;
         for (index, answer) in group.iter().zip(given) {
@@ -175,10 +176,13 @@ fn add_answers(
         let (Some(question), Some(answer)) = pair else { continue };
         let record = &mut measured.records[example];
         record.insert("prompt".to_owned(), json!(question.prompt));
-        record.insert("expected".to_owned(), match &question.expected {
-            Expected::Text(text) => json!(text),
-            Expected::Calls(calls) => json!(calls),
-        });
+        record.insert(
+            "expected".to_owned(),
+            match &question.expected {
+                Expected::Text(text) => json!(text),
+                Expected::Calls(calls) => json!(calls),
+            },
+        );
         let mut add = |key: &str, value: Value| record.insert(format!("{}{key}", system.prefix), value);
         add("answer", json!(answer.text));
         add("finish", json!(answer.finish));
