@@ -18,12 +18,17 @@ pub struct TrainReport {
     pub dir: PathBuf,
     /// Steps done.
     pub steps: u64,
+    /// Of these, the ones whose loss or gradient was not finite: they changed nothing.
+    pub bad_steps: u64,
     /// Steps that the best adapter had.
     pub best_step: u64,
     /// Early stopping ended the run.
     pub stopped_early: bool,
     /// The user ended the run.
     pub interrupted: bool,
+    /// The command that goes on with a run that was interrupted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume: Option<String>,
     /// Trainable values.
     pub parameters: usize,
     /// Tokens through the model in training, by second of training.
@@ -42,6 +47,18 @@ pub struct TrainReport {
     pub guard: Option<Validation>,
     /// The sample prompts, answered before and after.
     pub samples: Vec<Sample>,
+}
+
+impl TrainReport {
+    /// Checks the verdict that decides, by the test examples or else by the validation examples, and that on the guard.
+    ///
+    /// # Errors
+    /// Those of [`Requirement::check`].
+    pub fn check(&self, required: Requirement) -> Result<()> {
+        let decisive = self.test.as_ref().or(self.validation.as_ref());
+        let decisive = decisive.map(|validation| (validation.name, validation.verdict));
+        required.check(decisive, self.guard.as_ref().map(|guard| guard.verdict))
+    }
 }
 
 /// A prompt answered before and after the training.
@@ -66,28 +83,23 @@ choice! {
 }
 
 impl Requirement {
-    /// Checks the verdicts of a run or an evaluation; the last of `verdicts` has the last word.
+    /// Checks the verdict that decides, with its name, and the one on the guard.
     ///
     /// # Errors
     /// Failed: a verdict does not suffice, or there is none.
-    pub fn check<'a>(
-        self,
-        verdicts: impl IntoIterator<Item = &'a Validation>,
-        guard: Option<&Validation>,
-    ) -> Result<()> {
+    pub fn check(self, decisive: Option<(&str, Verdict)>, guard: Option<Verdict>) -> Result<()> {
         let place = || Place::argument("--require");
-        let Some(decisive) = verdicts.into_iter().last() else {
+        let Some((name, verdict)) = decisive else {
             return Err(Error::failed(place(), "there is no verdict: nothing was compared with the base")
                 .hint("give validation examples, or with `eval` an adapter"));
         };
-        let is_met = |validation: &Validation, requirement| match requirement {
-            Self::Improved => validation.verdict == Verdict::Improved,
-            Self::NotWorse => validation.verdict != Verdict::Worse,
+        let is_met = |verdict, requirement| match requirement {
+            Self::Improved => verdict == Verdict::Improved,
+            Self::NotWorse => verdict != Verdict::Worse,
         };
-        let judged = std::iter::once((decisive, self)).chain(guard.map(|guard| (guard, Self::NotWorse)));
-        let unmet = judged.filter(|(validation, requirement)| !is_met(validation, *requirement));
-        let errors = unmet.map(|(validation, requirement)| {
-            let Validation { name, verdict, .. } = validation;
+        let judged = std::iter::once((name, verdict, self)).chain(guard.map(|guard| ("guard", guard, Self::NotWorse)));
+        let unmet = judged.filter(|(_, verdict, requirement)| !is_met(*verdict, *requirement));
+        let errors = unmet.map(|(name, verdict, requirement)| {
             Error::failed(place(), format!("the {name} verdict is `{}`, not `{requirement}`", verdict.name()))
         });
         Error::none_of(errors.collect(), ())
@@ -177,8 +189,12 @@ impl fmt::Display for TrainReport {
         for verdict in self.validation.iter().chain(&self.test).chain(&self.guard) {
             writeln!(f, "{verdict}")?;
         }
-        if self.validation.is_some() && self.test.is_none() && self.best_step > 0 {
-            writeln!(f, "the best step was chosen by these validation examples; `data.test` would have the last word")?;
+        if self.validation.is_some() && self.best_step > 0 {
+            let test = match self.test {
+                Some(_) => "nothing was chosen by the test examples",
+                None => "examples in `data.test` would have the last word",
+            };
+            writeln!(f, "the best step was chosen by the validation examples; {test}")?;
         }
         let (steps, best) = (counted(self.steps, "step"), self.best_step);
         let early = match (self.interrupted, self.stopped_early) {
@@ -191,6 +207,12 @@ impl fmt::Display for TrainReport {
         match self.planned_bytes {
             Some(planned) => writeln!(f, " (planned {})", Size(planned))?,
             None => writeln!(f)?,
+        }
+        if self.bad_steps > 0 {
+            writeln!(f, "{} changed nothing: loss or gradient was not finite", counted(self.bad_steps, "step"))?;
+        }
+        if let Some(command) = &self.resume {
+            writeln!(f, "go on with: {command}")?;
         }
         write!(f, "adapter: {} ({})", self.dir.display(), counted(self.parameters, "parameter"))
     }
@@ -222,22 +244,22 @@ mod tests {
     }
 
     #[test]
-    fn a_requirement_looks_at_the_last_verdict_and_at_the_guard() {
-        let [better, same, worse] = [1.0, 2.0, 3.0].map(|after| validation("test", 2.0, after, 20));
-        let met = |requirement: Requirement, verdicts: &[&Validation], guard| {
-            let checked = requirement.check(verdicts.iter().copied(), guard);
+    fn a_requirement_looks_at_the_verdict_and_at_the_guard() {
+        use Verdict::{Improved, NoEvidence, Worse};
+        let met = |requirement: Requirement, verdict, guard| {
+            let checked = requirement.check(Some(("test", verdict)), guard);
             checked.map_err(|error| (error.exit_code(), error.to_string())).err()
         };
-        assert_eq!(met(Requirement::Improved, &[&worse, &better], None), None);
-        assert_eq!(met(Requirement::Improved, &[&better], Some(&same)), None);
-        assert_eq!(met(Requirement::NotWorse, &[&same], None), None);
+        assert_eq!(met(Requirement::Improved, Improved, None), None);
+        assert_eq!(met(Requirement::Improved, Improved, Some(NoEvidence)), None);
+        assert_eq!(met(Requirement::NotWorse, NoEvidence, None), None);
         let error = |text: &str| Some((1, format!("--require: {text}")));
         let said = error("the test verdict is `no evidence`, not `improved`");
-        assert_eq!(met(Requirement::Improved, &[&better, &same], None), said);
-        let said = error("the test verdict is `worse`, not `not-worse`");
-        assert_eq!(met(Requirement::Improved, &[&better], Some(&worse)), said);
-        assert_eq!(met(Requirement::NotWorse, &[&worse], None), said);
-        assert!(met(Requirement::NotWorse, &[], None).is_some_and(|(_, text)| text.contains("there is no verdict")));
+        assert_eq!(met(Requirement::Improved, NoEvidence, None), said);
+        let said = error("the guard verdict is `worse`, not `not-worse`");
+        assert_eq!(met(Requirement::Improved, Improved, Some(Worse)), said);
+        assert_eq!(met(Requirement::NotWorse, Worse, None), error("the test verdict is `worse`, not `not-worse`"));
+        assert!(Requirement::NotWorse.check(None, None).unwrap_err().to_string().contains("there is no verdict"));
     }
 
     #[test]
@@ -256,9 +278,11 @@ mod tests {
         let report = TrainReport {
             dir: "runs/a".into(),
             steps: 1,
+            bad_steps: 0,
             best_step: 1,
             stopped_early: false,
             interrupted: false,
+            resume: None,
             parameters: 1,
             tokens_per_second: 1.0,
             peak_bytes: 1,
