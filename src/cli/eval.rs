@@ -7,7 +7,7 @@ use clap::Args;
 use super::Global;
 use super::model::Model;
 use super::terminal::Terminal;
-use crate::data;
+use crate::data::{self, Columns, Shape};
 use crate::error::{Result, printable};
 use crate::run::evaluate::{EvalOptions, evaluate};
 
@@ -20,6 +20,9 @@ pub(super) struct Arguments {
     /// The data file, in any of the shapes that train reads
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    /// Other names of its keys, as `[data.columns]` maps them: prompt=question,completion=answer
+    #[arg(long, value_name = "KEY=NAME,...")]
+    columns: Option<Columns>,
     /// Answer every example greedily and score the answers
     #[arg(long)]
     generate: bool,
@@ -32,7 +35,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let rows = data::read(&arguments.data, None)?;
+    let rows = data::read(&arguments.data, Shape::with_columns(arguments.columns.as_ref()))?;
     let model = arguments.model.load(global, terminal)?;
     let options = EvalOptions {
         generate: arguments.generate,
