@@ -214,6 +214,8 @@ mod at_the_same_time {
         let quantize = ["quantize", "--base", &base, "--out", "packed", "--max-shard-bytes", "20000"];
         interrupted(&folder, &quantize, "packed", whole("config.json"));
         let train = ["train", "recipe.toml", "--set", "output.dir=run", "--set", "train.eval_steps=1"];
-        interrupted(&folder, &train, "run", whole("adapter_config.json"));
+        // In the first evaluation there is no adapter yet, and a state to go on from.
+        let kept = |left: &[String]| whole("adapter_config.json")(left) || whole("checkpoints")(left);
+        interrupted(&folder, &train, "run", kept);
     }
 }

@@ -4,6 +4,7 @@
 mod adapter_file;
 mod adapter_open;
 mod augment;
+mod chosen_templates;
 mod cli;
 mod combine;
 mod conversations;
@@ -32,8 +33,11 @@ mod ops;
 mod optimisers;
 mod pull;
 mod qlora;
+mod real_templates;
 mod recipe;
 mod recipes;
+#[cfg(unix)]
+mod resume;
 mod runs;
 mod scores;
 mod tables;

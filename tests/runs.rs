@@ -120,7 +120,9 @@ fn a_run_that_diverges_keeps_its_last_good_adapter_and_its_metrics() {
     assert!(stderr.contains("learning_rate") && stderr.contains("the best adapter up to here is kept"), "{stderr}");
     let dir = folder.path().join("runs/sums");
     let recorded = steps(&folder, "runs/sums");
-    assert!(!recorded.is_empty() && recorded.iter().all(|step| step["loss"].is_f64()));
+    let (bad, good): (Vec<_>, Vec<_>) = recorded.iter().partition(|step| step["skipped"] == true);
+    assert!(bad.len() == 3 && !good.is_empty() && good.iter().all(|step| step["loss"].is_f64()));
+    assert_eq!(stderr.matches(" changes nothing: its loss is ").count(), 3, "{stderr}");
     let values = weights(&dir);
     assert!(values.iter().all(|value| value.is_finite()) && values.iter().any(|value| *value != 0.0));
     let about: Value = serde_json::from_slice(&fs::read(dir.join("run.json")).expect("run.json")).expect("JSON");

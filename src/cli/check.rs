@@ -132,7 +132,6 @@ impl fmt::Display for CheckedWithoutBase {
 /// Checks recipe and data alone where the base would have to be fetched first; `None` where it is on this machine.
 fn without_base(recipe: &Recipe) -> Result<Option<CheckedWithoutBase>> {
     let plan = recipe.plan()?;
-    RunFolder::check_free(&plan.output.dir)?;
     let base = plan.base.model.clone();
     let Presence::Fetchable(fetches) = pull::look_up(&base)? else { return Ok(None) };
     let Examples { train, valid, .. } = read_examples(&plan).map_err(|error| recipe.locate(error))?;
@@ -142,10 +141,15 @@ fn without_base(recipe: &Recipe) -> Result<Option<CheckedWithoutBase>> {
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
     let recipe = arguments.recipe()?;
     // Nothing is fetched here: a check asks for no model.
-    if let Some(checked) = without_base(&recipe)? {
-        return terminal.result(&checked);
-    }
-    let progress = &mut TrainProgress::new(terminal);
-    let prepared = prepare(&recipe, &global.device, arguments.max_memory, progress)?;
-    terminal.result(&Checked::of(&prepared))
+    let bytes = match without_base(&recipe)? {
+        Some(checked) => terminal.result(&checked).map(|()| 0)?,
+        None => {
+            let progress = &mut TrainProgress::new(terminal);
+            let prepared = prepare(&recipe, &global.device, arguments.max_memory, progress)?;
+            terminal.result(&Checked::of(&prepared))?;
+            prepared.disk_bytes()
+        }
+    };
+    // Last, since all the rest is worth knowing all the same.
+    RunFolder::check_usable(&recipe.settings()?.output.dir, bytes).map_err(|error| recipe.locate(error))
 }

@@ -1,7 +1,7 @@
 //! The command line: one file a command. Nothing here computes.
 //!
 //! The result goes to stdout, and nothing else does; everything else goes to stderr. Exit codes: 0 done, 1 failed,
-//! 2 used wrongly (arguments, recipe, bad input), 130 interrupted.
+//! 2 used wrongly (arguments, recipe, bad input), 128 + its number where a signal ended the work (130 SIGINT, 143 SIGTERM).
 
 mod check;
 mod combine;
@@ -100,7 +100,7 @@ pub fn main() -> ExitCode {
     interrupt::wait_for_the_end();
     let result = outcome.unwrap_or_else(|_| Err(panic::as_error()));
     match result {
-        Ok(()) if interrupt::requested() => ExitCode::from(interrupt::EXIT_CODE),
+        Ok(()) if interrupt::requested() => ExitCode::from(interrupt::exit_code()),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             terminal.error(&error);
@@ -113,12 +113,13 @@ pub fn main() -> ExitCode {
 fn announce(effect: Effect) {
     let mut stderr = std::io::stderr();
     // A closed stderr leaves no place to report to.
-    let _ = match effect {
-        Effect::FinishesFirst => {
-            writeln!(stderr, "\nstopping after this step; a second signal stops at once and keeps the best adapter")
+    let _ = match (effect, interrupt::going_on()) {
+        (Effect::FinishesFirst, _) => {
+            writeln!(stderr, "\nstopping: the state is being saved; a second signal stops at once")
         }
-        Effect::EndsNow if stderr.is_terminal() => writeln!(stderr, "\ninterrupted"),
-        Effect::EndsNow => Ok(()),
+        (Effect::EndsNow, Some(text)) => writeln!(stderr, "\ninterrupted; {text}"),
+        (Effect::EndsNow, None) if stderr.is_terminal() => writeln!(stderr, "\ninterrupted"),
+        (Effect::EndsNow, None) => Ok(()),
     };
 }
 

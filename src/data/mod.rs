@@ -1,6 +1,7 @@
 //! From a row of a data file to token ids with a mask: reading, chat templates, encoding, batches.
 
 pub mod augment;
+pub mod bare;
 pub mod batch;
 pub mod chat;
 pub mod columns;
@@ -21,6 +22,7 @@ mod alpaca;
 mod problems;
 
 pub use augment::{Augment, Augmenter};
+pub use bare::ControlTokens;
 pub use chat::ChatTemplate;
 pub use columns::Columns;
 pub use encode::Encoder;

@@ -1,7 +1,9 @@
 //! The settings of the data: which files, which shape, how long.
 
 use super::augment::Augment;
+use super::bare::ControlTokens;
 use super::columns::Columns;
+use super::example::Row;
 use super::format::Format;
 use super::paths::Paths;
 use super::read::{DataSet, Shape};
@@ -28,6 +30,12 @@ section! {
         test: Option<Paths> = Take(None), optional(not_empty());
         /// The shape of the examples; `auto` looks at the first of each file.
         format: OrAuto<Format> = Take(OrAuto::Auto), any();
+        /// The chat template in place of the base's: `chatml`, `llama2`, `llama3`, `mistral`, `gemma`, `phi3`, `qwen`, `zephyr`,
+        /// `vicuna` or a file. It is saved with the adapter.
+        template: Option<String> = Take(None), optional(not_empty());
+        /// The reading of control tokens that rows without a chat template spell: as text, or as control tokens where the rows
+        /// were rendered beforehand.
+        control_tokens: ControlTokens = Take(ControlTokens::Text), any();
         /// The longest sequence, in tokens.
         max_seq_tokens: usize = Take(512), between(2..=1 << 24);
         /// The treatment of an example longer than `max_seq_tokens`.
@@ -37,6 +45,8 @@ section! {
         packing: bool = Take(false), any();
         /// Changes of the prompts of the training examples.
         augment: Option<Augment> = Take(None), any();
+        /// General examples that are mixed in.
+        rehearsal: Option<Rehearsal> = Take(None), any();
         /// The keys of the shapes, each with the key or column of the data file that has its place.
         columns: Columns = ReadEmpty, any();
         /// Training examples beside those of `train`, each with a weight of its own.
@@ -56,6 +66,18 @@ section! {
         format: OrAuto<Format> = Take(OrAuto::Auto), any();
         /// The keys of the shapes in these files; without any, those of `[data.columns]`.
         columns: Columns = ReadEmpty, any();
+    }
+}
+
+section! {
+    /// General examples, conversations for instance, that are mixed into the training so that the adapter keeps what the base can.
+    Rehearsal {
+        /// The files, as in `train`.
+        path: Paths = Refuse, not_empty();
+        /// The share of an epoch's examples that come from these files, drawn anew for every epoch by the seed.
+        share: f64 = Take(0.1), Limit::new("above 0, below 1", |share| *share > 0.0 && *share < 1.0);
+        /// The shape of the examples; `auto` looks at the first of each file.
+        format: OrAuto<Format> = Take(OrAuto::Auto), any();
     }
 }
 
@@ -93,6 +115,22 @@ impl DataSettings {
     /// Those of [`Self::read_train`].
     pub fn read_valid(&self) -> Result<Option<DataSet>> {
         self.valid.as_ref().map(|paths| DataSet::read(paths, &self.shape())).transpose()
+    }
+
+    /// Reads the examples of rehearsal, with the weights that make them the share of an epoch beside the training examples
+    /// `own`; `None` where the recipe names none.
+    ///
+    /// # Errors
+    /// Input: every bad row, equal problems together; no row at all.
+    pub fn read_rehearsal(&self, own: &[Row]) -> Result<Option<DataSet>> {
+        let Some(Rehearsal { path, share, format }) = &self.rehearsal else { return Ok(None) };
+        let set = DataSet::read(path, &Shape { format: format.given(), columns: Columns::unmapped(), group: None })?;
+        if set.rows.is_empty() {
+            return Err(Error::input(Place::setting("data.rehearsal.path"), format!("{path} has no examples")));
+        }
+        let own_weight: f64 = own.iter().map(|row| row.weight).sum();
+        let weight = own_weight * share / (1.0 - share) / set.rows.len() as f64;
+        Ok(Some(set.with_weight(weight)))
     }
 
     /// The form of the objects in files that have no settings of their own and are not split into groups.

@@ -94,10 +94,11 @@ impl Recipe {
         reader.finish(plan)
     }
 
-    /// The meaning of the recipe, checked against the files it names: base and data exist, the run folder does not.
+    /// The meaning of the recipe, checked against the files it names: base and data exist, and the run folder can.
     ///
     /// # Errors
-    /// Those of [`Recipe::settings`], and Input for each file that is missing or in the way.
+    /// Those of [`Recipe::settings`], and Input for each file that is missing or in the way. A run folder that exists is no error
+    /// here: a run may go on in it.
     pub fn plan(&self) -> Result<Plan> {
         let mut reader = self.reader();
         let plan = self.read(&mut reader);
@@ -206,24 +207,17 @@ impl Recipe {
                 check_data(key, &self.place(key), paths, reader);
             }
         }
+        if let Some(rehearsal) = &plan.data.rehearsal {
+            check_data("data.rehearsal.path", &self.place("data.rehearsal.path"), &rehearsal.path, reader);
+        }
         for (index, source) in plan.data.sources.iter().enumerate() {
             check_data("data.sources.path", &self.element_place("data.sources", index), &source.path, reader);
         }
         let dir = &plan.output.dir;
-        // An empty folder is no run.
-        let is_taken = match fs::read_dir(dir) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(_) => fs::symlink_metadata(dir).is_ok(),
-        };
         let above = dir.ancestors().skip(1).find(|above| above.symlink_metadata().is_ok());
         if let Some(above) = above.filter(|above| !above.is_dir()) {
             let message = format!("`output.dir`: {} is not a folder", above.display());
             reader.problem(&self.place("output.dir"), message);
-        }
-        if is_taken {
-            let message = format!("`output.dir`: {} exists, and a run never writes over another", dir.display());
-            let hint = "give it another name, or remove the folder";
-            reader.problem_with_hint(&self.place("output.dir"), message, hint);
         }
     }
 
@@ -263,6 +257,23 @@ fn check_data(key: &str, place: &Place, paths: &Paths, reader: &mut Reader) {
 fn current_folder_hint() -> Option<String> {
     let folder = std::env::current_dir().ok()?;
     Some(format!("paths in a recipe are relative to the current folder, {}", folder.display()))
+}
+
+/// The recipe of a plan: every setting as it stands, those that were typed nowhere included.
+///
+/// # Errors
+/// Input: a path that is no text.
+pub fn resolved(plan: &Plan) -> Result<String> {
+    let failed = |error: toml::ser::Error| Error::input("recipe", format!("cannot be written: {error}"));
+    let mut table = toml::Table::try_from(plan).map_err(failed)?;
+    if plan.data.train == Paths::default()
+        && let Some(toml::Value::Table(data)) = table.get_mut("data")
+    {
+        // Its sources are all there is.
+        data.remove("train");
+    }
+    let text = toml::to_string(&table).map_err(failed)?;
+    Ok(format!("# Every setting of this run, defaults and `--set` included.\n\n{text}"))
 }
 
 /// Every setting of a recipe, in the order of the plan.

@@ -5,7 +5,6 @@ use burn::tensor::Device;
 use super::answer::PromptForm;
 use super::base::OpenBase;
 use super::exact_match;
-use super::folder::RunFolder;
 use super::held_out::HeldOut;
 use super::memory_fit::{Demand, fit_memory};
 use super::memory_plan::MemoryPlan;
@@ -77,7 +76,6 @@ pub fn prepare(
     watch: &mut dyn Watch,
 ) -> Result<Prepared> {
     let plan = recipe.plan()?;
-    RunFolder::check_free(&plan.output.dir)?;
     let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(error))?;
     notices(&prepared).iter().for_each(|notice| watch.notice(notice));
     Ok(prepared)
@@ -91,20 +89,21 @@ fn prepare_plan(
 ) -> Result<Prepared> {
     let device = device::open(choice)?;
     watch.stage(Stage::OpenBase);
-    let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event));
+    let base =
+        OpenBase::open(&plan.base.model, &mut |event| watch.pull(event)).and_then(|base| base.for_data(&plan.data));
     watch.stage(Stage::ReadData);
-    let (base, Examples { train, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
+    let (base, Examples { train, own, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
     let format = train.first().map(|row| row.example.format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
-    let config = base.files.config();
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
-    let start = Error::both(precise, plan.adapter.initialise(config, plan.train.seed));
+    let start = Error::both(precise, plan.adapter.begin(&base.files, plan.train.seed));
     watch.stage(Stage::Encode);
     let sets = encode(&plan, &base, &train, &valid, &mut |done, total| watch.encoding(done, total));
     let encoded = Error::both(sets, encode_prompts(&plan, &base, form));
     let encoded = Error::both(encoded, HeldOut::read(&plan, &base));
-    let (train_rows, valid_rows) = (train, valid);
+    let (mut train_rows, valid_rows) = (train, valid);
+    train_rows.truncate(own);
     let ((_, mut start), (((train, valid), prompts), mut held_out)) = Error::both(start, encoded)?;
     held_out.choose(&plan, &base, &valid_rows, &valid)?;
     let changing = if plan.data.augment.is_some() { changing(train_rows, &train)? } else { Vec::new() };
@@ -130,6 +129,7 @@ fn prepare_plan(
             (provenance::QUANT, plan.base.quant.to_string()),
             (provenance::COMPUTE, plan.base.compute.to_string()),
             (provenance::DATA_SHA256, train_sha256.clone()),
+            (provenance::CONTROL_TOKENS, plan.data.control_tokens.to_string()),
             (provenance::SEED, plan.train.seed.to_string()),
             (provenance::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
         ]
@@ -171,6 +171,14 @@ impl Prepared {
             examples: changing,
         })
     }
+
+    /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
+    /// each holds two adapters and two moments, beside the one that is being written and the one that was resumed from.
+    pub fn disk_bytes(&self) -> u64 {
+        let parameters: usize = self.start.pairs.values().map(|pair| pair.a.len() + pair.b.len()).sum();
+        let adapters = 2 + 4 * (self.plan.train.keep_checkpoints as u64 + 2);
+        adapters * 4 * parameters as u64
+    }
 }
 
 /// The examples of the sequences of `set`, which come in the order of the rows.
@@ -187,8 +195,10 @@ fn changing(rows: Vec<Row>, set: &EncodedSet) -> Result<Vec<Example>> {
 
 /// The examples of both splits, as they were read.
 pub struct Examples {
-    /// Training examples.
+    /// Training examples, those of rehearsal at the end.
     pub train: Vec<Row>,
+    /// Training examples that are not those of rehearsal.
+    pub own: usize,
     /// Validation examples; empty without.
     pub valid: Vec<Row>,
     /// The SHA-256 of the training files ([`DataSet::sha256`]).
@@ -202,14 +212,20 @@ pub struct Examples {
 /// # Errors
 /// Input: every bad row, as far as there are not too many.
 pub fn read_examples(plan: &Plan) -> Result<Examples> {
-    let (train, valid) = Error::both(plan.data.read_train(), plan.data.read_valid())?;
-    let (train_sha256, valid_sha256) = (train.sha256(), valid.as_ref().map(DataSet::sha256));
-    let (train, valid) = match (valid, plan.data.valid_fraction) {
-        (Some(valid), _) => (train.rows, valid.rows),
-        (None, Some(fraction)) => split::split_valid(train.rows, fraction, plan.train.seed)?,
-        (None, None) => (train.rows, Vec::new()),
+    let (mut files, valid) = Error::both(plan.data.read_train(), plan.data.read_valid())?;
+    let rows = std::mem::take(&mut files.rows);
+    let valid_sha256 = valid.as_ref().map(DataSet::sha256);
+    let (mut train, valid) = match (valid, plan.data.valid_fraction) {
+        (Some(valid), _) => (rows, valid.rows),
+        (None, Some(fraction)) => split::split_valid(rows, fraction, plan.train.seed)?,
+        (None, None) => (rows, Vec::new()),
     };
-    Ok(Examples { train, valid, train_sha256, valid_sha256 })
+    let own = train.len();
+    if let Some(rehearsal) = plan.data.read_rehearsal(&train)? {
+        train.extend(rehearsal.rows);
+        files.file_sha256.extend(rehearsal.file_sha256);
+    }
+    Ok(Examples { train, own, valid, train_sha256: files.sha256(), valid_sha256 })
 }
 
 /// Encodes the examples of both splits, of which neither may come out empty.

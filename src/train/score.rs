@@ -2,7 +2,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Result;
+use crate::files::json::exact;
 use crate::nn::Adapter;
 use crate::settings::choice;
 
@@ -26,11 +29,13 @@ pub trait ExactMatch: fmt::Debug {
 }
 
 /// The measures of an adapter.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// The share of prompts answered exactly, where that chooses.
+    #[serde(with = "exact::option")]
     pub exact_match: Option<f64>,
     /// The mean validation loss.
+    #[serde(with = "exact")]
     pub loss: f64,
 }
 

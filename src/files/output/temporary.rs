@@ -111,6 +111,19 @@ fn make_named<T>(
     make(made, path_of)
 }
 
+/// Removes from `folder` what processes that were killed have left under temporary names. No other process works there.
+///
+/// # Errors
+/// The folder cannot be listed. Something that cannot be removed stays.
+pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
+    let disk = disk::current();
+    for name in disk.names(folder)?.iter().filter(|name| name.starts_with(".burnish-") && name.ends_with(".part")) {
+        let path = folder.join(name);
+        let _ = disk.remove_file(&path).or_else(|_| disk.remove_folder(&path));
+    }
+    Ok(())
+}
+
 /// A file under a temporary name. It is removed if it is dropped before it is renamed.
 #[derive(Debug)]
 pub struct TemporaryFile {
