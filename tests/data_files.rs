@@ -8,6 +8,9 @@ use burnish::data::{self, Columns, DataSet, DataSettings, Example, Paths, Row, S
 use burnish::recipe::Recipe;
 use tempfile::TempDir;
 
+/// A file of one conversation.
+const CHAT: &str = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}";
+
 fn text(letter: &str) -> String {
     format!("{{\"text\": \"{letter}\"}}\n")
 }
@@ -201,6 +204,9 @@ fn columns_give_the_keys_other_names() {
     assert!(wrong.contains("d.jsonl:1: `question` is the number 1; expected a text"), "{wrong}");
     let absent = error(r#"{"question":"a","answer":"b"}"#, alpaca);
     assert!(absent.contains("d.jsonl: no row has `sys`, which `columns` gives the place of `system`"), "{absent}");
+    let wrong = error(r#"{"question":"a","Answer":"b"}"#, mapped.clone());
+    let expected = "and not \" Answer \", which `columns` gives the place of `completion`";
+    assert!(wrong.contains(expected) && wrong.contains("letters and spaces count"), "{wrong}");
     #[cfg(feature = "tables")]
     {
         let csv = |text: &str| {
@@ -283,6 +289,19 @@ fn a_run_over_sources_shows_each_as_often_as_its_weight_says() {
     assert_eq!(check("recipe.toml")["total_steps"], 21);
     let checked = check("more.toml");
     assert_eq!((&checked["total_steps"], &checked["train"]["examples"]), (&(21 + 4 * 15).into(), &36.into()));
+    // Examples of another shape are named, and a weight that leaves none is refused.
+    fs::write(folder.path().join("chat.jsonl"), CHAT).expect("written");
+    let with = |more: &str| {
+        fs::write(folder.path().join("other.toml"), format!("{recipe}\n[[data.sources]]\npath = {more}\n")).expect("written");
+        crate::cli::run(&folder, &["check", "other.toml"])
+    };
+    let mixed = crate::cli::text(&with("\"chat.jsonl\"").stderr);
+    assert!(mixed.contains("train: 1 example is not read as `prompt-completion`, as the first is"), "{mixed}");
+    let recipe = recipe.replace("train = \"train.jsonl\"\n", "");
+    let alone = format!("{recipe}\n[[data.sources]]\npath = \"chat.jsonl\"\nweight = 0.25\n");
+    fs::write(folder.path().join("other.toml"), alone).expect("written");
+    let refused = crate::cli::refused(&crate::cli::run(&folder, &["check", "other.toml"]));
+    assert!(refused.contains("the weights of the sources leave no example in an epoch"), "{refused}");
 }
 
 #[test]
