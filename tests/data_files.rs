@@ -9,7 +9,8 @@ use burnish::recipe::Recipe;
 use tempfile::TempDir;
 
 /// A file of one conversation.
-const CHAT: &str = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}";
+const CHAT: &str =
+    "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}";
 
 fn text(letter: &str) -> String {
     format!("{{\"text\": \"{letter}\"}}\n")
@@ -292,7 +293,8 @@ fn a_run_over_sources_shows_each_as_often_as_its_weight_says() {
     // Examples of another shape are named, and a weight that leaves none is refused.
     fs::write(folder.path().join("chat.jsonl"), CHAT).expect("written");
     let with = |more: &str| {
-        fs::write(folder.path().join("other.toml"), format!("{recipe}\n[[data.sources]]\npath = {more}\n")).expect("written");
+        fs::write(folder.path().join("other.toml"), format!("{recipe}\n[[data.sources]]\npath = {more}\n"))
+            .expect("written");
         crate::cli::run(&folder, &["check", "other.toml"])
     };
     let mixed = crate::cli::text(&with("\"chat.jsonl\"").stderr);

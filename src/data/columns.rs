@@ -116,7 +116,8 @@ impl FromStr for Columns {
         for pair in text.split(',') {
             let (key, name) = pair.split_once('=').ok_or("expected KEY=NAME, several separated by commas")?;
             let keys = one_of(&KEYS[..10]);
-            *columns.slot(key.trim()).ok_or_else(|| format!("expected {keys}, found `{}`", key.trim()))? = Some(name.into());
+            *columns.slot(key.trim()).ok_or_else(|| format!("expected {keys}, found `{}`", key.trim()))? =
+                Some(name.into());
         }
         Ok(columns)
     }

@@ -52,8 +52,9 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
     }
     if let Some(name) = path.to_str().and_then(|path| path.strip_prefix("hf:")).filter(|_| !path.exists()) {
         let message = "is a data set of the Hugging Face hub; expected files on this machine";
-        return Err(Error::input(path, message)
-            .hint(format!("`hf download --repo-type dataset {name} --local-dir data` fetches them into the folder `data`")));
+        return Err(Error::input(path, message).hint(format!(
+            "`hf download --repo-type dataset {name} --local-dir data` fetches them into the folder `data`"
+        )));
     }
     let pattern = path.to_str().filter(|name| name.contains(PATTERN) && !path.exists());
     let Some(pattern) = pattern else {

@@ -128,7 +128,8 @@ fn group(key: &str, value: Option<&Value>) -> Result<String> {
 pub(super) fn unknown_shape(what: &str, names: &[&str], columns: &Columns) -> Error {
     let found = &names[..names.len().min(10)];
     if let Some((key, absent)) = columns.mapped().find(|(_, name)| !names.contains(name)) {
-        let message = format!("found the {what} {found:?}, and not {absent:?}, which `columns` gives the place of `{key}`");
+        let message =
+            format!("found the {what} {found:?}, and not {absent:?}, which `columns` gives the place of `{key}`");
         return Error::input("", message).hint("letters and spaces count");
     }
     let error = Error::input("", format!("found the {what} {found:?}; {SHAPES}"));
