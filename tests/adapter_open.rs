@@ -326,7 +326,10 @@ fn a_folder_does_not_get_the_name_of_a_file() {
     let base = tiny_model();
     let base = base.to_str().expect("UTF-8");
     for (arguments, hint) in [
-        (&["merge", "--base", base, "--adapter", "adapter", "--out", "out/m.gguf"][..], "name a folder, as `out/m`"),
+        (
+            &["merge", "--base", base, "--adapter", "adapter", "--out", "out/m.safetensors"][..],
+            "name a folder, as `out/m`",
+        ),
         (&["quantize", "--base", base, "--out", "m.safetensors"], "name a folder, as `m`"),
     ] {
         let stderr = refused(&run(&folder, arguments));
