@@ -134,7 +134,7 @@ fn a_turn_of_weight_0_is_shown_and_not_trained() {
 }
 
 #[test]
-fn a_turn_that_the_template_rewrites_later_is_not_trained() {
+fn a_turn_that_the_template_rewrites_later_is_trained_as_the_whole_shows_it() {
     let (template, _) = template("reasoning");
     let encoder = Encoder::new(open("bytelevel"), Some(template));
     let example = chat(&[
@@ -147,8 +147,14 @@ fn a_turn_that_the_template_rewrites_later_is_not_trained() {
     let trained: Vec<u32> =
         encoded.ids.iter().zip(&encoded.trained).filter(|(_, trained)| **trained).map(|(id, _)| *id).collect();
     let text = open("bytelevel").decode(&trained, false).expect("decodes");
-    assert_eq!(text, "<think>\nsix\n</think>\n\n6<|im_end|>");
-    assert_eq!(encoded.untrained_turns, 1, "and that is counted");
+    assert_eq!(text, "4<|im_end|><think>\nsix\n</think>\n\n6<|im_end|>");
+    assert_eq!(encoded.untrained_turns, 0);
+    // Where even the marks do not tell the place of such a turn, it is counted.
+    let source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if loop.last and m.role == 'assistant' %}{{ m.content|length }}{% endif %}\
+                  {{ m.content[:9] + '<|im_end|>\n' }}{% endfor %}\
+                  {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let template = ChatTemplate::compile(source, "counts", &[]).expect("compiles");
+    let encoder = Encoder::new(open("bytelevel"), Some(template));
     let row = Row::new(Position::line("d.jsonl", 1), example);
     let set = encoder.encode_all(&[row], 512, LongPolicy::Drop).expect("encodes");
     assert_eq!(set.untrained_turns, 1);

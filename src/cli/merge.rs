@@ -148,7 +148,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         return Err(Error::input(Place::argument("--adapter"), "is missing")
             .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
     };
-    let quant = arguments.model.quant(&base, Some(&adapter))?;
+    let choice = arguments.model.choice();
+    let quant = choice.quant(&base, Some(&adapter))?;
     let packing = quant.is_packing().then_some(quant);
     let weights = arguments.weights(&base, packing)?;
     if format != Format::Hf {
@@ -166,7 +167,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let rows = data::read(data, None)?;
             let positions = base.files.config().max_positions;
             let set = base.encoder.encode_all(&rows, positions, LongPolicy::Error)?;
-            let hardware = Hardware { device: device::open(&global.device)?, compute: arguments.model.compute() };
+            let device = device::open(&global.device)?;
+            let hardware = Hardware { compute: choice.compute(Some(&adapter), &device)?, device };
             let scratch = folder.join("merged");
             let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);
             let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &hardware, &options, place)?;

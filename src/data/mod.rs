@@ -1,6 +1,7 @@
 //! From a row of a data file to token ids with a mask: reading, chat templates, encoding, batches.
 
 pub mod augment;
+pub mod bare;
 pub mod batch;
 pub mod chat;
 pub mod columns;
@@ -11,6 +12,7 @@ pub mod format;
 pub mod kept;
 pub mod paths;
 pub mod position;
+pub mod preflight;
 pub mod read;
 pub mod remark;
 pub mod set;
@@ -21,6 +23,7 @@ mod alpaca;
 mod problems;
 
 pub use augment::{Augment, Augmenter};
+pub use bare::ControlTokens;
 pub use chat::ChatTemplate;
 pub use columns::Columns;
 pub use encode::Encoder;

@@ -36,6 +36,13 @@ pub enum Remark {
         /// The key of the turn.
         key: String,
     },
+    /// Generation begins an answer otherwise than finished conversations show one.
+    OtherPrompt {
+        /// The end of the generation prompt.
+        prompt: String,
+        /// The text in its place before a finished answer.
+        finished: String,
+    },
     /// No loss is ever taken on the turns of a role that is none of the known ones.
     RoleNotTrained {
         /// The role.
@@ -45,6 +52,8 @@ pub enum Remark {
     SpellsControl {
         /// One of them.
         token: String,
+        /// The text stands in a conversation, which gets its control tokens from the chat template.
+        in_chat: bool,
     },
     /// An answer or completion without a word: only its end is trained.
     EmptyAnswer,
@@ -103,6 +112,16 @@ impl fmt::Display for Remark {
             Self::KeyNotTrained { key } => {
                 write!(f, "`{key}` of the assistant's turns is shown outside the answer, and is not trained")
             }
+            Self::OtherPrompt { prompt, finished } => {
+                write!(
+                    f,
+                    "the generation prompt of the chat template ends with {prompt:?}, and before a finished answer "
+                )?;
+                match finished.is_empty() {
+                    true => write!(f, "that is missing: answers are learned without it"),
+                    false => write!(f, "stands the header {finished:?} in its place"),
+                }
+            }
             Self::RoleNotTrained { role } => {
                 write!(f, "no loss is taken on turns of the role `{role}`")?;
                 match likely_role(role) {
@@ -110,12 +129,16 @@ impl fmt::Display for Remark {
                     None => write!(f, ": only turns of the role `assistant` are trained"),
                 }
             }
-            Self::SpellsControl { token } => {
-                write!(
-                    f,
-                    "the text spells control tokens (`{token}`), which are encoded as ordinary letters; conversations \
-                     in the shape {{\"messages\"}} get real ones"
-                )
+            Self::SpellsControl { token, in_chat } => {
+                write!(f, "the text spells control tokens (`{token}`), which are encoded as ordinary letters")?;
+                match in_chat {
+                    true => Ok(()),
+                    false => write!(
+                        f,
+                        "; `data.control_tokens = \"tokens\"` trains them as control tokens, and conversations in the shape \
+                         {{\"messages\"}} get their own"
+                    ),
+                }
             }
             Self::EmptyAnswer => write!(f, "the answer is empty: only the end of it is trained"),
             Self::TextChanged { role } => write!(f, "the chat template changes the text of turns of the role `{role}`"),
@@ -192,7 +215,7 @@ impl Remarks {
             lines.push(format!("ignored keys: {}", ignored.join(", ")));
         }
         let others = self.rows.iter().filter(|(remark, _)| !matches!(remark, Remark::KeyIgnored { .. }));
-        lines.extend(others.map(|(remark, rows)| format!("{remark} ({})", rows.places_in(self.several_files))));
+        lines.extend(others.map(|(remark, rows)| format!("{remark} ({})", rows.places(self.several_files))));
         lines
     }
 }
@@ -212,13 +235,8 @@ impl Rows {
         }
     }
 
-    /// `3 rows: lines 1, 5, 9`; where they lie in several files, `3 rows: a.jsonl:1, a.jsonl:5, b.jsonl:9`.
-    pub fn places(&self) -> String {
-        self.places_in(self.first.windows(2).any(|pair| pair[0].file != pair[1].file))
-    }
-
-    /// [`Self::places`], with the file of each row or without.
-    fn places_in(&self, several_files: bool) -> String {
+    /// `3 rows: lines 1, 5, 9`; with `several_files`, `3 rows: a.jsonl:1, a.jsonl:5, b.jsonl:9`.
+    pub fn places(&self, several_files: bool) -> String {
         let unit = match self.first.first().map(|position| position.at) {
             _ if several_files => "",
             Some(At::Row(_)) => "row",

@@ -1,6 +1,7 @@
 //! The settings of the data: which files, which shape, how long.
 
 use super::augment::Augment;
+use super::bare::ControlTokens;
 use super::columns::Columns;
 use super::example::Row;
 use super::format::Format;
@@ -29,6 +30,12 @@ section! {
         test: Option<Paths> = Take(None), optional(not_empty());
         /// The shape of the examples; `auto` looks at the first of each file.
         format: OrAuto<Format> = Take(OrAuto::Auto), any();
+        /// The chat template in place of the base's: `chatml`, `llama2`, `llama3`, `mistral`, `gemma`, `phi3`, `qwen`, `zephyr`,
+        /// `vicuna` or a file. It is saved with the adapter.
+        template: Option<String> = Take(None), optional(not_empty());
+        /// The reading of control tokens that rows without a chat template spell: as text, or as control tokens where the rows
+        /// were rendered beforehand.
+        control_tokens: ControlTokens = Take(ControlTokens::Text), any();
         /// The longest sequence, in tokens.
         max_seq_tokens: usize = Take(512), between(2..=1 << 24);
         /// The treatment of an example longer than `max_seq_tokens`.

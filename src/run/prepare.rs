@@ -89,7 +89,8 @@ fn prepare_plan(
 ) -> Result<Prepared> {
     let device = device::open(choice)?;
     watch.stage(Stage::OpenBase);
-    let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event));
+    let base =
+        OpenBase::open(&plan.base.model, &mut |event| watch.pull(event)).and_then(|base| base.for_data(&plan.data));
     watch.stage(Stage::ReadData);
     let (base, Examples { train, own, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
     let format = train.first().map(|row| row.example.format());
@@ -128,6 +129,7 @@ fn prepare_plan(
             (provenance::QUANT, plan.base.quant.to_string()),
             (provenance::COMPUTE, plan.base.compute.to_string()),
             (provenance::DATA_SHA256, train_sha256.clone()),
+            (provenance::CONTROL_TOKENS, plan.data.control_tokens.to_string()),
             (provenance::SEED, plan.train.seed.to_string()),
             (provenance::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
         ]

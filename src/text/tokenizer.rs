@@ -24,6 +24,7 @@ const MAX_JSON_ITEMS: usize = 5_000_000;
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     /// Special-token text in the input becomes control tokens.
     parsing: tokenizers::Tokenizer,
@@ -66,6 +67,8 @@ pub(super) struct Surroundings {
     pub more_eos_ids: Vec<u32>,
     pub adds_bos: bool,
     pub templates: Templates,
+    /// The template came from elsewhere than the tokenizer's files.
+    pub template_is_chosen: bool,
 }
 
 impl Tokenizer {
@@ -331,6 +334,19 @@ impl Tokenizer {
     /// The source of the chat template for conversations with tools, where the tokenizer brings another one for them.
     pub fn tool_use_template(&self) -> Option<&str> {
         self.0.surroundings.templates.tool_use.as_deref()
+    }
+
+    /// The same tokenizer with another chat template, which goes along when it is saved.
+    pub fn with_chat_template(&self, template: &str) -> Self {
+        let mut inner = (*self.0).clone();
+        inner.surroundings.templates = Templates::new(Some(template.to_owned()), None);
+        inner.surroundings.template_is_chosen = true;
+        Self(Arc::new(inner))
+    }
+
+    /// The source of the chat template, where it is not the one that the tokenizer's files bring.
+    pub(super) fn chosen_template(&self) -> Option<&str> {
+        self.chat_template().filter(|_| self.0.surroundings.template_is_chosen)
     }
 
     /// The texts of the added tokens that are no control tokens.
