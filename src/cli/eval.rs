@@ -8,7 +8,7 @@ use super::Global;
 use super::model::Model;
 use super::terminal::Terminal;
 use super::train::TrainProgress;
-use crate::data::LongPolicy;
+use crate::data::{Columns, LongPolicy};
 use crate::error::Result;
 use crate::eval::text::Extractor;
 use crate::run::evaluate::{EvalData, EvalOptions, evaluate};
@@ -27,6 +27,9 @@ pub(super) struct Arguments {
     /// The data file, in any of the shapes that train reads, or with `choices` and `answer`
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    /// Other names of its keys, as `[data.columns]` maps them: prompt=question,completion=answer
+    #[arg(long, value_name = "KEY=NAME,...")]
+    columns: Option<Columns>,
     /// Answer every example greedily: exact match, ROUGE-L, and calls of tools by name and arguments
     #[arg(long)]
     generate: bool,
@@ -66,6 +69,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         max_tokens: arguments.max_tokens,
         extract: arguments.extract.as_deref().map(Extractor::new).transpose()?,
         by: arguments.by.clone(),
+        columns: arguments.columns.clone(),
         limit: arguments.limit,
         max_seq_tokens: arguments.max_seq_tokens,
         overlong: arguments.overlong.unwrap_or(by_length),

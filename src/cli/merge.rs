@@ -13,7 +13,7 @@ use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
 use crate::bytes::Size;
-use crate::data::LongPolicy;
+use crate::data::{Columns, LongPolicy, Shape};
 use crate::error::{Error, Place, Result};
 use crate::export::{ExportOptions, GgufType};
 use crate::files::FloatType;
@@ -54,6 +54,9 @@ pub(super) struct Arguments {
     /// The data file to measure on
     #[arg(long, value_name = "FILE", requires = "compare")]
     data: Option<PathBuf>,
+    /// Other names of its keys, as `[data.columns]` maps them: prompt=question,completion=answer
+    #[arg(long, requires = "data", value_name = "KEY=NAME,...")]
+    columns: Option<Columns>,
 }
 
 /// The format of a merged model.
@@ -164,7 +167,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let (report, comparison) = match &arguments.data {
         Some(data) if arguments.compare => {
             let packing = packing.ok_or_else(|| not_packed("--compare"))?;
-            let rows = data::read(data, None)?;
+            let rows = data::read(data, Shape::with_columns(arguments.columns.as_ref()))?;
             let positions = base.files.config().max_positions;
             let set = base.encoder.encode_all(&rows, positions, LongPolicy::Error)?;
             let device = device::open(&global.device)?;

@@ -14,7 +14,7 @@ pub use report::{EvalReport, Group};
 use super::model::LoadedModel;
 use super::outcome::Validation;
 use super::watch::Watch;
-use crate::data::{self, LongPolicy, Row, Shape};
+use crate::data::{self, Columns, LongPolicy, Row, Shape};
 use crate::error::{Error, Place, Result};
 use crate::eval::choices::{ChoiceQuestion, read as read_choices};
 use crate::eval::loss::{ExampleLoss, perplexity};
@@ -34,6 +34,8 @@ pub struct EvalOptions {
     pub extract: Option<Extractor>,
     /// The key or column of a row by whose values figures are given too.
     pub by: Option<String>,
+    /// Other names of the keys of the rows.
+    pub columns: Option<Columns>,
     /// The first so many rows are measured; `None` for all.
     pub limit: Option<usize>,
     /// The longest sequence, in tokens; `None` for the positions of the model.
@@ -53,6 +55,7 @@ impl Default for EvalOptions {
             max_tokens: 128,
             extract: None,
             by: None,
+            columns: None,
             limit: None,
             max_seq_tokens: None,
             overlong: LongPolicy::Error,
@@ -96,7 +99,7 @@ impl EvalData {
                 Rows::Choices(questions)
             }
             None => {
-                let shape = Shape { group: options.by.clone(), ..Shape::from(None) };
+                let shape = Shape { group: options.by.clone(), ..Shape::with_columns(options.columns.as_ref()) };
                 let mut rows = data::read(path, shape)?;
                 rows.truncate(most);
                 Rows::Examples(rows)
