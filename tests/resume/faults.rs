@@ -160,7 +160,10 @@ fn an_adapter_that_finds_no_room_ends_no_training() {
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("warning: the adapter of step 5 is not saved: "), "{stderr}");
-    assert!(stderr.contains("error: the best adapter is not saved: ") && stderr.contains("nothing is kept so far"), "{stderr}");
+    assert!(
+        stderr.contains("error: the best adapter is not saved: ") && stderr.contains("nothing is kept so far"),
+        "{stderr}"
+    );
     assert_eq!(metrics(&folder), metrics(&before));
     trained(&folder, &[&settings[..], &["--resume"]].concat());
     assert_eq!(Results::of(&folder), Results::of(&before));
