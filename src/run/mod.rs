@@ -15,6 +15,7 @@ pub mod outcome;
 pub mod prepare;
 pub mod samples;
 pub mod train;
+mod verify;
 mod verdict;
 pub mod watch;
 
