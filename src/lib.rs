@@ -2,7 +2,7 @@
 //!
 //! Read `docs/architecture.md` first. Modules in the order they build on each other (nothing imports upward):
 //! [`error`], [`bytes`], [`device`], [`settings`], [`quant`], [`files`], [`interrupt`], [`ops`], [`nn`],
-//! [`model`], [`text`], [`data`], [`adapter`], [`eval`], [`train`], [`generate`], [`pull`], [`recipe`], [`inspect`],
+//! [`model`], [`text`], [`data`], [`adapter`], [`export`], [`eval`], [`train`], [`generate`], [`pull`], [`recipe`], [`inspect`],
 //! [`run`], [`cli`].
 
 #![recursion_limit = "512"]
@@ -14,6 +14,7 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod eval;
+pub mod export;
 pub mod files;
 pub mod generate;
 pub mod inspect;

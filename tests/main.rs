@@ -3,11 +3,13 @@
 
 mod adapter_file;
 mod adapter_open;
+mod augment;
 mod cli;
 mod combine;
 mod conversations;
 mod data;
 mod evaluation;
+mod export;
 mod families;
 mod faults;
 mod fuzz;
@@ -20,6 +22,7 @@ mod hostile_gguf;
 mod hostile_template;
 mod hostile_tokenizer;
 mod hostile_weights;
+mod kept_sets;
 mod larger_models;
 mod merge;
 mod model;

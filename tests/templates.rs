@@ -223,11 +223,14 @@ fn texts_that_a_template_cuts_are_named() {
         ("m.content.split('</think>')[0]", &["assistant"]),
         ("m.content[15:]", &["assistant", "user"]),
         ("m.content[:12]", &["assistant", "user"]),
-        ("m.content | upper", &[]),
         ("m.content", &[]),
     ] {
         let notices = set(&encoder(&CHATML.replace("m.content", shown)), &row).notices;
         let expected: Vec<String> = roles.iter().map(|role| notice(role)).collect();
         assert_eq!(notices, expected, "{shown}");
     }
+    let notices = set(&encoder(&CHATML.replace("m.content", "m.content | upper")), &row).notices;
+    let changed =
+        |role: &str| format!("the chat template changes the text of turns of the role `{role}` (1 row: line 1)");
+    assert_eq!(notices, ["assistant", "user"].map(changed), "all of it is shown, in other letters");
 }

@@ -9,6 +9,7 @@ use burnish::data::Encoded;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Batch, Decoder};
+use burnish::nn::Noise;
 use burnish::train::evaluate::{evaluate, evaluate_at_once};
 use burnish::train::objective::Sft;
 use burnish::train::step::{AdapterTrainer, StepReport};
@@ -192,6 +193,7 @@ fn without_validation_data_the_adapter_is_reported_as_it_goes() {
         decoder: &decoder,
         start: &run.start,
         train: &train,
+        augment: None,
         valid: &[],
         settings: &settings,
         batching: Batching { micro_batch_seqs: 2, packed_tokens: None, accumulate_steps: 1, seed: 0 },
@@ -211,4 +213,63 @@ fn without_validation_data_the_adapter_is_reported_as_it_goes() {
     let outcome = outcome.expect("trained");
     assert_eq!(kept.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [2, 4, 5]);
     assert!(kept[0].1 != kept[1].1 && kept[2].1 == outcome.adapter && outcome.best_step == 5);
+}
+
+/// One step from the start of a recorded run: what it reported, and the adapter after it.
+fn one_step(settings: &TrainSettings, micro_batches: &[Batch]) -> (StepReport, HostAdapter) {
+    let run = Run::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training/seven_and_head"));
+    let decoder = load(&run.base, Compute::F32);
+    let adapter = run.start.attach(decoder.config(), &decoder.device().clone().autodiff()).expect("fits");
+    let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), settings, Recompute::None);
+    let report = trainer.step(&decoder, micro_batches, 1e-3, 7);
+    (report, run.start.with_values(decoder.config(), &trainer.adapter.valid()))
+}
+
+fn joined(sequences: &[Encoded], by: usize) -> Vec<Batch> {
+    sequences.chunks(by).map(|chunk| Batch::join(chunk.iter().map(Encoded::parts))).collect()
+}
+
+#[test]
+fn accumulated_micro_batches_are_one_large_batch() {
+    let _turn = turn();
+    let sequences = sequences(&[12, 20, 7, 15]);
+    let settings =
+        TrainSettings { max_grad_norm: 0.0, label_smoothing: 0.1, neftune_alpha: 5.0, ..TrainSettings::default() };
+    let (whole, _) = one_step(&settings, &joined(&sequences, 4));
+    for by in [1, 2, 3] {
+        let (parts, _) = one_step(&settings, &joined(&sequences, by));
+        assert_eq!((parts.tokens, parts.trained_tokens), (whole.tokens, whole.trained_tokens));
+        for (parts, whole) in [(parts.loss, whole.loss), (parts.grad_norm, whole.grad_norm)] {
+            assert!((parts - whole).abs() <= 1e-6 * whole, "{by} at a time: {parts}, not {whole}");
+        }
+    }
+}
+
+#[test]
+fn smoothing_and_noise_change_training_and_no_evaluation() {
+    let _turn = turn();
+    let batches = joined(&sequences(&[12, 20]), 2);
+    let plain = one_step(&TrainSettings::default(), &batches);
+    let smoothed = one_step(&TrainSettings { label_smoothing: 0.1, ..TrainSettings::default() }, &batches);
+    let noisy = one_step(&TrainSettings { neftune_alpha: 5.0, ..TrainSettings::default() }, &batches);
+    let again = one_step(&TrainSettings { neftune_alpha: 5.0, ..TrainSettings::default() }, &batches);
+    assert!(plain.0.loss != smoothed.0.loss && plain.0.loss != noisy.0.loss);
+    assert!(plain.1 != smoothed.1 && plain.1 != noisy.1 && noisy == again);
+}
+
+#[test]
+fn the_noise_on_embeddings_has_the_size_of_the_paper() {
+    let noise = Noise { seed: 3, embedding_alpha: 5.0, ..Noise::default() };
+    let values = noise.of_embeddings(&[50, 200], 32).expect("noise");
+    for (length, values) in [(50, &values[..50 * 32]), (200, &values[50 * 32..])] {
+        let bound = 5.0 / (length as f32 * 32.0).sqrt();
+        assert!(values.iter().all(|value| value.abs() <= bound));
+        // A uniform distribution has the standard deviation bound / √3.
+        let square = values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32;
+        assert!((square.sqrt() / (bound / 3f32.sqrt()) - 1.0).abs() < 0.05, "{length}");
+    }
+    // The second sequence as a batch of its own.
+    let rest = Noise { first_token: 50, ..noise }.of_embeddings(&[200], 32).expect("noise");
+    assert_eq!(rest, values[50 * 32..]);
+    assert!(Noise::default().of_embeddings(&[5], 32).is_none());
 }

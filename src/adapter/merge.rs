@@ -24,7 +24,8 @@ use crate::model::folder::{check_folder_name, write_configs};
 use crate::quant::Quant;
 
 use plan::{Plan, Planned};
-use source::Source;
+pub use product::add_low_rank_to_row;
+pub use source::Source;
 
 /// The weights that the adapter is added to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

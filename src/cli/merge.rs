@@ -7,42 +7,64 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::Global;
+use super::export::{self, Exported};
 use super::model::Model;
 use super::terminal::Terminal;
+use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
 use crate::bytes::Size;
 use crate::data::LongPolicy;
 use crate::error::{Error, Place, Result};
+use crate::export::{ExportOptions, GgufType};
 use crate::files::FloatType;
 use crate::quant::Quant;
+use crate::run::OpenBase;
 use crate::run::merge::{self, Hardware, MergeCheck, MergedFolder};
 use crate::{data, device};
 
-/// Fold an adapter into its base and write a Hugging Face folder
+/// Fold an adapter into its base and write a Hugging Face folder, or the model for other programs
 #[derive(Debug, Args)]
 #[command(after_help = "An adapter trained over packed weights (QLoRA) has learned to make up for their rounding: it \
                         belongs to those weights, decoded. --compare measures whether that is so.")]
 pub(super) struct Arguments {
     #[command(flatten)]
     model: Model,
-    /// The folder to write; it must not exist
-    #[arg(long, value_name = "DIR", required_unless_present = "compare")]
+    /// The folder to write, or the .gguf file; it must not exist
+    #[arg(long, value_name = "PATH", required_unless_present = "compare")]
     out: Option<PathBuf>,
+    /// The format [default: gguf for an output that ends in .gguf, else hf]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    format: Option<Format>,
     /// The weights that the adapter is added to [default: those that it was trained over]
     #[arg(long, value_enum, value_name = "WEIGHTS")]
     merge_base: Option<Weights>,
-    /// Type of the weights: f32, f16 or bf16 [default: as in the base; f32 for a packed base]
-    #[arg(long = "type", value_name = "TYPE")]
-    float_type: Option<FloatType>,
-    /// Files of weights grow to this size, as 2GiB, 500MB or a number of bytes
+    /// Type of the weights: f32, f16 or bf16; of a GGUF file also q8_0, q4_0, q4_1, q5_0, q5_1, q4_k_m, q5_k_m or q6_k
+    /// [default: as in the base; f32 for a packed base]
+    #[arg(long = "type", value_enum, value_name = "TYPE", hide_possible_values = true)]
+    gguf_type: Option<GgufType>,
+    /// Files of weights of a Hugging Face folder grow to this size, as 2GiB, 500MB or a number of bytes
     #[arg(long, default_value = "5GB", value_name = "SIZE")]
     max_shard_bytes: Size,
+    /// Split a GGUF file that would be larger, as 2GiB, 500MB or a number of bytes
+    #[arg(long, value_name = "SIZE")]
+    split_size: Option<Size>,
     /// Measure the adapter on the packed weights and merged both ways; without --out nothing is kept
     #[arg(long, requires = "data")]
     compare: bool,
     /// The data file to measure on
     #[arg(long, value_name = "FILE", requires = "compare")]
     data: Option<PathBuf>,
+}
+
+/// The format of a merged model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A Hugging Face folder
+    Hf,
+    /// A GGUF file, for llama.cpp and what builds on it
+    Gguf,
+    /// A folder with a GGUF file and a Modelfile, for Ollama
+    Ollama,
 }
 
 /// The weights that an adapter is added to.
@@ -69,7 +91,58 @@ struct Written {
     report: MergeReport,
 }
 
+impl Arguments {
+    /// The format asked for, or else the one that the output's name ends in.
+    fn format(&self) -> Format {
+        let is_gguf = |out: &PathBuf| out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+        self.format.unwrap_or(if self.out.as_ref().is_some_and(is_gguf) { Format::Gguf } else { Format::Hf })
+    }
+
+    /// The type of a Hugging Face folder.
+    fn float_type(&self) -> Result<Option<FloatType>> {
+        let Some(gguf_type) = self.gguf_type else { return Ok(None) };
+        gguf_type.float_type().map(Some).ok_or_else(|| {
+            let message =
+                format!("is {gguf_type}, which is a type of GGUF files; a Hugging Face folder takes f32, f16 or bf16");
+            Error::input(Place::argument("--type"), message).hint("`--format gguf` writes such a file")
+        })
+    }
+
+    fn weights(&self, base: &OpenBase, packing: Option<Quant>) -> Result<MergeBase> {
+        match (self.merge_base, packing) {
+            (Some(Weights::Original), _) | (None, None) => Ok(MergeBase::Original),
+            (_, Some(packing)) => Ok(MergeBase::Dequantized(packing)),
+            // What the base itself packs has no other values than the decoded ones.
+            (Some(Weights::Dequantized), None) if base.files.stores_packed_projections() => {
+                Ok(MergeBase::Dequantized(Quant::None))
+            }
+            (Some(Weights::Dequantized), None) => Err(not_packed("--merge-base")),
+        }
+    }
+
+    fn for_other_programs(&self, base: &OpenBase, adapter: &HostAdapter, weights: MergeBase) -> Result<Exported> {
+        let Some(out) = self.out.as_deref().filter(|_| !self.compare) else {
+            let error = Error::input(Place::argument("--compare"), "measures Hugging Face folders");
+            return Err(error.hint("leave `--format` out, or `--compare`"));
+        };
+        let split_bytes = self.split_size.map(|size| size.0);
+        let options = ExportOptions { weights, gguf_type: self.gguf_type, split_bytes };
+        match self.format() {
+            Format::Ollama => export::ollama(base, Some(adapter), out, &options),
+            Format::Gguf | Format::Hf => export::gguf(base, Some(adapter), out, &options),
+        }
+    }
+}
+
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
+    let format = arguments.format();
+    let float_type = if format == Format::Hf { arguments.float_type()? } else { None };
+    if let Some(size) = arguments.split_size.filter(|_| format == Format::Hf) {
+        let message = format!("is {size}, and splits GGUF files; the output is a Hugging Face folder");
+        return Err(
+            Error::input(Place::argument("--split-size"), message).hint("`--max-shard-bytes` is that of a folder")
+        );
+    }
     let (base, adapter) = arguments.model.open(terminal)?;
     let (Some(adapter), Some(folder)) = (adapter, &arguments.model.adapter) else {
         return Err(Error::input(Place::argument("--adapter"), "is missing")
@@ -77,18 +150,13 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     };
     let quant = arguments.model.quant(&base, Some(&adapter))?;
     let packing = quant.is_packing().then_some(quant);
-    let weights = match (arguments.merge_base, packing) {
-        (Some(Weights::Original), _) | (None, None) => MergeBase::Original,
-        (_, Some(packing)) => MergeBase::Dequantized(packing),
-        // What the base itself packs has no other values than the decoded ones.
-        (Some(Weights::Dequantized), None) if base.files.stores_packed_projections() => {
-            MergeBase::Dequantized(Quant::None)
-        }
-        (Some(Weights::Dequantized), None) => return Err(not_packed("--merge-base")),
-    };
+    let weights = arguments.weights(&base, packing)?;
+    if format != Format::Hf {
+        return arguments.for_other_programs(&base, &adapter, weights)?.print(&base, terminal);
+    }
     let options = MergeOptions {
         weights,
-        float_type: arguments.float_type,
+        float_type,
         max_shard_bytes: arguments.max_shard_bytes.0,
         force: arguments.model.force,
     };

@@ -6,6 +6,7 @@
 mod check;
 mod combine;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod merge;
@@ -70,6 +71,7 @@ enum Command {
     Train(train::TrainArguments),
     Eval(eval::Arguments),
     Merge(merge::Arguments),
+    Export(export::Arguments),
     Combine(combine::Arguments),
     Quantize(quantize::Arguments),
     Generate(generate::Arguments),
@@ -136,6 +138,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
         Command::Combine(arguments) => combine::run(arguments, terminal),
         Command::Merge(arguments) => merge::run(arguments, &cli.global, terminal),
+        Command::Export(arguments) => export::run(arguments, terminal),
         Command::Quantize(arguments) => quantize::run(arguments, terminal),
         Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),

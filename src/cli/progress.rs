@@ -81,6 +81,11 @@ impl<'t> Counter<'t> {
         Self::new(terminal, "loading", "tensors")
     }
 
+    /// Shows how many examples are encoded.
+    pub(super) fn of_encoding(terminal: &'t Terminal) -> Self {
+        Self::new(terminal, "encoding", "examples")
+    }
+
     /// Shows how much of an evaluation is done.
     pub(super) fn of_evaluation(terminal: &'t Terminal) -> Self {
         Self::new(terminal, "evaluating", "examples")

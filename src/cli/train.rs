@@ -69,6 +69,7 @@ pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Termin
 pub(super) struct TrainProgress<'t> {
     terminal: &'t Terminal,
     downloads: Downloads<'t>,
+    encoding: Counter<'t>,
     loading: Counter<'t>,
     evaluating: Counter<'t>,
     bar: Option<ProgressBar>,
@@ -96,8 +97,19 @@ const SECONDS_BETWEEN_LINES: u64 = 5;
 impl<'t> TrainProgress<'t> {
     pub(super) fn new(terminal: &'t Terminal) -> Self {
         let (downloads, loading) = (Downloads::new(terminal), Counter::of_loading(terminal));
+        let encoding = Counter::of_encoding(terminal);
         let evaluating = Counter::of_evaluation(terminal);
-        Self { terminal, downloads, loading, evaluating, bar: None, began: Instant::now(), last_line: None, total: 0 }
+        Self {
+            terminal,
+            downloads,
+            encoding,
+            loading,
+            evaluating,
+            bar: None,
+            began: Instant::now(),
+            last_line: None,
+            total: 0,
+        }
     }
 
     fn line(&self, text: &str) {
@@ -115,6 +127,10 @@ impl Watch for TrainProgress<'_> {
 
     fn pull(&mut self, event: pull::Event<'_>) {
         self.downloads.show(event);
+    }
+
+    fn encoding(&mut self, done: usize, total: usize) {
+        self.encoding.show(done, total);
     }
 
     fn loading(&mut self, done: usize, total: usize) {

@@ -29,21 +29,51 @@ pub fn batches(order: &[usize], micro_batch_seqs: usize) -> Vec<Vec<usize>> {
     order.chunks(micro_batch_seqs.max(1)).map(<[usize]>::to_vec).collect()
 }
 
-/// Micro-batches filled in the given order up to `max_tokens` tokens, at least one sequence each. `lengths` are
-/// the lengths of all sequences, by index.
-pub fn packed_batches(order: &[usize], lengths: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
-    let mut batches: Vec<Vec<usize>> = Vec::new();
+/// Parts filled in the given order up to `max_tokens` tokens, at least one sequence each; the order of the sequences stays.
+/// `lengths` are the lengths of all sequences, by index.
+pub fn filled(order: &[usize], lengths: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
+    let mut parts: Vec<Vec<usize>> = Vec::new();
     let mut room = 0;
     for &index in order {
         let length = lengths.get(index).copied().unwrap_or_default();
-        match batches.last_mut() {
-            Some(batch) if length <= room => batch.push(index),
+        match parts.last_mut() {
+            Some(part) if length <= room => part.push(index),
             _ => {
-                batches.push(vec![index]);
+                parts.push(vec![index]);
                 room = max_tokens.max(length);
             }
         }
         room -= length;
+    }
+    parts
+}
+
+/// Micro-batches that are open at once while sequences are packed.
+const PACKING_WINDOW: usize = 64;
+
+/// Micro-batches of up to `max_tokens` tokens, packed by best fit: each sequence, in the given order, goes to the open
+/// micro-batch that it leaves the least room in, or begins a new one. Of more than [`PACKING_WINDOW`] open ones the fullest is
+/// closed. They come in the order in which they began, so that nothing but `order` decides it and no length comes first. A
+/// sequence that is longer than `max_tokens` is a micro-batch of its own.
+pub fn packed(order: &[usize], lengths: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    // Of each open micro-batch: its room, its number.
+    let mut open: Vec<(usize, usize)> = Vec::new();
+    for &index in order {
+        let length = lengths.get(index).copied().unwrap_or_default();
+        let fitting = open.iter_mut().filter(|(room, _)| *room >= length);
+        if let Some((room, number)) = fitting.min_by_key(|(room, _)| *room) {
+            *room -= length;
+            batches[*number].push(index);
+            continue;
+        }
+        open.push((max_tokens.saturating_sub(length), batches.len()));
+        batches.push(vec![index]);
+        if open.len() > PACKING_WINDOW
+            && let Some(fullest) = (0..open.len()).min_by_key(|&at| open[at].0)
+        {
+            open.remove(fullest);
+        }
     }
     batches
 }
@@ -110,9 +140,30 @@ mod tests {
     }
 
     #[test]
-    fn packing_fills_in_order_and_loses_nothing() {
+    fn parts_are_filled_in_order() {
         let lengths = [4, 3, 9, 1, 2];
-        assert_eq!(packed_batches(&[0, 1, 2, 3, 4], &lengths, 8), [vec![0, 1], vec![2], vec![3, 4]]);
+        assert_eq!(filled(&[0, 1, 2, 3, 4], &lengths, 8), [vec![0, 1], vec![2], vec![3, 4]]);
+    }
+
+    #[test]
+    fn packing_takes_the_best_fit_and_loses_nothing() {
+        // 3 goes beside 5 (room 3), not beside 4 (room 4); what is too long stands alone.
+        let lengths = [4, 5, 3, 9, 4];
+        assert_eq!(packed(&[0, 1, 2, 3, 4], &lengths, 8), [vec![0, 4], vec![1, 2], vec![3]]);
+        let lengths: Vec<usize> = (0..2000).map(|index| 40 + index * 7919 % 460).collect();
+        let order = order(lengths.len(), 3, 0);
+        let tokens = |batch: &Vec<usize>| batch.iter().map(|&index| lengths[index]).sum::<usize>();
+        let batches = packed(&order, &lengths, 1024);
+        let mut all = batches.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..lengths.len()).collect::<Vec<_>>());
+        assert!(batches.iter().all(|batch| tokens(batch) <= 1024));
+        let begins: Vec<usize> = batches.iter().map(|batch| batch[0]).collect();
+        assert!(begins.is_sorted_by_key(|begin| order.iter().position(|index| index == begin)));
+        // No window of this size leaves more than a few per cent of the room; in order it is a fifth.
+        let least = lengths.iter().sum::<usize>().div_ceil(1024);
+        assert!(batches.len() <= least + least / 33, "{} micro-batches, {least} at least", batches.len());
+        assert!(filled(&order, &lengths, 1024).len() > least + least / 8);
     }
 
     #[test]

@@ -63,9 +63,24 @@ impl Encoder {
         &self.tokenizer
     }
 
+    /// A text that differs between two encoders that encode some example differently; a template that shows the date
+    /// brings that of today.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::identity`].
+    pub(super) fn identity(&self) -> Result<String> {
+        let template = self.template.as_ref().map(ChatTemplate::identity);
+        Ok(format!("{}{template:?}{}", self.tokenizer.identity()?, self.vocabulary))
+    }
+
     /// Tokens that the model has an embedding for; `usize::MAX` where that is not known.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
+    }
+
+    /// The chat template, where there is one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
     }
 
     /// Whether there is a chat template.
@@ -292,6 +307,17 @@ impl Encoder {
             message.is_answer() && message.content.trim().is_empty() && !message.more.contains_key("tool_calls")
         };
         remarks.extend(messages.iter().any(is_empty).then_some(Remark::EmptyAnswer));
+        let is_left_out = |role: &str| {
+            remarks.iter().any(|remark| match remark {
+                Remark::TurnLeftOut { role: other } | Remark::KeyLeftOut { role: Some(other), .. } => other == role,
+                _ => false,
+            })
+        };
+        let changed = messages.iter().filter(|message| !is_shown(&message.content, &text));
+        let changed = changed.map(|message| message.role.name()).filter(|role| !is_left_out(role));
+        let changed: Vec<Remark> =
+            changed.map(|role| Remark::TextChanged { role: stand_ins.as_written(role) }).collect();
+        remarks.extend(changed);
 
         let mut encoded = Encoded::new();
         encoded.untrained_turns = missing;
@@ -315,7 +341,8 @@ impl Encoder {
 
     /// Appends the ids of `text[part]`, where `text[..part.start]` is encoded already. If encoding the text up to
     /// `part.end` at once gives the same beginning, that is what counts; otherwise a token lies across the start
-    /// of the part, and the part is encoded on its own, as generation will see it.
+    /// of the part, and the part is encoded on its own, as generation will see it. The text is encoded from its last
+    /// control token on where the tokenizer cuts it there anyway.
     fn extend(
         &self,
         encoded: &mut Encoded,
@@ -327,12 +354,24 @@ impl Encoder {
         if part.is_empty() {
             return Ok(());
         }
-        let whole = self.ids_of_rendered(&text[..part.end], stand_ins, false)?;
-        match whole.strip_prefix(encoded.ids.as_slice()) {
+        let (known, begin) = match stand_ins.texts.is_empty() {
+            true => self.last_cut(&encoded.ids, &text[..part.start]).unwrap_or_default(),
+            false => (0, 0),
+        };
+        let whole = self.ids_of_rendered(&text[begin..part.end], stand_ins, false)?;
+        match whole.strip_prefix(&encoded.ids[known..]) {
             Some(added) => encoded.push(added, trained),
             None => encoded.push(&self.ids_of_rendered(&text[part], stand_ins, true)?, trained),
         }
         Ok(())
+    }
+
+    /// The end of the last control token in `ids` and in `text`, which they encode; `None` where the tokenizer does not cut
+    /// texts there.
+    fn last_cut(&self, ids: &[u32], text: &str) -> Option<(usize, usize)> {
+        let known = ids.iter().rposition(|id| self.tokenizer.is_special(*id))?;
+        let token = self.tokenizer.id_to_token(ids[known]).filter(|_| self.tokenizer.splits_at_control_tokens())?;
+        Some((known + 1, text.rfind(&token)? + token.len()))
     }
 
     /// Ids of rendered text: control tokens where the template spelled them, ordinary text where a message did.
@@ -362,6 +401,12 @@ impl Encoder {
         }
         Ok(ids)
     }
+}
+
+/// Whether `text` shows `content`, white space aside, which templates trim and break otherwise.
+fn is_shown(content: &str, text: &str) -> bool {
+    let visible = |text: &str| text.chars().filter(|symbol| !symbol.is_whitespace()).collect::<String>();
+    text.contains(content.trim()) || visible(text).contains(&visible(content))
 }
 
 fn no_template() -> Error {

@@ -1,11 +1,13 @@
 //! From a row of a data file to token ids with a mask: reading, chat templates, encoding, batches.
 
+pub mod augment;
 pub mod batch;
 pub mod chat;
 pub mod encode;
 pub mod encoded;
 pub mod example;
 pub mod format;
+pub mod kept;
 pub mod read;
 pub mod remark;
 pub mod set;
@@ -14,6 +16,7 @@ pub mod settings;
 mod alpaca;
 mod problems;
 
+pub use augment::{Augment, Augmenter};
 pub use chat::ChatTemplate;
 pub use encode::Encoder;
 pub use encoded::Encoded;

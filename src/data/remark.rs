@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::example::Position;
 use crate::error::counted;
 
 /// One thing to say about a row. Equal remarks of several rows are said once, with their count.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Remark {
     /// A key, or a column, that nothing reads.
     KeyIgnored {
@@ -45,15 +47,35 @@ pub enum Remark {
     },
     /// An answer or completion without a word: only its end is trained.
     EmptyAnswer,
+    /// The chat template shows another text than the turn has, beyond white space.
+    TextChanged {
+        /// The role of the turn.
+        role: String,
+    },
     /// Not one token of the row is trained.
     NothingTrained,
+    /// A turn of the assistant is not trained: the chat template shows it differently once the conversation goes on.
+    TurnNotTrained,
+    /// The row is left out because of its length.
+    TooLong {
+        /// The most tokens that fit.
+        max: usize,
+    },
+    /// The start of the prompt is cut off.
+    PromptCut {
+        /// The tokens that are left.
+        max: usize,
+    },
 }
 
 impl Remark {
     /// The same remark with another spelling of the role that it names.
     pub(in crate::data) fn with_role(mut self, spelled: impl Fn(&str) -> String) -> Self {
         match &mut self {
-            Self::TurnLeftOut { role } | Self::RoleNotTrained { role } | Self::KeyLeftOut { role: Some(role), .. } => {
+            Self::TurnLeftOut { role }
+            | Self::RoleNotTrained { role }
+            | Self::TextChanged { role }
+            | Self::KeyLeftOut { role: Some(role), .. } => {
                 *role = spelled(role);
             }
             _ => {}
@@ -95,7 +117,15 @@ impl fmt::Display for Remark {
                 )
             }
             Self::EmptyAnswer => write!(f, "the answer is empty: only the end of it is trained"),
+            Self::TextChanged { role } => write!(f, "the chat template changes the text of turns of the role `{role}`"),
             Self::NothingTrained => write!(f, "left out: nothing in it is trained"),
+            Self::TurnNotTrained => write!(
+                f,
+                "a turn of the assistant is left out of training: the chat template shows such turns differently once the \
+                 conversation goes on"
+            ),
+            Self::TooLong { max } => write!(f, "left out: longer than {max} tokens"),
+            Self::PromptCut { max } => write!(f, "the prompt is cut to {max} tokens"),
         }
     }
 }
@@ -106,19 +136,24 @@ fn likely_role(role: &str) -> Option<&'static str> {
     ["system", "user", "assistant", "tool"].into_iter().find(near)
 }
 
-/// The most rows that are named one by one.
+/// The most rows that are named one by one in a line of text.
 const MAX_NAMED: usize = 3;
+/// The most rows of which the positions are kept.
+const MAX_KEPT: usize = 10;
 
 /// Remarks with the rows that they are about.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Remarks {
     rows: BTreeMap<Remark, Rows>,
 }
 
-#[derive(Debug, Default)]
-struct Rows {
-    count: usize,
-    first: Vec<Position>,
+/// Rows that have something in common.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Rows {
+    /// Their number.
+    pub count: usize,
+    /// The first of them.
+    pub first: Vec<Position>,
 }
 
 impl Remarks {
@@ -127,12 +162,13 @@ impl Remarks {
         remarks.sort_unstable();
         remarks.dedup();
         for remark in remarks {
-            let rows = self.rows.entry(remark).or_default();
-            rows.count += 1;
-            if rows.first.len() < MAX_NAMED {
-                rows.first.push(position);
-            }
+            self.rows.entry(remark).or_default().add(position);
         }
+    }
+
+    /// Each remark with its rows.
+    pub fn iter(&self) -> impl Iterator<Item = (&Remark, &Rows)> {
+        self.rows.iter()
     }
 
     /// One line for each remark, with the number of its rows and the first of them; ignored keys are one line together.
@@ -152,14 +188,29 @@ impl Remarks {
     }
 }
 
+impl FromIterator<(Remark, Rows)> for Remarks {
+    fn from_iter<I: IntoIterator<Item = (Remark, Rows)>>(rows: I) -> Self {
+        Self { rows: rows.into_iter().collect() }
+    }
+}
+
 impl Rows {
+    /// Adds the next row.
+    pub fn add(&mut self, position: Position) {
+        self.count += 1;
+        if self.first.len() < MAX_KEPT {
+            self.first.push(position);
+        }
+    }
+
     /// `3 rows: lines 1, 5, 9`.
-    fn places(&self) -> String {
+    pub fn places(&self) -> String {
         let unit = match self.first.first() {
             Some(Position::Row(_)) => "row",
             _ => "line",
         };
-        let numbers: Vec<String> = self.first.iter().map(|position| position.number().to_string()).collect();
+        let first = self.first.iter().take(MAX_NAMED);
+        let numbers: Vec<String> = first.map(|position| position.number().to_string()).collect();
         let (plural, more) =
             (if numbers.len() > 1 { "s" } else { "" }, if self.count > MAX_NAMED { ", …" } else { "" });
         format!("{}: {unit}{plural} {}{more}", counted(self.count, "row"), numbers.join(", "))

@@ -32,6 +32,8 @@ pub struct EncodedSet {
     pub sequences: Vec<Encoded>,
     /// The begin of each sequence in the data file.
     pub positions: Vec<Position>,
+    /// The number of each sequence among the rows, from 0.
+    pub indices: Vec<usize>,
     /// The shape of the examples.
     pub format: Option<Format>,
     /// Left out because they have too many tokens.
@@ -46,13 +48,28 @@ pub struct EncodedSet {
     pub tokens: usize,
     /// Of these, the ones loss is taken on.
     pub trained_tokens: usize,
-    /// Remarks on the rows for the user: keys that nothing reads, turns that the template leaves out, and the like.
+    /// Remarks on the rows: keys that nothing reads, turns that the template leaves out, and the like.
+    pub remarks: Remarks,
+    /// The remarks in words, a line each.
     pub notices: Vec<String>,
 }
 
+impl EncodedSet {
+    /// The memory that the set takes, in bytes, with what the allocator adds to each of the buffers.
+    pub fn bytes(&self) -> u64 {
+        const ALLOCATION: usize = 16;
+        let a_row = size_of::<Encoded>() + 2 * ALLOCATION + size_of::<Position>() + size_of::<usize>();
+        (self.tokens * (size_of::<u32>() + size_of::<bool>()) + self.sequences.len() * a_row) as u64
+    }
+}
+
+/// The number of rows that are encoded between two reports of progress.
+const ROWS_AT_ONCE: usize = 1024;
+
 impl Encoder {
     /// Ids and masks of all rows of the data file `file`, in parallel. `policy` decides about examples of more than
-    /// `max_seq_tokens` tokens; what has no trained token is left out and counted.
+    /// `max_seq_tokens` tokens; what has no trained token is left out and counted. The result does not depend on the number
+    /// of threads.
     ///
     /// # Errors
     /// Input: every row that cannot be encoded, equal problems together.
@@ -63,50 +80,97 @@ impl Encoder {
         max_seq_tokens: usize,
         policy: LongPolicy,
     ) -> Result<EncodedSet> {
-        let encoded: Vec<_> = rows.par_iter().map(|row| self.encode_with_remarks(&row.example)).collect();
-        let mut set = EncodedSet { format: rows.first().map(|row| row.example.format()), ..EncodedSet::default() };
-        let mut problems = Problems::default();
-        let mut remarks = Remarks::default();
-        for (row, encoded) in rows.iter().zip(encoded) {
-            let (mut encoded, mut said) = match encoded {
-                Ok(encoded) => encoded,
-                Err(error) => {
-                    problems.add(row.position, &error);
-                    continue;
-                }
-            };
-            said.extend(row.ignored.iter().map(|key| Remark::KeyIgnored { key: key.to_string() }));
-            let length = encoded.ids.len();
-            let fits = match policy {
-                _ if length <= max_seq_tokens => true,
-                LongPolicy::Drop => false,
-                LongPolicy::TruncatePrompt => {
-                    let fits = self.truncate(&mut encoded, max_seq_tokens);
-                    set.truncated += usize::from(fits);
-                    fits
-                }
-                LongPolicy::Error => {
-                    let message = format!("has {length} tokens; at most {max_seq_tokens} fit");
-                    problems.add(row.position, &Error::input(Place::Nowhere, message));
-                    continue;
-                }
-            };
-            let trained = encoded.trained_tokens();
-            if !fits {
-                set.dropped_long += 1;
-            } else if trained == 0 {
-                set.dropped_untrained += 1;
-                said.push(Remark::NothingTrained);
-            } else {
-                set.tokens += encoded.ids.len();
-                set.trained_tokens += trained;
-                set.untrained_turns += encoded.untrained_turns;
-                set.positions.push(row.position);
-                set.sequences.push(encoded);
+        self.encode_all_watched(file, rows, max_seq_tokens, policy, &mut |_, _| {})
+    }
+
+    /// [`Self::encode_all`]; calls `progress(done, total)` with numbers of rows.
+    ///
+    /// # Errors
+    /// Those of [`Self::encode_all`].
+    pub fn encode_all_watched(
+        &self,
+        file: impl fmt::Display,
+        rows: &[Row],
+        max_seq_tokens: usize,
+        policy: LongPolicy,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<EncodedSet> {
+        let format = rows.first().map(|row| row.example.format());
+        let set = EncodedSet { format, ..EncodedSet::default() };
+        let (problems, remarks) = (Problems::default(), Remarks::default());
+        let mut building = Building { encoder: self, max_seq_tokens, policy, set, problems, remarks };
+        for (index, chunk) in rows.chunks(ROWS_AT_ONCE).enumerate() {
+            let done = index * ROWS_AT_ONCE;
+            let encoded: Vec<_> = chunk.par_iter().map(|row| self.encode_with_remarks(&row.example)).collect();
+            for (offset, (row, encoded)) in chunk.iter().zip(encoded).enumerate() {
+                building.add(done + offset, row, encoded);
             }
-            remarks.add(row.position, said);
+            progress(done + chunk.len(), rows.len());
         }
-        set.notices = remarks.lines();
-        problems.finish(&file, set)
+        building.finish(&file)
+    }
+}
+
+/// A set that is being built, row by row in their order.
+struct Building<'a> {
+    encoder: &'a Encoder,
+    max_seq_tokens: usize,
+    policy: LongPolicy,
+    set: EncodedSet,
+    problems: Problems,
+    remarks: Remarks,
+}
+
+impl Building<'_> {
+    /// Adds row number `index`, or what is wrong with it.
+    fn add(&mut self, index: usize, row: &Row, encoded: Result<(Encoded, Vec<Remark>)>) {
+        let (mut encoded, mut said) = match encoded {
+            Ok(encoded) => encoded,
+            Err(error) => return self.problems.add(row.position, &error),
+        };
+        said.extend(row.ignored.iter().map(|key| Remark::KeyIgnored { key: key.to_string() }));
+        let (length, max) = (encoded.ids.len(), self.max_seq_tokens);
+        let fits = match self.policy {
+            _ if length <= max => true,
+            LongPolicy::Drop => false,
+            LongPolicy::TruncatePrompt => self.encoder.truncate(&mut encoded, max),
+            LongPolicy::Error => {
+                let message = format!("has {length} tokens; at most {max} fit");
+                return self.problems.add(row.position, &Error::input(Place::Nowhere, message));
+            }
+        };
+        let trained = encoded.trained_tokens();
+        let set = &mut self.set;
+        if !fits {
+            set.dropped_long += 1;
+            said.push(Remark::TooLong { max });
+        } else if trained == 0 {
+            set.dropped_untrained += 1;
+            said.push(Remark::NothingTrained);
+        } else {
+            if length > max {
+                set.truncated += 1;
+                said.push(Remark::PromptCut { max });
+            }
+            if encoded.untrained_turns > 0 {
+                said.push(Remark::TurnNotTrained);
+            }
+            set.tokens += encoded.ids.len();
+            set.trained_tokens += trained;
+            set.untrained_turns += encoded.untrained_turns;
+            set.positions.push(row.position);
+            set.indices.push(index);
+            // The set stays in memory during the whole run.
+            encoded.ids.shrink_to_fit();
+            encoded.trained.shrink_to_fit();
+            set.sequences.push(encoded);
+        }
+        self.remarks.add(row.position, said);
+    }
+
+    fn finish(mut self, file: &impl fmt::Display) -> Result<EncodedSet> {
+        self.set.notices = self.remarks.lines();
+        self.set.remarks = self.remarks;
+        self.problems.finish(file, self.set)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::augment::Augment;
 use super::format::Format;
 use super::set::LongPolicy;
 use crate::settings::{Limit, OrAuto, any, between, not_empty, optional, section};
@@ -24,9 +25,11 @@ section! {
         max_seq_tokens: usize = Take(512), between(2..=1 << 24);
         /// The treatment of an example longer than `max_seq_tokens`.
         overlong: LongPolicy = Take(LongPolicy::Drop), any();
-        /// Fill a micro-batch up to `micro_batch_seqs` × `max_seq_tokens` tokens instead of counting sequences; attention
-        /// never crosses from one example to the next.
+        /// Fill micro-batches by best fit up to `micro_batch_seqs` × `max_seq_tokens` tokens instead of counting sequences;
+        /// attention never crosses from one example to the next.
         packing: bool = Take(false), any();
+        /// Changes of the prompts of the training examples.
+        augment: Option<Augment> = Take(None), any();
     }
 }
 
@@ -45,6 +48,7 @@ pub(crate) mod tests {
             max_seq_tokens,
             overlong: LongPolicy::Drop,
             packing: false,
+            augment: None,
         }
     }
 }

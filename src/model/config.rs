@@ -9,9 +9,9 @@ use super::spec::OuterNames;
 use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
 
-pub use family::{Family, LargerModel};
+pub use family::{Family, GgufHead, LargerModel};
 pub use fields::{Defaults, Fields, activation_name};
-pub use keys::Keys;
+pub use keys::{GgufConfig, Keys, is_end_token};
 pub use rope::{RopeConfig, RopeScaling};
 
 /// The shape of a decoder. Every value has been checked: no zero, heads divide, `head_dim` is even.

@@ -84,13 +84,18 @@ impl Decoder {
 
     /// Hidden states before the final norm, `[tokens, hidden]`.
     fn hidden(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
-        let x = self.embed(ids);
+        let x = self.embed(ids, lengths, pass);
         self.layers.iter().fold(x, |x, layer| layer.forward(x, lengths, pass))
     }
 
-    /// `[tokens, hidden]`.
-    fn embed(&self, ids: &[u32]) -> Tensor<2> {
-        let rows = self.embedding.rows(ids, &self.device);
+    /// `[tokens, hidden]`. The noise of training is added to the rows themselves, before a family's multiplier.
+    fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
+        let mut rows = self.embedding.rows(ids, &self.device);
+        let shape = rows.dims();
+        if let Some(noise) = pass.noise.and_then(|noise| noise.of_embeddings(lengths, shape[1])) {
+            let device = rows.device();
+            rows = rows + Tensor::from_data(TensorData::new(noise, shape), &device);
+        }
         let multiplier = match self.config.embedding_multiplier {
             EmbeddingMultiplier::One => None,
             EmbeddingMultiplier::Exact(multiplier) => Some(multiplier as f32),
@@ -116,9 +121,11 @@ impl Decoder {
         }
     }
 
-    /// Loss of each of the batch's trained tokens, `[trained tokens, 1]`, from the hidden states before the final norm.
+    /// Loss of each of the batch's trained tokens, `[trained tokens, 1]`, from the hidden states before the final norm, with
+    /// the label smoothing of training.
     fn token_losses(&self, x: Tensor<2>, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
-        cross_entropy(self.normed(x), &self.head.in_pass(pass), &batch.targets(), self.logit_softcap())
+        let smoothing = pass.noise.map_or(0.0, |noise| noise.label_smoothing);
+        cross_entropy(self.normed(x), &self.head.in_pass(pass), &batch.targets(), self.logit_softcap(), smoothing)
     }
 
     fn logit_softcap(&self) -> Option<f32> {
@@ -188,7 +195,7 @@ impl Decoder {
     /// Hidden states of new tokens before the final norm, `[tokens, hidden]`; their keys and values join the past.
     fn next_hidden(&self, new: &[&[u32]], sequences: &mut [&mut Sequence], pass: &Pass<'_>) -> Tensor<2> {
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
-        let mut x = self.embed(&new.concat());
+        let mut x = self.embed(&new.concat(), &lengths, pass);
         for (index, layer) in self.layers.iter().enumerate() {
             let mut caches: Vec<&mut Cache> =
                 sequences.iter_mut().map(|sequence| &mut sequence.caches[index]).collect();
@@ -225,7 +232,7 @@ impl Decoder {
         let frozen = burn::module::Module::valid(adapter);
         let untracked = Pass { adapter: Some(&frozen), ..*pass };
         let lowest = self.lowest_adapted_layer(adapter);
-        let mut x = self.embed(&batch.ids);
+        let mut x = self.embed(&batch.ids, &batch.lengths, pass);
         let mut inputs = Vec::with_capacity(self.layers.len());
         for (index, layer) in self.layers.iter().enumerate() {
             if index >= lowest {

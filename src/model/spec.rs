@@ -72,6 +72,41 @@ pub enum GgufRows {
         /// Number of heads.
         heads: usize,
     },
+    /// The same, in two tensors: the first half of the rows, which is the gate, is `ffn_gate`.
+    GateApart,
+}
+
+impl GgufRows {
+    /// Whether rows stand elsewhere in GGUF.
+    pub fn moves_rows(self) -> bool {
+        matches!(self, Self::RotatedPairs { .. } | Self::SplitByHead { .. })
+    }
+
+    /// The Hugging Face row at each of GGUF's rows; `None` where the rows do not divide into the heads.
+    pub fn order(self, rows: usize) -> Option<Vec<usize>> {
+        let source: fn(usize, usize, usize) -> usize = match self {
+            Self::Same | Self::GateApart => |_, _, row| row,
+            // llama.cpp `conversion/llama.py`, `permute`: rotary embedding of halves becomes that of pairs.
+            Self::RotatedPairs { .. } => |_, head_rows, row| {
+                let (head, within) = (row / head_rows, row % head_rows);
+                head * head_rows + within % 2 * (head_rows / 2) + within / 2
+            },
+            // llama.cpp `conversion/gptneox.py`: q, k and v of each head become all queries, all keys, all values.
+            Self::SplitByHead { .. } => |heads, head_rows, row| {
+                let head_dim = head_rows / 3;
+                let (part, within) = (row / (heads * head_dim), row % (heads * head_dim));
+                within / head_dim * head_rows + part * head_dim + within % head_dim
+            },
+        };
+        let (heads, unit) = match self {
+            Self::Same | Self::GateApart => (1, 1),
+            Self::RotatedPairs { heads } => (heads, 2),
+            Self::SplitByHead { heads } => (heads, 3),
+        };
+        let head_rows = rows.checked_div(heads)?;
+        let divides = head_rows > 0 && head_rows * heads == rows && head_rows.is_multiple_of(unit);
+        divides.then(|| (0..rows).map(|row| source(heads, head_rows, row)).collect())
+    }
 }
 
 /// A tensor that a model has.
@@ -155,5 +190,23 @@ impl OuterNames {
             Some(format!("{other}{rest}"))
         });
         found.unwrap_or_else(|| name.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_of_rows_by_hand() {
+        // Two heads of four rows: within each, halves become pairs.
+        assert_eq!(GgufRows::RotatedPairs { heads: 2 }.order(8), Some(vec![0, 2, 1, 3, 4, 6, 5, 7]));
+        // Two heads of q, k and v with two rows each.
+        let split = GgufRows::SplitByHead { heads: 2 }.order(12);
+        assert_eq!(split, Some(vec![0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]));
+        assert_eq!(GgufRows::Same.order(2), Some(vec![0, 1]));
+        assert_eq!(GgufRows::RotatedPairs { heads: 3 }.order(8), None);
+        assert_eq!(GgufRows::SplitByHead { heads: 2 }.order(8), None);
+        assert_eq!(GgufRows::RotatedPairs { heads: 0 }.order(8), None);
     }
 }

@@ -4,15 +4,42 @@ use burn::tensor::Tensor;
 
 use super::adapter::{Adapter, Delta};
 use crate::ops::frozen::FrozenWeight;
-use crate::ops::linear::{Dropout, LowRankPair, Projected, linear};
+use crate::ops::linear::{Dropout, LowRankPair, Projected, linear, uniform};
 
-/// The noise of a batch in training. It belongs to the tokens of a step, however the step is cut into batches.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// The noise of a batch in training, label smoothing included. It belongs to the tokens of a step, however the step is cut into
+/// batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Noise {
     /// Differs from step to step.
     pub seed: u64,
     /// Tokens of the step that come before this batch.
     pub first_token: usize,
+    /// The strength α of the noise on the embeddings; 0 for none.
+    pub embedding_alpha: f32,
+    /// The share of every target that is spread evenly over the vocabulary; 0 for none.
+    pub label_smoothing: f32,
+}
+
+impl Noise {
+    /// The noise on the embeddings of sequences of these `lengths`, `[tokens, width]`: uniform within `±α / √(length · width)`;
+    /// `None` where there is none.
+    ///
+    /// Jain et al. 2024, "NEFTune: Noisy Embeddings Improve Instruction Finetuning".
+    pub fn of_embeddings(self, lengths: &[usize], width: usize) -> Option<Vec<f32>> {
+        if self.embedding_alpha == 0.0 {
+            return None;
+        }
+        let seed = mix(self.seed, u64::MAX);
+        let mut noise = Vec::with_capacity(lengths.iter().sum::<usize>() * width);
+        let mut next = (self.first_token * width) as u64;
+        for &length in lengths {
+            let bound = self.embedding_alpha / ((length * width) as f32).sqrt();
+            let end = next + (length * width) as u64;
+            noise.extend((next..end).map(|element| bound * (2.0 * uniform(seed, element) - 1.0)));
+            next = end;
+        }
+        Some(noise)
+    }
 }
 
 /// The settings of one pass through the model.
@@ -57,7 +84,7 @@ pub fn project(x: Tensor<2>, group: &[&Projection], residual: Option<Tensor<2>>,
     linear(x, &group, residual)
 }
 
-/// A seed of its own for every (step, site).
+/// A seed of its own for every (step, site); the noise on the embeddings takes a site that no model has.
 fn mix(seed: u64, site: u64) -> u64 {
     (seed ^ site.wrapping_mul(0xd6e8_feb8_6659_fd93)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31)
 }

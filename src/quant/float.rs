@@ -24,6 +24,12 @@ pub fn f32_to_bf16_bits(value: f32) -> u16 {
     (if value.is_nan() { quiet } else { rounded } >> 16) as u16
 }
 
+/// `f32` to the nearest `f16`, ties to even; beyond 65,504 infinity.
+#[inline]
+pub fn f32_to_f16_bits(value: f32) -> u16 {
+    half::f16::from_f32(value).to_bits()
+}
+
 /// Little-endian `f32` bytes to values. `bytes` holds `4 * out.len()` bytes.
 #[inline]
 pub fn decode_f32(bytes: &[u8], out: &mut [f32]) {
@@ -72,7 +78,7 @@ pub fn encode_bf16(values: &[f32]) -> Vec<u8> {
 
 /// Values rounded once to `f16` (beyond 65,504: infinity), as little-endian bytes.
 pub fn encode_f16(values: &[f32]) -> Vec<u8> {
-    encode(values, |value| half::f16::from_f32(value).to_le_bytes())
+    encode(values, |value| f32_to_f16_bits(value).to_le_bytes())
 }
 
 #[cfg(test)]

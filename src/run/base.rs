@@ -94,6 +94,13 @@ impl OpenBase {
         }
     }
 
+    /// The last part of its name, without the ending of a file.
+    pub fn short_name(&self) -> String {
+        let name = self.hub_name();
+        let last = name.trim_end_matches('/').rsplit('/').next().unwrap_or(&name);
+        last.strip_suffix(".gguf").unwrap_or(last).to_owned()
+    }
+
     /// The revision on the hub; `None` for the default branch, and for a model that is not from the hub.
     pub fn hub_revision(&self) -> Option<String> {
         match pull::Source::parse(&self.name) {

@@ -25,6 +25,8 @@ pub struct Demand<'a> {
     evaluated_tokens: usize,
     /// Tokens whose keys and values are cached at once between steps.
     cached_tokens: usize,
+    /// Bytes of the encoded examples.
+    data_bytes: u64,
 }
 
 impl<'a> Demand<'a> {
@@ -53,6 +55,7 @@ impl<'a> Demand<'a> {
             tokens: examples.tokens,
             evaluated_tokens: evaluated.min(evaluate::TOKENS_AT_ONCE).max(prompted),
             cached_tokens: cached_in_evaluation.max(answered),
+            data_bytes: examples.bytes() + valid.bytes(),
         }
     }
 
@@ -74,6 +77,7 @@ impl<'a> Demand<'a> {
             evaluated_tokens: self.evaluated_tokens,
             cached_tokens: self.cached_tokens,
             recompute: layout.recompute,
+            data_bytes: self.data_bytes,
         }
     }
 

@@ -40,6 +40,8 @@ pub struct Workload {
     pub cached_tokens: usize,
     /// The activations that are computed again in the backward pass.
     pub recompute: Recompute,
+    /// Bytes of the encoded examples.
+    pub data_bytes: u64,
 }
 
 /// Bytes that a run takes at its peak, by what they are for.
@@ -55,6 +57,8 @@ pub struct MemoryPlan {
     pub activations: u64,
     /// The most that one op holds for a moment, gradients and logits included.
     pub working: u64,
+    /// The encoded examples of both splits.
+    pub data: u64,
     /// Code, tokenizer, threads.
     pub program: u64,
 }
@@ -72,12 +76,13 @@ impl MemoryPlan {
         let (activations, working) = layers.step(work);
         let threads = rayon::current_num_threads() as u64;
         let program = PROGRAM + PER_THREAD * threads + PER_TOKEN * config.vocab_size as u64;
-        Self { weights, loading, adapter: adapter_bytes, activations, working, program }
+        Self { weights, loading, adapter: adapter_bytes, activations, working, data: work.data_bytes, program }
     }
 
     /// The peak.
     pub fn total(&self) -> u64 {
-        let used = self.program + self.weights + self.loading.max(self.adapter + self.activations + self.working);
+        let used =
+            self.program + self.data + self.weights + self.loading.max(self.adapter + self.activations + self.working);
         used + self.activations / FRAGMENTATION_DIVISOR
     }
 }
@@ -208,13 +213,13 @@ impl Layers<'_> {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { weights, adapter, activations, working, program, .. } = *self;
-        let [weights, adapter, activations, working, program] =
-            [weights, adapter, activations, working, program].map(Size);
+        let Self { weights, adapter, activations, working, data, program, .. } = *self;
+        let [weights, adapter, activations, working, data, program] =
+            [weights, adapter, activations, working, data, program].map(Size);
         write!(
             f,
-            "weights {weights}, adapter and optimiser {adapter}, activations {activations}, working {working}, program \
-             {program}"
+            "weights {weights}, adapter and optimiser {adapter}, activations {activations}, working {working}, data {data}, \
+             program {program}"
         )
     }
 }

@@ -5,6 +5,7 @@ pub mod answer;
 pub mod base;
 pub mod combine;
 pub mod evaluate;
+pub mod export;
 pub mod folder;
 pub mod held_out;
 pub mod memory_fit;

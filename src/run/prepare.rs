@@ -14,11 +14,13 @@ use super::notices::notices;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
-use crate::data::{self, DataFile, EncodedSet, Row, batch};
+use crate::data::kept::KeptSets;
+use crate::data::{self, Augmenter, DataFile, EncodedSet, Example, Row, batch};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
 use crate::generate::run::check_prompt;
 use crate::model::load::LoadOptions;
+use crate::pull;
 use crate::recipe::{Plan, Recipe};
 use crate::train::{Batching, Layout, Part};
 
@@ -38,6 +40,8 @@ pub struct Prepared {
     pub valid_sha256: Option<String>,
     /// The training examples.
     pub train: EncodedSet,
+    /// The examples of the training sequences, where they change from epoch to epoch; empty otherwise.
+    pub changing: Vec<Example>,
     /// The validation examples; empty without.
     pub valid: EncodedSet,
     /// The examples that are measured beside the whole validation set.
@@ -98,11 +102,13 @@ fn prepare_plan(
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
     let start = Error::both(precise, plan.adapter.initialise(config, plan.train.seed));
     watch.stage(Stage::Encode);
-    let encoded = Error::both(encode(&plan, &base, &train, &valid), encode_prompts(&plan, &base, form));
+    let sets = encode(&plan, &base, &train, &valid, &mut |done, total| watch.encoding(done, total));
+    let encoded = Error::both(sets, encode_prompts(&plan, &base, form));
     let encoded = Error::both(encoded, HeldOut::read(&plan, &base));
-    let valid_rows = valid;
+    let (train_rows, valid_rows) = (train, valid);
     let ((_, mut start), (((train, valid), prompts), mut held_out)) = Error::both(start, encoded)?;
     held_out.choose(&plan, &base, &valid_rows, &valid)?;
+    let changing = if plan.data.augment.is_some() { changing(train_rows, &train)? } else { Vec::new() };
 
     let questions = held_out.questions.iter().map(|question| &question.ids);
     let answered: Vec<Vec<u32>> = prompts.iter().chain(questions).cloned().collect();
@@ -138,6 +144,7 @@ fn prepare_plan(
         train_sha256,
         valid_sha256,
         train,
+        changing,
         valid,
         held_out,
         seen_in_training,
@@ -150,6 +157,32 @@ fn prepare_plan(
         prompts,
         adjustments,
     })
+}
+
+impl Prepared {
+    /// The changes of the training sequences, if the recipe asks for any.
+    pub fn augmenter(&self) -> Option<Augmenter<'_>> {
+        let Self { plan, base, changing, .. } = self;
+        plan.data.augment.as_ref().map(|settings| Augmenter {
+            encoder: &base.encoder,
+            settings,
+            seed: plan.train.seed,
+            max_seq_tokens: plan.data.max_seq_tokens.min(base.files.config().max_positions),
+            examples: changing,
+        })
+    }
+}
+
+/// The examples of the sequences of `set`, which come in the order of the rows.
+fn changing(rows: Vec<Row>, set: &EncodedSet) -> Result<Vec<Example>> {
+    let mut positions = set.positions.iter().peekable();
+    let kept = rows.into_iter().filter(|row| positions.next_if(|position| **position == row.position).is_some());
+    let examples: Vec<Example> = kept.map(|row| row.example).collect();
+    if examples.iter().all(|example| matches!(example, Example::Text { .. })) {
+        let message = "changes prompts, and no training example has one: they are plain texts";
+        return Err(Error::input(Place::setting("data.augment"), message));
+    }
+    Ok(examples)
 }
 
 /// The examples of both splits, as they were read.
@@ -182,9 +215,19 @@ pub fn read_examples(plan: &Plan) -> Result<Examples> {
 }
 
 /// Encodes the examples of both splits, of which neither may come out empty.
-fn encode(plan: &Plan, base: &OpenBase, train: &[Row], valid: &[Row]) -> Result<(EncodedSet, EncodedSet)> {
+/// `progress(done, total)` is called with numbers of examples.
+fn encode(
+    plan: &Plan,
+    base: &OpenBase,
+    train: &[Row],
+    valid: &[Row],
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(EncodedSet, EncodedSet)> {
     let limit = plan.data.max_seq_tokens.min(base.files.config().max_positions);
-    let encode = |path: &Path, rows: &[Row]| base.encoder.encode_all(path.display(), rows, limit, plan.data.overlong);
+    // Without a cache, a set is encoded every time.
+    let kept = pull::cache_folder().ok().map(|cache| KeptSets::new(cache.join("encoded")));
+    let (kept, limits) = (kept.as_ref(), (limit, plan.data.overlong));
+    let mut encode = |path: &Path, rows: &[Row]| base.encoder.encode_kept(kept, path.display(), rows, limits, progress);
     let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
     let (train, valid) = Error::both(encode(&plan.data.train, train), encode(valid_path, valid))?;
     let may_lack_valid = plan.data.valid.is_none() && plan.data.valid_fraction.is_none();

@@ -81,6 +81,7 @@ pub fn train(
 /// Trains; metrics and the best adapter go to the run folder as they come.
 fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watch: &mut dyn Watch) -> Result<Outcome> {
     let Prepared { plan, base, start, train, valid, held_out, batching, layout, .. } = prepared;
+    let augmenter = prepared.augmenter();
     let (hub_name, revision) = (base.hub_name(), base.hub_revision());
     let targets = plan.adapter.targets.names(base.files.config())?;
     let options = SaveOptions {
@@ -93,6 +94,7 @@ fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watc
         decoder,
         start,
         train: &train.sequences,
+        augment: augmenter.as_ref(),
         valid: held_out.valid_at_steps(valid),
         settings: &plan.train,
         batching: *batching,

@@ -47,6 +47,8 @@ pub trait Watch {
     fn stage(&mut self, _stage: Stage) {}
     /// A download goes on.
     fn pull(&mut self, _event: pull::Event<'_>) {}
+    /// The examples are being encoded: examples done, examples in all.
+    fn encoding(&mut self, _done: usize, _total: usize) {}
     /// The base is being loaded: tensors done, tensors in all.
     fn loading(&mut self, _done: usize, _total: usize) {}
     /// A line for the user.

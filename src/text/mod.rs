@@ -13,5 +13,6 @@ mod templates;
 mod tokenizer;
 
 pub(crate) use folder::FOLDER_FILES;
+pub use gguf::GgufVocabulary;
 pub use stream::TextStream;
 pub use tokenizer::Tokenizer;

@@ -1,6 +1,7 @@
 //! The tokenizer: text to ids, ids to text, and the special tokens of a model.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,9 +32,11 @@ struct Inner {
     special_ids: HashMap<String, u32>,
     /// Whether a token is special, by id; the unknown token is not counted, since ordinary text can give it.
     is_control: Vec<bool>,
+    unknown: Option<u32>,
     surroundings: Surroundings,
     eos_tokens: Vec<u32>,
     puts_space_first: bool,
+    splits_at_control_tokens: bool,
     vocab_size: usize,
     source: Source,
 }
@@ -111,12 +114,11 @@ impl Tokenizer {
         let mut ordinary = parsing.clone();
         ordinary.set_encode_special_tokens(true);
 
-        let special_ids: HashMap<String, u32> = parsing
-            .get_added_tokens_decoder()
-            .into_iter()
-            .filter(|(_, token)| token.special)
-            .map(|(id, token)| (token.content, id))
-            .collect();
+        let added = parsing.get_added_tokens_decoder();
+        let takes_neighbours =
+            added.values().any(|token| token.special && (token.lstrip || token.rstrip || token.single_word));
+        let special_ids: HashMap<String, u32> =
+            added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (token.content, id)).collect();
         let vocab_size = parsing.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
         let mut is_control = vec![false; vocab_size];
         for id in special_ids.values().filter(|id| Some(**id) != unknown) {
@@ -137,9 +139,11 @@ impl Tokenizer {
             place,
             special_ids,
             is_control,
+            unknown,
             surroundings,
             eos_tokens,
             puts_space_first,
+            splits_at_control_tokens: !puts_space_first && !takes_neighbours,
             vocab_size,
             source,
         })))
@@ -194,6 +198,23 @@ impl Tokenizer {
         }
     }
 
+    /// Whether the ids of a text with control tokens are those of its pieces, if it is cut behind a control token: each
+    /// piece is encoded on its own, and no control token takes white space beside it.
+    pub fn splits_at_control_tokens(&self) -> bool {
+        self.0.splits_at_control_tokens
+    }
+
+    /// A text that differs between two tokenizers that encode some text differently, or whose special tokens have other
+    /// parts to play.
+    ///
+    /// # Errors
+    /// Failed: the tokenizers crate cannot write this tokenizer.
+    pub fn identity(&self) -> Result<String> {
+        let Inner { parsing, place, surroundings, .. } = &*self.0;
+        let text = parsing.to_string(false).map_err(|error| Error::failed(place, error.to_string()))?;
+        Ok(format!("{text}{surroundings:?}"))
+    }
+
     fn continued(&self, tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
         if !self.0.puts_space_first || text.is_empty() {
             return self.ids(tokenizer, text);
@@ -214,6 +235,14 @@ impl Tokenizer {
         catch_unwind(AssertUnwindSafe(|| tokenizer.encode_fast(text, false)))
             .map_err(|_| Error::input(&self.0.place, "the tokenizers crate failed on a text with this tokenizer"))?
             .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|error| Error::input(&self.0.place, format!("cannot encode a text: {error}")))
+    }
+
+    /// The places of the tokens of ordinary text, in bytes. Tokens that share a character overlap.
+    pub fn offsets(&self, text: &str) -> Result<Vec<Range<usize>>> {
+        catch_unwind(AssertUnwindSafe(|| self.0.ordinary.encode(text, false)))
+            .map_err(|_| Error::input(&self.0.place, "the tokenizers crate failed on a text with this tokenizer"))?
+            .map(|encoding| encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect())
             .map_err(|error| Error::input(&self.0.place, format!("cannot encode a text: {error}")))
     }
 
@@ -244,6 +273,11 @@ impl Tokenizer {
     /// `config.json` or the GGUF file. May be empty.
     pub fn eos_tokens(&self) -> Vec<u32> {
         self.0.eos_tokens.clone()
+    }
+
+    /// The token that stands for all that the vocabulary lacks.
+    pub fn unknown(&self) -> Option<u32> {
+        self.0.unknown
     }
 
     /// Whether the model expects the beginning-of-text token before every text.
@@ -294,6 +328,11 @@ impl Tokenizer {
     pub fn ordinary_added_tokens(&self) -> Vec<String> {
         let added = self.0.parsing.get_added_tokens_decoder().into_values();
         added.filter(|token| !token.special).map(|token| token.content).collect()
+    }
+
+    /// The tokenizer underneath.
+    pub(super) fn parsing(&self) -> &tokenizers::Tokenizer {
+        &self.0.parsing
     }
 
     pub(super) fn source(&self) -> &Source {

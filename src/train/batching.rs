@@ -58,7 +58,7 @@ impl Batching {
     pub fn steps(&self, sequences: &[Encoded], epoch: u64) -> Vec<Vec<Vec<usize>>> {
         let order = batch::order(sequences.len(), self.seed, epoch);
         let micro_batches = match self.packed_tokens {
-            Some(tokens) => batch::packed_batches(&order, &lengths(sequences), tokens),
+            Some(tokens) => batch::packed(&order, &lengths(sequences), tokens),
             None => batch::batches(&order, self.micro_batch_seqs),
         };
         micro_batches.chunks(self.accumulate_steps).map(<[Vec<usize>]>::to_vec).collect()
@@ -69,11 +69,23 @@ impl Batching {
     /// # Errors
     /// Input: no sequence has a trained token.
     pub fn total_steps(&self, settings: &TrainSettings, train: &[Encoded]) -> Result<u64> {
-        let steps_per_epoch = self.steps(train, 0).len() as u64;
-        if steps_per_epoch == 0 || train.iter().all(|sequence| sequence.trained_tokens() == 0) {
+        if train.iter().all(|sequence| sequence.trained_tokens() == 0) {
             return Err(Error::input(Place::setting("data.train"), "there is not one token to train on"));
         }
-        Ok(settings.epochs.saturating_mul(steps_per_epoch).min(settings.max_steps.unwrap_or(u64::MAX)))
+        let limit = settings.max_steps.unwrap_or(u64::MAX);
+        let steps = |epoch: u64| self.steps(train, epoch).len() as u64;
+        if self.packed_tokens.is_none() {
+            return Ok(settings.epochs.saturating_mul(steps(0)).min(limit));
+        }
+        // Packed, epochs differ in their number of steps.
+        let mut total = 0;
+        for epoch in 0..settings.epochs {
+            total += steps(epoch);
+            if total >= limit {
+                return Ok(limit);
+            }
+        }
+        Ok(total)
     }
 }
 
@@ -86,7 +98,7 @@ impl Part {
             Self::Sequences(count) => micro_batches.iter().flat_map(|all| batch::batches(all, count)).collect(),
             Self::Tokens(tokens) => {
                 let lengths = lengths();
-                micro_batches.iter().flat_map(|all| batch::packed_batches(all, &lengths, tokens)).collect()
+                micro_batches.iter().flat_map(|all| batch::filled(all, &lengths, tokens)).collect()
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The loop: epochs of shuffled sequences, evaluation, early stopping, the best adapter kept.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use super::batching::{Batching, Layout};
@@ -9,7 +10,7 @@ use super::peak_memory::peak_bytes;
 use super::settings::TrainSettings;
 use super::step::{AdapterTrainer, StepReport};
 use crate::adapter::host::HostAdapter;
-use crate::data::Encoded;
+use crate::data::{Augmenter, Encoded};
 use crate::error::{Error, Result};
 use crate::eval::loss::ExampleLoss;
 use crate::model::{Batch, Decoder};
@@ -24,6 +25,9 @@ pub struct Job<'a> {
     pub start: &'a HostAdapter,
     /// The training sequences.
     pub train: &'a [Encoded],
+    /// The changes of the training sequences in each epoch; none to train on them as they are. Batches are made by the
+    /// lengths of the sequences as they are.
+    pub augment: Option<&'a Augmenter<'a>>,
     /// The validation sequences; none to keep the last adapter.
     pub valid: &'a [Encoded],
     /// How to train.
@@ -130,7 +134,7 @@ pub struct Outcome {
 /// # Errors
 /// No sequence with a trained token; a loss that is not finite; what `watch` returns.
 pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'_>) -> Result<()>) -> Result<Outcome> {
-    let Job { decoder, start, train, valid, settings, batching, layout } = *job;
+    let Job { decoder, start, train, augment, valid, settings, batching, layout } = *job;
     let total_steps = batching.total_steps(settings, train)?;
     let schedule = settings.schedule(total_steps);
     let device = decoder.device().clone().autodiff();
@@ -147,8 +151,8 @@ pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'
         for micro_batches in batching.steps(train, epoch) {
             let began = Instant::now();
             let learning_rate = schedule.rate(step);
-            let batches: Vec<Batch> =
-                layout.part.split(&micro_batches, train).iter().map(|part| join(part, train)).collect();
+            let parts = layout.part.split(&micro_batches, train);
+            let batches: Vec<Batch> = parts.iter().map(|part| join(part, train, augment, epoch)).collect();
             let report = trainer.step(decoder, &batches, learning_rate, seed_of(settings.seed, step));
             if !report.is_finite() {
                 // The adapter is the one of the step before: the last that is good.
@@ -195,8 +199,11 @@ fn seed_of(seed: u64, step: u64) -> u64 {
     seed.wrapping_add((step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-fn join(indices: &[usize], sequences: &[Encoded]) -> Batch {
-    Batch::join(indices.iter().map(|&index| sequences[index].parts()))
+fn join(indices: &[usize], sequences: &[Encoded], augment: Option<&Augmenter<'_>>, epoch: u64) -> Batch {
+    let changed = |index: usize| augment.and_then(|augment| augment.sequence(epoch, index));
+    let of_epoch = indices.iter().map(|&index| changed(index).map_or(Cow::Borrowed(&sequences[index]), Cow::Owned));
+    let of_epoch: Vec<Cow<'_, Encoded>> = of_epoch.collect();
+    Batch::join(of_epoch.iter().map(|sequence| sequence.parts()))
 }
 
 /// The error of a step whose loss or gradient is not finite, after `steps` good ones.

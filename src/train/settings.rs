@@ -47,6 +47,12 @@ section! {
         /// The decay of the mean of squared gradients in AdamW (0.999 where it is not given); in Lion, that of the mean of
         /// gradients (0.99).
         beta2: Option<f64> = Take(None), optional(below(0.0, 1.0));
+        /// The share of every target that is spread evenly over the vocabulary while training (label smoothing, Szegedy et al.
+        /// 2016). The training loss that is reported contains it, the validation loss does not.
+        label_smoothing: f64 = Take(0.0), below(0.0, 1.0);
+        /// The strength of uniform noise on the embeddings while training: `±neftune_alpha / √(tokens · width)` of each sequence
+        /// (NEFTune, Jain et al. 2024, who used 5 to 15); 0 turns it off.
+        neftune_alpha: f64 = Take(0.0), between(0.0..=1e3);
         /// Steps between two evaluations of the validation examples, or without any between two saves of the adapter; there is
         /// always one at the end.
         eval_steps: u64 = Take(50), between(1..=MAX_STEPS);

@@ -19,6 +19,8 @@ pub struct AdapterTrainer {
     pub optimiser: Optimiser,
     /// Global norm that gradients are scaled down to; 0 for none.
     max_grad_norm: f64,
+    /// The noise of every step, but for its seed and place.
+    noise: Noise,
     objective: Box<dyn Objective>,
     recompute: Recompute,
 }
@@ -44,7 +46,7 @@ impl StepReport {
 }
 
 impl AdapterTrainer {
-    /// An adapter with a fresh optimiser, to minimise `objective`. Of `settings`, the optimiser's are read; `recompute`
+    /// An adapter with a fresh optimiser, to minimise `objective`. Of `settings`, those of the optimiser and of a step are read; `recompute`
     /// decides what the backward pass computes again.
     pub fn new(
         adapter: Adapter,
@@ -53,7 +55,18 @@ impl AdapterTrainer {
         recompute: Recompute,
     ) -> Self {
         let optimiser = Optimiser::new(settings);
-        Self { adapter, optimiser, max_grad_norm: settings.max_grad_norm, objective, recompute }
+        Self {
+            adapter,
+            optimiser,
+            max_grad_norm: settings.max_grad_norm,
+            noise: Noise {
+                embedding_alpha: settings.neftune_alpha as f32,
+                label_smoothing: settings.label_smoothing as f32,
+                ..Noise::default()
+            },
+            objective,
+            recompute,
+        }
     }
 
     /// One update from the objective over all `micro_batches`. `seed` decides the noise, which
@@ -70,7 +83,7 @@ impl AdapterTrainer {
         let mut sum = GradientsAccumulator::new();
         let mut first_token = 0;
         for batch in micro_batches {
-            let noise = Noise { seed, first_token };
+            let noise = Noise { seed, first_token, ..self.noise };
             first_token += batch.ids.len();
             if batch.trained_tokens() > 0 {
                 let result = decoder.loss_and_gradients(batch, &self.adapter, noise, self.recompute, &mut |losses| {

@@ -130,7 +130,7 @@ fn what_the_length_leaves_out_is_told_with_the_length() {
     // The model has 128 positions.
     let output = run(&folder, &["check", "recipe.toml", "--set", "data.max_seq_tokens=4096"]);
     let stderr = text(&output.stderr);
-    assert!(stderr.contains("train: 1 example left out: longer than 128 tokens"), "{stderr}");
+    assert!(stderr.contains("train: left out: longer than 128 tokens (1 row: line 22)"), "{stderr}");
     let data = folder.path().join("train.jsonl");
     let base = tiny_model();
     let arguments = ["eval", "--base", base.to_str().expect("UTF-8"), "--data", data.to_str().expect("UTF-8")];

@@ -17,12 +17,15 @@ fn cross_entropy_of_every_kind_of_head() {
         let biases = values(vocabulary, 11);
         let inputs = [tensor(tokens, width, 6), tensor(rank, width, 7), tensor(vocabulary, rank, 8)];
         let dropout = Some(Dropout { probability: 0.4, seed: 5 });
-        for (pair, softcap, bias) in [
-            (Some(None), None, None),
-            (None, None, Some(biases.as_slice())),
-            (Some(dropout), None, None),
-            (None, Some(0.8), None),
-            (Some(dropout), Some(1.5), Some(biases.as_slice())),
+        for (pair, softcap, bias, smoothing) in [
+            (Some(None), None, None, 0.0),
+            (None, None, Some(biases.as_slice()), 0.0),
+            (Some(dropout), None, None, 0.0),
+            (None, Some(0.8), None, 0.0),
+            (Some(dropout), Some(1.5), Some(biases.as_slice()), 0.0),
+            (None, None, None, 0.1),
+            (Some(dropout), None, Some(biases.as_slice()), 0.3),
+            (Some(dropout), Some(1.5), Some(biases.as_slice()), 0.2),
         ] {
             let op = |leaves: Vec<Tensor<2>>, dtype: DType, is_kernel: bool| {
                 let weight = weight(vocabulary, width, dtype, 9);
@@ -32,14 +35,16 @@ fn cross_entropy_of_every_kind_of_head() {
                 });
                 let head = Projected { weight: &weight, bias, low_rank };
                 if is_kernel {
-                    cross_entropy::cross_entropy(leaves[0].clone(), &head, &targets, softcap)
+                    cross_entropy::cross_entropy(leaves[0].clone(), &head, &targets, softcap, smoothing)
                 } else {
-                    cross_entropy::reference::cross_entropy(leaves[0].clone(), &head, &targets, softcap)
+                    cross_entropy::reference::cross_entropy(leaves[0].clone(), &head, &targets, softcap, smoothing)
                 }
             };
             let used = if pair.is_some() { &inputs[..] } else { &inputs[..1] };
             compare(
-                &format!("cross-entropy {tokens}x{width}x{vocabulary} pair {pair:?} cap {softcap:?}"),
+                &format!(
+                    "cross-entropy {tokens}x{width}x{vocabulary} pair {pair:?} cap {softcap:?} smoothing {smoothing}"
+                ),
                 used,
                 &|leaves, dtype| op(leaves, dtype, true),
                 &|leaves, dtype| op(leaves, dtype, false),
@@ -52,7 +57,8 @@ fn cross_entropy_of_every_kind_of_head() {
             let alone = cross_entropy::predictions(leaves[0].clone(), &head, &targets, softcap);
             let reference = cross_entropy::reference::predictions(leaves[0].clone(), &head, &targets, softcap);
             let losses: Vec<f32> = alone.iter().map(|prediction| prediction.loss).collect();
-            assert_eq!(losses, floats(op(leaves, DType::F32, true)));
+            let smoothed = floats(op(leaves, DType::F32, true));
+            assert_eq!(losses == smoothed, smoothing == 0.0, "only training smooths");
             let likeliest =
                 |all: &[cross_entropy::Prediction]| all.iter().map(|one| one.is_likeliest).collect::<Vec<_>>();
             assert_eq!(likeliest(&alone), likeliest(&reference));
@@ -67,8 +73,8 @@ fn outputs_with(pair: &LowRankPair, x: &Tensor<2>, weight: &FrozenWeight) -> [Ve
     [
         floats(linear::linear(x.clone(), &[projected()], None)),
         floats(linear::reference::linear(x.clone(), &[projected()], None)),
-        floats(cross_entropy::cross_entropy(x.clone(), &projected(), &targets, None)),
-        floats(cross_entropy::reference::cross_entropy(x.clone(), &projected(), &targets, None)),
+        floats(cross_entropy::cross_entropy(x.clone(), &projected(), &targets, None, 0.0)),
+        floats(cross_entropy::reference::cross_entropy(x.clone(), &projected(), &targets, None, 0.0)),
     ]
 }
 
@@ -109,7 +115,7 @@ fn the_noise_of_a_token_does_not_depend_on_the_other_targets() {
         let head = Projected { weight: &weight, bias: None, low_rank };
         let ours = cross_entropy::predictions(x.clone(), &head, targets, None);
         let ours: Vec<f32> = ours.iter().map(|prediction| prediction.loss).collect();
-        let reference = floats(cross_entropy::reference::cross_entropy(x.clone(), &head, targets, None));
+        let reference = floats(cross_entropy::reference::cross_entropy(x.clone(), &head, targets, None, 0.0));
         assert!(relative(&ours, &reference) <= 1e-5);
         ours
     };
@@ -119,4 +125,16 @@ fn the_noise_of_a_token_does_not_depend_on_the_other_targets() {
     // The last rows alone, as a batch of their own.
     let rest = losses(&x.clone().narrow(0, 5, 4), &[(2, 7)], dropout.from_element(5 * 24));
     assert!(relative(&rest, &[all[7]]) <= 1e-6);
+}
+
+#[test]
+fn a_smoothed_loss_is_the_mean_over_smoothed_targets() {
+    let _turn = turn();
+    // By the definition: (1 − ε) of the target's loss and ε of the mean loss of all tokens.
+    let (x, weight) = (tensor(3, 12, 1).inner(), weight(17, 12, DType::F32, 2));
+    let head = || Projected { weight: &weight, bias: None, low_rank: None };
+    let loss = |target: u32| floats(cross_entropy::cross_entropy(x.clone(), &head(), &[(1, target)], None, 0.0))[0];
+    let mean = (0..17).map(loss).sum::<f32>() / 17.0;
+    let smoothed = floats(cross_entropy::cross_entropy(x.clone(), &head(), &[(1, 5)], None, 0.25))[0];
+    assert!((smoothed - (0.75 * loss(5) + 0.25 * mean)).abs() < 1e-5, "{smoothed}");
 }

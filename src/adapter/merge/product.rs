@@ -10,16 +10,21 @@ pub(super) fn add_low_rank(weight: &mut [f32], pair: &HostPair) {
         return;
     }
     let rows = weight.par_chunks_mut(pair.input).zip(pair.b.par_chunks(pair.rank));
-    rows.for_each_init(
-        || vec![0.0; pair.input],
-        |product, (row, b_row)| {
-            product.fill(0.0);
-            for (&b, a_row) in b_row.iter().zip(pair.a.chunks_exact(pair.input)) {
-                product.iter_mut().zip(a_row).for_each(|(sum, a)| *sum += b * a);
-            }
-            row.iter_mut().zip(product.iter()).for_each(|(weight, change)| *weight += pair.scale * change);
-        },
-    );
+    rows.for_each_init(|| vec![0.0; pair.input], |product, (row, b_row)| add_to_row(row, b_row, pair, product));
+}
+
+/// Adds the change of row `index` to that row of the weight, as [`add_low_rank`] does for all rows.
+pub fn add_low_rank_to_row(row: &mut [f32], pair: &HostPair, index: usize) {
+    let b_row = pair.b.get(index * pair.rank..(index + 1) * pair.rank).unwrap_or_default();
+    add_to_row(row, b_row, pair, &mut vec![0.0; pair.input]);
+}
+
+fn add_to_row(row: &mut [f32], b_row: &[f32], pair: &HostPair, product: &mut [f32]) {
+    product.fill(0.0);
+    for (&b, a_row) in b_row.iter().zip(pair.a.chunks_exact(pair.input)) {
+        product.iter_mut().zip(a_row).for_each(|(sum, a)| *sum += b * a);
+    }
+    row.iter_mut().zip(product.iter()).for_each(|(weight, change)| *weight += pair.scale * change);
 }
 
 #[cfg(test)]

@@ -146,7 +146,7 @@ pub(super) fn unused<'a>(texts: impl IntoIterator<Item = &'a str>) -> impl Itera
 }
 
 /// Every text in a JSON value; not the keys.
-pub(super) fn strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+pub(in crate::data) fn strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
     match value {
         Value::String(text) => found.push(text),
         Value::Array(values) => values.iter().for_each(|value| strings(value, found)),

@@ -157,6 +157,15 @@ impl ChatTemplate {
         })
     }
 
+    /// A text that differs between two templates that render some conversation differently.
+    pub(in crate::data) fn identity(&self) -> String {
+        let sources =
+            [Some(&self.plain), self.tool_use.as_ref()].map(|one| one.map(|compiled| compiled.source.as_str()));
+        let shows_date = sources.iter().flatten().any(|source| source.contains("strftime_now"));
+        let date = shows_date.then(|| now().date());
+        format!("{sources:?}{date:?}")
+    }
+
     /// The source of the template, for messages.
     pub fn place(&self) -> &str {
         &self.compiled().place

@@ -9,6 +9,7 @@ use std::fmt;
 
 use super::tensor_type::{dtype_of, unsupported_type_name};
 use super::value::{Array, Value};
+use super::write::ALIGNMENT;
 use super::{Entry, Header};
 use crate::error::{Error, Place, Result};
 use crate::files::Dtype;
@@ -25,7 +26,6 @@ const MAX_ITEM_BYTES: u64 = 65_535;
 const MAX_ARRAY_ITEMS: u64 = 8 << 20;
 const MAX_ARRAY_DEPTH: usize = 4;
 const MAX_DIMENSIONS: u32 = 4;
-const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// Reads everything before the tensors' data, and checks that the data is there.
 ///
@@ -288,13 +288,13 @@ impl<'a> Reader<'a> {
             };
             self.tensor_error(name, message)
         })?;
-        Ok(Entry { dtype, shape, offset, bytes: bytes as u64 })
+        Ok(Entry { dtype, shape, offset, bytes: bytes as u64, part: 0 })
     }
 }
 
 /// The alignment of the data: `general.alignment`, or the default.
 fn alignment(place: &str, metadata: &BTreeMap<String, Value>) -> Result<u64> {
-    let Some(value) = metadata.get("general.alignment") else { return Ok(DEFAULT_ALIGNMENT) };
+    let Some(value) = metadata.get("general.alignment") else { return Ok(ALIGNMENT) };
     let Value::U32(alignment) = *value else {
         let message = format!("`general.alignment` is of type {}; expected u32", value.type_name());
         return Err(Error::input(place, message));

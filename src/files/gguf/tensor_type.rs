@@ -16,6 +16,20 @@ pub(super) fn dtype_of(id: u32) -> Option<Dtype> {
     }
 }
 
+/// The number of a dtype; `None` for `U8`, which GGUF does not have.
+pub(super) fn id_of(dtype: Dtype) -> Option<u32> {
+    match dtype {
+        Dtype::F32 => Some(0),
+        Dtype::F16 => Some(1),
+        Dtype::I8 => Some(24),
+        Dtype::I32 => Some(26),
+        Dtype::I64 => Some(27),
+        Dtype::Bf16 => Some(30),
+        Dtype::Block(block) => Some(block.ggml_type_id()),
+        Dtype::U8 => None,
+    }
+}
+
 /// Names of ggml types that are known and not read here (`enum ggml_type`).
 pub(super) fn unsupported_type_name(id: u32) -> Option<&'static str> {
     Some(match id {

@@ -1,6 +1,6 @@
 //! Writing of folders that appear complete or not at all.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::disk::{self, folder_of};
 use super::temporary::{self, MadeFolders, Temporary, TemporaryFolder};
@@ -33,7 +33,7 @@ impl Staging {
             ));
         }
         match out.symlink_metadata() {
-            Ok(_) => Err(Error::input(out.display(), "exists already").hint("name a folder that does not exist")),
+            Ok(_) => Err(Error::input(out.display(), "exists already").hint("give a name that does not exist")),
             Err(_) => Ok(()),
         }
     }
@@ -73,5 +73,33 @@ impl Staging {
         })?;
         parents.keep();
         disk.sync_folder(folder_of(out)).map_err(|error| Error::write(out, &error))
+    }
+
+    /// Gives the files in the folder their names: each of `outs` has the name of one of them, and lies in the folder beside
+    /// which this one is.
+    ///
+    /// # Errors
+    /// Input: something has come to lie at one of them. Failed: one cannot be renamed. Then none is there.
+    pub fn publish_files(self, outs: &[PathBuf]) -> Result<()> {
+        let disk = disk::current();
+        let Self { parents, folder } = self;
+        folder.settle(|folder| {
+            for (index, out) in outs.iter().enumerate() {
+                let from = folder.path().join(out.file_name().unwrap_or_default());
+                let renamed = match disk.exists(out) {
+                    true => Err(Error::input(out.display(), "exists already: it was made meanwhile")),
+                    false => disk.rename(&from, out).map_err(|error| Error::write(out, &error)),
+                };
+                if let Err(error) = renamed {
+                    // The first error is the one to report.
+                    outs.iter().take(index).for_each(|out| drop(disk.remove_file(out)));
+                    return Err(error);
+                }
+            }
+            Ok(())
+        })?;
+        parents.keep();
+        let first = outs.first().map_or(Path::new("."), PathBuf::as_path);
+        disk.sync_folder(folder_of(first)).map_err(|error| Error::write(first, &error))
     }
 }

@@ -28,8 +28,9 @@ impl BaseFiles {
         let mut hasher = Sha256::new();
         match &self.source {
             Source::Gguf(gguf) => {
-                let (header, size) = (gguf.header_bytes(), gguf.file_bytes());
-                hash_file(&mut hasher, header, size, gguf.names(), |name| Ok(gguf.tensor(name)?.bytes))?;
+                for (header, size, names) in gguf.files() {
+                    hash_file(&mut hasher, header, size, names.into_iter(), |name| Ok(gguf.tensor(name)?.bytes))?;
+                }
             }
             Source::Folder(shards) => {
                 for file in &shards.files {

@@ -13,8 +13,10 @@ pub struct Family {
     pub class_name: &'static str,
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// `general.architecture` of a GGUF file, unless another family goes by it.
-    pub gguf: Option<&'static str>,
+    /// `general.architecture` of a GGUF file. Of several families under one name, the first in the list reads the file.
+    pub gguf: &'static str,
+    /// The place of the head in a GGUF file, as llama.cpp expects it.
+    pub gguf_head: GgufHead,
     /// The field of `config.json` with the number that norms add.
     pub norm_eps: &'static str,
     /// The form of its norms.
@@ -29,12 +31,23 @@ pub struct Family {
     pub ignores: fn(&str) -> bool,
     /// Reads `config.json`.
     pub from_json: fn(&mut Fields<'_>) -> ModelConfig,
-    /// Reads a GGUF file's metadata.
-    pub from_gguf: fn(&mut Keys<'_>) -> ModelConfig,
+    /// The keys of a GGUF file's metadata, read into a configuration that is empty before, or written from one.
+    pub gguf_keys: fn(&mut Keys<'_>, &mut ModelConfig),
     /// Adds the fields of `config.json` that this family has beyond the common ones.
     pub to_json: fn(&ModelConfig, &mut Map<String, Value>),
     /// Describes a layer. Called for a checked configuration only.
     pub block: fn(&ModelConfig, usize) -> BlockSpec,
+}
+
+/// The place of the output head in a GGUF file (llama.cpp `src/models/*.cpp`, `load_arch_tensors`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GgufHead {
+    /// A tied head has no tensor.
+    WhereUntied,
+    /// Every file has the tensor; that of a tied head is a copy of the embedding.
+    Always,
+    /// No file has it: the head is the embedding.
+    Never,
 }
 
 /// A model with a decoder inside, whose `text_config` is the decoder's configuration.

@@ -150,6 +150,53 @@ impl RopeConfig {
         }
     }
 
+    /// Whether `other` rotates in the same way, but for the rounding of f32.
+    pub fn is_near(&self, other: &Self) -> bool {
+        let near = |own: f64, other: f64| (own - other).abs() <= 1e-5 * own.abs();
+        let all_near = |own: &[f32], other: &[f32]| {
+            own.len() == other.len() && own.iter().zip(other).all(|(own, other)| near((*own).into(), (*other).into()))
+        };
+        let change = |rope: &Self| match &rope.scaling {
+            RopeScaling::LongRope { long, original_max_positions, attention_factor, .. } => {
+                Some((long.clone(), *original_max_positions, f64::from(*attention_factor)))
+            }
+            _ => None,
+        };
+        let same_change = match (change(self), change(other)) {
+            (None, None) => true,
+            (Some((own, positions, factor)), Some((other, other_positions, other_factor))) => {
+                all_near(&own, &other) && positions == other_positions && near(factor, other_factor)
+            }
+            _ => false,
+        };
+        self.rotary_dims == other.rotary_dims
+            && near(self.theta, other.theta)
+            && all_near(&self.divisors(), &other.divisors())
+            && same_change
+    }
+
+    /// The divisors of all frequencies, of a LongRoPE those of short texts.
+    fn divisors(&self) -> Vec<f32> {
+        match &self.scaling {
+            RopeScaling::None => vec![1.0; self.rotary_dims / 2],
+            RopeScaling::Linear { factor } => vec![*factor as f32; self.rotary_dims / 2],
+            RopeScaling::Llama3 { .. } => self.llama3_factors(),
+            RopeScaling::Factors(factors) => factors.clone(),
+            RopeScaling::LongRope { short, .. } => short.clone(),
+        }
+    }
+
+    /// The divisors of all frequencies under Llama 3.1's scaling; none under any other.
+    pub(super) fn llama3_factors(&self) -> Vec<f32> {
+        let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } = self.scaling
+        else {
+            return Vec::new();
+        };
+        let divisor =
+            |index| self.llama3_factor(index, factor, low_freq_factor, high_freq_factor, original_max_positions) as f32;
+        (0..self.rotary_dims / 2).map(divisor).collect()
+    }
+
     /// Llama 3.1's scaling where the factors are those that llama.cpp's converter writes for it, otherwise
     /// transformers' `longrope` with the same divisors at every length and no attention factor.
     fn factors_json(&self, factors: &[f32], max_positions: usize) -> Value {

@@ -5,7 +5,9 @@ use serde_json::{Map, Value, json};
 
 use super::layer::LayerSpec;
 use super::llama;
-use crate::model::config::{Defaults, EmbeddingMultiplier, Family, Fields, Keys, ModelConfig, activation_name};
+use crate::model::config::{
+    Defaults, EmbeddingMultiplier, Family, Fields, GgufHead, Keys, ModelConfig, activation_name,
+};
 use crate::model::spec::{BlockSpec, NormStyle};
 use crate::ops::activation::Activation;
 
@@ -13,10 +15,11 @@ use crate::ops::activation::Activation;
 pub static GEMMA2: Family = Family {
     class_name: "Gemma2ForCausalLM",
     model_type: "gemma2",
-    gguf: Some("gemma2"),
+    gguf: "gemma2",
+    gguf_head: GgufHead::Never,
     norm: NormStyle::RMS_PLUS_ONE,
     from_json,
-    from_gguf,
+    gguf_keys,
     to_json,
     block,
     ..llama::FAMILY
@@ -85,28 +88,37 @@ pub(super) fn with_scales(config: ModelConfig, scalar: usize) -> ModelConfig {
     }
 }
 
-fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
-    let mut config = keys.common(&GEMMA2, "attention.layer_norm_rms_epsilon", false);
-    let window = config.sliding_window.unwrap_or(DEFAULT_WINDOW);
-    config.full_layers = keys.full_layers(config.layers, PERIOD);
-    config.sliding_window = Some(window).filter(|_| config.full_layers.len() < config.layers);
-    if config.sliding_window.is_none() {
-        config.full_layers.clear();
+fn gguf_keys(keys: &mut Keys<'_>, config: &mut ModelConfig) {
+    keys.common(config, llama::RMS_EPS, false);
+    if keys.file().is_some() {
+        config.sliding_window = config.sliding_window.or(Some(DEFAULT_WINDOW));
+        (config.attention_softcap, config.logit_softcap) = (Some(50.0), Some(30.0));
     }
-    config.attention_softcap = keys.number("attn_logit_softcapping").or(Some(50.0));
-    config.logit_softcap = keys.number("final_logit_softcapping").or(Some(30.0));
-    with_gguf_scales(config, LAYERS_OF_27B)
+    match config.sliding_window {
+        Some(_) => keys.full_layers(config, PERIOD),
+        // Else llama.cpp assumes the usual window in every second layer.
+        None => keys.size("attention.sliding_window_pattern", &mut 1),
+    }
+    keys.optional_number("attn_logit_softcapping", &mut config.attention_softcap);
+    keys.optional_number("final_logit_softcapping", &mut config.logit_softcap);
+    if keys.file().is_some() {
+        if config.full_layers.len() == config.layers {
+            config.sliding_window = None;
+            config.full_layers.clear();
+        }
+        with_gguf_scales(config, LAYERS_OF_27B);
+    }
 }
 
 /// The activation and the factors of a GGUF file, which states neither: the scalar of the scores is the width of a head,
 /// except in the largest model, known by its layers, where it is `hidden_size / heads` (llama.cpp, `gemma2.cpp` and
 /// `gemma3.cpp`).
-pub(super) fn with_gguf_scales(config: ModelConfig, layers_of_largest: usize) -> ModelConfig {
+pub(super) fn with_gguf_scales(config: &mut ModelConfig, layers_of_largest: usize) {
     let scalar = match config.layers == layers_of_largest {
         true => config.hidden_size.checked_div(config.heads).unwrap_or(config.head_dim),
         false => config.head_dim,
     };
-    with_scales(ModelConfig { activation: Activation::GeluTanh, ..config }, scalar)
+    *config = with_scales(ModelConfig { activation: Activation::GeluTanh, ..config.clone() }, scalar);
 }
 
 pub(super) fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {

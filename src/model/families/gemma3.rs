@@ -3,9 +3,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::gemma2;
 use super::layer::LayerSpec;
-use crate::model::config::{Defaults, Family, Fields, Keys, LargerModel, ModelConfig, RopeConfig};
+use super::{gemma2, llama};
+use crate::model::config::{Defaults, Family, Fields, GgufHead, Keys, LargerModel, ModelConfig, RopeConfig};
 use crate::model::spec::{BlockSpec, NormStyle, OuterNames};
 use crate::nn::block::QkNorm;
 use crate::ops::norm::Span;
@@ -14,7 +14,8 @@ use crate::ops::norm::Span;
 pub static GEMMA3: Family = Family {
     class_name: "Gemma3ForCausalLM",
     model_type: "gemma3_text",
-    gguf: Some("gemma3"),
+    gguf: "gemma3",
+    gguf_head: GgufHead::WhereUntied,
     norm_eps: "rms_norm_eps",
     norm: NormStyle::RMS_PLUS_ONE,
     names: OuterNames::USUAL,
@@ -31,7 +32,7 @@ pub static GEMMA3: Family = Family {
     }],
     ignores: belongs_to_images,
     from_json,
-    from_gguf,
+    gguf_keys,
     to_json,
     block,
 };
@@ -74,19 +75,25 @@ fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
     gemma2::with_common_fields(fields, config)
 }
 
-fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
-    let mut config = keys.common(&GEMMA3, "attention.layer_norm_rms_epsilon", false);
+fn gguf_keys(keys: &mut Keys<'_>, config: &mut ModelConfig) {
+    keys.common(config, llama::RMS_EPS, false);
     if config.sliding_window.is_some() {
-        config.full_layers = keys.full_layers(config.layers, PERIOD);
-        let theta = keys.number("rope.freq_base_swa").unwrap_or(LOCAL_THETA);
-        config.local_rope = Some(RopeConfig { theta, ..RopeConfig::plain(config.head_dim) });
+        keys.full_layers(config, PERIOD);
+        let mut theta = config.local_rope.as_ref().map_or(LOCAL_THETA, |rope| rope.theta);
+        keys.number("rope.freq_base_swa", &mut theta);
+        if keys.file().is_some() {
+            config.local_rope = Some(RopeConfig { theta, ..RopeConfig::plain(config.head_dim) });
+        }
     }
-    if config.full_layers.len() == config.layers {
-        (config.sliding_window, config.local_rope) = (None, None);
-        config.full_layers.clear();
+    keys.optional_number("final_logit_softcapping", &mut config.logit_softcap);
+    if keys.file().is_some() {
+        if config.full_layers.len() == config.layers {
+            (config.sliding_window, config.local_rope) = (None, None);
+            config.full_layers.clear();
+        }
+        config.logit_softcap = config.logit_softcap.filter(|cap| *cap != 0.0);
+        gemma2::with_gguf_scales(config, LAYERS_OF_27B);
     }
-    config.logit_softcap = keys.number("final_logit_softcapping").filter(|cap| *cap != 0.0);
-    gemma2::with_gguf_scales(config, LAYERS_OF_27B)
 }
 
 fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {

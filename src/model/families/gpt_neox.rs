@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::layer::LayerSpec;
-use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
+use crate::model::config::{Defaults, Family, Fields, GgufHead, Keys, ModelConfig};
 use crate::model::spec::{BlockSpec, GgufRows, NormStyle, OuterNames};
 use crate::nn::block::{Attention, Mlp, MlpInput, Qkv, Residual};
 use crate::ops::activation::Activation;
@@ -13,7 +13,8 @@ use crate::ops::activation::Activation;
 pub static GPT_NEOX: Family = Family {
     class_name: "GPTNeoXForCausalLM",
     model_type: "gpt_neox",
-    gguf: Some("gptneox"),
+    gguf: "gptneox",
+    gguf_head: GgufHead::Always,
     norm_eps: "layer_norm_eps",
     norm: NormStyle::LAYER,
     names: OuterNames {
@@ -26,7 +27,7 @@ pub static GPT_NEOX: Family = Family {
     larger_models: &[],
     ignores: is_buffer,
     from_json,
-    from_gguf,
+    gguf_keys,
     to_json,
     block,
 };
@@ -70,12 +71,16 @@ fn rope(fields: &mut Fields<'_>, config: &mut ModelConfig) {
     }
 }
 
-fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
-    let mut config = keys.common(&GPT_NEOX, "attention.layer_norm_epsilon", true);
+fn gguf_keys(keys: &mut Keys<'_>, config: &mut ModelConfig) {
+    keys.common(config, "attention.layer_norm_epsilon", true);
+    if keys.file().is_some() {
+        config.parallel_residual = true;
+    }
+    keys.flag("use_parallel_residual", &mut config.parallel_residual);
+    let Some(gguf) = keys.file() else { return };
     config.activation = Activation::Gelu;
-    config.parallel_residual = keys.flag("use_parallel_residual").unwrap_or(true);
-    config.qkv_bias = keys.biases(&["attn_qkv"]);
-    config.o_bias = keys.biases(&["attn_output"]);
+    config.qkv_bias = Keys::biases(gguf, &["attn_qkv"]);
+    config.o_bias = Keys::biases(gguf, &["attn_output"]);
     config.mlp_bias = true;
     if config.qkv_bias != config.o_bias {
         keys.problem("blk.0", "has a bias on one of attn_qkv and attn_output; expected both or none");
@@ -84,7 +89,6 @@ fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
         let key = keys.key("attention.head_count_kv");
         keys.problem(&key, format!("is {}; expected {}, as many as attention heads", config.kv_heads, config.heads));
     }
-    config
 }
 
 fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {

@@ -10,9 +10,9 @@ use crate::model::config::{Defaults, EmbeddingMultiplier, Family, Fields, Keys, 
 pub static GRANITE: Family = Family {
     class_name: "GraniteForCausalLM",
     model_type: "granite",
-    gguf: Some("granite"),
+    gguf: "granite",
     from_json,
-    from_gguf,
+    gguf_keys,
     to_json,
     block,
     ..llama::FAMILY
@@ -39,16 +39,28 @@ pub(super) fn with_multipliers(fields: &mut Fields<'_>, config: ModelConfig) -> 
     }
 }
 
-fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
-    let mut config = keys.common(&GRANITE, "attention.layer_norm_rms_epsilon", false);
-    keys.take_biases(&mut config);
+pub(super) fn gguf_keys(keys: &mut Keys<'_>, config: &mut ModelConfig) {
+    keys.common(config, llama::RMS_EPS, false);
     // llama.cpp scales by the head's width where the file has no factor.
-    let usual = 1.0 / (config.head_dim as f64).sqrt();
-    config.attention_multiplier = Some(keys.number("attention.scale").unwrap_or(usual));
-    config.embedding_multiplier = EmbeddingMultiplier::Exact(keys.number("embedding_scale").unwrap_or(1.0));
-    config.residual_multiplier = Some(keys.number("residual_scale").unwrap_or(1.0));
-    config.logit_multiplier = Some(1.0 / keys.number("logit_scale").unwrap_or(1.0));
-    if keys.flag("rope.scaling.finetuned") == Some(false) {
+    let mut attention = config.attention_multiplier.unwrap_or(1.0 / (config.head_dim as f64).sqrt());
+    let mut embedding = config.embedding_multiplier.value();
+    let mut residual = config.residual_multiplier.unwrap_or(1.0);
+    let mut divisor = 1.0 / config.logit_multiplier.unwrap_or(1.0);
+    keys.number("attention.scale", &mut attention);
+    keys.number("embedding_scale", &mut embedding);
+    keys.number("residual_scale", &mut residual);
+    keys.number("logit_scale", &mut divisor);
+    let mut rotates = config.unrotated_layers.is_empty();
+    if keys.file().is_some() || !rotates {
+        keys.flag("rope.scaling.finetuned", &mut rotates);
+    }
+    let Some(gguf) = keys.file() else { return };
+    Keys::take_biases(gguf, config);
+    config.attention_multiplier = Some(attention);
+    config.embedding_multiplier = EmbeddingMultiplier::Exact(embedding);
+    config.residual_multiplier = Some(residual);
+    config.logit_multiplier = Some(1.0 / divisor);
+    if !rotates {
         let key = keys.key("rope.scaling.finetuned");
         keys.problem(&key, "is false: the model does not rotate; supported are Granite models that do");
     }
@@ -57,7 +69,6 @@ fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
                        projections or on none";
         keys.problem("blk.0", message);
     }
-    config
 }
 
 pub(super) fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {

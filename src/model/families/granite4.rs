@@ -5,17 +5,17 @@ use serde_json::{Map, Value, json};
 
 use super::layer::LayerSpec;
 use super::{granite, llama};
-use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
-use crate::model::spec::BlockSpec;
+use crate::model::config::{Defaults, Family, Fields, ModelConfig};
+use crate::model::spec::{BlockSpec, GgufRows};
 use crate::nn::block::{Mlp, MlpInput};
 
 /// Granite 4, dense.
 pub static GRANITE4: Family = Family {
     class_name: "GraniteMoeHybridForCausalLM",
     model_type: "granitemoehybrid",
-    gguf: None,
+    gguf: "granite",
     from_json,
-    from_gguf,
+    gguf_keys: granite::gguf_keys,
     to_json,
     block,
     ..llama::FAMILY
@@ -68,10 +68,6 @@ fn check_layers(fields: &mut Fields<'_>, layers: usize) {
     }
 }
 
-fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
-    (granite::GRANITE.from_gguf)(keys)
-}
-
 fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {
     granite::to_json(config, object);
     object.shift_remove("mlp_bias");
@@ -89,9 +85,11 @@ fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {
 fn block(config: &ModelConfig, layer: usize) -> BlockSpec {
     let spec = LayerSpec::new(config, layer);
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let mut input = spec.linear("shared_mlp.input_linear", "ffn_up", [2 * inner, hidden], false);
+    input.gguf_rows = GgufRows::GateApart;
     BlockSpec {
         mlp: Mlp {
-            input: MlpInput::FusedGated(spec.linear("shared_mlp.input_linear", "ffn_up", [2 * inner, hidden], false)),
+            input: MlpInput::FusedGated(input),
             activation: config.activation,
             down: spec.linear("shared_mlp.output_linear", "ffn_down", [hidden, inner], false),
         },

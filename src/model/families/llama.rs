@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::layer::LayerSpec;
 use super::mistral::MISTRAL;
-use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
+use crate::model::config::{Defaults, Family, Fields, GgufHead, Keys, ModelConfig};
 use crate::model::spec::{BlockSpec, GgufRows, NormStyle, OuterNames};
 use crate::nn::block::{Attention, Mlp, MlpInput, Qkv, Residual};
 
@@ -15,7 +15,8 @@ pub static LLAMA: Family = FAMILY;
 pub(super) const FAMILY: Family = Family {
     class_name: "LlamaForCausalLM",
     model_type: "llama",
-    gguf: Some("llama"),
+    gguf: "llama",
+    gguf_head: GgufHead::WhereUntied,
     norm_eps: "rms_norm_eps",
     norm: NormStyle::RMS,
     names: OuterNames::USUAL,
@@ -23,7 +24,7 @@ pub(super) const FAMILY: Family = Family {
     larger_models: &[],
     ignores: |_| false,
     from_json,
-    from_gguf,
+    gguf_keys,
     to_json,
     block,
 };
@@ -36,9 +37,13 @@ fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
     ModelConfig { qkv_bias: attention_bias, o_bias: attention_bias, mlp_bias, ..common }
 }
 
-fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
-    let mut config = keys.common(&LLAMA, "attention.layer_norm_rms_epsilon", false);
-    keys.take_biases(&mut config);
+/// The key of what a root-mean-square norm adds.
+pub(super) const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
+
+pub(super) fn gguf_keys(keys: &mut Keys<'_>, config: &mut ModelConfig) {
+    keys.common(config, RMS_EPS, false);
+    let Some(gguf) = keys.file() else { return };
+    Keys::take_biases(gguf, config);
     // llama.cpp has no architecture of its own for Mistral, and Llama itself has no window.
     if config.sliding_window.is_some() {
         config.family = &MISTRAL;
@@ -53,7 +58,6 @@ fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
                        projections or on none, Mistral has none";
         keys.problem("blk.0", message);
     }
-    config
 }
 
 fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {

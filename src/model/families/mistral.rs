@@ -3,18 +3,11 @@
 use serde_json::{Map, Value, json};
 
 use super::llama;
-use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
+use crate::model::config::{Defaults, Family, Fields, ModelConfig};
 
 /// Mistral.
-pub static MISTRAL: Family = Family {
-    class_name: "MistralForCausalLM",
-    model_type: "mistral",
-    gguf: None,
-    from_json,
-    from_gguf,
-    to_json,
-    ..llama::FAMILY
-};
+pub static MISTRAL: Family =
+    Family { class_name: "MistralForCausalLM", model_type: "mistral", from_json, to_json, ..llama::FAMILY };
 
 const DEFAULT_WINDOW: usize = 4096;
 
@@ -28,10 +21,6 @@ fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
     // transformers 5 calls a Mistral with `layer_types` "ministral".
     let (sliding_window, full_layers) = fields.sliding_window(common.layers, DEFAULT_WINDOW, true, 0);
     ModelConfig { sliding_window, full_layers, ..common }
-}
-
-fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
-    (llama::LLAMA.from_gguf)(keys)
 }
 
 fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {

@@ -19,7 +19,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Family, Fields, Keys, LargerModel, ModelConfig};
+use super::config::{Family, Fields, GgufConfig, Keys, LargerModel, ModelConfig};
 use super::spec::OuterNames;
 use crate::error::{Error, Result};
 use crate::files::gguf::Gguf;
@@ -110,11 +110,22 @@ impl ModelConfig {
     /// Those of [`Self::from_json_file`].
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let name = gguf.architecture().unwrap_or("(none named)");
-        let family = FAMILIES.iter().copied().find(|family| family.gguf == Some(name));
+        let family = FAMILIES.iter().copied().find(|family| family.gguf == name);
         let family = family.ok_or_else(|| unsupported(gguf.place(), name))?;
-        let mut keys = Keys::new(gguf, name);
-        let config = (family.from_gguf)(&mut keys);
+        let mut keys = Keys::reading(gguf, name);
+        let mut config = Self::empty(family);
+        (family.gguf_keys)(&mut keys, &mut config);
         config.checked(gguf.place(), keys.into_errors())
+    }
+
+    /// The keys and the small tensors of a GGUF file that describe this model; its tokenizer's keys are apart.
+    ///
+    /// # Errors
+    /// Input: everything about the model that its architecture in llama.cpp has no place for, as far as keys show it.
+    pub fn to_gguf(&self) -> Result<GgufConfig> {
+        let mut keys = Keys::writing(self.family.gguf);
+        (self.family.gguf_keys)(&mut keys, &mut self.clone());
+        keys.into_written()
     }
 
     /// A `config.json` that transformers loads, for a model whose base has none: one that came from GGUF. Its weights
@@ -239,7 +250,9 @@ pub(super) fn keep_decoder(family: &Family, config: &mut Map<String, Value>) {
 /// The error for an architecture that is in no file here.
 fn unsupported(place: &str, found: &str) -> Error {
     let classes: Vec<&str> = FAMILIES.iter().map(|family| family.class_name).collect();
-    let gguf: Vec<&str> = FAMILIES.iter().filter_map(|family| family.gguf).collect();
+    let mut gguf: Vec<&str> = FAMILIES.iter().map(|family| family.gguf).collect();
+    gguf.sort_unstable();
+    gguf.dedup();
     Error::input(place, format!("the architecture {found} is not supported")).hint(format!(
         "supported are {}, and GGUF files of architecture {}",
         classes.join(", "),

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::layer::LayerSpec;
 use super::llama;
-use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
+use crate::model::config::{Defaults, Family, Fields, GgufHead, Keys, ModelConfig};
 use crate::model::spec::BlockSpec;
 use crate::nn::block::QkNorm;
 use crate::ops::norm::Span;
@@ -14,9 +14,10 @@ use crate::ops::norm::Span;
 pub static OLMO2: Family = Family {
     class_name: "Olmo2ForCausalLM",
     model_type: "olmo2",
-    gguf: Some("olmo2"),
+    gguf: "olmo2",
+    gguf_head: GgufHead::Always,
     from_json,
-    from_gguf,
+    gguf_keys,
     to_json,
     block,
     ..llama::FAMILY
@@ -32,21 +33,21 @@ fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
     ModelConfig { qkv_bias: bias, o_bias: bias, norm_eps, ..common }
 }
 
-fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
-    let mut config = keys.common(&OLMO2, "attention.layer_norm_rms_epsilon", false);
+fn gguf_keys(keys: &mut Keys<'_>, config: &mut ModelConfig) {
+    keys.common(config, llama::RMS_EPS, false);
+    let Some(gguf) = keys.file() else { return };
     if let Some(window) = config.sliding_window.take() {
         // llama.cpp stores OLMo 3 under the same architecture.
         let key = keys.key("attention.sliding_window");
         keys.problem(&key, format!("is {window}, which makes it an OLMo 3; expected none, as OLMo 2 has"));
     }
-    config.qkv_bias = keys.biases(&["attn_q", "attn_k", "attn_v"]);
-    config.o_bias = keys.biases(&["attn_output"]);
-    if config.qkv_bias != config.o_bias || keys.biases(&["ffn_gate", "ffn_up", "ffn_down"]) {
+    config.qkv_bias = Keys::biases(gguf, &["attn_q", "attn_k", "attn_v"]);
+    config.o_bias = Keys::biases(gguf, &["attn_output"]);
+    if config.qkv_bias != config.o_bias || Keys::biases(gguf, &["ffn_gate", "ffn_up", "ffn_down"]) {
         let message = "the biases of blk.0 are not those of its architecture: OLMo 2 has them on all four attention \
                        projections or on none";
         keys.problem("blk.0", message);
     }
-    config
 }
 
 fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::layer::LayerSpec;
 use super::llama;
-use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
+use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig, RopeScaling};
 use crate::model::spec::BlockSpec;
 use crate::nn::block::{Attention, Mlp, MlpInput, Qkv};
 
@@ -13,9 +13,9 @@ use crate::nn::block::{Attention, Mlp, MlpInput, Qkv};
 pub static PHI3: Family = Family {
     class_name: "Phi3ForCausalLM",
     model_type: "phi3",
-    gguf: Some("phi3"),
+    gguf: "phi3",
     from_json,
-    from_gguf,
+    gguf_keys,
     to_json,
     block,
     ..llama::FAMILY
@@ -31,12 +31,23 @@ fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
     ModelConfig { norm_eps, sliding_window: fields.size("sliding_window"), ..common }
 }
 
-fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
-    let config = keys.common(&PHI3, "attention.layer_norm_rms_epsilon", true);
-    if keys.biases(&["attn_qkv", "attn_output", "ffn_up", "ffn_down"]) {
-        keys.problem("blk.0", "has biases, which no Phi-3 has");
+fn gguf_keys(keys: &mut Keys<'_>, config: &mut ModelConfig) {
+    keys.common(config, llama::RMS_EPS, true);
+    match keys.file() {
+        Some(gguf) if Keys::biases(gguf, &["attn_qkv", "attn_output", "ffn_up", "ffn_down"]) => {
+            keys.problem("blk.0", "has biases, which no Phi-3 has");
+        }
+        Some(_) => {}
+        None => {
+            // llama.cpp assumes a window where the key is missing.
+            if config.sliding_window.is_none() {
+                keys.size("attention.sliding_window", &mut 0);
+            }
+            if !matches!(config.rope.scaling, RopeScaling::LongRope { .. }) {
+                keys.size("rope.scaling.original_context_length", &mut config.max_positions);
+            }
+        }
     }
-    config
 }
 
 fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {

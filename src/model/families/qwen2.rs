@@ -9,9 +9,9 @@ use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
 pub static QWEN2: Family = Family {
     class_name: "Qwen2ForCausalLM",
     model_type: "qwen2",
-    gguf: Some("qwen2"),
+    gguf: "qwen2",
     from_json,
-    from_gguf,
+    gguf_keys,
     to_json,
     block: llama::unpermuted_block,
     ..llama::FAMILY
@@ -34,14 +34,14 @@ pub(super) fn window(fields: &mut Fields<'_>, layers: usize) -> (Option<usize>, 
     fields.sliding_window(layers, DEFAULT_WINDOW, used, first_layer)
 }
 
-fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
-    let mut config = keys.common(&QWEN2, "attention.layer_norm_rms_epsilon", false);
-    config.qkv_bias = keys.biases(&["attn_q", "attn_k", "attn_v"]);
-    if !config.qkv_bias || keys.biases(&["attn_output", "ffn_gate", "ffn_up", "ffn_down"]) {
+fn gguf_keys(keys: &mut Keys<'_>, config: &mut ModelConfig) {
+    keys.common(config, llama::RMS_EPS, false);
+    let Some(gguf) = keys.file() else { return };
+    config.qkv_bias = Keys::biases(gguf, &["attn_q", "attn_k", "attn_v"]);
+    if !config.qkv_bias || Keys::biases(gguf, &["attn_output", "ffn_gate", "ffn_up", "ffn_down"]) {
         let message = "the biases of blk.0 are not those of its architecture: Qwen2 has them on q, k and v";
         keys.problem("blk.0", message);
     }
-    config
 }
 
 pub(super) fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {

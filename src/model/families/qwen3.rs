@@ -11,9 +11,9 @@ use crate::ops::norm::Span;
 pub static QWEN3: Family = Family {
     class_name: "Qwen3ForCausalLM",
     model_type: "qwen3",
-    gguf: Some("qwen3"),
+    gguf: "qwen3",
     from_json,
-    from_gguf,
+    gguf_keys,
     to_json,
     block,
     ..llama::FAMILY
@@ -28,16 +28,16 @@ fn from_json(fields: &mut Fields<'_>) -> ModelConfig {
     ModelConfig { qkv_bias: bias, o_bias: bias, sliding_window, full_layers, ..common }
 }
 
-fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
-    let mut config = keys.common(&QWEN3, "attention.layer_norm_rms_epsilon", false);
-    config.qkv_bias = keys.biases(&["attn_q", "attn_k", "attn_v"]);
-    config.o_bias = keys.biases(&["attn_output"]);
-    if config.qkv_bias != config.o_bias || keys.biases(&["ffn_gate", "ffn_up", "ffn_down"]) {
+fn gguf_keys(keys: &mut Keys<'_>, config: &mut ModelConfig) {
+    keys.common(config, llama::RMS_EPS, false);
+    let Some(gguf) = keys.file() else { return };
+    config.qkv_bias = Keys::biases(gguf, &["attn_q", "attn_k", "attn_v"]);
+    config.o_bias = Keys::biases(gguf, &["attn_output"]);
+    if config.qkv_bias != config.o_bias || Keys::biases(gguf, &["ffn_gate", "ffn_up", "ffn_down"]) {
         let message = "the biases of blk.0 are not those of its architecture: Qwen3 has them on all four attention \
                        projections or on none";
         keys.problem("blk.0", message);
     }
-    config
 }
 
 fn to_json(config: &ModelConfig, object: &mut serde_json::Map<String, serde_json::Value>) {

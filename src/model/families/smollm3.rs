@@ -9,9 +9,9 @@ use crate::model::config::{Defaults, Family, Fields, Keys, ModelConfig};
 pub static SMOLLM3: Family = Family {
     class_name: "SmolLM3ForCausalLM",
     model_type: "smollm3",
-    gguf: Some("smollm3"),
+    gguf: "smollm3",
     from_json,
-    from_gguf,
+    gguf_keys,
     to_json,
     ..llama::FAMILY
 };
@@ -75,16 +75,16 @@ fn window(fields: &mut Fields<'_>, layers: usize, unrotated: &[usize]) -> (Optio
     if full_layers.len() == layers { (None, Vec::new()) } else { (Some(window), full_layers) }
 }
 
-fn from_gguf(keys: &mut Keys<'_>) -> ModelConfig {
-    let mut config = keys.common(&SMOLLM3, "attention.layer_norm_rms_epsilon", false);
-    keys.take_biases(&mut config);
+fn gguf_keys(keys: &mut Keys<'_>, config: &mut ModelConfig) {
+    keys.common(config, llama::RMS_EPS, false);
+    let Some(gguf) = keys.file() else { return };
+    Keys::take_biases(gguf, config);
     config.unrotated_layers = every(DEFAULT_INTERVAL, config.layers);
     if config.qkv_bias != config.o_bias {
         let message = "the biases of blk.0 are not those of its architecture: SmolLM3 has them on all four attention \
                        projections or on none";
         keys.problem("blk.0", message);
     }
-    config
 }
 
 fn to_json(config: &ModelConfig, object: &mut Map<String, Value>) {

@@ -1,7 +1,7 @@
 //! The language-model head and its loss in one: logits are made for trained positions only, a chunk at a time.
 //!
-//! `loss = ln Σ_v exp(z_v) − z_target` with `z = cap(logits)`, for every target by itself: an objective weighs and sums
-//! them.
+//! `loss = ln Σ_v exp(z_v) − (1 − ε)·z_target − ε·mean_v(z_v)` with `z = cap(logits)` and label smoothing ε (Szegedy et al.
+//! 2016), for every target by itself: an objective weighs and sums them.
 
 #[cfg(feature = "cpu")]
 mod cpu;
@@ -28,25 +28,32 @@ pub fn targets_per_chunk(vocabulary: usize) -> usize {
 /// - `hidden`: `[tokens, width]`
 /// - `head`: a weight `[vocabulary, width]`
 /// - `softcap`: logits `z` become `cap · tanh(z / cap)` (Gemma 2)
+/// - `smoothing`: the share ε of a target that is spread evenly over the vocabulary; 0 for none
 /// - output: `[targets, 1]` in f32, in the order of the targets
-pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Tensor<2> {
+pub fn cross_entropy(
+    hidden: Tensor<2>,
+    head: &Projected<'_>,
+    targets: &Targets,
+    softcap: Option<f32>,
+    smoothing: f32,
+) -> Tensor<2> {
     #[cfg(feature = "cpu")]
     if head.weight.matrix().is_some() {
-        return cpu::cross_entropy(hidden, head, targets, softcap);
+        return cpu::cross_entropy(hidden, head, targets, softcap, smoothing);
     }
-    reference::cross_entropy(hidden, head, targets, softcap)
+    reference::cross_entropy(hidden, head, targets, softcap, smoothing)
 }
 
 /// The prediction of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Prediction {
-    /// The value of [`cross_entropy`].
+    /// The value of [`cross_entropy`] without label smoothing.
     pub loss: f32,
     /// No other token has a greater logit.
     pub is_likeliest: bool,
 }
 
-/// The values of [`cross_entropy`], without a gradient.
+/// The values of [`cross_entropy`] without label smoothing, without a gradient.
 pub fn predictions(
     hidden: Tensor<2>,
     head: &Projected<'_>,

@@ -6,8 +6,19 @@ use super::{Prediction, Targets, capped};
 use crate::ops::linear::{Projected, reference::project};
 
 /// See [`cross_entropy`](super::cross_entropy()).
-pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Tensor<2> {
-    of_targets(log_probabilities(hidden, head, targets, softcap), targets).neg()
+pub fn cross_entropy(
+    hidden: Tensor<2>,
+    head: &Projected<'_>,
+    targets: &Targets,
+    softcap: Option<f32>,
+    smoothing: f32,
+) -> Tensor<2> {
+    let all = log_probabilities(hidden, head, targets, softcap);
+    let loss = of_targets(all.clone(), targets).neg();
+    match smoothing {
+        0.0 => loss,
+        share => loss.mul_scalar(1.0 - share) - all.mean_dim(1).mul_scalar(share),
+    }
 }
 
 /// See [`predictions`](super::predictions).

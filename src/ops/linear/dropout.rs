@@ -20,17 +20,21 @@ impl Dropout {
 
     /// Factor for element `index`: 0, or `1 / (1 - probability)`.
     ///
-    /// Counter-based (the finaliser of SplitMix64, Steele et al. 2014), so that the backward pass makes the same
-    /// mask again instead of keeping it.
+    /// Counter-based, so that the backward pass makes the same mask again instead of keeping it.
     #[inline(always)]
     pub fn factor(self, index: u64) -> f32 {
-        let mut bits = self.seed.wrapping_add(index.wrapping_mul(GOLDEN_GAMMA));
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^= bits >> 31;
-        let uniform = (bits >> 40) as f32 / (1u64 << 24) as f32;
-        if uniform < self.probability { 0.0 } else { 1.0 / (1.0 - self.probability) }
+        if uniform(self.seed, index) < self.probability { 0.0 } else { 1.0 / (1.0 - self.probability) }
     }
+}
+
+/// A number from `[0, 1)`: a hash of `seed` and `index` (the finaliser of SplitMix64, Steele et al. 2014).
+#[inline(always)]
+pub fn uniform(seed: u64, index: u64) -> f32 {
+    let mut bits = seed.wrapping_add(index.wrapping_mul(GOLDEN_GAMMA));
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^= bits >> 31;
+    (bits >> 40) as f32 / (1u64 << 24) as f32
 }
 
 #[cfg(feature = "cpu")]

@@ -10,7 +10,7 @@ pub mod reference;
 
 use burn::tensor::Tensor;
 
-pub use self::dropout::Dropout;
+pub use self::dropout::{Dropout, uniform};
 use super::frozen::FrozenWeight;
 
 /// A low-rank pair in use: the update of the weight is `scale · B · A`.

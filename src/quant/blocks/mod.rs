@@ -1,4 +1,4 @@
-//! GGUF block formats: the size of a block, and its decoding to `f32`.
+//! GGUF block formats: the size of a block, its decoding to `f32`, and its encoding (`encode`).
 //!
 //! Layouts and formulas after llama.cpp (`ggml-common.h`, `ggml-quants.c`) and gguf-py (`quants.py`), with
 //! the same order of `f32` operations, so that results equal theirs to the bit.
@@ -6,6 +6,7 @@
 //! The decoders are what the packed products call per tile: plain loops of fixed length without branches,
 //! compiled for several instruction sets, of which [`BlockType::decode`] takes the best there is.
 
+mod encode;
 mod k;
 mod q4;
 mod q8_0;

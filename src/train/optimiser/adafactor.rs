@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::{Rule, Update};
 
-/// What is added to every squared gradient (ε₁).
+/// The value that is added to every squared gradient (ε₁).
 const EPSILON: f64 = 1e-30;
 /// The root mean square that an update is scaled down to (d).
 const CLIP_THRESHOLD: f64 = 1.0;

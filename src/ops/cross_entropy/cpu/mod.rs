@@ -3,8 +3,13 @@
 //! The gradient of the hidden states is made together with the losses, while a chunk's logits are at hand: `d logits =
 //! softmax − onehot`. The backward pass weighs its rows by the gradient of each loss. The factors of an adapted head get
 //! sums over all targets, which wait for those weights: the backward pass makes the logits again.
+//!
+//! Label smoothing ε makes that `softmax − (1 − ε)·onehot − ε/V`. The last term is the same for every target, so it needs no
+//! pass over the logits: what it gives to a gradient is `ε/V` times a sum over the vocabulary ([`Spread`]).
 
+mod factors;
 mod softmax;
+mod spread;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,15 +18,16 @@ use burn::tensor::{DType, Tensor};
 use burn_flex::FlexTensor;
 use half::bf16;
 
-use self::softmax::{SoftmaxRow, exponentials_of, predictions_of, softmax};
+use self::factors::{add_low_gradient, low_gradient};
+use self::softmax::{SoftmaxRow, exponentials_of, fill_with_ones, predictions_of, softmax};
+use self::spread::Spread;
 use super::{Prediction, Targets, targets_per_chunk};
 use crate::ops::cpu::autograd::{Kernel, apply, dims, f32s, from_f32, plain, rows};
 use crate::ops::cpu::isa::{Isa, vectorised};
 use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::matrix::{Matrix, Views};
-use crate::ops::cpu::pack::{Columns, PlainColumns, RowsAsColumns};
+use crate::ops::cpu::pack::{Columns, RowsAsColumns};
 use crate::ops::cpu::product::{Epilogue, Part, Term, product};
-use crate::ops::cpu::reduce::{Outer, sum_outers, transpose};
 use crate::ops::cpu::rows::{OutputBuffer, Rows};
 use crate::ops::cpu::rowwise::for_each_row;
 use crate::ops::linear::dropout::apply_dropout;
@@ -36,6 +42,8 @@ struct CrossEntropy {
     bias: Option<Arc<[f32]>>,
     targets: Arc<Targets>,
     softcap: Option<f32>,
+    /// The share ε of label smoothing.
+    smoothing: f32,
     /// Scale and dropout of the head's low-rank pair.
     pair: Option<(f32, Option<Dropout>)>,
 }
@@ -69,9 +77,15 @@ struct SavedPair {
 }
 
 /// See [`cross_entropy`](super::cross_entropy()).
-pub fn cross_entropy(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Tensor<2> {
+pub fn cross_entropy(
+    hidden: Tensor<2>,
+    head: &Projected<'_>,
+    targets: &Targets,
+    softcap: Option<f32>,
+    smoothing: f32,
+) -> Tensor<2> {
     let factors = head.low_rank.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]);
-    apply(CrossEntropy::new(head, targets, softcap), std::iter::once(hidden).chain(factors).collect())
+    apply(CrossEntropy::new(head, targets, softcap, smoothing), std::iter::once(hidden).chain(factors).collect())
 }
 
 /// See [`predictions`](super::predictions).
@@ -81,7 +95,7 @@ pub fn predictions(
     targets: &Targets,
     softcap: Option<f32>,
 ) -> Vec<Prediction> {
-    let kernel = CrossEntropy::new(head, targets, softcap);
+    let kernel = CrossEntropy::new(head, targets, softcap, 0.0);
     let factors = head.low_rank.iter().flat_map(|pair| [pair.a.clone(), pair.b.clone()]);
     let inputs: Vec<FlexTensor> = std::iter::once(hidden).chain(factors).map(plain).collect();
     kernel.predictions_and_gradient(&inputs, false).0
@@ -146,12 +160,13 @@ impl Chunk<'_> {
 }
 
 impl CrossEntropy {
-    fn new(head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Self {
+    fn new(head: &Projected<'_>, targets: &Targets, softcap: Option<f32>, smoothing: f32) -> Self {
         Self {
             weight: head.weight.matrix().expect("the caller checked").clone(),
             bias: head.bias.map(Arc::from),
             targets: targets.into(),
             softcap,
+            smoothing,
             pair: head.low_rank.as_ref().map(|pair| (pair.scale, pair.dropout)),
         }
     }
@@ -172,7 +187,9 @@ impl CrossEntropy {
     /// Ranges of targets whose logits are held at once, and room for these.
     fn chunks(&self) -> (impl Iterator<Item = Range<usize>>, Vec<f32>) {
         let (count, chunk) = (self.targets.len(), targets_per_chunk(self.weight.rows()));
-        let logits = vec![0f32; chunk.min(count) * self.weight.rows()];
+        // A row more for `Spread`.
+        let rows = chunk.min(count) + usize::from(self.spreads());
+        let logits = vec![0f32; rows * self.weight.rows()];
         ((0..count).step_by(chunk).map(move |first| first..(first + chunk).min(count)), logits)
     }
 
@@ -188,75 +205,60 @@ impl CrossEntropy {
     {
         let [tokens, width] = dims(hidden);
         let vocabulary = self.weight.rows();
+        // The smoothed loss comes out of the same sums as its gradient.
+        let needs_gradient = gradient || self.smoothing > 0.0;
         let mut predictions = Vec::with_capacity(self.targets.len());
-        let mut d_hidden = vec![0f32; if gradient { self.targets.len() * width } else { 0 }];
+        // A row more for `Spread`, which the next chunk writes over.
+        let rows = self.targets.len() + usize::from(self.spreads());
+        let mut d_hidden = vec![0f32; if needs_gradient { rows * width } else { 0 }];
         let mut d_low = Vec::new();
+        let mut spread: Option<Spread> = None;
         let (chunks, mut logits) = self.chunks();
         for range in chunks {
             let chunk = self.chunk::<E>(hidden, pair.as_ref(), range.clone());
-            let logits = &mut logits[..range.len() * vocabulary];
-            self.logits::<E>(&chunk, pair.as_ref(), logits);
-            if !gradient {
+            let finds_spread = self.spreads() && spread.is_none();
+            let rows = range.len() + usize::from(finds_spread);
+            let (of_targets, of_rows) = (range.len() * vocabulary, rows * vocabulary);
+            self.logits::<E>(&chunk, pair.as_ref(), &mut logits[..of_targets]);
+            if !needs_gradient {
+                let logits = &mut logits[..of_targets];
                 predictions.extend(predictions_of(logits, vocabulary, chunk.targets, self.softcap));
                 continue;
             }
-            let softmax_rows = softmax::<E>(logits, vocabulary, chunk.targets, self.softcap);
-            predictions.extend(softmax_rows.iter().map(|row| row.prediction));
-            let exponentials = exponentials_of::<E>(logits, vocabulary);
-            let d_picked = &mut d_hidden[range.start * width..range.end * width];
-            self.sum_over_vocabulary::<E>(exponentials, range.len(), d_picked);
+            let targets = &mut logits[..of_targets];
+            let softmax_rows = softmax::<E>(targets, vocabulary, chunk.targets, self.softcap, self.smoothing);
+            if finds_spread {
+                fill_with_ones::<E>(&mut logits[of_targets..of_rows]);
+            }
+            let exponentials = exponentials_of::<E>(&logits[..of_rows], vocabulary);
+            let d_rows = &mut d_hidden[range.start * width..][..rows * width];
+            self.sum_over_vocabulary::<E>(exponentials, rows, d_rows);
+            let (d_picked, sum_of_weight) = d_rows.split_at_mut(range.len() * width);
+            if finds_spread {
+                spread = Some(self.spread(sum_of_weight, pair.as_ref()));
+            }
+            predictions.extend(softmax_rows.iter().enumerate().map(|(index, row)| {
+                let smoothed = |spread: &Spread| self.smoothing * row.target - spread.share_of_logits(&chunk, index);
+                let loss = row.prediction.loss + spread.as_ref().map_or(0.0, smoothed);
+                Prediction { loss, ..row.prediction }
+            }));
             for_each_row(d_picked, width, width, |row, values, scratch| {
                 self.weight.decode(chunk.targets[row].1 as usize, 0, scratch);
                 let SoftmaxRow { factor, target_slope, .. } = softmax_rows[row];
                 scale_and_subtract(values, factor, scratch, target_slope);
+                if let Some(spread) = &spread {
+                    add_scaled(values, -spread.share, &spread.d_hidden);
+                }
             });
             if let Some(pair) = &pair {
-                let of_chunk = low_gradient::<E>(pair, &chunk, exponentials, &softmax_rows);
+                let of_chunk = low_gradient::<E>(pair, &chunk, exponentials, &softmax_rows, spread.as_ref());
                 add_low_gradient::<E>(pair, &of_chunk, chunk.targets, d_picked, width);
                 d_low.extend(of_chunk);
             }
         }
+        d_hidden.truncate(self.targets.len() * width);
         let adapted = pair.map(|pair| SavedPair { hidden: hidden.clone(), pair, d_low });
         (predictions, gradient.then_some(Saved { tokens, width, d_hidden, adapted }))
-    }
-
-    /// The gradients of `A` and `B`, with a weight for each loss.
-    fn factor_gradients<E: Element>(&self, saved: &SavedPair, weights: &[f32]) -> [FlexTensor; 2]
-    where
-        Matrix: Views<E>,
-    {
-        let SavedPair { hidden, pair, d_low } = saved;
-        let (width, vocabulary, rank, scale) = (dims(hidden)[1], self.weight.rows(), pair.rank, pair.scale);
-        let (mut da, mut db) = (vec![0f32; rank * width], vec![0f32; rank * vocabulary]);
-        let (chunks, mut logits) = self.chunks();
-        for range in chunks {
-            let chunk = self.chunk::<E>(hidden, Some(pair), range.clone());
-            let logits = &mut logits[..range.len() * vocabulary];
-            self.logits::<E>(&chunk, Some(pair), logits);
-            let softmax_rows = softmax::<E>(logits, vocabulary, chunk.targets, self.softcap);
-            let exponentials = exponentials_of::<E>(logits, vocabulary);
-            let weights = &weights[range.clone()];
-            let weighted = |values: &[f32], weight: &dyn Fn(usize) -> f32| -> Vec<f32> {
-                let rows = values.chunks_exact(rank).enumerate();
-                rows.flat_map(|(row, values)| values.iter().map(move |value| value * weight(row))).collect()
-            };
-            let d_low = weighted(&d_low[range.start * rank..range.end * rank], &|row| weights[row]);
-            // Against the exponentials; what the targets take away follows.
-            let low = weighted(&chunk.low, &|row| softmax_rows[row].factor * weights[row]);
-            let sums = sum_outers(&[
-                Outer { left: (&d_low, rank), rank, right: chunk.pair_rows(), width, scale: 1.0 },
-                Outer { left: (&low, rank), rank, right: exponentials, width: vocabulary, scale },
-            ]);
-            add_scaled(&mut da, 1.0, &sums[0]);
-            add_scaled(&mut db, 1.0, &sums[1]);
-            for (row, values) in chunk.low.chunks_exact(rank).enumerate() {
-                let factor = scale * softmax_rows[row].target_slope * weights[row];
-                for (r, value) in values.iter().enumerate() {
-                    db[r * vocabulary + chunk.targets[row].1 as usize] -= factor * value;
-                }
-            }
-        }
-        [from_f32(da, rank, width), from_f32(transpose(&db, rank, vocabulary), vocabulary, rank)]
     }
 
     /// The hidden states of the targets in `range`.
@@ -319,45 +321,12 @@ impl CrossEntropy {
     }
 }
 
-/// The gradient of each loss with respect to `drop(h)·Aᵀ`, `[targets, rank]`: `s·(d logits)·B`.
-fn low_gradient<E: Element>(
-    pair: &Pair,
-    chunk: &Chunk<'_>,
-    exponentials: Rows<'_>,
-    softmax_rows: &[SoftmaxRow],
-) -> Vec<f32> {
-    let Pair { rank, scale, .. } = *pair;
-    let b = f32s(&pair.b);
-    let columns = PlainColumns { data: b, stride: rank, depth: b.len() / rank, scale };
-    let mut d_low = multiply::<E>(chunk.targets.len(), rank, exponentials, &columns);
-    for ((values, &(_, target)), row) in d_low.chunks_exact_mut(rank).zip(chunk.targets).zip(softmax_rows) {
-        let b = &b[target as usize * rank..][..rank];
-        values.iter_mut().zip(b).for_each(|(value, b)| *value = *value * row.factor - row.target_slope * scale * b);
-    }
-    d_low
-}
-
 /// The dropout of the hidden states of some targets: its elements are counted in all hidden states, so that the noise of a
 /// token does not depend on which others are trained.
 fn drop_by_target(picked: &mut [f32], dropout: Dropout, targets: &Targets, width: usize) {
     for (values, &(row, _)) in picked.chunks_exact_mut(width).zip(targets) {
         apply_dropout(values, dropout, u64::from(row) * width as u64);
     }
-}
-
-/// Adds `drop'(d_low·A)` to the gradient of the hidden states of some targets.
-fn add_low_gradient<E: Element>(pair: &Pair, d_low: &[f32], targets: &Targets, d_picked: &mut [f32], width: usize) {
-    let (rank, count) = (pair.rank, targets.len());
-    let columns = PlainColumns { data: f32s(&pair.a), stride: width, depth: rank, scale: 1.0 };
-    let rows = Rows::F32 { data: d_low, stride: rank };
-    let Some(dropout) = pair.dropout else {
-        let part = Part::whole(width, Term::<E> { rows, columns: &columns });
-        let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
-        return product(count, &part, epilogue, OutputBuffer::f32(d_picked, width));
-    };
-    let mut share = multiply::<E>(count, width, rows, &columns);
-    drop_by_target(&mut share, dropout, targets, width);
-    add_scaled(d_picked, 1.0, &share);
 }
 
 /// A small product in f32.

@@ -13,23 +13,28 @@ use crate::ops::cpu::shared::SharedMut;
 /// A row of logits in whose place `exp(z − largest)` stands, times the slope of the cap where there is one.
 #[derive(Clone, Copy, Default)]
 pub struct SoftmaxRow {
-    /// `ln Σ_v exp(z_v) − z_target`, and whether `z_target` is the greatest.
+    /// `ln Σ_v exp(z_v) − z_target` (with a cap, the smoothed loss), and whether `z_target` is the greatest.
     pub prediction: Prediction,
+    /// `z_target`.
+    pub target: f32,
     /// The factor that makes the exponentials sum to one.
     pub factor: f32,
-    /// `dz/d logit` at the target: 1 without a cap.
+    /// `dz/d logit` at the target, times the share `1 − ε` that label smoothing leaves it: 1 without either.
     pub target_slope: f32,
 }
 
 /// Turns each row of logits into its exponentials, in the kernel's format (see [`exponentials_of`]).
 ///
 /// They are neither divided by their sum nor is one subtracted at the target before the products that read them: both
-/// happen afterwards, in f32, which saves two passes over the logits and a rounding.
+/// happen afterwards, in f32, which saves two passes over the logits and a rounding. So does the evenly spread share of label
+/// smoothing, `smoothing / vocabulary` of every logit; only under a cap, whose slope differs from logit to logit, it is
+/// subtracted here, after a pass that finds the sum.
 pub fn softmax<E: Element>(
     logits: &mut [f32],
     vocabulary: usize,
     targets: &Targets,
     softcap: Option<f32>,
+    smoothing: f32,
 ) -> Vec<SoftmaxRow> {
     let mut results = vec![SoftmaxRow::default(); targets.len()];
     let slots = SharedMut::new(&mut results);
@@ -40,17 +45,35 @@ pub fn softmax<E: Element>(
             None => largest(logits),
         };
         let picked = logits[target];
-        let sum = match softcap {
-            Some(cap) => exponentials_in_place::<E, _>(logits, largest, Capped { inverse: 1.0 / cap }),
+        let capped = softcap.map(|cap| Capped { inverse: 1.0 / cap });
+        let mut spread_loss = 0.0;
+        let sum = match capped {
+            Some(cap) if smoothing > 0.0 => {
+                let (sum, sum_of_logits) = sums(logits, largest);
+                let share = smoothing / vocabulary as f32;
+                spread_loss = smoothing * picked - share * sum_of_logits;
+                exponentials_in_place::<E, _>(logits, largest, Smoothed { cap, subtracted: share * sum })
+            }
+            Some(cap) => exponentials_in_place::<E, _>(logits, largest, cap),
             None => exponentials_in_place::<E, _>(logits, largest, Uncapped),
         };
-        let target_slope = softcap.map_or(1.0, |cap| Capped { inverse: 1.0 / cap }.slope(picked));
-        let prediction = Prediction { loss: largest + sum.ln() - picked, is_likeliest: picked >= largest };
-        let result = SoftmaxRow { prediction, factor: 1.0 / sum, target_slope };
+        let target_slope = (1.0 - smoothing) * capped.map_or(1.0, |cap| cap.slope(picked));
+        let loss = largest + sum.ln() - picked + spread_loss;
+        let prediction = Prediction { loss, is_likeliest: picked >= largest };
+        let result = SoftmaxRow { prediction, target: picked, factor: 1.0 / sum, target_slope };
         // SAFETY: every row has its own slot.
         unsafe { slots.set(row, result) };
     });
     results
+}
+
+/// Fills a row with ones, in the kernel's format.
+pub fn fill_with_ones<E: Element>(row: &mut [f32]) {
+    let width = row.len();
+    match E::DEPTH_UNIT {
+        1 => row.fill(1.0),
+        _ => bytemuck::cast_slice_mut::<f32, bf16>(row)[..width].fill(bf16::ONE),
+    }
 }
 
 /// The exponentials that [`softmax`] left: bf16 stands in the first half of each row.
@@ -68,15 +91,12 @@ pub fn predictions_of(
     targets: &Targets,
     softcap: Option<f32>,
 ) -> Vec<Prediction> {
-    softmax::<f32>(logits, vocabulary, targets, softcap).iter().map(|row| row.prediction).collect()
+    softmax::<f32>(logits, vocabulary, targets, softcap, 0.0).iter().map(|row| row.prediction).collect()
 }
 
 /// The derivative of the cap on logits, for loops that vectorise.
 trait Cap: Copy {
-    /// `dz/d logit` at a capped logit `z`.
-    fn slope(self, z: f32) -> f32;
-
-    /// `exponential · slope(z)`.
+    /// `exponential · dz/d logit` at a capped logit `z`.
     fn scaled(self, exponential: f32, z: f32) -> f32;
 }
 
@@ -84,11 +104,6 @@ trait Cap: Copy {
 struct Uncapped;
 
 impl Cap for Uncapped {
-    #[inline(always)]
-    fn slope(self, _: f32) -> f32 {
-        1.0
-    }
-
     #[inline(always)]
     fn scaled(self, exponential: f32, _: f32) -> f32 {
         exponential
@@ -101,16 +116,32 @@ struct Capped {
     inverse: f32,
 }
 
-impl Cap for Capped {
+impl Capped {
     #[inline(always)]
     fn slope(self, z: f32) -> f32 {
         let share = z * self.inverse;
         1.0 - share * share
     }
+}
 
+impl Cap for Capped {
     #[inline(always)]
     fn scaled(self, exponential: f32, z: f32) -> f32 {
         exponential * self.slope(z)
+    }
+}
+
+/// A cap under label smoothing: every exponential is less by the share that is spread evenly.
+#[derive(Clone, Copy)]
+struct Smoothed {
+    cap: Capped,
+    subtracted: f32,
+}
+
+impl Cap for Smoothed {
+    #[inline(always)]
+    fn scaled(self, exponential: f32, z: f32) -> f32 {
+        self.cap.scaled(exponential - self.subtracted, z)
     }
 }
 
@@ -157,6 +188,31 @@ vectorised! {
             largest = if *value > largest { *value } else { largest };
         }
         largest
+    }
+}
+
+vectorised! {
+    /// `Σ exp(z − largest)` and `Σ z`.
+    fn sums(logits: &[f32], largest: f32) -> (f32, f32) {
+        const LANES: usize = 32;
+        let (mut exponentials, mut sums) = ([0f32; LANES], [0f32; LANES]);
+        let (whole, rest) = logits.as_chunks::<LANES>();
+        for values in whole {
+            for lane in 0..LANES {
+                exponentials[lane] += exp(values[lane] - largest);
+                sums[lane] += values[lane];
+            }
+        }
+        let (mut exponential, mut sum) = (0.0, 0.0);
+        for lane in 0..LANES {
+            exponential += exponentials[lane];
+            sum += sums[lane];
+        }
+        for value in rest {
+            exponential += exp(*value - largest);
+            sum += *value;
+        }
+        (exponential, sum)
     }
 }
 

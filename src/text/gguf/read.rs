@@ -1,78 +1,15 @@
 //! The vocabulary in a GGUF file's metadata, rewritten as a `tokenizer.json`.
-//!
-//! Keys: `tokenizer.ggml.*` (ggml `docs/gguf.md`). Two models: `gpt2`, byte-level BPE with its merges, and
-//! `llama`, SentencePiece BPE, whose merges follow from the scores. The split of text before the merges stands
-//! in the file only as a name (`tokenizer.ggml.pre`); the patterns behind the names are those of llama.cpp's
-//! `llama-vocab.cpp` and of transformers' `gguf_tokenizer_mapping.py`.
 
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
-use super::Tokenizer;
-use super::templates::Templates;
-use super::tokenizer::{NamedTokens, Surroundings};
+use super::{CONTROL, NORMAL, PRE_TOKENIZERS, UNKNOWN, USER_DEFINED, byte_level};
 use crate::error::{Error, Result};
 use crate::files::gguf::{Gguf, Value as Metadata};
-
-/// `tokenizer.ggml.token_type` (llama.cpp `llama_token_type`).
-const NORMAL: i64 = 1;
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-
-/// The split of text before byte-level BPE merges.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Split {
-    /// GPT-2's own pattern.
-    Gpt2,
-    /// Every digit alone, and GPT-2's pattern between them.
-    DigitsThenGpt2,
-    /// A pattern of its own.
-    Pattern(&'static str),
-}
-
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// One kind of pre-tokenizer.
-struct PreTokenizer {
-    name: &'static str,
-    split: Split,
-    /// A word that is in the vocabulary is taken whole, without going through the merges.
-    whole_words: bool,
-    /// Whether the beginning-of-text token is added where the file does not say.
-    adds_bos: bool,
-}
-
-/// The names of `tokenizer.ggml.pre` that the supported architectures use.
-///
-/// `smollm` is as in llama.cpp and in the models' own `tokenizer.json`. transformers 5.23 does not know the name
-/// when it reads a GGUF file and takes GPT-2's pattern: there, spaces and line ends before a digit come out
-/// differently (docs/tokenizers.md).
-const PRE_TOKENIZERS: [PreTokenizer; 15] = [
-    pre("default", Split::Gpt2, false, false),
-    pre("gpt-2", Split::Gpt2, false, false),
-    pre("smollm", Split::DigitsThenGpt2, false, false),
-    pre("llama3", Split::Pattern(LLAMA3), true, true),
-    pre("llama-v3", Split::Pattern(LLAMA3), true, true),
-    pre("llama-bpe", Split::Pattern(LLAMA3), true, true),
-    pre("falcon3", Split::Pattern(LLAMA3), true, true),
-    pre("lfm2", Split::Pattern(LLAMA3), true, true),
-    pre("smaug-bpe", Split::Pattern(LLAMA3), false, false),
-    pre("dbrx", Split::Pattern(LLAMA3), false, false),
-    pre("qwen2", Split::Pattern(QWEN2), false, false),
-    pre("deepseek-r1-qwen", Split::Pattern(QWEN2), false, false),
-    pre("megrez", Split::Pattern(QWEN2), false, false),
-    pre("stablelm2", Split::Pattern(QWEN2), false, false),
-    pre("tekken", Split::Pattern(TEKKEN), true, true),
-];
-
-const fn pre(name: &'static str, split: Split, whole_words: bool, adds_bos: bool) -> PreTokenizer {
-    PreTokenizer { name, split, whole_words, adds_bos }
-}
+use crate::text::Tokenizer;
+use crate::text::templates::Templates;
+use crate::text::tokenizer::{NamedTokens, Surroundings};
 
 impl Tokenizer {
     /// Builds the tokenizer of a GGUF file from its metadata.
@@ -275,18 +212,7 @@ impl<'a> Vocabulary<'a> {
             })
             .collect::<Result<_>>()?;
         let model = bpe(self.vocab(), pairs, Map::from_iter([("ignore_merges".into(), json!(pre.whole_words))]));
-        let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex});
-        let pre_tokenizer = match pre.split {
-            Split::Gpt2 => byte_level(true),
-            Split::DigitsThenGpt2 => json!({"type": "Sequence", "pretokenizers": [
-                {"type": "Digits", "individual_digits": true},
-                byte_level(true),
-            ]}),
-            Split::Pattern(pattern) => json!({"type": "Sequence", "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
-                byte_level(false),
-            ]}),
-        };
+        let pre_tokenizer = pre.split.pre_tokenizer();
         let decoder = byte_level(true);
         Ok(Parts { model, normalizer: Value::Null, pre_tokenizer, decoder, adds_bos: pre.adds_bos })
     }

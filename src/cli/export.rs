@@ -1,0 +1,142 @@
+//! `burnish export`: writes a model, or an adapter, for other programs.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::model::Model;
+use super::terminal::Terminal;
+use crate::adapter::host::HostAdapter;
+use crate::adapter::merge::MergeBase;
+use crate::bytes::Size;
+use crate::error::{Error, Place, Result, counted};
+use crate::export::{ExportOptions, ExportReport, GgufType};
+use crate::run::{self, OpenBase};
+
+/// Write a model for other programs, such as llama.cpp, with an adapter folded in if there is one
+#[derive(Debug, Args)]
+#[command(after_help = "Of a base in GGUF, metadata and tokenizer are carried over, and every tensor keeps its type \
+                        unless --type gives another.")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    model: Model,
+    /// The format
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    format: Format,
+    /// The file to write, or the folder for Ollama; it must not exist
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    /// Type of the weights [default: as in the base; f32 for a base that bitsandbytes packed]
+    #[arg(long = "type", value_enum, value_name = "TYPE")]
+    gguf_type: Option<GgufType>,
+    /// Split a file that would be larger, as 2GiB, 500MB or a number of bytes
+    #[arg(long, value_name = "SIZE")]
+    split_size: Option<Size>,
+}
+
+/// The format of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A GGUF file, for llama.cpp and what builds on it
+    Gguf,
+    /// The adapter alone, for llama.cpp's own file of the base
+    GgufLora,
+    /// A folder with a GGUF file and a Modelfile, for Ollama
+    Ollama,
+}
+
+/// The file that was written.
+#[derive(Debug, Serialize)]
+pub(super) struct Exported {
+    out: PathBuf,
+    #[serde(flatten)]
+    report: ExportReport,
+}
+
+pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
+    let (base, adapter) = arguments.model.open(terminal)?;
+    let quant = arguments.model.quant(&base, adapter.as_ref())?;
+    let weights = if quant.is_packing() { MergeBase::Dequantized(quant) } else { MergeBase::Original };
+    let split_bytes = arguments.split_size.map(|size| size.0);
+    let options = ExportOptions { weights, gguf_type: arguments.gguf_type, split_bytes };
+    let exported = match (arguments.format, &adapter) {
+        (Format::Gguf, adapter) => gguf(&base, adapter.as_ref(), &arguments.out, &options)?,
+        (Format::Ollama, adapter) => ollama(&base, adapter.as_ref(), &arguments.out, &options)?,
+        (Format::GgufLora, Some(adapter)) => arguments.gguf_lora(&base, adapter)?,
+        (Format::GgufLora, None) => {
+            return Err(Error::input(Place::argument("--adapter"), "is missing")
+                .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
+        }
+    };
+    exported.print(&base, terminal)
+}
+
+impl Arguments {
+    fn gguf_lora(&self, base: &OpenBase, adapter: &HostAdapter) -> Result<Exported> {
+        let given = [("--type", self.gguf_type.is_some()), ("--split-size", self.split_size.is_some())];
+        let errors = given.into_iter().filter(|(_, is_given)| *is_given).map(|(argument, _)| {
+            Error::input(
+                Place::argument(argument),
+                "does not go with `--format gguf-lora`, which is one small file in f32",
+            )
+        });
+        Error::none_of(errors.collect(), ())?;
+        Ok(Exported { out: self.out.clone(), report: run::export::gguf_lora(base, adapter, &self.out)? })
+    }
+}
+
+/// Writes a whole model as GGUF.
+pub(super) fn gguf(
+    base: &OpenBase,
+    adapter: Option<&HostAdapter>,
+    out: &Path,
+    options: &ExportOptions,
+) -> Result<Exported> {
+    Ok(Exported { out: out.to_owned(), report: run::export::gguf(base, adapter, out, options)? })
+}
+
+/// Writes a whole model as a folder for Ollama.
+pub(super) fn ollama(
+    base: &OpenBase,
+    adapter: Option<&HostAdapter>,
+    out: &Path,
+    options: &ExportOptions,
+) -> Result<Exported> {
+    if options.split_bytes.is_some() {
+        let message = "does not go with `--format ollama`, whose Modelfile names one file";
+        return Err(Error::input(Place::argument("--split-size"), message));
+    }
+    Ok(Exported { out: out.to_owned(), report: run::export::ollama(base, adapter, out, options)? })
+}
+
+impl Exported {
+    /// The remarks on stderr, the result on stdout.
+    pub(super) fn print(&self, base: &OpenBase, terminal: &Terminal) -> Result<()> {
+        self.report.notices.iter().for_each(|notice| terminal.message(notice));
+        base.parts_passed_over().into_iter().for_each(|notice| terminal.message(notice));
+        terminal.result(self)
+    }
+}
+
+impl fmt::Display for Exported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ExportReport { files, tensors, formats, bytes, modules, untied_head, .. } = &self.report;
+        let formats: Vec<String> = formats.iter().map(|(format, count)| format!("{count} {format}")).collect();
+        let megabytes = bytes / 1_000_000;
+        write!(f, "{}: ", self.out.display())?;
+        if files.len() > 1 {
+            write!(f, "{}, ", counted(files.len(), "file"))?;
+        }
+        write!(f, "{} ({}), {megabytes} MB", counted(*tensors, "tensor"), formats.join(", "))?;
+        if *modules > 0 {
+            write!(f, ", with the adapter's {}", counted(*modules, "module"))?;
+        }
+        write!(f, "; read back and compared")?;
+        if *untied_head {
+            write!(f, "\nthe head is no longer tied to the embedding: the adapter changes it")?;
+        }
+        Ok(())
+    }
+}

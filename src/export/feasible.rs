@@ -1,0 +1,162 @@
+//! Which consumer can take which choice: one table, in code and (from it) in docs/exports.md.
+
+use super::check;
+use super::lora::has_head_tensor;
+use crate::model::ModelConfig;
+use crate::model::config::GgufHead;
+
+/// A program that takes what burnish makes, by the form in which it gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consumer {
+    /// The adapter, in PEFT and what reads its format.
+    Peft,
+    /// The merged folder, in transformers and what reads its format.
+    Folder,
+    /// The merged GGUF file, in llama.cpp and Ollama.
+    Gguf,
+    /// The adapter over llama.cpp's own file of the base.
+    GgufLora,
+}
+
+/// Whether a consumer can take a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feasible {
+    /// As it is.
+    Yes,
+    /// In another form, with the same result.
+    As(&'static str),
+    /// Not at all, for this reason.
+    No(&'static str),
+}
+
+/// The facts of a run that rule something out.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// The base.
+    pub config: &'a ModelConfig,
+    /// Whether the adapter changes the output head.
+    pub changes_head: bool,
+}
+
+/// A choice with what each consumer makes of it.
+#[derive(Debug)]
+pub struct Row {
+    /// The choice, for the page.
+    pub choice: &'static str,
+    /// Whether a run makes it. Of a choice that rules nothing out it does not matter.
+    holds: fn(&Facts<'_>) -> bool,
+    peft: Feasible,
+    folder: Feasible,
+    gguf: Feasible,
+    gguf_lora: Feasible,
+}
+
+use Feasible::{As, No, Yes};
+
+/// Every choice.
+pub const TABLE: [Row; 6] = [
+    Row { choice: "low-rank pairs on projections", holds: |_| true, peft: Yes, folder: Yes, gguf: Yes, gguf_lora: Yes },
+    Row {
+        choice: "`rslora`, ranks or alphas by pattern",
+        holds: |_| true,
+        peft: Yes,
+        folder: Yes,
+        gguf: Yes,
+        gguf_lora: As("the scales are multiplied into the factors"),
+    },
+    Row {
+        choice: "the head, where it has a matrix of its own",
+        holds: |facts| facts.changes_head && !facts.config.tied_head,
+        peft: Yes,
+        folder: Yes,
+        gguf: Yes,
+        gguf_lora: Yes,
+    },
+    Row {
+        choice: "the head, where it is tied to the embedding",
+        holds: |facts| facts.changes_head && facts.config.tied_head && !has_head_tensor(facts.config),
+        peft: Yes,
+        folder: As("the head gets a matrix of its own"),
+        gguf: As("the head gets a matrix of its own"),
+        gguf_lora: No("llama.cpp has no tensor for the change of a tied head alone"),
+    },
+    Row {
+        choice: "the head of a Gemma 2",
+        holds: |facts| facts.changes_head && facts.config.family.gguf_head == GgufHead::Never,
+        peft: Yes,
+        folder: As("the head gets a matrix of its own"),
+        gguf: No("llama.cpp uses the embedding as the head of this architecture"),
+        gguf_lora: No("llama.cpp uses the embedding as the head of this architecture"),
+    },
+    Row {
+        choice: "a base packed in memory (`nf4`, `nf4-double`, `int8`)",
+        holds: |_| true,
+        peft: Yes,
+        folder: As("into the decoded weights"),
+        gguf: As("into the decoded weights"),
+        gguf_lora: As("over a file exported with `--quant` and without the adapter"),
+    },
+];
+
+impl Consumer {
+    /// Every consumer, in the order of the table.
+    pub const ALL: [Self; 4] = [Self::Peft, Self::Folder, Self::Gguf, Self::GgufLora];
+
+    /// The name for users.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Peft => "adapter (PEFT)",
+            Self::Folder => "merged folder",
+            Self::Gguf => "merged GGUF, Ollama",
+            Self::GgufLora => "GGUF-LoRA",
+        }
+    }
+}
+
+impl Row {
+    /// What a consumer makes of the choice.
+    pub fn cell(&self, consumer: Consumer) -> Feasible {
+        match consumer {
+            Consumer::Peft => self.peft,
+            Consumer::Folder => self.folder,
+            Consumer::Gguf => self.gguf,
+            Consumer::GgufLora => self.gguf_lora,
+        }
+    }
+}
+
+/// The exports that a run rules out, a sentence each, for the moment before it starts.
+pub fn ruled_out(facts: &Facts<'_>) -> Vec<String> {
+    let mut notices = Vec::new();
+    for consumer in Consumer::ALL {
+        let rows = TABLE.iter().filter(|row| (row.holds)(facts));
+        let reason = rows.filter_map(|row| match row.cell(consumer) {
+            No(reason) => Some(reason),
+            Yes | As(_) => None,
+        });
+        notices.extend(reason.last().map(|reason| format!("export: {} is ruled out: {reason}", consumer.name())));
+    }
+    if let Err(error) = check::is_expressible(facts.config) {
+        let paragraphs = error.paragraphs();
+        let problem = paragraphs.first().and_then(|paragraph| paragraph.lines().next()).unwrap_or_default();
+        notices.push(format!("export: GGUF is ruled out for this base: {problem}"));
+    }
+    notices
+}
+
+/// The table as Markdown.
+pub fn markdown() -> String {
+    let mut text = String::from("| choice |");
+    let line = |cells: Vec<String>| format!(" {} |", cells.join(" | "));
+    text += &line(Consumer::ALL.iter().map(|consumer| consumer.name().to_owned()).collect());
+    text += "\n|---|---|---|---|---|\n";
+    for row in &TABLE {
+        let cell = |consumer: &Consumer| match row.cell(*consumer) {
+            Yes => "yes".to_owned(),
+            As(form) => format!("yes: {form}"),
+            No(reason) => format!("no: {reason}"),
+        };
+        text += &format!("| {} |{}\n", row.choice, line(Consumer::ALL.iter().map(cell).collect()));
+    }
+    text
+}
