@@ -12,6 +12,7 @@ use crate::device;
 use crate::error::{Place, Result, printable};
 use crate::model::Decoder;
 use crate::quant::{Compute, Quant};
+use crate::run::merge::Hardware;
 use crate::run::{OpenAdapter, OpenBase};
 
 /// A base and perhaps an adapter.
@@ -61,6 +62,11 @@ impl Model {
         let mut loading = Counter::of_loading(terminal);
         let decoder = base.load(&device, self.compute(), quant, |done, total| loading.show(done, total))?;
         Ok(Ready { base, adapter, decoder, quant })
+    }
+
+    /// The device and precision to compute with.
+    pub(super) fn hardware(&self, global: &Global) -> Result<Hardware> {
+        Ok(Hardware { device: device::open(&global.device)?, compute: self.compute() })
     }
 
     /// The precision asked for.

@@ -7,8 +7,8 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use super::base::OpenBase;
-use super::verify::Expected;
 pub use super::verify::Agreement;
+use super::verify::Expected;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{self, MergeBase, MergeOptions, MergeReport};
 use crate::data::{Encoded, EncodedSet};
@@ -47,11 +47,9 @@ pub fn merge(
     hardware: Option<&Hardware>,
 ) -> Result<Merged> {
     // The base is in memory before the merge and gone by then.
-    let quant = match options.weights {
-        MergeBase::Original => Quant::None,
-        MergeBase::Dequantized(quant) => quant,
-    };
-    let expected = hardware.map(|hardware| Ok::<_, Error>((Expected::of(base, adapter, quant, hardware)?, hardware)));
+    let quant = options.weights.quant();
+    let expected =
+        hardware.map(|hardware| Ok::<_, Error>((Expected::of(base, Some(adapter), quant, hardware)?, hardware)));
     let expected = expected.transpose()?;
     let (staging, report) =
         merge::stage(&base.files, adapter, out, options, |folder| base.encoder.tokenizer().save(folder))?;

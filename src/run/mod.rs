@@ -16,8 +16,8 @@ pub mod outcome;
 pub mod prepare;
 pub mod samples;
 pub mod train;
-mod verify;
 mod verdict;
+pub mod verify;
 pub mod watch;
 
 pub use adapter::OpenAdapter;

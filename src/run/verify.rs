@@ -1,5 +1,6 @@
 //! The proof that a merged model computes what base and adapter compute together: the same texts go through both.
 
+use std::fmt;
 use std::path::Path;
 
 use burn::tensor::{DType, Tensor};
@@ -54,6 +55,20 @@ pub struct Agreement {
     pub loss_merged: f64,
 }
 
+impl fmt::Display for Agreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tokens, kl_divergence, kl_divergence_of_base, loss_with_adapter, loss_merged, .. } = self;
+        write!(
+            f,
+            "ran on {tokens} tokens of text: KL divergence {kl_divergence:.1e} from base and adapter (the adapter's own effect is \
+             {kl_divergence_of_base:.1e}), loss {loss_merged:.4} and {loss_with_adapter:.4}, the same first choice for {:.0}%, \
+             largest difference of a logit {:.1e}",
+            self.top1_agreement * 100.0,
+            self.largest_logit_difference
+        )
+    }
+}
+
 /// The distributions that base and adapter give, and what the base alone has in common with them.
 pub struct Expected {
     texts: Vec<Vec<u32>>,
@@ -64,16 +79,17 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// Runs the texts through `base`, quantised as `quant` says, with `adapter` and without.
+    /// Runs the texts through `base`, quantised as `quant` says, with `adapter` (where there is one) and without.
     ///
     /// # Errors
     /// Those of loading and encoding.
-    pub fn of(base: &OpenBase, adapter: &HostAdapter, quant: Quant, hardware: &Hardware) -> Result<Self> {
+    pub fn of(base: &OpenBase, adapter: Option<&HostAdapter>, quant: Quant, hardware: &Hardware) -> Result<Self> {
         let texts = encoded(&base.encoder)?;
         let decoder = base.load(&hardware.device, hardware.compute, quant, |_, _| {})?;
-        let attached = adapter.attach(decoder.config(), &hardware.device)?;
-        let logits = all_logits(&decoder, &texts, Some(&attached));
+        let attached = adapter.map(|adapter| adapter.attach(decoder.config(), &hardware.device)).transpose()?;
         let alone = all_logits(&decoder, &texts, None);
+        let logits = attached.map(|attached| all_logits(&decoder, &texts, Some(&attached)));
+        let logits = logits.unwrap_or_else(|| alone.clone());
         let measured = compare(&texts, &logits, &alone);
         Ok(Self { texts, loss: measured.loss_expected, kl_divergence_of_base: measured.kl_divergence, logits })
     }
