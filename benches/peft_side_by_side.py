@@ -259,7 +259,7 @@ dir = {output}
 
 
 def measure_burnish(options, mode, workload, data, folder):
-    """`burnish train RECIPE --json`; the figures come from the run folder's metrics.jsonl."""
+    """`burnish train RECIPE --json`; the figures come from the run folder's metrics.jsonl and timings.jsonl."""
     sequences, _, targets = WORKLOADS[workload]
     output = folder / f"burnish-{workload}-{mode}-{time.time_ns()}"
     recipe = folder / "recipe.toml"
@@ -283,12 +283,13 @@ def measure_burnish(options, mode, workload, data, folder):
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         return {"error": f"exit {done.returncode}: {done.stderr.strip()[-300:]}"}
-    steps = [json.loads(line) for line in (output / "metrics.jsonl").open()]
-    steps = [step for step in steps if "tokens_per_second" in step and "peak_bytes" in step]
+    metrics = [json.loads(line) for line in (output / "metrics.jsonl").open()]
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    steps = [json.loads(line) for line in (output / "timings.jsonl").open()]
     rates = [step["tokens_per_second"] for step in steps[WARM_UP_STEPS:]]
     return {
         "steps": len(steps),
-        "last_loss": steps[-1].get("loss"),
+        "last_loss": losses[-1],
         "tokens_per_second": statistics.median(rates),
         "peak_bytes": max(step["peak_bytes"] for step in steps),
     }

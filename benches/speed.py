@@ -169,9 +169,8 @@ def measure(options, folder, data, device, mode, targets, threads):
             error = f"not finished after {options.timeout:.0f} s"
     wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     steps = []
-    if (out / "metrics.jsonl").exists():
-        steps = [json.loads(line) for line in (out / "metrics.jsonl").open(encoding="utf-8")]
-        steps = [step for step in steps if "tokens_per_second" in step]
+    if (out / "timings.jsonl").exists():
+        steps = [json.loads(line) for line in (out / "timings.jsonl").open(encoding="utf-8")]
     odd = next((step["tokens"] for step in steps if step["tokens"] != options.sequences * options.tokens), None)
     if error is None and odd is not None:
         error = f"a step of {odd} tokens, not {options.shape}: the tokenizer splits words"

@@ -97,7 +97,6 @@ pub fn config(data: &[u8]) {
 /// Any bytes as a JSONL data file, and as a JSON list of examples.
 pub fn data_rows(data: &[u8]) {
     accepted(jsonl::parse(data, "fuzz", None));
-    accepted(jsonl::parse_list(data, "fuzz", None));
 }
 
 /// Any text as a recipe: parsed, and its settings read.

@@ -72,6 +72,13 @@ pub fn open(choice: &DeviceChoice) -> Result<Device> {
     }
 }
 
+/// The processor's own name for itself; `None` where the system does not tell.
+pub fn processor() -> Option<String> {
+    let about = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = about.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
 /// The devices that this binary was compiled with, in the order of preference.
 pub fn compiled_in() -> Vec<&'static str> {
     [("cpu", cfg!(feature = "cpu")), ("wgpu", cfg!(feature = "wgpu")), ("cuda", cfg!(feature = "cuda"))]

@@ -244,7 +244,7 @@ fn paragraph(problem: &Problem, others: &[&Problem]) -> String {
         }
     }
     if let Some(hint) = &problem.hint {
-        text += &format!("\n  hint: {}", printable_and_short(hint));
+        text += &format!("\n  hint: {}", printable_and_short(hint).replace('\n', "\n  "));
     }
     text
 }

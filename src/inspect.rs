@@ -89,6 +89,9 @@ pub struct Base {
     pub tied_head: bool,
     /// The tokenizer; `None` where the model has none. Training and generation need one.
     pub tokenizer: Option<TokenizerFacts>,
+    /// The reason why the tokenizer cannot be read; the facts of the model hold without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer_problem: Option<String>,
     /// The hash that identifies the weights; an adapter records that of its base.
     pub sha256: String,
     /// The parts of a larger model that are not used, each with its number of tensors.
@@ -175,7 +178,9 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
     }
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     match extension.to_ascii_lowercase().as_str() {
-        "jsonl" | "json" | "csv" | "parquet" if metadata.is_file() => data_file(path).map(Inspection::Data),
+        "jsonl" | "json" | "csv" | "tsv" | "parquet" | "gz" | "zst" if metadata.is_file() => {
+            data_file(path).map(Inspection::Data)
+        }
         "toml" if metadata.is_file() => recipe(path).map(Inspection::Recipe),
         "gguf" | "safetensors" => base(path).map(Inspection::Base),
         _ => base(path).map(Inspection::Base).map_err(|error| match metadata.is_file() {
@@ -224,6 +229,10 @@ fn base(path: &Path) -> Result<Base> {
         entry.tensors += 1;
         entry.parameters += tensor.shape.iter().product::<usize>();
     }
+    let (tokenizer, tokenizer_problem) = match tokenizer(&base) {
+        Ok(tokenizer) => (tokenizer, None),
+        Err(error) => (None, Some(error.to_string())),
+    };
     Ok(Base {
         path: path.to_owned(),
         format: if base.is_gguf() { "gguf" } else { "huggingface" },
@@ -238,7 +247,8 @@ fn base(path: &Path) -> Result<Base> {
         vocab_size: config.vocab_size,
         max_positions: config.max_positions,
         tied_head: config.tied_head,
-        tokenizer: tokenizer(&base)?,
+        tokenizer,
+        tokenizer_problem,
         passed_over: base.passed_over(),
         sha256: base.content_hash()?,
     })
@@ -354,7 +364,11 @@ impl fmt::Display for Base {
                 lines.push(("tokenizer", tokens));
                 lines.push(("chat template", if tokenizer.chat_template { "yes" } else { "none" }.to_owned()));
             }
-            None => lines.push(("tokenizer", "none".to_owned())),
+            None => {
+                let problem = self.tokenizer_problem.as_deref().map(|problem| problem.replace('\n', ";"));
+                let found = problem.map_or_else(|| "none".to_owned(), |problem| format!("cannot be read: {problem}"));
+                lines.push(("tokenizer", found));
+            }
         }
         let parts = self.passed_over.iter().map(|(part, tensors)| format!("{part} × {tensors}"));
         let parts = parts.collect::<Vec<_>>().join(", ");

@@ -1,23 +1,70 @@
-//! Ctrl-C and SIGTERM: nothing half-written stays behind, and a training run ends with the best adapter so far.
+//! Ctrl-C, SIGTERM and SIGHUP: nothing half-written stays behind, and a training run saves its state first.
 
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::Child;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::files::temporary;
 
-/// The exit code of a process that a user interrupted, by convention 128 + SIGINT.
-pub const EXIT_CODE: u8 = 130;
-
-static REQUESTED: AtomicBool = AtomicBool::new(false);
+/// The signal that asked this process to stop; 0 for none.
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// The process is about to end.
 static ENDING: AtomicBool = AtomicBool::new(false);
 static FINISHING: AtomicUsize = AtomicUsize::new(0);
 /// The process that [`Helper`] stands for; 0 for none.
 static HELPER: AtomicU32 = AtomicU32::new(0);
+/// The way to go on after an interruption, in words.
+static GOING_ON: Mutex<Option<String>> = Mutex::new(None);
+
+thread_local! {
+    /// Whether [`check`] ends the work of this thread.
+    static CANCELLABLE: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Whether the user asked to stop.
 pub fn requested() -> bool {
-    REQUESTED.load(Ordering::Relaxed)
+    SIGNAL.load(Ordering::Relaxed) != 0
+}
+
+/// The exit code of a process that a signal ended, by convention 128 + its number: 130 for SIGINT, 143 for SIGTERM.
+pub fn exit_code() -> u8 {
+    u8::try_from(128 + SIGNAL.load(Ordering::Relaxed)).unwrap_or(u8::MAX)
+}
+
+/// Keeps the way to go on, for the message at an interruption.
+pub fn set_going_on(text: Option<String>) {
+    *GOING_ON.lock().unwrap_or_else(PoisonError::into_inner) = text;
+}
+
+/// The way to go on after an interruption, in words.
+pub fn going_on() -> Option<String> {
+    GOING_ON.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// The payload of the unwinding that ends cancelled work.
+struct Cancelled;
+
+/// Runs `work`, which ends at the next [`check`] once the user has asked to stop; `None` then. Everything that `work` changes
+/// must be as good before as after it, or be thrown away.
+pub fn cancellable<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let before = CANCELLABLE.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    CANCELLABLE.set(before);
+    match outcome {
+        Ok(value) => Some(value),
+        Err(payload) if payload.is::<Cancelled>() => None,
+        Err(payload) => resume_unwind(payload),
+    }
+}
+
+/// Ends the work of this thread if it is [`cancellable`] and the user has asked to stop. The kernels call it, since a step
+/// through a model can take minutes.
+pub fn check() {
+    if requested() && CANCELLABLE.get() && !std::thread::panicking() {
+        resume_unwind(Box::new(Cancelled));
+    }
 }
 
 /// Waits for the end of the process, if a signal is about to end it: an error meanwhile comes from the removal of its
@@ -83,69 +130,59 @@ pub enum Effect {
 /// Listens for SIGINT, SIGTERM and SIGHUP from now on. `announce` reports the effect of each signal to the user.
 ///
 /// A signal that the process was started to ignore (`nohup`, a shell's background job) stays ignored.
+#[cfg(unix)]
 pub fn listen(announce: impl Fn(Effect) + Send + 'static) {
-    let handler = move || {
-        let is_first = !REQUESTED.swap(true, Ordering::Relaxed);
-        if is_first && FINISHING.load(Ordering::Relaxed) > 0 {
-            announce(Effect::FinishesFirst);
-        } else {
-            announce(Effect::EndsNow);
-            ENDING.store(true, Ordering::Release);
-            stop_helper();
-            temporary::remove_all();
-            std::process::exit(EXIT_CODE.into());
-        }
-    };
-    #[cfg(unix)]
-    let ignored = Ignored::now();
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+    let heeded = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal));
     // Where no handler can be set, the signal ends the process as it always did.
-    let _ = ctrlc::set_handler(handler);
-    #[cfg(unix)]
-    ignored.restore();
+    let Ok(mut signals) = Signals::new(heeded) else { return };
+    std::thread::spawn(move || signals.forever().for_each(|signal| take(signal, &announce)));
 }
 
-/// The signals that the process ignores, held back as long as this lives.
-#[cfg(unix)]
-struct Ignored(Vec<libc::c_int>);
+/// Listens for Ctrl-C from now on. `announce` reports the effect of each to the user.
+#[cfg(not(unix))]
+pub fn listen(announce: impl Fn(Effect) + Send + 'static) {
+    const SIGINT: i32 = 2;
+    // Where no handler can be set, Ctrl-C ends the process as it always did.
+    let _ = ctrlc::set_handler(move || take(SIGINT, &announce));
+}
 
-#[cfg(unix)]
-impl Ignored {
-    /// The signals among those that [`listen`] is about to handle.
-    fn now() -> Self {
-        let is_ignored = |signal: &libc::c_int| {
-            let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-            // SAFETY: only reads the disposition of a signal into `action`, for which all zeroes are a valid value.
-            let action = unsafe {
-                libc::sigaction(*signal, std::ptr::null(), action.as_mut_ptr());
-                action.assume_init()
-            };
-            action.sa_sigaction == libc::SIG_IGN
-        };
-        let signals = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP].into_iter().filter(is_ignored).collect();
-        let ignored = Self(signals);
-        ignored.mask(libc::SIG_BLOCK);
-        ignored
+/// The effect of a signal: the first asks work that saves its state to stop, any other ends the process.
+fn take(signal: i32, announce: &impl Fn(Effect)) {
+    let is_first = SIGNAL.swap(signal, Ordering::Relaxed) == 0;
+    if is_first && FINISHING.load(Ordering::Relaxed) > 0 {
+        announce(Effect::FinishesFirst);
+    } else {
+        announce(Effect::EndsNow);
+        ENDING.store(true, Ordering::Release);
+        stop_helper();
+        temporary::remove_all();
+        std::process::exit(exit_code().into());
     }
+}
 
-    /// Ignores them again. One that came meanwhile is forgotten.
-    fn restore(self) {
-        for &signal in &self.0 {
-            // SAFETY: sets a disposition that runs no code.
-            unsafe { libc::signal(signal, libc::SIG_IGN) };
-        }
-        self.mask(libc::SIG_UNBLOCK);
-    }
+/// Whether the process was started to ignore a signal.
+#[cfg(unix)]
+fn is_ignored(signal: libc::c_int) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: only reads the disposition of a signal into `action`, for which all zeroes are a valid value.
+    let action = unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}
 
-    /// Blocks or unblocks the signals for this thread: at the start of the process there is no other.
-    fn mask(&self, how: libc::c_int) {
-        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
-        // SAFETY: `set` is initialised by `sigemptyset`, and outlives the calls.
-        unsafe {
-            libc::sigemptyset(set.as_mut_ptr());
-            for &signal in &self.0 {
-                libc::sigaddset(set.as_mut_ptr(), signal);
-            }
-            libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut());
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_panics_is_not_taken_for_cancelled() {
+        assert_eq!(cancellable(|| 7), Some(7));
+        let panicked = catch_unwind(|| cancellable(|| panic!("a bug")));
+        assert!(panicked.is_err());
+        assert!(!CANCELLABLE.get());
     }
 }

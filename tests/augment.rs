@@ -4,6 +4,9 @@ use std::collections::HashSet;
 use std::fs;
 
 use burnish::data::{Augment, Augmenter, Encoded, Encoder, Example, Message};
+use burnish::recipe::Recipe;
+use burnish::run::prepare::read_examples;
+use burnish::train::Batching;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -131,4 +134,60 @@ fn augmentation_of_plain_texts_is_refused_and_wordings_need_their_place() {
     assert!(error.contains("`data.augment` changes prompts") && error.contains("plain texts"), "{error}");
     let error = refused(&run(&folder, &["check", "recipe.toml", "--set", "data.augment.wordings=[\"Say it\"]"]));
     assert!(error.contains("texts with `{prompt}` in them"), "{error}");
+}
+
+#[test]
+fn rehearsal_is_a_share_of_every_epoch_drawn_anew() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = |name: &str, rows: usize| {
+        let row = |number: usize| format!("{{\"prompt\": \"{name} {number} \", \"completion\": \"{number}\"}}\n");
+        let path = folder.path().join(name);
+        fs::write(&path, (0..rows).map(row).collect::<String>()).expect("written");
+        path.display().to_string()
+    };
+    let (own, general) = (file("own.jsonl", 30), file("general.jsonl", 100));
+    let read = |share: f64| {
+        let text = format!(
+            "[base]\nmodel = \"m.gguf\"\n[data]\ntrain = {own:?}\n[data.rehearsal]\npath = {general:?}\nshare = {share}\n\
+             [output]\ndir = \"o\"\n"
+        );
+        let plan = Recipe::parse(&text, "r.toml", &[]).and_then(|recipe| recipe.settings()).expect("valid");
+        read_examples(&plan).expect("reads")
+    };
+    let examples = read(0.25);
+    assert_eq!((examples.own, examples.train.len()), (30, 130));
+    let sequences: Vec<Encoded> = examples
+        .train
+        .iter()
+        .map(|row| Encoded { ids: vec![1, 2], trained: vec![false, true], untrained_turns: 0, weight: row.weight })
+        .collect();
+    let batching = Batching { micro_batch_seqs: 4, packed_tokens: None, accumulate_steps: 1, seed: 3 };
+    let mut seen = HashSet::new();
+    for epoch in 0..6 {
+        let drawn = batching.steps(&sequences, epoch).concat().concat();
+        assert_eq!(drawn.iter().filter(|index| **index < 30).collect::<HashSet<_>>().len(), 30);
+        let general: Vec<usize> = drawn.into_iter().filter(|index| *index >= 30).collect();
+        assert_eq!(general.len(), 10, "a quarter of 40");
+        seen.extend(general);
+    }
+    assert!(seen.len() > 35, "{} of 100 in six epochs", seen.len());
+    assert_ne!(read(0.25).train_sha256, {
+        file("general.jsonl", 99);
+        read(0.25).train_sha256
+    });
+}
+
+#[test]
+fn a_run_with_rehearsal_has_more_steps_and_augments_its_own_examples_only() {
+    let folder = tiny_job();
+    let general = "{\"prompt\": \"Name a colour: \", \"completion\": \"red\"}\n".repeat(5);
+    fs::write(folder.path().join("general.jsonl"), general).expect("written");
+    let rehearsal = ["data.rehearsal.path=general.jsonl", "data.rehearsal.share=0.5"];
+    let plain = losses(&folder, "plain", &[]);
+    let mixed = losses(&folder, "mixed", &rehearsal);
+    // 21 examples make 6 steps of 4, 42 make 11.
+    assert_eq!((plain.len(), mixed.len()), (12, 22));
+    losses(&folder, "both", &[&rehearsal[..], &["data.augment.typing_errors=0.2"]].concat());
+    let error = refused(&run(&folder, &["check", "recipe.toml", "--set", "data.rehearsal.path=none.jsonl"]));
+    assert!(error.contains("`data.rehearsal.path`: none.jsonl"), "{error}");
 }

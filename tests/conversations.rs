@@ -34,7 +34,7 @@ pub fn encoded(encoder: &Encoder, row: &Value) -> Encoded {
 /// The set of one row, with its notices.
 pub fn set(encoder: &Encoder, row: &Value) -> EncodedSet {
     let rows = jsonl::parse(row.to_string().as_bytes(), "d.jsonl", None).expect("reads");
-    encoder.encode_all("d.jsonl", &rows, 1024, LongPolicy::Error).expect("encodes")
+    encoder.encode_all(&rows, 1024, LongPolicy::Error).expect("encodes")
 }
 
 /// The trained tokens of a row as text.
@@ -44,7 +44,8 @@ pub fn trained_text(encoder: &Encoder, encoded: &Encoded) -> String {
     encoder.tokenizer().decode(&ids, false).expect("decodes")
 }
 
-fn talk() -> Value {
+/// A conversation of two questions.
+pub fn talk() -> Value {
     json!({"messages": [
         {"role": "user", "content": "Is the door open?"}, {"role": "assistant", "content": "It is."},
         {"role": "user", "content": "And the gate?"}, {"role": "assistant", "content": "Shut."},
@@ -83,6 +84,10 @@ fn a_conversation_with_tools_gets_the_template_for_tools() {
         fs::write(place("tokenizer_config.json"), config.to_string()).expect("written");
         check(&opened());
     }
+    // A template for tools that stands alone is that of every conversation.
+    let alone = json!({"chat_template": [{"name": "tool_use", "template": CHATML}], "eos_token": "<|im_end|>"});
+    fs::write(place("tokenizer_config.json"), alone.to_string()).expect("written");
+    assert_eq!(encoded(&opened(), &talk()), encoded(&self::encoder(CHATML), &talk()));
     fs::write(place("tokenizer_config.json"), json!({"eos_token": "<|im_end|>"}).to_string()).expect("written");
     fs::write(place("chat_template.jinja"), CHATML).expect("written");
     fs::create_dir(place("additional_chat_templates")).expect("made");
@@ -108,7 +113,7 @@ fn the_header_of_an_answer_is_not_trained_whatever_the_template_makes_of_the_gen
     let prompt = |encoder: &Encoder| encoder.encode_prompt(&question).expect("encodes");
     assert_eq!(prompt(&never), prompt(&usual));
     let always = encoder(&CHATML.replace("{% if add_generation_prompt %}", "{% if true %}"));
-    assert_eq!(trained_text(&always, &encoded(&always, &talk())), "Shut.<|im_end|>");
+    assert_eq!(trained_text(&always, &encoded(&always, &talk())), "It is.<|im_end|>Shut.<|im_end|>");
     assert_eq!(prompt(&always), prompt(&usual));
     let words = encoder("{% for m in messages %}{{ '### ' + m.role + ':\n' + m.content + '\n' }}{% endfor %}");
     let one = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
@@ -219,6 +224,16 @@ fn a_gguf_file_that_does_not_name_its_pre_tokenizer_is_refused() {
     bytes[at + key.len() - 1] = b'x';
     let gguf = Gguf::from_bytes("v.gguf", Bytes::from(bytes)).expect("a GGUF file");
     let error = Tokenizer::from_gguf(&gguf).expect_err("not named").to_string();
+    // What the file says of the model holds without a tokenizer.
+    let mut bytes = fs::read(crate::cli::tiny_model()).expect("the fixture");
+    let at = bytes.windows(key.len()).position(|window| window == key).expect("is in the file");
+    bytes[at + key.len() - 1] = b'x';
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("m.gguf"), bytes).expect("written");
+    let inspected = crate::cli::json(&run(&folder, &["inspect", "m.gguf", "--json"]));
+    assert!(inspected["layers"].is_u64() && inspected["tokenizer"].is_null(), "{inspected}");
+    let problem = inspected["tokenizer_problem"].as_str().expect("a problem");
+    assert!(problem.contains("`tokenizer.ggml.pre` is missing"), "{problem}");
     assert!(error.contains("v.gguf: `tokenizer.ggml.pre` is missing") && error.contains("hint"), "{error}");
 }
 
@@ -262,6 +277,16 @@ fn call(arguments: Value) -> Value {
             {"type": "function", "function": {"name": "hours", "arguments": arguments}},
         ]},
     ]})
+}
+
+#[test]
+fn the_older_form_of_a_call_is_the_same_call() {
+    let encoder = encoder(&CALLS.replace("ARGUMENTS", "call.function | tojson"));
+    let mut older = call(json!("{\"branch\": \"north\"}"));
+    let turn = older["messages"][1].as_object_mut().expect("a turn");
+    let calls = turn.remove("tool_calls").expect("calls");
+    turn.insert("function_call".into(), calls[0]["function"].clone());
+    assert_eq!(encoded(&encoder, &older), encoded(&encoder, &call(json!({"branch": "north"}))));
 }
 
 #[test]
@@ -365,7 +390,7 @@ fn turns_and_keys_that_the_template_leaves_out_are_named() {
     let rows = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n\
                 {\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"\"}]}\n";
     let rows = jsonl::parse(rows.as_bytes(), "d.jsonl", None).expect("reads");
-    let set = encoder.encode_all("d.jsonl", &rows, 64, LongPolicy::Error).expect("encodes");
+    let set = encoder.encode_all(&rows, 64, LongPolicy::Error).expect("encodes");
     assert_eq!((set.dropped_untrained, set.positions.len()), (1, 1));
     let notices = set.notices.join("\n");
     assert!(notices.contains("nothing in it is trained (1 row: line 1)"), "{notices}");
@@ -383,9 +408,9 @@ fn a_prompt_that_the_template_does_not_show_is_refused() {
 fn hints_of_rows_that_cannot_be_encoded_are_kept() {
     let rows = jsonl::parse(format!("{}\n{}\n", talk(), talk()).as_bytes(), "d.jsonl", None).expect("reads");
     let encoder = Encoder::new(open("bytelevel"), None);
-    let error = encoder.encode_all("d.jsonl", &rows, 64, LongPolicy::Error).expect_err("no template").to_string();
+    let error = encoder.encode_all(&rows, 64, LongPolicy::Error).expect_err("no template").to_string();
     let expected =
-        "d.jsonl:1: the model has no chat template, and chat data needs one (2 rows, also 2)\n  hint: use an instruct";
+        "d.jsonl:1: the model has no chat template, and chat data needs one (2 rows, also 2)\n  hint: name one in";
     assert!(error.starts_with(expected), "{error}");
 }
 

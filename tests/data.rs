@@ -1,6 +1,6 @@
 //! Encoding against transformers' (tests/reference/make_text_fixtures.py).
 
-use burnish::data::{ChatTemplate, Encoder, Example, LongPolicy, Message, Position, Row, jsonl};
+use burnish::data::{self, ChatTemplate, Encoder, Example, LongPolicy, Message, Position, Row, jsonl};
 use serde_json::Value;
 
 use crate::templates::{messages, template};
@@ -134,7 +134,7 @@ fn a_turn_of_weight_0_is_shown_and_not_trained() {
 }
 
 #[test]
-fn a_turn_that_the_template_rewrites_later_is_not_trained() {
+fn a_turn_that_the_template_rewrites_later_is_trained_as_the_whole_shows_it() {
     let (template, _) = template("reasoning");
     let encoder = Encoder::new(open("bytelevel"), Some(template));
     let example = chat(&[
@@ -147,10 +147,16 @@ fn a_turn_that_the_template_rewrites_later_is_not_trained() {
     let trained: Vec<u32> =
         encoded.ids.iter().zip(&encoded.trained).filter(|(_, trained)| **trained).map(|(id, _)| *id).collect();
     let text = open("bytelevel").decode(&trained, false).expect("decodes");
-    assert_eq!(text, "<think>\nsix\n</think>\n\n6<|im_end|>");
-    assert_eq!(encoded.untrained_turns, 1, "and that is counted");
-    let row = Row { position: Position::Line(1), example, ignored: Vec::new() };
-    let set = encoder.encode_all("d.jsonl", &[row], 512, LongPolicy::Drop).expect("encodes");
+    assert_eq!(text, "4<|im_end|><think>\nsix\n</think>\n\n6<|im_end|>");
+    assert_eq!(encoded.untrained_turns, 0);
+    // Where even the marks do not tell the place of such a turn, it is counted.
+    let source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if loop.last and m.role == 'assistant' %}{{ m.content|length }}{% endif %}\
+                  {{ m.content[:9] + '<|im_end|>\n' }}{% endfor %}\
+                  {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let template = ChatTemplate::compile(source, "counts", &[]).expect("compiles");
+    let encoder = Encoder::new(open("bytelevel"), Some(template));
+    let row = Row::new(Position::line("d.jsonl", 1), example);
+    let set = encoder.encode_all(&[row], 512, LongPolicy::Drop).expect("encodes");
     assert_eq!(set.untrained_turns, 1);
 }
 
@@ -304,22 +310,22 @@ fn long_and_untrained_examples_are_counted() {
     let long = "many words ".repeat(50);
     let rows = |examples: Vec<Example>| -> Vec<Row> {
         let numbered = examples.into_iter().zip(1..);
-        numbered.map(|(example, line)| Row { position: Position::Line(line), example, ignored: Vec::new() }).collect()
+        numbered.map(|(example, line)| Row::new(Position::line("d.jsonl", line), example)).collect()
     };
     let examples = rows(vec![example("a", "b"), example(&long, "b"), example("a", &long)]);
-    let dropped = encoder.encode_all("d.jsonl", &examples, 64, LongPolicy::Drop).expect("encodes");
+    let dropped = encoder.encode_all(&examples, 64, LongPolicy::Drop).expect("encodes");
     assert_eq!((dropped.sequences.len(), dropped.dropped_long, dropped.truncated), (1, 2, 0));
-    let cut = encoder.encode_all("d.jsonl", &examples, 64, LongPolicy::TruncatePrompt).expect("encodes");
+    let cut = encoder.encode_all(&examples, 64, LongPolicy::TruncatePrompt).expect("encodes");
     assert_eq!((cut.sequences.len(), cut.dropped_long, cut.truncated), (2, 1, 1));
     assert_eq!(cut.sequences[1].ids.len(), 64);
     assert_eq!(cut.sequences[1].trained_tokens(), 2);
     assert_eq!(cut.trained_tokens, cut.sequences.iter().map(|sequence| sequence.trained_tokens()).sum::<usize>());
-    let error = encoder.encode_all("d.jsonl", &examples, 64, LongPolicy::Error).expect_err("too long").to_string();
+    let error = encoder.encode_all(&examples, 64, LongPolicy::Error).expect_err("too long").to_string();
     assert!(error.starts_with("d.jsonl:2: has ") && error.contains("at most 64 fit (2 rows, also 3)"), "{error}");
 
     let only_a_question = chat(&[Message::user("Hi")]);
     let with = self::encoder("chatml");
-    let set = with.encode_all("d.jsonl", &rows(vec![only_a_question]), 64, LongPolicy::Drop).expect("encodes");
+    let set = with.encode_all(&rows(vec![only_a_question]), 64, LongPolicy::Drop).expect("encodes");
     assert_eq!((set.sequences.len(), set.dropped_untrained, set.trained_tokens), (0, 1, 0));
 }
 
@@ -332,11 +338,11 @@ fn shipped_datasets_read_and_their_splits_do_not_overlap() {
             continue;
         }
         files += 1;
-        let examples = jsonl::read(&entry, None).expect("reads");
+        let examples = data::read(entry.as_path(), None).expect("reads");
         assert!(examples.len() >= 20, "{}", entry.display());
         let name = entry.file_name().and_then(|name| name.to_str()).expect("a name");
         if let Some(name) = name.strip_suffix(".valid.jsonl") {
-            let train = jsonl::read(&folder.join(format!("{name}.train.jsonl")), None).expect("reads");
+            let train = data::read(folder.join(format!("{name}.train.jsonl")), None).expect("reads");
             assert!(examples.iter().all(|row| train.iter().all(|other| other.example != row.example)), "{name}");
         }
     }

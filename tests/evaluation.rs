@@ -97,8 +97,13 @@ fn test_and_guard_are_measured_at_the_end() {
         let some: String = train.split_inclusive('\n').take(rows).collect();
         fs::write(folder.path().join(name), some).expect("written");
     }
-    let settings =
-        ["base.model=merged", "data.test=test.jsonl", "eval.guard.path=sums.jsonl", "eval.guard.max_examples=14"];
+    let settings = [
+        "base.model=merged",
+        "data.test=test.jsonl",
+        "eval.guard.path=sums.jsonl",
+        "eval.guard.max_examples=14",
+        "train.epochs=6",
+    ];
     let trained = train(&folder, &settings, &["--require", "improved"]);
     let report: Value = serde_json::from_slice(&trained.stdout).expect("JSON");
     let found = |set: &str| (report[set]["examples"].clone(), report[set]["verdict"].clone());

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use burnish::data::jsonl;
+use burnish::data::{self, jsonl};
 
 #[cfg(unix)]
 #[test]
@@ -16,7 +16,7 @@ fn data_that_is_no_file_is_refused_without_waiting() {
     std::os::unix::fs::symlink(&link, &link).expect("linked");
     for path in [fifo.as_path(), link.as_path(), folder.path(), Path::new("/dev/zero"), &folder.path().join("absent")] {
         let start = Instant::now();
-        let error = jsonl::read(path, None).expect_err("no file");
+        let error = data::read(path, None).expect_err("no file");
         assert_eq!(error.exit_code(), 2, "{}", path.display());
         assert!(error.to_string().contains(&path.display().to_string()));
         assert!(start.elapsed() < Duration::from_secs(20), "{}", path.display());
@@ -47,7 +47,6 @@ fn hostile_lines_are_errors_with_their_number() {
         "{\"prompt\": \"a\", \"completion\": 1}",
         "{\"instruction\": \"a\"}",
         "\"text\"",
-        "[{\"text\": \"a\"}]",
     ] {
         let error = jsonl::parse(format!("\n{line}\n").as_bytes(), "d.jsonl", None).expect_err("hostile");
         assert!(error.to_string().starts_with("d.jsonl:2: "), "{}: {error}", &line[..line.len().min(60)]);

@@ -59,6 +59,14 @@ fn every_setting_can_be_given() {
         max_seq_tokens = 1_024
         overlong = "truncate-prompt"
         packing = true
+        [data.augment]
+        wordings = ["{prompt}", "Please: {prompt}"]
+        token_dropout = 0.05
+        typing_errors = 0.02
+        [data.rehearsal]
+        path = "c.jsonl"
+        share = 0.2
+        format = "chat"
         [adapter]
         rank = 0x10
         alpha = 32
@@ -75,6 +83,9 @@ fn every_setting_can_be_given() {
         warmup_steps = 10
         decay_share = 0.3
         b_rate_ratio = 16
+        label_smoothing = 0.1
+        neftune_alpha = 5
+        eval_on = "exact_match"
         optimiser = "lion"
         weight_decay = 0.01
         max_grad_norm = 0
@@ -114,7 +125,7 @@ fn every_problem_is_reported_at_once_at_its_line_and_column() {
         [
             "recipe.toml: `output.dir` is missing",
             "recipe.toml:3:1: unknown key `base.computer`",
-            "recipe.toml:6:9: `data.train`: expected a string, found the whole number 7",
+            "recipe.toml:6:9: `data.train`: expected a path or a list of paths, found the whole number 7",
             "recipe.toml:9:8: `adapter.rank`: expected 1 to 65536, found the whole number 0",
             "recipe.toml:10:9: `adapter.alpha`: expected above 0, up to 1000000, found the number nan",
             "recipe.toml:11:11: `adapter.targets`: expected `attention`, `all-linear`, or a list of names of modules such \
@@ -224,6 +235,7 @@ fn settings_that_contradict_each_other_are_problems() {
     let contradiction = |overrides: &[&str]| problems(with(overrides)).remove(0);
     assert!(contradiction(&["train.warmup_steps=3", "train.warmup_share=0.1"]).contains("exclude each other"));
     assert!(contradiction(&["data.valid=v.jsonl", "data.valid_fraction=0.1"]).contains("exclude each other"));
+    assert!(contradiction(&["data.group=user"]).contains("`data.valid_fraction` keeps together"));
     assert!(contradiction(&["train.early_stopping.min_delta=0.1"]).contains("needs validation examples"));
 }
 
@@ -273,12 +285,12 @@ fn a_backslash_between_double_quotes_gets_advice() {
         assert!(hint(&text).contains("single quotes"), "{text}");
     }
     let plan = settings(&with_train(r"'C:\Users\me\train.jsonl'")).expect("valid");
-    assert_eq!(plan.data.train.to_str(), Some(r"C:\Users\me\train.jsonl"));
+    assert_eq!(plan.data.train.to_string(), r"C:\Users\me\train.jsonl");
     // On the command line quotes ask for TOML; without them the value is taken as it is.
     let error = with(&[r#"data.train="C:\Users\me""#]).expect_err("an escape");
     assert!(error.problems()[0].hint.as_ref().is_some_and(|hint| hint.contains("single quotes")), "{error}");
     let plan = with(&[r"data.train=C:\Users\me"]).expect("valid");
-    assert_eq!(plan.data.train.to_str(), Some(r"C:\Users\me"));
+    assert_eq!(plan.data.train.to_string(), r"C:\Users\me");
 }
 
 #[test]
@@ -308,11 +320,18 @@ fn files_are_looked_at_before_anything_starts() {
     recipe(&at("train.jsonl"), &at("base.gguf"), &at("out")).expect("all there");
     recipe(&at("train.jsonl"), "smollm2-135m-instruct", &at("out")).expect("a known name is pulled later");
     let found = problems(recipe(&at("missing.jsonl"), "smolm2-135m-instruct", &at("")));
-    assert_eq!(found.len(), 3, "{found:#?}");
+    assert_eq!(found.len(), 2, "a folder that exists may hold a run to go on with: {found:#?}");
     assert!(found[0].contains("recipe.toml:2:9: `base.model`"), "{found:#?}");
     assert!(found[1].contains("recipe.toml:4:9: `data.train`"), "{found:#?}");
-    assert!(found[2].contains("recipe.toml:6:7: `output.dir`"), "{found:#?}");
-    assert_eq!(problems(recipe(&at(""), &at("base.gguf"), &at("out"))).len(), 1, "data that is a folder");
+    recipe(&at(""), &at("base.gguf"), &at("out")).expect("a folder of data files");
+    fs::create_dir(at("empty")).expect("made");
+    for (train, expected) in [("empty", "holds no data file"), ("*.csv", "matches no file")] {
+        let found = problems(recipe(&at(train), &at("base.gguf"), &at("out")));
+        assert!(
+            found.len() == 1 && found[0].contains("recipe.toml:4:9: `data.train`: ") && found[0].contains(expected),
+            "{found:#?}"
+        );
+    }
     for name in ["HuggingFaceTB/SmolLM2-135M", "https://huggingface.co/HuggingFaceTB/SmolLM2-135M"] {
         let error = recipe(&at("train.jsonl"), name, &at("out")).expect_err("no such path");
         let hint = error.problems()[0].hint.clone().unwrap_or_default();
@@ -362,9 +381,28 @@ fn every_shipped_recipe_is_valid() {
     }
 }
 
+#[test]
+fn a_resolved_recipe_means_the_same() {
+    let text = "[base]\nmodel = \"it's a \\\"base\\\"\"\n[data]\ntrain = \"a.jsonl\"\nvalid_fraction = 0.1\n[adapter]\n\
+                targets = [\"q_proj\"]\n[train]\nlearning_rate = 1e-7\nmax_steps = 9\n[train.early_stopping]\n\
+                [output]\ndir = \"out put\"\n[sample]\nprompts = [\"a\\nb\"]\n";
+    let recipe = Recipe::parse(text, "recipe.toml", &["train.seed=7".to_owned()]).expect("parsed");
+    let plan = recipe.settings().expect("valid");
+    let resolved = burnish::recipe::resolved(&plan).expect("written");
+    let again = Recipe::parse(&resolved, "recipe.toml", &[]).expect("parsed").settings().expect("valid");
+    assert_eq!(again, plan, "{resolved}");
+    assert!(resolved.contains("seed = 7") && resolved.contains("patience_evals = 3"), "{resolved}");
+}
+
 /// The settings as `docs/recipe.md` lists them.
 fn reference() -> String {
-    let validated = ["data.valid=v.jsonl", "train.early_stopping={}"];
+    let validated = [
+        "data.valid=v.jsonl",
+        "train.early_stopping={}",
+        "data.sources=[{path='s.jsonl'}]",
+        "data.augment={}",
+        "data.rehearsal={path='g.jsonl'}",
+    ];
     let defaults = serde_json::to_value(with(&validated).expect("valid")).expect("serialisable");
     let mut text = String::new();
     let mut open_section = "";
@@ -372,11 +410,16 @@ fn reference() -> String {
     for setting in &settings {
         let (section, name) = setting.key.rsplit_once('.').expect("every setting is in a section");
         if section != open_section {
+            let section = if section == "data.sources" { "[data.sources]" } else { section };
             text += &format!("\n## `[{section}]`\n\n| key | default | accepted | what it does |\n|---|---|---|---|\n");
-            open_section = section;
+            open_section = setting.key.rsplit_once('.').expect("a section").0;
         }
-        let default = setting.key.split('.').fold(&defaults, |value, part| &value[part]);
+        let default = setting
+            .key
+            .split('.')
+            .fold(&defaults, |value, part| value.get(0).unwrap_or(value).get(part).unwrap_or(&serde_json::Value::Null));
         let default = match default {
+            _ if setting.key == "data.train" => "required, unless there are `sources`".to_owned(),
             _ if setting.required => "required".to_owned(),
             serde_json::Value::Null => "none".to_owned(),
             _ if setting.key == "data.valid" => "none".to_owned(),

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::cli::{json, refused, run, text, tiny_job};
+use crate::cli::{json, refused, run, text, tiny_job, tiny_model};
 
 /// The lines of a run's metrics that are steps.
 fn steps(folder: &TempDir, dir: &str) -> Vec<Value> {
@@ -120,7 +120,9 @@ fn a_run_that_diverges_keeps_its_last_good_adapter_and_its_metrics() {
     assert!(stderr.contains("learning_rate") && stderr.contains("the best adapter up to here is kept"), "{stderr}");
     let dir = folder.path().join("runs/sums");
     let recorded = steps(&folder, "runs/sums");
-    assert!(!recorded.is_empty() && recorded.iter().all(|step| step["loss"].is_f64()));
+    let (bad, good): (Vec<_>, Vec<_>) = recorded.iter().partition(|step| step["skipped"] == true);
+    assert!(bad.len() == 3 && !good.is_empty() && good.iter().all(|step| step["loss"].is_f64()));
+    assert_eq!(stderr.matches(" changes nothing: its loss is ").count(), 3, "{stderr}");
     let values = weights(&dir);
     assert!(values.iter().all(|value| value.is_finite()) && values.iter().any(|value| *value != 0.0));
     let about: Value = serde_json::from_slice(&fs::read(dir.join("run.json")).expect("run.json")).expect("JSON");
@@ -186,7 +188,48 @@ fn the_data_is_recorded_as_it_was_read() {
         let path = folder.path().join(format!("{split}.jsonl"));
         let expected = burnish::files::hex::sha256_of_file(&path).expect("readable");
         assert_eq!(about["data"][format!("{split}_sha256")], expected, "{split}");
-        let file = burnish::data::read_file(&path, None).expect("a data file");
-        assert_eq!((file.sha256, file.rows.is_empty()), (expected, false));
+        let set = burnish::data::DataSet::read(&path.into(), &None.into()).expect("a data file");
+        assert_eq!((set.sha256(), set.rows.is_empty()), (expected, false));
     }
+}
+
+#[test]
+fn exact_answers_can_choose_the_best_adapter() {
+    let folder = tiny_job();
+    let settings = ["train.eval_on=exact_match", "train.eval_steps=3", "train.epochs=4", "train.learning_rate=3e-2"];
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    let report = json(&run(&folder, &[&["train", "recipe.toml", "--json"][..], &settings].concat()));
+    let metrics = fs::read_to_string(folder.path().join("runs/sums/metrics.jsonl")).expect("metrics");
+    let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let evaluations: Vec<Value> = lines.filter(|line| line.get("valid_loss").is_some()).collect();
+    let number = |line: &Value, key: &str| line[key].as_f64().expect("a number");
+    let score = |line: &Value| (number(line, "valid_exact_match"), -number(line, "valid_loss"));
+    assert!(evaluations.len() > 6);
+    let mut best: Option<&Value> = None;
+    for line in &evaluations {
+        let is_best = best.is_none_or(|best| score(line) > score(best));
+        assert_eq!(line["is_best"], is_best, "{line}");
+        best = if is_best { Some(line) } else { best };
+    }
+    let best = best.expect("a best");
+    assert_eq!(report["best_step"], best["step"]);
+    // All 15 validation prompts are answered: the command that evaluates finds the same.
+    let base = tiny_model().display().to_string();
+    let arguments = [
+        "eval",
+        "--base",
+        &base,
+        "--adapter",
+        "runs/sums",
+        "--data",
+        "valid.jsonl",
+        "--generate",
+        "--compute",
+        "f32",
+        "--json",
+    ];
+    let evaluated = json(&run(&folder, &arguments));
+    assert!((number(&evaluated, "exact_match") - number(best, "valid_exact_match")).abs() < 1e-9, "{evaluated}");
+    let error = refused(&run(&without_validation(), &["check", "recipe.toml", "--set", "train.eval_on=exact_match"]));
+    assert!(error.contains("needs validation examples"), "{error}");
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use burnish::data::{ChatTemplate, Encoder, Example, Message, Role, jsonl};
+use burnish::data::{ChatTemplate, Encoder, Example, LongPolicy, Message, Role, jsonl};
 use burnish::text::Tokenizer;
 use serde_json::{Value, json};
 use time::{Date, Month, Time};
@@ -86,7 +86,7 @@ fn python_methods_and_json_layouts_are_those_of_python() {
 
 /// Where minijinja differs from Jinja2 and no chat template is known to look: lazy filters of a number, how an undefined
 /// value in a list is printed, and operators, which are not replaceable.
-const UNLIKE_JINJA2: [&str; 26] = [
+const UNLIKE_JINJA2: [&str; 13] = [
     "{{ {'a': 1} is lower }}",
     "{{ 0 | map('upper') | list }}",
     "{{ 0 | map(attribute='a') | list }}",
@@ -96,21 +96,8 @@ const UNLIKE_JINJA2: [&str; 26] = [
     "{{ 0 | select | list }}",
     "{{ 0 | reject | list }}",
     "{{ 0 | selectattr('a') | list }}",
-    "{{ none | unique | list }}",
     "{{ {'a': 1} | attr('a') }}",
     "{{ {'a': 1} | escape }}",
-    "{{ none | indent }}",
-    "{{ missing | indent }}",
-    "{{ [] | indent }}",
-    "{{ {} | indent }}",
-    "{{ 0 | indent }}",
-    "{{ true | indent }}",
-    "{{ [1, 2] | indent }}",
-    "{{ {'a': 1} | indent }}",
-    "{{ 1.5 | indent }}",
-    "{% for x in none %}{% endfor %}",
-    "{{ none < 1 }}",
-    "{{ missing < 1 }}",
     "{{ none[1:] }}",
     "{{ missing[1:] }}",
 ];
@@ -223,6 +210,9 @@ fn texts_that_a_template_cuts_are_named() {
         ("m.content.split('</think>')[0]", &["assistant"]),
         ("m.content[15:]", &["assistant", "user"]),
         ("m.content[:12]", &["assistant", "user"]),
+        ("m.content.replace('door', '')", &["assistant", "user"]),
+        ("m.content[:4] + m.content[-4:]", &["assistant", "user"]),
+        ("m.content | tojson", &[]),
         ("m.content", &[]),
     ] {
         let notices = set(&encoder(&CHATML.replace("m.content", shown)), &row).notices;
@@ -233,4 +223,133 @@ fn texts_that_a_template_cuts_are_named() {
     let changed =
         |role: &str| format!("the chat template changes the text of turns of the role `{role}` (1 row: line 1)");
     assert_eq!(notices, ["assistant", "user"].map(changed), "all of it is shown, in other letters");
+}
+
+#[test]
+fn parts_of_calls_and_tools_that_a_template_leaves_out_are_named() {
+    let source = |call: &str, tools: &str| {
+        "TOOLS{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}\
+         {% for c in m.tool_calls or [] %}CALL{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+            .replace("CALL", call)
+            .replace("TOOLS", tools)
+    };
+    let row = |arguments: Value| {
+        json!({
+            "messages": [
+                {"role": "user", "content": "When?"},
+                {"role": "assistant", "content": null, "tool_calls": [
+                    {"type": "function", "function": {"name": "hours", "arguments": arguments}},
+                ]},
+            ],
+            "tools": [{"type": "function", "function": {
+                "name": "hours", "description": "Opening hours", "parameters": {
+                    "type": "object", "properties": {"days": {"type": "integer"}}, "required": ["days"],
+                },
+            }}],
+        })
+    };
+    let notices =
+        |call: &str, tools: &str, arguments: Value| set(&encoder(&source(call, tools)), &row(arguments)).notices;
+    let whole = ("{{ c.function | tojson }}", "{{ tools | tojson }}");
+    let numbers = json!({"days": 2, "branch": "north", "late": true, "prices": [1.5]});
+    assert_eq!(notices(whole.0, whole.1, numbers.clone()), [""; 0]);
+    let part = |what: &str| format!("the chat template shows only a part of {what} (1 row: line 1)");
+    let of_calls = part("`tool_calls` of turns of the role `assistant`");
+    let texts_only = "{{ c.function.name ~ (c.function.arguments.values() | select('string') | join) }}";
+    assert_eq!(notices(texts_only, whole.1, numbers), [of_calls]);
+    assert_eq!(
+        notices(texts_only, whole.1, json!({"branch": "north"})),
+        [""; 0],
+        "what is shown is all there is but keys"
+    );
+    for tools in [
+        "{% for t in tools %}{{ t.function.name }}{% endfor %}",
+        "{% for t in tools %}{{ t.function.name + t.function.description }}{% endfor %}",
+    ] {
+        assert_eq!(notices(whole.0, tools, json!({})), [part("`tools`")]);
+    }
+    // Arguments that are no object, where the template needs one.
+    let encoder = encoder(&source("{% for k, v in c.function.arguments.items() %}{{ k ~ v }}{% endfor %}", ""));
+    let rows = |arguments: Value| jsonl::parse(row(arguments).to_string().as_bytes(), "d.jsonl", None).expect("reads");
+    let encode = |arguments: Value| encoder.encode_all(&rows(arguments), 512, LongPolicy::Error);
+    for (arguments, found) in [(json!("north"), "\"north\""), (json!("[1, 2]"), "\"[1, 2]\""), (json!(3), "3")] {
+        let error = encode(arguments).expect_err("refused").to_string();
+        let expected = format!(
+            "d.jsonl:1: `messages[1].tool_calls[0]`: `arguments` is {found}; the chat template needs a JSON object"
+        );
+        assert!(error.starts_with(&expected), "{error}");
+    }
+    assert!(encode(json!("{\"days\": 2}")).is_ok() && encode(json!({"days": 2})).is_ok());
+}
+
+#[test]
+fn a_generation_prompt_that_differs_from_the_header_of_an_answer_is_named() {
+    let row = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+    let with_prompt =
+        |prompt: &str| CHATML.replace("{{ '<|im_start|>assistant\n' }}", &format!("{{{{ '{prompt}' }}}}"));
+    for (prompt, notice) in [
+        ("<|im_start|>assistant\n", None),
+        ("<|im_start|>assistant", None),
+        (
+            "<|im_start|>assistant\n<think>\n",
+            Some("ends with \"<think>\\n\", and before a finished answer that is missing"),
+        ),
+        (
+            "<|im_start|>bot\n",
+            Some("ends with \"bot\\n\", and before a finished answer stands the header \"assistant\\n\""),
+        ),
+    ] {
+        let encoder = encoder(&with_prompt(prompt));
+        let notices = set(&encoder, &row).notices;
+        match notice {
+            None => assert!(notices.is_empty(), "{notices:?}"),
+            Some(notice) => assert!(matches!(&notices[..], [one] if one.contains(notice)), "{notices:?}"),
+        }
+        let expected = if prompt.ends_with("assistant") { "\nb<|im_end|>" } else { "b<|im_end|>" };
+        assert_eq!(trained_text(&encoder, &encoded(&encoder, &row)), expected, "{prompt:?}");
+    }
+}
+
+#[test]
+fn a_template_that_goes_through_parts_of_content_gets_parts() {
+    let row = json!({"messages": [
+        {"role": "user", "content": "Is the door open?"}, {"role": "assistant", "content": "It is."},
+    ]});
+    let parts = CHATML.replace("m.content", "(m.content | map(attribute='text') | join)");
+    let either = CHATML.replace("m.content", "(m.content if m.content is string else m.content[0].text)");
+    for source in [parts, either] {
+        let encoder = encoder(&source);
+        assert_eq!(encoded(&encoder, &row), encoded(&self::encoder(CHATML), &row));
+        assert!(set(&encoder, &row).notices.is_empty());
+    }
+}
+
+#[test]
+fn an_empty_thought_is_shown_and_not_trained() {
+    let row = |answer: &str| json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]});
+    let encoder = encoder(CHATML);
+    for (answer, trained) in [
+        ("<think>\n\n</think>\n\nb", "b<|im_end|>"),
+        ("<think></think>b", "b<|im_end|>"),
+        ("[THINK] [/THINK]b", "b<|im_end|>"),
+        ("<think>\n.\n</think>\n\nb", "<think>\n.\n</think>\n\nb<|im_end|>"),
+        ("<div></div>", "<div></div><|im_end|>"),
+        ("c <think></think>b", "c <think></think>b<|im_end|>"),
+    ] {
+        let row = row(answer);
+        let encoded = encoded(&encoder, &row);
+        assert_eq!(trained_text(&encoder, &encoded), trained, "{answer:?}");
+        assert!(encoder.tokenizer().decode(&encoded.ids, false).expect("decodes").contains(answer));
+    }
+}
+
+#[test]
+fn a_token_that_opens_an_answer_is_no_token_of_turns() {
+    // Without a generation prompt of its own, the token stands right behind the user's text.
+    let source = "{% for m in messages %}{% if m.role == 'user' %}{{ '<|im_start|>' + m.content + '<|im_end|><think>' }}\
+                  {% else %}{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}";
+    let encoder = encoder(source);
+    let think = encoder.tokenizer().token_to_id("<think>").expect("a token");
+    assert!(!encoder.tokenizer().is_special(think));
 }

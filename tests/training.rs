@@ -157,6 +157,7 @@ fn sequences(lengths: &[usize]) -> Vec<Encoded> {
         ids: (0..length).map(|position| ((7 * index + 5 * position) % 60 + 3) as u32).collect(),
         trained: (0..length).map(|position| position >= length / 3).collect(),
         untrained_turns: 0,
+        weight: 1.0,
     };
     lengths.iter().enumerate().map(sequence).collect()
 }
@@ -195,9 +196,11 @@ fn without_validation_data_the_adapter_is_reported_as_it_goes() {
         train: &train,
         augment: None,
         valid: &[],
+        exact_match: None,
         settings: &settings,
         batching: Batching { micro_batch_seqs: 2, packed_tokens: None, accumulate_steps: 1, seed: 0 },
         layout: Layout { part: Part::MicroBatch, recompute: Recompute::None },
+        state: None,
     };
     let mut kept = Vec::new();
     let outcome = fit(

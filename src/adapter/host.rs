@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::base_modules::check_sizes;
-use crate::data::Format;
+use crate::data::{ControlTokens, Format};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::quant::{Compute, Quant};
@@ -21,6 +21,8 @@ pub mod provenance {
     pub const DATA_SHA256: &str = "burnish.data_sha256";
     /// The shape of the training data: `prompt-completion`, `alpaca`, `chat` or `text`.
     pub const DATA_FORMAT: &str = "burnish.data_format";
+    /// The reading of control tokens that the training data spells: `text` or `tokens`.
+    pub const CONTROL_TOKENS: &str = "burnish.control_tokens";
     /// The run's seed.
     pub const SEED: &str = "burnish.seed";
     /// The version that wrote the file.
@@ -107,6 +109,15 @@ impl HostAdapter {
             let formats = Format::ALL.map(Format::name).join(", ");
             Error::input(provenance::DATA_FORMAT, format!("is `{name}`; known are {formats}"))
         })
+    }
+
+    /// The reading of control tokens in the data that this adapter was trained on; as text where the file does not say.
+    ///
+    /// # Errors
+    /// Input: a reading that this program does not know.
+    pub fn control_tokens(&self) -> Result<ControlTokens> {
+        let Some(name) = self.metadata.get(provenance::CONTROL_TOKENS) else { return Ok(ControlTokens::Text) };
+        name.parse().map_err(|message: String| Error::input(provenance::CONTROL_TOKENS, message))
     }
 
     /// Records the shape of the training data in the adapter's metadata, for [`data_format`](Self::data_format).

@@ -2,6 +2,7 @@
 
 pub mod attach;
 mod base_modules;
+pub mod begin;
 pub mod combine;
 pub mod host;
 pub mod merge;

@@ -1,12 +1,15 @@
 //! Which projections an adapter changes, and with what rank and scale.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Place, Result};
 use crate::model::{ModelConfig, Site, SiteKind};
-use crate::settings::{Describe, FromNode, Limit, Node, Reader, Value, above, any, below, between, mismatch, section};
+use crate::settings::{
+    Describe, FromNode, Limit, Node, Reader, Value, above, any, below, between, mismatch, not_empty, optional, section,
+};
 
 section! {
     /// The low-rank adapter.
@@ -22,6 +25,9 @@ section! {
         targets: Targets = Take(Targets::Attention), at_least_one();
         /// Scale by alpha / √rank instead (rank-stabilised LoRA, Kalajdzievski 2023).
         rslora: bool = Take(false), any();
+        /// The folder of an adapter to begin with, of burnish or of PEFT, whose rank, alpha and projections are those above. None
+        /// by default: the first values follow from the seed.
+        from: Option<PathBuf> = Take(None), optional(not_empty());
     }
 }
 

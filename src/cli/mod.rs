@@ -1,11 +1,13 @@
 //! The command line: one file a command. Nothing here computes.
 //!
 //! The result goes to stdout, and nothing else does; everything else goes to stderr. Exit codes: 0 done, 1 failed,
-//! 2 used wrongly (arguments, recipe, bad input), 130 interrupted.
+//! 2 used wrongly (arguments, recipe, bad input), 128 + its number where a signal ended the work (130 SIGINT, 143 SIGTERM).
 
 mod check;
 mod combine;
+mod data;
 mod eval;
+mod explain;
 mod export;
 mod generate;
 mod inspect;
@@ -64,8 +66,9 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::Arguments),
-    /// Find every problem with a recipe, its base and its data, before any weight is loaded
-    Check(train::Arguments),
+    Check(check::Arguments),
+    Explain(explain::Arguments),
+    Data(data::Arguments),
     #[command(after_help = "The adapter with the lowest validation loss stands in the run folder, in PEFT's format. \
                             docs/recipe.md explains every setting.")]
     Train(train::TrainArguments),
@@ -90,7 +93,12 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version come as errors too, for stdout and with code 0. A closed pipe is no reason to complain.
+            if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+                let refused = Error::input(Place::Nowhere, error.render().to_string().trim());
+                // A closed pipe is no reason to complain.
+                let _ = writeln!(std::io::stdout(), "{}", terminal::error_object(&refused));
+            }
+            // Help and version come as errors too, for stdout and with code 0.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -100,8 +108,9 @@ pub fn main() -> ExitCode {
     interrupt::wait_for_the_end();
     let result = outcome.unwrap_or_else(|_| Err(panic::as_error()));
     match result {
-        Ok(()) if interrupt::requested() => ExitCode::from(interrupt::EXIT_CODE),
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(_) if interrupt::requested() => ExitCode::from(interrupt::exit_code()),
+        Ok(Ending::Done) => ExitCode::SUCCESS,
+        Ok(Ending::Unfit) => ExitCode::from(2),
         Err(error) => {
             terminal.error(&error);
             ExitCode::from(error.exit_code())
@@ -109,20 +118,30 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The ending of a command that did its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// All is well: exit code 0.
+    Done,
+    /// The result says that what was looked at is of no use as it is: exit code 2.
+    Unfit,
+}
+
 /// Reports the effect of a signal. The line that it interrupts, `^C` with it, is ended first.
 fn announce(effect: Effect) {
     let mut stderr = std::io::stderr();
     // A closed stderr leaves no place to report to.
-    let _ = match effect {
-        Effect::FinishesFirst => {
-            writeln!(stderr, "\nstopping after this step; a second signal stops at once and keeps the best adapter")
+    let _ = match (effect, interrupt::going_on()) {
+        (Effect::FinishesFirst, _) => {
+            writeln!(stderr, "\nstopping: the state is being saved; a second signal stops at once")
         }
-        Effect::EndsNow if stderr.is_terminal() => writeln!(stderr, "\ninterrupted"),
-        Effect::EndsNow => Ok(()),
+        (Effect::EndsNow, Some(text)) => writeln!(stderr, "\ninterrupted; {text}"),
+        (Effect::EndsNow, None) if stderr.is_terminal() => writeln!(stderr, "\ninterrupted"),
+        (Effect::EndsNow, None) => Ok(()),
     };
 }
 
-fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
+fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
     use_threads(cli.global.threads)?;
     #[cfg(feature = "cpu")]
     crate::ops::cpu::isa::Isa::check_environment()?;
@@ -131,9 +150,11 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
         let compiled = crate::device::compiled_in().join(", ");
         format!("burnish {version}, built for {compiled}; device {}, {threads} threads", cli.global.device)
     });
-    match &cli.command {
+    let done = match &cli.command {
+        Command::Check(arguments) => return check::run(arguments, &cli.global, terminal),
+        Command::Explain(arguments) => explain::run(arguments, terminal),
+        Command::Data(arguments) => data::run(arguments, terminal),
         Command::Pull(arguments) => pull::run(arguments, terminal),
-        Command::Check(arguments) => check::run(arguments, &cli.global, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
         Command::Combine(arguments) => combine::run(arguments, terminal),
@@ -142,7 +163,8 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
         Command::Quantize(arguments) => quantize::run(arguments, terminal),
         Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),
-    }
+    };
+    done.map(|()| Ending::Done)
 }
 
 /// Sizes the pool of the kernels, and that of everything else.

@@ -1,6 +1,6 @@
 //! `burnish train`: fine-tunes by a recipe.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
@@ -14,11 +14,14 @@ use crate::error::{Result, counted, printable};
 use crate::generate::run::Finish;
 use crate::pull;
 use crate::recipe::Recipe;
+use crate::run::identity::Change;
 use crate::run::outcome::Requirement;
+use crate::run::resume::Start;
 use crate::run::samples::StepSample;
 use crate::run::train::train;
 use crate::run::watch::{Stage, Watch};
 use crate::train::Event;
+use crate::train::step::StepReport;
 
 /// A recipe, and the options that change the run it describes.
 #[derive(Debug, Args)]
@@ -35,6 +38,9 @@ pub(super) struct Arguments {
     /// Seed of the adapter's first values, the order of examples and dropout (short for --set train.seed=N)
     #[arg(long, env = "BURNISH_SEED", value_name = "N")]
     seed: Option<u64>,
+    /// Begin with the adapter in this folder, of burnish or of PEFT (short for --set adapter.from=DIR)
+    #[arg(long, value_name = "DIR")]
+    from_adapter: Option<PathBuf>,
 }
 
 /// Fine-tune by a recipe, and write the run folder
@@ -42,24 +48,43 @@ pub(super) struct Arguments {
 pub(super) struct TrainArguments {
     #[command(flatten)]
     job: Arguments,
+    /// Go on with the run in the recipe's run folder, from its newest checkpoint; begin where there is none yet
+    #[arg(long)]
+    resume: bool,
+    /// Go on although something of this kind has changed since the checkpoint; may be repeated
+    #[arg(long, value_enum, value_name = "KIND", requires = "resume")]
+    accept_change: Vec<Change>,
     /// Exit with code 1 unless the verdict suffices
     #[arg(long, value_enum, value_name = "VERDICT")]
     require: Option<Requirement>,
 }
 
 impl Arguments {
-    /// The recipe, with what the command line sets in it.
-    pub(super) fn recipe(&self) -> Result<Recipe> {
+    /// The path as it was given.
+    pub(super) fn path(&self) -> &Path {
+        &self.recipe
+    }
+
+    /// The settings of the command line, in the order in which they are laid over the recipe.
+    pub(super) fn overrides(&self) -> Vec<String> {
         let seed = self.seed.map(|seed| format!("train.seed={seed}"));
         // First, so that a seed of the environment does not win over one that was typed.
-        let overrides: Vec<String> = seed.into_iter().chain(self.set.iter().cloned()).collect();
-        Recipe::load(&self.recipe, &overrides)
+        let from = self.from_adapter.as_ref();
+        let from = from.map(|path| format!("adapter.from={}", toml::Value::String(path.display().to_string())));
+        seed.into_iter().chain(self.set.iter().cloned()).chain(from).collect()
+    }
+
+    /// The recipe, with what the command line sets in it.
+    pub(super) fn recipe(&self) -> Result<Recipe> {
+        Recipe::load(&self.recipe, &self.overrides())
     }
 }
 
 pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let TrainArguments { job, require } = arguments;
-    let report = train(&job.recipe()?, &global.device, job.max_memory, &mut TrainProgress::new(terminal))?;
+    let TrainArguments { job, resume, accept_change, require } = arguments;
+    let start = if *resume { Start::Resumed(accept_change) } else { Start::Fresh };
+    let progress = &mut TrainProgress::new(terminal);
+    let report = train(&job.recipe()?, &global.device, job.max_memory, start, progress)?;
     terminal.result(&report)?;
     let verdicts = report.validation.iter().chain(&report.test);
     require.map_or(Ok(()), |required| required.check(verdicts, report.guard.as_ref()))
@@ -76,6 +101,8 @@ pub(super) struct TrainProgress<'t> {
     began: Instant,
     last_line: Option<Instant>,
     total: u64,
+    /// Steps that an earlier process has done.
+    steps_done: u64,
 }
 
 /// Characters of a prompt or an answer that are shown.
@@ -99,23 +126,38 @@ impl<'t> TrainProgress<'t> {
         let (downloads, loading) = (Downloads::new(terminal), Counter::of_loading(terminal));
         let encoding = Counter::of_encoding(terminal);
         let evaluating = Counter::of_evaluation(terminal);
-        Self {
-            terminal,
-            downloads,
-            encoding,
-            loading,
-            evaluating,
-            bar: None,
-            began: Instant::now(),
-            last_line: None,
-            total: 0,
-        }
+        let (bar, last_line, began) = (None, None, Instant::now());
+        Self { terminal, downloads, encoding, loading, evaluating, bar, began, last_line, total: 0, steps_done: 0 }
     }
 
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| self.terminal.message(text)),
             None => self.terminal.message(text),
+        }
+    }
+}
+
+impl TrainProgress<'_> {
+    /// Shows that a step is done.
+    fn step(&mut self, step: u64, report: &StepReport, seconds: f64) {
+        let (loss, tokens_per_second) = (report.loss, report.tokens as f64 / seconds);
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("loss {loss:.4}, {tokens_per_second:.0} tokens/s"));
+            bar.set_position(step);
+            if step == self.total {
+                bar.finish();
+            }
+            return;
+        }
+        let is_due = self.last_line.is_none_or(|last| last.elapsed().as_secs() >= SECONDS_BETWEEN_LINES);
+        if is_due || step == self.total {
+            self.last_line = Some(Instant::now());
+            let total = self.total;
+            let done = step.saturating_sub(self.steps_done).max(1);
+            let left = self.began.elapsed().mul_f64(total.saturating_sub(step) as f64 / done as f64);
+            let left = HumanDuration(left);
+            self.line(&format!("step {step}/{total}: loss {loss:.4}, {tokens_per_second:.0} tokens/s, {left} left"));
         }
     }
 }
@@ -138,7 +180,7 @@ impl Watch for TrainProgress<'_> {
     }
 
     fn notice(&mut self, text: &str) {
-        self.terminal.message(text);
+        self.line(text);
     }
 
     fn evaluating(&mut self, done: usize, total: usize) {
@@ -158,8 +200,8 @@ impl Watch for TrainProgress<'_> {
 
     fn event(&mut self, event: &Event<'_>) {
         match *event {
-            Event::Begin { total_steps, parameters } => {
-                (self.total, self.began) = (total_steps, Instant::now());
+            Event::Begin { total_steps, steps_done, parameters } => {
+                (self.total, self.steps_done, self.began) = (total_steps, steps_done, Instant::now());
                 self.line(&format!("{}, {}", counted(parameters, "trainable parameter"), counted(total_steps, "step")));
                 if self.terminal.shows_bars() {
                     let bar = ProgressBar::new(total_steps);
@@ -167,40 +209,23 @@ impl Watch for TrainProgress<'_> {
                     bar.set_style(
                         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
                     );
+                    bar.set_position(steps_done);
+                    bar.reset_eta();
                     self.bar = Some(bar);
                 }
             }
-            Event::Step { step, ref report, tokens_per_second, .. } => match &self.bar {
-                Some(bar) => {
-                    bar.set_message(format!("loss {:.4}, {tokens_per_second:.0} tokens/s", report.loss));
-                    bar.set_position(step);
-                    if step == self.total {
-                        bar.finish();
-                    }
-                }
-                None => {
-                    let is_due = self.last_line.is_none_or(|last| last.elapsed().as_secs() >= SECONDS_BETWEEN_LINES);
-                    if is_due || step == self.total {
-                        self.last_line = Some(Instant::now());
-                        let (total, loss) = (self.total, report.loss);
-                        let left = self.began.elapsed().mul_f64(total.saturating_sub(step) as f64 / step as f64);
-                        let left = HumanDuration(left);
-                        self.line(&format!(
-                            "step {step}/{total}: loss {loss:.4}, {tokens_per_second:.0} tokens/s, {left} left"
-                        ));
-                    }
-                }
-            },
+            Event::Step { step, report, seconds, .. } => self.step(step, report, seconds),
             Event::Evaluating { done, total, .. } => self.evaluating.show(done, total),
-            Event::Evaluation { step, valid_loss, is_best, .. } => {
+            Event::Evaluation { step, valid_loss, exact_match, is_best, .. } => {
                 let best = if is_best && step > 0 { ", the best so far" } else { "" };
-                self.line(&format!("step {step}: validation loss {valid_loss:.4}{best}"));
+                let exact = exact_match.map_or(String::new(), |share| format!(", exact match {:.1}%", 100.0 * share));
+                self.line(&format!("step {step}: validation loss {valid_loss:.4}{exact}{best}"));
             }
             Event::Stopped { step, evaluations_without_improvement } => {
                 let evaluations = evaluations_without_improvement;
                 self.line(&format!("stopped early at step {step}: no improvement in {evaluations} evaluations"));
             }
-            Event::Best { .. } => {}
+            Event::Best { .. } | Event::Checkpoint { .. } => {}
         }
     }
 }

@@ -1,12 +1,7 @@
-//! The order of examples, micro-batches by count or by length, and the validation split.
-
-use std::collections::HashSet;
+//! The order of examples, and micro-batches by count or by length.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
-
-use super::encoded::Encoded;
-use crate::error::{Error, Place, Result, counted};
 
 /// The order of an epoch: a permutation of `0..count` that `seed` and `epoch` (from 0) decide, on every machine
 /// and in every version.
@@ -78,31 +73,24 @@ pub fn packed(order: &[usize], lengths: &[usize], max_tokens: usize) -> Vec<Vec<
     batches
 }
 
-/// Sets aside a `fraction` of the examples for validation, drawn by `seed`: `(train, valid)`, each in the
-/// original order and neither empty.
-pub fn split_valid<T>(examples: Vec<T>, fraction: f64, seed: u64) -> Result<(Vec<T>, Vec<T>)> {
-    let count = examples.len();
-    if !(fraction > 0.0 && fraction < 1.0) || count < 2 {
-        let message = format!(
-            "is {fraction} of {}; expected a share above 0 and below 1 of at least 2",
-            counted(count, "example")
-        );
-        return Err(Error::input(Place::setting("data.valid_fraction"), message));
+/// The order of an epoch in which an example comes as often as its weight says: the whole part of the weight every time,
+/// and the rest as a share of the epochs. Of the examples with a rest, `seed` and `epoch` draw those that come once more; their
+/// number is the same in every epoch. With weights of 1 it is [`order`].
+pub fn weighted_order(weights: &[f64], seed: u64, epoch: u64) -> Vec<usize> {
+    let mut times: Vec<usize> = weights.iter().map(|weight| *weight as usize).collect();
+    if weights.iter().any(|weight| weight.fract() > 0.0) {
+        // Systematic sampling: along a line on which each example takes up its rest, one comes at every whole number.
+        // A stream of its own, which no order of an epoch has.
+        let mut along = 0.5;
+        for index in order(weights.len(), seed, u64::MAX - 1 - epoch) {
+            let end = along + weights[index].fract();
+            times[index] += (end as usize) - (along as usize);
+            along = end;
+        }
     }
-    let wanted = ((count as f64 * fraction).round() as usize).clamp(1, count - 1);
-    // A stream of its own: the split must not follow the order of any epoch.
-    let chosen: HashSet<usize> = order(count, seed, u64::MAX).into_iter().take(wanted).collect();
-    let (mut train, mut valid) = (Vec::with_capacity(count - wanted), Vec::with_capacity(wanted));
-    for (index, example) in examples.into_iter().enumerate() {
-        if chosen.contains(&index) { &mut valid } else { &mut train }.push(example);
-    }
-    Ok((train, valid))
-}
-
-/// The number of validation sequences that are also training sequences, token for token.
-pub fn seen_in_training(train: &[Encoded], valid: &[Encoded]) -> usize {
-    let seen: HashSet<&[u32]> = train.iter().map(|sequence| sequence.ids.as_slice()).collect();
-    valid.iter().filter(|sequence| seen.contains(sequence.ids.as_slice())).count()
+    let drawn: Vec<usize> =
+        times.iter().enumerate().flat_map(|(index, times)| std::iter::repeat_n(index, *times)).collect();
+    order(drawn.len(), seed, epoch).into_iter().map(|at| drawn[at]).collect()
 }
 
 #[cfg(test)]
@@ -167,14 +155,20 @@ mod tests {
     }
 
     #[test]
-    fn a_split_is_disjoint_complete_and_repeatable() {
-        let (train, valid) = split_valid((0..50).collect(), 0.1, 3).expect("split");
-        assert_eq!((train.len(), valid.len()), (45, 5));
-        let mut all: Vec<i32> = train.iter().chain(&valid).copied().collect();
-        all.sort_unstable();
-        assert_eq!(all, (0..50).collect::<Vec<_>>());
-        assert_eq!(split_valid((0..50).collect(), 0.1, 3).expect("split"), (train, valid));
-        assert!(split_valid(vec![1], 0.5, 0).is_err());
-        assert!(split_valid(vec![1, 2, 3], f64::NAN, 0).is_err());
+    fn weights_decide_how_often_an_example_comes() {
+        assert_eq!(weighted_order(&[1.0; 100], 7, 3), order(100, 7, 3));
+        let weights: Vec<f64> = (0..400).map(|index| [1.0, 2.0, 0.25, 1.5][index % 4]).collect();
+        let mut counts = vec![0usize; 400];
+        for epoch in 0..8 {
+            let order = weighted_order(&weights, 5, epoch);
+            assert_eq!(order.len(), 475, "epoch {epoch}");
+            assert_eq!(order, weighted_order(&weights, 5, epoch));
+            order.into_iter().for_each(|index| counts[index] += 1);
+        }
+        let of = |kind: usize| counts.iter().skip(kind).step_by(4);
+        assert!(of(0).all(|count| *count == 8) && of(1).all(|count| *count == 16));
+        // 100 examples of which 25 are drawn, eight times: 200 draws, and each epoch others.
+        assert!((180..=220).contains(&of(2).sum::<usize>()) && of(2).filter(|count| **count > 0).count() > 75);
+        assert!(of(3).all(|count| (8..=16).contains(count)) && (1180..=1220).contains(&of(3).sum::<usize>()));
     }
 }

@@ -5,6 +5,8 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::alpaca;
+use super::bare::ControlTokens;
+use super::chat::builtin::BuiltinTemplate;
 use super::chat::stand_ins::{Hidden, SpecialTexts, StandIns};
 use super::chat::template::ChatTemplate;
 use super::chat::{control, conversation, coverage, turns};
@@ -17,9 +19,10 @@ use crate::text::Tokenizer;
 /// Renders and encodes: the one path for training, evaluation and generation.
 #[derive(Debug)]
 pub struct Encoder {
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
-    specials: SpecialTexts,
+    pub(super) specials: SpecialTexts,
+    pub(super) control_tokens: ControlTokens,
     /// Tokens that the model has an embedding for.
     vocabulary: usize,
 }
@@ -33,7 +36,7 @@ impl Encoder {
             None => tokenizer,
         };
         let specials = SpecialTexts::of(&tokenizer);
-        Self { tokenizer, template, specials, vocabulary: usize::MAX }
+        Self { tokenizer, template, specials, control_tokens: ControlTokens::Text, vocabulary: usize::MAX }
     }
 
     /// The same for a model with an embedding of so many rows: a token beyond them is an error. A tokenizer may have more
@@ -42,7 +45,7 @@ impl Encoder {
         Self { vocabulary: rows, ..self }
     }
 
-    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+    pub(super) fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) else { return Ok(()) };
         let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
         let message = format!("token {id} {token:?} lies beyond the {} rows of the model's embedding", self.vocabulary);
@@ -70,7 +73,7 @@ impl Encoder {
     /// Those of [`Tokenizer::identity`].
     pub(super) fn identity(&self) -> Result<String> {
         let template = self.template.as_ref().map(ChatTemplate::identity);
-        Ok(format!("{}{template:?}{}", self.tokenizer.identity()?, self.vocabulary))
+        Ok(format!("{}{template:?}{}{}", self.tokenizer.identity()?, self.control_tokens, self.vocabulary))
     }
 
     /// Tokens that the model has an embedding for; `usize::MAX` where that is not known.
@@ -104,16 +107,13 @@ impl Encoder {
         let mut remarks = Vec::new();
         let encoded = match example {
             Example::PromptCompletion { prompt, completion } => {
-                remarks.extend(self.spelled([prompt.as_str(), completion]));
+                remarks.extend(self.spelled([prompt.as_str(), completion], false));
                 remarks.extend(completion.is_empty().then_some(Remark::EmptyAnswer));
                 self.completion(prompt, completion)?
             }
             Example::Text { text } => {
-                remarks.extend(self.spelled([text.as_str()]));
-                let mut encoded = Encoded::new();
-                encoded.push(&self.encode_raw_prompt(text)?, true);
-                encoded.push(&self.end(), true);
-                encoded
+                remarks.extend(self.spelled([text.as_str()], false));
+                self.plain_text(text)?
             }
             Example::Chat { messages, tools } => match &self.template {
                 Some(template) => self.chat(messages, tools.as_ref(), template, &mut remarks)?,
@@ -125,7 +125,7 @@ impl Encoder {
                     self.chat(&messages, None, template, &mut remarks)?
                 }
                 None => {
-                    remarks.extend(self.spelled([instruction.as_str(), input, output]));
+                    remarks.extend(self.spelled([instruction.as_str(), input, output], false));
                     remarks.extend(output.is_empty().then_some(Remark::EmptyAnswer));
                     self.completion(&alpaca::prompt(instruction, input, system.as_deref()), output)?
                 }
@@ -136,12 +136,15 @@ impl Encoder {
     }
 
     /// A remark where one of `texts` spells control tokens.
-    fn spelled<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Option<Remark> {
+    fn spelled<'a>(&self, texts: impl IntoIterator<Item = &'a str>, in_chat: bool) -> Option<Remark> {
+        if self.control_tokens == ControlTokens::Tokens && !in_chat {
+            return None;
+        }
         let token = texts.into_iter().find_map(|text| self.specials.find(text))?.1;
-        Some(Remark::SpellsControl { token: token.to_owned() })
+        Some(Remark::SpellsControl { token: token.to_owned(), in_chat })
     }
 
-    /// Whether a text spells a control token; it is encoded as ordinary text.
+    /// Whether a text spells a control token, which is encoded as ordinary text.
     pub fn spells_control_tokens(&self, text: &str) -> bool {
         self.specials.find(text).is_some()
     }
@@ -195,30 +198,6 @@ impl Encoder {
         Ok(ids)
     }
 
-    /// Ids of a prompt taken as it is: the beginning-of-text token if the model expects one, and the text.
-    ///
-    /// # Errors
-    /// Input: what the tokenizer says; a token without an embedding.
-    pub fn encode_raw_prompt(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids: Vec<u32> = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos()).into_iter().collect();
-        ids.extend(self.tokenizer.encode(text)?);
-        self.check_ids(&ids)?;
-        Ok(ids)
-    }
-
-    /// Ids of a prompt that someone typed for the model itself: special-token text in it stands for control tokens, the
-    /// beginning-of-text token included.
-    ///
-    /// # Errors
-    /// Those of [`Self::encode_raw_prompt`].
-    pub fn encode_typed_prompt(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.tokenizer.encode_with_special(text)?;
-        let bos = self.tokenizer.bos().filter(|bos| self.tokenizer.adds_bos() && ids.first() != Some(bos));
-        ids.splice(..0, bos);
-        self.check_ids(&ids)?;
-        Ok(ids)
-    }
-
     /// The prompt ids of an example and the answer it expects; `None` for plain text and for conversations
     /// that do not end with words of the assistant.
     ///
@@ -260,30 +239,11 @@ impl Encoder {
         tokens
     }
 
-    /// The end token that follows a completion.
-    fn end(&self) -> Vec<u32> {
-        self.tokenizer.eos_tokens().into_iter().take(1).collect()
-    }
-
-    /// Prompt and completion encoded separately, since that is what generation will see. The completion goes on where
-    /// the prompt ends: no space comes in between.
-    fn completion(&self, prompt: &str, completion: &str) -> Result<Encoded> {
-        let mut encoded = Encoded::new();
-        encoded.push(&self.encode_raw_prompt(prompt)?, false);
-        let completion = match prompt.is_empty() {
-            true => self.tokenizer.encode(completion)?,
-            false => self.tokenizer.encode_ordinary_continuation(completion)?,
-        };
-        encoded.push(&completion, true);
-        encoded.push(&self.end(), true);
-        Ok(encoded)
-    }
-
     /// A conversation in the form that `template` takes, with stand-ins for the control tokens that it spells.
     fn hidden(&self, messages: &[Message], tools: Option<&Value>, template: &ChatTemplate) -> Result<Hidden> {
         let mut hidden = self.specials.hide(messages, tools)?;
         let template = template.with_tools(hidden.tools.as_ref());
-        hidden.messages = conversation::prepared(&hidden.messages, &template);
+        hidden.messages = conversation::prepared(&hidden.messages, &template)?;
         Ok(hidden)
     }
 
@@ -298,11 +258,21 @@ impl Encoder {
         let hidden = self.hidden(messages, tools, template)?;
         let (messages, stand_ins) = (&hidden.messages, &hidden.stand_ins);
         let template = &template.with_tools(hidden.tools.as_ref());
-        let turns::Rendered { text, answers, missing } = turns::rendered(messages, template, &self.specials)?;
-        let of_turns = coverage::remarks(messages, hidden.tools.as_ref(), template, &text, &answers);
-        let of_turns = of_turns.into_iter().chain(coverage::untrained_roles(messages));
-        remarks.extend(of_turns.map(|remark| remark.with_role(|role| stand_ins.as_written(role))));
-        remarks.extend(stand_ins.texts.values().min().map(|token| Remark::SpellsControl { token: token.clone() }));
+        let marked = coverage::marked(messages, hidden.tools.as_ref(), template);
+        let for_turns = marked.as_ref().map(|(conversation, shown)| (conversation, shown.clone()));
+        let rendered = turns::rendered(messages, template, &self.specials, for_turns)?;
+        let mut of_turns = coverage::untrained_roles(messages);
+        if let Some((marked, shown)) = &marked {
+            of_turns.extend(coverage::remarks(messages, hidden.tools.as_ref(), template, (marked, shown), &rendered));
+        }
+        let turns::Rendered { text, answers, missing, other_prompt, .. } = rendered;
+        of_turns.extend(
+            other_prompt.map(|turns::OtherPrompt { prompt, finished }| Remark::OtherPrompt { prompt, finished }),
+        );
+        remarks.extend(of_turns.into_iter().map(|remark| remark.with_role(|role| stand_ins.as_written(role))));
+        remarks.extend(
+            stand_ins.texts.values().min().map(|token| Remark::SpellsControl { token: token.clone(), in_chat: true }),
+        );
         let is_empty = |message: &Message| {
             message.is_answer() && message.content.trim().is_empty() && !message.more.contains_key("tool_calls")
         };
@@ -410,7 +380,9 @@ fn is_shown(content: &str, text: &str) -> bool {
 }
 
 fn no_template() -> Error {
-    Error::input("", "the model has no chat template, and chat data needs one").hint(
-        "use an instruct model, or data in the shape {\"prompt\", \"completion\"} or {\"instruction\", \"output\"}",
-    )
+    Error::input("", "the model has no chat template, and chat data needs one").hint(format!(
+        "name one in the recipe (`data.template = \"chatml\"`; built in are {}; or a file), use an instruct model, or data in \
+         the shape {{\"prompt\", \"completion\"}} or {{\"instruction\", \"output\"}}",
+        BuiltinTemplate::words()
+    ))
 }

@@ -1,7 +1,7 @@
 //! An encoded example: token ids and the mask of what is trained.
 
 /// An encoded example.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
     /// Token ids.
     pub ids: Vec<u32>,
@@ -9,6 +9,8 @@ pub struct Encoded {
     pub trained: Vec<bool>,
     /// Turns of the assistant that are not trained: the template shows them differently in the whole conversation.
     pub untrained_turns: usize,
+    /// How often an epoch of training shows the example, 1 unless its source has another weight.
+    pub weight: f64,
 }
 
 impl Encoded {
@@ -19,7 +21,7 @@ impl Encoded {
 
     /// No tokens yet.
     pub(super) fn new() -> Self {
-        Self { ids: Vec::new(), trained: Vec::new(), untrained_turns: 0 }
+        Self { ids: Vec::new(), trained: Vec::new(), untrained_turns: 0, weight: 1.0 }
     }
 
     /// Appends tokens, all of them trained or none.

@@ -1,13 +1,11 @@
 //! One training example, in the shape the user wrote it.
 
-use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::format::Format;
-use crate::error::Place;
+use super::position::Position;
 
 /// The speaker of a turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,9 +28,8 @@ impl Role {
             "system" => Role::System,
             "user" | "human" => Role::User,
             "assistant" | "gpt" | "chatgpt" | "bot" | "model" | "ai" => Role::Assistant,
-            "tool" | "observation" | "tool_response" | "tool_result" | "function_response" | "function_result" => {
-                Role::Other("tool".to_owned())
-            }
+            "tool" | "function" | "observation" | "tool_response" | "tool_result" | "function_response"
+            | "function_result" => Role::Other("tool".to_owned()),
             _ => Role::Other(name.to_owned()),
         }
     }
@@ -96,7 +93,7 @@ pub struct Message {
 }
 
 /// An example and where it stands in its data file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     /// The begin of the row.
     pub position: Position,
@@ -104,40 +101,16 @@ pub struct Row {
     pub example: Example,
     /// The keys of the row that no part of burnish reads.
     pub ignored: Vec<Arc<str>>,
+    /// The value of the column `data.group`, where one is named.
+    pub group: Option<String>,
+    /// How often an epoch of training shows the example: 1, unless its source has another weight.
+    pub weight: f64,
 }
 
-/// The begin of a row in a data file, counted from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Position {
-    /// The line of a text file.
-    Line(usize),
-    /// The row of a table.
-    Row(usize),
-}
-
-impl Position {
-    /// The place in `file`.
-    pub fn place(self, file: impl fmt::Display) -> Place {
-        let file = Place::file(file.to_string());
-        match self {
-            Position::Line(line) => file.line(line),
-            Position::Row(row) => file.part(format!("row {row}")),
-        }
-    }
-
-    /// The number of the line or row.
-    pub fn number(self) -> usize {
-        match self {
-            Position::Line(number) | Position::Row(number) => number,
-        }
-    }
-
-    /// The place in `file`, for messages.
-    pub fn within(self, file: impl fmt::Display) -> String {
-        match self {
-            Position::Line(line) => format!("{file}:{line}"),
-            Position::Row(row) => format!("{file}: row {row}"),
-        }
+impl Row {
+    /// A row of which everything is read, in no group, with the weight 1.
+    pub fn new(position: Position, example: Example) -> Self {
+        Self { position, example, ignored: Vec::new(), group: None, weight: 1.0 }
     }
 }
 

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::encode::Encoder;
 use super::encoded::Encoded;
-use super::example::{Position, Row};
+use super::example::Row;
 use super::format::Format;
 use super::remark::{Remark, Remarks, Rows};
 use super::set::{EncodedSet, LongPolicy};
@@ -43,7 +43,6 @@ struct Head {
     format: Option<String>,
     lengths: Vec<usize>,
     untrained_turns: Vec<usize>,
-    positions: Vec<Position>,
     indices: Vec<usize>,
     dropped_long: usize,
     truncated: usize,
@@ -57,10 +56,10 @@ impl KeptSets {
         Self(BoundedFolder::new(folder, MAX_BYTES))
     }
 
-    /// The set of this key; `None` where it is not kept, or not whole.
-    fn get(&self, key: &str) -> Option<EncodedSet> {
+    /// The set of this key, made of `rows`; `None` where it is not kept, or not whole.
+    fn get(&self, key: &str, rows: &[Row]) -> Option<EncodedSet> {
         let bytes = open::read(&self.0.file(key), MAX_BYTES).ok()?;
-        let set = parsed(&bytes);
+        let set = parsed(&bytes, rows);
         match set {
             Some(_) => self.0.touch(key),
             None => self.0.remove(key),
@@ -75,7 +74,6 @@ impl KeptSets {
             format: set.format.map(|format| format.name().to_owned()),
             lengths: set.sequences.iter().map(|sequence| sequence.ids.len()).collect(),
             untrained_turns: set.sequences.iter().map(|sequence| sequence.untrained_turns).collect(),
-            positions: set.positions.clone(),
             indices: set.indices.clone(),
             dropped_long: set.dropped_long,
             truncated: set.truncated,
@@ -107,8 +105,8 @@ impl KeptSets {
     }
 }
 
-/// The set of a file; `None` where the file is not whole.
-fn parsed(bytes: &[u8]) -> Option<EncodedSet> {
+/// The set of a file, made of `rows`; `None` where the file is not whole.
+fn parsed(bytes: &[u8], rows: &[Row]) -> Option<EncodedSet> {
     let (bytes, sum) = bytes.split_at_checked(bytes.len().checked_sub(SUM_BYTES)?)?;
     if Sha256::digest(bytes)[..] != *sum {
         return None;
@@ -119,8 +117,10 @@ fn parsed(bytes: &[u8]) -> Option<EncodedSet> {
     let format = head.format.map(|name| name.parse::<Format>()).transpose().ok()?;
     let tokens: usize = head.lengths.iter().sum();
     let (mut ids, mut masks) = rest.split_at_checked(tokens.checked_mul(size_of::<u32>())?)?;
-    let mut sequences = Vec::with_capacity(head.lengths.len());
-    for (length, untrained_turns) in head.lengths.iter().zip(&head.untrained_turns) {
+    let (mut sequences, mut positions) = (Vec::with_capacity(head.lengths.len()), Vec::new());
+    for ((length, untrained_turns), index) in head.lengths.iter().zip(&head.untrained_turns).zip(&head.indices) {
+        let row = rows.get(*index)?;
+        positions.push(row.position.clone());
         let (of_this, rest) = ids.split_at_checked(length * size_of::<u32>())?;
         let (mask, rest_of_masks) = masks.split_at_checked(length.div_ceil(8))?;
         (ids, masks) = (rest, rest_of_masks);
@@ -129,12 +129,14 @@ fn parsed(bytes: &[u8]) -> Option<EncodedSet> {
             ids: of_this.iter().map(|id| u32::from_le_bytes(*id)).collect(),
             trained: (0..*length).map(|at| mask[at / 8] >> (at % 8) & 1 == 1).collect(),
             untrained_turns: *untrained_turns,
+            weight: row.weight,
         });
     }
-    let remarks: Remarks = head.remarks.into_iter().collect();
+    let mut remarks = Remarks::about(rows);
+    remarks.extend(head.remarks);
     Some(EncodedSet {
         format,
-        positions: head.positions,
+        positions,
         indices: head.indices,
         dropped_long: head.dropped_long,
         truncated: head.truncated,
@@ -157,19 +159,18 @@ impl Encoder {
     pub fn encode_kept(
         &self,
         kept: Option<&KeptSets>,
-        file: impl std::fmt::Display,
         rows: &[Row],
         (max_seq_tokens, policy): (usize, LongPolicy),
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<EncodedSet> {
         let Some(kept) = kept.filter(|_| rows.len() >= MIN_ROWS) else {
-            return self.encode_all_watched(file, rows, max_seq_tokens, policy, progress);
+            return self.encode_all_watched(rows, max_seq_tokens, policy, progress);
         };
         let key = self.key(rows, max_seq_tokens, policy)?;
-        if let Some(set) = kept.get(&key) {
+        if let Some(set) = kept.get(&key, rows) {
             return Ok(set);
         }
-        let set = self.encode_all_watched(file, rows, max_seq_tokens, policy, progress)?;
+        let set = self.encode_all_watched(rows, max_seq_tokens, policy, progress)?;
         // The disk may be full or the folder not ours: then the set is encoded again the next time.
         let _ = kept.put(&key, &set);
         Ok(set)
@@ -208,20 +209,29 @@ fn hash_of(row: &Row) -> sha2::digest::Output<Sha256> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::position::Position;
+
+    fn rows() -> Vec<Row> {
+        let text = crate::data::Example::Text { text: "a".into() };
+        let row = |line| Row { weight: line as f64, ..Row::new(Position::line("d.jsonl", line), text.clone()) };
+        (1..=5).map(row).collect()
+    }
 
     fn set() -> EncodedSet {
-        let lengths = [3usize, 8, 17];
-        let sequence = |length: usize| Encoded {
+        let rows = rows();
+        let lengths = [(3usize, 0), (8, 1), (17, 4)];
+        let sequence = |(length, row): (usize, usize)| Encoded {
             ids: (0..length as u32).map(|id| id * 70_000).collect(),
             trained: (0..length).map(|at| at % 3 != 0).collect(),
             untrained_turns: length % 2,
+            weight: rows[row].weight,
         };
         let sequences: Vec<Encoded> = lengths.map(sequence).into();
-        let mut remarks = Remarks::default();
-        remarks.add(Position::Line(4), vec![Remark::KeyIgnored { key: "id".into() }, Remark::TooLong { max: 9 }]);
+        let mut remarks = Remarks::about(&rows);
+        remarks.add(&rows[3].position, vec![Remark::KeyIgnored { key: "id".into() }, Remark::TooLong { max: 9 }]);
         EncodedSet {
             format: Some(Format::Chat),
-            positions: vec![Position::Line(1), Position::Line(3), Position::Row(9)],
+            positions: [0, 1, 4].map(|row: usize| rows[row].position.clone()).into(),
             indices: vec![0, 1, 4],
             dropped_long: 1,
             truncated: 2,
@@ -240,8 +250,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let kept = KeptSets::new(folder.path().join("sets"));
         kept.put("key", &set()).expect("written");
-        assert_eq!(kept.get("key"), Some(set()));
-        assert_eq!(kept.get("other"), None);
+        assert_eq!(kept.get("key", &rows()), Some(set()));
+        assert_eq!(kept.get("other", &rows()), None);
     }
 
     #[test]
@@ -253,7 +263,7 @@ mod tests {
         let whole = std::fs::read(&path).expect("written");
         let is_refused = |bytes: &[u8]| {
             crate::files::atomic::write_bytes(&path, bytes).expect("written");
-            kept.get("key").is_none() && !path.exists()
+            kept.get("key", &rows()).is_none() && !path.exists()
         };
         assert!((0..whole.len()).all(|length| is_refused(&whole[..length])));
         assert!((0..whole.len()).all(|at| {

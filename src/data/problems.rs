@@ -1,9 +1,8 @@
 //! The problems of many rows: equal ones are reported once, with the number of rows and the first of them.
 
 use std::collections::HashMap;
-use std::fmt;
 
-use super::example::Position;
+use super::position::Position;
 use crate::error::{Error, Place, Result};
 
 /// Most different problems to report; further ones are only counted.
@@ -17,8 +16,8 @@ pub(super) struct Problems {
     /// In the order found; the message stands first, the hint second.
     found: Vec<Found>,
     by_text: HashMap<(String, Option<String>), usize>,
-    /// Rows of problems beyond the most that are kept.
-    more: usize,
+    /// Rows of problems beyond the most that are kept, and the first of them.
+    more: Option<(usize, Position)>,
     /// Rows with a problem.
     rows: usize,
 }
@@ -38,7 +37,7 @@ impl Problems {
     }
 
     /// Adds what is wrong with the row at `position`. The places in the error lie within the row.
-    pub(super) fn add(&mut self, position: Position, error: &Error) {
+    pub(super) fn add(&mut self, position: &Position, error: &Error) {
         self.rows += 1;
         let texts: Vec<String> = error.problems().iter().map(text).collect();
         let mut hints: Vec<&str> = error.problems().iter().filter_map(|problem| problem.hint.as_deref()).collect();
@@ -48,35 +47,38 @@ impl Problems {
         if let Some(found) = self.by_text.get(&key).and_then(|index| self.found.get_mut(*index)) {
             found.count += 1;
             if found.first.len() < MAX_NAMED {
-                found.first.push(position);
+                found.first.push(position.clone());
             }
             return;
         }
         if self.found.len() == MAX_REPORTED {
-            self.more += 1;
+            self.more.get_or_insert_with(|| (0, position.clone())).0 += 1;
             return;
         }
         self.by_text.insert(key.clone(), self.found.len());
-        self.found.push(Found { message: key.0, hint: key.1, first: vec![position], count: 1 });
+        self.found.push(Found { message: key.0, hint: key.1, first: vec![position.clone()], count: 1 });
     }
 
-    /// `value` where there is no problem, or all of them as one error; `file` is the data file.
+    /// `value` where there is no problem, or all of them as one error.
     ///
     /// # Errors
     /// Input: the problems.
-    pub(super) fn finish<T>(self, file: impl fmt::Display, value: T) -> Result<T> {
-        let mut errors: Vec<Error> = self.found.iter().map(|found| found.error(&file)).collect();
-        if self.more > 0 {
-            errors.push(Error::input(Place::file(file.to_string()), format!("and {} more bad rows", self.more)));
+    pub(super) fn finish<T>(self, value: T) -> Result<T> {
+        let mut errors: Vec<Error> = self.found.iter().map(Found::error).collect();
+        if let Some((count, first)) = self.more {
+            errors.push(Error::input(Place::file(&*first.file), format!("and {count} more bad rows")));
         }
         Error::none_of(errors, value)
     }
 }
 
 impl Found {
-    fn error(&self, file: &impl fmt::Display) -> Error {
-        let place = self.first.first().map_or(Place::file(file.to_string()), |first| first.place(file));
-        let others: Vec<String> = self.first.iter().skip(1).map(|position| position.number().to_string()).collect();
+    fn error(&self) -> Error {
+        let Some((first, others)) = self.first.split_first() else { return Error::input("", self.message.clone()) };
+        let others: Vec<String> = others
+            .iter()
+            .map(|other| if other.file == first.file { other.number().to_string() } else { other.to_string() })
+            .collect();
         let message = match others.as_slice() {
             [] => self.message.clone(),
             others => {
@@ -84,7 +86,7 @@ impl Found {
                 format!("{} ({} rows, also {}{more})", self.message, self.count, others.join(", "))
             }
         };
-        let error = Error::input(place, message);
+        let error = Error::input(first.place(), message);
         match &self.hint {
             Some(hint) => error.hint(hint.clone()),
             None => error,
@@ -107,22 +109,32 @@ mod tests {
     fn equal_problems_are_reported_once_with_their_rows_and_their_hint() {
         let mut problems = Problems::default();
         for line in 1..=50 {
-            problems.add(Position::Line(line), &Error::input("", "is wrong").hint("mend it"));
+            problems.add(&Position::line("d.jsonl", line), &Error::input("", "is wrong").hint("mend it"));
         }
-        problems.add(Position::Line(60), &Error::input("template", "raises"));
-        let text = problems.finish("d.jsonl", ()).expect_err("bad").to_string();
+        problems.add(&Position::line("d.jsonl", 60), &Error::input("template", "raises"));
+        let text = problems.finish(()).expect_err("bad").to_string();
         let expected = "d.jsonl:1: is wrong (50 rows, also 2, 3, …)\n  hint: mend it\nd.jsonl:60: template: raises";
         assert_eq!(text, expected);
-        assert!(Problems::default().finish("d.jsonl", ()).is_ok());
+        assert!(Problems::default().finish(()).is_ok());
     }
 
     #[test]
     fn different_problems_beyond_twenty_are_counted() {
         let mut problems = Problems::default();
         for line in 1..=25 {
-            problems.add(Position::Line(line), &Error::input("", format!("is wrong in the {line}th way")));
+            problems.add(&Position::line("d.jsonl", line), &Error::input("", format!("is wrong in the {line}th way")));
         }
-        let text = problems.finish("d.jsonl", ()).expect_err("bad").to_string();
+        let text = problems.finish(()).expect_err("bad").to_string();
         assert!(text.lines().count() == 21 && text.ends_with("d.jsonl: and 5 more bad rows"), "{text}");
+    }
+
+    #[test]
+    fn rows_of_other_files_are_named_with_their_file() {
+        let mut problems = Problems::default();
+        for (file, line) in [("a.jsonl", 3), ("a.jsonl", 5), ("b.jsonl", 1)] {
+            problems.add(&Position::line(file, line), &Error::input("", "is wrong"));
+        }
+        let text = problems.finish(()).expect_err("bad").to_string();
+        assert_eq!(text, "a.jsonl:3: is wrong (3 rows, also 5, b.jsonl:1)");
     }
 }

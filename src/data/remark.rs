@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::example::Position;
+use super::example::Row;
+use super::position::{At, Position};
 use crate::error::counted;
 
 /// One thing to say about a row. Equal remarks of several rows are said once, with their count.
@@ -35,6 +36,13 @@ pub enum Remark {
         /// The key of the turn.
         key: String,
     },
+    /// Generation begins an answer otherwise than finished conversations show one.
+    OtherPrompt {
+        /// The end of the generation prompt.
+        prompt: String,
+        /// The text in its place before a finished answer.
+        finished: String,
+    },
     /// No loss is ever taken on the turns of a role that is none of the known ones.
     RoleNotTrained {
         /// The role.
@@ -44,6 +52,8 @@ pub enum Remark {
     SpellsControl {
         /// One of them.
         token: String,
+        /// The text stands in a conversation, which gets its control tokens from the chat template.
+        in_chat: bool,
     },
     /// An answer or completion without a word: only its end is trained.
     EmptyAnswer,
@@ -102,6 +112,16 @@ impl fmt::Display for Remark {
             Self::KeyNotTrained { key } => {
                 write!(f, "`{key}` of the assistant's turns is shown outside the answer, and is not trained")
             }
+            Self::OtherPrompt { prompt, finished } => {
+                write!(
+                    f,
+                    "the generation prompt of the chat template ends with {prompt:?}, and before a finished answer "
+                )?;
+                match finished.is_empty() {
+                    true => write!(f, "that is missing: answers are learned without it"),
+                    false => write!(f, "stands the header {finished:?} in its place"),
+                }
+            }
             Self::RoleNotTrained { role } => {
                 write!(f, "no loss is taken on turns of the role `{role}`")?;
                 match likely_role(role) {
@@ -109,12 +129,16 @@ impl fmt::Display for Remark {
                     None => write!(f, ": only turns of the role `assistant` are trained"),
                 }
             }
-            Self::SpellsControl { token } => {
-                write!(
-                    f,
-                    "the text spells control tokens (`{token}`), which are encoded as ordinary letters; conversations \
-                     in the shape {{\"messages\"}} get real ones"
-                )
+            Self::SpellsControl { token, in_chat } => {
+                write!(f, "the text spells control tokens (`{token}`), which are encoded as ordinary letters")?;
+                match in_chat {
+                    true => Ok(()),
+                    false => write!(
+                        f,
+                        "; `data.control_tokens = \"tokens\"` trains them as control tokens, and conversations in the shape \
+                         {{\"messages\"}} get their own"
+                    ),
+                }
             }
             Self::EmptyAnswer => write!(f, "the answer is empty: only the end of it is trained"),
             Self::TextChanged { role } => write!(f, "the chat template changes the text of turns of the role `{role}`"),
@@ -145,6 +169,8 @@ const MAX_KEPT: usize = 10;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Remarks {
     rows: BTreeMap<Remark, Rows>,
+    /// The rows lie in several files.
+    several_files: bool,
 }
 
 /// Rows that have something in common.
@@ -157,12 +183,18 @@ pub struct Rows {
 }
 
 impl Remarks {
+    /// None yet about these rows. Where they lie in several files, each is named with its own.
+    pub fn about(rows: &[Row]) -> Self {
+        let several_files = rows.windows(2).any(|pair| pair[0].position.file != pair[1].position.file);
+        Self { several_files, ..Self::default() }
+    }
+
     /// Adds what is to be said about the row at `position`; the same remark counts once.
-    pub fn add(&mut self, position: Position, mut remarks: Vec<Remark>) {
+    pub fn add(&mut self, position: &Position, mut remarks: Vec<Remark>) {
         remarks.sort_unstable();
         remarks.dedup();
         for remark in remarks {
-            self.rows.entry(remark).or_default().add(position);
+            self.rows.entry(remark).or_default().add(position.clone());
         }
     }
 
@@ -183,14 +215,14 @@ impl Remarks {
             lines.push(format!("ignored keys: {}", ignored.join(", ")));
         }
         let others = self.rows.iter().filter(|(remark, _)| !matches!(remark, Remark::KeyIgnored { .. }));
-        lines.extend(others.map(|(remark, rows)| format!("{remark} ({})", rows.places())));
+        lines.extend(others.map(|(remark, rows)| format!("{remark} ({})", rows.places(self.several_files))));
         lines
     }
 }
 
-impl FromIterator<(Remark, Rows)> for Remarks {
-    fn from_iter<I: IntoIterator<Item = (Remark, Rows)>>(rows: I) -> Self {
-        Self { rows: rows.into_iter().collect() }
+impl Extend<(Remark, Rows)> for Remarks {
+    fn extend<I: IntoIterator<Item = (Remark, Rows)>>(&mut self, rows: I) {
+        self.rows.extend(rows);
     }
 }
 
@@ -203,17 +235,21 @@ impl Rows {
         }
     }
 
-    /// `3 rows: lines 1, 5, 9`.
-    pub fn places(&self) -> String {
-        let unit = match self.first.first() {
-            Some(Position::Row(_)) => "row",
+    /// `3 rows: lines 1, 5, 9`; with `several_files`, `3 rows: a.jsonl:1, a.jsonl:5, b.jsonl:9`.
+    pub fn places(&self, several_files: bool) -> String {
+        let unit = match self.first.first().map(|position| position.at) {
+            _ if several_files => "",
+            Some(At::Row(_)) => "row",
             _ => "line",
         };
-        let first = self.first.iter().take(MAX_NAMED);
-        let numbers: Vec<String> = first.map(|position| position.number().to_string()).collect();
-        let (plural, more) =
-            (if numbers.len() > 1 { "s" } else { "" }, if self.count > MAX_NAMED { ", …" } else { "" });
-        format!("{}: {unit}{plural} {}{more}", counted(self.count, "row"), numbers.join(", "))
+        let name = |position: &Position| match several_files {
+            true => position.to_string(),
+            false => position.number().to_string(),
+        };
+        let names: Vec<String> = self.first.iter().take(MAX_NAMED).map(name).collect();
+        let plural = if names.len() > 1 && !several_files { "s" } else { "" };
+        let more = if self.count > MAX_NAMED { ", …" } else { "" };
+        format!("{}: {}{more}", counted(self.count, "row"), format!("{unit}{plural} {}", names.join(", ")).trim_start())
     }
 }
 
@@ -226,9 +262,13 @@ mod tests {
         let mut remarks = Remarks::default();
         let ignored = |key: &str| Remark::KeyIgnored { key: key.into() };
         for line in 1..=5 {
-            remarks.add(Position::Line(line), vec![ignored("id"), Remark::EmptyAnswer, Remark::EmptyAnswer]);
+            remarks
+                .add(&Position::line("d.jsonl", line), vec![ignored("id"), Remark::EmptyAnswer, Remark::EmptyAnswer]);
         }
-        remarks.add(Position::Line(9), vec![ignored("history"), Remark::RoleNotTrained { role: "Asistant".into() }]);
+        remarks.add(
+            &Position::line("d.jsonl", 9),
+            vec![ignored("history"), Remark::RoleNotTrained { role: "Asistant".into() }],
+        );
         assert_eq!(
             remarks.lines(),
             [
@@ -237,5 +277,19 @@ mod tests {
                 "the answer is empty: only the end of it is trained (5 rows: lines 1, 2, 3, …)",
             ]
         );
+    }
+
+    #[test]
+    fn rows_of_several_files_are_named_with_their_file() {
+        let text = crate::data::Example::Text { text: "a".into() };
+        let row = |file: &str, line| Row::new(Position::line(file, line), text.clone());
+        let rows = [row("a.jsonl", 3), row("b.jsonl", 1)];
+        let lines = |about: &[Row]| {
+            let mut remarks = Remarks::about(&rows);
+            about.iter().for_each(|row| remarks.add(&row.position, vec![Remark::EmptyAnswer]));
+            remarks.lines().remove(0)
+        };
+        assert!(lines(&rows).ends_with("(2 rows: a.jsonl:3, b.jsonl:1)"), "{}", lines(&rows));
+        assert!(lines(&rows[1..]).ends_with("(1 row: b.jsonl:1)"), "{}", lines(&rows[1..]));
     }
 }

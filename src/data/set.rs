@@ -1,13 +1,12 @@
 //! All rows of a data file, encoded.
 
-use std::fmt;
-
 use rayon::prelude::*;
 
 use super::encode::Encoder;
 use super::encoded::Encoded;
-use super::example::{Position, Row};
+use super::example::Row;
 use super::format::Format;
+use super::position::Position;
 use super::problems::Problems;
 use super::remark::{Remark, Remarks};
 use crate::error::{Error, Place, Result};
@@ -26,11 +25,11 @@ choice! {
 }
 
 /// Encoded examples, and what was left out on the way.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct EncodedSet {
     /// In the order of the examples; those left out are missing.
     pub sequences: Vec<Encoded>,
-    /// The begin of each sequence in the data file.
+    /// The begin of the row of each sequence.
     pub positions: Vec<Position>,
     /// The number of each sequence among the rows, from 0.
     pub indices: Vec<usize>,
@@ -67,20 +66,14 @@ impl EncodedSet {
 const ROWS_AT_ONCE: usize = 1024;
 
 impl Encoder {
-    /// Ids and masks of all rows of the data file `file`, in parallel. `policy` decides about examples of more than
+    /// Ids and masks of all rows, in parallel. `policy` decides about examples of more than
     /// `max_seq_tokens` tokens; what has no trained token is left out and counted. The result does not depend on the number
     /// of threads.
     ///
     /// # Errors
     /// Input: every row that cannot be encoded, equal problems together.
-    pub fn encode_all(
-        &self,
-        file: impl fmt::Display,
-        rows: &[Row],
-        max_seq_tokens: usize,
-        policy: LongPolicy,
-    ) -> Result<EncodedSet> {
-        self.encode_all_watched(file, rows, max_seq_tokens, policy, &mut |_, _| {})
+    pub fn encode_all(&self, rows: &[Row], max_seq_tokens: usize, policy: LongPolicy) -> Result<EncodedSet> {
+        self.encode_all_watched(rows, max_seq_tokens, policy, &mut |_, _| {})
     }
 
     /// [`Self::encode_all`]; calls `progress(done, total)` with numbers of rows.
@@ -89,7 +82,6 @@ impl Encoder {
     /// Those of [`Self::encode_all`].
     pub fn encode_all_watched(
         &self,
-        file: impl fmt::Display,
         rows: &[Row],
         max_seq_tokens: usize,
         policy: LongPolicy,
@@ -97,7 +89,7 @@ impl Encoder {
     ) -> Result<EncodedSet> {
         let format = rows.first().map(|row| row.example.format());
         let set = EncodedSet { format, ..EncodedSet::default() };
-        let (problems, remarks) = (Problems::default(), Remarks::default());
+        let (problems, remarks) = (Problems::default(), Remarks::about(rows));
         let mut building = Building { encoder: self, max_seq_tokens, policy, set, problems, remarks };
         for (index, chunk) in rows.chunks(ROWS_AT_ONCE).enumerate() {
             let done = index * ROWS_AT_ONCE;
@@ -107,7 +99,7 @@ impl Encoder {
             }
             progress(done + chunk.len(), rows.len());
         }
-        building.finish(&file)
+        building.finish()
     }
 }
 
@@ -126,7 +118,7 @@ impl Building<'_> {
     fn add(&mut self, index: usize, row: &Row, encoded: Result<(Encoded, Vec<Remark>)>) {
         let (mut encoded, mut said) = match encoded {
             Ok(encoded) => encoded,
-            Err(error) => return self.problems.add(row.position, &error),
+            Err(error) => return self.problems.add(&row.position, &error),
         };
         said.extend(row.ignored.iter().map(|key| Remark::KeyIgnored { key: key.to_string() }));
         let (length, max) = (encoded.ids.len(), self.max_seq_tokens);
@@ -136,7 +128,7 @@ impl Building<'_> {
             LongPolicy::TruncatePrompt => self.encoder.truncate(&mut encoded, max),
             LongPolicy::Error => {
                 let message = format!("has {length} tokens; at most {max} fit");
-                return self.problems.add(row.position, &Error::input(Place::Nowhere, message));
+                return self.problems.add(&row.position, &Error::input(Place::Nowhere, message));
             }
         };
         let trained = encoded.trained_tokens();
@@ -158,19 +150,20 @@ impl Building<'_> {
             set.tokens += encoded.ids.len();
             set.trained_tokens += trained;
             set.untrained_turns += encoded.untrained_turns;
-            set.positions.push(row.position);
+            set.positions.push(row.position.clone());
             set.indices.push(index);
             // The set stays in memory during the whole run.
             encoded.ids.shrink_to_fit();
             encoded.trained.shrink_to_fit();
+            encoded.weight = row.weight;
             set.sequences.push(encoded);
         }
-        self.remarks.add(row.position, said);
+        self.remarks.add(&row.position, said);
     }
 
-    fn finish(mut self, file: &impl fmt::Display) -> Result<EncodedSet> {
+    fn finish(mut self) -> Result<EncodedSet> {
         self.set.notices = self.remarks.lines();
         self.set.remarks = self.remarks;
-        self.problems.finish(file, self.set)
+        self.problems.finish(self.set)
     }
 }

@@ -1,12 +1,16 @@
 //! Losses over a set of examples: their mean by token, perplexity, token accuracy, and whether one model beats another.
 
+use serde::{Deserialize, Serialize};
+
 use super::bootstrap::{self, Better, Comparison, Share};
 use crate::error::{Error, Result};
+use crate::files::json::exact;
 
 /// The share of one example in a loss.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ExampleLoss {
     /// Sum of the cross entropy over the trained tokens, in nats.
+    #[serde(with = "exact")]
     pub loss_sum: f64,
     /// Trained tokens.
     pub tokens: usize,

@@ -1,7 +1,6 @@
 //! The settings of evaluations: how many examples they take, and what else is measured at the end of a run.
 
-use std::path::PathBuf;
-
+use crate::data::Paths;
 use crate::settings::{any, between, not_empty, optional, section};
 
 /// The largest number of examples that can be asked for.
@@ -13,6 +12,9 @@ section! {
         /// The most validation examples of an evaluation while training, chosen by `train.seed` once for the run; all by
         /// default. The verdict at the end is taken on all of them.
         max_examples: Option<usize> = Take(None), optional(between(1..=MAX_EXAMPLES));
+        /// The most validation prompts that are answered at each evaluation under `train.eval_on = "exact_match"`, chosen by
+        /// `train.seed` once for the run.
+        exact_match_examples: usize = Take(64), between(1..=MAX_EXAMPLES);
         /// A second data set, on which the adapter should not get worse.
         guard: Option<Guard> = Take(None), any();
     }
@@ -21,8 +23,8 @@ section! {
 section! {
     /// A second data set, on which the adapter should not get worse: base and adapter are measured on it at the end.
     Guard {
-        /// The examples: a file of any kind that `data.train` accepts. A path is relative to the current folder.
-        path: PathBuf = Refuse, not_empty();
+        /// The examples: files of any kind that `data.train` accepts. A path is relative to the current folder.
+        path: Paths = Refuse, not_empty();
         /// The most examples that are measured, chosen by `train.seed`; all by default.
         max_examples: Option<usize> = Take(None), optional(between(1..=MAX_EXAMPLES));
     }

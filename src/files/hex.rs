@@ -35,6 +35,11 @@ pub fn sha256(mut input: impl Read) -> io::Result<String> {
     }
 }
 
+/// The SHA-256 of `bytes`, in hexadecimal.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    encode(&Sha256::digest(bytes))
+}
+
 /// The SHA-256 of a file, in hexadecimal.
 ///
 /// # Errors

@@ -52,6 +52,48 @@ pub fn shortened(value: &Value) -> String {
     }
 }
 
+/// Floating-point numbers by their bits, for `#[serde(with = …)]`: a decimal text may come back changed in its last digit.
+pub mod exact {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// Writes the bits of a number.
+    ///
+    /// # Errors
+    /// Those of `serializer`.
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        value.to_bits().serialize(serializer)
+    }
+
+    /// Reads a number from its bits.
+    ///
+    /// # Errors
+    /// Those of `deserializer`.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        u64::deserialize(deserializer).map(f64::from_bits)
+    }
+
+    /// The same for a number that may be missing.
+    pub mod option {
+        use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+        /// Writes the bits of a number, or null.
+        ///
+        /// # Errors
+        /// Those of `serializer`.
+        pub fn serialize<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+            value.map(f64::to_bits).serialize(serializer)
+        }
+
+        /// Reads a number from its bits, or null.
+        ///
+        /// # Errors
+        /// Those of `deserializer`.
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+            Ok(Option::<u64>::deserialize(deserializer)?.map(f64::from_bits))
+        }
+    }
+}
+
 /// A [`Value`] whose objects had no key twice.
 struct Strict(Value);
 

@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use super::block::{Block, MlpInput, Residual};
 use super::norm::Norm;
 use super::projection::{Pass, Projection, project};
+use crate::interrupt;
 use crate::ops::activation::{activate, gated};
 use crate::ops::attention::{Cache, Geometry, attention, cached_attention};
 use crate::ops::norm::{QkNorm, qk_norm};
@@ -65,6 +66,7 @@ impl Layer {
 
     /// Queries, keys and values before rotation, `[tokens, geometry.qkv_width()]`.
     fn qkv(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        interrupt::check();
         let h = normed(self.block.before_attention.as_ref(), x);
         let group: Vec<&Projection> = self.block.attention.qkv.projections().iter().collect();
         let qkv = project(h, &group, None, pass);

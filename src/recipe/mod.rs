@@ -18,10 +18,12 @@ use std::path::Path;
 pub use crate::settings::Setting;
 pub use plan::{Base, Output, Plan, SampleSettings};
 
+use crate::data::Paths;
 use crate::error::{self, Error, Result};
 use crate::pull::Source;
 use crate::settings::tree::{self, Node, Place, Value};
 use crate::settings::{Describe, FromNode, Reader, Suggestions};
+use crate::train::EvalOn;
 
 /// The largest recipe that is read, in bytes.
 const MAX_RECIPE_BYTES: u64 = 256 << 10;
@@ -92,10 +94,11 @@ impl Recipe {
         reader.finish(plan)
     }
 
-    /// The meaning of the recipe, checked against the files it names: base and data exist, the run folder does not.
+    /// The meaning of the recipe, checked against the files it names: base and data exist, and the run folder can.
     ///
     /// # Errors
-    /// Those of [`Recipe::settings`], and Input for each file that is missing or in the way.
+    /// Those of [`Recipe::settings`], and Input for each file that is missing or in the way. A run folder that exists is no error
+    /// here: a run may go on in it.
     pub fn plan(&self) -> Result<Plan> {
         let mut reader = self.reader();
         let plan = self.read(&mut reader);
@@ -132,9 +135,25 @@ impl Recipe {
 
     fn check_contradictions(&self, plan: &Plan, reader: &mut Reader) {
         let Plan { data, adapter, train, .. } = plan;
+        if data.train == Paths::default() && data.sources.is_empty() {
+            let section = self.place("data");
+            reader.problem(&section, "`data.train` is missing");
+        }
+        if data.group.is_some() && data.valid_fraction.is_none() {
+            let place = self.place("data.group");
+            reader.problem(
+                &place,
+                "`data.group` says which examples `data.valid_fraction` keeps together, and there is none",
+            );
+        }
         if data.valid.is_some() && data.valid_fraction.is_some() {
             let place = self.place("data.valid_fraction");
             reader.problem(&place, "`data.valid` and `data.valid_fraction` exclude each other: keep one");
+        }
+        if train.eval_on == EvalOn::ExactMatch && data.valid.is_none() && data.valid_fraction.is_none() {
+            let place = self.place("train.eval_on");
+            let message = "`train.eval_on` is \"exact_match\", which needs validation examples, and there are none";
+            reader.problem_with_hint(&place, message, "give `data.valid` or `data.valid_fraction`");
         }
         if train.early_stopping.is_some() && data.valid.is_none() && data.valid_fraction.is_none() {
             let place = self.place("train.early_stopping");
@@ -180,42 +199,25 @@ impl Recipe {
             let message = format!("`base.model`: {} cannot be read: {error}", path.display());
             reader.problem_with_hint(&self.place("base.model"), message, crate::pull::names_hint(&plan.base.model));
         }
-        self.check_data("data.train", &plan.data.train, reader);
+        check_data("data.train", &self.place("data.train"), &plan.data.train, reader);
         let guard = plan.eval.guard.as_ref().map(|guard| &guard.path);
         let others = [("data.valid", plan.data.valid.as_ref()), ("data.test", plan.data.test.as_ref())];
-        for (key, path) in others.into_iter().chain([("eval.guard.path", guard)]) {
-            if let Some(path) = path {
-                self.check_data(key, path, reader);
+        for (key, paths) in others.into_iter().chain([("eval.guard.path", guard)]) {
+            if let Some(paths) = paths {
+                check_data(key, &self.place(key), paths, reader);
             }
         }
+        if let Some(rehearsal) = &plan.data.rehearsal {
+            check_data("data.rehearsal.path", &self.place("data.rehearsal.path"), &rehearsal.path, reader);
+        }
+        for (index, source) in plan.data.sources.iter().enumerate() {
+            check_data("data.sources.path", &self.element_place("data.sources", index), &source.path, reader);
+        }
         let dir = &plan.output.dir;
-        // An empty folder is no run.
-        let is_taken = match fs::read_dir(dir) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(_) => fs::symlink_metadata(dir).is_ok(),
-        };
         let above = dir.ancestors().skip(1).find(|above| above.symlink_metadata().is_ok());
         if let Some(above) = above.filter(|above| !above.is_dir()) {
             let message = format!("`output.dir`: {} is not a folder", above.display());
             reader.problem(&self.place("output.dir"), message);
-        }
-        if is_taken {
-            let message = format!("`output.dir`: {} exists, and a run never writes over another", dir.display());
-            let hint = "give it another name, or remove the folder";
-            reader.problem_with_hint(&self.place("output.dir"), message, hint);
-        }
-    }
-
-    fn check_data(&self, key: &str, path: &Path, reader: &mut Reader) {
-        let problem = match fs::metadata(path) {
-            Ok(metadata) if metadata.is_file() => return,
-            Ok(_) => format!("`{key}`: {} is not a file", path.display()),
-            Err(error) => format!("`{key}`: {} cannot be read: {error}", path.display()),
-        };
-        let hint = if path.is_relative() { current_folder_hint() } else { None };
-        match hint {
-            Some(hint) => reader.problem_with_hint(&self.place(key), problem, hint),
-            None => reader.problem(&self.place(key), problem),
         }
     }
 
@@ -239,9 +241,39 @@ impl Recipe {
     }
 }
 
+/// Checks that the names of data files lead to files.
+fn check_data(key: &str, place: &Place, paths: &Paths, reader: &mut Reader) {
+    let Err(error) = paths.files() else { return };
+    let current_folder = || current_folder_hint().filter(|_| paths.has_relative());
+    for problem in error.problems() {
+        let message = format!("`{key}`: {} {}", problem.place, problem.message);
+        match problem.hint.clone().or_else(current_folder) {
+            Some(hint) => reader.problem_with_hint(place, message, hint),
+            None => reader.problem(place, message),
+        }
+    }
+}
+
 fn current_folder_hint() -> Option<String> {
     let folder = std::env::current_dir().ok()?;
     Some(format!("paths in a recipe are relative to the current folder, {}", folder.display()))
+}
+
+/// The recipe of a plan: every setting as it stands, those that were typed nowhere included.
+///
+/// # Errors
+/// Input: a path that is no text.
+pub fn resolved(plan: &Plan) -> Result<String> {
+    let failed = |error: toml::ser::Error| Error::input("recipe", format!("cannot be written: {error}"));
+    let mut table = toml::Table::try_from(plan).map_err(failed)?;
+    if plan.data.train == Paths::default()
+        && let Some(toml::Value::Table(data)) = table.get_mut("data")
+    {
+        // Its sources are all there is.
+        data.remove("train");
+    }
+    let text = toml::to_string(&table).map_err(failed)?;
+    Ok(format!("# Every setting of this run, defaults and `--set` included.\n\n{text}"))
 }
 
 /// Every setting of a recipe, in the order of the plan.

@@ -42,6 +42,7 @@ impl OpenAdapter {
         if let Some(notice) = use_own_tokenizer(folder, base)? {
             notices.push(format!("{place}: {notice}"));
         }
+        base.encoder.read_control_tokens(adapter.control_tokens()?);
         Ok(Self { adapter, notices })
     }
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
-use crate::data::Encoder;
+use crate::data::chat::builtin::with_chosen_template;
+use crate::data::{DataSettings, Encoder};
 use crate::error::{Error, Place, Result, counted};
 use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
@@ -35,6 +36,20 @@ impl OpenBase {
         let encoder = Encoder::of(tokenizer, &path.display().to_string())?;
         let encoder = encoder.for_vocabulary(files.config().vocab_size);
         Ok(Self { name: name.to_owned(), files, encoder })
+    }
+
+    /// The same base as the recipe's data settings want it: with their chat template, if they name one, and their reading of
+    /// control tokens.
+    ///
+    /// # Errors
+    /// Those of [`with_chosen_template`].
+    pub fn for_data(mut self, settings: &DataSettings) -> Result<Self> {
+        if let Some(chosen) = &settings.template {
+            let tokenizer = with_chosen_template(self.encoder.tokenizer(), chosen)?;
+            self.encoder = Encoder::of(tokenizer, chosen)?.for_vocabulary(self.encoder.vocabulary());
+        }
+        self.encoder.read_control_tokens(settings.control_tokens);
+        Ok(self)
     }
 
     /// The folder or file of the model.

@@ -70,7 +70,7 @@ pub fn evaluate(
 ) -> Result<EvalReport> {
     let limit = decoder.config().max_positions;
     let of_data = |error: Error| error.within(data.display());
-    let set = base.encoder.encode_all(data.display(), rows, limit, LongPolicy::Error)?;
+    let set = base.encoder.encode_all(rows, limit, LongPolicy::Error)?;
     set.notices.iter().for_each(|text| notice(text));
     if set.sequences.is_empty() {
         return Err(Error::input(data.display(), "no example has a token to evaluate"));
@@ -88,7 +88,7 @@ pub fn evaluate(
     let attached = adapter.map(|adapter| adapter.attach(decoder.config(), decoder.device())).transpose()?;
     let progress = &mut |_| Ok(());
     let losses = losses_of(decoder, attached.as_ref(), &set.sequences, progress)?;
-    let place = |index: usize| set.positions[index].within(data.display());
+    let place = |index: usize| set.positions[index].to_string();
     let loss = mean_loss(&losses, place)?;
     let tokens = losses.iter().map(|loss| loss.tokens).sum();
     let against_base = match &attached {
@@ -114,7 +114,7 @@ pub fn evaluate(
                 asked.iter().try_for_each(|question| check_prompt(&question.ids, limit))?;
                 Ok(asked)
             });
-            asked.map_err(|error| error.within(row.position.within(data.display())))
+            asked.map_err(|error| error.within(row.position.to_string()))
         });
         let asked = asked.collect::<Result<Vec<_>>>()?;
         let questions: Vec<Question> = asked.into_iter().flatten().collect();

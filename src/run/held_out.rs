@@ -1,13 +1,13 @@
 //! The examples of a run that are measured and never trained on: the validation examples of each evaluation, the test
 //! examples and the guard.
 
-use std::path::{Path, PathBuf};
-
-use super::answer::Question;
+use super::answer::{Expected, Question};
 use super::base::OpenBase;
-use crate::data::{self, DataFile, Encoded, EncodedSet, Row, batch};
-use crate::error::{Error, Result};
+use super::samples::questions;
+use crate::data::{DataSet, Encoded, EncodedSet, Paths, Row, Shape, batch};
+use crate::error::{Error, Place, Result};
 use crate::recipe::Plan;
+use crate::train::EvalOn;
 
 /// The stream of the seed that chooses examples: neither that of an epoch nor that of the validation split.
 const CHOICE_STREAM: u64 = u64::MAX - 2;
@@ -19,6 +19,8 @@ pub struct HeldOut {
     chosen: Option<Vec<Encoded>>,
     /// The validation prompts that are answered at each evaluation.
     pub questions: Vec<Question>,
+    /// The validation prompts whose exact answers choose the best adapter; none where the loss does.
+    pub scored: Vec<Question>,
     /// The test examples.
     pub test: Option<MeasuredSet>,
     /// The examples on which the adapter should not get worse.
@@ -28,11 +30,11 @@ pub struct HeldOut {
 /// A data set that base and adapter are measured on at the end.
 #[derive(Debug)]
 pub struct MeasuredSet {
-    /// The data file.
-    pub path: PathBuf,
-    /// Its SHA-256.
+    /// The data files.
+    pub paths: Paths,
+    /// Their SHA-256 ([`DataSet::sha256`]).
     pub sha256: String,
-    /// Its examples.
+    /// Their examples.
     pub set: EncodedSet,
 }
 
@@ -42,11 +44,18 @@ impl HeldOut {
     /// # Errors
     /// Input: every row that cannot be read or encoded; a set of which no example is left.
     pub(super) fn read(plan: &Plan, base: &OpenBase) -> Result<Self> {
-        let test = plan.data.test.as_deref().map(|path| MeasuredSet::read(path, None, plan, base)).transpose();
+        let test = plan
+            .data
+            .test
+            .as_ref()
+            .map(|paths| MeasuredSet::read(paths, &plan.data.shape(), None, plan, base))
+            .transpose();
         let guard = plan.eval.guard.as_ref();
-        let guard = guard.map(|guard| MeasuredSet::read(&guard.path, guard.max_examples, plan, base)).transpose();
+        // A guard is data of another kind: its own keys decide its shape.
+        let guard = guard.map(|guard| MeasuredSet::read(&guard.path, &None.into(), guard.max_examples, plan, base));
+        let guard = guard.transpose();
         let (test, guard) = Error::both(test, guard)?;
-        Ok(Self { chosen: None, questions: Vec::new(), test, guard })
+        Ok(Self { test, guard, ..Self::default() })
     }
 
     /// Chooses the validation examples of each evaluation, and those of the samples.
@@ -56,7 +65,15 @@ impl HeldOut {
     pub(super) fn choose(&mut self, plan: &Plan, base: &OpenBase, rows: &[Row], valid: &EncodedSet) -> Result<()> {
         let chosen = chosen(valid.sequences.len(), plan.eval.max_examples, plan.train.seed);
         self.chosen = chosen.map(|indices| indices.into_iter().map(|index| valid.sequences[index].clone()).collect());
-        self.questions = super::samples::questions(plan, base, rows)?;
+        self.questions = questions(plan, base, rows, plan.sample.valid_prompts, |_| true)?;
+        if plan.train.eval_on == EvalOn::ExactMatch {
+            let is_text = |question: &Question| matches!(question.expected, Expected::Text(_));
+            self.scored = questions(plan, base, rows, plan.eval.exact_match_examples, is_text)?;
+            if self.scored.is_empty() {
+                let message = "is \"exact_match\", and no validation example has an answer to compare with";
+                return Err(Error::input(Place::setting("train.eval_on"), message));
+            }
+        }
         Ok(())
     }
 
@@ -76,23 +93,26 @@ fn chosen(count: usize, most: Option<usize>, seed: u64) -> Option<Vec<usize>> {
 }
 
 impl MeasuredSet {
-    fn read(path: &Path, most: Option<usize>, plan: &Plan, base: &OpenBase) -> Result<Self> {
-        let DataFile { mut rows, sha256 } = data::read_file(path, None)?;
+    fn read(paths: &Paths, shape: &Shape, most: Option<usize>, plan: &Plan, base: &OpenBase) -> Result<Self> {
+        let data = DataSet::read(paths, shape)?;
+        let (sha256, mut rows) = (data.sha256(), data.rows);
         if let Some(indices) = chosen(rows.len(), most, plan.train.seed) {
             rows = indices.into_iter().map(|index| rows[index].clone()).collect();
         }
         let limit = plan.data.max_seq_tokens.min(base.files.config().max_positions);
-        let set = base.encoder.encode_all(path.display(), &rows, limit, plan.data.overlong)?;
+        let set = base.encoder.encode_all(&rows, limit, plan.data.overlong)?;
         if set.sequences.is_empty() {
             let message = format!("no example is left that has a trained token and at most {limit} tokens");
-            return Err(Error::input(path, message).hint("raise `data.max_seq_tokens`, or name another file"));
+            return Err(
+                Error::input(paths.to_string(), message).hint("raise `data.max_seq_tokens`, or name another file")
+            );
         }
-        Ok(Self { path: path.to_owned(), sha256, set })
+        Ok(Self { paths: paths.clone(), sha256, set })
     }
 
     /// The name of an example, for messages.
     pub(super) fn place(&self, index: usize) -> String {
-        self.set.positions[index].within(self.path.display())
+        self.set.positions[index].to_string()
     }
 }
 

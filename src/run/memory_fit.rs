@@ -143,8 +143,12 @@ mod tests {
     use crate::data::Encoded;
 
     fn demand<'a>(train: &'a TrainSettings, data: &'a DataSettings) -> Demand<'a> {
-        let sequence =
-            |length: usize| Encoded { ids: vec![0; length], trained: vec![true; length], untrained_turns: 0 };
+        let sequence = |length: usize| Encoded {
+            ids: vec![0; length],
+            trained: vec![true; length],
+            untrained_turns: 0,
+            weight: 1.0,
+        };
         let sequences: Vec<Encoded> = [5, 40, 20, 30].map(sequence).into();
         let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
         let set = EncodedSet { sequences, tokens, ..EncodedSet::default() };
@@ -169,7 +173,7 @@ mod tests {
     #[test]
     fn long_evaluations_and_samples_are_counted() {
         let (train, data) = (TrainSettings::default(), crate::data::settings::tests::over("t.jsonl", 50));
-        let sequence = Encoded { ids: vec![0; 5000], trained: vec![true; 5000], untrained_turns: 0 };
+        let sequence = Encoded { ids: vec![0; 5000], trained: vec![true; 5000], untrained_turns: 0, weight: 1.0 };
         let valid = EncodedSet { sequences: vec![sequence], tokens: 5000, ..EncodedSet::default() };
         let counted = |valid: &EncodedSet, prompts: &[Vec<u32>]| {
             let demand = Demand::of(&train, &data, &EncodedSet::default(), valid, (prompts, 100));

@@ -18,12 +18,17 @@ pub struct TrainReport {
     pub dir: PathBuf,
     /// Steps done.
     pub steps: u64,
+    /// Of these, the ones whose loss or gradient was not finite: they changed nothing.
+    pub bad_steps: u64,
     /// Steps that the best adapter had.
     pub best_step: u64,
     /// Early stopping ended the run.
     pub stopped_early: bool,
     /// The user ended the run.
     pub interrupted: bool,
+    /// The command that goes on with a run that was interrupted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume: Option<String>,
     /// Trainable values.
     pub parameters: usize,
     /// Tokens through the model in training, by second of training.
@@ -192,6 +197,12 @@ impl fmt::Display for TrainReport {
             Some(planned) => writeln!(f, " (planned {})", Size(planned))?,
             None => writeln!(f)?,
         }
+        if self.bad_steps > 0 {
+            writeln!(f, "{} changed nothing: loss or gradient was not finite", counted(self.bad_steps, "step"))?;
+        }
+        if let Some(command) = &self.resume {
+            writeln!(f, "go on with: {command}")?;
+        }
         write!(f, "adapter: {} ({})", self.dir.display(), counted(self.parameters, "parameter"))
     }
 }
@@ -256,9 +267,11 @@ mod tests {
         let report = TrainReport {
             dir: "runs/a".into(),
             steps: 1,
+            bad_steps: 0,
             best_step: 1,
             stopped_early: false,
             interrupted: false,
+            resume: None,
             parameters: 1,
             tokens_per_second: 1.0,
             peak_bytes: 1,

@@ -1,12 +1,10 @@
 //! The preparation of a training run: everything short of the weights.
 
-use std::path::Path;
-
 use burn::tensor::Device;
 
 use super::answer::PromptForm;
 use super::base::OpenBase;
-use super::folder::RunFolder;
+use super::exact_match;
 use super::held_out::HeldOut;
 use super::memory_fit::{Demand, fit_memory};
 use super::memory_plan::MemoryPlan;
@@ -15,7 +13,7 @@ use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
 use crate::data::kept::KeptSets;
-use crate::data::{self, Augmenter, DataFile, EncodedSet, Example, Row, batch};
+use crate::data::{Augmenter, DataSet, EncodedSet, Example, Paths, Row, split};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
 use crate::generate::run::check_prompt;
@@ -34,9 +32,9 @@ pub struct Prepared {
     pub base: OpenBase,
     /// The fingerprint of the base's files.
     pub base_sha256: String,
-    /// The SHA-256 of the training file as it was read.
+    /// The SHA-256 of the training files as they were read ([`DataSet::sha256`]).
     pub train_sha256: String,
-    /// The same of the validation file; none without one.
+    /// The same of the validation files; none without any.
     pub valid_sha256: Option<String>,
     /// The training examples.
     pub train: EncodedSet,
@@ -78,7 +76,6 @@ pub fn prepare(
     watch: &mut dyn Watch,
 ) -> Result<Prepared> {
     let plan = recipe.plan()?;
-    RunFolder::check_free(&plan.output.dir)?;
     let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(error))?;
     notices(&prepared).iter().for_each(|notice| watch.notice(notice));
     Ok(prepared)
@@ -92,27 +89,29 @@ fn prepare_plan(
 ) -> Result<Prepared> {
     let device = device::open(choice)?;
     watch.stage(Stage::OpenBase);
-    let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event));
+    let base =
+        OpenBase::open(&plan.base.model, &mut |event| watch.pull(event)).and_then(|base| base.for_data(&plan.data));
     watch.stage(Stage::ReadData);
-    let (base, Examples { train, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
+    let (base, Examples { train, own, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
     let format = train.first().map(|row| row.example.format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
-    let config = base.files.config();
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
-    let start = Error::both(precise, plan.adapter.initialise(config, plan.train.seed));
+    let start = Error::both(precise, plan.adapter.begin(&base.files, plan.train.seed));
     watch.stage(Stage::Encode);
     let sets = encode(&plan, &base, &train, &valid, &mut |done, total| watch.encoding(done, total));
     let encoded = Error::both(sets, encode_prompts(&plan, &base, form));
     let encoded = Error::both(encoded, HeldOut::read(&plan, &base));
-    let (train_rows, valid_rows) = (train, valid);
+    let (mut train_rows, valid_rows) = (train, valid);
+    train_rows.truncate(own);
     let ((_, mut start), (((train, valid), prompts), mut held_out)) = Error::both(start, encoded)?;
     held_out.choose(&plan, &base, &valid_rows, &valid)?;
     let changing = if plan.data.augment.is_some() { changing(train_rows, &train)? } else { Vec::new() };
 
-    let questions = held_out.questions.iter().map(|question| &question.ids);
+    let questions = held_out.questions.iter().chain(&held_out.scored).map(|question| &question.ids);
     let answered: Vec<Vec<u32>> = prompts.iter().chain(questions).cloned().collect();
-    let sample = (&answered[..], plan.sample.max_tokens);
+    let longest = exact_match::max_tokens(&base.encoder, &held_out.scored);
+    let sample = (&answered[..], plan.sample.max_tokens.max(longest));
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
     let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
     let mut adjustments = Vec::from_iter(described(layout, &plan));
@@ -130,12 +129,13 @@ fn prepare_plan(
             (provenance::QUANT, plan.base.quant.to_string()),
             (provenance::COMPUTE, plan.base.compute.to_string()),
             (provenance::DATA_SHA256, train_sha256.clone()),
+            (provenance::CONTROL_TOKENS, plan.data.control_tokens.to_string()),
             (provenance::SEED, plan.train.seed.to_string()),
             (provenance::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
-    let seen_in_training = batch::seen_in_training(&train.sequences, &valid.sequences);
+    let seen_in_training = split::seen_in_training(&train.sequences, &valid.sequences);
     Ok(Prepared {
         plan,
         device,
@@ -171,6 +171,14 @@ impl Prepared {
             examples: changing,
         })
     }
+
+    /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
+    /// each holds two adapters and two moments, beside the one that is being written and the one that was resumed from.
+    pub fn disk_bytes(&self) -> u64 {
+        let parameters: usize = self.start.pairs.values().map(|pair| pair.a.len() + pair.b.len()).sum();
+        let adapters = 2 + 4 * (self.plan.train.keep_checkpoints as u64 + 2);
+        adapters * 4 * parameters as u64
+    }
 }
 
 /// The examples of the sequences of `set`, which come in the order of the rows.
@@ -187,13 +195,15 @@ fn changing(rows: Vec<Row>, set: &EncodedSet) -> Result<Vec<Example>> {
 
 /// The examples of both splits, as they were read.
 pub struct Examples {
-    /// Training examples.
+    /// Training examples, those of rehearsal at the end.
     pub train: Vec<Row>,
+    /// Training examples that are not those of rehearsal.
+    pub own: usize,
     /// Validation examples; empty without.
     pub valid: Vec<Row>,
-    /// The SHA-256 of the training file.
+    /// The SHA-256 of the training files ([`DataSet::sha256`]).
     pub train_sha256: String,
-    /// The SHA-256 of the validation file; none without one.
+    /// The SHA-256 of the validation files; none without any.
     pub valid_sha256: Option<String>,
 }
 
@@ -202,16 +212,20 @@ pub struct Examples {
 /// # Errors
 /// Input: every bad row, as far as there are not too many.
 pub fn read_examples(plan: &Plan) -> Result<Examples> {
-    let format = plan.data.format.given();
-    let valid = plan.data.valid.as_ref().map(|path| data::read_file(path, format)).transpose();
-    let (DataFile { rows, sha256 }, valid) = Error::both(data::read_file(&plan.data.train, format), valid)?;
-    let valid_sha256 = valid.as_ref().map(|file| file.sha256.clone());
-    let (train, valid) = match (valid, plan.data.valid_fraction) {
+    let (mut files, valid) = Error::both(plan.data.read_train(), plan.data.read_valid())?;
+    let rows = std::mem::take(&mut files.rows);
+    let valid_sha256 = valid.as_ref().map(DataSet::sha256);
+    let (mut train, valid) = match (valid, plan.data.valid_fraction) {
         (Some(valid), _) => (rows, valid.rows),
-        (None, Some(fraction)) => batch::split_valid(rows, fraction, plan.train.seed)?,
+        (None, Some(fraction)) => split::split_valid(rows, fraction, plan.train.seed)?,
         (None, None) => (rows, Vec::new()),
     };
-    Ok(Examples { train, valid, train_sha256: sha256, valid_sha256 })
+    let own = train.len();
+    if let Some(rehearsal) = plan.data.read_rehearsal(&train)? {
+        train.extend(rehearsal.rows);
+        files.file_sha256.extend(rehearsal.file_sha256);
+    }
+    Ok(Examples { train, own, valid, train_sha256: files.sha256(), valid_sha256 })
 }
 
 /// Encodes the examples of both splits, of which neither may come out empty.
@@ -227,13 +241,14 @@ fn encode(
     // Without a cache, a set is encoded every time.
     let kept = pull::cache_folder().ok().map(|cache| KeptSets::new(cache.join("encoded")));
     let (kept, limits) = (kept.as_ref(), (limit, plan.data.overlong));
-    let mut encode = |path: &Path, rows: &[Row]| base.encoder.encode_kept(kept, path.display(), rows, limits, progress);
-    let valid_path = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
-    let (train, valid) = Error::both(encode(&plan.data.train, train), encode(valid_path, valid))?;
+    let mut encode = |rows: &[Row]| base.encoder.encode_kept(kept, rows, limits, progress);
+    let (train, valid) = Error::both(encode(train), encode(valid))?;
     let may_lack_valid = plan.data.valid.is_none() && plan.data.valid_fraction.is_none();
-    let splits = [(&plan.data.train, &train, false), (valid_path, &valid, may_lack_valid)];
+    let train_names = plan.data.train_names();
+    let valid_names = plan.data.valid.as_ref().map_or_else(|| train_names.clone(), Paths::to_string);
+    let splits = [(train_names, &train, false), (valid_names, &valid, may_lack_valid)];
     let empty = splits.into_iter().filter(|(_, set, may_be)| set.sequences.is_empty() && !may_be);
-    let errors = empty.map(|(path, set, _)| nothing_trained(path, set, limit)).collect();
+    let errors = empty.map(|(names, set, _)| nothing_trained(names, set, limit)).collect();
     Error::none_of(errors, (train, valid))
 }
 
@@ -248,12 +263,12 @@ fn encode_prompts(plan: &Plan, base: &OpenBase, form: PromptForm) -> Result<Vec<
     encoded.collect()
 }
 
-/// A file of which not one example is left.
-fn nothing_trained(path: &Path, set: &EncodedSet, limit: usize) -> Error {
+/// Files of which not one example is left.
+fn nothing_trained(names: String, set: &EncodedSet, limit: usize) -> Error {
     let (long, untrained) = (set.dropped_long, set.dropped_untrained);
     let message =
         format!("no example is left: {long} have more than {limit} tokens, in {untrained} nothing is trained");
-    let error = Error::input(path.display(), message);
+    let error = Error::input(names, message);
     match long {
         0 => error.hint("loss is taken on completions, answers and the turns of the role `assistant`: are there any?"),
         _ => error.hint("raise `data.max_seq_tokens`, up to the positions of the model, or cut with `data.overlong`"),

@@ -43,19 +43,26 @@ pub struct StepSample {
     pub finish: Finish,
 }
 
-/// The questions of `plan.sample.valid_prompts` validation examples, chosen by the seed.
+/// The questions of at most `most` validation examples, chosen by the seed among those that `is_wanted`.
 ///
 /// # Errors
 /// Input: what template and tokenizer say.
-pub fn questions(plan: &Plan, base: &OpenBase, valid: &[Row]) -> Result<Vec<Question>> {
+pub fn questions(
+    plan: &Plan,
+    base: &OpenBase,
+    valid: &[Row],
+    most: usize,
+    is_wanted: impl Fn(&Question) -> bool,
+) -> Result<Vec<Question>> {
     let positions = base.files.config().max_positions;
     let mut questions = Vec::new();
     for index in batch::order(valid.len(), plan.train.seed, CHOICE_STREAM) {
-        if questions.len() == plan.sample.valid_prompts {
+        if questions.len() == most {
             break;
         }
         let question = Question::of(&base.encoder, &valid[index].example)?;
-        questions.extend(question.filter(|question| check_prompt(&question.ids, positions).is_ok()));
+        questions
+            .extend(question.filter(|question| check_prompt(&question.ids, positions).is_ok() && is_wanted(question)));
     }
     Ok(questions)
 }

@@ -1,66 +1,122 @@
 //! The main job: from a recipe to a run folder with the best adapter.
 
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::answer::{Answering, answer_ids};
-use super::folder::RunFolder;
+use super::exact_match::Answered;
+use super::folder::{RunFolder, now, resume_command};
 use super::held_out::MeasuredSet;
+use super::identity::{identity, instruction_set};
 use super::outcome::{Sample, TrainReport};
 use super::prepare::{Prepared, prepare};
-use super::samples::Samples;
+use super::recorder::Recorder;
+use super::resume::{self, Extras, Start};
 use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
 use crate::adapter::peft::SaveOptions;
 use crate::bytes::Size;
 use crate::data::EncodedSet;
-use crate::device::DeviceChoice;
+use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
+use crate::files::space;
+use crate::files::versions::Versions;
 use crate::interrupt;
 use crate::model::Decoder;
 use crate::nn::Adapter;
-use crate::recipe::Recipe;
-use crate::train::{Event, Job, Outcome, fit, peak_memory};
+use crate::recipe::{self, Recipe};
+use crate::train::{ExactMatch, Job, Outcome, State, fit, peak_memory};
 
-/// Trains as `recipe` says and writes its run folder.
+/// Trains as `recipe` says and writes its run folder, or goes on with the run that is in it.
 ///
 /// # Errors
-/// Those of [`prepare`], before a weight is loaded; those of training. A run that has recorded a step keeps its folder.
+/// Those of [`prepare`], before a weight is loaded; a run folder that does not suit `start`; those of training. A run that has
+/// recorded a step keeps its folder.
 pub fn train(
     recipe: &Recipe,
     choice: &DeviceChoice,
     max_memory: Option<Size>,
+    start: Start<'_>,
     watch: &mut dyn Watch,
 ) -> Result<TrainReport> {
+    let dir = recipe.plan()?.output.dir;
+    let command = resume_command(&dir) + &options(choice, max_memory);
+    let located = |error| recipe.locate(error);
+    let (folder, accepted) = match start {
+        Start::Fresh => {
+            RunFolder::check_free(&dir).map_err(located)?;
+            (None, &[][..])
+        }
+        Start::Resumed(accepted) => (resume::reopen(&dir).map_err(located)?, accepted),
+    };
+    let goes_on = folder.is_some();
+    interrupt::set_going_on(goes_on.then(|| format!("nothing is lost: `{command}` goes on")));
     let prepared = prepare(recipe, choice, max_memory, watch)?;
     let plan = &prepared.plan;
+    space::check(&dir, prepared.disk_bytes())?;
+    let identity = identity(&prepared, choice);
+    let mut versions = Versions::open(&dir.join(RunFolder::CHECKPOINTS), plan.train.keep_checkpoints);
+    let checkpoint = match goes_on {
+        true => resume::newest(&mut versions, &prepared, &identity, accepted, watch)?,
+        false => None,
+    };
+    match (&checkpoint, start) {
+        (Some(found), _) => {
+            watch.notice(&format!("going on from the checkpoint of step {}", found.state.progress.step))
+        }
+        (None, Start::Resumed(_)) => {
+            watch.notice(&format!("there is no checkpoint in {} yet: the run begins", dir.display()));
+        }
+        (None, Start::Fresh) => {}
+    }
+
     watch.stage(Stage::LoadWeights);
     let decoder = prepared
         .base
         .load(&prepared.device, plan.base.compute, plan.base.quant, |done, total| watch.loading(done, total))
-        .map_err(|error| recipe.locate(error))?;
-    let before = sampled(Stage::SampleBefore, &prepared, &decoder, None, watch)?;
+        .map_err(located)?;
+    let (prompts, max_tokens) = (prepared.prompts.clone(), plan.sample.max_tokens);
+    let answered =
+        checkpoint.as_ref().filter(|found| found.extras.prompts == prompts && found.extras.max_tokens == max_tokens);
+    let answers = match answered {
+        Some(found) => found.extras.answers.clone(),
+        None => sampled(Stage::SampleBefore, &prepared, &decoder, None, watch)?,
+    };
+    let before = Extras { prompts, max_tokens, answers };
 
     // From here on a signal finds a run folder, and ends the run as a run ends.
     let finishing = interrupt::finish_first();
-    let mut folder = RunFolder::create(&plan.output.dir)?;
-    let mut record = record(recipe, choice, &prepared);
-    folder.write("recipe.toml", &recipe.text)?;
-    write_record(&folder, &record)?;
+    interrupt::set_going_on(Some(format!("`{command}` goes on")));
+    let mut folder = folder.map_or_else(|| RunFolder::create(&dir), Ok)?;
+    let mut record = record(recipe, choice, &prepared, folder.record_before());
+    folder.set_metrics(checkpoint.as_ref().map_or(&[][..], |found| &found.metrics))?;
+    folder.write_recipe(&recipe::resolved(&recipe.plan()?)?)?;
+    folder.write_record(&record)?;
     prepared.base.encoder.tokenizer().save(folder.path())?;
 
     watch.stage(Stage::Train);
-    let outcome = fit_into(&mut folder, &prepared, &decoder, watch);
+    let (hub_name, revision) = (prepared.base.hub_name(), prepared.base.hub_revision());
+    let targets = plan.adapter.targets.names(prepared.base.files.config())?;
+    let options = SaveOptions {
+        targets: &targets,
+        base_name: Some(&hub_name),
+        revision: revision.as_deref(),
+        rslora: plan.adapter.rslora,
+    };
+    let state = checkpoint.map(|found| found.state);
+    let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, &decoder), options);
+    let outcome = fit_into(&mut recorder, &prepared, &decoder, state.as_ref(), watch);
+    drop(state);
     let outcome = outcome.inspect_err(|error| {
         // Why the run failed; where this cannot be written either, the error itself still says it.
         record["finished"] = json!(now());
         record["error"] = json!(error.to_string());
-        let _ = write_record(&folder, &record);
+        let _ = recorder.folder.write_record(&record);
     })?;
     let mut report = report(&prepared, choice, &outcome);
+    report.resume = outcome.interrupted.then_some(command);
     record["finished"] = json!(now());
     record["outcome"] = json!(report);
-    write_record(&folder, &record)?;
+    recorder.folder.write_record(&record)?;
 
     // The outcome stands: a signal may end the process now.
     drop(finishing);
@@ -69,64 +125,55 @@ pub fn train(
     if !outcome.interrupted {
         let adapter = outcome.adapter.attach(decoder.config(), &prepared.device)?;
         let after = sampled(Stage::SampleAfter, &prepared, &decoder, Some(&adapter), watch)?;
-        let samples = plan.sample.prompts.iter().zip(before).zip(after);
-        let samples = samples.map(|((prompt, before), after)| Sample { prompt: prompt.clone(), before, after });
+        let samples = plan.sample.prompts.iter().zip(recorder.before()).zip(after);
+        let samples =
+            samples.map(|((prompt, before), after)| Sample { prompt: prompt.clone(), before: before.clone(), after });
         report.samples = samples.collect();
     }
     record["outcome"] = json!(report);
-    write_record(&folder, &record)?;
+    recorder.folder.write_record(&record)?;
     Ok(report)
 }
 
-/// Trains; metrics and the best adapter go to the run folder as they come.
-fn fit_into(folder: &mut RunFolder, prepared: &Prepared, decoder: &Decoder, watch: &mut dyn Watch) -> Result<Outcome> {
+/// Trains; metrics, checkpoints and the best adapter go to the run folder as they come.
+fn fit_into(
+    recorder: &mut Recorder<'_>,
+    prepared: &Prepared,
+    decoder: &Decoder,
+    state: Option<&State>,
+    watch: &mut dyn Watch,
+) -> Result<Outcome> {
     let Prepared { plan, base, start, train, valid, held_out, batching, layout, .. } = prepared;
     let augmenter = prepared.augmenter();
-    let (hub_name, revision) = (base.hub_name(), base.hub_revision());
-    let targets = plan.adapter.targets.names(base.files.config())?;
-    let options = SaveOptions {
-        targets: &targets,
-        base_name: Some(&hub_name),
-        revision: revision.as_deref(),
-        rslora: plan.adapter.rslora,
-    };
+    let questions = &held_out.scored;
+    let exact_match = Answered { decoder, encoder: &base.encoder, questions };
     let job = Job {
         decoder,
         start,
         train: &train.sequences,
         augment: augmenter.as_ref(),
         valid: held_out.valid_at_steps(valid),
+        exact_match: (!questions.is_empty()).then_some(&exact_match as &dyn ExactMatch),
         settings: &plan.train,
         batching: *batching,
         layout: *layout,
+        state,
     };
-    let mut samples = Samples::begin(prepared);
-    fit(&job, interrupt::requested, |event| {
+    let outcome = fit(&job, interrupt::requested, |event| {
         watch.event(&event);
-        match event {
-            Event::Step { step, learning_rate, report, tokens_per_second, peak_bytes, epoch } => {
-                folder.record(&json!({
-                    "step": step, "epoch": epoch, "loss": report.loss, "learning_rate": learning_rate,
-                    "grad_norm": report.grad_norm, "tokens": report.tokens, "trained_tokens": report.trained_tokens,
-                    "tokens_per_second": tokens_per_second, "peak_bytes": peak_bytes,
-                }))?;
-                folder.keep();
-            }
-            Event::Evaluation { step, valid_loss, tokens, correct_tokens, is_best, adapter } => {
-                folder.record(&json!({
-                    "step": step, "valid_loss": valid_loss, "valid_tokens": tokens,
-                    "valid_token_accuracy": correct_tokens as f64 / tokens as f64, "is_best": is_best,
-                }))?;
-                samples.answer(step, decoder, adapter, folder, watch)?;
-            }
-            Event::Best { adapter, .. } => {
-                adapter.save(folder.path(), &options)?;
-                folder.keep();
-            }
-            Event::Begin { .. } | Event::Evaluating { .. } | Event::Stopped { .. } => {}
-        }
+        recorder.take(&event, watch);
         Ok(())
-    })
+    });
+    let finished = recorder.finish();
+    let (outcome, ()) = Error::both(outcome, finished)?;
+    Ok(outcome)
+}
+
+/// The options of the command that goes on, as far as they decide something about the result.
+fn options(choice: &DeviceChoice, max_memory: Option<Size>) -> String {
+    let device = if *choice == DeviceChoice::default() { String::new() } else { format!(" --device {choice}") };
+    let memory = max_memory.map(|Size(bytes)| format!(" --max-memory {bytes}"));
+    device + &memory.unwrap_or_default()
 }
 
 /// The answers to the sample prompts; nothing to announce where there is none.
@@ -153,9 +200,11 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
     TrainReport {
         dir: prepared.plan.output.dir.clone(),
         steps: outcome.steps,
+        bad_steps: outcome.bad_steps,
         best_step: outcome.best_step,
         stopped_early: outcome.stopped_early,
         interrupted: outcome.interrupted,
+        resume: None,
         parameters: pairs.map(|pair| pair.a.len() + pair.b.len()).sum(),
         tokens_per_second: outcome.tokens_per_second,
         peak_bytes: peak_memory::peak_bytes(),
@@ -167,17 +216,26 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
     }
 }
 
-/// The contents of `run.json` as far as they are known before the first step.
-fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared) -> Value {
+/// The contents of `run.json` as far as they are known before the first step. `before` is what the file held so far.
+fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared, mut before: Value) -> Value {
     let Prepared {
         plan, base, base_sha256, train_sha256, valid_sha256, train, valid, held_out, layout, memory, ..
     } = prepared;
+    let started = before["started"].take();
+    let mut resumed = before["resumed"].take().as_array().cloned().unwrap_or_default();
+    if !started.is_null() {
+        resumed.push(json!(now()));
+    }
     json!({
         "burnish": env!("CARGO_PKG_VERSION"),
-        "started": now(),
+        "started": if started.is_null() { json!(now()) } else { started },
+        "resumed": resumed,
         "overrides": recipe.overrides,
         "plan": plan,
         "device": choice.to_string(),
+        "instruction_set": instruction_set(choice),
+        "threads": rayon::current_num_threads(),
+        "processor": device::processor(),
         "base": { "name": base.name, "path": base.path(), "sha256": base_sha256 },
         "layout": layout,
         "memory_plan": memory,
@@ -189,11 +247,6 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared) -> Value 
     })
 }
 
-fn write_record(folder: &RunFolder, record: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(record).map_err(|error| Error::failed("run.json", error.to_string()))?;
-    folder.write("run.json", &format!("{text}\n"))
-}
-
 fn describe(set: &EncodedSet) -> Value {
     json!({
         "examples": set.sequences.len(), "tokens": set.tokens, "trained_tokens": set.trained_tokens,
@@ -203,11 +256,5 @@ fn describe(set: &EncodedSet) -> Value {
 }
 
 fn describe_measured(measured: &MeasuredSet) -> Value {
-    json!({ "path": measured.path, "sha256": measured.sha256, "examples": describe(&measured.set) })
-}
-
-/// The time in UTC, as RFC 3339 writes it.
-fn now() -> String {
-    let now = time::OffsetDateTime::now_utc();
-    now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+    json!({ "path": measured.paths, "sha256": measured.sha256, "examples": describe(&measured.set) })
 }

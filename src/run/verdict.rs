@@ -69,9 +69,8 @@ fn on_validation(
     (before, after): (&[ExampleLoss], &[ExampleLoss]),
 ) -> Result<Validation> {
     let Prepared { plan, valid, .. } = prepared;
-    let file = plan.data.valid.as_ref().unwrap_or(&plan.data.train);
     // A part of the examples has places of its own, which nobody needs: their losses were finite while training.
-    let place = |index: usize| valid.positions[index].within(file.display());
+    let place = |index: usize| valid.positions[index].to_string();
     let mut validation = Validation::of("validation", (before, after), plan.train.seed, place)?;
     validation.unmeasured_examples = valid.sequences.len() - after.len();
     if let (0, 1.., Some(last)) = (outcome.best_step, outcome.steps, outcome.valid_last) {

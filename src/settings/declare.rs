@@ -51,6 +51,10 @@ impl<T: Describe> Describe for Option<T> {
 }
 
 impl<T: Describe> Describe for Vec<T> {
+    fn describe(section: &str, settings: &mut Vec<Setting>) {
+        T::describe(section, settings);
+    }
+
     fn expected() -> String {
         match T::expected() {
             words if words.is_empty() => words,

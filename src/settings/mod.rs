@@ -17,7 +17,7 @@ mod values;
 
 pub use declare::Setting;
 pub(crate) use declare::{Choice, Describe, choice, section};
-pub(crate) use limit::{Limit, above, any, below, between, not_empty, one_of, optional};
+pub(crate) use limit::{IsEmpty, Limit, above, any, below, between, not_empty, one_of, optional};
 pub(crate) use reader::{FromNode, Missing, Reader, Section, Suggestions, defaults, join_key, mismatch, word};
 pub(crate) use tree::{Node, Value};
 pub use values::OrAuto;

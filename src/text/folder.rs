@@ -239,7 +239,13 @@ impl Beside {
                 (first, bos) => first.is_some() && first == bos.as_deref(),
             },
         };
-        Ok(Surroundings { named, more_eos_ids, adds_bos, templates: Templates::of_folder(folder, &self.config)? })
+        Ok(Surroundings {
+            named,
+            more_eos_ids,
+            adds_bos,
+            templates: Templates::of_folder(folder, &self.config)?,
+            template_is_chosen: false,
+        })
     }
 }
 

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use super::folder::FOLDER_FILES;
 use super::tokenizer::{MAX_TOKENIZER_BYTES, Source, Surroundings, Tokenizer};
 use crate::error::{Error, Result};
-use crate::files::{atomic, open};
+use crate::files::{atomic, json as strict_json, open};
+
+/// The file that names the special tokens and holds the chat template.
+const CONFIG: &str = "tokenizer_config.json";
 
 impl Tokenizer {
     /// Writes the tokenizer's files into `folder`, such that transformers reads the same tokenizer: the
@@ -16,22 +19,26 @@ impl Tokenizer {
     /// # Errors
     /// A file that cannot be read or written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        match self.source() {
+        let chosen = self.chosen_template();
+        let mut files: Vec<(&'static str, Vec<u8>)> = match self.source() {
             Source::Folder(from) => {
-                for name in FOLDER_FILES {
-                    let path = from.join(name);
-                    if path.exists() {
-                        write(&folder.join(name), &open::read(&path, MAX_TOKENIZER_BYTES)?)?;
-                    }
-                }
+                let present = FOLDER_FILES.into_iter().filter(|name| from.join(name).exists());
+                let read = |name| Ok((name, open::read(&from.join(name), MAX_TOKENIZER_BYTES)?));
+                present.map(read).collect::<Result<_>>()?
             }
-            Source::Written(files) => {
-                for (name, text) in files {
-                    atomic::write_bytes(&folder.join(name), text.as_bytes())?;
-                }
-            }
+            Source::Written(files) => files.iter().map(|(name, text)| (*name, text.clone().into_bytes())).collect(),
+        };
+        if let Some(template) = chosen {
+            files.retain(|(name, _)| !name.ends_with(".jinja"));
+            let config = files.iter().position(|(name, _)| *name == CONFIG).map(|at| files.swap_remove(at).1);
+            let mut config = match config {
+                Some(bytes) => strict_json::parse(CONFIG, &bytes)?,
+                None => json!({}),
+            };
+            config["chat_template"] = json!(template);
+            files.push((CONFIG, pretty(&config).into_bytes()));
         }
-        Ok(())
+        files.iter().try_for_each(|(name, bytes)| write(&folder.join(name), bytes))
     }
 }
 
@@ -64,11 +71,7 @@ pub(super) fn written_files(tokenizer: &Value, surroundings: &Surroundings) -> V
     if let Some(templates) = surroundings.templates.to_config() {
         config["chat_template"] = templates;
     }
-    vec![
-        ("tokenizer.json", pretty(tokenizer)),
-        ("tokenizer_config.json", pretty(&config)),
-        ("special_tokens_map.json", pretty(&map)),
-    ]
+    vec![("tokenizer.json", pretty(tokenizer)), (CONFIG, pretty(&config)), ("special_tokens_map.json", pretty(&map))]
 }
 
 fn pretty(value: &Value) -> String {

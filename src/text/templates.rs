@@ -22,17 +22,20 @@ pub(super) struct Templates {
 }
 
 impl Templates {
-    /// The templates of these texts.
+    /// The templates of these texts. A template for conversations with tools that stands alone is the template of all.
     pub(super) fn new(default: Option<String>, tool_use: Option<String>) -> Self {
         let not_empty = |text: &String| !text.trim().is_empty();
-        Self { default: default.filter(not_empty), tool_use: tool_use.filter(not_empty) }
+        match (default.filter(not_empty), tool_use.filter(not_empty)) {
+            (None, Some(only)) => Self { default: Some(only), tool_use: None },
+            (default, tool_use) => Self { default, tool_use },
+        }
     }
 
     /// The templates of a folder: `chat_template.jinja` and `additional_chat_templates/tool_use.jinja` first, then
     /// `chat_template` of `tokenizer_config.json`: a text, or named templates of which `default` and `tool_use` are taken.
     ///
     /// # Errors
-    /// Input: a file that is not UTF-8; named templates without `default`; a key of another type.
+    /// Input: a file that is not UTF-8; named templates without `default` and `tool_use`; a key of another type.
     pub(super) fn of_folder(folder: &Path, config: &Value) -> Result<Self> {
         let default = read(&folder.join("chat_template.jinja"))?;
         let tool_use = read(&folder.join(NAMED_FOLDER).join(format!("{TOOL_USE}.jinja")))?;
@@ -83,12 +86,14 @@ fn of_config(value: &Value, place: impl Fn() -> String) -> Result<Templates> {
         }
     };
     let find = |name: &str| named.iter().find(|(other, _)| other == name).and_then(|(_, text)| text.clone());
-    let Some(default) = find("default") else {
+    let (default, tool_use) = (find("default"), find(TOOL_USE));
+    if default.is_none() && tool_use.is_none() {
         let names: Vec<String> = named.iter().map(|(name, _)| format!("{name:?}")).collect();
-        let message = format!("`chat_template` has {}; one named \"default\" is needed", names.join(", "));
+        let message =
+            format!("`chat_template` has {}; one named \"default\" or \"tool_use\" is needed", names.join(", "));
         return Err(Error::input(place(), message));
-    };
-    Ok(Templates { default: Some(default), tool_use: find(TOOL_USE) })
+    }
+    Ok(Templates { default, tool_use })
 }
 
 fn text(value: &Value) -> String {

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::check;
 use super::save::written_files;
 use super::templates::Templates;
 use crate::error::{Error, Result};
-use crate::files::json as strict_json;
+use crate::files::{hex, json as strict_json};
 use crate::model::BaseFiles;
 
 /// The largest `tokenizer.json` read; the largest known ones are about 35 MB.
@@ -23,6 +24,7 @@ const MAX_JSON_ITEMS: usize = 5_000_000;
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     /// Special-token text in the input becomes control tokens.
     parsing: tokenizers::Tokenizer,
@@ -65,6 +67,8 @@ pub(super) struct Surroundings {
     pub more_eos_ids: Vec<u32>,
     pub adds_bos: bool,
     pub templates: Templates,
+    /// The template came from elsewhere than the tokenizer's files.
+    pub template_is_chosen: bool,
 }
 
 impl Tokenizer {
@@ -254,6 +258,14 @@ impl Tokenizer {
             .map_err(|error| Error::input(&self.0.place, format!("cannot decode: {error}")))
     }
 
+    /// The SHA-256 of all that decides what it does, chat templates excepted.
+    pub fn sha256(&self) -> String {
+        let Surroundings { named, more_eos_ids, adds_bos, .. } = &self.0.surroundings;
+        let model = self.0.parsing.to_string(false).unwrap_or_default();
+        let all = format!("{model}{named:?}{more_eos_ids:?}{adds_bos}");
+        hex::encode(&Sha256::digest(all.as_bytes()))
+    }
+
     /// The file it came from, for messages.
     pub fn place(&self) -> &str {
         &self.0.place
@@ -322,6 +334,19 @@ impl Tokenizer {
     /// The source of the chat template for conversations with tools, where the tokenizer brings another one for them.
     pub fn tool_use_template(&self) -> Option<&str> {
         self.0.surroundings.templates.tool_use.as_deref()
+    }
+
+    /// The same tokenizer with another chat template, which goes along when it is saved.
+    pub fn with_chat_template(&self, template: &str) -> Self {
+        let mut inner = (*self.0).clone();
+        inner.surroundings.templates = Templates::new(Some(template.to_owned()), None);
+        inner.surroundings.template_is_chosen = true;
+        Self(Arc::new(inner))
+    }
+
+    /// The source of the chat template, where it is not the one that the tokenizer's files bring.
+    pub(super) fn chosen_template(&self) -> Option<&str> {
+        self.chat_template().filter(|_| self.0.surroundings.template_is_chosen)
     }
 
     /// The texts of the added tokens that are no control tokens.

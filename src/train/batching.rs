@@ -56,7 +56,8 @@ impl Batching {
 
     /// Indices into `sequences` of an epoch (from 0): by step, by micro-batch.
     pub fn steps(&self, sequences: &[Encoded], epoch: u64) -> Vec<Vec<Vec<usize>>> {
-        let order = batch::order(sequences.len(), self.seed, epoch);
+        let weights: Vec<f64> = sequences.iter().map(|sequence| sequence.weight).collect();
+        let order = batch::weighted_order(&weights, self.seed, epoch);
         let micro_batches = match self.packed_tokens {
             Some(tokens) => batch::packed(&order, &lengths(sequences), tokens),
             None => batch::batches(&order, self.micro_batch_seqs),

@@ -1,49 +1,60 @@
-//! The best adapter so far, by validation loss, and early stopping.
+//! The best adapter so far, by validation loss or exact answers, and early stopping.
 
 use burn::module::Module;
+use serde::{Deserialize, Serialize};
 
 use super::evaluate::evaluate;
-use super::fit::{Event, Job};
+use super::event::Event;
+use super::fit::Job;
+use super::score::Score;
 use super::settings::EarlyStopping;
 use super::step::AdapterTrainer;
 use crate::adapter::host::HostAdapter;
 use crate::error::Result;
 use crate::eval::loss::{ExampleLoss, example_number, mean_loss};
+use crate::files::json::exact;
+use crate::interrupt;
 
-/// The best adapter so far: the one with the lowest validation loss, or the last one without validation data.
-pub(super) struct BestSoFar {
-    pub(super) adapter: HostAdapter,
-    pub(super) step: u64,
-    loss: Option<f64>,
+/// The best adapter so far: the one with the best validation score, or the last one without validation data.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BestSoFar {
+    /// The adapter.
+    pub adapter: HostAdapter,
+    /// How it was found.
+    pub evaluations: Evaluations,
+}
+
+/// The evaluations of a run, as far as they decide something later.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Evaluations {
+    /// Steps that the best adapter had.
+    pub best_step: u64,
+    /// Its measures; `None` before the first evaluation.
+    pub best: Option<Score>,
     /// Loss of each validation sequence before the first step.
-    pub(super) losses_before: Vec<ExampleLoss>,
+    pub losses_before: Vec<ExampleLoss>,
     /// The same with the best adapter.
-    pub(super) losses: Vec<ExampleLoss>,
-    /// The mean loss of the last evaluation.
-    pub(super) last_loss: Option<f64>,
-    early_stopping: Option<EarlyStopping>,
-    evaluations_without_improvement: u64,
+    pub losses: Vec<ExampleLoss>,
+    /// Evaluations since the last that improved the loss.
+    pub without_improvement: u64,
+    /// The mean validation loss of the last evaluation.
+    #[serde(with = "exact::option")]
+    pub last_loss: Option<f64>,
+    /// Steps done at the last evaluation, or without validation data at the last time that the adapter was kept.
+    pub last_step: Option<u64>,
 }
 
 impl BestSoFar {
-    pub(super) fn new(start: &HostAdapter, early_stopping: Option<EarlyStopping>) -> Self {
-        Self {
-            adapter: start.clone(),
-            step: 0,
-            loss: None,
-            losses_before: Vec::new(),
-            losses: Vec::new(),
-            last_loss: None,
-            early_stopping,
-            evaluations_without_improvement: 0,
-        }
+    /// No evaluation yet.
+    pub(super) fn new(start: &HostAdapter) -> Self {
+        Self { adapter: start.clone(), evaluations: Evaluations::default() }
     }
 
-    /// Evaluates the adapter of this step, and reports it where it is the best. Says whether early stopping ends the run
-    /// here.
+    /// Evaluates the adapter of this step, and reports it where it is the best; without validation data it always is.
+    /// `false` if the user asked to stop first: then nothing has changed.
     ///
     /// # Errors
-    /// A validation loss that is not finite; what `watch` returns.
+    /// A validation loss that is not finite before the first step; what `watch` returns.
     pub(super) fn evaluate(
         &mut self,
         job: &Job<'_>,
@@ -53,35 +64,60 @@ impl BestSoFar {
     ) -> Result<bool> {
         if job.valid.is_empty() {
             self.keep(job, step, trainer, watch)?;
-            return Ok(false);
+            self.evaluations.last_step = Some(step);
+            return Ok(true);
         }
         let adapter = trainer.adapter.valid();
         let total = job.valid.len();
         let progress = &mut |done| watch(Event::Evaluating { step, done, total });
-        let losses = evaluate(job.decoder, Some(&adapter), job.valid, progress)?;
-        let valid_loss = mean_loss(&losses, example_number)?;
-        self.last_loss = Some(valid_loss);
-        let min_delta = self.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
-        let is_best = self.loss.is_none_or(|best| valid_loss < best);
-        let has_improved = self.loss.is_none_or(|best| valid_loss < best - min_delta);
-        if self.loss.is_none() {
-            self.losses_before = losses.clone();
+        let losses = interrupt::cancellable(|| evaluate(job.decoder, Some(&adapter), job.valid, progress));
+        let Some(losses) = losses.transpose()? else { return Ok(false) };
+        // The validation data are others than those the run began with: the adapter that it began with is evaluated too.
+        let before = match self.evaluations.losses_before.is_empty() && step > 0 {
+            true => {
+                let start = job.start.attach(job.decoder.config(), job.decoder.device())?;
+                let progress = &mut |done| watch(Event::Evaluating { step, done, total });
+                let before = interrupt::cancellable(|| evaluate(job.decoder, Some(&start), job.valid, progress));
+                let Some(before) = before.transpose()? else { return Ok(false) };
+                Some(before)
+            }
+            false => None,
+        };
+        let exact_match = match job.exact_match {
+            Some(measure) => match interrupt::cancellable(|| measure.share(&adapter)) {
+                Some(share) => Some(share?),
+                None => return Ok(false),
+            },
+            None => None,
+        };
+        let so_far = &mut self.evaluations;
+        let valid_loss = match (mean_loss(&losses, example_number), so_far.best) {
+            // An adapter that has run away is no better than any other.
+            (Err(_), Some(_)) => f64::INFINITY,
+            (valid_loss, _) => valid_loss?,
+        };
+        let min_delta = job.settings.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
+        let score = Score { exact_match, loss: valid_loss };
+        let is_best = so_far.best.is_none_or(|best| score.is_better_than(best));
+        let has_improved = so_far.best.is_none_or(|best| score.improves_by(best, min_delta));
+        if so_far.losses_before.is_empty() {
+            so_far.losses_before = before.unwrap_or_else(|| losses.clone());
         }
         let tokens = losses.iter().map(|loss| loss.tokens).sum();
         let correct_tokens = losses.iter().map(|loss| loss.correct_tokens).sum();
-        watch(Event::Evaluation { step, valid_loss, tokens, correct_tokens, is_best, adapter: &adapter })?;
+        watch(Event::Evaluation { step, valid_loss, tokens, correct_tokens, exact_match, is_best, adapter: &adapter })?;
+        (so_far.last_step, so_far.last_loss) = (Some(step), Some(valid_loss));
+        so_far.without_improvement = if has_improved { 0 } else { so_far.without_improvement + 1 };
         if is_best {
-            (self.loss, self.losses) = (Some(valid_loss), losses);
+            (so_far.best, so_far.losses) = (Some(score), losses);
             self.keep(job, step, trainer, watch)?;
         }
-        self.evaluations_without_improvement = if has_improved { 0 } else { self.evaluations_without_improvement + 1 };
-        let patience = self.early_stopping.as_ref().map(|stopping| stopping.patience_evals);
-        Ok(patience.is_some_and(|patience| self.evaluations_without_improvement >= patience))
+        Ok(true)
     }
 
-    /// Evaluations since the last that improved the loss.
-    pub(super) fn evaluations_without_improvement(&self) -> u64 {
-        self.evaluations_without_improvement
+    /// Whether early stopping ends the run.
+    pub(super) fn has_stopped(&self, early_stopping: Option<&EarlyStopping>) -> bool {
+        early_stopping.is_some_and(|stopping| self.evaluations.without_improvement >= stopping.patience_evals)
     }
 
     /// Keeps the adapter of this step.
@@ -93,7 +129,7 @@ impl BestSoFar {
         watch: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<()> {
         self.adapter = self.adapter.with_values(job.decoder.config(), &trainer.adapter);
-        self.step = step;
+        self.evaluations.best_step = step;
         watch(Event::Best { step, adapter: &self.adapter })
     }
 }

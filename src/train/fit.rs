@@ -1,20 +1,23 @@
-//! The loop: epochs of shuffled sequences, evaluation, early stopping, the best adapter kept.
+//! The loop: epochs of shuffled sequences, evaluation, early stopping, the best adapter kept, the state saved.
 
 use std::borrow::Cow;
 use std::time::Instant;
 
 use super::batching::{Batching, Layout};
 use super::best::BestSoFar;
+use super::checkpoint::{Progress, State};
+use super::event::Event;
 use super::objective::Sft;
 use super::peak_memory::peak_bytes;
+use super::score::ExactMatch;
 use super::settings::TrainSettings;
 use super::step::{AdapterTrainer, StepReport};
 use crate::adapter::host::HostAdapter;
 use crate::data::{Augmenter, Encoded};
 use crate::error::{Error, Result};
 use crate::eval::loss::ExampleLoss;
+use crate::interrupt;
 use crate::model::{Batch, Decoder};
-use crate::nn::Adapter;
 
 /// A training run: the base, the adapter to begin with, the examples, and how to train.
 #[derive(Debug, Clone, Copy)]
@@ -30,76 +33,16 @@ pub struct Job<'a> {
     pub augment: Option<&'a Augmenter<'a>>,
     /// The validation sequences; none to keep the last adapter.
     pub valid: &'a [Encoded],
+    /// Answers validation prompts at each evaluation, where exact answers choose the best adapter.
+    pub exact_match: Option<&'a dyn ExactMatch>,
     /// How to train.
     pub settings: &'a TrainSettings,
     /// How sequences become steps.
     pub batching: Batching,
     /// How a step goes through the model.
     pub layout: Layout,
-}
-
-/// The events of a run, in order.
-pub enum Event<'a> {
-    /// Before the first step.
-    Begin {
-        /// Steps of the run, unless it stops early.
-        total_steps: u64,
-        /// Trainable values.
-        parameters: usize,
-    },
-    /// After each step.
-    Step {
-        /// Its number, from 1.
-        step: u64,
-        /// The epoch, from 0.
-        epoch: u64,
-        /// The rate of the update.
-        learning_rate: f64,
-        /// Loss, gradient and tokens.
-        report: StepReport,
-        /// Tokens through the model, by second.
-        tokens_per_second: f64,
-        /// The peak of resident memory so far.
-        peak_bytes: u64,
-    },
-    /// During an evaluation.
-    Evaluating {
-        /// Steps done.
-        step: u64,
-        /// Sequences done.
-        done: usize,
-        /// Sequences in all.
-        total: usize,
-    },
-    /// After each evaluation; the first, at step 0, is of the adapter as it started.
-    Evaluation {
-        /// Steps done.
-        step: u64,
-        /// Mean over the trained tokens.
-        valid_loss: f64,
-        /// Those tokens.
-        tokens: usize,
-        /// Of these, the ones than which the model found no other token likelier.
-        correct_tokens: usize,
-        /// Whether no earlier loss was as low.
-        is_best: bool,
-        /// The adapter that was evaluated, on the decoder's device.
-        adapter: &'a Adapter,
-    },
-    /// The adapter is the best so far (without validation data: the last): keep it.
-    Best {
-        /// Steps done.
-        step: u64,
-        /// The adapter after them.
-        adapter: &'a HostAdapter,
-    },
-    /// Early stopping ended the run after this step.
-    Stopped {
-        /// Steps done.
-        step: u64,
-        /// Evaluations since the last improvement.
-        evaluations_without_improvement: u64,
-    },
+    /// The state to go on from; `None` to begin.
+    pub state: Option<&'a State>,
 }
 
 /// The outcome of a run.
@@ -109,6 +52,8 @@ pub struct Outcome {
     pub adapter: HostAdapter,
     /// Steps done.
     pub steps: u64,
+    /// Of these, the ones whose loss or gradient was not finite: they changed nothing.
+    pub bad_steps: u64,
     /// Steps that the best adapter had.
     pub best_step: u64,
     /// Loss of each validation sequence before the first step; empty without validation data.
@@ -125,73 +70,200 @@ pub struct Outcome {
     pub tokens_per_second: f64,
 }
 
-/// Trains `job.start` and returns the best adapter. `watch` sees every [`Event`]; its error ends the run. Once `stop` says so,
-/// the run ends after the step, evaluated as after its last.
+/// Trains `job.start`, or goes on from `job.state`, and returns the best adapter. `watch` sees every [`Event`]; its error ends the
+/// run. Once `stop` says so, the run ends after the step, or within it if the process was interrupted; its state is reported
+/// first. A run that goes on from that state ends as if it had not been stopped.
 ///
-/// Without validation data, the adapter is reported every `eval_steps` steps, and before a loss that is not finite ends
-/// the run.
+/// Without validation data, the adapter is reported every `eval_steps` steps, and before too many bad steps end the run.
 ///
 /// # Errors
-/// No sequence with a trained token; a loss that is not finite; what `watch` returns.
+/// No sequence with a trained token; a state that does not fit; too many bad steps in a row; what `watch` returns.
 pub fn fit(job: &Job<'_>, stop: impl Fn() -> bool, mut watch: impl FnMut(Event<'_>) -> Result<()>) -> Result<Outcome> {
-    let Job { decoder, start, train, augment, valid, settings, batching, layout } = *job;
-    let total_steps = batching.total_steps(settings, train)?;
-    let schedule = settings.schedule(total_steps);
-    let device = decoder.device().clone().autodiff();
-    let adapter = start.attach(decoder.config(), &device)?;
-    let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), settings, layout.recompute);
-    watch(Event::Begin { total_steps, parameters: trainer.adapter.parameters() })?;
-    let mut best = BestSoFar::new(start, settings.early_stopping.clone());
-    if !valid.is_empty() {
-        best.evaluate(job, 0, &trainer, &mut watch)?;
+    let mut run = Run::begin(job)?;
+    let (total_steps, steps_done) = (run.total_steps, run.progress.step);
+    watch(Event::Begin { total_steps, steps_done, parameters: run.trainer.adapter.parameters() })?;
+    if run.best.evaluations.last_step.is_some() {
+        watch(Event::Best { step: run.best.evaluations.best_step, adapter: &run.best.adapter })?;
     }
-    let (mut step, mut tokens, mut seconds) = (0, 0usize, 0f64);
-    let (mut stopped_early, mut interrupted) = (false, false);
-    'epochs: for epoch in 0..settings.epochs {
-        for micro_batches in batching.steps(train, epoch) {
-            let began = Instant::now();
-            let learning_rate = schedule.rate(step);
-            let parts = layout.part.split(&micro_batches, train);
-            let batches: Vec<Batch> = parts.iter().map(|part| join(part, train, augment, epoch)).collect();
-            let report = trainer.step(decoder, &batches, learning_rate, seed_of(settings.seed, step));
-            if !report.is_finite() {
-                // The adapter is the one of the step before: the last that is good.
-                if valid.is_empty() && step > 0 {
-                    best.keep(job, step, &trainer, &mut watch)?;
-                }
-                return Err(diverged(step, &report));
+    let interrupted = run.go_on(&stop, &mut watch)?;
+    let Run { best: BestSoFar { adapter, evaluations }, progress, .. } = run;
+    Ok(Outcome {
+        adapter,
+        steps: progress.step,
+        bad_steps: progress.bad_steps,
+        best_step: evaluations.best_step,
+        valid_before: evaluations.losses_before,
+        valid_after: evaluations.losses,
+        valid_last: evaluations.last_loss,
+        stopped_early: !interrupted && progress.step < total_steps,
+        interrupted,
+        tokens_per_second: if progress.seconds > 0.0 { progress.tokens as f64 / progress.seconds } else { 0.0 },
+    })
+}
+
+/// A run that is under way.
+struct Run<'a> {
+    job: &'a Job<'a>,
+    total_steps: u64,
+    trainer: AdapterTrainer,
+    best: BestSoFar,
+    progress: Progress,
+    /// The steps of the epoch: their micro-batches.
+    steps_of_epoch: Vec<Vec<Vec<usize>>>,
+    /// The last state that was reported.
+    saved: Reported,
+}
+
+/// A state that was reported: when, and how far it was.
+struct Reported {
+    at: Instant,
+    step: u64,
+    evaluated: Option<u64>,
+}
+
+impl<'a> Run<'a> {
+    fn begin(job: &'a Job<'a>) -> Result<Self> {
+        let total_steps = job.batching.total_steps(job.settings, job.train)?;
+        let device = job.decoder.device().clone().autodiff();
+        let start = job.state.map_or(job.start, |state| &state.adapter);
+        let adapter = start.attach(job.decoder.config(), &device)?;
+        let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), job.settings, job.layout.recompute);
+        let (mut best, mut progress) = (BestSoFar::new(job.start), Progress::default());
+        if let Some(state) = job.state {
+            trainer.optimiser.restore(&trainer.adapter, &state.optimiser)?;
+            (best, progress) = (state.best.clone(), state.progress.clone());
+        }
+        let steps_of_epoch = job.batching.steps(job.train, progress.epoch);
+        let saved = Reported { at: Instant::now(), step: progress.step, evaluated: best.evaluations.last_step };
+        Ok(Self { job, total_steps, trainer, best, progress, steps_of_epoch, saved })
+    }
+
+    /// Trains to the end of the run. Says whether the user ended it.
+    fn go_on(&mut self, stop: &impl Fn() -> bool, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<bool> {
+        let settings = self.job.settings;
+        loop {
+            let step = self.progress.step;
+            let was_evaluated = self.best.evaluations.last_step == Some(step);
+            if self.is_evaluated_here()
+                && !was_evaluated
+                && !self.best.evaluate(self.job, step, &self.trainer, watch)?
+            {
+                break;
             }
-            step += 1;
-            let elapsed = began.elapsed().as_secs_f64();
-            tokens += report.tokens;
-            seconds += elapsed;
-            let tokens_per_second = report.tokens as f64 / elapsed;
-            watch(Event::Step { step, epoch, learning_rate, report, tokens_per_second, peak_bytes: peak_bytes() })?;
-            interrupted = step < total_steps && stop();
-            let is_last = step == total_steps || interrupted;
-            if is_last || step % settings.eval_steps == 0 {
-                stopped_early = best.evaluate(job, step, &trainer, &mut watch)? && !is_last;
-            }
-            if stopped_early {
-                let evaluations_without_improvement = best.evaluations_without_improvement();
+            let has_stopped = self.best.has_stopped(settings.early_stopping.as_ref());
+            if has_stopped && step < self.total_steps {
+                let evaluations_without_improvement = self.best.evaluations.without_improvement;
                 watch(Event::Stopped { step, evaluations_without_improvement })?;
             }
-            if is_last || stopped_early {
-                break 'epochs;
+            if has_stopped || step >= self.total_steps {
+                self.report_state(watch)?;
+                return Ok(false);
+            }
+            if self.is_due() {
+                self.report_state(watch)?;
+            }
+            if stop() || !self.step(watch)? {
+                break;
             }
         }
+        self.report_state(watch)?;
+        if self.job.valid.is_empty() && self.progress.step > self.best.evaluations.best_step {
+            self.best.keep(self.job, self.progress.step, &self.trainer, watch)?;
+        }
+        Ok(true)
     }
-    Ok(Outcome {
-        adapter: best.adapter,
-        steps: step,
-        best_step: best.step,
-        valid_before: best.losses_before,
-        valid_after: best.losses,
-        valid_last: best.last_loss,
-        stopped_early,
-        interrupted,
-        tokens_per_second: tokens as f64 / seconds,
-    })
+
+    /// Whether the adapter of this step is evaluated, or without validation data kept.
+    fn is_evaluated_here(&self) -> bool {
+        match self.progress.step {
+            0 => !self.job.valid.is_empty(),
+            step => step % self.job.settings.eval_steps == 0 || step >= self.total_steps,
+        }
+    }
+
+    /// Makes the next step. `false` if the user asked to stop first: then nothing has changed.
+    fn step(&mut self, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<bool> {
+        let Job { decoder, train, augment, settings, batching, layout, .. } = *self.job;
+        while self.progress.steps_of_epoch >= self.steps_of_epoch.len() {
+            self.progress.epoch += 1;
+            self.progress.steps_of_epoch = 0;
+            self.steps_of_epoch = batching.steps(train, self.progress.epoch);
+        }
+        let began = Instant::now();
+        let step = self.progress.step;
+        let learning_rate = settings.schedule(self.total_steps).rate(step);
+        let parts = layout.part.split(&self.steps_of_epoch[self.progress.steps_of_epoch], train);
+        let batches: Vec<Batch> = parts.iter().map(|part| join(part, train, augment, self.progress.epoch)).collect();
+        // The adapter and the optimiser change at the end, where nothing is cancelled any more.
+        let trainer = &mut self.trainer;
+        let report =
+            interrupt::cancellable(|| trainer.step(decoder, &batches, learning_rate, seed_of(settings.seed, step)));
+        let Some(report) = report else { return Ok(false) };
+        let is_bad = !report.is_finite();
+        let mut bad_sequences = Vec::new();
+        if is_bad {
+            let sequences = parts.concat();
+            bad_sequences = report.not_finite.iter().filter_map(|&place| sequences.get(place).copied()).collect();
+            if bad_sequences.is_empty() {
+                bad_sequences = sequences;
+            }
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let progress = &mut self.progress;
+        let epoch = progress.epoch;
+        progress.step += 1;
+        progress.steps_of_epoch += 1;
+        progress.bad_steps += u64::from(is_bad);
+        progress.bad_steps_in_a_row = if is_bad { progress.bad_steps_in_a_row + 1 } else { 0 };
+        progress.tokens += report.tokens;
+        progress.seconds += seconds;
+        watch(Event::Step {
+            step: step + 1,
+            epoch,
+            learning_rate,
+            report: &report,
+            bad_sequences: &bad_sequences,
+            seconds,
+            peak_bytes: peak_bytes(),
+        })?;
+        if self.progress.bad_steps_in_a_row >= settings.max_bad_steps {
+            // The adapter is the one of the last good step.
+            self.report_state(watch)?;
+            let good_steps = self.progress.step - self.progress.bad_steps;
+            if self.job.valid.is_empty() && good_steps > 0 {
+                self.best.keep(self.job, self.progress.step, &self.trainer, watch)?;
+            }
+            return Err(diverged(&self.progress, &report));
+        }
+        Ok(true)
+    }
+
+    /// Whether the state is to be saved before the next step.
+    fn is_due(&self) -> bool {
+        let settings = self.job.settings;
+        let step = self.progress.step;
+        let by_steps = settings.checkpoint_steps.is_some_and(|steps| step % steps == 0) && step != self.saved.step;
+        let minutes = self.saved.at.elapsed().as_secs_f64() / 60.0;
+        by_steps || (settings.checkpoint_minutes > 0.0 && minutes >= settings.checkpoint_minutes)
+    }
+
+    /// Reports the state, unless the last one was the same.
+    fn report_state(&mut self, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<()> {
+        let (step, evaluated) = (self.progress.step, self.best.evaluations.last_step);
+        let is_first = self.job.state.is_none() && step == 0;
+        if !is_first && (self.saved.step, self.saved.evaluated) == (step, evaluated) {
+            return Ok(());
+        }
+        let state = State {
+            progress: self.progress.clone(),
+            adapter: self.job.start.with_values(self.job.decoder.config(), &self.trainer.adapter),
+            optimiser: self.trainer.optimiser.state(),
+            best: self.best.clone(),
+        };
+        watch(Event::Checkpoint { state: &state })?;
+        self.saved = Reported { at: Instant::now(), step, evaluated };
+        Ok(())
+    }
 }
 
 /// The seed of the noise in a step, counted from 0.
@@ -206,10 +278,14 @@ fn join(indices: &[usize], sequences: &[Encoded], augment: Option<&Augmenter<'_>
     Batch::join(of_epoch.iter().map(|sequence| sequence.parts()))
 }
 
-/// The error of a step whose loss or gradient is not finite, after `steps` good ones.
-fn diverged(steps: u64, report: &StepReport) -> Error {
+/// The error of a run whose last steps were bad.
+fn diverged(progress: &Progress, report: &StepReport) -> Error {
     let message = format!("the loss is {} and the gradient's norm {}", report.loss, report.grad_norm);
-    let kept = if steps == 0 { "" } else { "; the best adapter up to here is kept" };
-    Error::failed(format!("step {}", steps + 1), message)
+    let message = match progress.bad_steps_in_a_row {
+        1 => message,
+        steps => format!("{message}; the last {steps} steps, which changed nothing, were like this"),
+    };
+    let kept = if progress.step == progress.bad_steps { "" } else { "; the best adapter up to here is kept" };
+    Error::failed(format!("step {}", progress.step), message)
         .hint(format!("a lower train.learning_rate or a warm-up may help{kept}"))
 }

@@ -1,18 +1,24 @@
 //! Training: settings, batching, schedule, optimisers, one step, the loop, and the events that it reports.
 
 pub mod batching;
-mod best;
+pub mod best;
+pub mod checkpoint;
 pub mod evaluate;
+pub mod event;
 pub mod fit;
 pub mod objective;
 pub mod optimiser;
 pub mod peak_memory;
 pub mod schedule;
+pub mod score;
 pub mod settings;
 pub mod step;
 
 pub use batching::{Batching, Layout, Part};
-pub use fit::{Event, Job, Outcome, fit};
+pub use checkpoint::State;
+pub use event::Event;
+pub use fit::{Job, Outcome, fit};
 pub use optimiser::{Optimiser, OptimiserKind, OptimiserState};
 pub use schedule::{Schedule, ScheduleKind};
+pub use score::{EvalOn, ExactMatch};
 pub use settings::{EarlyStopping, TrainSettings};

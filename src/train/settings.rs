@@ -4,6 +4,7 @@
 
 use super::optimiser::OptimiserKind;
 use super::schedule::{Schedule, ScheduleKind};
+use super::score::EvalOn;
 use crate::model::decoder::Recompute;
 use crate::settings::{above, any, below, between, defaults, optional, section};
 
@@ -56,6 +57,17 @@ section! {
         /// Steps between two evaluations of the validation examples, or without any between two saves of the adapter; there is
         /// always one at the end.
         eval_steps: u64 = Take(50), between(1..=MAX_STEPS);
+        /// Steps between two checkpoints, from which `--resume` goes on; none by default. `checkpoint_minutes` counts beside it.
+        checkpoint_steps: Option<u64> = Take(None), optional(between(1..=MAX_STEPS));
+        /// Minutes after which there is a checkpoint, at the end of the step: the most work that a crash can cost. 0 for none.
+        checkpoint_minutes: f64 = Take(2.0), between(0.0..=10_080.0);
+        /// The checkpoints that are kept; an older one serves where the newest is damaged.
+        keep_checkpoints: usize = Take(2), between(1..=1_000_000);
+        /// Steps in a row whose loss or gradient is not finite, after which the run ends. Such a step changes nothing.
+        max_bad_steps: u64 = Take(3), between(1..=MAX_STEPS);
+        /// The measure of the validation examples that chooses the best adapter and stops early. `exact_match` answers
+        /// `eval.exact_match_examples` prompts greedily at every evaluation, which takes its time.
+        eval_on: EvalOn = Take(EvalOn::Loss), any();
         /// The activations that are computed again in the backward pass to save memory.
         recompute: Recompute = Take(Recompute::None), any();
         /// Decides the adapter's first values, the order of examples, dropout and the held-out share.
@@ -70,7 +82,8 @@ section! {
     EarlyStopping {
         /// Stop after this many evaluations without improvement.
         patience_evals: u64 = Take(3), between(1..=MAX_STEPS);
-        /// The validation loss must fall by more than this to count as an improvement.
+        /// The validation loss must fall by more than this to count as an improvement; under `eval_on = "exact_match"`, the share
+        /// of exact answers must rise by more.
         min_delta: f64 = Take(0.0), between(0.0..=1e6);
     }
 }

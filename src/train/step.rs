@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 
-use super::objective::{Objective, StepSize, weigh};
+use super::objective::{Objective, StepSize, by_sequence, weigh};
 use super::optimiser::Optimiser;
 use super::settings::TrainSettings;
 use crate::model::decoder::Recompute;
@@ -26,7 +26,7 @@ pub struct AdapterTrainer {
 }
 
 /// The outcome of a step.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
     /// The value of the objective before the update; for supervised fine-tuning, the mean over the trained tokens.
     pub loss: f64,
@@ -36,6 +36,8 @@ pub struct StepReport {
     pub tokens: usize,
     /// Tokens that loss was taken on.
     pub trained_tokens: usize,
+    /// The sequences whose own loss is not finite, by their place in the step.
+    pub not_finite: Vec<usize>,
 }
 
 impl StepReport {
@@ -76,23 +78,27 @@ impl AdapterTrainer {
     pub fn step(&mut self, decoder: &Decoder, micro_batches: &[Batch], rate: f64, seed: u64) -> StepReport {
         let size = StepSize::of(micro_batches);
         let StepSize { tokens, trained_tokens, .. } = size;
-        let mut report = StepReport { loss: 0.0, grad_norm: 0.0, tokens, trained_tokens };
+        let mut report = StepReport { loss: 0.0, grad_norm: 0.0, tokens, trained_tokens, not_finite: Vec::new() };
         if trained_tokens == 0 {
             return report;
         }
         let mut sum = GradientsAccumulator::new();
-        let mut first_token = 0;
+        let (mut first_token, mut first_sequence) = (0, 0);
         for batch in micro_batches {
             let noise = Noise { seed, first_token, ..self.noise };
             first_token += batch.ids.len();
             if batch.trained_tokens() > 0 {
                 let result = decoder.loss_and_gradients(batch, &self.adapter, noise, self.recompute, &mut |losses| {
-                    let (value, weights) = weigh(&*self.objective, batch, losses, &size);
+                    let sums = by_sequence(batch, losses);
+                    let is_bad = |index: &usize| !sums[*index].sum.is_finite();
+                    report.not_finite.extend((0..sums.len()).filter(is_bad).map(|index| first_sequence + index));
+                    let (value, weights) = weigh(&*self.objective, &sums, &size);
                     report.loss += value;
                     weights
                 });
                 sum.accumulate(&self.adapter, result.gradients);
             }
+            first_sequence += batch.lengths.len();
         }
         let gradients = sum.grads();
         report.grad_norm = global_norm(&self.adapter, &gradients);

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::{burnish, json, run, text, tiny_job, tiny_model};
 
 /// Waits until `path` is there.
-pub(super) fn wait_for(path: &Path) {
+pub fn wait_for(path: &Path) {
     for _ in 0..600 {
         if path.exists() {
             return;
@@ -21,26 +21,35 @@ pub(super) fn wait_for(path: &Path) {
 }
 
 #[test]
-fn an_interrupted_run_ends_with_what_it_has_learned() {
-    let folder = tiny_job();
-    let mut command = burnish(&folder);
-    command.args(["train", "recipe.toml", "--set", "train.epochs=100000", "--json"]);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
-    wait_for(&folder.path().join("runs/sums/adapter_model.safetensors"));
-    // SAFETY: sends a signal to the child.
-    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
-    let output = child.wait_with_output().expect("it ends");
-    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("stopping after this step"));
-    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(report["interrupted"], true);
-    let about = fs::read_to_string(folder.path().join("runs/sums/run.json")).expect("run.json");
-    assert!(about.contains("finished"));
-    let base = tiny_model().display().to_string();
-    let evaluated =
-        json(&run(&folder, &["eval", "--base", &base, "--adapter", "runs/sums", "--data", "valid.jsonl", "--json"]));
-    let (measured, reported) = (evaluated["loss"].as_f64(), report["validation"]["loss_after"].as_f64());
-    assert!((measured.expect("a loss") - reported.expect("a loss")).abs() < 1e-6);
+fn an_interrupted_run_keeps_its_best_adapter_and_says_how_to_go_on() {
+    for (signal, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 143), (libc::SIGHUP, 129)] {
+        let folder = tiny_job();
+        let mut command = burnish(&folder);
+        command.args(["train", "recipe.toml", "--set", "train.epochs=100000", "--json"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        wait_for(&folder.path().join("runs/sums/adapter_model.safetensors"));
+        // SAFETY: sends a signal to the child.
+        assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("stopping: the state is being saved"));
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(report["interrupted"], true);
+        assert_eq!(report["resume"], "burnish train runs/sums/recipe.toml --resume");
+        let about = fs::read_to_string(folder.path().join("runs/sums/run.json")).expect("run.json");
+        assert!(about.contains("finished"));
+        let base = tiny_model().display().to_string();
+        let evaluate = ["eval", "--base", &base, "--adapter", "runs/sums", "--data", "valid.jsonl", "--json"];
+        let evaluated = json(&run(&folder, &evaluate));
+        let (measured, reported) = (evaluated["loss"].as_f64(), report["validation"]["loss_after"].as_f64());
+        assert!((measured.expect("a loss") - reported.expect("a loss")).abs() < 1e-6);
+        // It goes on from there, up to another end.
+        let steps = report["steps"].as_u64().expect("steps");
+        let longer = format!("train.max_steps={}", steps + 3);
+        let command = ["train", "runs/sums/recipe.toml", "--resume", "--json", "--set", &longer];
+        let resumed = json(&run(&folder, &command));
+        assert_eq!((resumed["steps"].as_u64(), &resumed["interrupted"]), (Some(steps + 3), &false.into()));
+    }
 }
 
 /// The program, started to ignore `signal`, as `nohup` and a shell's background jobs are.

@@ -31,6 +31,20 @@ def main():
     pq.write_table(pa.table({"question": ["a"]}), OUT / "columns.parquet")
     turns = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]]
     pq.write_table(pa.table({"messages": turns}), OUT / "messages.parquet")
+    # Calls, marks and a system text beside, in two groups of rows: every key in every turn, as structs have them.
+    call = {"type": "function", "function": {"name": "hours", "arguments": {"day": 1, "branch": None}}}
+    turn = lambda role, content, calls=None, train=None: {
+        "role": role, "content": content, "tool_calls": calls, "train": train,
+    }
+    talks = [
+        [turn("user", "When?"), turn("assistant", None, [call])],
+        [turn("user", "a"), turn("assistant", "b", train=False)],
+        [turn("user", "c"), turn("assistant", "d")],
+    ]
+    nested = pa.table({"id": [1, 2, 3], "messages": talks, "system": ["Be brief.", None, None]})
+    pq.write_table(nested, OUT / "nested.parquet", row_group_size=2)
+    pair = {"prompt": [[turn("user", "a")]], "completion": [[turn("assistant", "b")]], "doc": [7]}
+    pq.write_table(pa.table(pair), OUT / "pairs.parquet")
     # Texts as pandas categories: stored as dictionaries, which the Arrow schema in the file says.
     categories = pa.table({
         "prompt": pa.array(["a", "b", "a"]).dictionary_encode(),

@@ -49,26 +49,34 @@ fn turn_tokens(ordinary: &[String], controls: &[String], template: &ChatTemplate
     let behind_answer = behind(&answered, ANSWER);
     let mut found: Vec<&str> =
         [opening, &behind_answer].into_iter().filter_map(|markup| Some(first_of(&added, markup)?.1)).collect();
+    let mut behind_question = first_run(&added, &behind(&plain, QUESTION));
+    if asked == plain {
+        // Without a generation prompt of its own, the markup behind a question may go on into the answer ("<think>").
+        behind_question.truncate(1);
+    }
+    found.extend(behind_question);
     let markups = [
-        behind(&plain, QUESTION),
         behind(&instructed, SYSTEM),
         behind(&continued, ANSWER),
         plain.split(QUESTION).next().unwrap_or_default().to_owned(),
         instructed.split(SYSTEM).next().unwrap_or_default().to_owned(),
     ];
-    markups.iter().for_each(|markup| found.extend(first_run(&added, markup)));
+    for markup in &markups {
+        found.extend(first_run(&added, markup));
+    }
     let is_ordinary = |token: &&str| ordinary.iter().any(|other| other == token);
     found.into_iter().filter(is_ordinary).map(str::to_owned).collect()
 }
 
-/// The tokens of `added` with which `text` begins: between two of them is white space or a single word, as the role in
-/// `<|start_header_id|>user<|end_header_id|>`. Prose, as that of a default system text, ends them.
+/// The tokens of `added` with which `text` begins: between two of them is white space or a single word of letters, as the
+/// role in `<|start_header_id|>user<|end_header_id|>`. Prose, as that of a default system text, ends them.
 fn first_run<'a>(added: &[&'a str], text: &str) -> Vec<&'a str> {
     let mut found = Vec::new();
     let mut rest = text;
     while let Some((at, token)) = first_of(added, rest) {
         let between = &rest[..at];
-        if !between.trim().is_empty() && between.contains(char::is_whitespace) {
+        let is_role = |word: &str| word.chars().all(|symbol| symbol.is_alphabetic() || symbol == '_');
+        if !between.trim().is_empty() && !is_role(between) {
             break;
         }
         found.push(token);

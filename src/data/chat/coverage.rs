@@ -1,73 +1,74 @@
 //! The parts of a conversation that a chat template shows.
 //!
-//! Each text of the conversation gets a mark, a private-use character of its own, and the conversation is rendered once
-//! more. A mark that comes out nowhere belongs to a text that the template leaves out; a mark of the assistant that comes
-//! out where nothing is trained belongs to words that are never learned. The marks stand near the ends of the texts. Where
-//! a text does not come out as it is, marks near the beginnings tell a text that is cut from one that is left out.
+//! Each text of the conversation gets marks ([`marks`](super::marks)), and the conversation is rendered once more. A text
+//! whose marks come out nowhere is left out; a text of the assistant whose marks come out where nothing is trained is never
+//! learned. Where a text does not come out as it is, a mark in every word tells a text that is cut from one that is
+//! only written otherwise.
 
-use std::ops::Range;
+use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::stand_ins::{is_private, strings, unused};
+use super::marks::{LINKS, Marked, MarkedConversation, Marking, Shown, Signs};
+use super::stand_ins::strings;
 use super::template::ChatTemplate;
+use super::turns::Rendered;
 use crate::data::example::{Message, Role};
 use crate::data::remark::Remark;
 
-/// Keys whose texts link a call with its result, or name a kind; templates compare them rather than show them.
-const LINKS: [&str; 5] = ["id", "tool_call_id", "type", "index", "role"];
-
-/// A text that carries a mark.
-struct Marked {
-    mark: char,
-    /// The text without the mark and without white space around it.
-    text: String,
-    turn: Option<usize>,
-    /// The key in the turn: `content`, `reasoning`, `tool_calls`.
-    key: String,
+/// The share of a text that comes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    Nothing,
+    Part,
+    Whole,
 }
 
-/// The parts of a conversation that `template` leaves out. `text` is its rendering and `answers` are the trained parts of it.
+/// A conversation with marks near the ends of its texts, and its rendering. `None` where the template fails on them.
+pub(in crate::data) fn marked(
+    messages: &[Message],
+    tools: Option<&Value>,
+    template: &ChatTemplate,
+) -> Option<(MarkedConversation, Shown)> {
+    let marked = MarkedConversation::new(messages, tools, template, Marking::Ends)?;
+    let shown = marked.render(messages.len(), false).ok()?;
+    Some((marked, shown))
+}
+
+/// The parts of a conversation that `template` leaves out. `whole` is the rendering of `marked`, and `rendered` the text that
+/// is trained.
 pub(in crate::data) fn remarks(
     messages: &[Message],
     tools: Option<&Value>,
     template: &ChatTemplate,
-    text: &str,
-    answers: &[Range<usize>],
+    (marked, whole): (&MarkedConversation, &Shown),
+    rendered: &Rendered,
 ) -> Vec<Remark> {
-    let Some((marked_messages, marked_tools, marks)) = mark(messages, tools, near_end) else { return Vec::new() };
-    let marked_template = template.with_tools(marked_tools.as_ref());
-    let Ok(rendered) = marked_template.render(&marked_messages, false) else { return Vec::new() };
-    let (bare, places) = without_marks(&rendered, &marks);
+    let (texts, text) = (&marked.texts, rendered.text.as_str());
+    let shares = shares(messages, tools, template, (marked, rendered.shown.as_ref().unwrap_or(whole)), rendered);
     let mut remarks = Vec::new();
     let mut left_out: Vec<usize> = Vec::new();
-    let ends_shown = |mark: char| places.iter().any(|(found, _)| *found == mark);
-    let is_in_doubt = |marked: &Marked| !ends_shown(marked.mark) || !text.contains(&marked.text);
-    let beginnings = marks.iter().any(is_in_doubt).then(|| shown_beginnings(messages, tools, template)).flatten();
-    // Without beginnings to look at, a text counts as shown as far as its end is.
-    let begins_shown = |mark: char| beginnings.as_ref().map_or_else(|| ends_shown(mark), |shown| shown.contains(&mark));
-    let is_shown = |mark: char| ends_shown(mark) || begins_shown(mark);
-    let is_whole = |marked: &Marked| ends_shown(marked.mark) && (begins_shown(marked.mark) || !is_in_doubt(marked));
     for (turn, message) in messages.iter().enumerate() {
-        let of_turn = || marks.iter().filter(|marked| marked.turn == Some(turn));
-        if of_turn().next().is_some() && of_turn().all(|marked| !is_shown(marked.mark)) {
+        let mut of_turn = shares.iter().filter(|(of, _, _)| *of == Some(turn)).peekable();
+        if of_turn.peek().is_some() && of_turn.all(|(_, _, share)| *share == Share::Nothing) {
             left_out.push(turn);
             remarks.push(Remark::TurnLeftOut { role: message.role.name().to_owned() });
         }
     }
     let mut keys_left_out: Vec<(Option<usize>, &str)> = Vec::new();
-    for marked in &marks {
-        let seen = keys_left_out.contains(&(marked.turn, marked.key.as_str()));
-        let turn_is_left_out = marked.turn.is_some_and(|turn| left_out.contains(&turn));
-        if seen || turn_is_left_out || is_whole(marked) {
+    for (turn, key, share) in &shares {
+        let turn_is_left_out = turn.is_some_and(|turn| left_out.contains(&turn));
+        if *share == Share::Whole || turn_is_left_out || keys_left_out.contains(&(*turn, key)) {
             continue;
         }
-        keys_left_out.push((marked.turn, &marked.key));
+        keys_left_out.push((*turn, key));
         // Of a key with several texts (a call with its arguments) a part may be shown.
-        let group = |other: &&Marked| (other.turn, &other.key) == (marked.turn, &marked.key);
-        let partly = marks.iter().filter(group).any(|other| is_shown(other.mark));
-        let role = marked.turn.map(|turn| messages[turn].role.name().to_owned());
-        remarks.push(Remark::KeyLeftOut { role, key: marked.key.clone(), partly });
+        let partly = shares.iter().any(|(of, other, share)| (of, other) == (turn, key) && *share != Share::Nothing);
+        let role = turn.map(|turn| messages[turn].role.name().to_owned());
+        remarks.push(Remark::KeyLeftOut { role, key: (*key).to_owned(), partly });
+    }
+    if !keys_left_out.contains(&(None, "tools")) && tools.is_some_and(|tools| !names_parameters(tools, text)) {
+        remarks.push(Remark::KeyLeftOut { role: None, key: "tools".to_owned(), partly: true });
     }
     for (turn, message) in messages.iter().enumerate() {
         remarks.extend(unread_keys(message, template).map(|key| Remark::KeyLeftOut {
@@ -76,49 +77,117 @@ pub(in crate::data) fn remarks(
             partly: false,
         }));
         // Where the marks change the rendering otherwise, the places in it say nothing about the trained parts.
-        if bare == text
+        if let Some(shown) = &rendered.shown
             && message.is_answer()
-            && !left_out.contains(&turn)
-            && has_answer(turn, answers, &marks, &places)
         {
-            let is_trained = |at: usize| answers.iter().any(|answer| answer.contains(&at));
-            let untrained = marks.iter().filter(|marked| marked.turn == Some(turn)).find(|marked| {
-                ends_shown(marked.mark)
-                    && places.iter().filter(|(mark, _)| *mark == marked.mark).all(|(_, at)| !is_trained(*at))
-            });
-            remarks.extend(untrained.map(|marked| Remark::KeyNotTrained { key: marked.key.clone() }));
+            let of_turn = || texts.iter().filter(|text| text.turn == Some(turn));
+            let is_trained = |at: usize| rendered.answers.iter().any(|answer| answer.contains(&at));
+            let places = |text: &Marked| -> Vec<bool> {
+                let of_text = shown.places.iter().filter(|(mark, _)| text.symbols().contains(mark));
+                of_text.map(|(_, at)| is_trained(*at)).collect()
+            };
+            // A turn that is shown and not trained at all is counted elsewhere.
+            if of_turn().any(|text| places(text).contains(&true)) {
+                let untrained = of_turn().find(|text| {
+                    let places = places(text);
+                    !places.is_empty() && !places.contains(&true)
+                });
+                remarks.extend(untrained.map(|text| Remark::KeyNotTrained { key: text.key.clone() }));
+            }
         }
     }
     remarks
 }
 
-/// The marks near the beginnings of the texts that `template` shows. `None` where it fails on them.
-fn shown_beginnings(messages: &[Message], tools: Option<&Value>, template: &ChatTemplate) -> Option<Vec<char>> {
-    let (messages, tools, marks) = mark(messages, tools, near_beginning)?;
-    let rendered = template.with_tools(tools.as_ref()).render(&messages, false).ok()?;
-    Some(without_marks(&rendered, &marks).1.into_iter().map(|(mark, _)| mark).collect())
-}
-
-/// The turns whose content the template leaves out.
-pub(in crate::data) fn left_out(messages: &[Message], template: &ChatTemplate) -> Vec<usize> {
-    let hidden = |position: fn(&str) -> usize| {
-        let Some((marked, _, marks)) = mark(messages, None, position) else { return Vec::new() };
-        let Ok(rendered) = template.render(&marked, true) else { return Vec::new() };
-        let hidden = marks.iter().filter(|marked| marked.key == "content" && !rendered.contains(marked.mark));
-        hidden.filter_map(|marked| marked.turn).collect::<Vec<usize>>()
-    };
-    let mut turns = hidden(near_end);
-    if !turns.is_empty() {
-        let others = hidden(near_beginning);
-        turns.retain(|turn| others.contains(turn));
+/// The turn and the key of every text and of every number in a call, and the share of it that the template shows.
+fn shares<'a>(
+    messages: &[Message],
+    tools: Option<&Value>,
+    template: &ChatTemplate,
+    (marked, shown): (&'a MarkedConversation, &Shown),
+    rendered: &Rendered,
+) -> Vec<(Option<usize>, &'a str, Share)> {
+    let symbols = shown.symbols();
+    let is_plain =
+        |one: &Marked| one.symbols().iter().all(|mark| symbols.contains(mark)) && rendered.text.contains(&one.text);
+    let plain = || marked.texts.iter().map(|one| (one.turn, one.key.as_str(), share(one, &symbols, "")));
+    if marked.texts.iter().all(is_plain) && !messages.iter().any(has_numbers) {
+        return plain().collect();
     }
-    turns
+    let Some(words) = MarkedConversation::new(messages, tools, template, Marking::Words) else {
+        return plain().collect();
+    };
+    let Ok((mut symbols, text)) = words.render_all() else { return plain().collect() };
+    if let Some(last) =
+        messages.iter().rposition(|message| message.role == Role::Assistant).filter(|_| rendered.is_joined)
+        && let Ok(prompt) = words.render(last, true)
+    {
+        symbols.extend(prompt.symbols());
+    }
+    let mut ends = marked.texts.iter();
+    let found = words.texts.iter().map(|one| {
+        let share = share(one, &symbols, &text);
+        match &one.signs {
+            Signs::Number(_) => (one.turn, "tool_calls", share),
+            // Both markings mark the same texts in the same order.
+            Signs::Symbols(_) => match ends.next() {
+                Some(end) if is_plain(end) => (end.turn, end.key.as_str(), Share::Whole),
+                Some(end) => (end.turn, end.key.as_str(), share),
+                None => (one.turn, "content", share),
+            },
+        }
+    });
+    found.collect()
 }
 
-/// Whether some text of the turn is trained: a turn that is shown and not trained at all is counted elsewhere.
-fn has_answer(turn: usize, answers: &[Range<usize>], marks: &[Marked], places: &[(char, usize)]) -> bool {
-    let of_turn = |mark: char| marks.iter().any(|marked| marked.turn == Some(turn) && marked.mark == mark);
-    places.iter().any(|(mark, at)| of_turn(*mark) && answers.iter().any(|answer| answer.contains(at)))
+/// The share of the marks of a text that come out.
+fn share(text: &Marked, symbols: &HashSet<char>, rendered: &str) -> Share {
+    let (found, all) = match &text.signs {
+        Signs::Symbols(marks) => (marks.iter().filter(|mark| symbols.contains(mark)).count(), marks.len()),
+        Signs::Number(number) => (usize::from(rendered.contains(number)), 1),
+    };
+    match found {
+        0 => Share::Nothing,
+        _ if found == all => Share::Whole,
+        _ => Share::Part,
+    }
+}
+
+/// Whether the arguments of some call hold a number or a flag.
+fn has_numbers(message: &Message) -> bool {
+    fn is_inside(value: &Value) -> bool {
+        match value {
+            Value::Number(_) | Value::Bool(_) => true,
+            Value::Array(items) => items.iter().any(is_inside),
+            Value::Object(fields) => {
+                fields.iter().any(|(key, value)| !LINKS.contains(&key.as_str()) && is_inside(value))
+            }
+            _ => false,
+        }
+    }
+    message.more.get("tool_calls").is_some_and(is_inside)
+}
+
+/// Whether `text` has the names of all parameters of `tools`.
+fn names_parameters(tools: &Value, text: &str) -> bool {
+    let functions = tools.as_array().into_iter().flatten().map(|tool| match &tool["function"] {
+        function if function.is_object() => function,
+        _ => tool,
+    });
+    let mut names =
+        functions.filter_map(|function| function["parameters"]["properties"].as_object()).flat_map(|of| of.keys());
+    names.all(|name| text.contains(name.as_str()))
+}
+
+/// The turns whose content the template leaves out of a prompt.
+pub(in crate::data) fn left_out(messages: &[Message], template: &ChatTemplate) -> Vec<usize> {
+    let marked = MarkedConversation::new(messages, None, template, Marking::Words);
+    let Some(marked) = marked else { return Vec::new() };
+    let Ok(shown) = marked.render(messages.len(), true) else { return Vec::new() };
+    let symbols = shown.symbols();
+    let hidden =
+        marked.texts.iter().filter(|text| text.key == "content" && share(text, &symbols, "") == Share::Nothing);
+    hidden.filter_map(|text| text.turn).collect()
 }
 
 /// The keys of a turn without any text (numbers, flags) that the template does not mention.
@@ -130,102 +199,6 @@ fn unread_keys<'a>(message: &'a Message, template: &'a ChatTemplate) -> impl Ite
         (is_silent && key != "content" && !LINKS.contains(&key.as_str()) && !template.mentions(key))
             .then_some(key.as_str())
     })
-}
-
-/// A copy of the conversation with a mark in each text, at the place that `position` gives. The marks of a conversation
-/// are the same for every `position`. `None` where there are not enough marks.
-fn mark(
-    messages: &[Message],
-    tools: Option<&Value>,
-    position: fn(&str) -> usize,
-) -> Option<(Vec<Message>, Option<Value>, Vec<Marked>)> {
-    let mut texts: Vec<&str> = Vec::new();
-    for message in messages {
-        texts.extend([message.role.name(), message.content.as_str()]);
-        message.more.values().for_each(|value| strings(value, &mut texts));
-    }
-    tools.into_iter().for_each(|tools| strings(tools, &mut texts));
-    let mut free = unused(texts);
-    let mut marks = Vec::new();
-    let mut marked = messages.to_vec();
-    for (turn, message) in marked.iter_mut().enumerate() {
-        let mut put = |text: &mut String, key: &str| put_mark(text, key, Some(turn), position, &mut free, &mut marks);
-        put(&mut message.content, "content")?;
-        for (key, value) in message.more.iter_mut().filter(|(key, _)| *key != "content") {
-            put_marks(value, key, &mut |text| put(text, key))?;
-        }
-    }
-    let mut tools = tools.cloned();
-    for tool in tools.iter_mut().filter_map(Value::as_array_mut).flatten() {
-        let function = if tool["function"].is_object() { &mut tool["function"] } else { tool };
-        if let Some(Value::String(name)) = function.get_mut("name") {
-            put_mark(name, "tools", None, position, &mut free, &mut marks)?;
-        }
-    }
-    Some((marked, tools, marks))
-}
-
-/// Marks every text of a value but the links.
-fn put_marks(value: &mut Value, key: &str, put: &mut impl FnMut(&mut String) -> Option<()>) -> Option<()> {
-    match value {
-        Value::String(text) if !LINKS.contains(&key) => put(text),
-        Value::Array(items) => items.iter_mut().try_for_each(|item| put_marks(item, key, put)),
-        Value::Object(fields) => fields.iter_mut().try_for_each(|(key, item)| put_marks(item, key, put)),
-        _ => Some(()),
-    }
-}
-
-/// Puts the next mark into a text that is not blank. `None` where none is left.
-fn put_mark(
-    text: &mut String,
-    key: &str,
-    turn: Option<usize>,
-    position: fn(&str) -> usize,
-    free: &mut impl Iterator<Item = char>,
-    marks: &mut Vec<Marked>,
-) -> Option<()> {
-    if text.trim().is_empty() {
-        return Some(());
-    }
-    let mark = free.next()?;
-    let bare = text.trim().to_owned();
-    text.insert(position(text), mark);
-    marks.push(Marked { mark, text: bare, turn, key: key.to_owned() });
-    Some(())
-}
-
-/// Before the last letter outside tags: templates look at how a text begins and ends, and cut it at tags.
-fn near_end(text: &str) -> usize {
-    let mut end = text.trim_end();
-    while let Some(open) = end.ends_with('>').then(|| end.rfind('<')).flatten().filter(|open| *open > 0) {
-        end = end[..open].trim_end();
-    }
-    let end = if end.is_empty() { text } else { end };
-    end.char_indices().rev().find(|(_, symbol)| symbol.is_alphanumeric()).map_or(end.len(), |(at, _)| at)
-}
-
-/// Behind the first letter outside tags.
-fn near_beginning(text: &str) -> usize {
-    let mut rest = text.trim_start();
-    while let Some(close) = rest.starts_with('<').then(|| rest.find('>')).flatten() {
-        rest = rest[close + 1..].trim_start();
-    }
-    let start = text.len() - rest.len();
-    let first = rest.char_indices().find(|(_, symbol)| symbol.is_alphanumeric());
-    first.map_or(start, |(at, symbol)| start + at + symbol.len_utf8())
-}
-
-/// A rendering without the marks, and where each stood in what is left.
-fn without_marks(rendered: &str, marks: &[Marked]) -> (String, Vec<(char, usize)>) {
-    let mut bare = String::with_capacity(rendered.len());
-    let mut places = Vec::new();
-    for symbol in rendered.chars() {
-        match is_private(symbol) && marks.iter().any(|marked| marked.mark == symbol) {
-            true => places.push((symbol, bare.len())),
-            false => bare.push(symbol),
-        }
-    }
-    (bare, places)
 }
 
 /// The remark on roles that are never trained.

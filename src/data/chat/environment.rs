@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 
 use super::filters;
 use super::namespace::kept;
+use super::operators;
 use super::python::{strftime, tojson};
 
 /// Steps of one rendering; each 64 bytes made cost a step too, which bounds memory to 256 MB.
@@ -21,6 +22,7 @@ pub(super) fn environment(now: OffsetDateTime, kept_name: String) -> Environment
     }
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(method);
+    operators::add(&mut environment, &kept_name);
     environment.add_function(kept_name, |state: &State, value: Value| {
         Ok::<_, minijinja::Error>(kept(state, &value, 0)?.unwrap_or(value))
     });

@@ -3,8 +3,11 @@
 
 use std::cmp::Ordering;
 
-use minijinja::value::{Kwargs, StringInput, Value, ValueKind};
+use minijinja::value::{ArgType, Kwargs, StringInput, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, filters, tests};
+
+/// The widest indentation.
+const MAX_INDENT: usize = 1024;
 
 /// Puts them in the place of minijinja's.
 pub(super) fn add(environment: &mut Environment<'_>) {
@@ -70,11 +73,20 @@ pub(super) fn add(environment: &mut Environment<'_>) {
         ValueKind::Bool => Ok(Value::from(i64::from(value.is_true()))),
         _ => filters::abs(value),
     });
+    environment.add_filter("unique", |state: &State, value: Value, options: Kwargs| {
+        is_not_none(&value)?;
+        filters::unique(state, value, options)
+    });
+    environment.add_filter("indent", indent);
+    environment.add_filter("wordcount", |value: &Value| {
+        let is_part = |symbol: char| symbol.is_alphanumeric() || symbol == '_';
+        value.to_string().split(|symbol| !is_part(symbol)).filter(|word| !word.is_empty()).count()
+    });
     environment.add_filter("int", int);
     environment.add_filter("float", float);
 }
 
-fn refused<T>(message: String) -> Result<T, Error> {
+pub(super) fn refused<T>(message: String) -> Result<T, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
@@ -90,7 +102,7 @@ fn is_number(value: &Value) -> Result<(), Error> {
 }
 
 /// The order of two values of one kind.
-fn compared(value: &Value, other: &Value) -> Result<Ordering, Error> {
+pub(super) fn compared(value: &Value, other: &Value) -> Result<Ordering, Error> {
     let kind = |value: &Value| match value.kind() {
         ValueKind::Bool => ValueKind::Number,
         kind => kind,
@@ -123,6 +135,24 @@ fn join(
 ) -> Result<Value, Error> {
     is_not_none(value)?;
     filters::join(state, value, joiner, attribute, options)
+}
+
+/// Jinja2 indents texts alone.
+fn indent(
+    value: &Value,
+    width: Option<usize>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    if value.kind() != ValueKind::String {
+        return refused(format!("a value of type {} is no text to indent", value.kind()));
+    }
+    let width = width.or(options.get::<Option<usize>>("width")?);
+    if width.is_some_and(|width| width > MAX_INDENT) {
+        return refused(format!("an indentation is at most {MAX_INDENT} wide"));
+    }
+    filters::indent(StringInput::from_value(Some(value))?, width, first, blank, options)
 }
 
 /// Jinja2 gives the default for whatever is no number.

@@ -2,6 +2,8 @@
 //!
 //! minijinja compiles long chains of operators by recursion and in quadratic time, so their length is limited first.
 
+use super::operators;
+
 /// The longest templates of known models have about 25 KB.
 const MAX_TEMPLATE_BYTES: usize = 128 * 1024;
 /// Operators in one `{{ … }}` or `{% … %}`.
@@ -148,7 +150,7 @@ impl Tag {
 }
 
 /// The position of the quote that ends the text opened at `start`, or the last position.
-fn end_of_text(bytes: &[u8], start: usize) -> usize {
+pub(super) fn end_of_text(bytes: &[u8], start: usize) -> usize {
     let mut at = start + 1;
     while let Some(&byte) = bytes.get(at) {
         match byte {
@@ -161,7 +163,8 @@ fn end_of_text(bytes: &[u8], start: usize) -> usize {
     bytes.len()
 }
 
-/// The source as minijinja gets it; `kept` is the name of [`kept`](super::namespace::kept) in it.
+/// The source as minijinja gets it; `kept` is the name of [`kept`](super::namespace::kept) in it, and the beginning of the
+/// names of the functions in [`operators`].
 ///
 /// `{% generation %}` marks the assistant's words for transformers; what is trained is found without it here, so it
 /// becomes an `if` that always holds, its whitespace control kept. And what is stored in a namespace goes through
@@ -169,13 +172,19 @@ fn end_of_text(bytes: &[u8], start: usize) -> usize {
 pub(super) fn rewritten(source: &str, kept: &str) -> Result<String, String> {
     let mut out = String::with_capacity(source.len());
     for piece in pieces(source) {
-        let (text, body) = match piece {
-            Piece::Tag { text, body, is_block: true, .. } => (text, body),
-            Piece::Inert(text) | Piece::Tag { text, .. } => {
+        let (text, body, is_block) = match piece {
+            Piece::Tag { text, body, is_block, .. } => (text, body, is_block),
+            Piece::Inert(text) => {
                 out.push_str(text);
                 continue;
             }
         };
+        let start = 2 + usize::from(text[2..].starts_with(['-', '+']));
+        let text = &format!("{}{}{}", &text[..start], operators::rewritten(body, kept), &text[start + body.len()..]);
+        if !is_block {
+            out.push_str(text);
+            continue;
+        }
         match body.trim() {
             word @ ("generation" | "endgeneration") => {
                 let replacement = if word == "generation" { "if true" } else { "endif" };

@@ -1,5 +1,6 @@
 //! Conversations to text: chat templates, what they show of a conversation, and where the assistant's words stand.
 
+pub mod builtin;
 pub mod template;
 
 pub(super) mod control;
@@ -11,7 +12,9 @@ pub(super) mod turns;
 mod environment;
 mod filters;
 mod lexer;
+mod marks;
 mod namespace;
+mod operators;
 mod python;
 mod worker;
 

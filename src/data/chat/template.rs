@@ -6,7 +6,7 @@
 use std::sync::{Arc, OnceLock};
 
 use minijinja::value::{Enumerator, Object, Value};
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use time::OffsetDateTime;
 
 use super::lexer::{check_size, rewritten, unused_name, with_line_feeds};
@@ -39,6 +39,10 @@ struct Compiled {
     workers: Workers,
     /// Whether it writes a generation prompt where one is asked for.
     asks: OnceLock<bool>,
+    /// Whether it shows the content of a turn only as a list of parts.
+    wants_parts: OnceLock<bool>,
+    /// The text behind the end token of an answer that is written only at the end of a conversation.
+    closing: OnceLock<Option<String>>,
 }
 
 /// Messages to render.
@@ -57,7 +61,8 @@ impl Compiled {
         let text = rewritten(&source, &kept).map_err(bad)?;
         let globals = named_tokens.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
         let workers = Workers::start(Program { text, kept, globals, now }, &place)?;
-        Ok(Self { place, source, workers, asks: OnceLock::new() })
+        let (asks, wants_parts, closing) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Ok(Self { place, source, workers, asks, wants_parts, closing })
     }
 }
 
@@ -122,9 +127,14 @@ impl ChatTemplate {
     /// # Errors
     /// Input: what the template raises; a rendering that takes too long or becomes too large.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_in(messages, add_generation_prompt, self.wants_parts())
+    }
+
+    /// [`Self::render`], every content as a list of one part where `in_parts` says so.
+    fn render_in(&self, messages: &[Message], add_generation_prompt: bool, in_parts: bool) -> Result<String> {
         let compiled = self.compiled();
         let said = self.tools_bytes + messages.iter().map(bytes_of).sum::<usize>();
-        let messages = messages.iter().map(Fields::of).collect();
+        let messages = messages.iter().map(|message| Fields::of(message, in_parts)).collect();
         let tools = self.tools.clone().unwrap_or(Value::from(()));
         let text = compiled.workers.render(Job { messages, tools, add_generation_prompt }, &compiled.place)?;
         let limit = MAX_MARKUP_BYTES + MAX_COPIES * said;
@@ -145,6 +155,24 @@ impl ChatTemplate {
                 _ => compiled.source.contains("add_generation_prompt"),
             }
         })
+    }
+
+    /// Whether it shows the content of a turn as a list of parts and not as a text, as templates for images do.
+    fn wants_parts(&self) -> bool {
+        const WORDS: &str = "Is the door open?";
+        *self.compiled().wants_parts.get_or_init(|| {
+            let shows = |in_parts| {
+                let rendered = self.render_in(&[Message::user(WORDS)], true, in_parts);
+                rendered.is_ok_and(|text| text.contains(WORDS))
+            };
+            !shows(false) && shows(true)
+        })
+    }
+
+    /// The text that is written behind the end token of an answer only at the end of a conversation, as `find` finds it the
+    /// first time.
+    pub(super) fn closing(&self, find: impl FnOnce(&Self) -> Option<String>) -> Option<&str> {
+        self.compiled().closing.get_or_init(|| find(self)).as_deref()
     }
 
     /// Whether `word` stands in the template's source as a whole word.
@@ -193,8 +221,12 @@ pub(super) struct Fields(Vec<(String, Value)>);
 impl Fields {
     /// The reasoning of a turn also stands under `thinking` and `reasoning_content`, in the order that transformers'
     /// `_alias_reasoning_fields` gives the keys.
-    fn of(message: &Message) -> Self {
-        let content = message.more.get("content").map_or(Value::from(message.content.as_str()), value_of);
+    fn of(message: &Message, in_parts: bool) -> Self {
+        let content = match message.more.get("content") {
+            Some(content) => value_of(content),
+            None if in_parts => value_of(&json!([{"type": "text", "text": message.content}])),
+            None => Value::from(message.content.as_str()),
+        };
         let mut fields = vec![("role".to_owned(), Value::from(message.role.name())), ("content".to_owned(), content)];
         let more = message.more.iter().filter(|(key, _)| *key != "content");
         fields.extend(more.map(|(key, value)| (key.clone(), value_of(value))));

@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 
+use super::Shape;
 use super::rows::MAX_ROW_BYTES;
-use super::tables::COLUMNS;
-use crate::data::example::Position;
+use crate::data::position::Position;
 use crate::data::problems::Problems;
 use crate::error::{Error, Result};
 
-/// The separators of fields that are tried; the one whose header has most of the known columns counts.
+/// The separators of fields that are tried; the one whose header has most of the known columns counts, then the one with
+/// most columns.
 const SEPARATORS: [u8; 3] = [b',', b';', b'\t'];
 
 /// A CSV file without what polars overlooks or stumbles over, its fields separated by commas.
@@ -21,33 +22,33 @@ pub(super) struct Tidy {
 }
 
 impl Tidy {
-    /// Reads the text of a file.
+    /// Reads the text of the file `name`, whose columns have the names of `shape`.
     ///
     /// # Errors
     /// Input: every broken row, equal problems together.
-    pub(super) fn read(bytes: &[u8], name: &str) -> Result<Self> {
-        let separator = separator(bytes);
+    pub(super) fn read(bytes: &[u8], name: &str, shape: &Shape) -> Result<Self> {
+        let separator = separator(bytes, shape);
         let mut tidy =
             Self { bytes: Vec::with_capacity(bytes.len()), header: Vec::new(), lines: Vec::new(), separator };
         let mut problems = Problems::default();
         let (mut rest, mut line) = (bytes, 1);
         while !rest.is_empty() {
-            let position = Position::Line(line);
+            let position = Position::line(name, line);
             let (fields, after) = match record(rest, separator) {
                 Ok(read) => read,
                 Err(message) => {
                     // Where the row would end is unknown.
-                    problems.add(position, &Error::input("", message));
+                    problems.add(&position, &Error::input("", message));
                     break;
                 }
             };
             if let Err(error) = tidy.add(&fields, line) {
-                problems.add(position, &error);
+                problems.add(&position, &error);
             }
             line += rest[..rest.len() - after.len()].iter().filter(|byte| **byte == b'\n').count();
             rest = after;
         }
-        problems.finish(name, tidy)
+        problems.finish(tidy)
     }
 
     fn add(&mut self, fields: &[&[u8]], line: usize) -> Result<()> {
@@ -61,11 +62,20 @@ impl Tidy {
                 .hint("cut long documents into several rows"));
         }
         if width == 0 {
-            self.header = fields.iter().map(|field| plain(field)).collect();
+            let names = fields.iter().map(|field| plain(field)).zip(1..);
+            // pandas writes its index as a column without a name.
+            let named = |(name, at): (String, usize)| {
+                if name.is_empty() { format!("column {at} without a name") } else { name }
+            };
+            self.header = names.map(named).collect();
             let mut seen = HashSet::new();
             if let Some(twice) = self.header.iter().find(|column| !seen.insert(column.as_str())) {
                 return Err(Error::input("", format!("the column {twice:?} stands twice")));
             }
+            let header: Vec<String> = self.header.iter().map(|name| quoted(name)).collect();
+            self.bytes.extend_from_slice(header.join(",").as_bytes());
+            self.bytes.push(b'\n');
+            return Ok(());
         } else if fields.len() == width {
             self.lines.push(line);
         } else {
@@ -80,8 +90,7 @@ impl Tidy {
             match field {
                 [b'"', ..] => self.bytes.extend_from_slice(field),
                 field if field.contains(&b'"') || field.contains(&b',') => {
-                    let doubled = plain(field).replace('"', "\"\"");
-                    self.bytes.extend_from_slice(format!("\"{doubled}\"").as_bytes());
+                    self.bytes.extend_from_slice(quoted(&plain(field)).as_bytes());
                 }
                 field => self.bytes.extend_from_slice(field),
             }
@@ -91,14 +100,16 @@ impl Tidy {
     }
 }
 
-/// The separator under which the first row has most of the known columns; a comma where none has any.
-fn separator(bytes: &[u8]) -> u8 {
+/// The separator under which the first row has most of the columns that `shape` reads, then most columns; of equal ones,
+/// the comma.
+fn separator(bytes: &[u8], shape: &Shape) -> u8 {
     let start = bytes.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(0);
-    let known = |separator: u8| {
-        record(&bytes[start..], separator)
-            .map_or(0, |(fields, _)| fields.iter().filter(|field| COLUMNS.contains(&plain(field).as_str())).count())
+    let columns = |separator: u8| {
+        record(&bytes[start..], separator).map_or((0, 0), |(fields, _)| {
+            (fields.iter().filter(|field| shape.reads(&plain(field))).count(), fields.len())
+        })
     };
-    SEPARATORS.into_iter().rev().max_by_key(|separator| known(*separator)).unwrap_or(b',')
+    SEPARATORS.into_iter().rev().max_by_key(|separator| columns(*separator)).unwrap_or(b',')
 }
 
 fn named(separator: u8) -> &'static str {
@@ -152,4 +163,9 @@ fn plain(field: &[u8]) -> String {
         Some(quoted) => quoted.replace("\"\"", "\""),
         None => text.into_owned(),
     }
+}
+
+/// A text as a field in quotes.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\""))
 }

@@ -1,8 +1,8 @@
-//! Data files of one JSON object a line (JSONL), or of one JSON list (`.json`), in four shapes.
+//! Data files of JSON: an object a line (JSONL), or one list of objects, in four shapes.
 //!
 //! | format | object |
 //! |---|---|
-//! | `prompt-completion` | `{"prompt": …, "completion": …}` |
+//! | `prompt-completion` | `{"prompt": …, "completion": …}`: two texts, or two lists of turns |
 //! | `alpaca` | `{"instruction": …, "input": …, "output": …}`; `input` and `system` may be missing, earlier turns stand in `history` |
 //! | `chat` | `{"messages": [{"role": …, "content": …}, …]}`, perhaps with `tools` and `system` beside and `tool_calls` inside, or ShareGPT's `{"conversations": [{"from": …, "value": …}]}` |
 //! | `text` | `{"text": …}` |
@@ -10,56 +10,44 @@
 //! A turn with `"weight": 0` (OpenAI's format) or `"train": false` (axolotl's) is not trained. Other keys are not read, and
 //! named together with the number of rows that have them.
 
-use std::path::Path;
-
 use serde_json::Value;
 
-use super::MAX_JSON_BYTES;
 use super::rows::Rows;
-use super::{list, unreadable};
-use crate::data::example::{Position, Row};
-use crate::data::format::Format;
+use super::{Shape, list, unreadable};
+use crate::data::example::Row;
+use crate::data::position::At;
 use crate::error::{Error, Place, Result};
-use crate::files::{json, open};
+use crate::files::json;
 
-/// Reads a JSONL file. Without a `format`, the first object decides.
+/// Parses the bytes of a file; `name` stands in messages. A text that begins with `[` is a list, any other has an object a
+/// line. Without a format, the first object decides. A byte-order mark, CR LF, blank lines and a missing last line end are fine.
 ///
 /// # Errors
-/// Input: every bad line, equal problems together.
-pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
-    parse(&open::read(path, MAX_JSON_BYTES)?, &path.display().to_string(), format)
+/// Input: every bad row, equal problems together.
+pub fn parse(bytes: &[u8], name: &str, shape: impl Into<Shape>) -> Result<Vec<Row>> {
+    let bytes = unreadable::text(bytes, name)?;
+    let mut rows = Rows::new(name, shape.into());
+    match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'[') => list::parse(bytes, &mut rows),
+        _ => parse_lines(bytes, &mut rows),
+    }
+    rows.finish()
 }
 
-/// Parses the bytes of a JSONL file; `name` stands in messages. A byte-order mark, CRLF, blank lines and a
-/// missing last line end are fine.
-///
-/// # Errors
-/// Those of [`read`].
-pub fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Row>> {
-    let bytes = unreadable::text(bytes, name)?;
-    let mut rows = Rows::new(format);
+fn parse_lines(bytes: &[u8], rows: &mut Rows) {
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let position = Position::Line(index + 1);
-        if rows.is_too_long(position, line.len()) {
+        let at = At::Line(index + 1);
+        if rows.is_too_long(at, line.len()) {
             continue;
         }
         match parse_object(line) {
-            Ok(value) => rows.row(position, value, &[]),
-            Err(error) => rows.bad(position, &error),
+            Ok(value) => rows.row(at, value, &[]),
+            Err(error) => rows.bad(at, &error),
         }
     }
-    rows.finish(name)
-}
-
-/// Parses the bytes of a JSON list of objects. Places are the lines on which the objects begin.
-///
-/// # Errors
-/// Those of [`read`].
-pub fn parse_list(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Row>> {
-    list::parse(unreadable::text(bytes, name)?, name, format)
 }
 
 /// Parses one object strictly: no duplicate keys, no numbers beyond 64 bits. The error has no place.
@@ -72,7 +60,9 @@ pub(super) fn parse_object(text: &[u8]) -> Result<Value> {
             };
             let error = Error::input("", format!("{} at column {column}", problem.message));
             match text.first() {
-                Some(b'[') => error.hint("a file that is one JSON list must be named .json"),
+                Some(b'{') if text.trim_ascii_end() == b"{" => {
+                    error.hint("expected one object on one line, or a list of objects in `[` and `]`")
+                }
                 Some(b'{' | b'"') => error,
                 _ => error.hint("expected one JSON object a line; tables are named .csv or .parquet"),
             }
@@ -102,7 +92,7 @@ fn check_numbers(value: &Value) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Example, Message};
+    use crate::data::{Example, Format, Message, Position};
 
     fn problems(text: &str) -> String {
         parse(text.as_bytes(), "d.jsonl", None).expect_err("bad").to_string()
@@ -144,7 +134,6 @@ mod tests {
         ] {
             assert_eq!(one(line), expected, "{line}");
         }
-        assert!(problems("[{\"text\": \"a\"}]").contains("must be named .json"));
         let not_chat = parse(b"{\"text\": \"a\"}", "d.jsonl", Some(Format::Chat)).expect_err("no turns").to_string();
         assert!(not_chat.contains("`messages` is missing"), "{not_chat}");
     }
@@ -176,7 +165,7 @@ mod tests {
         let text = problems(&"{}\n".repeat(50));
         assert_eq!(text.matches("d.jsonl:").count(), 1, "{text}");
         assert!(text.contains("d.jsonl:1: found the keys []") && text.contains("(50 rows, also 2, 3, …)"), "{text}");
-        assert!(text.contains("hint: rename the keys"), "{text}");
+        assert!(text.contains("hint: rename the keys, or map them in `[data.columns]`"), "{text}");
     }
 
     #[test]
@@ -187,7 +176,7 @@ mod tests {
             line.contains("d.jsonl:1: a row of 1048588 bytes; at most 1048576") && line.contains("hint: cut"),
             "{line}"
         );
-        let list = parse_list(format!("[{object}]").as_bytes(), "d.json", None).expect_err("too long").to_string();
+        let list = parse(format!("[{object}]").as_bytes(), "d.json", None).expect_err("too long").to_string();
         assert!(list.contains("d.json:1: a row of 1048588 bytes; at most 1048576"), "{list}");
     }
 
@@ -265,16 +254,12 @@ mod tests {
     #[test]
     fn a_list_reads_like_lines() {
         let list = "\u{feff}[\n  {\"text\": \"a, ] } \\\" [\"},\n{\"text\": \"b\"} ]\n";
-        let row = |line: usize, text: &str| Row {
-            position: Position::Line(line),
-            example: Example::Text { text: text.into() },
-            ignored: Vec::new(),
-        };
+        let row =
+            |line: usize, text: &str| Row::new(Position::line("d.json", line), Example::Text { text: text.into() });
         let expected = [row(2, "a, ] } \" ["), row(3, "b")];
-        assert_eq!(parse_list(list.as_bytes(), "d.json", None).expect("good"), expected);
+        assert_eq!(parse(list.as_bytes(), "d.json", None).expect("good"), expected);
         for (text, expected) in [
-            ("", "expected a list of objects"),
-            ("{\"text\": \"a\"}", "expected a list of objects"),
+            ("{\n\"text\": \"a\"}", "a list of objects in `[` and `]`"),
             ("[]", "has no examples"),
             ("[\n{\"text\": \"a\"},\n{\"text\": 1}]", "d.json:3: `text` is the number 1"),
             ("[{\"text\": \"a\"}", "d.json:1: expected `,` or `]`"),
@@ -284,7 +269,7 @@ mod tests {
             ("[1, 2]", "d.json:1: found the number; expected an object"),
             ("[{\"text\": \"a", "d.json:1: not valid JSON"),
         ] {
-            let error = parse_list(text.as_bytes(), "d.json", None).expect_err(text).to_string();
+            let error = parse(text.as_bytes(), "d.json", None).expect_err(text).to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
     }

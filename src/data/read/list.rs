@@ -3,13 +3,11 @@
 
 use super::jsonl::parse_object;
 use super::rows::Rows;
-use crate::data::example::{Position, Row};
-use crate::data::format::Format;
-use crate::error::{Error, Result};
+use crate::data::position::At;
+use crate::error::Error;
 
-/// Parses the text of a list.
-pub(super) fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<Vec<Row>> {
-    let mut rows = Rows::new(format);
+/// Reads the text of a list, which begins with `[` after white space, into `rows`.
+pub(super) fn parse(bytes: &[u8], rows: &mut Rows) {
     let (mut at, mut line) = (0, 1);
     let skip = |at: &mut usize, line: &mut usize| {
         while let Some(space) = bytes.get(*at).filter(|byte| byte.is_ascii_whitespace()) {
@@ -18,14 +16,12 @@ pub(super) fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<
         }
         bytes.get(*at).copied()
     };
-    if skip(&mut at, &mut line) != Some(b'[') {
-        return Err(Error::input(name, "expected a list of objects").hint("one object a line is a .jsonl file"));
-    }
+    skip(&mut at, &mut line);
     at += 1;
     let mut closed = skip(&mut at, &mut line) == Some(b']');
     at += usize::from(closed);
     while !closed {
-        let position = Position::Line(line);
+        let position = At::Line(line);
         let row = &bytes[at..at + value_length(&bytes[at..])];
         if !rows.is_too_long(position, row.len()) {
             match parse_object(row) {
@@ -40,8 +36,7 @@ pub(super) fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<
             Some(b']') => true,
             _ => {
                 let error = Error::input("", "expected `,` or `]` after an item of the list");
-                rows.bad(Position::Line(line), &error);
-                return rows.finish(name);
+                return rows.bad(At::Line(line), &error);
             }
         };
         at += 1;
@@ -50,9 +45,8 @@ pub(super) fn parse(bytes: &[u8], name: &str, format: Option<Format>) -> Result<
         }
     }
     if skip(&mut at, &mut line).is_some() {
-        rows.bad(Position::Line(line), &Error::input("", "something follows the list"));
+        rows.bad(At::Line(line), &Error::input("", "something follows the list"));
     }
-    rows.finish(name)
 }
 
 /// The length of the JSON value at the start of `bytes`, by its brackets and quotes alone; whether it is valid is

@@ -1,14 +1,14 @@
 //! CSV and Parquet files, in a build without the feature `tables`: each an error that names it.
 
+use super::Shape;
 use crate::data::example::Row;
-use crate::data::format::Format;
 use crate::error::{Error, Result};
 
 /// Parses the bytes of a CSV file; not compiled in.
 ///
 /// # Errors
 /// Input: always.
-pub fn parse_csv(_bytes: Vec<u8>, name: &str, _format: Option<Format>) -> Result<Vec<Row>> {
+pub fn parse_csv(_bytes: Vec<u8>, name: &str, _shape: impl Into<Shape>) -> Result<Vec<Row>> {
     Err(absent(name, "CSV"))
 }
 
@@ -16,7 +16,7 @@ pub fn parse_csv(_bytes: Vec<u8>, name: &str, _format: Option<Format>) -> Result
 ///
 /// # Errors
 /// Input: always.
-pub fn parse_parquet(_bytes: Vec<u8>, name: &str, _format: Option<Format>) -> Result<Vec<Row>> {
+pub fn parse_parquet(_bytes: Vec<u8>, name: &str, _shape: impl Into<Shape>) -> Result<Vec<Row>> {
     Err(absent(name, "Parquet"))
 }
 

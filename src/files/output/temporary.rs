@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::disk::{self, DiskFile, folder_of};
+use super::disk::{self, DiskFile};
 
 static LIVE: Mutex<BTreeMap<PathBuf, Removal>> = Mutex::new(BTreeMap::new());
 /// Held during [`undisturbed`] work; taken before [`LIVE`].
@@ -109,6 +109,19 @@ fn make_named<T>(
         }
     };
     make(made, path_of)
+}
+
+/// Removes from `folder` what processes that were killed have left under temporary names. No other process works there.
+///
+/// # Errors
+/// The folder cannot be listed. Something that cannot be removed stays.
+pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
+    let disk = disk::current();
+    for name in disk.names(folder)?.iter().filter(|name| name.starts_with(".burnish-") && name.ends_with(".part")) {
+        let path = folder.join(name);
+        let _ = disk.remove_file(&path).or_else(|_| disk.remove_folder(&path));
+    }
+    Ok(())
 }
 
 /// A file under a temporary name. It is removed if it is dropped before it is renamed.
@@ -248,7 +261,7 @@ pub fn make_folders(path: &Path) -> io::Result<MadeFolders> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => made?,
         }
-        disk.sync_folder(folder_of(folder))?;
+        disk::sync_name(folder)?;
     }
     Ok(made)
 }

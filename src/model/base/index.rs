@@ -51,7 +51,11 @@ impl ShardIndex {
             }
         }
         let shards = Self::collect(Error::none_of(errors, files)?)?;
-        let absent = |tensor: &str| !shards.file_of.contains_key(tensor) && !config.ignores(tensor);
+        // Names may lack the prefix of the decoder, or have that of a larger model before it.
+        let needed = config.tensors();
+        let is_needed = |name: &str| needed.iter().any(|known| name.ends_with(&known.hf) || known.hf.ends_with(name));
+        let absent =
+            |tensor: &str| !shards.file_of.contains_key(tensor) && !config.ignores(tensor) && is_needed(tensor);
         let errors = map.iter().filter(|(tensor, _)| absent(tensor)).map(|(tensor, file)| {
             Error::input(format_args!("{}: tensor {tensor}", index.display()), format!("is not in {file}"))
         });

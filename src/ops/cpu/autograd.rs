@@ -15,6 +15,7 @@ use half::bf16;
 
 use super::rows::{OutputBuffer, Rows, narrow_fresh};
 use super::shared::SharedMut;
+use crate::interrupt;
 
 /// An op with a hand-written backward, on float inputs of two dimensions.
 pub trait Kernel: Send + 'static {
@@ -45,6 +46,7 @@ impl<const N: usize> Backward<Flex, N> for Step {
     type State = ();
 
     fn backward(self, ops: Ops<(), N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        interrupt::check();
         let gradient = contiguous(grads.consume::<Flex>(&ops.node));
         let Some(backward) = self.0 else { return };
         let wanted = ops.parents.each_ref().map(Option::is_some);
@@ -71,6 +73,7 @@ macro_rules! record_counted {
 /// # Panics
 /// If there are more than 34 inputs and one of them is on an autodiff device.
 pub fn apply<K: Kernel>(kernel: K, inputs: Vec<Tensor<2>>) -> Tensor<2> {
+    interrupt::check();
     if inputs.iter().all(|input| !input.is_autodiff()) {
         let inputs: Vec<FlexTensor> = inputs.into_iter().map(plain).collect();
         return Tensor::from_primitive::<Flex>(kernel.forward(&inputs, false).0);

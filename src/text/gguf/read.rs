@@ -117,7 +117,11 @@ impl<'a> Vocabulary<'a> {
         let more_eos_ids = self.more_eos.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
         let owned = |text: Option<&str>| text.map(str::to_owned);
         let templates = Templates::new(owned(self.chat_template), owned(self.tool_use_template));
-        Tokenizer::from_parts(place.into(), json, Surroundings { named, more_eos_ids, adds_bos, templates })
+        Tokenizer::from_parts(
+            place.into(),
+            json,
+            Surroundings { named, more_eos_ids, adds_bos, templates, template_is_chosen: false },
+        )
     }
 
     fn token(&self, id: Option<u64>) -> Option<String> {

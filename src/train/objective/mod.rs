@@ -56,16 +56,20 @@ pub trait Objective {
     fn share(&self, losses: &[SequenceLoss], step: &StepSize) -> Share;
 }
 
-/// The share of `batch` whose trained tokens have the losses `by_token`: its value, and the weight of each of these tokens.
-pub(super) fn weigh(objective: &dyn Objective, batch: &Batch, by_token: &[f32], step: &StepSize) -> (f64, Vec<f32>) {
+/// The loss of each sequence of `batch`, whose trained tokens have the losses `by_token`.
+pub(super) fn by_sequence(batch: &Batch, by_token: &[f32]) -> Vec<SequenceLoss> {
     let mut rest = by_token;
     let losses = trained_by_sequence(batch).into_iter().map(|tokens| {
         let (these, after) = rest.split_at(tokens);
         rest = after;
         SequenceLoss { sum: these.iter().copied().map(f64::from).sum(), tokens }
     });
-    let losses: Vec<SequenceLoss> = losses.collect();
-    let share = objective.share(&losses, step);
+    losses.collect()
+}
+
+/// The share of a micro-batch with the sequences `losses`: its value, and the weight of each trained token.
+pub(super) fn weigh(objective: &dyn Objective, losses: &[SequenceLoss], step: &StepSize) -> (f64, Vec<f32>) {
+    let share = objective.share(losses, step);
     let weights = losses.iter().zip(share.weights);
     let weights = weights.flat_map(|(loss, weight)| std::iter::repeat_n(weight as f32, loss.tokens));
     (share.value, weights.collect())
@@ -104,8 +108,8 @@ mod tests {
             // Of the second, only the first token is marked, which has nothing before it.
             trained: [1, 1, 0, 1, 1, 0, 0, 1, 1].map(|mark| mark == 1).into(),
         };
-        let (value, weights) =
-            weigh(&Counting, &batch, &[0.5, 1.0, 2.0, 4.0], &StepSize::of(std::slice::from_ref(&batch)));
+        let losses = by_sequence(&batch, &[0.5, 1.0, 2.0, 4.0]);
+        let (value, weights) = weigh(&Counting, &losses, &StepSize::of(std::slice::from_ref(&batch)));
         assert_eq!(weights, [1.0, 1.0, 3.0, 3.0]);
         assert_eq!(value, 1.5 + 3.0 * 6.0);
         let size = StepSize::of(&[batch.clone(), batch]);

@@ -1,0 +1,152 @@
+//! The names that a data file gives to the keys of the shapes, and the names that its author may have meant.
+
+use super::format::Format;
+use crate::settings::{any, section};
+
+section! {
+    /// The keys of the shapes, each with the key or column of the data file that has its place.
+    Columns {
+        /// The text before a completion, or a list of turns.
+        prompt: Option<String> = Take(None), any();
+        /// The completion that is learned, or a list of turns.
+        completion: Option<String> = Take(None), any();
+        /// The task of an Alpaca example.
+        instruction: Option<String> = Take(None), any();
+        /// The material of the task.
+        input: Option<String> = Take(None), any();
+        /// The answer that is learned.
+        output: Option<String> = Take(None), any();
+        /// The earlier turns of an Alpaca example.
+        history: Option<String> = Take(None), any();
+        /// The turns of a conversation.
+        messages: Option<String> = Take(None), any();
+        /// The system text of a conversation or an Alpaca example.
+        system: Option<String> = Take(None), any();
+        /// The tools that the assistant may call.
+        tools: Option<String> = Take(None), any();
+        /// A text that is learned whole.
+        text: Option<String> = Take(None), any();
+    }
+}
+
+/// The keys of the shapes as they are without a mapping: [`Columns`], in its order, and ShareGPT's name of `messages` and
+/// OpenAI's former one of `tools`.
+const KEYS: [&str; 12] = [
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "messages",
+    "system",
+    "tools",
+    "text",
+    "conversations",
+    "functions",
+];
+
+impl Columns {
+    /// No key has another name.
+    pub fn unmapped() -> Self {
+        crate::settings::defaults()
+    }
+
+    /// The pairs of a key and its name in the file, as far as they are given.
+    pub fn mapped(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let names = [
+            &self.prompt,
+            &self.completion,
+            &self.instruction,
+            &self.input,
+            &self.output,
+            &self.history,
+            &self.messages,
+            &self.system,
+            &self.tools,
+            &self.text,
+        ];
+        KEYS.into_iter().zip(names).filter_map(|(key, name)| Some((key, name.as_deref()?)))
+    }
+
+    /// The name that `key` has in the file.
+    pub fn name<'a>(&'a self, key: &'a str) -> &'a str {
+        self.mapped().find(|(mapped, _)| *mapped == key).map_or(key, |(_, name)| name)
+    }
+
+    /// Whether `name` is read where it is the name of a key or column.
+    pub(super) fn reads(&self, name: &str) -> bool {
+        KEYS.into_iter().any(|key| self.name(key) == name)
+    }
+
+    /// The shape of an object with these keys: one that is named by the mapping first.
+    pub(super) fn format(&self, has: impl Fn(&str) -> bool) -> Option<Format> {
+        let is_mapped = |key: &str| self.mapped().any(|(mapped, _)| mapped == key);
+        Format::of_keys(|key| is_mapped(key) && has(self.name(key)))
+            .or_else(|| Format::of_keys(|key| has(self.name(key))))
+    }
+}
+
+/// Names that other data sets give to a prompt, a completion, turns and a text: in lower case, without spaces around them.
+const PROMPTS: &[&str] = &["prompt", "question", "query", "instruction", "input", "source", "user", "human", "problem"];
+const COMPLETIONS: &[&str] =
+    &["completion", "answer", "response", "output", "target", "reply", "assistant", "gpt", "solution"];
+const TURNS: &[&str] = &["messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns"];
+const TEXTS: &[&str] = &["text", "content", "document", "body", "sentence"];
+
+/// The mapping that an object with the keys `keys` seems to need, as lines of a recipe; the words say where a choice is left.
+pub(super) fn proposal(keys: &[&str]) -> Option<String> {
+    let named = |names: &[&str]| {
+        let is = |key: &&&str, name: &str| key.trim().to_lowercase() == name;
+        names.iter().find_map(|name| keys.iter().find(|key| is(key, name)).copied())
+    };
+    let lines = |pairs: &[(&str, &str)]| {
+        let lines: Vec<String> =
+            pairs.iter().map(|(key, name)| format!("{key} = {}", toml::Value::from(*name))).collect();
+        format!("[data.columns]\n{}", lines.join("\n"))
+    };
+    if let Some(turns) = named(TURNS) {
+        return Some(format!("the recipe can say which key has the turns:\n{}", lines(&[("messages", turns)])));
+    }
+    if let (Some(prompt), Some(completion)) = (named(PROMPTS), named(COMPLETIONS)) {
+        let input = named(&["input"]).filter(|input| *input != prompt);
+        let bare = lines(&[("prompt", prompt), ("completion", completion)]);
+        let mut alpaca = vec![("instruction", prompt), ("output", completion)];
+        alpaca.extend(input.map(|input| ("input", input)));
+        return Some(format!(
+            "the recipe can say which key is which. For texts as they stand:\n{bare}\nfor questions and answers that go \
+             through the model's chat template:\n{}",
+            lines(&alpaca)
+        ));
+    }
+    let text = named(TEXTS)?;
+    Some(format!("the recipe can say which key has the text:\n{}", lines(&[("text", text)])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_names_the_shape_before_the_other_keys_do() {
+        let columns = Columns { messages: Some("dialogue".into()), ..Columns::unmapped() };
+        let has = |key: &str| ["prompt", "completion", "dialogue"].contains(&key);
+        assert_eq!(columns.format(has), Some(Format::Chat));
+        assert_eq!(Columns::unmapped().format(has), Some(Format::PromptCompletion));
+        let half = Columns { prompt: Some("question".into()), ..Columns::unmapped() };
+        assert_eq!(half.format(|key| ["question", "completion"].contains(&key)), Some(Format::PromptCompletion));
+        assert!(half.reads("question") && !half.reads("prompt") && half.reads("conversations"));
+    }
+
+    #[test]
+    fn common_names_get_the_lines_that_map_them() {
+        let lines = |keys: &[&str]| proposal(keys).expect("a proposal");
+        assert!(lines(&["id", "question", "answer"]).contains("prompt = \"question\"\ncompletion = \"answer\""));
+        assert!(lines(&["input", "output"]).contains("instruction = \"input\"\noutput = \"output\""));
+        assert!(lines(&["Instruction", "Input", "Output"]).ends_with("output = \"Output\"\ninput = \"Input\""));
+        assert!(lines(&[" prompt ", "Response"]).contains("prompt = \" prompt \"\ncompletion = \"Response\""));
+        assert!(lines(&["Dialogue", "id"]).ends_with("[data.columns]\nmessages = \"Dialogue\""));
+        assert!(lines(&["content"]).ends_with("text = \"content\""));
+        assert_eq!(proposal(&["a", "b"]), None);
+    }
+}
