@@ -180,13 +180,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let packing = packing.ok_or_else(|| not_packed("--compare"))?;
             let rows = data::read(data, None)?;
             let positions = base.files.config().max_positions;
-<<<<<<< HEAD
-            let set = base.encoder.encode_all(data.display(), &rows, positions, LongPolicy::Error)?;
-            let hardware = arguments.model.hardware(global)?;
-=======
             let set = base.encoder.encode_all(&rows, positions, LongPolicy::Error)?;
-            let hardware = Hardware { device: device::open(&global.device)?, compute: arguments.model.compute() };
->>>>>>> main
+            let hardware = arguments.model.hardware(global)?;
             let scratch = folder.join("merged");
             let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);
             let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &hardware, &options, place)?;
