@@ -3,6 +3,7 @@
 
 mod adapter_file;
 mod adapter_open;
+mod answers;
 mod augment;
 mod check;
 mod chosen_templates;
@@ -13,6 +14,7 @@ mod data;
 mod data_files;
 mod data_rows;
 mod evaluation;
+mod examples;
 mod export;
 mod families;
 mod faults;

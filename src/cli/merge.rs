@@ -13,8 +13,7 @@ use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
 use crate::bytes::Size;
-use crate::data;
-use crate::data::LongPolicy;
+use crate::data::{self, Columns, LongPolicy, Shape};
 use crate::error::{Error, Place, Result};
 use crate::export::{ExportOptions, GgufType};
 use crate::files::FloatType;
@@ -57,6 +56,9 @@ pub(super) struct Arguments {
     /// The data file to measure on
     #[arg(long, value_name = "FILE", requires = "compare")]
     data: Option<PathBuf>,
+    /// Other names of its keys, as `[data.columns]` maps them: prompt=question,completion=answer
+    #[arg(long, requires = "data", value_name = "KEY=NAME,...")]
+    columns: Option<Columns>,
 }
 
 /// The format of a merged model.
@@ -124,8 +126,8 @@ impl Arguments {
     }
 
     /// The device and precision that the merged model is examined with, unless it is not.
-    fn hardware(&self, global: &Global) -> Result<Option<Hardware>> {
-        (!self.no_verify).then(|| self.model.hardware(global)).transpose()
+    fn hardware(&self, adapter: &HostAdapter, global: &Global) -> Result<Option<Hardware>> {
+        (!self.no_verify).then(|| self.model.hardware(Some(adapter), global)).transpose()
     }
 
     fn for_other_programs(
@@ -162,11 +164,12 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         return Err(Error::input(Place::argument("--adapter"), "is missing")
             .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
     };
-    let quant = arguments.model.quant(&base, Some(&adapter))?;
+    let choice = arguments.model.choice();
+    let quant = choice.quant(&base, Some(&adapter))?;
     let packing = quant.is_packing().then_some(quant);
     let weights = arguments.weights(&base, packing)?;
     if format != Format::Hf {
-        let hardware = arguments.hardware(global)?;
+        let hardware = arguments.hardware(&adapter, global)?;
         return arguments.for_other_programs(&base, &adapter, weights, hardware.as_ref())?.print(&base, terminal);
     }
     let options = MergeOptions {
@@ -178,10 +181,10 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let (report, comparison) = match &arguments.data {
         Some(data) if arguments.compare => {
             let packing = packing.ok_or_else(|| not_packed("--compare"))?;
-            let rows = data::read(data, None)?;
+            let rows = data::read(data, Shape::with_columns(arguments.columns.as_ref()))?;
             let positions = base.files.config().max_positions;
             let set = base.encoder.encode_all(&rows, positions, LongPolicy::Error)?;
-            let hardware = arguments.model.hardware(global)?;
+            let hardware = arguments.model.hardware(Some(&adapter), global)?;
             let scratch = folder.join("merged");
             let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);
             let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &hardware, &options, place)?;
@@ -189,7 +192,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         }
         _ => match &arguments.out {
             Some(out) => {
-                let hardware = arguments.hardware(global)?;
+                let hardware = arguments.hardware(&adapter, global)?;
                 (Some(merge::merge(&base, &adapter, out, &options, hardware.as_ref())?), None)
             }
             None => (None, None),

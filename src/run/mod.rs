@@ -14,6 +14,7 @@ pub mod identity;
 pub mod memory_fit;
 pub mod memory_plan;
 pub mod merge;
+pub mod model;
 mod notices;
 pub mod outcome;
 pub mod prepare;
