@@ -290,6 +290,13 @@ fn a_run_over_sources_shows_each_as_often_as_its_weight_says() {
     assert_eq!(check("recipe.toml")["total_steps"], 21);
     let checked = check("more.toml");
     assert_eq!((&checked["total_steps"], &checked["train"]["examples"]), (&(21 + 4 * 15).into(), &36.into()));
+    // Files of a folder that are no data are named.
+    fs::create_dir(folder.path().join("more")).expect("made");
+    fs::write(folder.path().join("more/a.jsonl"), "{\"prompt\": \"a\", \"completion\": \"b\"}\n").expect("written");
+    fs::write(folder.path().join("more/notes.txt"), "notes").expect("written");
+    let arguments = ["check", "recipe.toml", "--set", "data.train=more"];
+    let checked = crate::cli::text(&crate::cli::run(&folder, &arguments).stderr);
+    assert!(checked.contains("not read, by their endings no data files: more/notes.txt"), "{checked}");
     // Examples of another shape are named, and a weight that leaves none is refused.
     fs::write(folder.path().join("chat.jsonl"), CHAT).expect("written");
     let with = |more: &str| {
