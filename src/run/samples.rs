@@ -74,7 +74,7 @@ pub struct Samples<'p> {
     began: Instant,
     /// The time that the answers took so far.
     spent: Duration,
-    /// Of the last answers, the time before their first token, which reading the prompts takes.
+    /// The time that reading the prompts takes: that of the last answers before their first token, or else an estimate.
     reading: Duration,
     /// Lines of the file; `None` before the first evaluation.
     lines: Option<String>,
@@ -127,7 +127,7 @@ impl<'p> Samples<'p> {
     }
 
     /// The time that the next answers may take; `None` where it is too short for the prompts alone.
-    fn time_left(&self, step: u64) -> Option<Duration> {
+    fn time_left(&mut self, step: u64) -> Option<Duration> {
         let share = self.prepared.plan.sample.time_share;
         if self.prompts.is_empty() || share == 0.0 {
             return None;
@@ -135,19 +135,21 @@ impl<'p> Samples<'p> {
         if share == 1.0 {
             return Some(Duration::MAX);
         }
-        let elapsed = self.began.elapsed().as_secs_f64();
-        let (allowed, reading) = match step {
-            // Nothing but an evaluation has been done: its time tells that of the whole run, and that of reading prompts.
+        let elapsed = self.began.elapsed();
+        // Before the first step nothing but an evaluation has been done: its time tells that of the run, and that of reading
+        // prompts.
+        let allowed = match step {
             0 => {
                 let Prepared { valid, held_out, .. } = self.prepared;
                 let sequences = held_out.valid_at_steps(valid).iter();
                 let evaluated = sequences.map(|sequence| sequence.ids.len()).sum::<usize>().max(1) as f64;
                 let prompted = self.prompts.iter().map(Vec::len).sum::<usize>() as f64;
-                (share * elapsed * self.evaluations_worth(evaluated), elapsed * prompted / evaluated)
+                self.reading = elapsed.mul_f64(prompted / evaluated);
+                elapsed.mul_f64(share * self.evaluations_worth(evaluated))
             }
-            _ => (share * elapsed - self.spent.as_secs_f64(), self.reading.as_secs_f64()),
+            _ => elapsed.mul_f64(share).saturating_sub(self.spent),
         };
-        (allowed > reading).then(|| Duration::from_secs_f64(allowed))
+        (allowed > self.reading).then_some(allowed)
     }
 
     /// The expected time of the run for each of its evaluations, in times of one evaluation.

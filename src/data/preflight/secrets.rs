@@ -85,7 +85,7 @@ static KINDS: [Kind; 12] = [
         needs: has_digit,
         pattern: LazyLock::new(|| {
             regex(
-                r#"(?i)(?-u:\b)(?:api[_-]?key|access[_-]?key|secret(?:[_-]?key)?|auth[_-]?token|access[_-]?token|token|bearer|passw(?:or)?d|pwd)["']?\s{0,3}(?:[:=]|\s)\s{0,3}["']?([A-Za-z0-9+/_\-!@#$%^&*]{12,})"#,
+                r#"(?i)(?-u:\b)(?:api[_-]?key|access[_-]?key|secret(?:[_-]?key)?|auth[_-]?token|access[_-]?token|token|bearer|passw(?:or)?d|pwd)["']?\s{0,3}(?:[:=]|\bis\s)\s{0,3}["']?([A-Za-z0-9+/_\-!@#$%^&]{12,})"#,
             )
         }),
         holds: is_random,
@@ -338,6 +338,7 @@ mod tests {
             "π = 3.141592653589793238",
             "x@y",
             "call 415-555-0132",
+            "the password **Customer14051** is not here",
             "0.4111111111111111",
         ] {
             assert_eq!(kinds(text), [], "{text}");
