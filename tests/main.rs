@@ -3,7 +3,9 @@
 
 mod adapter_file;
 mod adapter_open;
+mod answers;
 mod augment;
+mod check;
 mod chosen_templates;
 mod cli;
 mod combine;
@@ -12,6 +14,7 @@ mod data;
 mod data_files;
 mod data_rows;
 mod evaluation;
+mod examples;
 mod export;
 mod families;
 mod faults;
@@ -31,6 +34,7 @@ mod merge;
 mod model;
 mod ops;
 mod optimisers;
+mod preflight;
 mod pull;
 mod qlora;
 mod real_templates;

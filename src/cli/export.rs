@@ -57,7 +57,7 @@ pub(super) struct Exported {
 
 pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
     let (base, adapter) = arguments.model.open(terminal)?;
-    let quant = arguments.model.quant(&base, adapter.as_ref())?;
+    let quant = arguments.model.choice().quant(&base, adapter.as_ref())?;
     let weights = if quant.is_packing() { MergeBase::Dequantized(quant) } else { MergeBase::Original };
     let split_bytes = arguments.split_size.map(|size| size.0);
     let options = ExportOptions { weights, gguf_type: arguments.gguf_type, split_bytes };

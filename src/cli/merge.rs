@@ -13,7 +13,7 @@ use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
 use crate::bytes::Size;
-use crate::data::LongPolicy;
+use crate::data::{Columns, LongPolicy, Shape};
 use crate::error::{Error, Place, Result};
 use crate::export::{ExportOptions, GgufType};
 use crate::files::FloatType;
@@ -54,6 +54,9 @@ pub(super) struct Arguments {
     /// The data file to measure on
     #[arg(long, value_name = "FILE", requires = "compare")]
     data: Option<PathBuf>,
+    /// Other names of its keys, as `[data.columns]` maps them: prompt=question,completion=answer
+    #[arg(long, requires = "data", value_name = "KEY=NAME,...")]
+    columns: Option<Columns>,
 }
 
 /// The format of a merged model.
@@ -148,7 +151,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         return Err(Error::input(Place::argument("--adapter"), "is missing")
             .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
     };
-    let quant = arguments.model.quant(&base, Some(&adapter))?;
+    let choice = arguments.model.choice();
+    let quant = choice.quant(&base, Some(&adapter))?;
     let packing = quant.is_packing().then_some(quant);
     let weights = arguments.weights(&base, packing)?;
     if format != Format::Hf {
@@ -163,10 +167,11 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let (report, comparison) = match &arguments.data {
         Some(data) if arguments.compare => {
             let packing = packing.ok_or_else(|| not_packed("--compare"))?;
-            let rows = data::read(data, None)?;
+            let rows = data::read(data, Shape::with_columns(arguments.columns.as_ref()))?;
             let positions = base.files.config().max_positions;
             let set = base.encoder.encode_all(&rows, positions, LongPolicy::Error)?;
-            let hardware = Hardware { device: device::open(&global.device)?, compute: arguments.model.compute() };
+            let device = device::open(&global.device)?;
+            let hardware = Hardware { compute: choice.compute(Some(&adapter), &device)?, device };
             let scratch = folder.join("merged");
             let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);
             let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &hardware, &options, place)?;

@@ -1,5 +1,6 @@
 //! The data files that a setting names: a file, a folder, a pattern, or a list of these.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -21,10 +22,10 @@ impl Paths {
     /// Input: a name that leads to no file; a folder without data files, or with those of several splits; a file that is
     /// named twice.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
-        let mut files: Vec<PathBuf> = Vec::new();
+        let (mut files, mut seen) = (Vec::new(), HashSet::new());
         for path in &self.0 {
             for file in files_of(path)? {
-                if files.contains(&file) {
+                if !seen.insert(file.clone()) {
                     return Err(Error::input(file, "is named twice").hint(
                         "`weight = 2` of an entry of `[[data.sources]]` shows the examples of a file twice in an epoch",
                     ));
@@ -48,6 +49,12 @@ const PATTERN: [char; 3] = ['*', '?', '['];
 fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_dir() {
         return files_of_folder(path);
+    }
+    if let Some(name) = path.to_str().and_then(|path| path.strip_prefix("hf:")).filter(|_| !path.exists()) {
+        let message = "is a data set of the Hugging Face hub; expected files on this machine";
+        return Err(Error::input(path, message).hint(format!(
+            "`hf download --repo-type dataset {name} --local-dir data` fetches them into the folder `data`"
+        )));
     }
     let pattern = path.to_str().filter(|name| name.contains(PATTERN) && !path.exists());
     let Some(pattern) = pattern else {

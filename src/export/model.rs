@@ -261,7 +261,9 @@ fn plan_tensors<'a>(
         specs.extend(head.tensors(false).map(|spec| (spec, config.embedding_name())));
     }
     let has_head = specs.iter().any(|(spec, _)| spec.gguf == "output.weight");
-    check::check_head(config, has_head)?;
+    if !base.is_gguf() || untied_head {
+        check::check_tensors(config, has_head)?;
+    }
     let mut tensors = Vec::new();
     for (spec, source) in &specs {
         let pair = spec.hf.strip_suffix(".weight").and_then(|module| unused.remove(module));

@@ -89,7 +89,7 @@ fn go_template(encoder: &Encoder, template: &ChatTemplate) -> Result<String> {
     frame.go_template().ok_or_else(|| refused("writes braces or quotation marks around turns"))
 }
 
-/// What lies between these texts, which follow each other in `text`; one more than there are.
+/// The texts before, between and after these parts, which follow each other in `text`.
 fn between<'t>(text: &'t str, parts: &[&str]) -> Option<Vec<&'t str>> {
     let mut rest = text;
     let mut gaps = Vec::new();

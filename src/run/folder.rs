@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Place, Result};
 use crate::files::log::Log;
+use crate::files::output::disk;
 use crate::files::temporary::{self, MadeFolders, Tracked};
 use crate::files::{atomic, json, lock, space};
 use crate::text::FOLDER_FILES;
@@ -86,7 +87,9 @@ impl RunFolder {
         Self::check_free(path)?;
         let failed = |error: std::io::Error| match error.kind() {
             // Of two runs that want the folder at once, one gets it.
-            ErrorKind::AlreadyExists => taken(path, Found::Unfinished),
+            ErrorKind::AlreadyExists => {
+                lock::check_free(&path.join(LOCK)).err().unwrap_or_else(|| taken(path, Found::Unfinished))
+            }
             _ => Error::write(path, &error),
         };
         let is_new = !path.exists();
@@ -98,8 +101,8 @@ impl RunFolder {
         let lock = lock::claim(&path.join(LOCK))?;
         let folder = folder.map(|folder| folder.into_parts().1);
         // It removes what follows, should something of it fail.
-        let logs =
-            Log::create_new(&path.join(METRICS)).and_then(|metrics| Ok((metrics, Log::at_end(&path.join(TIMINGS))?)));
+        let logs = disk::sync_name(path)
+            .and_then(|()| Ok((Log::create_new(&path.join(METRICS))?, Log::at_end(&path.join(TIMINGS))?)));
         match logs {
             Ok((metrics, timings)) => {
                 let unfinished = Some(Unfinished { folder, parents });
@@ -142,7 +145,7 @@ impl RunFolder {
     pub fn check_free(path: &Path) -> Result<()> {
         match Found::at(path) {
             Found::Nothing => Ok(()),
-            found => Err(taken(path, found)),
+            found => lock::check_free(&path.join(LOCK)).and(Err(taken(path, found))),
         }
     }
 
@@ -200,7 +203,7 @@ impl RunFolder {
     /// They cannot be written.
     pub fn flush_metrics(&mut self) -> Result<()> {
         let path = self.path.join(METRICS);
-        self.metrics.flush().map_err(|error| Error::write(&path, &error))
+        self.metrics.sync().map_err(|error| Error::write(&path, &error))
     }
 
     /// Writes a file of the folder, whole or not at all.

@@ -39,6 +39,7 @@ choice! {
 const NOT_COMPARED: &[&str] = &[
     "adapter.from",
     "base.model",
+    "data.rehearsal.path",
     "data.test",
     "data.train",
     "data.valid",

@@ -170,11 +170,11 @@ impl<'a> Recorder<'a> {
             })
         });
         match saved {
-            Ok(saved) => {
+            Ok(not_removed) => {
                 self.saved_checkpoint = Some(step);
                 self.unsaved_checkpoint = None;
                 self.folder.keep();
-                for error in saved.not_removed {
+                for error in not_removed {
                     watch.notice(&format!("warning: an old checkpoint stays: {error}"));
                 }
             }

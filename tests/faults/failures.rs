@@ -7,7 +7,7 @@ use std::rc::Rc;
 use burnish::files::output::disk::{self, Disk};
 use burnish::files::output::versions::Versions;
 
-use super::simulated::{Failure, Fault, Ignored, Simulated};
+use super::simulated::{Failure, Fault, Ignored, Simulated, Then};
 use super::{KEEP, adapter, check_content, folder, newest, save, write_adapter};
 
 /// The promises that a job has given when it ends.
@@ -77,6 +77,23 @@ fn run_with(fault: Option<Fault>) -> (Simulated, Promised) {
     (disk, promised)
 }
 
+/// Lets a job meet a fault, and looks whether the disk holds what was promised: when it works again, and after a cut of the
+/// power. Returns whether there were errors, and whether a version was saved.
+fn meet(fault: Fault) -> (bool, bool) {
+    let (disk, promised) = run_with(Some(fault));
+    disk.set_fault(None);
+    let wrong = |at: &str, found: String| panic!("{fault:?}, {at}: promised {promised:?}; {found}");
+    check(&disk, &promised).unwrap_or_else(|found| wrong("disk healthy again", found));
+    let (cut, unsynced) = disk.cuts().pop().expect("the end");
+    // All that was not synced is lost, or every other change of it.
+    let part = |of: usize| unsynced.iter().copied().filter(|change| of == 2 || change % 2 == of).collect();
+    for lost in [0, 1, 2].map(|of| -> Vec<usize> { part(of) }) {
+        let disk = disk.after_cut(cut, &lost);
+        check(&disk, &promised).unwrap_or_else(|found| wrong("power cut", found));
+    }
+    (promised.errors > 0, promised.step.is_some())
+}
+
 #[test]
 fn whatever_operation_fails_nothing_that_was_acknowledged_is_lost() {
     let (disk, promised) = run_with(None);
@@ -84,30 +101,36 @@ fn whatever_operation_fails_nothing_that_was_acknowledged_is_lost() {
     assert_eq!((promised.step, promised.errors), (Some(5), 0));
     assert!(operations > 150, "{operations}");
     let ways = [
-        (Failure::Code(libc::ENOSPC), &[None, Some(1)][..]),
-        (Failure::Code(libc::EIO), &[None, Some(1), Some(3)]),
+        (Failure::Code(libc::ENOSPC), &[Then::Never, Then::Every(1)][..]),
+        (Failure::Code(libc::EIO), &[Then::Never, Then::Every(1), Then::Every(3)]),
         // A write that is always interrupted never ends, as with the system's own.
-        (Failure::Code(libc::EINTR), &[None, Some(2)]),
-        (Failure::ShortWrite, &[None, Some(1)]),
-        (Failure::LyingWrite, &[None, Some(1), Some(5)]),
+        (Failure::Code(libc::EINTR), &[Then::Never, Then::Every(2)]),
+        (Failure::ShortWrite, &[Then::Never, Then::Every(1)]),
+        (Failure::LyingWrite, &[Then::Never, Then::Every(1), Then::Every(5)]),
     ];
     let mut outcomes = BTreeSet::new();
     for (failure, repetitions) in ways {
-        for (every, first) in repetitions.iter().flat_map(|every| (0..operations).map(move |first| (*every, first))) {
-            let fault = Fault { failure, first, every };
-            let (disk, promised) = run_with(Some(fault));
-            disk.set_fault(None);
-            outcomes.insert((promised.errors > 0, promised.step.is_some()));
-            let wrong = |at: &str, found: String| panic!("{fault:?}, {at}: promised {promised:?}; {found}");
-            check(&disk, &promised).unwrap_or_else(|found| wrong("disk healthy again", found));
-            let (cut, unsynced) = disk.cuts().pop().expect("the end");
-            // All that was not synced is lost, or every other change of it.
-            let part = |of: usize| unsynced.iter().copied().filter(|change| of == 2 || change % 2 == of).collect();
-            for lost in [0, 1, 2].map(|of| -> Vec<usize> { part(of) }) {
-                let disk = disk.after_cut(cut, &lost);
-                check(&disk, &promised).unwrap_or_else(|found| wrong("power cut", found));
-            }
+        for (then, first) in repetitions.iter().flat_map(|then| (0..operations).map(move |first| (*then, first))) {
+            outcomes.insert(meet(Fault { failure, first, then }));
         }
     }
     assert_eq!(outcomes.len(), 3, "errors with and without a version, none with one: {outcomes:?}");
+}
+
+/// A long campaign: `BURNISH_FAULT_PAIRS=1`. Without it only the pairs of neighbours are tried.
+#[test]
+fn whatever_two_operations_fail_nothing_that_was_acknowledged_is_lost() {
+    let operations = run_with(None).0.operations();
+    let apart = if std::env::var_os("BURNISH_FAULT_PAIRS").is_some() { operations } else { 2 };
+    let mut pairs = 0;
+    for failure in [Failure::Code(libc::EIO), Failure::LyingWrite] {
+        for first in 0..operations {
+            for second in first + 1..operations.min(first + apart) {
+                meet(Fault { failure, first, then: Then::Again(second) });
+                pairs += 1;
+            }
+        }
+    }
+    println!("{pairs} pairs of faults");
+    assert!(pairs > 300, "{pairs}");
 }

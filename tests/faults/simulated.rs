@@ -58,8 +58,19 @@ pub struct Fault {
     pub failure: Failure,
     /// The first operation that goes wrong, counted from 0.
     pub first: usize,
-    /// Of the operations from there on, every one whose number is a multiple of this; `None` for the first alone.
-    pub every: Option<usize>,
+    /// Further operations that go wrong.
+    pub then: Then,
+}
+
+/// The operations that go wrong after the first one.
+#[derive(Debug, Clone, Copy)]
+pub enum Then {
+    /// None.
+    Never,
+    /// Each that comes this many operations after the last one.
+    Every(usize),
+    /// This one, counted from 0.
+    Again(usize),
 }
 
 /// Syncs that do nothing, as on a disk that lies.
@@ -142,9 +153,10 @@ impl Simulated {
         let mut state = self.0.borrow_mut();
         let number = state.operations;
         state.operations += 1;
-        let fault = state.fault.filter(|fault| match fault.every {
-            None => number == fault.first,
-            Some(every) => number >= fault.first && (number - fault.first).is_multiple_of(every),
+        let fault = state.fault.filter(|fault| match fault.then {
+            Then::Never => number == fault.first,
+            Then::Every(count) => number >= fault.first && (number - fault.first).is_multiple_of(count),
+            Then::Again(second) => number == fault.first || number == second,
         });
         fault.map(|fault| fault.failure)
     }

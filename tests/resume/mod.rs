@@ -3,6 +3,7 @@
 mod changes;
 mod faults;
 mod kills;
+mod settings;
 mod stops;
 
 use std::fs;

@@ -41,7 +41,7 @@ impl Prepared {
     pub fn publish(self) -> Result<()> {
         let Self { file, target } = self;
         let renamed = file.settle(|file| file.rename(&target));
-        let published = renamed.and_then(|()| disk::current().sync_folder(folder_of(&target)));
+        let published = renamed.and_then(|()| disk::sync_name(&target));
         published.map_err(|error| Error::write(&target, &error))
     }
 }
@@ -88,7 +88,7 @@ pub fn publish_described(content: Prepared, path: &Path, description: &[u8]) -> 
             disk.remove_file(path).map_err(failed)?;
         }
         // Also where none is there: an earlier removal may have failed half-way.
-        disk.sync_folder(folder_of(path)).map_err(failed)?;
+        disk::sync_name(path).map_err(failed)?;
         content.publish()?;
         description.publish()
     })

@@ -156,6 +156,14 @@ pub(super) fn folder_of(path: &Path) -> &Path {
     }
 }
 
+/// Flushes the name of the file or folder `path` to the medium.
+///
+/// # Errors
+/// Those of the disk.
+pub fn sync_name(path: &Path) -> io::Result<()> {
+    current().sync_folder(folder_of(path))
+}
+
 /// The file systems of the operating system.
 #[derive(Debug)]
 struct System;

@@ -72,9 +72,23 @@ impl Log {
         }
         self.file.seek(SeekFrom::Start(self.written))?;
         self.file.write_all(&self.pending)?;
-        self.written += self.pending.len() as u64;
+        let end = self.written + self.pending.len() as u64;
+        let found = self.file.metadata()?.len();
+        if found != end {
+            return Err(io::Error::other(format!("the file has {found} bytes after {end} were written")));
+        }
+        self.written = end;
         self.pending.clear();
         Ok(())
+    }
+
+    /// Writes the lines that wait, and flushes the file to the medium.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.file.sync_all()
     }
 
     /// Every line so far, those that wait included.

@@ -86,7 +86,7 @@ impl PartialFile {
     pub fn publish(self) -> Result<()> {
         self.file.sync_all().map_err(|error| Error::write(&self.incomplete, &error))?;
         let renamed = temporary::undisturbed(|| fs::rename(&self.incomplete, &self.target));
-        let flushed = renamed.and_then(|()| disk::current().sync_folder(disk::folder_of(&self.target)));
+        let flushed = renamed.and_then(|()| disk::sync_name(&self.target));
         flushed.map_err(|error| Error::write(&self.target, &error))
     }
 }

@@ -72,7 +72,7 @@ impl Staging {
             folder.rename(out).map_err(|error| Error::write(out, &error))
         })?;
         parents.keep();
-        disk.sync_folder(folder_of(out)).map_err(|error| Error::write(out, &error))
+        disk::sync_name(out).map_err(|error| Error::write(out, &error))
     }
 
     /// Gives the files in the folder their names: each of `outs` has the name of one of them, and lies in the folder beside

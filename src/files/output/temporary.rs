@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::disk::{self, DiskFile, folder_of};
+use super::disk::{self, DiskFile};
 
 static LIVE: Mutex<BTreeMap<PathBuf, Removal>> = Mutex::new(BTreeMap::new());
 /// Held during [`undisturbed`] work; taken before [`LIVE`].
@@ -261,7 +261,7 @@ pub fn make_folders(path: &Path) -> io::Result<MadeFolders> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => made?,
         }
-        disk.sync_folder(folder_of(folder))?;
+        disk::sync_name(folder)?;
     }
     Ok(made)
 }

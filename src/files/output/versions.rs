@@ -80,17 +80,6 @@ struct Manifest {
     files: BTreeMap<String, FileRecord>,
 }
 
-/// A version that is saved.
-#[derive(Debug)]
-pub struct Saved {
-    /// Its folder.
-    pub path: PathBuf,
-    /// The size of its files.
-    pub bytes: u64,
-    /// The older versions that could not be removed, and why. They do no harm but take room.
-    pub not_removed: Vec<Error>,
-}
-
 /// The newest version that is whole.
 #[derive(Debug)]
 pub struct Newest {
@@ -148,7 +137,8 @@ impl Versions {
     }
 
     /// Saves a version, whose files `fill` writes; `identity` says what it belongs to. (A number with a fraction may come back
-    /// changed in its last digit: identities are better texts.) Then versions that are not to be kept are removed.
+    /// changed in its last digit: identities are better texts.) Then versions that are not to be kept are removed; those that
+    /// could not be removed are returned, and why. They do no harm but take room.
     ///
     /// # Errors
     /// Those of `fill`; Failed: the disk is full or does not work. There is no new version then, and every older one is as it
@@ -158,7 +148,7 @@ impl Versions {
         step: u64,
         identity: &Value,
         fill: impl FnOnce(&mut Draft<'_>) -> Result<()>,
-    ) -> Result<Saved> {
+    ) -> Result<Vec<Error>> {
         let disk = disk::current();
         let failed = |error: io::Error| Error::write(&self.folder, &error);
         temporary::make_folders(&self.folder).map_err(failed)?.keep();
@@ -169,13 +159,12 @@ impl Versions {
         let staged = temporary::folder_at(self.folder.join(format!("{STAGED}{name}"))).map_err(failed)?;
         let mut draft = Draft { folder: staged.path(), files: BTreeMap::new() };
         fill(&mut draft)?;
-        let files = draft.files.clone();
+        let files = std::mem::take(&mut draft.files);
         let manifest = Manifest { format: FORMAT, step, identity: identity.clone(), files };
         draft.file(MANIFEST, |writer| {
             let path = self.folder.join(MANIFEST);
             writer.write_all(manifest.text()?.as_bytes()).map_err(|error| Error::write(&path, &error))
         })?;
-        let bytes = draft.files.values().map(|file| file.bytes).sum();
         disk.sync_folder(staged.path()).map_err(failed)?;
         let path = self.folder.join(name.to_string());
         staged.settle(|staged| staged.rename(&path)).map_err(failed)?;
@@ -183,7 +172,7 @@ impl Versions {
 
         self.whole.push(name);
         not_removed.extend(self.prune());
-        Ok(Saved { path, bytes, not_removed })
+        Ok(not_removed)
     }
 
     /// The versions in the folder, in no particular order.
@@ -315,11 +304,6 @@ impl Version {
             return Err(Error::input(path, "is damaged: its SHA-256 is another than when it was written"));
         }
         Ok(bytes)
-    }
-
-    /// Whether the version has a file of this name.
-    pub fn has(&self, name: &str) -> bool {
-        self.files.contains_key(name)
     }
 }
 
