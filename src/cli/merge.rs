@@ -41,9 +41,9 @@ pub(super) struct Arguments {
     /// [default: as in the base; f32 for a packed base]
     #[arg(long = "type", value_enum, value_name = "TYPE", hide_possible_values = true)]
     gguf_type: Option<GgufType>,
-    /// Files of weights of a Hugging Face folder grow to this size, as 2GiB, 500MB or a number of bytes
-    #[arg(long, default_value = "5GB", value_name = "SIZE")]
-    max_shard_bytes: Size,
+    /// Files of weights of a Hugging Face folder grow to this size, as 2GiB, 500MB or a number of bytes [default: 5GB]
+    #[arg(long, value_name = "SIZE")]
+    max_shard_bytes: Option<Size>,
     /// Split a GGUF file that would be larger, as 2GiB, 500MB or a number of bytes
     #[arg(long, value_name = "SIZE")]
     split_size: Option<Size>,
@@ -159,6 +159,10 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             Error::input(Place::argument("--split-size"), message).hint("`--max-shard-bytes` is that of a folder")
         );
     }
+    if let Some(size) = arguments.max_shard_bytes.filter(|_| format != Format::Hf) {
+        let message = format!("is {size}, and is that of a Hugging Face folder; the output is a GGUF file");
+        return Err(Error::input(Place::argument("--max-shard-bytes"), message).hint("`--split-size` splits a GGUF file"));
+    }
     let (base, adapter) = arguments.model.open(terminal)?;
     let (Some(adapter), Some(folder)) = (adapter, &arguments.model.adapter) else {
         return Err(Error::input(Place::argument("--adapter"), "is missing")
@@ -175,7 +179,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let options = MergeOptions {
         weights,
         float_type,
-        max_shard_bytes: arguments.max_shard_bytes.0,
+        max_shard_bytes: arguments.max_shard_bytes.map_or(MergeOptions::default().max_shard_bytes, |size| size.0),
         force: arguments.model.force,
     };
     let (report, comparison) = match &arguments.data {
