@@ -161,7 +161,9 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     }
     if let Some(size) = arguments.max_shard_bytes.filter(|_| format != Format::Hf) {
         let message = format!("is {size}, and is that of a Hugging Face folder; the output is a GGUF file");
-        return Err(Error::input(Place::argument("--max-shard-bytes"), message).hint("`--split-size` splits a GGUF file"));
+        return Err(
+            Error::input(Place::argument("--max-shard-bytes"), message).hint("`--split-size` splits a GGUF file")
+        );
     }
     let (base, adapter) = arguments.model.open(terminal)?;
     let (Some(adapter), Some(folder)) = (adapter, &arguments.model.adapter) else {

@@ -228,7 +228,8 @@ impl Search<'_> {
     fn content_start(&self, turn: usize) -> Result<usize> {
         let mut messages = self.messages.to_vec();
         messages[turn] = other_words(&self.messages[turn]);
-        let other = self.template.render(&messages, false).or_else(|_| self.template.render(&messages[..=turn], false))?;
+        let other =
+            self.template.render(&messages, false).or_else(|_| self.template.render(&messages[..=turn], false))?;
         Ok(shared_prefix(&other, &self.text))
     }
 
