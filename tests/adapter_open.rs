@@ -195,7 +195,9 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
 
     let eval = |base: &Path, adapter: &str| {
         let base = base.to_str().expect("UTF-8");
-        let output = run(&folder, &["eval", "--base", base, "--adapter", adapter, "--data", "rows.jsonl", "--json"]);
+        let arguments =
+            ["eval", "--base", base, "--adapter", adapter, "--data", "rows.jsonl", "--json", "--compute", "f32"];
+        let output = run(&folder, &arguments);
         let report = json_of(&output);
         ((report["tokens"].as_u64(), report["loss"].as_f64()), text(&output.stderr))
     };
@@ -216,16 +218,13 @@ fn an_adapter_is_used_with_the_chat_template_that_it_was_trained_with() {
     }
     for name in ["lone", "lone-config"] {
         let (lone, said) = eval(&base, name);
-        assert!(
-            lone == plain && said.contains(": its chat template differs from the base's and is not used"),
-            "{said}"
-        );
+        assert!(lone == own && said.contains(": its chat template differs from the base's"), "{said}");
     }
 
     let base = base.to_str().expect("UTF-8");
     let output = run(&folder, &["merge", "--base", base, "--adapter", "own", "--out", "merged"]);
     assert!(text(&output.stderr).contains("chat template differs from the base's"), "{}", text(&output.stderr));
-    let output = run(&folder, &["eval", "--base", "merged", "--data", "rows.jsonl", "--json"]);
+    let output = run(&folder, &["eval", "--base", "merged", "--data", "rows.jsonl", "--json", "--compute", "f32"]);
     let merged = json_of(&output);
     assert_eq!(merged["tokens"].as_u64(), own.0);
     assert!((merged["loss"].as_f64().unwrap_or(9.0) - own.1.unwrap_or(0.0)).abs() < 1e-4, "{merged}, {own:?}");
@@ -324,7 +323,10 @@ fn a_folder_does_not_get_the_name_of_a_file() {
     let base = tiny_model();
     let base = base.to_str().expect("UTF-8");
     for (arguments, hint) in [
-        (&["merge", "--base", base, "--adapter", "adapter", "--out", "out/m.gguf"][..], "name a folder, as `out/m`"),
+        (
+            &["merge", "--base", base, "--adapter", "adapter", "--out", "out/m.safetensors"][..],
+            "name a folder, as `out/m`",
+        ),
         (&["quantize", "--base", base, "--out", "m.safetensors"], "name a folder, as `m`"),
     ] {
         let stderr = refused(&run(&folder, arguments));

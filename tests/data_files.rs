@@ -8,6 +8,10 @@ use burnish::data::{self, Columns, DataSet, DataSettings, Example, Paths, Row, S
 use burnish::recipe::Recipe;
 use tempfile::TempDir;
 
+/// A file of one conversation.
+const CHAT: &str =
+    "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}";
+
 fn text(letter: &str) -> String {
     format!("{{\"text\": \"{letter}\"}}\n")
 }
@@ -90,11 +94,14 @@ fn names_that_lead_to_no_data_say_why() {
         ("notes/*.jsonl", "matches no file", ""),
         ("a[.jsonl", "is no pattern", ""),
         ("absent.jsonl", "cannot be read", ""),
+        ("hf:org/set", "cannot be read", ""),
     ] {
         let error = read(at(name)).expect_err(name);
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains(expected) && error.to_string().contains(hint), "{name}: {error}");
     }
+    let hub = read("hf:org/set").expect_err("no file").to_string();
+    assert!(hub.contains("data set of the Hugging Face hub") && hub.contains("--repo-type dataset org/set"), "{hub}");
     let twice = settings(&format!("train = [{0:?}, {0:?}]", at("splits/*train*")));
     let error = twice.read_train().expect_err("twice").to_string();
     assert!(error.contains("train-0.jsonl: is named twice") && error.contains("weight"), "{error}");
@@ -153,7 +160,19 @@ fn packed_files_that_are_damaged_or_made_to_grow_are_refused() {
         let folder = folder(&[("d.jsonl.gz", &damaged)]);
         assert_eq!(read(path(&folder)).expect_err("damaged").exit_code(), 2);
     }
-    // 100 MB of zeros in 100 kB.
+    // Any damage is an error or other rows, never a panic.
+    for packed in [gzip(text("a").as_bytes()), zstd(text("a").as_bytes())] {
+        let folder = tempfile::tempdir().expect("a folder");
+        for at in 0..8 * packed.len() {
+            let mut damaged = packed.clone();
+            damaged[at / 8] ^= 1 << (at % 8);
+            fs::write(path(&folder), &damaged).expect("written");
+            if let Err(error) = read(path(&folder)) {
+                assert_eq!(error.exit_code(), 2, "bit {at}: {error}");
+            }
+        }
+    }
+    // 100 MB of blanks in 100 kB.
     let bomb = folder(&[("d.jsonl.gz", &gzip(&vec![b' '; 100 << 20]))]);
     let error = read(path(&bomb)).expect_err("a bomb").to_string();
     assert!(error.contains("unpacks to more than 67108864 bytes") && error.contains("hint: unpack it"), "{error}");
@@ -186,6 +205,9 @@ fn columns_give_the_keys_other_names() {
     assert!(wrong.contains("d.jsonl:1: `question` is the number 1; expected a text"), "{wrong}");
     let absent = error(r#"{"question":"a","answer":"b"}"#, alpaca);
     assert!(absent.contains("d.jsonl: no row has `sys`, which `columns` gives the place of `system`"), "{absent}");
+    let wrong = error(r#"{"question":"a","Answer":"b"}"#, mapped.clone());
+    let expected = "and not \" Answer \", which `columns` gives the place of `completion`";
+    assert!(wrong.contains(expected) && wrong.contains("letters and spaces count"), "{wrong}");
     #[cfg(feature = "tables")]
     {
         let csv = |text: &str| {
@@ -258,7 +280,9 @@ fn a_run_over_sources_shows_each_as_often_as_its_weight_says() {
     let folder = crate::cli::tiny_job();
     let recipe = fs::read_to_string(folder.path().join("recipe.toml")).expect("the recipe");
     // 21 examples once, 15 of another file four times, in micro-batches of one.
-    let sources = "[[data.sources]]\npath = \"valid.jsonl\"\nweight = 4\n";
+    let row = |number: usize| format!("{{\"prompt\": \"{number} less 1 is \", \"completion\": \"{}\"}}\n", number - 1);
+    fs::write(folder.path().join("less.jsonl"), (1..=15).map(row).collect::<String>()).expect("written");
+    let sources = "[[data.sources]]\npath = \"less.jsonl\"\nweight = 4\n";
     fs::write(folder.path().join("more.toml"), format!("{recipe}\n{sources}")).expect("written");
     let check = |recipe: &str| {
         let arguments = ["check", recipe, "--json", "--set", "train.epochs=1", "--set", "train.micro_batch_seqs=1"];
@@ -268,4 +292,41 @@ fn a_run_over_sources_shows_each_as_often_as_its_weight_says() {
     assert_eq!(check("recipe.toml")["total_steps"], 21);
     let checked = check("more.toml");
     assert_eq!((&checked["total_steps"], &checked["train"]["examples"]), (&(21 + 4 * 15).into(), &36.into()));
+    // Files of a folder that are no data are named.
+    fs::create_dir(folder.path().join("more")).expect("made");
+    fs::write(folder.path().join("more/a.jsonl"), "{\"prompt\": \"a\", \"completion\": \"b\"}\n").expect("written");
+    fs::write(folder.path().join("more/notes.txt"), "notes").expect("written");
+    let arguments = ["check", "recipe.toml", "--set", "data.train=more"];
+    let checked = crate::cli::text(&crate::cli::run(&folder, &arguments).stderr);
+    assert!(checked.contains("not read, by their endings no data files: more/notes.txt"), "{checked}");
+    // Examples of another shape are named, and a weight that leaves none is refused.
+    fs::write(folder.path().join("chat.jsonl"), CHAT).expect("written");
+    let with = |more: &str| {
+        fs::write(folder.path().join("other.toml"), format!("{recipe}\n[[data.sources]]\npath = {more}\n"))
+            .expect("written");
+        crate::cli::run(&folder, &["check", "other.toml"])
+    };
+    let mixed = crate::cli::text(&with("\"chat.jsonl\"").stderr);
+    assert!(mixed.contains("train: 1 example is not read as `prompt-completion`, as the first is"), "{mixed}");
+    let recipe = recipe.replace("train = \"train.jsonl\"\n", "");
+    let alone = format!("{recipe}\n[[data.sources]]\npath = \"chat.jsonl\"\nweight = 0.25\n");
+    fs::write(folder.path().join("other.toml"), alone).expect("written");
+    let refused = crate::cli::refused(&crate::cli::run(&folder, &["check", "other.toml"]));
+    assert!(refused.contains("the weights of the sources leave no example in an epoch"), "{refused}");
+}
+
+#[test]
+fn a_mapping_is_typed_where_there_is_no_recipe() {
+    let folder = crate::cli::tiny_job();
+    fs::write(folder.path().join("qa.jsonl"), "{\"question\": \"1 and 2 is \", \"answer\": \"3\"}\n").expect("written");
+    let model = crate::cli::tiny_model().display().to_string();
+    let eval = |more: &[&str]| {
+        let arguments = ["eval", "--base", &model, "--data", "qa.jsonl", "--json"];
+        crate::cli::run(&folder, &[&arguments[..], more].concat())
+    };
+    let refused = crate::cli::refused(&eval(&[]));
+    assert!(refused.contains("found the keys [\"question\", \"answer\"]"), "{refused}");
+    let report = crate::cli::json(&eval(&["--columns", "prompt=question,completion=answer"]));
+    assert_eq!(report["examples"], 1);
+    assert!(crate::cli::refused(&eval(&["--columns", "question"])).contains("expected KEY=NAME"));
 }

@@ -70,7 +70,7 @@ fn a_tokenizer_without_an_end_token_is_told() {
     let folder = with_folder_base();
     let check = ["check", "recipe.toml", "--set", "base.model=base"];
     let notice = "names no end token";
-    assert!(!text(&run(&folder, &check).stderr).contains(notice));
+    assert!(!text(&run(&folder, &check).stdout).contains(notice));
     for name in ["tokenizer_config.json", "special_tokens_map.json", "config.json", "generation_config.json"] {
         let path = folder.path().join("base").join(name);
         let mut fields: serde_json::Value = serde_json::from_slice(&fs::read(&path).expect(name)).expect("JSON");
@@ -80,7 +80,7 @@ fn a_tokenizer_without_an_end_token_is_told() {
         fs::write(&path, fields.to_string()).expect("written");
     }
     let checked = run(&folder, &check);
-    assert!(checked.status.success() && text(&checked.stderr).contains(notice), "{}", text(&checked.stderr));
+    assert!(checked.status.success() && text(&checked.stdout).contains(notice), "{}", text(&checked.stdout));
 }
 
 #[test]

@@ -184,6 +184,11 @@ fn the_data_is_recorded_as_it_was_read() {
     json(&run(&folder, &["train", "recipe.toml", "--json", "--set", "train.max_steps=1"]));
     let path = folder.path().join("runs/sums/run.json");
     let about: Value = serde_json::from_slice(&fs::read(path).expect("run.json")).expect("JSON");
+    assert!(about["instruction_set"].is_string() && about["threads"].is_u64(), "{about}");
+    assert_eq!(
+        (&about["data"]["format"], about["processor"].is_string()),
+        (&"prompt-completion".into(), cfg!(target_os = "linux"))
+    );
     for split in ["train", "valid"] {
         let path = folder.path().join(format!("{split}.jsonl"));
         let expected = burnish::files::hex::sha256_of_file(&path).expect("readable");

@@ -13,14 +13,13 @@ use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
 use crate::bytes::Size;
-use crate::data::LongPolicy;
+use crate::data::{self, Columns, LongPolicy, Shape};
 use crate::error::{Error, Place, Result};
 use crate::export::{ExportOptions, GgufType};
 use crate::files::FloatType;
 use crate::quant::Quant;
 use crate::run::OpenBase;
 use crate::run::merge::{self, Hardware, MergeCheck, MergedFolder};
-use crate::{data, device};
 
 /// Fold an adapter into its base and write a Hugging Face folder, or the model for other programs
 #[derive(Debug, Args)]
@@ -42,18 +41,24 @@ pub(super) struct Arguments {
     /// [default: as in the base; f32 for a packed base]
     #[arg(long = "type", value_enum, value_name = "TYPE", hide_possible_values = true)]
     gguf_type: Option<GgufType>,
-    /// Files of weights of a Hugging Face folder grow to this size, as 2GiB, 500MB or a number of bytes
-    #[arg(long, default_value = "5GB", value_name = "SIZE")]
-    max_shard_bytes: Size,
+    /// Files of weights of a Hugging Face folder grow to this size, as 2GiB, 500MB or a number of bytes [default: 5GB]
+    #[arg(long, value_name = "SIZE")]
+    max_shard_bytes: Option<Size>,
     /// Split a GGUF file that would be larger, as 2GiB, 500MB or a number of bytes
     #[arg(long, value_name = "SIZE")]
     split_size: Option<Size>,
+    /// Do not run the merged model on texts to compare it with base and adapter
+    #[arg(long)]
+    no_verify: bool,
     /// Measure the adapter on the packed weights and merged both ways; without --out nothing is kept
     #[arg(long, requires = "data")]
     compare: bool,
     /// The data file to measure on
     #[arg(long, value_name = "FILE", requires = "compare")]
     data: Option<PathBuf>,
+    /// Other names of its keys, as `[data.columns]` maps them: prompt=question,completion=answer
+    #[arg(long, requires = "data", value_name = "KEY=NAME,...")]
+    columns: Option<Columns>,
 }
 
 /// The format of a merged model.
@@ -88,7 +93,7 @@ struct Merged {
 struct Written {
     out: PathBuf,
     #[serde(flatten)]
-    report: MergeReport,
+    merged: merge::Merged,
 }
 
 impl Arguments {
@@ -120,7 +125,18 @@ impl Arguments {
         }
     }
 
-    fn for_other_programs(&self, base: &OpenBase, adapter: &HostAdapter, weights: MergeBase) -> Result<Exported> {
+    /// The device and precision that the merged model is examined with, unless it is not.
+    fn hardware(&self, adapter: &HostAdapter, global: &Global) -> Result<Option<Hardware>> {
+        (!self.no_verify).then(|| self.model.hardware(Some(adapter), global)).transpose()
+    }
+
+    fn for_other_programs(
+        &self,
+        base: &OpenBase,
+        adapter: &HostAdapter,
+        weights: MergeBase,
+        hardware: Option<&Hardware>,
+    ) -> Result<Exported> {
         let Some(out) = self.out.as_deref().filter(|_| !self.compare) else {
             let error = Error::input(Place::argument("--compare"), "measures Hugging Face folders");
             return Err(error.hint("leave `--format` out, or `--compare`"));
@@ -128,8 +144,8 @@ impl Arguments {
         let split_bytes = self.split_size.map(|size| size.0);
         let options = ExportOptions { weights, gguf_type: self.gguf_type, split_bytes };
         match self.format() {
-            Format::Ollama => export::ollama(base, Some(adapter), out, &options),
-            Format::Gguf | Format::Hf => export::gguf(base, Some(adapter), out, &options),
+            Format::Ollama => export::ollama(base, Some(adapter), out, &options, hardware),
+            Format::Gguf | Format::Hf => export::gguf(base, Some(adapter), out, &options, hardware),
         }
     }
 }
@@ -143,45 +159,56 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             Error::input(Place::argument("--split-size"), message).hint("`--max-shard-bytes` is that of a folder")
         );
     }
+    if let Some(size) = arguments.max_shard_bytes.filter(|_| format != Format::Hf) {
+        let message = format!("is {size}, and is that of a Hugging Face folder; the output is a GGUF file");
+        return Err(
+            Error::input(Place::argument("--max-shard-bytes"), message).hint("`--split-size` splits a GGUF file")
+        );
+    }
     let (base, adapter) = arguments.model.open(terminal)?;
     let (Some(adapter), Some(folder)) = (adapter, &arguments.model.adapter) else {
         return Err(Error::input(Place::argument("--adapter"), "is missing")
             .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
     };
-    let quant = arguments.model.quant(&base, Some(&adapter))?;
+    let choice = arguments.model.choice();
+    let quant = choice.quant(&base, Some(&adapter))?;
     let packing = quant.is_packing().then_some(quant);
     let weights = arguments.weights(&base, packing)?;
     if format != Format::Hf {
-        return arguments.for_other_programs(&base, &adapter, weights)?.print(&base, terminal);
+        let hardware = arguments.hardware(&adapter, global)?;
+        return arguments.for_other_programs(&base, &adapter, weights, hardware.as_ref())?.print(&base, terminal);
     }
     let options = MergeOptions {
         weights,
         float_type,
-        max_shard_bytes: arguments.max_shard_bytes.0,
+        max_shard_bytes: arguments.max_shard_bytes.map_or(MergeOptions::default().max_shard_bytes, |size| size.0),
         force: arguments.model.force,
     };
     let (report, comparison) = match &arguments.data {
         Some(data) if arguments.compare => {
             let packing = packing.ok_or_else(|| not_packed("--compare"))?;
-            let rows = data::read(data, None)?;
+            let rows = data::read(data, Shape::with_columns(arguments.columns.as_ref()))?;
             let positions = base.files.config().max_positions;
             let set = base.encoder.encode_all(&rows, positions, LongPolicy::Error)?;
-            let hardware = Hardware { device: device::open(&global.device)?, compute: arguments.model.compute() };
+            let hardware = arguments.model.hardware(Some(&adapter), global)?;
             let scratch = folder.join("merged");
             let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);
             let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &hardware, &options, place)?;
-            (report, Some(comparison))
+            (report.map(|report| merge::Merged { report, agreement: None }), Some(comparison))
         }
         _ => match &arguments.out {
-            Some(out) => (Some(merge::merge(&base, &adapter, out, &options)?), None),
+            Some(out) => {
+                let hardware = arguments.hardware(&adapter, global)?;
+                (Some(merge::merge(&base, &adapter, out, &options, hardware.as_ref())?), None)
+            }
             None => (None, None),
         },
     };
-    if let (Some(report), Some(out)) = (&report, &arguments.out) {
+    if let (Some(merge::Merged { report, .. }), Some(out)) = (&report, &arguments.out) {
         terminal.licences_left_out(out, &report.licences_left_out);
         base.parts_passed_over().into_iter().for_each(|notice| terminal.message(notice));
     }
-    let written = report.zip(arguments.out.clone()).map(|(report, out)| Written { out, report });
+    let written = report.zip(arguments.out.clone()).map(|(merged, out)| Written { out, merged });
     terminal.result(&Merged { written, comparison })
 }
 
@@ -198,7 +225,7 @@ impl fmt::Display for Merged {
         if let Some(comparison) = &self.comparison {
             write!(f, "{comparison}")?;
         }
-        let Some(Written { out, report }) = &self.written else { return Ok(()) };
+        let Some(Written { out, merged: merge::Merged { report, agreement } }) = &self.written else { return Ok(()) };
         if self.comparison.is_some() {
             writeln!(f)?;
         }
@@ -210,6 +237,9 @@ impl fmt::Display for Merged {
              {tensors_compared}, greatest difference {max_difference:.1e}",
             out.display()
         )?;
+        if let Some(agreement) = agreement {
+            write!(f, "\n{agreement}")?;
+        }
         match modules - modules_changed {
             0 => {}
             same if same == *modules => {

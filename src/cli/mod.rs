@@ -5,7 +5,9 @@
 
 mod check;
 mod combine;
+mod data;
 mod eval;
+mod explain;
 mod export;
 mod generate;
 mod inspect;
@@ -64,8 +66,9 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::Arguments),
-    /// Find every problem with a recipe, its base and its data, before any weight is loaded
-    Check(train::Arguments),
+    Check(check::Arguments),
+    Explain(explain::Arguments),
+    Data(data::Arguments),
     #[command(after_help = "The adapter with the lowest validation loss stands in the run folder, in PEFT's format. \
                             docs/recipe.md explains every setting.")]
     Train(train::TrainArguments),
@@ -90,7 +93,12 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version come as errors too, for stdout and with code 0. A closed pipe is no reason to complain.
+            if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+                let refused = Error::input(Place::Nowhere, error.render().to_string().trim());
+                // A closed pipe is no reason to complain.
+                let _ = writeln!(std::io::stdout(), "{}", terminal::error_object(&refused));
+            }
+            // Help and version come as errors too, for stdout and with code 0.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -100,13 +108,23 @@ pub fn main() -> ExitCode {
     interrupt::wait_for_the_end();
     let result = outcome.unwrap_or_else(|_| Err(panic::as_error()));
     match result {
-        Ok(()) if interrupt::requested() => ExitCode::from(interrupt::exit_code()),
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(_) if interrupt::requested() => ExitCode::from(interrupt::exit_code()),
+        Ok(Ending::Done) => ExitCode::SUCCESS,
+        Ok(Ending::Unfit) => ExitCode::from(2),
         Err(error) => {
             terminal.error(&error);
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// The ending of a command that did its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// All is well: exit code 0.
+    Done,
+    /// The result says that what was looked at is of no use as it is: exit code 2.
+    Unfit,
 }
 
 /// Reports the effect of a signal. The line that it interrupts, `^C` with it, is ended first.
@@ -123,7 +141,7 @@ fn announce(effect: Effect) {
     };
 }
 
-fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
+fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
     use_threads(cli.global.threads)?;
     #[cfg(feature = "cpu")]
     crate::ops::cpu::isa::Isa::check_environment()?;
@@ -132,18 +150,21 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<()> {
         let compiled = crate::device::compiled_in().join(", ");
         format!("burnish {version}, built for {compiled}; device {}, {threads} threads", cli.global.device)
     });
-    match &cli.command {
+    let done = match &cli.command {
+        Command::Check(arguments) => return check::run(arguments, &cli.global, terminal),
+        Command::Explain(arguments) => explain::run(arguments, terminal),
+        Command::Data(arguments) => data::run(arguments, terminal),
         Command::Pull(arguments) => pull::run(arguments, terminal),
-        Command::Check(arguments) => check::run(arguments, &cli.global, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
         Command::Combine(arguments) => combine::run(arguments, terminal),
         Command::Merge(arguments) => merge::run(arguments, &cli.global, terminal),
-        Command::Export(arguments) => export::run(arguments, terminal),
+        Command::Export(arguments) => export::run(arguments, &cli.global, terminal),
         Command::Quantize(arguments) => quantize::run(arguments, terminal),
         Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),
-    }
+    };
+    done.map(|()| Ending::Done)
 }
 
 /// Sizes the pool of the kernels, and that of everything else.

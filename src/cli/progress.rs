@@ -113,7 +113,7 @@ impl<'t> Counter<'t> {
             if let Some(bar) = &self.bar {
                 bar.set_position(done as u64);
             }
-        } else if self.last_line.elapsed() > BETWEEN_LINES {
+        } else if done < total && self.last_line.elapsed() > BETWEEN_LINES {
             self.last_line = Instant::now();
             self.terminal.message(format!("{}: {done} of {total} {}", self.work, self.things));
         }

@@ -3,12 +3,14 @@
 use std::env;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::Global;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 
 /// The choice whether stderr is coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -27,6 +29,8 @@ pub(super) struct Terminal {
     quiet: bool,
     verbose: bool,
     colour: bool,
+    /// The same for the result on stdout.
+    colours_result: bool,
     /// Whether stderr is a terminal, for progress bars.
     is_terminal: bool,
 }
@@ -42,7 +46,27 @@ impl Terminal {
             Colour::Auto if is_set("FORCE_COLOR") || is_set("CLICOLOR_FORCE") => true,
             Colour::Auto => is_terminal && env::var_os("TERM").is_none_or(|terminal| terminal != "dumb"),
         };
-        Self { json: global.json, quiet: global.quiet, verbose: global.verbose > 0, colour, is_terminal }
+        let colours_result = colour && (global.color == Colour::Always || io::stdout().is_terminal());
+        let (json, quiet, verbose) = (global.json, global.quiet, global.verbose > 0);
+        Self { json, quiet, verbose, colour, colours_result, is_terminal }
+    }
+
+    /// Whether the result is one JSON object.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Whether the result has colours.
+    pub(super) fn colours_result(&self) -> bool {
+        self.colours_result
+    }
+
+    /// A line on stdout, beside the result.
+    ///
+    /// # Errors
+    /// Those of [`Self::result`].
+    pub(super) fn line(&self, text: &str) -> Result<()> {
+        line(text)
     }
 
     /// Whether progress is shown as a bar rather than as lines.
@@ -73,8 +97,12 @@ impl Terminal {
         }
     }
 
-    /// Every problem, on stderr.
+    /// Every problem, on stderr; as one JSON object on stdout, too, where the result would be one.
     pub(super) fn error(&self, error: &Error) {
+        if self.json && !HAS_RESULT.load(Ordering::Relaxed) {
+            // The text on stderr says it all the same.
+            let _ = line(&error_object(error).to_string());
+        }
         let text: Vec<String> = error.paragraphs().iter().map(|paragraph| format!("error: {paragraph}")).collect();
         let text = text.join("\n");
         let text = if self.colour { coloured(&text) } else { text };
@@ -97,8 +125,26 @@ impl Terminal {
     /// # Errors
     /// Those of [`Self::result`].
     pub(super) fn json(&self, result: &impl Serialize) -> Result<()> {
-        line(&serde_json::to_string(result).map_err(|error| Error::failed("stdout", error.to_string()))?)
+        let text = serde_json::to_string(result).map_err(|error| Error::failed("stdout", error.to_string()))?;
+        HAS_RESULT.store(true, Ordering::Relaxed);
+        line(&text)
     }
+}
+
+/// Whether an object is printed already: there is one, and no more.
+static HAS_RESULT: AtomicBool = AtomicBool::new(false);
+
+/// The problems of an error as one object.
+pub(super) fn error_object(error: &Error) -> Value {
+    let problems = error.problems().iter().map(|problem| {
+        let (file, line, column) = match &problem.place {
+            Place::File { path, line, column } => (Some(path.display().to_string()), *line, *column),
+            _ => (None, None, None),
+        };
+        let place = problem.place.to_string();
+        json!({ "place": place, "file": file, "line": line, "column": column, "message": problem.message, "hint": problem.hint })
+    });
+    json!({ "errors": problems.collect::<Vec<Value>>(), "exit_code": error.exit_code() })
 }
 
 /// A line on stdout.

@@ -1,6 +1,6 @@
 //! `burnish train`: fine-tunes by a recipe.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
@@ -18,7 +18,7 @@ use crate::run::identity::Change;
 use crate::run::outcome::Requirement;
 use crate::run::resume::Start;
 use crate::run::samples::StepSample;
-use crate::run::train::train;
+use crate::run::train::{RunOptions, train};
 use crate::run::watch::{Stage, Watch};
 use crate::train::Event;
 use crate::train::step::StepReport;
@@ -60,14 +60,23 @@ pub(super) struct TrainArguments {
 }
 
 impl Arguments {
-    /// The recipe, with what the command line sets in it.
-    pub(super) fn recipe(&self) -> Result<Recipe> {
+    /// The path as it was given.
+    pub(super) fn path(&self) -> &Path {
+        &self.recipe
+    }
+
+    /// The settings of the command line, in the order in which they are laid over the recipe.
+    pub(super) fn overrides(&self) -> Vec<String> {
         let seed = self.seed.map(|seed| format!("train.seed={seed}"));
         // First, so that a seed of the environment does not win over one that was typed.
         let from = self.from_adapter.as_ref();
         let from = from.map(|path| format!("adapter.from={}", toml::Value::String(path.display().to_string())));
-        let overrides: Vec<String> = seed.into_iter().chain(self.set.iter().cloned()).chain(from).collect();
-        Recipe::load(&self.recipe, &overrides)
+        seed.into_iter().chain(self.set.iter().cloned()).chain(from).collect()
+    }
+
+    /// The recipe, with what the command line sets in it.
+    pub(super) fn recipe(&self) -> Result<Recipe> {
+        Recipe::load(&self.recipe, &self.overrides())
     }
 }
 
@@ -75,10 +84,10 @@ pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Termin
     let TrainArguments { job, resume, accept_change, require } = arguments;
     let start = if *resume { Start::Resumed(accept_change) } else { Start::Fresh };
     let progress = &mut TrainProgress::new(terminal);
-    let report = train(&job.recipe()?, &global.device, job.max_memory, start, progress)?;
+    let how = RunOptions { device: global.device, max_memory: job.max_memory, start };
+    let report = train(&job.recipe()?, &how, progress)?;
     terminal.result(&report)?;
-    let verdicts = report.validation.iter().chain(&report.test);
-    require.map_or(Ok(()), |required| required.check(verdicts, report.guard.as_ref()))
+    require.map_or(Ok(()), |required| report.check(required))
 }
 
 /// Shows a run: a bar where stderr is a terminal, otherwise a line every few seconds.
@@ -88,6 +97,7 @@ pub(super) struct TrainProgress<'t> {
     encoding: Counter<'t>,
     loading: Counter<'t>,
     evaluating: Counter<'t>,
+    answering: Counter<'t>,
     bar: Option<ProgressBar>,
     began: Instant,
     last_line: Option<Instant>,
@@ -116,9 +126,21 @@ impl<'t> TrainProgress<'t> {
     pub(super) fn new(terminal: &'t Terminal) -> Self {
         let (downloads, loading) = (Downloads::new(terminal), Counter::of_loading(terminal));
         let encoding = Counter::of_encoding(terminal);
-        let evaluating = Counter::of_evaluation(terminal);
+        let (evaluating, answering) = (Counter::of_evaluation(terminal), Counter::of_answers(terminal));
         let (bar, last_line, began) = (None, None, Instant::now());
-        Self { terminal, downloads, encoding, loading, evaluating, bar, began, last_line, total: 0, steps_done: 0 }
+        Self {
+            terminal,
+            downloads,
+            encoding,
+            loading,
+            evaluating,
+            answering,
+            bar,
+            began,
+            last_line,
+            total: 0,
+            steps_done: 0,
+        }
     }
 
     fn line(&self, text: &str) {
@@ -171,11 +193,19 @@ impl Watch for TrainProgress<'_> {
     }
 
     fn notice(&mut self, text: &str) {
-        self.line(text);
+        self.line(&printable(text));
     }
 
     fn evaluating(&mut self, done: usize, total: usize) {
-        self.evaluating.show(done, total);
+        match &self.bar {
+            // Two bars would write over each other.
+            Some(bar) if !bar.is_finished() => bar.set_message(format!("evaluating {done}/{total}")),
+            _ => self.evaluating.show(done, total),
+        }
+    }
+
+    fn answering(&mut self, done: usize, total: usize) {
+        self.answering.show(done, total);
     }
 
     fn samples(&mut self, step: u64, samples: &[StepSample]) {
@@ -206,7 +236,7 @@ impl Watch for TrainProgress<'_> {
                 }
             }
             Event::Step { step, report, seconds, .. } => self.step(step, report, seconds),
-            Event::Evaluating { done, total, .. } => self.evaluating.show(done, total),
+            Event::Evaluating { done, total, .. } => self.evaluating(done, total),
             Event::Evaluation { step, valid_loss, exact_match, is_best, .. } => {
                 let best = if is_best && step > 0 { ", the best so far" } else { "" };
                 let exact = exact_match.map_or(String::new(), |share| format!(", exact match {:.1}%", 100.0 * share));

@@ -79,12 +79,14 @@ pub fn packed(order: &[usize], lengths: &[usize], max_tokens: usize) -> Vec<Vec<
 pub fn weighted_order(weights: &[f64], seed: u64, epoch: u64) -> Vec<usize> {
     let mut times: Vec<usize> = weights.iter().map(|weight| *weight as usize).collect();
     if weights.iter().any(|weight| weight.fract() > 0.0) {
-        // Systematic sampling: along a line on which each example takes up its rest, one comes at every whole number.
+        // Systematic sampling: along a line on which each example takes up its rest, one comes at every whole number. Whole
+        // numbers of 2⁻³² make the sum the same in every order.
+        const ONE: u64 = 1 << 32;
+        let mut along = ONE / 2;
         // A stream of its own, which no order of an epoch has.
-        let mut along = 0.5;
-        for index in order(weights.len(), seed, u64::MAX - 1 - epoch) {
-            let end = along + weights[index].fract();
-            times[index] += (end as usize) - (along as usize);
+        for index in order(weights.len(), seed, u64::MAX - 3 - epoch) {
+            let end = along + (weights[index].fract() * ONE as f64) as u64;
+            times[index] += (end / ONE - along / ONE) as usize;
             along = end;
         }
     }

@@ -1,7 +1,9 @@
 //! The names that a data file gives to the keys of the shapes, and the names that its author may have meant.
 
+use std::str::FromStr;
+
 use super::format::Format;
-use crate::settings::{any, section};
+use crate::settings::{any, one_of, section};
 
 section! {
     /// The keys of the shapes, each with the key or column of the data file that has its place.
@@ -54,7 +56,8 @@ impl Columns {
 
     /// The pairs of a key and its name in the file, as far as they are given.
     pub fn mapped(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let names = [
+        // The same fields as in `slot`.
+        let names = KEYS.into_iter().zip([
             &self.prompt,
             &self.completion,
             &self.instruction,
@@ -65,8 +68,25 @@ impl Columns {
             &self.system,
             &self.tools,
             &self.text,
-        ];
-        KEYS.into_iter().zip(names).filter_map(|(key, name)| Some((key, name.as_deref()?)))
+        ]);
+        names.filter_map(|(key, name)| Some((key, name.as_deref()?)))
+    }
+
+    /// The place for the name of `key`.
+    fn slot(&mut self, key: &str) -> Option<&mut Option<String>> {
+        Some(match key {
+            "prompt" => &mut self.prompt,
+            "completion" => &mut self.completion,
+            "instruction" => &mut self.instruction,
+            "input" => &mut self.input,
+            "output" => &mut self.output,
+            "history" => &mut self.history,
+            "messages" => &mut self.messages,
+            "system" => &mut self.system,
+            "tools" => &mut self.tools,
+            "text" => &mut self.text,
+            _ => return None,
+        })
     }
 
     /// The name that `key` has in the file.
@@ -84,6 +104,22 @@ impl Columns {
         let is_mapped = |key: &str| self.mapped().any(|(mapped, _)| mapped == key);
         Format::of_keys(|key| is_mapped(key) && has(self.name(key)))
             .or_else(|| Format::of_keys(|key| has(self.name(key))))
+    }
+}
+
+/// A mapping on the command line: `prompt=question,completion=answer`.
+impl FromStr for Columns {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut columns = Self::unmapped();
+        for pair in text.split(',') {
+            let (key, name) = pair.split_once('=').ok_or("expected KEY=NAME, several separated by commas")?;
+            let keys = one_of(&KEYS[..10]);
+            *columns.slot(key.trim()).ok_or_else(|| format!("expected {keys}, found `{}`", key.trim()))? =
+                Some(name.into());
+        }
+        Ok(columns)
     }
 }
 
@@ -136,6 +172,19 @@ mod tests {
         let half = Columns { prompt: Some("question".into()), ..Columns::unmapped() };
         assert_eq!(half.format(|key| ["question", "completion"].contains(&key)), Some(Format::PromptCompletion));
         assert!(half.reads("question") && !half.reads("prompt") && half.reads("conversations"));
+    }
+
+    #[test]
+    fn a_mapping_can_be_typed() {
+        let columns: Columns = "prompt=question, completion= Answer ".parse().expect("a mapping");
+        let mapped: Vec<(&str, &str)> = columns.mapped().collect();
+        assert_eq!(mapped, [("prompt", "question"), ("completion", " Answer ")]);
+        for key in &KEYS[..10] {
+            let columns: Columns = format!("{key}=x").parse().expect("a mapping");
+            assert_eq!(columns.mapped().collect::<Vec<_>>(), [(*key, "x")]);
+        }
+        assert!("question".parse::<Columns>().is_err());
+        assert!("promt=a".parse::<Columns>().expect_err("no key").contains("expected prompt, completion"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod format;
 pub mod kept;
 pub mod paths;
 pub mod position;
+pub mod preflight;
 pub mod read;
 pub mod remark;
 pub mod set;

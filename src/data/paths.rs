@@ -1,5 +1,6 @@
 //! The data files that a setting names: a file, a folder, a pattern, or a list of these.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -21,10 +22,10 @@ impl Paths {
     /// Input: a name that leads to no file; a folder without data files, or with those of several splits; a file that is
     /// named twice.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
-        let mut files: Vec<PathBuf> = Vec::new();
+        let (mut files, mut seen) = (Vec::new(), HashSet::new());
         for path in &self.0 {
             for file in files_of(path)? {
-                if files.contains(&file) {
+                if !seen.insert(file.clone()) {
                     return Err(Error::input(file, "is named twice").hint(
                         "`weight = 2` of an entry of `[[data.sources]]` shows the examples of a file twice in an epoch",
                     ));
@@ -33,6 +34,16 @@ impl Paths {
             }
         }
         Ok(files)
+    }
+
+    /// The files in folders that are not read, since their endings are none of data files; hidden ones aside.
+    pub fn passed_over(&self) -> Vec<PathBuf> {
+        let folders = self.0.iter().filter_map(|path| std::fs::read_dir(path).ok());
+        let paths = folders.flatten().flatten().map(|entry| entry.path());
+        let mut others: Vec<PathBuf> =
+            paths.filter(|path| Kind::known(path).is_none() && !is_hidden(path) && path.is_file()).collect();
+        others.sort();
+        others
     }
 
     /// Whether one of the names is relative to the current folder.
@@ -48,6 +59,12 @@ const PATTERN: [char; 3] = ['*', '?', '['];
 fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_dir() {
         return files_of_folder(path);
+    }
+    if let Some(name) = path.to_str().and_then(|path| path.strip_prefix("hf:")).filter(|_| !path.exists()) {
+        let message = "is a data set of the Hugging Face hub; expected files on this machine";
+        return Err(Error::input(path, message).hint(format!(
+            "`hf download --repo-type dataset {name} --local-dir data` fetches them into the folder `data`"
+        )));
     }
     let pattern = path.to_str().filter(|name| name.contains(PATTERN) && !path.exists());
     let Some(pattern) = pattern else {
@@ -81,12 +98,15 @@ fn split_of(file: &Path) -> Option<&'static str> {
     words.find_map(|word| SPLITS.iter().find(|(_, names)| names.contains(&word)).map(|(split, _)| *split))
 }
 
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}
+
 /// The data files in a folder, by name; those of folders within are not.
 fn files_of_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).map_err(|error| Error::read(folder, &error))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path()));
     let paths: Vec<PathBuf> = paths.collect::<std::io::Result<_>>().map_err(|error| Error::read(folder, &error))?;
-    let is_hidden = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
     let is_arrow = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "arrow");
     if paths.iter().any(is_arrow) {
         return Err(Error::input(folder, "holds Arrow files, as `save_to_disk` of datasets writes them")

@@ -215,7 +215,7 @@ impl Remarks {
             lines.push(format!("ignored keys: {}", ignored.join(", ")));
         }
         let others = self.rows.iter().filter(|(remark, _)| !matches!(remark, Remark::KeyIgnored { .. }));
-        lines.extend(others.map(|(remark, rows)| format!("{remark} ({})", rows.places_in(self.several_files))));
+        lines.extend(others.map(|(remark, rows)| format!("{remark} ({})", rows.places(self.several_files))));
         lines
     }
 }
@@ -235,13 +235,8 @@ impl Rows {
         }
     }
 
-    /// `3 rows: lines 1, 5, 9`; where they lie in several files, `3 rows: a.jsonl:1, a.jsonl:5, b.jsonl:9`.
-    pub fn places(&self) -> String {
-        self.places_in(self.first.windows(2).any(|pair| pair[0].file != pair[1].file))
-    }
-
-    /// [`Self::places`], with the file of each row or without.
-    fn places_in(&self, several_files: bool) -> String {
+    /// `3 rows: lines 1, 5, 9`; with `several_files`, `3 rows: a.jsonl:1, a.jsonl:5, b.jsonl:9`.
+    pub fn places(&self, several_files: bool) -> String {
         let unit = match self.first.first().map(|position| position.at) {
             _ if several_files => "",
             Some(At::Row(_)) => "row",

@@ -1,7 +1,9 @@
 //! Measures of a model: losses, scores of generated text, and comparisons of two models.
 
 pub mod bootstrap;
+pub mod choices;
 pub mod loss;
+pub mod measure;
 pub mod settings;
 pub mod text;
 pub mod tool_calls;

@@ -43,23 +43,37 @@ pub(super) fn is_expressible(config: &ModelConfig) -> Result<()> {
     if config.tied_head && config.family.gguf_head == GgufHead::Always {
         specs.extend(config.head().tensors(false));
     }
-    check_head(config, !config.tied_head)?;
+    check_tensors(config, !config.tied_head)?;
     let infos = specs.into_iter().map(|spec| TensorInfo { name: spec.gguf, dtype: Dtype::F32, shape: spec.shape });
     let infos: Vec<TensorInfo> = infos.collect();
     let place = config.family.class_name;
     compare(config, &Gguf::planned(place, &described.metadata, &infos, &described.tensors)?)
 }
 
-/// Whether the file may have a head of its own, where it would have one.
+/// Whether llama.cpp loads a file with these tensors: some architectures have no place for a head of their own or for
+/// some of the biases (`src/models/*.cpp`, `load_arch_tensors`).
 ///
 /// # Errors
-/// Input: llama.cpp does not look at it.
-pub(super) fn check_head(config: &ModelConfig, has_head: bool) -> Result<()> {
-    if !has_head || config.family.gguf_head != GgufHead::Never {
-        return Ok(());
-    }
-    let message = format!("has a head of its own; llama.cpp uses the embedding as that of a {}", config.family.gguf);
-    Err(Error::input(config.family.class_name, message).hint("a Hugging Face folder holds the model as it is"))
+/// Input: the tensors that it does not load, or misses.
+pub(super) fn check_tensors(config: &ModelConfig, has_head: bool) -> Result<()> {
+    /// Beyond the biases of q, k and v, which every architecture may have.
+    const WITH_ALL_BIASES: [&str; 3] = ["llama", "granite", "gptneox"];
+    let architecture = config.family.gguf;
+    let has_place = WITH_ALL_BIASES.contains(&architecture);
+    let problems = [
+        (
+            has_head && config.family.gguf_head == GgufHead::Never,
+            "has a head of its own; llama.cpp uses the embedding as that of this architecture",
+        ),
+        (config.o_bias && !has_place, "has a bias on attention's output, which llama.cpp does not load"),
+        (config.mlp_bias && !has_place, "has biases in the feed-forward network, which llama.cpp does not load"),
+        (architecture == "gptneox" && !config.qkv_bias, "has no biases in attention, which llama.cpp requires"),
+    ];
+    let errors = problems.into_iter().filter(|(holds, _)| *holds).map(|(_, message)| {
+        Error::input(format_args!("{} as GGUF of architecture {architecture}", config.family.class_name), message)
+            .hint("a Hugging Face folder holds the model as it is")
+    });
+    Error::none_of(errors.collect(), ())
 }
 
 fn compare(config: &ModelConfig, planned: &Gguf) -> Result<()> {

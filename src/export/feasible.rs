@@ -21,11 +21,11 @@ pub enum Consumer {
 /// Whether a consumer can take a choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feasible {
-    /// As it is.
+    /// The choice goes over unchanged.
     Yes,
-    /// In another form, with the same result.
+    /// The choice goes over in another form, with the same result.
     As(&'static str),
-    /// Not at all, for this reason.
+    /// The choice rules the consumer out, for this reason.
     No(&'static str),
 }
 
@@ -38,7 +38,7 @@ pub struct Facts<'a> {
     pub changes_head: bool,
 }
 
-/// A choice with what each consumer makes of it.
+/// A choice, and the form in which each consumer takes it.
 #[derive(Debug)]
 pub struct Row {
     /// The choice, for the page.
@@ -114,7 +114,7 @@ impl Consumer {
 }
 
 impl Row {
-    /// What a consumer makes of the choice.
+    /// The form in which a consumer takes the choice.
     pub fn cell(&self, consumer: Consumer) -> Feasible {
         match consumer {
             Consumer::Peft => self.peft,

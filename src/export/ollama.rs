@@ -33,11 +33,16 @@ struct Frame {
 ///
 /// # Errors
 /// Those of [`ModelPlan::write`]. Input: a chat template that Ollama's kind of template cannot express.
-pub fn write_folder(plan: ModelPlan<'_>, encoder: &Encoder, out: &Path) -> Result<ExportReport> {
+pub fn write_folder(
+    plan: ModelPlan<'_>,
+    encoder: &Encoder,
+    out: &Path,
+    examine: impl FnOnce(&Path) -> Result<()>,
+) -> Result<ExportReport> {
     Staging::check_free(out)?;
     let modelfile = modelfile(encoder)?;
     let staging = Staging::beside(out)?;
-    let mut report = plan.write_into(staging.path(), Path::new(MODEL))?;
+    let mut report = plan.write_into(staging.path(), Path::new(MODEL), examine)?;
     atomic::write_bytes(&staging.path().join(MODELFILE), modelfile.as_bytes())?;
     staging.publish(out)?;
     report.files.push(MODELFILE.to_owned());
@@ -89,7 +94,7 @@ fn go_template(encoder: &Encoder, template: &ChatTemplate) -> Result<String> {
     frame.go_template().ok_or_else(|| refused("writes braces or quotation marks around turns"))
 }
 
-/// What lies between these texts, which follow each other in `text`; one more than there are.
+/// The texts before, between and after these parts, which follow each other in `text`.
 fn between<'t>(text: &'t str, parts: &[&str]) -> Option<Vec<&'t str>> {
     let mut rest = text;
     let mut gaps = Vec::new();

@@ -175,13 +175,35 @@ mod tests {
     use crate::model::load::LoadOptions;
     use crate::quant::{Compute, Quant};
 
-    #[test]
-    fn prompts_go_through_the_model_piece_by_piece() {
+    fn tiny_decoder() -> Decoder {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/smollm.gguf");
         let base = BaseFiles::open(&path).expect("a base");
         let device = device::open(&DeviceChoice::Cpu).expect("the processor");
         let options = LoadOptions { device, compute: Compute::F32, quant: Quant::None };
-        let decoder = Decoder::load(&base, &options, |_, _| {}).expect("loaded");
+        Decoder::load(&base, &options, |_, _| {}).expect("loaded")
+    }
+
+    #[test]
+    fn a_continuation_says_why_it_ends() {
+        let decoder = tiny_decoder();
+        let prompts = vec![vec![7, 8, 9]; SEQUENCES_AT_ONCE + 1];
+        let continued = |end_tokens: &[u32], until| {
+            let request = Request { sampler: SamplerConfig::default(), max_tokens: 3, end_tokens, until };
+            let all = generate(&decoder, None, &prompts, &request, |_, _| Ok(())).expect("continued");
+            assert!(all.iter().all(|one| *one == all[0]) && all.len() == prompts.len());
+            all[0].clone()
+        };
+        let whole = continued(&[], None);
+        assert_eq!((whole.ids.len(), whole.finish), (3, Finish::Length));
+        let ended = continued(&whole.ids[..1], None);
+        assert_eq!((ended.ids.len(), ended.finish), (0, Finish::EndToken));
+        let late = continued(&[], Some(Instant::now()));
+        assert_eq!((late.ids.len(), late.finish), (0, Finish::Time));
+    }
+
+    #[test]
+    fn prompts_go_through_the_model_piece_by_piece() {
+        let decoder = tiny_decoder();
         let logits = |tokens_at_once: usize| {
             let running = [30u32, 3, 17].map(|length| RunningSequence {
                 index: 0,

@@ -44,7 +44,7 @@ impl LoadOptions {
     /// Input: bf16 on a device without it; int8 anywhere but on the processor.
     pub fn check(&self) -> Result<()> {
         let mut problems = Vec::new();
-        if !self.device.supports_dtype(dtype(self.compute)) {
+        if !computes_in(&self.device, self.compute) {
             problems.push(
                 Error::input(Place::setting("base.compute"), "this device does not compute in bf16")
                     .hint("set `compute = \"f32\"` under [base]"),
@@ -55,6 +55,11 @@ impl LoadOptions {
         }
         Error::none_of(problems, ())
     }
+}
+
+/// Whether `device` computes in this precision.
+pub fn computes_in(device: &Device, compute: Compute) -> bool {
+    device.supports_dtype(dtype(compute))
 }
 
 impl Decoder {

@@ -1,163 +1,235 @@
-//! Evaluation of a base, or of a base with an adapter, on a data file.
+//! Evaluation of a base, or of a base with an adapter beside it, on a data file.
 
-use std::fmt;
-use std::path::Path;
+mod choices;
+mod examples;
+mod report;
 
-use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
-use super::answer::{Answering, Expected, Question, answer_ids};
-use super::base::OpenBase;
+use serde_json::{Map, Value, json};
+
+pub use report::{EvalReport, Group};
+
+use super::model::LoadedModel;
 use super::outcome::Validation;
-use crate::adapter::host::HostAdapter;
-use crate::data::{Format, LongPolicy, Row};
-use crate::error::{Error, Result, counted};
-use crate::eval::loss::{mean_loss, perplexity};
-use crate::eval::text::{exact_match, rouge_l};
-use crate::generate::run::check_prompt;
-use crate::model::Decoder;
-use crate::quant::Quant;
-use crate::train::evaluate::evaluate as losses_of;
+use super::watch::Watch;
+use crate::data::{self, Columns, LongPolicy, Row, Shape};
+use crate::error::{Error, Place, Result};
+use crate::eval::choices::{ChoiceQuestion, read as read_choices};
+use crate::eval::loss::{ExampleLoss, perplexity};
+use crate::eval::measure::{Measure, Shares, scores};
+use crate::eval::text::Extractor;
+use crate::files::atomic;
+use crate::nn::Adapter;
 
-/// The measures beside the loss.
+/// The measures beside the loss, and the examples that are measured.
 #[derive(Debug, Clone)]
 pub struct EvalOptions {
     /// Answer every example greedily and score the answers.
     pub generate: bool,
     /// The longest answer, in tokens.
     pub max_tokens: usize,
+    /// Finds the answers that are compared for exact match; without it, they are the whole texts.
+    pub extract: Option<Extractor>,
+    /// The key or column of a row by whose values figures are given too.
+    pub by: Option<String>,
+    /// Other names of the keys of the rows.
+    pub columns: Option<Columns>,
+    /// The first so many rows are measured; `None` for all.
+    pub limit: Option<usize>,
+    /// The longest sequence, in tokens; `None` for the positions of the model.
+    pub max_seq_tokens: Option<usize>,
+    /// The treatment of longer examples.
+    pub overlong: LongPolicy,
+    /// A file of one JSON object for each example. It must not exist.
+    pub out: Option<PathBuf>,
     /// Decides the bootstrap's resamples.
     pub seed: u64,
-    /// The quantisation of the base's weights in memory, for the report.
-    pub quant: Quant,
 }
 
-/// The outcome of an evaluation.
-#[derive(Debug, Clone, Serialize)]
-pub struct EvalReport {
-    /// Mean over the trained tokens, with the adapter if there is one.
-    pub loss: f64,
-    /// `exp(loss)`.
-    pub perplexity: f64,
-    /// Trained tokens.
-    pub tokens: usize,
-    /// Examples.
-    pub examples: usize,
-    /// How the base's weights were kept in memory: `none`, `nf4`, …
-    pub quant: &'static str,
-    /// The base against base and adapter; none without an adapter.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub against_base: Option<Validation>,
-    /// Share of answers that are the expected text, white space at the ends aside.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exact_match: Option<f64>,
-    /// Mean ROUGE-L F1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rouge_l: Option<f64>,
+impl Default for EvalOptions {
+    fn default() -> Self {
+        Self {
+            generate: false,
+            max_tokens: 128,
+            extract: None,
+            by: None,
+            columns: None,
+            limit: None,
+            max_seq_tokens: None,
+            overlong: LongPolicy::Error,
+            out: None,
+            seed: 0,
+        }
+    }
 }
 
-/// Evaluates `rows` of the file `data`; `notice` gets what the user should know of them, a line each.
+/// The rows of a data file that is evaluated.
+#[derive(Debug)]
+pub struct EvalData {
+    path: PathBuf,
+    rows: Rows,
+}
+
+#[derive(Debug)]
+enum Rows {
+    /// Examples as in training.
+    Examples(Vec<Row>),
+    /// Questions with choices.
+    Choices(Vec<ChoiceQuestion>),
+}
+
+impl EvalData {
+    /// Reads a data file: in any of the shapes of training, or as JSONL with `choices` and `answer`.
+    ///
+    /// # Errors
+    /// Input: every bad row; the file to write exists already.
+    pub fn read(path: &Path, options: &EvalOptions) -> Result<Self> {
+        if let Some(out) = &options.out {
+            check_free(out)?;
+        }
+        let by = options.by.as_deref();
+        let may_hold_choices = path.extension().is_some_and(|ending| ending == "jsonl" || ending == "ndjson");
+        let choices = if may_hold_choices { read_choices(path, by)? } else { None };
+        let most = options.limit.unwrap_or(usize::MAX);
+        let rows = match choices {
+            Some(mut questions) => {
+                questions.truncate(most);
+                Rows::Choices(questions)
+            }
+            None => {
+                let shape = Shape { group: options.by.clone(), ..Shape::with_columns(options.columns.as_ref()) };
+                let mut rows = data::read(path, shape)?;
+                rows.truncate(most);
+                Rows::Examples(rows)
+            }
+        };
+        Ok(Self { path: path.to_owned(), rows })
+    }
+}
+
+/// Whether the file to write can be made.
+fn check_free(out: &Path) -> Result<()> {
+    let place = || Place::argument("--out");
+    if out.symlink_metadata().is_ok() {
+        return Err(Error::input(place(), format!("{} exists already", out.display())).hint("choose another name"));
+    }
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        return Err(Error::input(place(), format!("{} is not a folder", folder.display())).hint("make it first"));
+    }
+    Ok(())
+}
+
+/// A model as it is measured: the base, or the base with the adapter.
+struct System<'a> {
+    /// The beginning of the keys of its figures in the file of examples.
+    prefix: &'static str,
+    adapter: Option<&'a Adapter>,
+}
+
+/// The systems that are measured, the base first.
+fn systems(model: &LoadedModel) -> Vec<System<'_>> {
+    match &model.attached {
+        Some(adapter) => vec![System { prefix: "base_", adapter: None }, System { prefix: "", adapter: Some(adapter) }],
+        None => vec![System { prefix: "", adapter: None }],
+    }
+}
+
+/// The figures of every example.
+struct Measured {
+    /// The place of each example, for messages and for the file of examples.
+    places: Vec<String>,
+    /// The group of each example.
+    groups: Vec<Option<String>>,
+    /// The object of each in the file of examples.
+    records: Vec<Map<String, Value>>,
+    /// The shares of each system in every measure.
+    shares: Vec<Shares>,
+    /// The losses of each system; empty for questions with choices.
+    losses: Vec<Vec<ExampleLoss>>,
+    left_out: usize,
+    truncated: usize,
+}
+
+/// Evaluates a model on a data file; `watch` gets the progress, and a line for everything that the user should know.
 ///
 /// # Errors
-/// An example that cannot be encoded; no trained token; an adapter that does not fit; no answers to score.
+/// An example that cannot be encoded, or is too long; no trained token; no answers to score; logits that are not numbers; the
+/// file of examples cannot be written.
 pub fn evaluate(
-    base: &OpenBase,
-    decoder: &Decoder,
-    adapter: Option<&HostAdapter>,
-    rows: &[Row],
-    data: &Path,
+    model: &LoadedModel,
+    data: &EvalData,
     options: &EvalOptions,
-    notice: &mut dyn FnMut(&str),
+    watch: &mut dyn Watch,
 ) -> Result<EvalReport> {
-    let limit = decoder.config().max_positions;
-    let of_data = |error: Error| error.within(data.display());
-    let set = base.encoder.encode_all(rows, limit, LongPolicy::Error)?;
-    set.notices.iter().for_each(|text| notice(text));
-    if set.sequences.is_empty() {
-        return Err(Error::input(data.display(), "no example has a token to evaluate"));
-    }
-    if let (Some(trained_on), Some(format)) = (adapter.map(HostAdapter::data_format).transpose()?.flatten(), set.format)
-        && trained_on.uses_template() != format.uses_template()
-    {
-        let through = |format: Format| if format.uses_template() { "through the chat template" } else { "bare" };
-        notice(&format!(
-            "the adapter was trained on `{trained_on}` data, {}; this file is read as `{format}`, {}",
-            through(trained_on),
-            through(format)
-        ));
-    }
-    let attached = adapter.map(|adapter| adapter.attach(decoder.config(), decoder.device())).transpose()?;
-    let progress = &mut |_| Ok(());
-    let losses = losses_of(decoder, attached.as_ref(), &set.sequences, progress)?;
-    let place = |index: usize| set.positions[index].to_string();
-    let loss = mean_loss(&losses, place)?;
-    let tokens = losses.iter().map(|loss| loss.tokens).sum();
-    let against_base = match &attached {
-        Some(_) => {
-            let before = losses_of(decoder, None, &set.sequences, progress)?;
-            Some(Validation::of("validation", (&before, &losses), options.seed, place)?)
-        }
-        None => None,
+    let systems = systems(model);
+    let measured = match &data.rows {
+        Rows::Examples(rows) => examples::measure(model, &systems, &data.path, rows, options, watch)?,
+        Rows::Choices(questions) => choices::measure(model, &systems, &data.path, questions, options, watch)?,
     };
-    let mut report = EvalReport {
-        loss,
-        perplexity: perplexity(loss),
-        tokens,
-        examples: set.sequences.len(),
-        quant: options.quant.name(),
-        against_base,
-        exact_match: None,
-        rouge_l: None,
-    };
-    if options.generate {
-        let asked = rows.iter().map(|row| {
-            let asked = Question::of(&base.encoder, &row.example).and_then(|asked| {
-                asked.iter().try_for_each(|question| check_prompt(&question.ids, limit))?;
-                Ok(asked)
-            });
-            asked.map_err(|error| error.within(row.position.to_string()))
-        });
-        let asked = asked.collect::<Result<Vec<_>>>()?;
-        let questions: Vec<Question> = asked.into_iter().flatten().collect();
-        let questions = questions.into_iter().filter_map(|question| match question.expected {
-            Expected::Text(text) => Some((question.ids, text)),
-            Expected::Calls(_) => None,
-        });
-        let (prompts, expected): (Vec<_>, Vec<_>) = questions.unzip();
-        if prompts.is_empty() {
-            return Err(Error::input(data.display(), "no example has an answer to compare with")
-                .hint("--generate needs prompts with completions, Alpaca examples or conversations"));
+    let against_base = match measured.losses.as_slice() {
+        [before, after] => {
+            let place = |index: usize| measured.places[index].clone();
+            Some(Validation::of("validation", (before, after), options.seed, place)?)
         }
-        let answering = Answering { max_tokens: options.max_tokens, ..Answering::default() };
-        let answers = answer_ids(decoder, &base.encoder, attached.as_ref(), &prompts, &answering, |_, _| Ok(()));
-        let answers = answers.map_err(of_data)?;
-        let pairs = || answers.iter().zip(&expected);
-        let count = answers.len() as f64;
-        report.exact_match =
-            Some(pairs().filter(|(answer, expected)| exact_match(expected, &answer.text)).count() as f64 / count);
-        report.rouge_l = Some(pairs().map(|(answer, expected)| rouge_l(expected, &answer.text)).sum::<f64>() / count);
+        _ => None,
+    };
+    let report = report_of(model, options, &measured, against_base);
+    if let Some(out) = &options.out {
+        write_examples(out, &measured)?;
     }
     Ok(report)
 }
 
-impl fmt::Display for EvalReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "loss {:.4}, perplexity {:.3} over {} of {}",
-            self.loss,
-            self.perplexity,
-            counted(self.tokens, "token"),
-            counted(self.examples, "example")
-        )?;
-        if self.quant != Quant::None.name() {
-            write!(f, ", base held as {}", self.quant)?;
-        }
-        if let Some(against) = &self.against_base {
-            write!(f, "\n{against}")?;
-        }
-        if let (Some(exact), Some(rouge)) = (self.exact_match, self.rouge_l) {
-            write!(f, "\nexact match {:.1}%, ROUGE-L {:.3}", 100.0 * exact, rouge)?;
-        }
-        Ok(())
+fn report_of(
+    model: &LoadedModel,
+    options: &EvalOptions,
+    measured: &Measured,
+    against_base: Option<Validation>,
+) -> EvalReport {
+    let (shares, of_base) = match measured.shares.as_slice() {
+        [base, shares] => (shares, Some(base)),
+        [shares, ..] => (shares, None),
+        [] => unreachable!("at least one system is measured"),
+    };
+    let names: BTreeSet<&String> = measured.groups.iter().flatten().collect();
+    let groups = names.into_iter().map(|name| {
+        let is_in = |index: usize| measured.groups[index].as_ref() == Some(name);
+        let examples = (0..measured.groups.len()).filter(|index| is_in(*index)).count();
+        Group { group: name.clone(), examples, scores: scores(shares, of_base, options.seed, &is_in) }
+    });
+    let scores_of_all = scores(shares, of_base, options.seed, &|_| true);
+    let loss = scores_of_all.get(&Measure::Loss).map(|score| score.value);
+    EvalReport {
+        loss,
+        perplexity: loss.map(perplexity),
+        tokens: measured.losses.last().map(|losses| losses.iter().map(|loss| loss.tokens).sum()),
+        examples: measured.records.len(),
+        left_out: measured.left_out,
+        truncated: measured.truncated,
+        quant: model.quant,
+        compute: model.compute,
+        scores: scores_of_all,
+        against_base,
+        by: options.by.clone(),
+        groups: groups.collect(),
     }
+}
+
+/// Writes an object for each example.
+fn write_examples(out: &Path, measured: &Measured) -> Result<()> {
+    let mut text = String::new();
+    let rows = measured.places.iter().zip(&measured.groups).zip(&measured.records);
+    for ((place, group), record) in rows {
+        let mut line = Map::new();
+        line.insert("place".to_owned(), json!(place));
+        if let Some(group) = group {
+            line.insert("group".to_owned(), json!(group));
+        }
+        line.extend(record.clone());
+        text += &format!("{}\n", Value::Object(line));
+    }
+    atomic::write_bytes(out, text.as_bytes())
 }

@@ -87,7 +87,9 @@ impl RunFolder {
         Self::check_free(path)?;
         let failed = |error: std::io::Error| match error.kind() {
             // Of two runs that want the folder at once, one gets it.
-            ErrorKind::AlreadyExists => taken(path, Found::Unfinished),
+            ErrorKind::AlreadyExists => {
+                lock::check_free(&path.join(LOCK)).err().unwrap_or_else(|| taken(path, Found::Unfinished))
+            }
             _ => Error::write(path, &error),
         };
         let is_new = !path.exists();
@@ -143,7 +145,7 @@ impl RunFolder {
     pub fn check_free(path: &Path) -> Result<()> {
         match Found::at(path) {
             Found::Nothing => Ok(()),
-            found => Err(taken(path, found)),
+            found => lock::check_free(&path.join(LOCK)).and(Err(taken(path, found))),
         }
     }
 

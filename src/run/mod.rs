@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod answer;
 pub mod base;
+pub mod check;
 pub mod combine;
 pub mod evaluate;
 mod exact_match;
@@ -13,14 +14,17 @@ pub mod identity;
 pub mod memory_fit;
 pub mod memory_plan;
 pub mod merge;
+pub mod model;
 mod notices;
 pub mod outcome;
 pub mod prepare;
+pub mod probe;
 mod recorder;
 pub mod resume;
 pub mod samples;
 pub mod train;
 mod verdict;
+pub mod verify;
 pub mod watch;
 
 pub use adapter::OpenAdapter;

@@ -49,6 +49,18 @@ pub struct TrainReport {
     pub samples: Vec<Sample>,
 }
 
+impl TrainReport {
+    /// Checks the verdict that decides, by the test examples or else by the validation examples, and that on the guard.
+    ///
+    /// # Errors
+    /// Those of [`Requirement::check`].
+    pub fn check(&self, required: Requirement) -> Result<()> {
+        let decisive = self.test.as_ref().or(self.validation.as_ref());
+        let decisive = decisive.map(|validation| (validation.name, validation.verdict));
+        required.check(decisive, self.guard.as_ref().map(|guard| guard.verdict))
+    }
+}
+
 /// A prompt answered before and after the training.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sample {
@@ -71,28 +83,23 @@ choice! {
 }
 
 impl Requirement {
-    /// Checks the verdicts of a run or an evaluation; the last of `verdicts` has the last word.
+    /// Checks the verdict that decides, with its name, and the one on the guard.
     ///
     /// # Errors
     /// Failed: a verdict does not suffice, or there is none.
-    pub fn check<'a>(
-        self,
-        verdicts: impl IntoIterator<Item = &'a Validation>,
-        guard: Option<&Validation>,
-    ) -> Result<()> {
+    pub fn check(self, decisive: Option<(&str, Verdict)>, guard: Option<Verdict>) -> Result<()> {
         let place = || Place::argument("--require");
-        let Some(decisive) = verdicts.into_iter().last() else {
+        let Some((name, verdict)) = decisive else {
             return Err(Error::failed(place(), "there is no verdict: nothing was compared with the base")
                 .hint("give validation examples, or with `eval` an adapter"));
         };
-        let is_met = |validation: &Validation, requirement| match requirement {
-            Self::Improved => validation.verdict == Verdict::Improved,
-            Self::NotWorse => validation.verdict != Verdict::Worse,
+        let is_met = |verdict, requirement| match requirement {
+            Self::Improved => verdict == Verdict::Improved,
+            Self::NotWorse => verdict != Verdict::Worse,
         };
-        let judged = std::iter::once((decisive, self)).chain(guard.map(|guard| (guard, Self::NotWorse)));
-        let unmet = judged.filter(|(validation, requirement)| !is_met(validation, *requirement));
-        let errors = unmet.map(|(validation, requirement)| {
-            let Validation { name, verdict, .. } = validation;
+        let judged = std::iter::once((name, verdict, self)).chain(guard.map(|guard| ("guard", guard, Self::NotWorse)));
+        let unmet = judged.filter(|(_, verdict, requirement)| !is_met(*verdict, *requirement));
+        let errors = unmet.map(|(name, verdict, requirement)| {
             Error::failed(place(), format!("the {name} verdict is `{}`, not `{requirement}`", verdict.name()))
         });
         Error::none_of(errors.collect(), ())
@@ -182,8 +189,12 @@ impl fmt::Display for TrainReport {
         for verdict in self.validation.iter().chain(&self.test).chain(&self.guard) {
             writeln!(f, "{verdict}")?;
         }
-        if self.validation.is_some() && self.test.is_none() && self.best_step > 0 {
-            writeln!(f, "the best step was chosen by these validation examples; `data.test` would have the last word")?;
+        if self.validation.is_some() && self.best_step > 0 {
+            let test = match self.test {
+                Some(_) => "nothing was chosen by the test examples",
+                None => "examples in `data.test` would have the last word",
+            };
+            writeln!(f, "the best step was chosen by the validation examples; {test}")?;
         }
         let (steps, best) = (counted(self.steps, "step"), self.best_step);
         let early = match (self.interrupted, self.stopped_early) {
@@ -233,22 +244,22 @@ mod tests {
     }
 
     #[test]
-    fn a_requirement_looks_at_the_last_verdict_and_at_the_guard() {
-        let [better, same, worse] = [1.0, 2.0, 3.0].map(|after| validation("test", 2.0, after, 20));
-        let met = |requirement: Requirement, verdicts: &[&Validation], guard| {
-            let checked = requirement.check(verdicts.iter().copied(), guard);
+    fn a_requirement_looks_at_the_verdict_and_at_the_guard() {
+        use Verdict::{Improved, NoEvidence, Worse};
+        let met = |requirement: Requirement, verdict, guard| {
+            let checked = requirement.check(Some(("test", verdict)), guard);
             checked.map_err(|error| (error.exit_code(), error.to_string())).err()
         };
-        assert_eq!(met(Requirement::Improved, &[&worse, &better], None), None);
-        assert_eq!(met(Requirement::Improved, &[&better], Some(&same)), None);
-        assert_eq!(met(Requirement::NotWorse, &[&same], None), None);
+        assert_eq!(met(Requirement::Improved, Improved, None), None);
+        assert_eq!(met(Requirement::Improved, Improved, Some(NoEvidence)), None);
+        assert_eq!(met(Requirement::NotWorse, NoEvidence, None), None);
         let error = |text: &str| Some((1, format!("--require: {text}")));
         let said = error("the test verdict is `no evidence`, not `improved`");
-        assert_eq!(met(Requirement::Improved, &[&better, &same], None), said);
-        let said = error("the test verdict is `worse`, not `not-worse`");
-        assert_eq!(met(Requirement::Improved, &[&better], Some(&worse)), said);
-        assert_eq!(met(Requirement::NotWorse, &[&worse], None), said);
-        assert!(met(Requirement::NotWorse, &[], None).is_some_and(|(_, text)| text.contains("there is no verdict")));
+        assert_eq!(met(Requirement::Improved, NoEvidence, None), said);
+        let said = error("the guard verdict is `worse`, not `not-worse`");
+        assert_eq!(met(Requirement::Improved, Improved, Some(Worse)), said);
+        assert_eq!(met(Requirement::NotWorse, Worse, None), error("the test verdict is `worse`, not `not-worse`"));
+        assert!(Requirement::NotWorse.check(None, None).unwrap_err().to_string().contains("there is no verdict"));
     }
 
     #[test]

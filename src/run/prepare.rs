@@ -60,7 +60,7 @@ pub struct Prepared {
     pub form: PromptForm,
     /// The sample prompts, encoded.
     pub prompts: Vec<Vec<u32>>,
-    /// The settings that were adjusted, in words.
+    /// Files that are not read, examples of several shapes and settings that were adjusted, in words.
     pub(super) adjustments: Vec<String>,
 }
 
@@ -95,6 +95,7 @@ fn prepare_plan(
     let (base, Examples { train, own, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
     let format = train.first().map(|row| row.example.format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
+    let mixed = mixed_shapes(&train);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
     let start = Error::both(precise, plan.adapter.begin(&base.files, plan.train.seed));
@@ -114,7 +115,8 @@ fn prepare_plan(
     let sample = (&answered[..], plan.sample.max_tokens.max(longest));
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
     let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
-    let mut adjustments = Vec::from_iter(described(layout, &plan));
+    let of_data = plan.data.passed_over().into_iter().chain(mixed);
+    let mut adjustments: Vec<String> = of_data.chain(described(layout, &plan)).collect();
     let batching = Batching::of(&plan.train, &plan.data);
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
     adjustments.extend(shorten_warmup(&mut plan, total_steps));
@@ -273,6 +275,18 @@ fn nothing_trained(names: String, set: &EncodedSet, limit: usize) -> Error {
         0 => error.hint("loss is taken on completions, answers and the turns of the role `assistant`: are there any?"),
         _ => error.hint("raise `data.max_seq_tokens`, up to the positions of the model, or cut with `data.overlong`"),
     }
+}
+
+/// The examples that do not go the way of the first, through the chat template or bare, in words.
+fn mixed_shapes(rows: &[Row]) -> Option<String> {
+    let first = rows.first()?.example.format();
+    let is_other = |row: &&Row| row.example.format().uses_template() != first.uses_template();
+    let others = rows.iter().filter(is_other).count();
+    let are = if others == 1 { "is" } else { "are" };
+    (others > 0).then(|| {
+        let others = counted(others, "example");
+        format!("train: {others} {are} not read as `{first}`, as the first is, whose form the prompts of samples get")
+    })
 }
 
 /// The layout in words, where it is not the recipe's own.

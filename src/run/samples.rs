@@ -74,6 +74,8 @@ pub struct Samples<'p> {
     began: Instant,
     /// The time that the answers took so far.
     spent: Duration,
+    /// The time that reading the prompts takes: that of the last answers before their first token, or else an estimate.
+    reading: Duration,
     /// Lines of the file; `None` before the first evaluation.
     lines: Option<String>,
 }
@@ -82,7 +84,7 @@ impl<'p> Samples<'p> {
     /// No answers yet; the time of the training begins.
     pub fn begin(prepared: &'p Prepared) -> Self {
         let prompts = prepared.held_out.questions.iter().map(|question| question.ids.clone()).collect();
-        Self { prepared, prompts, began: Instant::now(), spent: Duration::ZERO, lines: None }
+        Self { prepared, prompts, began: Instant::now(), spent: Duration::ZERO, reading: Duration::ZERO, lines: None }
     }
 
     /// Answers the prompts with the adapter of `step`, as far as time is left, and writes the answers to the run folder.
@@ -97,13 +99,18 @@ impl<'p> Samples<'p> {
         folder: &RunFolder,
         watch: &mut dyn Watch,
     ) -> Result<()> {
-        let Some(until) = self.time_left().map(|left| Instant::now().checked_add(left)) else { return Ok(()) };
+        let Some(until) = self.time_left(step).map(|left| Instant::now().checked_add(left)) else { return Ok(()) };
         let began = Instant::now();
         let max_tokens = self.prepared.plan.sample.max_tokens;
         let answering = Answering { max_tokens, until, ..Answering::default() };
         let encoder = &self.prepared.base.encoder;
-        let answers = answer_ids(decoder, encoder, Some(adapter), &self.prompts, &answering, |_, _| Ok(()))?;
+        let mut reading = None;
+        let answers = answer_ids(decoder, encoder, Some(adapter), &self.prompts, &answering, |_, _| {
+            reading.get_or_insert_with(|| began.elapsed());
+            Ok(())
+        })?;
         self.spent += began.elapsed();
+        self.reading = reading.unwrap_or_else(|| began.elapsed());
         let pairs = self.prepared.held_out.questions.iter().zip(answers);
         let samples: Vec<StepSample> = pairs
             .map(|(question, answer)| StepSample {
@@ -120,7 +127,7 @@ impl<'p> Samples<'p> {
     }
 
     /// The time that the next answers may take; `None` where it is too short for the prompts alone.
-    fn time_left(&self) -> Option<Duration> {
+    fn time_left(&mut self, step: u64) -> Option<Duration> {
         let share = self.prepared.plan.sample.time_share;
         if self.prompts.is_empty() || share == 0.0 {
             return None;
@@ -128,21 +135,21 @@ impl<'p> Samples<'p> {
         if share == 1.0 {
             return Some(Duration::MAX);
         }
-        let Prepared { valid, held_out, .. } = self.prepared;
-        let evaluated = held_out.valid_at_steps(valid).iter().map(|sequence| sequence.ids.len()).sum::<usize>() as f64;
-        let elapsed = self.began.elapsed().as_secs_f64();
-        let is_first = self.lines.is_none();
-        // Nothing but an evaluation has been done before the first answers: its time tells that of the whole run.
-        let allowed = match is_first {
-            true => share * elapsed * self.evaluations_worth(evaluated),
-            false => share * elapsed - self.spent.as_secs_f64(),
+        let elapsed = self.began.elapsed();
+        // Before the first step nothing but an evaluation has been done: its time tells that of the run, and that of reading
+        // prompts.
+        let allowed = match step {
+            0 => {
+                let Prepared { valid, held_out, .. } = self.prepared;
+                let sequences = held_out.valid_at_steps(valid).iter();
+                let evaluated = sequences.map(|sequence| sequence.ids.len()).sum::<usize>().max(1) as f64;
+                let prompted = self.prompts.iter().map(Vec::len).sum::<usize>() as f64;
+                self.reading = elapsed.mul_f64(prompted / evaluated);
+                elapsed.mul_f64(share * self.evaluations_worth(evaluated))
+            }
+            _ => elapsed.mul_f64(share).saturating_sub(self.spent),
         };
-        let prompted = self.prompts.iter().map(Vec::len).sum::<usize>() as f64;
-        let reading = match is_first {
-            true => elapsed * prompted / evaluated.max(1.0),
-            false => 0.0,
-        };
-        (allowed > reading).then(|| Duration::from_secs_f64(allowed))
+        (allowed > self.reading).then_some(allowed)
     }
 
     /// The expected time of the run for each of its evaluations, in times of one evaluation.
@@ -151,7 +158,7 @@ impl<'p> Samples<'p> {
         let steps_per_epoch = batching.steps(&train.sequences, 0).len() as f64;
         let trained = train.tokens as f64 * *total_steps as f64 / steps_per_epoch.max(1.0);
         let evaluations = (total_steps / plan.train.eval_steps + 2) as f64;
-        1.0 + STEP_COST * trained / evaluated_tokens.max(1.0) / evaluations
+        1.0 + STEP_COST * trained / evaluated_tokens / evaluations
     }
 
     /// Writes the answers. Where the run was resumed, the file keeps the answers of the steps before.

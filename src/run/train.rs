@@ -26,33 +26,42 @@ use crate::nn::Adapter;
 use crate::recipe::{self, Recipe};
 use crate::train::{ExactMatch, Job, Outcome, State, fit, peak_memory};
 
+/// The place and the manner of a run, apart from its recipe: by default on the processor, in a new folder, with the memory that it
+/// takes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunOptions<'a> {
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// The most memory that the run may take.
+    pub max_memory: Option<Size>,
+    /// How the run begins.
+    pub start: Start<'a>,
+}
+
 /// Trains as `recipe` says and writes its run folder, or goes on with the run that is in it.
 ///
 /// # Errors
 /// Those of [`prepare`], before a weight is loaded; a run folder that does not suit `start`; those of training. A run that has
 /// recorded a step keeps its folder.
-pub fn train(
-    recipe: &Recipe,
-    choice: &DeviceChoice,
-    max_memory: Option<Size>,
-    start: Start<'_>,
-    watch: &mut dyn Watch,
-) -> Result<TrainReport> {
+pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Result<TrainReport> {
+    let RunOptions { device: choice, max_memory, start } = how;
     let dir = recipe.plan()?.output.dir;
-    let command = resume_command(&dir) + &options(choice, max_memory);
+    let command = resume_command(&dir) + &options(choice, *max_memory);
     let located = |error| recipe.locate(error);
     let (folder, accepted) = match start {
         Start::Fresh => {
             RunFolder::check_free(&dir).map_err(located)?;
             (None, &[][..])
         }
-        Start::Resumed(accepted) => (resume::reopen(&dir).map_err(located)?, accepted),
+        Start::Resumed(accepted) => (resume::reopen(&dir).map_err(located)?, *accepted),
     };
     let goes_on = folder.is_some();
     interrupt::set_going_on(goes_on.then(|| format!("nothing is lost: `{command}` goes on")));
-    let prepared = prepare(recipe, choice, max_memory, watch)?;
+    let prepared = prepare(recipe, choice, *max_memory, watch)?;
     let plan = &prepared.plan;
-    space::check(&dir, prepared.disk_bytes())?;
+    if !goes_on {
+        space::check(&dir, prepared.disk_bytes())?;
+    }
     let identity = identity(&prepared, choice);
     let mut versions = Versions::open(&dir.join(RunFolder::CHECKPOINTS), plan.train.keep_checkpoints);
     let checkpoint = match goes_on {

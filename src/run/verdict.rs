@@ -80,11 +80,11 @@ fn on_validation(
     Ok(validation)
 }
 
-/// The reason of a verdict where every evaluation was worse than the base, and a remedy.
+/// The reason of a verdict where no evaluation was better than the base, and a remedy.
 fn no_step_was_better(before: f64, last: f64, learning_rate: f64) -> (String, String) {
     let diverged = if last > DIVERGED * before { "the training diverged: " } else { "" };
     let reason = format!(
-        "{diverged}every evaluation was worse than the base, the last with a loss of {last:.4}; the adapter is kept as \
+        "{diverged}no evaluation was better than the base, and the last had a loss of {last:.4}; the adapter is kept as \
          it started, and changes nothing"
     );
     let advice = format!("try a `train.learning_rate` ten times lower ({:e}), or a warm-up", learning_rate / 10.0);
@@ -117,11 +117,11 @@ mod tests {
     fn a_step_too_far_is_told_from_a_divergence() {
         let (reason, advice) = no_step_was_better(1.7693, 1.8, 2e-4);
         assert!(
-            reason.starts_with("every evaluation was worse than the base, the last with a loss of 1.8000"),
+            reason.starts_with("no evaluation was better than the base, and the last had a loss of 1.8000"),
             "{reason}"
         );
         assert_eq!(advice, "try a `train.learning_rate` ten times lower (2e-5), or a warm-up");
         let (reason, _) = no_step_was_better(1.7693, 81.6, 0.3);
-        assert!(reason.starts_with("the training diverged: every evaluation was worse"), "{reason}");
+        assert!(reason.starts_with("the training diverged: no evaluation was better"), "{reason}");
     }
 }

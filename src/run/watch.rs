@@ -13,8 +13,12 @@ pub enum Stage {
     ReadData,
     /// The examples become tokens.
     Encode,
+    /// The data is looked at.
+    Check,
     /// The weights are loaded.
     LoadWeights,
+    /// A few steps are timed.
+    Probe,
     /// The sample prompts are answered by the base.
     SampleBefore,
     /// The adapter is trained.
@@ -32,6 +36,8 @@ impl Stage {
             Self::OpenBase => "opening the base",
             Self::ReadData => "reading the data",
             Self::Encode => "encoding the examples",
+            Self::Check => "looking at the data",
+            Self::Probe => "timing a few steps",
             Self::LoadWeights => "loading the weights",
             Self::SampleBefore => "answering the sample prompts without the adapter",
             Self::Train => "training",

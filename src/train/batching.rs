@@ -75,6 +75,10 @@ impl Batching {
         }
         let limit = settings.max_steps.unwrap_or(u64::MAX);
         let steps = |epoch: u64| self.steps(train, epoch).len() as u64;
+        if steps(0) == 0 {
+            let message = "the weights of the sources leave no example in an epoch";
+            return Err(Error::input(Place::setting("data.sources"), message));
+        }
         if self.packed_tokens.is_none() {
             return Ok(settings.epochs.saturating_mul(steps(0)).min(limit));
         }

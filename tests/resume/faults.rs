@@ -147,6 +147,29 @@ fn a_checkpoint_that_finds_no_room_ends_no_training() {
 }
 
 #[test]
+fn an_adapter_that_finds_no_room_ends_no_training() {
+    let settings = ["--set", "adapter.rank=16", "--set", "adapter.targets=all-linear"];
+    let before = job();
+    trained(&before, &settings);
+    let bytes = |name: &str| fs::metadata(runs(&before).join(name)).expect("there").len();
+    let limit = bytes("tokenizer.json").div_ceil(512) + 1;
+    assert!(limit * 512 < bytes("adapter_model.safetensors"), "{limit} blocks");
+    let folder = job();
+    let limits = format!("ulimit -f {limit}; trap '' XFSZ");
+    let output = limited(&folder, &limits, &format!("train recipe.toml {}", settings.join(" ")));
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("warning: the adapter of step 5 is not saved: "), "{stderr}");
+    assert!(
+        stderr.contains("error: the best adapter is not saved: ") && stderr.contains("nothing is kept so far"),
+        "{stderr}"
+    );
+    assert_eq!(metrics(&folder), metrics(&before));
+    trained(&folder, &[&settings[..], &["--resume"]].concat());
+    assert_eq!(Results::of(&folder), Results::of(&before));
+}
+
+#[test]
 fn closed_and_full_outputs_end_no_training() {
     let whole = job();
     trained(&whole, &[]);

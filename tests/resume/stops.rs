@@ -111,8 +111,10 @@ fn a_folder_in_use_names_the_process() {
     let folder = job();
     let child = start(&folder, &["--set", "train.epochs=100000"]);
     wait_for(&runs(&folder).join("checkpoints"));
-    let error = refused(&train(&folder, &["--resume"]));
-    assert!(error.contains(&format!("runs/sums: is in use by process {}", child.id())), "{error}");
+    for more in [&["--resume"][..], &[]] {
+        let error = refused(&train(&folder, more));
+        assert!(error.contains(&format!("runs/sums: is in use by process {}", child.id())), "{error}");
+    }
     send(&child, libc::SIGKILL);
     child.wait_with_output().expect("it ends");
     trained(&folder, &["--resume", "--set", "train.epochs=1", "--accept-change", "recipe"]);

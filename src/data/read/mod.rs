@@ -43,11 +43,16 @@ pub struct Shape {
 
 impl From<Option<Format>> for Shape {
     fn from(format: Option<Format>) -> Self {
-        Self { format, columns: Columns::unmapped(), group: None }
+        Self { format, ..Self::with_columns(None) }
     }
 }
 
 impl Shape {
+    /// Objects with these names of keys, whose shape the first decides.
+    pub fn with_columns(columns: Option<&Columns>) -> Self {
+        Self { format: None, columns: columns.cloned().unwrap_or_else(Columns::unmapped), group: None }
+    }
+
     /// Whether a key or column with this name is read.
     fn reads(&self, name: &str) -> bool {
         self.columns.reads(name) || self.group.as_deref() == Some(name)

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 /// The most that a Parquet file may unpack to.
 const MAX_UNPACKED_BYTES: usize = 4 << 30;
 /// The most values in a column of one row group. The reader makes room for as many as the pages promise.
-const MAX_VALUES: usize = 1 << 26;
+const MAX_VALUES: usize = 1 << 24;
 
 /// Parses the bytes of a Parquet file; `name` stands in messages.
 ///

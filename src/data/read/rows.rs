@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::Shape;
 use super::fields::{self, Fields};
 use super::shape;
-use crate::data::columns;
+use crate::data::columns::{self, Columns};
 use crate::data::example::Row;
 use crate::data::format::SHAPES;
 use crate::data::position::{At, Position};
@@ -70,8 +70,8 @@ impl Rows {
         self.unseen.retain(|(_, name)| !values.contains_key(name));
         let given = self.shape.format.or_else(|| self.shape.columns.format(|key| values.contains_key(key)));
         let Some(format) = given else {
-            let keys: Vec<&str> = values.keys().map(String::as_str).take(10).collect();
-            return Err(unknown_shape("keys", &keys));
+            let keys: Vec<&str> = values.keys().map(String::as_str).collect();
+            return Err(unknown_shape("keys", &keys, &self.shape.columns));
         };
         self.shape.format = Some(format);
         let group = self.shape.group.as_ref().map(|key| group(key, values.get(key))).transpose();
@@ -124,9 +124,14 @@ fn group(key: &str, value: Option<&Value>) -> Result<String> {
     }
 }
 
-/// An object or table whose keys or columns, `what`, make none of the shapes.
-pub(super) fn unknown_shape(what: &str, names: &[&str]) -> Error {
+/// An object or table whose keys or columns, `what`, make none of the shapes under the mapping `columns`.
+pub(super) fn unknown_shape(what: &str, names: &[&str], columns: &Columns) -> Error {
     let found = &names[..names.len().min(10)];
+    if let Some((key, absent)) = columns.mapped().find(|(_, name)| !names.contains(name)) {
+        let message =
+            format!("found the {what} {found:?}, and not {absent:?}, which `columns` gives the place of `{key}`");
+        return Error::input("", message).hint("letters and spaces count");
+    }
     let error = Error::input("", format!("found the {what} {found:?}; {SHAPES}"));
     match columns::proposal(names) {
         Some(proposal) => error.hint(proposal),

@@ -56,7 +56,7 @@ pub(super) fn check_columns(columns: &[String], name: &str, shape: &Shape) -> Re
     }
     if shape.format.is_none() && shape.columns.format(|key| columns.iter().any(|column| column == key)).is_none() {
         let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-        return Err(unknown_shape("columns", &columns).within(name));
+        return Err(unknown_shape("columns", &columns, &shape.columns).within(name));
     }
     Ok(())
 }

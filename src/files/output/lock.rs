@@ -33,18 +33,34 @@ pub fn claim(path: &Path) -> Result<File> {
     let failed = |error: std::io::Error| Error::write(path, &error);
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = (&file).take(32).read_to_string(&mut holder);
-            let holder = if holder.is_empty() { "another process" } else { holder.trim_end() };
-            let folder = path.parent().unwrap_or(path);
-            return Err(Error::input(folder, format!("is in use by {holder}")).hint("wait until it ends, or stop it"));
-        }
+        Err(TryLockError::WouldBlock) => return Err(in_use(path, &file)),
         Err(TryLockError::Error(error)) => return Err(failed(error)),
     }
     file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
     writeln!(file, "process {}", std::process::id()).map_err(failed)?;
     Ok(file)
+}
+
+/// Checks that no process has [`claim`]ed the lock of the file at `path`, and changes nothing.
+///
+/// # Errors
+/// Input: a process has.
+pub fn check_free(path: &Path) -> Result<()> {
+    let Ok(file) = File::open(path) else { return Ok(()) };
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Err(in_use(path, &file)),
+        _ => Ok(()),
+    }
+}
+
+/// The error of a folder whose lock, the file at `path`, another process has.
+fn in_use(path: &Path, file: &File) -> Error {
+    let mut holder = String::new();
+    // The lock is in use, whether its holder can be named or not.
+    let _ = file.take(32).read_to_string(&mut holder);
+    let holder = if holder.is_empty() { "another process" } else { holder.trim_end() };
+    let folder = path.parent().unwrap_or(path);
+    Error::input(folder, format!("is in use by {holder}")).hint("wait until it ends, or stop it")
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -63,7 +79,9 @@ mod tests {
         let held = claim(&path).expect("free");
         let error = claim(&path).expect_err("in use");
         assert!(error.to_string().contains(&format!("is in use by process {}", std::process::id())), "{error}");
+        assert_eq!(check_free(&path).expect_err("in use"), error);
         drop(held);
+        check_free(&path).expect("free again");
         claim(&path).expect("free again");
     }
 }

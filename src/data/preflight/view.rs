@@ -1,0 +1,100 @@
+//! The texts of a row by the part that they play, whatever the shape of the row.
+
+use serde_json::Value;
+
+use crate::data::chat::stand_ins::strings;
+use crate::data::example::{Example, Message, Role, Row};
+use crate::data::position::Position;
+
+/// The part that a text plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Part {
+    /// A system text.
+    System,
+    /// Words of the user, or the bare prompt.
+    Prompt,
+    /// Words that are trained.
+    Answer,
+    /// Any other text that is shown: results of tools, turns that are not trained, fields of turns.
+    Other,
+}
+
+/// A row by its texts.
+pub(super) struct View<'a> {
+    pub(super) position: &'a Position,
+    /// The texts in their order.
+    pub(super) parts: Vec<(Part, &'a str)>,
+    /// The turns, where the row is a conversation.
+    pub(super) messages: &'a [Message],
+    /// The tools that the conversation declares.
+    pub(super) tools: Option<&'a Value>,
+    /// Whether the row is a prompt with its completion, or a plain text.
+    pub(super) is_bare: bool,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn of(row: &'a Row) -> Self {
+        let (mut messages, mut tools_of_row): (&[Message], _) = (&[], None);
+        let mut parts = Vec::new();
+        match &row.example {
+            Example::PromptCompletion { prompt, completion } => {
+                parts.extend([(Part::Prompt, prompt.as_str()), (Part::Answer, completion)]);
+            }
+            Example::Alpaca { instruction, input, output, system } => {
+                parts.extend(system.iter().map(|system| (Part::System, system.as_str())));
+                parts.push((Part::Prompt, instruction));
+                parts.extend((!input.is_empty()).then_some((Part::Prompt, input.as_str())));
+                parts.push((Part::Answer, output));
+            }
+            Example::Chat { messages: turns, tools } => {
+                (messages, tools_of_row) = (turns, tools.as_ref());
+                turns.iter().for_each(|turn| add_turn(turn, &mut parts));
+            }
+            Example::Text { text } => parts.push((Part::Answer, text)),
+        }
+        let is_bare = matches!(row.example, Example::PromptCompletion { .. } | Example::Text { .. });
+        Self { position: &row.position, parts, messages, tools: tools_of_row, is_bare }
+    }
+
+    /// The texts that are trained.
+    pub(super) fn answers(&self) -> impl Iterator<Item = &'a str> {
+        self.parts.iter().filter(|(part, _)| *part == Part::Answer).map(|(_, text)| *text)
+    }
+
+    /// All texts.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &'a str> {
+        self.parts.iter().map(|(_, text)| *text)
+    }
+
+    /// The texts before the last answer, and that answer; `None` without an answer.
+    pub(super) fn last_exchange(&self) -> Option<(&[(Part, &'a str)], &'a str)> {
+        let at = self.parts.iter().rposition(|(part, _)| *part == Part::Answer)?;
+        Some((&self.parts[..at], self.parts[at].1))
+    }
+
+    /// The words of the user before the last answer, the last ones if there are several turns.
+    pub(super) fn last_prompt(&self) -> Option<&'a str> {
+        let (before, _) = self.last_exchange()?;
+        before.iter().rev().find(|(part, _)| *part == Part::Prompt).map(|(_, text)| *text)
+    }
+
+    pub(super) fn has_system(&self) -> bool {
+        self.parts.iter().any(|(part, _)| *part == Part::System)
+    }
+}
+
+fn add_turn<'a>(turn: &'a Message, parts: &mut Vec<(Part, &'a str)>) {
+    let part = match &turn.role {
+        Role::System => Part::System,
+        Role::User => Part::Prompt,
+        Role::Assistant if turn.is_answer() => Part::Answer,
+        _ => Part::Other,
+    };
+    // A turn that is a call has no words of its own.
+    if part != Part::Answer || !turn.more.contains_key("tool_calls") || !turn.content.is_empty() {
+        parts.push((part, &turn.content));
+    }
+    let mut fields = Vec::new();
+    turn.more.iter().filter(|(key, _)| *key != "content").for_each(|(_, value)| strings(value, &mut fields));
+    parts.extend(fields.into_iter().map(|text| (Part::Other, text)));
+}

@@ -1,0 +1,121 @@
+//! A model by name, ready to run: a base and perhaps an adapter, as evaluation and generation use them.
+
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+
+use super::adapter::OpenAdapter;
+use super::base::OpenBase;
+use super::watch::Watch;
+use crate::adapter::host::HostAdapter;
+use crate::device::{self, DeviceChoice};
+use crate::error::{Place, Result};
+use crate::model::Decoder;
+use crate::model::load::computes_in;
+use crate::nn::Adapter;
+use crate::quant::{Compute, Quant};
+
+/// A base and perhaps an adapter, by name, and how their weights are held.
+#[derive(Debug, Clone)]
+pub struct ModelChoice {
+    /// A known name, `hf:org/repo`, a Hugging Face folder or a `.gguf` file.
+    pub base: String,
+    /// The folder of an adapter in PEFT's format.
+    pub adapter: Option<PathBuf>,
+    /// Precision of the frozen products; `None` for that of the adapter's training, or else bf16.
+    pub compute: Option<Compute>,
+    /// Quantisation of the frozen weights in memory; `None` for that of the adapter's training, or else none.
+    pub quant: Option<Quant>,
+    /// Use the adapter although it was trained on another base.
+    pub force: bool,
+}
+
+/// A base and perhaps an adapter, on a device.
+pub struct LoadedModel {
+    /// The base with its tokenizer.
+    pub base: OpenBase,
+    /// The weights of the base.
+    pub decoder: Decoder,
+    /// The adapter as its file has it.
+    pub adapter: Option<HostAdapter>,
+    /// The adapter on the device.
+    pub attached: Option<Adapter>,
+    /// How the weights are held.
+    pub quant: Quant,
+    /// The precision of the products.
+    pub compute: Compute,
+}
+
+impl ModelChoice {
+    /// The base alone, in the default form.
+    pub fn base(name: impl Into<String>) -> Self {
+        Self { base: name.into(), adapter: None, compute: None, quant: None, force: false }
+    }
+
+    /// The same base with an adapter.
+    pub fn with_adapter(self, folder: impl Into<PathBuf>) -> Self {
+        Self { adapter: Some(folder.into()), ..self }
+    }
+
+    /// Opens the base and the adapter; their weights are not loaded yet.
+    ///
+    /// # Errors
+    /// Those of [`OpenBase::open`] and [`OpenAdapter::open`].
+    pub fn open(&self, watch: &mut dyn Watch) -> Result<(OpenBase, Option<HostAdapter>)> {
+        let mut base = OpenBase::open(&self.base, &mut |event| watch.pull(event))?;
+        let Some(folder) = &self.adapter else { return Ok((base, None)) };
+        let OpenAdapter { adapter, notices } = OpenAdapter::open(folder, &mut base, self.force)?;
+        notices.iter().for_each(|notice| watch.notice(notice));
+        Ok((base, Some(adapter)))
+    }
+
+    /// Opens and loads everything.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`], of the device and of loading; the base cannot be held as asked for.
+    pub fn load(&self, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<LoadedModel> {
+        let device = device::open(choice)?;
+        let (base, adapter) = self.open(watch)?;
+        let (quant, compute) = (self.quant(&base, adapter.as_ref())?, self.compute(adapter.as_ref(), &device)?);
+        let decoder = base.load(&device, compute, quant, |done, total| watch.loading(done, total))?;
+        let attached = adapter.as_ref().map(|adapter| adapter.attach(decoder.config(), &device)).transpose()?;
+        Ok(LoadedModel { base, decoder, adapter, attached, quant, compute })
+    }
+
+    /// The precision asked for, or else that of the adapter's training, or else that of training by default; f32 where `device`
+    /// lacks what nobody asked for.
+    ///
+    /// # Errors
+    /// Input: the adapter names a precision that this program does not know.
+    pub fn compute(&self, adapter: Option<&HostAdapter>, device: &Device) -> Result<Compute> {
+        let of_adapter = || adapter.map(HostAdapter::trained_in).transpose().map(Option::flatten);
+        let of_adapter = || of_adapter().map_err(|error| error.within(self.adapter_place()));
+        if let Some(compute) = self.compute {
+            return Ok(compute);
+        }
+        let usual = of_adapter()?.unwrap_or(Compute::Bf16);
+        Ok(if computes_in(device, usual) { usual } else { Compute::F32 })
+    }
+
+    /// The scheme asked for, or else the one that the adapter was trained over.
+    ///
+    /// # Errors
+    /// Input: the base cannot be held so; the adapter names a scheme that this program does not know.
+    pub fn quant(&self, base: &OpenBase, adapter: Option<&HostAdapter>) -> Result<Quant> {
+        if let Some(quant) = self.quant {
+            base.check_quant(Place::argument("--quant"), quant)?;
+            return Ok(quant);
+        }
+        let trained_over = adapter.map(HostAdapter::trained_over).transpose();
+        Ok(match trained_over.map_err(|error| error.within(self.adapter_place()))?.flatten() {
+            // The scheme keeps blocks of a GGUF file, and this base is no GGUF file.
+            Some(Quant::Keep) if !base.files.is_gguf() => Quant::None,
+            Some(quant) => quant,
+            None => Quant::None,
+        })
+    }
+
+    fn adapter_place(&self) -> Place {
+        self.adapter.as_ref().map_or(Place::Nowhere, Place::file)
+    }
+}

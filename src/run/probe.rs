@@ -1,0 +1,128 @@
+//! The time of a run, estimated from a few of its steps.
+
+use std::fmt;
+use std::time::Instant;
+
+use burn::module::Module;
+use serde::Serialize;
+
+use super::prepare::Prepared;
+use super::watch::{Stage, Watch};
+use crate::error::Result;
+use crate::model::Batch;
+use crate::train::evaluate::evaluate;
+use crate::train::objective::Sft;
+use crate::train::step::AdapterTrainer;
+
+/// Steps that are timed, after one that is not: the first pays for memory and for threads.
+const STEPS: usize = 3;
+/// Timing ends after so many seconds.
+const MAX_SECONDS: f64 = 20.0;
+/// Validation tokens that are timed.
+const EVALUATED_TOKENS: usize = 2048;
+
+/// The time that a run will take, by its first steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct TimeEstimate {
+    /// Seconds of all steps.
+    pub training_seconds: f64,
+    /// Seconds of all evaluations.
+    pub evaluation_seconds: f64,
+    /// Tokens through the model in training, by second.
+    pub tokens_per_second: f64,
+    /// Steps that were timed.
+    pub timed_steps: usize,
+}
+
+/// Loads the weights, does a few steps of the run and a part of an evaluation, and keeps nothing of it.
+///
+/// # Errors
+/// Those of loading; an adapter that does not fit.
+pub(super) fn probe(prepared: &Prepared, watch: &mut dyn Watch) -> Result<TimeEstimate> {
+    let plan = &prepared.plan;
+    watch.stage(Stage::LoadWeights);
+    let decoder = prepared
+        .base
+        .load(&prepared.device, plan.base.compute, plan.base.quant, |done, total| watch.loading(done, total))?;
+    watch.stage(Stage::Probe);
+    let device = decoder.device().clone().autodiff();
+    let adapter = prepared.start.attach(decoder.config(), &device)?;
+    let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), &plan.train, prepared.layout.recompute);
+    let sequences = &prepared.train.sequences;
+    let steps = prepared.batching.steps(sequences, 0);
+    let (mut tokens, mut seconds, mut timed) = (0usize, 0.0, 0usize);
+    // A run of one step times that one.
+    for (index, micro_batches) in steps.iter().cycle().take(STEPS + 1).enumerate() {
+        let parts = prepared.layout.part.split(micro_batches, sequences);
+        let join = |part: &Vec<usize>| Batch::join(part.iter().map(|&index| sequences[index].parts()));
+        let batches: Vec<Batch> = parts.iter().map(join).collect();
+        let began = Instant::now();
+        let report = trainer.step(&decoder, &batches, 0.0, index as u64);
+        if index > 0 {
+            (tokens, seconds, timed) = (tokens + report.tokens, seconds + began.elapsed().as_secs_f64(), timed + 1);
+        }
+        if seconds > MAX_SECONDS {
+            break;
+        }
+    }
+    let tokens_per_second = tokens as f64 / seconds;
+    let all_tokens = prepared.train.tokens as f64 * prepared.total_steps as f64 / steps.len() as f64;
+    let measured = prepared.held_out.valid_at_steps(&prepared.valid);
+    let evaluation_seconds = match measured.iter().map(|sequence| sequence.ids.len()).sum::<usize>() {
+        0 => 0.0,
+        valid_tokens => {
+            let mut timed_tokens = 0;
+            let few = measured.iter().take_while(|sequence| {
+                let is_wanted = timed_tokens < EVALUATED_TOKENS;
+                timed_tokens += sequence.ids.len();
+                is_wanted
+            });
+            let few: Vec<_> = few.cloned().collect();
+            let few_tokens: usize = few.iter().map(|sequence| sequence.ids.len()).sum();
+            let began = Instant::now();
+            evaluate(&decoder, Some(&trainer.adapter.valid()), &few, &mut |_| Ok(()))?;
+            // Before the first step, every `eval_steps`, and after the last.
+            let evaluations = 1 + prepared.total_steps.div_ceil(plan.train.eval_steps);
+            began.elapsed().as_secs_f64() * valid_tokens as f64 / few_tokens.max(1) as f64 * evaluations as f64
+        }
+    };
+    Ok(TimeEstimate {
+        training_seconds: all_tokens / tokens_per_second,
+        evaluation_seconds,
+        tokens_per_second,
+        timed_steps: timed,
+    })
+}
+
+impl fmt::Display for TimeEstimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { training_seconds, evaluation_seconds, tokens_per_second, timed_steps } = *self;
+        let total = words(training_seconds + evaluation_seconds);
+        write!(
+            f,
+            "about {total}: training {}, evaluations {} ({tokens_per_second:.0} tokens/s in {timed_steps} steps of this run)",
+            words(training_seconds),
+            words(evaluation_seconds)
+        )
+    }
+}
+
+/// A time in the unit that suits it.
+fn words(seconds: f64) -> String {
+    match seconds {
+        ..90.0 => format!("{seconds:.0} s"),
+        ..5400.0 => format!("{:.0} min", seconds / 60.0),
+        ..172_800.0 => format!("{:.1} h", seconds / 3600.0),
+        _ => format!("{:.1} days", seconds / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_the_unit_that_suits_them() {
+        assert_eq!([0.4, 89.0, 600.0, 7200.0, 432_000.0].map(words), ["0 s", "89 s", "10 min", "2.0 h", "5.0 days"]);
+    }
+}
