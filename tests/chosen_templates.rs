@@ -13,7 +13,8 @@ use crate::tokenizer::{fixtures, open};
 #[test]
 fn a_template_that_the_recipe_names_goes_with_the_adapter() {
     let folder = tiny_job();
-    fs::write(folder.path().join("chat.jsonl"), talk().to_string()).expect("written");
+    let row = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+    fs::write(folder.path().join("chat.jsonl"), row.to_string()).expect("written");
     let settings =
         ["data.train='chat.jsonl'", "data.valid='chat.jsonl'", "data.template='zephyr'", "train.max_steps=1"];
     let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();

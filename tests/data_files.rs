@@ -280,7 +280,9 @@ fn a_run_over_sources_shows_each_as_often_as_its_weight_says() {
     let folder = crate::cli::tiny_job();
     let recipe = fs::read_to_string(folder.path().join("recipe.toml")).expect("the recipe");
     // 21 examples once, 15 of another file four times, in micro-batches of one.
-    let sources = "[[data.sources]]\npath = \"valid.jsonl\"\nweight = 4\n";
+    let row = |number: usize| format!("{{\"prompt\": \"{number} less 1 is \", \"completion\": \"{}\"}}\n", number - 1);
+    fs::write(folder.path().join("less.jsonl"), (1..=15).map(row).collect::<String>()).expect("written");
+    let sources = "[[data.sources]]\npath = \"less.jsonl\"\nweight = 4\n";
     fs::write(folder.path().join("more.toml"), format!("{recipe}\n{sources}")).expect("written");
     let check = |recipe: &str| {
         let arguments = ["check", recipe, "--json", "--set", "train.epochs=1", "--set", "train.micro_batch_seqs=1"];
@@ -290,6 +292,13 @@ fn a_run_over_sources_shows_each_as_often_as_its_weight_says() {
     assert_eq!(check("recipe.toml")["total_steps"], 21);
     let checked = check("more.toml");
     assert_eq!((&checked["total_steps"], &checked["train"]["examples"]), (&(21 + 4 * 15).into(), &36.into()));
+    // Files of a folder that are no data are named.
+    fs::create_dir(folder.path().join("more")).expect("made");
+    fs::write(folder.path().join("more/a.jsonl"), "{\"prompt\": \"a\", \"completion\": \"b\"}\n").expect("written");
+    fs::write(folder.path().join("more/notes.txt"), "notes").expect("written");
+    let arguments = ["check", "recipe.toml", "--set", "data.train=more"];
+    let checked = crate::cli::text(&crate::cli::run(&folder, &arguments).stderr);
+    assert!(checked.contains("not read, by their endings no data files: more/notes.txt"), "{checked}");
     // Examples of another shape are named, and a weight that leaves none is refused.
     fs::write(folder.path().join("chat.jsonl"), CHAT).expect("written");
     let with = |more: &str| {

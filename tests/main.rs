@@ -31,6 +31,7 @@ mod hostile_weights;
 mod kept_sets;
 mod larger_models;
 mod merge;
+mod merge_proof;
 mod model;
 mod ops;
 mod optimisers;

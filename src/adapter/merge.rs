@@ -51,6 +51,16 @@ pub struct MergeOptions {
     pub force: bool,
 }
 
+impl MergeBase {
+    /// The quantisation of a base with these weights.
+    pub fn quant(self) -> Quant {
+        match self {
+            Self::Original => Quant::None,
+            Self::Dequantized(quant) => quant,
+        }
+    }
+}
+
 impl Default for MergeOptions {
     fn default() -> Self {
         Self { weights: MergeBase::Original, float_type: None, max_shard_bytes: 5_000_000_000, force: false }

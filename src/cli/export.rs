@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::Global;
 use super::model::Model;
 use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
@@ -13,6 +14,7 @@ use crate::adapter::merge::MergeBase;
 use crate::bytes::Size;
 use crate::error::{Error, Place, Result, counted};
 use crate::export::{ExportOptions, ExportReport, GgufType};
+use crate::run::merge::Hardware;
 use crate::run::{self, OpenBase};
 
 /// Write a model for other programs, such as llama.cpp, with an adapter folded in if there is one
@@ -31,6 +33,9 @@ pub(super) struct Arguments {
     /// Type of the weights [default: as in the base; f32 for a base that bitsandbytes packed]
     #[arg(long = "type", value_enum, value_name = "TYPE")]
     gguf_type: Option<GgufType>,
+    /// Do not run the written model on texts to compare it with base and adapter
+    #[arg(long)]
+    no_verify: bool,
     /// Split a file that would be larger, as 2GiB, 500MB or a number of bytes
     #[arg(long, value_name = "SIZE")]
     split_size: Option<Size>,
@@ -52,18 +57,19 @@ enum Format {
 pub(super) struct Exported {
     out: PathBuf,
     #[serde(flatten)]
-    report: ExportReport,
+    exported: run::export::Exported,
 }
 
-pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
+pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
     let (base, adapter) = arguments.model.open(terminal)?;
     let quant = arguments.model.choice().quant(&base, adapter.as_ref())?;
     let weights = if quant.is_packing() { MergeBase::Dequantized(quant) } else { MergeBase::Original };
     let split_bytes = arguments.split_size.map(|size| size.0);
     let options = ExportOptions { weights, gguf_type: arguments.gguf_type, split_bytes };
+    let hardware = || (!arguments.no_verify).then(|| arguments.model.hardware(adapter.as_ref(), global)).transpose();
     let exported = match (arguments.format, &adapter) {
-        (Format::Gguf, adapter) => gguf(&base, adapter.as_ref(), &arguments.out, &options)?,
-        (Format::Ollama, adapter) => ollama(&base, adapter.as_ref(), &arguments.out, &options)?,
+        (Format::Gguf, adapter) => gguf(&base, adapter.as_ref(), &arguments.out, &options, hardware()?.as_ref())?,
+        (Format::Ollama, adapter) => ollama(&base, adapter.as_ref(), &arguments.out, &options, hardware()?.as_ref())?,
         (Format::GgufLora, Some(adapter)) => arguments.gguf_lora(&base, adapter)?,
         (Format::GgufLora, None) => {
             return Err(Error::input(Place::argument("--adapter"), "is missing")
@@ -83,7 +89,8 @@ impl Arguments {
             )
         });
         Error::none_of(errors.collect(), ())?;
-        Ok(Exported { out: self.out.clone(), report: run::export::gguf_lora(base, adapter, &self.out)? })
+        let report = run::export::gguf_lora(base, adapter, &self.out)?;
+        Ok(Exported { out: self.out.clone(), exported: run::export::Exported { report, agreement: None } })
     }
 }
 
@@ -93,8 +100,9 @@ pub(super) fn gguf(
     adapter: Option<&HostAdapter>,
     out: &Path,
     options: &ExportOptions,
+    hardware: Option<&Hardware>,
 ) -> Result<Exported> {
-    Ok(Exported { out: out.to_owned(), report: run::export::gguf(base, adapter, out, options)? })
+    Ok(Exported { out: out.to_owned(), exported: run::export::gguf(base, adapter, out, options, hardware)? })
 }
 
 /// Writes a whole model as a folder for Ollama.
@@ -103,18 +111,19 @@ pub(super) fn ollama(
     adapter: Option<&HostAdapter>,
     out: &Path,
     options: &ExportOptions,
+    hardware: Option<&Hardware>,
 ) -> Result<Exported> {
     if options.split_bytes.is_some() {
         let message = "does not go with `--format ollama`, whose Modelfile names one file";
         return Err(Error::input(Place::argument("--split-size"), message));
     }
-    Ok(Exported { out: out.to_owned(), report: run::export::ollama(base, adapter, out, options)? })
+    Ok(Exported { out: out.to_owned(), exported: run::export::ollama(base, adapter, out, options, hardware)? })
 }
 
 impl Exported {
     /// The remarks on stderr, the result on stdout.
     pub(super) fn print(&self, base: &OpenBase, terminal: &Terminal) -> Result<()> {
-        self.report.notices.iter().for_each(|notice| terminal.message(notice));
+        self.exported.report.notices.iter().for_each(|notice| terminal.message(notice));
         base.parts_passed_over().into_iter().for_each(|notice| terminal.message(notice));
         terminal.result(self)
     }
@@ -122,7 +131,7 @@ impl Exported {
 
 impl fmt::Display for Exported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ExportReport { files, tensors, formats, bytes, modules, untied_head, .. } = &self.report;
+        let ExportReport { files, tensors, formats, bytes, modules, untied_head, .. } = &self.exported.report;
         let formats: Vec<String> = formats.iter().map(|(format, count)| format!("{count} {format}")).collect();
         let megabytes = bytes / 1_000_000;
         write!(f, "{}: ", self.out.display())?;
@@ -134,6 +143,9 @@ impl fmt::Display for Exported {
             write!(f, ", with the adapter's {}", counted(*modules, "module"))?;
         }
         write!(f, "; read back and compared")?;
+        if let Some(agreement) = &self.exported.agreement {
+            write!(f, "\n{agreement}")?;
+        }
         if *untied_head {
             write!(f, "\nthe head is no longer tied to the embedding: the adapter changes it")?;
         }

@@ -13,14 +13,13 @@ use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
 use crate::bytes::Size;
-use crate::data::{Columns, LongPolicy, Shape};
+use crate::data::{self, Columns, LongPolicy, Shape};
 use crate::error::{Error, Place, Result};
 use crate::export::{ExportOptions, GgufType};
 use crate::files::FloatType;
 use crate::quant::Quant;
 use crate::run::OpenBase;
 use crate::run::merge::{self, Hardware, MergeCheck, MergedFolder};
-use crate::{data, device};
 
 /// Fold an adapter into its base and write a Hugging Face folder, or the model for other programs
 #[derive(Debug, Args)]
@@ -48,6 +47,9 @@ pub(super) struct Arguments {
     /// Split a GGUF file that would be larger, as 2GiB, 500MB or a number of bytes
     #[arg(long, value_name = "SIZE")]
     split_size: Option<Size>,
+    /// Do not run the merged model on texts to compare it with base and adapter
+    #[arg(long)]
+    no_verify: bool,
     /// Measure the adapter on the packed weights and merged both ways; without --out nothing is kept
     #[arg(long, requires = "data")]
     compare: bool,
@@ -91,7 +93,7 @@ struct Merged {
 struct Written {
     out: PathBuf,
     #[serde(flatten)]
-    report: MergeReport,
+    merged: merge::Merged,
 }
 
 impl Arguments {
@@ -123,7 +125,18 @@ impl Arguments {
         }
     }
 
-    fn for_other_programs(&self, base: &OpenBase, adapter: &HostAdapter, weights: MergeBase) -> Result<Exported> {
+    /// The device and precision that the merged model is examined with, unless it is not.
+    fn hardware(&self, adapter: &HostAdapter, global: &Global) -> Result<Option<Hardware>> {
+        (!self.no_verify).then(|| self.model.hardware(Some(adapter), global)).transpose()
+    }
+
+    fn for_other_programs(
+        &self,
+        base: &OpenBase,
+        adapter: &HostAdapter,
+        weights: MergeBase,
+        hardware: Option<&Hardware>,
+    ) -> Result<Exported> {
         let Some(out) = self.out.as_deref().filter(|_| !self.compare) else {
             let error = Error::input(Place::argument("--compare"), "measures Hugging Face folders");
             return Err(error.hint("leave `--format` out, or `--compare`"));
@@ -131,8 +144,8 @@ impl Arguments {
         let split_bytes = self.split_size.map(|size| size.0);
         let options = ExportOptions { weights, gguf_type: self.gguf_type, split_bytes };
         match self.format() {
-            Format::Ollama => export::ollama(base, Some(adapter), out, &options),
-            Format::Gguf | Format::Hf => export::gguf(base, Some(adapter), out, &options),
+            Format::Ollama => export::ollama(base, Some(adapter), out, &options, hardware),
+            Format::Gguf | Format::Hf => export::gguf(base, Some(adapter), out, &options, hardware),
         }
     }
 }
@@ -162,7 +175,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let packing = quant.is_packing().then_some(quant);
     let weights = arguments.weights(&base, packing)?;
     if format != Format::Hf {
-        return arguments.for_other_programs(&base, &adapter, weights)?.print(&base, terminal);
+        let hardware = arguments.hardware(&adapter, global)?;
+        return arguments.for_other_programs(&base, &adapter, weights, hardware.as_ref())?.print(&base, terminal);
     }
     let options = MergeOptions {
         weights,
@@ -176,23 +190,25 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let rows = data::read(data, Shape::with_columns(arguments.columns.as_ref()))?;
             let positions = base.files.config().max_positions;
             let set = base.encoder.encode_all(&rows, positions, LongPolicy::Error)?;
-            let device = device::open(&global.device)?;
-            let hardware = Hardware { compute: choice.compute(Some(&adapter), &device)?, device };
+            let hardware = arguments.model.hardware(Some(&adapter), global)?;
             let scratch = folder.join("merged");
             let place = arguments.out.as_deref().map_or_else(|| MergedFolder::Discard(&scratch), MergedFolder::Keep);
             let (comparison, report) = merge::compare(&base, &adapter, packing, &set, &hardware, &options, place)?;
-            (report, Some(comparison))
+            (report.map(|report| merge::Merged { report, agreement: None }), Some(comparison))
         }
         _ => match &arguments.out {
-            Some(out) => (Some(merge::merge(&base, &adapter, out, &options)?), None),
+            Some(out) => {
+                let hardware = arguments.hardware(&adapter, global)?;
+                (Some(merge::merge(&base, &adapter, out, &options, hardware.as_ref())?), None)
+            }
             None => (None, None),
         },
     };
-    if let (Some(report), Some(out)) = (&report, &arguments.out) {
+    if let (Some(merge::Merged { report, .. }), Some(out)) = (&report, &arguments.out) {
         terminal.licences_left_out(out, &report.licences_left_out);
         base.parts_passed_over().into_iter().for_each(|notice| terminal.message(notice));
     }
-    let written = report.zip(arguments.out.clone()).map(|(report, out)| Written { out, report });
+    let written = report.zip(arguments.out.clone()).map(|(merged, out)| Written { out, merged });
     terminal.result(&Merged { written, comparison })
 }
 
@@ -209,7 +225,7 @@ impl fmt::Display for Merged {
         if let Some(comparison) = &self.comparison {
             write!(f, "{comparison}")?;
         }
-        let Some(Written { out, report }) = &self.written else { return Ok(()) };
+        let Some(Written { out, merged: merge::Merged { report, agreement } }) = &self.written else { return Ok(()) };
         if self.comparison.is_some() {
             writeln!(f)?;
         }
@@ -221,6 +237,9 @@ impl fmt::Display for Merged {
              {tensors_compared}, greatest difference {max_difference:.1e}",
             out.display()
         )?;
+        if let Some(agreement) = agreement {
+            write!(f, "\n{agreement}")?;
+        }
         match modules - modules_changed {
             0 => {}
             same if same == *modules => {

@@ -159,7 +159,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
         Command::Combine(arguments) => combine::run(arguments, terminal),
         Command::Merge(arguments) => merge::run(arguments, &cli.global, terminal),
-        Command::Export(arguments) => export::run(arguments, terminal),
+        Command::Export(arguments) => export::run(arguments, &cli.global, terminal),
         Command::Quantize(arguments) => quantize::run(arguments, terminal),
         Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),

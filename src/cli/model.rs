@@ -8,9 +8,11 @@ use super::Global;
 use super::terminal::Terminal;
 use super::train::TrainProgress;
 use crate::adapter::host::HostAdapter;
+use crate::device;
 use crate::error::Result;
 use crate::quant::{Compute, Quant};
 use crate::run::OpenBase;
+use crate::run::merge::Hardware;
 use crate::run::model::{LoadedModel, ModelChoice};
 
 /// A base and perhaps an adapter.
@@ -48,5 +50,11 @@ impl Model {
     /// Loads everything.
     pub(super) fn load(&self, global: &Global, terminal: &Terminal) -> Result<LoadedModel> {
         self.choice().load(&global.device, &mut TrainProgress::new(terminal))
+    }
+
+    /// The device and precision to compute with.
+    pub(super) fn hardware(&self, adapter: Option<&HostAdapter>, global: &Global) -> Result<Hardware> {
+        let device = device::open(&global.device)?;
+        Ok(Hardware { compute: self.choice().compute(adapter, &device)?, device })
     }
 }

@@ -36,6 +36,16 @@ impl Paths {
         Ok(files)
     }
 
+    /// The files in folders that are not read, since their endings are none of data files; hidden ones aside.
+    pub fn passed_over(&self) -> Vec<PathBuf> {
+        let folders = self.0.iter().filter_map(|path| std::fs::read_dir(path).ok());
+        let paths = folders.flatten().flatten().map(|entry| entry.path());
+        let mut others: Vec<PathBuf> =
+            paths.filter(|path| Kind::known(path).is_none() && !is_hidden(path) && path.is_file()).collect();
+        others.sort();
+        others
+    }
+
     /// Whether one of the names is relative to the current folder.
     pub fn has_relative(&self) -> bool {
         self.0.iter().any(|path| path.is_relative())
@@ -88,12 +98,15 @@ fn split_of(file: &Path) -> Option<&'static str> {
     words.find_map(|word| SPLITS.iter().find(|(_, names)| names.contains(&word)).map(|(split, _)| *split))
 }
 
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}
+
 /// The data files in a folder, by name; those of folders within are not.
 fn files_of_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).map_err(|error| Error::read(folder, &error))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path()));
     let paths: Vec<PathBuf> = paths.collect::<std::io::Result<_>>().map_err(|error| Error::read(folder, &error))?;
-    let is_hidden = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
     let is_arrow = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "arrow");
     if paths.iter().any(is_arrow) {
         return Err(Error::input(folder, "holds Arrow files, as `save_to_disk` of datasets writes them")

@@ -104,9 +104,19 @@ impl DataSettings {
 
     /// The names of the training files, for messages.
     pub fn train_names(&self) -> String {
+        self.train_paths().map(Paths::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    fn train_paths(&self) -> impl Iterator<Item = &Paths> {
         let sources = self.sources.iter().map(|source| &source.path);
-        let paths = std::iter::once(&self.train).filter(|train| **train != Paths::default()).chain(sources);
-        paths.map(Paths::to_string).collect::<Vec<_>>().join(", ")
+        std::iter::once(&self.train).filter(|train| **train != Paths::default()).chain(sources)
+    }
+
+    /// The files in folders of training and validation examples that are not read, in words.
+    pub fn passed_over(&self) -> Option<String> {
+        let paths = self.train_paths().chain(&self.valid).flat_map(Paths::passed_over);
+        let names: Vec<String> = paths.map(|path| path.display().to_string()).collect();
+        (!names.is_empty()).then(|| format!("not read, by their endings no data files: {}", names.join(", ")))
     }
 
     /// Reads the validation examples; `None` where the recipe names none.

@@ -160,17 +160,18 @@ impl<'a> ModelPlan<'a> {
         self.tensors.iter().map(|planned| planned.info.clone()).collect()
     }
 
-    /// Writes the file, or files, that would be `out` beside it, under names that start so; reads them again and compares.
+    /// Writes the file, or files, that would be `out` beside it, under names that start so; reads them again and compares. They
+    /// get their names once `examine`, which gets the path of the first, is content.
     ///
     /// # Errors
     /// Input: something lies there. Failed: a full disk, a value that the type cannot hold, a file that reads back as
     /// something else. After any of them nothing is there.
-    pub fn write(self, out: &Path) -> Result<ExportReport> {
+    pub fn write(self, out: &Path, examine: impl FnOnce(&Path) -> Result<()>) -> Result<ExportReport> {
         let counts = self.counts()?;
         let outs: Vec<_> = (0..counts.len()).map(|number| split::file_path(out, number, counts.len())).collect();
         Error::none_of(outs.iter().filter_map(|path| Staging::check_free(path).err()).collect(), ())?;
         let staging = Staging::beside(out)?;
-        let report = self.write_into(staging.path(), out)?;
+        let report = self.write_into(staging.path(), out, examine)?;
         staging.publish_files(&outs)?;
         Ok(report)
     }
@@ -182,11 +183,16 @@ impl<'a> ModelPlan<'a> {
         }
     }
 
-    /// Writes into `folder` under the file name of `out`; reads again and compares.
+    /// Writes into `folder` under the file name of `out`; reads again and compares; `examine` gets the path of the first file.
     ///
     /// # Errors
     /// Those of [`Self::write`].
-    pub fn write_into(mut self, folder: &Path, out: &Path) -> Result<ExportReport> {
+    pub fn write_into(
+        mut self,
+        folder: &Path,
+        out: &Path,
+        examine: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<ExportReport> {
         let counts = self.counts()?;
         let name = out.file_name().ok_or_else(|| Error::input(out.display(), "does not name a file to write"))?;
         let path = |number| split::file_path(&folder.join(name), number, counts.len());
@@ -206,6 +212,7 @@ impl<'a> ModelPlan<'a> {
             })?);
         }
         check::reads_back(&path(0), &self.metadata, &infos, &digests)?;
+        examine(&path(0))?;
         let file_name = |number| path(number).file_name().unwrap_or_default().to_string_lossy().into_owned();
         self.report.files = (0..counts.len()).map(file_name).collect();
         Ok(self.report)

@@ -33,11 +33,16 @@ struct Frame {
 ///
 /// # Errors
 /// Those of [`ModelPlan::write`]. Input: a chat template that Ollama's kind of template cannot express.
-pub fn write_folder(plan: ModelPlan<'_>, encoder: &Encoder, out: &Path) -> Result<ExportReport> {
+pub fn write_folder(
+    plan: ModelPlan<'_>,
+    encoder: &Encoder,
+    out: &Path,
+    examine: impl FnOnce(&Path) -> Result<()>,
+) -> Result<ExportReport> {
     Staging::check_free(out)?;
     let modelfile = modelfile(encoder)?;
     let staging = Staging::beside(out)?;
-    let mut report = plan.write_into(staging.path(), Path::new(MODEL))?;
+    let mut report = plan.write_into(staging.path(), Path::new(MODEL), examine)?;
     atomic::write_bytes(&staging.path().join(MODELFILE), modelfile.as_bytes())?;
     staging.publish(out)?;
     report.files.push(MODELFILE.to_owned());

@@ -77,7 +77,7 @@ fn use_own_tokenizer(folder: &Path, base: &mut OpenBase) -> Result<Option<String
         return Ok(None);
     }
     if !folder.join("tokenizer.json").is_file() {
-        return Ok(lone_template(folder, base.encoder.tokenizer()));
+        return use_lone_template(folder, base);
     }
     let encoder = Encoder::of(Tokenizer::from_folder(folder)?, &folder.display().to_string())?;
     let (own, theirs) = (encoder.tokenizer(), base.encoder.tokenizer());
@@ -97,7 +97,7 @@ fn use_own_tokenizer(folder: &Path, base: &mut OpenBase) -> Result<Option<String
         (false, other) => format!("tokenizer differs (in its {other})"),
         (true, other) => format!("chat template and tokenizer differ (the latter in its {other})"),
     };
-    Ok(Some(format!("its {what} from the base's; the adapter is used with its own, as it was trained")))
+    Ok(Some(of_its_own(&what)))
 }
 
 /// Whether every tokenizer file in `folder` is that of the base, byte for byte.
@@ -107,20 +107,25 @@ pub(super) fn holds_the_same_files(folder: &Path, base: &Path) -> bool {
     FOLDER_FILES.into_iter().all(|name| !folder.join(name).exists() || is_same(name))
 }
 
-/// A remark on a chat template that came without a tokenizer and is not the base's.
-fn lone_template(folder: &Path, base: &Tokenizer) -> Option<String> {
+/// Makes `base` encode with a chat template that came without a tokenizer and is not the base's. Returns a remark on it.
+fn use_lone_template(folder: &Path, base: &mut OpenBase) -> Result<Option<String>> {
     let alone = open::read(&folder.join("chat_template.jinja"), MAX_TEMPLATE_BYTES).ok();
     let alone = alone.and_then(|bytes| String::from_utf8(bytes).ok());
     let within = || {
         let config = json::read(&folder.join("tokenizer_config.json")).ok()?;
         Some(config.get("chat_template")?.as_str()?.to_owned())
     };
-    let template = alone.or_else(within)?;
-    (Some(comparable(&template)) != template_of(base)).then(|| {
-        "its chat template differs from the base's and is not used, since no tokenizer.json lies beside it; copy the \
-         base's tokenizer.json there to use it"
-            .to_owned()
-    })
+    let tokenizer = base.encoder.tokenizer();
+    let differs = |template: &String| Some(comparable(template)) != template_of(tokenizer);
+    let Some(template) = alone.or_else(within).filter(differs) else { return Ok(None) };
+    let encoder = Encoder::of(tokenizer.with_chat_template(&template), &folder.display().to_string())?;
+    base.encoder = encoder.for_vocabulary(base.files.config().vocab_size);
+    Ok(Some(of_its_own("chat template differs")))
+}
+
+/// The remark on what an adapter brings along.
+fn of_its_own(what: &str) -> String {
+    format!("its {what} from the base's; the adapter is used with its own, as it was trained")
 }
 
 /// The chat template in the form in which it is compared.

@@ -2,25 +2,42 @@
 
 use std::path::Path;
 
+use serde::Serialize;
+
 use super::base::OpenBase;
+use super::merge::Hardware;
+use super::verify::{Agreement, Expected};
 use crate::adapter::host::HostAdapter;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::export::lora::write_lora;
 use crate::export::model::ModelPlan;
 use crate::export::ollama;
 use crate::export::{ExportOptions, ExportReport};
 
-/// Writes `base`, with `adapter` folded in where there is one, as GGUF: `out`, or the files that it is split into.
+/// A written model, and its closeness to base and adapter.
+#[derive(Debug, Clone, Serialize)]
+pub struct Exported {
+    /// The files' content.
+    #[serde(flatten)]
+    pub report: ExportReport,
+    /// The comparison of what both compute; `None` where it was not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
+}
+
+/// Writes `base`, with `adapter` folded in where there is one, as GGUF: `out`, or the files that it is split into. With `hardware`,
+/// the same texts go through base and adapter and through the file.
 ///
 /// # Errors
-/// Those of [`ModelPlan::new`] and [`ModelPlan::write`].
+/// Those of [`ModelPlan::new`] and [`ModelPlan::write`]; the written model computes something else.
 pub fn gguf(
     base: &OpenBase,
     adapter: Option<&HostAdapter>,
     out: &Path,
     options: &ExportOptions,
-) -> Result<ExportReport> {
-    ModelPlan::new(&base.files, adapter, base.encoder.tokenizer(), &base.short_name(), options)?.write(out)
+    hardware: Option<&Hardware>,
+) -> Result<Exported> {
+    examined(base, adapter, options, hardware, |plan, examine| plan.write(out, examine))
 }
 
 /// Writes `adapter` as GGUF-LoRA to `out`, for llama.cpp's own file of `base`.
@@ -31,16 +48,36 @@ pub fn gguf_lora(base: &OpenBase, adapter: &HostAdapter, out: &Path) -> Result<E
     write_lora(base.files.config(), adapter, &base.short_name(), out)
 }
 
-/// Writes `base`, with `adapter` folded in where there is one, as a folder for Ollama at `out`.
+/// Writes `base`, with `adapter` folded in where there is one, as a folder for Ollama at `out`; `hardware` as in [`gguf`].
 ///
 /// # Errors
-/// Those of [`ModelPlan::new`] and [`ollama::write_folder`].
+/// Those of [`ModelPlan::new`] and [`ollama::write_folder`]; the written model computes something else.
 pub fn ollama(
     base: &OpenBase,
     adapter: Option<&HostAdapter>,
     out: &Path,
     options: &ExportOptions,
-) -> Result<ExportReport> {
+    hardware: Option<&Hardware>,
+) -> Result<Exported> {
+    examined(base, adapter, options, hardware, |plan, examine| ollama::write_folder(plan, &base.encoder, out, examine))
+}
+
+/// Plans an export, and has `write` write it, with an examination of the file before it gets its name.
+fn examined<'a>(
+    base: &'a OpenBase,
+    adapter: Option<&'a HostAdapter>,
+    options: &ExportOptions,
+    hardware: Option<&Hardware>,
+    write: impl FnOnce(ModelPlan<'a>, &mut dyn FnMut(&Path) -> Result<()>) -> Result<ExportReport>,
+) -> Result<Exported> {
     let plan = ModelPlan::new(&base.files, adapter, base.encoder.tokenizer(), &base.short_name(), options)?;
-    ollama::write_folder(plan, &base.encoder, out)
+    let quant = options.weights.quant();
+    let expected = hardware.map(|hardware| Ok::<_, Error>((Expected::of(base, adapter, quant, hardware)?, hardware)));
+    let expected = expected.transpose()?;
+    let mut agreement = None;
+    let report = write(plan, &mut |path| {
+        agreement = expected.as_ref().map(|(expected, hardware)| expected.check(path, hardware)).transpose()?;
+        Ok(())
+    })?;
+    Ok(Exported { report, agreement })
 }

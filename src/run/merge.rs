@@ -7,23 +7,58 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use super::base::OpenBase;
+pub use super::verify::Agreement;
+use super::verify::Expected;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{self, MergeBase, MergeOptions, MergeReport};
 use crate::data::{Encoded, EncodedSet};
 use crate::error::{Error, Result, counted};
 use crate::eval::loss::{example_number, mean_loss};
+use crate::files::atomic;
 use crate::files::staging::Staging;
 use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
 use crate::quant::{Compute, Quant};
 use crate::train::evaluate::evaluate;
 
-/// Merges into a folder at `out`.
+/// The name of the report in a merged folder.
+const REPORT_FILE: &str = "merge_report.json";
+
+/// A merged folder, and the closeness of its model to base and adapter.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Merged {
+    /// The folder's content.
+    #[serde(flatten)]
+    pub report: MergeReport,
+    /// The comparison of what both compute; `None` where it was not asked for.
+    pub agreement: Option<Agreement>,
+}
+
+/// Merges into a folder at `out`. With `hardware`, the same texts go through base and adapter and through the files that were
+/// written, and the folder only gets its name if they agree; the report stands in the folder.
 ///
 /// # Errors
-/// Those of [`merge::merge`].
-pub fn merge(base: &OpenBase, adapter: &HostAdapter, out: &Path, options: &MergeOptions) -> Result<MergeReport> {
-    merge::merge(&base.files, adapter, out, options, |folder| base.encoder.tokenizer().save(folder))
+/// Those of [`merge::merge`]; the merged model computes something else.
+pub fn merge(
+    base: &OpenBase,
+    adapter: &HostAdapter,
+    out: &Path,
+    options: &MergeOptions,
+    hardware: Option<&Hardware>,
+) -> Result<Merged> {
+    // The base is in memory before the merge and gone by then.
+    let quant = options.weights.quant();
+    let expected =
+        hardware.map(|hardware| Ok::<_, Error>((Expected::of(base, Some(adapter), quant, hardware)?, hardware)));
+    let expected = expected.transpose()?;
+    let (staging, report) =
+        merge::stage(&base.files, adapter, out, options, |folder| base.encoder.tokenizer().save(folder))?;
+    let agreement = expected.map(|(expected, hardware)| expected.check(staging.path(), hardware)).transpose()?;
+    let merged = Merged { report, agreement };
+    let text = serde_json::to_string_pretty(&merged).map_err(|error| Error::failed(REPORT_FILE, error.to_string()))?;
+    atomic::write_bytes(&staging.path().join(REPORT_FILE), format!("{text}\n").as_bytes())?;
+    staging.publish(out)?;
+    Ok(merged)
 }
 
 /// The device and precision that losses are measured with.

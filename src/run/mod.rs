@@ -24,6 +24,7 @@ pub mod resume;
 pub mod samples;
 pub mod train;
 mod verdict;
+pub mod verify;
 pub mod watch;
 
 pub use adapter::OpenAdapter;

@@ -60,7 +60,7 @@ pub struct Prepared {
     pub form: PromptForm,
     /// The sample prompts, encoded.
     pub prompts: Vec<Vec<u32>>,
-    /// The settings that were adjusted, and examples of several shapes, in words.
+    /// Files that are not read, examples of several shapes and settings that were adjusted, in words.
     pub(super) adjustments: Vec<String>,
 }
 
@@ -115,7 +115,8 @@ fn prepare_plan(
     let sample = (&answered[..], plan.sample.max_tokens.max(longest));
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
     let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
-    let mut adjustments: Vec<String> = mixed.into_iter().chain(described(layout, &plan)).collect();
+    let of_data = plan.data.passed_over().into_iter().chain(mixed);
+    let mut adjustments: Vec<String> = of_data.chain(described(layout, &plan)).collect();
     let batching = Batching::of(&plan.train, &plan.data);
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
     adjustments.extend(shorten_warmup(&mut plan, total_steps));

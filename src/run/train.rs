@@ -59,7 +59,9 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     interrupt::set_going_on(goes_on.then(|| format!("nothing is lost: `{command}` goes on")));
     let prepared = prepare(recipe, choice, *max_memory, watch)?;
     let plan = &prepared.plan;
-    space::check(&dir, prepared.disk_bytes())?;
+    if !goes_on {
+        space::check(&dir, prepared.disk_bytes())?;
+    }
     let identity = identity(&prepared, choice);
     let mut versions = Versions::open(&dir.join(RunFolder::CHECKPOINTS), plan.train.keep_checkpoints);
     let checkpoint = match goes_on {

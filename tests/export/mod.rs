@@ -70,7 +70,7 @@ pub fn export(path: &Path, adapter: Option<&HostAdapter>, out: &Path, options: &
         true => Tokenizer::of_base(&base)?,
         false => small_tokenizer(base.config().vocab_size),
     };
-    ModelPlan::new(&base, adapter, &tokenizer, "a model", options)?.write(out)
+    ModelPlan::new(&base, adapter, &tokenizer, "a model", options)?.write(out, |_| Ok(()))
 }
 
 fn temporary() -> tempfile::TempDir {

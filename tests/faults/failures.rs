@@ -7,7 +7,8 @@ use std::rc::Rc;
 use burnish::files::output::disk::{self, Disk};
 use burnish::files::output::versions::Versions;
 
-use super::simulated::{Failure, Fault, Ignored, Simulated, Then};
+use super::fault::{Failure, Fault, Then};
+use super::simulated::{Ignored, Simulated};
 use super::{KEEP, adapter, check_content, folder, newest, save, write_adapter};
 
 /// The promises that a job has given when it ends.

@@ -3,6 +3,7 @@
 
 mod damage;
 mod failures;
+mod fault;
 mod power;
 mod simulated;
 mod system;

@@ -11,6 +11,8 @@ use std::rc::Rc;
 use burnish::error::{Error, Result};
 use burnish::files::output::disk::{Disk, DiskFile};
 
+use super::fault::{Failure, Fault};
+
 /// The number of a file or folder.
 type Node = usize;
 
@@ -39,38 +41,6 @@ enum Change {
     SyncFile(Node),
     /// The names in the folder are on the medium.
     SyncFolder(Node),
-}
-
-/// The way in which an operation goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
-    /// It fails with this error of the operating system.
-    Code(i32),
-    /// A write takes half of its bytes, and says so. Any other operation succeeds.
-    ShortWrite,
-    /// A write takes half of its bytes, and says that it took all. Any other operation succeeds.
-    LyingWrite,
-}
-
-/// The operations that go wrong.
-#[derive(Debug, Clone, Copy)]
-pub struct Fault {
-    pub failure: Failure,
-    /// The first operation that goes wrong, counted from 0.
-    pub first: usize,
-    /// Further operations that go wrong.
-    pub then: Then,
-}
-
-/// The operations that go wrong after the first one.
-#[derive(Debug, Clone, Copy)]
-pub enum Then {
-    /// None.
-    Never,
-    /// Each that comes this many operations after the last one.
-    Every(usize),
-    /// This one, counted from 0.
-    Again(usize),
 }
 
 /// Syncs that do nothing, as on a disk that lies.
@@ -153,12 +123,7 @@ impl Simulated {
         let mut state = self.0.borrow_mut();
         let number = state.operations;
         state.operations += 1;
-        let fault = state.fault.filter(|fault| match fault.then {
-            Then::Never => number == fault.first,
-            Then::Every(count) => number >= fault.first && (number - fault.first).is_multiple_of(count),
-            Then::Again(second) => number == fault.first || number == second,
-        });
-        fault.map(|fault| fault.failure)
+        state.fault.filter(|fault| fault.meets(number)).map(|fault| fault.failure)
     }
 
     /// Counts an operation, which may fail.

@@ -45,7 +45,7 @@ fn turn_tokens(ordinary: &[String], controls: &[String], template: &ChatTemplate
         Some(prompt) if !prompt.is_empty() => prompt,
         _ => answered.strip_prefix(&plain).and_then(|rest| rest.split(ANSWER).next()).unwrap_or_default(),
     };
-    let behind = |text: &str, content: &str| text.split(content).nth(1).unwrap_or_default().to_owned();
+    let behind = |text: &str, content: &str| text.rsplit_once(content).map_or("", |(_, rest)| rest).to_owned();
     let behind_answer = behind(&answered, ANSWER);
     let mut found: Vec<&str> =
         [opening, &behind_answer].into_iter().filter_map(|markup| Some(first_of(&added, markup)?.1)).collect();

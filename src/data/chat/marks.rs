@@ -106,11 +106,12 @@ impl MarkedConversation {
         Ok((self.shown(&rendered).symbols(), rendered))
     }
 
-    /// The rendering of the first `turns` turns and of `more` after them.
-    pub(super) fn render_with(&self, turns: usize, more: Message) -> Result<Shown> {
-        let mut messages = self.messages.get(..turns).unwrap_or(&self.messages).to_vec();
-        messages.push(more);
-        Ok(self.shown(&self.template.render(&messages, false)?))
+    /// The rendering with another turn in the place of one. Where the template fails on that, the turn ends the conversation.
+    pub(super) fn render_replacing(&self, turn: usize, other: Message) -> Result<Shown> {
+        let mut messages = self.messages.clone();
+        messages[turn] = other;
+        let rendered = self.template.render(&messages, false);
+        Ok(self.shown(&rendered.or_else(|_| self.template.render(&messages[..=turn], false))?))
     }
 
     /// A rendering without the marks, and the position of each in what is left.

@@ -165,7 +165,7 @@ impl Search<'_> {
     fn by_beginning(&mut self, turn: usize) -> Result<Option<Found>> {
         let messages = &self.messages[..=turn];
         let (start, differing) = match turn {
-            0 => (content_start(messages, &self.text, self.template)?, None),
+            0 => (self.content_start(turn)?, None),
             _ => {
                 let prompt = match self.last_prompt.take_if(|(last, _)| *last == turn) {
                     Some((_, prompt)) => prompt,
@@ -175,7 +175,7 @@ impl Search<'_> {
                     (prompt.len(), None)
                 } else if self.text.starts_with(&self.template.render(&messages[..turn], false)?) {
                     // Some templates begin the answer for generation ("<think>") but not in a finished turn.
-                    let start = content_start(messages, &self.text, self.template)?;
+                    let start = self.content_start(turn)?;
                     (start, Some(OtherPrompt::new(&prompt, &self.text, start)))
                 } else {
                     return Ok(None);
@@ -210,7 +210,7 @@ impl Search<'_> {
         let (start, differing) = match gap.starts_with(asked.as_str()) {
             true => (asked.len(), None),
             false => {
-                let plain = conversation.render_with(turn, other_words(&self.messages[turn])).ok()?;
+                let plain = conversation.render_replacing(turn, other_words(&self.messages[turn])).ok()?;
                 let start = shared_prefix(gap, behind(&plain, *before)?);
                 (start, Some(OtherPrompt::new(&asked, gap, start)))
             }
@@ -221,6 +221,16 @@ impl Search<'_> {
         let tail = begins(tail, &self.text[*words_end..], self.specials)?;
         let end = end_of_turn(&self.text[..words_end + tail.len()], *words_end, self.specials);
         Some((before_end + start..end, differing))
+    }
+
+    /// The begin of a turn behind its header: the point where a turn of other words first differs. Where the template fails on
+    /// those in the whole, they end the conversation.
+    fn content_start(&self, turn: usize) -> Result<usize> {
+        let mut messages = self.messages.to_vec();
+        messages[turn] = other_words(&self.messages[turn]);
+        let other =
+            self.template.render(&messages, false).or_else(|_| self.template.render(&messages[..=turn], false))?;
+        Ok(shared_prefix(&other, &self.text))
     }
 
     /// The header that a template without generation prompt writes behind the conversation before a turn.
@@ -261,11 +271,12 @@ impl Search<'_> {
 /// with `<|endoftext|>`.
 fn closing(template: &ChatTemplate, specials: &SpecialTexts) -> Option<String> {
     let closing = template.closing(|template| {
-        let mut talk = vec![Message::user("a"), Message::assistant("x")];
+        const WORDS: &str = "It is shut.";
+        let mut talk = vec![Message::user("a"), Message::assistant(WORDS)];
         let ended = template.render(&talk, false).ok()?;
         talk.push(Message::user("c"));
         let continued = template.render(&talk, false).ok()?;
-        let words_end = ended.rfind('x')? + 1;
+        let words_end = ended.rfind(WORDS)? + WORDS.len();
         let (at, token) = specials.find(&ended[words_end..])?;
         let turn_end = words_end + at + token.len();
         let closing = ended[turn_end..].trim_end();
@@ -317,16 +328,6 @@ fn empty_thought(text: &str, start: usize) -> usize {
         false => begun.strip_prefix(open)?.trim_start().strip_prefix(close),
     });
     thought.map_or(0, |rest| answer.len() - rest.trim_start().len())
-}
-
-/// The begin in `with`, the rendering, of the words of the last message: the point where another content first differs.
-fn content_start(messages: &[Message], with: &str, template: &ChatTemplate) -> Result<usize> {
-    let mut other = messages.to_vec();
-    if let Some(last) = other.last_mut() {
-        last.content = other_words(last).content;
-        last.more.remove("content");
-    }
-    Ok(shared_prefix(&template.render(&other, false)?, with))
 }
 
 /// An answer that does not begin like another.

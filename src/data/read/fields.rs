@@ -7,7 +7,7 @@ use crate::files::json;
 
 /// The keys of an object that are not read yet.
 pub(super) struct Fields<'a> {
-    pub(super) values: Map<String, Value>,
+    values: Map<String, Value>,
     pub(super) columns: &'a Columns,
     /// Keys further inside that nothing reads, in words.
     pub(super) unread_inside: Vec<String>,
