@@ -15,8 +15,10 @@ fn a_template_that_the_recipe_names_goes_with_the_adapter() {
     let folder = tiny_job();
     let row = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
     fs::write(folder.path().join("chat.jsonl"), row.to_string()).expect("written");
+    let other = json!({"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]});
+    fs::write(folder.path().join("other.jsonl"), other.to_string()).expect("written");
     let settings =
-        ["data.train='chat.jsonl'", "data.valid='chat.jsonl'", "data.template='zephyr'", "train.max_steps=1"];
+        ["data.train='chat.jsonl'", "data.valid='other.jsonl'", "data.template='zephyr'", "train.max_steps=1"];
     let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
     let json = |arguments: &[&str]| -> Value {
         let output = run(&folder, arguments);

@@ -274,7 +274,8 @@ fn an_index_may_list_the_head_of_a_tied_model() {
     assert!(BaseFiles::open(folder.path()).expect("a base").config().tied_head);
     index["weight_map"]["model.layers.7.mlp.up_proj.weight"] = shard;
     std::fs::write(&path, index.to_string()).expect("written");
-    refused("not a tensor", &["model.layers.7.mlp.up_proj.weight", "is not in"], || BaseFiles::open(folder.path()));
+    // A tensor that the model has no use for is not missed.
+    assert!(BaseFiles::open(folder.path()).is_ok());
 }
 
 #[test]

@@ -234,7 +234,10 @@ fn exact_answers_can_choose_the_best_adapter() {
         "--json",
     ];
     let evaluated = json(&run(&folder, &arguments));
-    assert!((number(&evaluated, "exact_match") - number(best, "valid_exact_match")).abs() < 1e-9, "{evaluated}");
+    assert!(
+        (number(&evaluated["scores"]["exact_match"], "value") - number(best, "valid_exact_match")).abs() < 1e-9,
+        "{evaluated}"
+    );
     let error = refused(&run(&without_validation(), &["check", "recipe.toml", "--set", "train.eval_on=exact_match"]));
     assert!(error.contains("needs validation examples"), "{error}");
 }
