@@ -160,6 +160,23 @@ mod with_polars {
     }
 
     #[test]
+    fn a_huge_number_anywhere_in_the_footer_takes_no_memory() {
+        // 2^61 as Thrift's compact protocol writes it.
+        let huge = [0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40];
+        for name in ["prompts.snappy.parquet", "messages.parquet"] {
+            let whole = std::fs::read(fixture(name)).expect("the fixture");
+            let end = whole.len() - 8;
+            let length = u32::from_le_bytes(whole[end..end + 4].try_into().expect("four bytes")) as usize;
+            for position in end - length..end {
+                let (before, after) = (&whole[..position], &whole[position + 1..end]);
+                let length = (length + huge.len() - 1) as u32;
+                let file = [before, &huge, after, &length.to_le_bytes(), b"PAR1"].concat();
+                let _ = tables::parse_parquet(file, "d.parquet", None);
+            }
+        }
+    }
+
+    #[test]
     fn a_damaged_parquet_file_is_an_error_or_read_and_never_a_panic() {
         for name in ["prompts.snappy.parquet", "messages.parquet"] {
             let good = std::fs::read(fixture(name)).expect("the fixture");

@@ -94,6 +94,11 @@ fn column(group: &RowGroupMetadata, field: &Field, bytes: &[u8]) -> std::result:
         let range = chunk.byte_range();
         let range = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
         let bytes = range.and_then(|(start, end)| bytes.get(start..end)).ok_or("a column lies outside the file")?;
+        // polars makes room for as many values as the column promises, too.
+        let fits = usize::try_from(chunk.num_values()).is_ok_and(|values| values <= most_values);
+        if !fits {
+            return Err(format!("a column of {} values; at most {most_values} are read", chunk.num_values()));
+        }
         let reader = || PageReader::new(Cursor::new(bytes.to_vec().into()), chunk, Vec::new(), MAX_UNPACKED_BYTES);
         check_pages(reader(), most_values)?;
         pages.push(BasicDecompressor::new(reader(), Vec::new()));
