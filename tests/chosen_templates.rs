@@ -34,7 +34,7 @@ fn a_template_that_the_recipe_names_goes_with_the_adapter() {
     assert!(template.contains("'<|' + message.role + '|>\\n'"), "{template}");
     // The adapter brings its template along, to evaluation and into a merged folder.
     let base = tiny_model().display().to_string();
-    let data = ["--data", "chat.jsonl", "--json"];
+    let data = ["--data", "chat.jsonl", "--compute", "f32", "--json"];
     let with_adapter = ["eval", "--base", &base, "--adapter", "runs/sums"];
     let with_adapter = json(&[&with_adapter[..], &data].concat());
     assert_eq!(with_adapter["tokens"], checked["train"]["trained_tokens"]);

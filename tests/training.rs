@@ -170,7 +170,11 @@ fn a_long_sequence_is_evaluated_piece_by_piece() {
     let adapter = run.start.attach(decoder.config(), decoder.device()).expect("fits");
     let sequences = sequences(&[40, 9, 33, 64]);
     let mut done = Vec::new();
-    let whole = evaluate(&decoder, Some(&adapter), &sequences, &mut |count| Ok(done.push(count))).expect("evaluated");
+    let whole = evaluate(&decoder, Some(&adapter), &sequences, &mut |count| {
+        done.push(count);
+        Ok(())
+    })
+    .expect("evaluated");
     assert_eq!(done.last(), Some(&sequences.len()));
     for tokens_at_once in [1, 7, 16, 33, 50] {
         let pieces = evaluate_at_once(&decoder, Some(&adapter), &sequences, tokens_at_once, &mut |_| Ok(()));

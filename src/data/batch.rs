@@ -47,7 +47,7 @@ pub fn filled(order: &[usize], lengths: &[usize], max_tokens: usize) -> Vec<Vec<
 const PACKING_WINDOW: usize = 64;
 
 /// Micro-batches of up to `max_tokens` tokens, packed by best fit: each sequence, in the given order, goes to the open
-/// micro-batch that it leaves the least room in, or begins a new one. Of more than [`PACKING_WINDOW`] open ones the fullest is
+/// micro-batch that it leaves the least room in, or begins a new one. Of more than `PACKING_WINDOW` open ones the fullest is
 /// closed. They come in the order in which they began, so that nothing but `order` decides it and no length comes first. A
 /// sequence that is longer than `max_tokens` is a micro-batch of its own.
 pub fn packed(order: &[usize], lengths: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {

@@ -130,11 +130,11 @@ pub fn ruled_out(facts: &Facts<'_>) -> Vec<String> {
     let mut notices = Vec::new();
     for consumer in Consumer::ALL {
         let rows = TABLE.iter().filter(|row| (row.holds)(facts));
-        let reason = rows.filter_map(|row| match row.cell(consumer) {
+        let mut reasons = rows.filter_map(|row| match row.cell(consumer) {
             No(reason) => Some(reason),
             Yes | As(_) => None,
         });
-        notices.extend(reason.last().map(|reason| format!("export: {} is ruled out: {reason}", consumer.name())));
+        notices.extend(reasons.next_back().map(|reason| format!("export: {} is ruled out: {reason}", consumer.name())));
     }
     if let Err(error) = check::is_expressible(facts.config) {
         let paragraphs = error.paragraphs();

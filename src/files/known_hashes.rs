@@ -79,6 +79,7 @@ fn inode(_: &std::fs::Metadata) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the test writes its own files")]
 mod tests {
     use super::*;
 

@@ -242,7 +242,8 @@ impl<'a> Run<'a> {
     fn is_due(&self) -> bool {
         let settings = self.job.settings;
         let step = self.progress.step;
-        let by_steps = settings.checkpoint_steps.is_some_and(|steps| step % steps == 0) && step != self.saved.step;
+        let by_steps =
+            settings.checkpoint_steps.is_some_and(|steps| step.is_multiple_of(steps)) && step != self.saved.step;
         let minutes = self.saved.at.elapsed().as_secs_f64() / 60.0;
         by_steps || (settings.checkpoint_minutes > 0.0 && minutes >= settings.checkpoint_minutes)
     }

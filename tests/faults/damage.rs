@@ -26,7 +26,7 @@ fn files() -> Vec<PathBuf> {
 }
 
 /// Changes a file of the newest version, looks whether the one before is used instead, and changes it back.
-fn damage(disk: &Simulated, path: &PathBuf, what: &str, edit: impl FnOnce(&mut Vec<u8>)) {
+fn damage(disk: &Simulated, path: &std::path::Path, what: &str, edit: impl FnOnce(&mut Vec<u8>)) {
     let whole = disk.read(path, 1 << 20).expect("read");
     disk.edit(path, edit);
     let found = newest(disk).expect("the folder is read");

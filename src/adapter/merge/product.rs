@@ -13,7 +13,7 @@ pub(super) fn add_low_rank(weight: &mut [f32], pair: &HostPair) {
     rows.for_each_init(|| vec![0.0; pair.input], |product, (row, b_row)| add_to_row(row, b_row, pair, product));
 }
 
-/// Adds the change of row `index` to that row of the weight, as [`add_low_rank`] does for all rows.
+/// Adds the change of row `index` to that row of the weight, as `add_low_rank` does for all rows.
 pub fn add_low_rank_to_row(row: &mut [f32], pair: &HostPair, index: usize) {
     let b_row = pair.b.get(index * pair.rank..(index + 1) * pair.rank).unwrap_or_default();
     add_to_row(row, b_row, pair, &mut vec![0.0; pair.input]);

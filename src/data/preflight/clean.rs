@@ -119,7 +119,9 @@ pub fn clean(files: &[(String, Vec<u8>)], copies: Option<Copies>, redact: bool) 
 /// The rows that are copies of an earlier row that is kept.
 fn copies_of(placed: &[Placed<'_>], copies: Copies) -> Vec<Removed> {
     let views: Vec<View<'_>> = placed.iter().map(|placed| View::of(&placed.row)).collect();
-    let mut first: HashMap<(Vec<(Part, &str)>, Vec<&str>), usize> = HashMap::new();
+    /// Texts by part, and roles.
+    type Content<'a> = (Vec<(Part, &'a str)>, Vec<&'a str>);
+    let mut first: HashMap<Content<'_>, usize> = HashMap::new();
     // Of each row that is removed, the row that is kept.
     let mut kept: BTreeMap<usize, (Code, usize)> = BTreeMap::new();
     for (index, view) in views.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Findings about data before anything is trained on it: what would teach the wrong thing, or nothing.
 //!
-//! Texts are looked at row by row, against the habits of their file ([`survey`]); rows are compared with each other
-//! ([`duplicates`]); and where there is a base, its tokens are looked at ([`tokens`]). Every finding has a code of the
+//! Texts are looked at row by row, against the habits of their file (`survey`); rows are compared with each other
+//! (`duplicates`); and where there is a base, its tokens are looked at (`tokens`). Every finding has a code of the
 //! [`catalogue`], which also has the texts for people. The result does not depend on the number of threads.
 
 pub mod catalogue;

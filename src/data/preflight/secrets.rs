@@ -193,7 +193,7 @@ fn is_no_example(address: &str) -> bool {
     let domain = address.rsplit('@').next().unwrap_or_default().to_ascii_lowercase();
     let reserved = ["example.com", "example.org", "example.net"];
     let is_reserved = |name: &&str| domain == **name || domain.ends_with(&format!(".{name}"));
-    !reserved.iter().any(|name| is_reserved(&name))
+    !reserved.iter().any(is_reserved)
         && ![".example", ".test", ".invalid", ".localhost"].iter().any(|end| domain.ends_with(end))
 }
 

@@ -17,7 +17,7 @@ const TEXTS: [&str; 22] = [
     "They don't, I'm, we've, you'll, she'd, it's; THEY DON'T, I'M, WE'VE",
     "sch\u{f6}n, K\u{e4}se, O\u{f9}, \u{bf}Qu\u{e9}?",
     "河水流过古老的磨坊,孩子们数着小船。2024年",
-    "នេះ​ជា​អក្សរ العربية हिन्दी нещо на Български",
+    "នេះ\u{200B}ជា\u{200B}អក្សរ العربية हिन्दी нещо на Български",
     "emoji 😀🎉 and 👩‍👩‍👧 🚀 (normal) 😶‍🌫️ (joined) ✅",
     "snake_case camelCase HTTPServer kebab-case a/b\\c {x: [1]} ()!?...",
     "http://example.org/a?b=c&d=e#f/\n/path//\n\n------======= ''''''```````\"\"\"\"......!!!!!!?????? ",
