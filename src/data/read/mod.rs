@@ -54,6 +54,7 @@ impl Shape {
     }
 
     /// Whether a key or column with this name is read.
+    #[cfg(feature = "tables")]
     fn reads(&self, name: &str) -> bool {
         self.columns.reads(name) || self.group.as_deref() == Some(name)
     }
