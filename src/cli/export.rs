@@ -66,7 +66,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let weights = if quant.is_packing() { MergeBase::Dequantized(quant) } else { MergeBase::Original };
     let split_bytes = arguments.split_size.map(|size| size.0);
     let options = ExportOptions { weights, gguf_type: arguments.gguf_type, split_bytes };
-    let hardware = || (!arguments.no_verify).then(|| arguments.model.hardware(adapter.as_ref(), global)).transpose();
+    let hardware = || (!arguments.no_verify).then(|| arguments.model.examination(global)).transpose();
     let exported = match (arguments.format, &adapter) {
         (Format::Gguf, adapter) => gguf(&base, adapter.as_ref(), &arguments.out, &options, hardware()?.as_ref())?,
         (Format::Ollama, adapter) => ollama(&base, adapter.as_ref(), &arguments.out, &options, hardware()?.as_ref())?,

@@ -126,8 +126,8 @@ impl Arguments {
     }
 
     /// The device and precision that the merged model is examined with, unless it is not.
-    fn hardware(&self, adapter: &HostAdapter, global: &Global) -> Result<Option<Hardware>> {
-        (!self.no_verify).then(|| self.model.hardware(Some(adapter), global)).transpose()
+    fn examination(&self, global: &Global) -> Result<Option<Hardware>> {
+        (!self.no_verify).then(|| self.model.examination(global)).transpose()
     }
 
     fn for_other_programs(
@@ -175,7 +175,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let packing = quant.is_packing().then_some(quant);
     let weights = arguments.weights(&base, packing)?;
     if format != Format::Hf {
-        let hardware = arguments.hardware(&adapter, global)?;
+        let hardware = arguments.examination(global)?;
         return arguments.for_other_programs(&base, &adapter, weights, hardware.as_ref())?.print(&base, terminal);
     }
     let options = MergeOptions {
@@ -198,7 +198,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         }
         _ => match &arguments.out {
             Some(out) => {
-                let hardware = arguments.hardware(&adapter, global)?;
+                let hardware = arguments.examination(global)?;
                 (Some(merge::merge(&base, &adapter, out, &options, hardware.as_ref())?), None)
             }
             None => (None, None),

@@ -24,7 +24,7 @@ pub(super) struct Model {
     /// An adapter folder in PEFT's format
     #[arg(long, value_name = "DIR")]
     pub(super) adapter: Option<PathBuf>,
-    /// Precision of the frozen matrix products [default: as the adapter was trained; without one, bf16]
+    /// Precision of the frozen matrix products [default: as the adapter was trained; without one, f32]
     #[arg(long, value_enum, value_name = "TYPE")]
     compute: Option<Compute>,
     /// Quantisation of the frozen weights in memory [default: as the adapter was trained; without one, none]
@@ -50,6 +50,11 @@ impl Model {
     /// Loads everything.
     pub(super) fn load(&self, global: &Global, terminal: &Terminal) -> Result<LoadedModel> {
         self.choice().load(&global.device, &mut TrainProgress::new(terminal))
+    }
+
+    /// The device and precision to examine a written model with: exact, unless an argument says otherwise.
+    pub(super) fn examination(&self, global: &Global) -> Result<Hardware> {
+        Ok(Hardware { compute: self.compute.unwrap_or(Compute::F32), device: device::open(&global.device)? })
     }
 
     /// The device and precision to compute with.

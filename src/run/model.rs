@@ -22,7 +22,7 @@ pub struct ModelChoice {
     pub base: String,
     /// The folder of an adapter in PEFT's format.
     pub adapter: Option<PathBuf>,
-    /// Precision of the frozen products; `None` for that of the adapter's training, or else bf16.
+    /// Precision of the frozen products; `None` for that of the adapter's training, or else f32.
     pub compute: Option<Compute>,
     /// Quantisation of the frozen weights in memory; `None` for that of the adapter's training, or else none.
     pub quant: Option<Quant>,
@@ -82,8 +82,7 @@ impl ModelChoice {
         Ok(LoadedModel { base, decoder, adapter, attached, quant, compute })
     }
 
-    /// The precision asked for, or else that of the adapter's training, or else that of training by default; f32 where `device`
-    /// lacks what nobody asked for.
+    /// The precision asked for, or else that of the adapter's training, or else f32, as where `device` lacks what nobody asked for.
     ///
     /// # Errors
     /// Input: the adapter names a precision that this program does not know.
@@ -93,7 +92,7 @@ impl ModelChoice {
         if let Some(compute) = self.compute {
             return Ok(compute);
         }
-        let usual = of_adapter()?.unwrap_or(Compute::Bf16);
+        let usual = of_adapter()?.unwrap_or(Compute::F32);
         Ok(if computes_in(device, usual) { usual } else { Compute::F32 })
     }
 
