@@ -320,7 +320,7 @@ fn the_precision_of_training_is_that_of_evaluation() {
         let arguments = ["eval", "--base", &base, "--data", "valid.jsonl", "--json"];
         json(&run(&folder, &[&arguments[..], adapter].concat()))["compute"].clone()
     };
-    assert_eq!(compute(false), "bf16");
+    assert_eq!(compute(false), "f32");
     for precision in ["f32", "bf16"] {
         json(&train(&folder, &[&format!("base.compute={precision}"), "train.max_steps=1"], &[]));
         assert_eq!(compute(true), precision);
