@@ -7,6 +7,8 @@ pub mod tables;
 #[cfg(feature = "tables")]
 mod csv;
 mod fields;
+#[cfg(feature = "tables")]
+mod footer;
 mod list;
 mod packed;
 #[cfg(feature = "tables")]

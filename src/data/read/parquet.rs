@@ -14,9 +14,9 @@ use polars_parquet::arrow::read::{
 use polars_parquet::parquet::page::CompressedPage;
 use serde_json::{Map, Value};
 
-use super::Shape;
 use super::rows::Rows;
 use super::tables::{check_columns, unread};
+use super::{Shape, footer};
 use crate::data::example::Row;
 use crate::data::position::At;
 use crate::error::{Error, Result};
@@ -38,6 +38,7 @@ pub fn parse_parquet(bytes: Vec<u8>, name: &str, shape: impl Into<Shape>) -> Res
 }
 
 fn read(bytes: &[u8], name: &str, shape: Shape) -> Result<Vec<Row>> {
+    footer::check(bytes).map_err(|error| broken(name, &error))?;
     let mut metadata = read_metadata(&mut Cursor::new(bytes)).map_err(|error| broken(name, &error))?;
     let sizes = metadata.row_groups.iter().map(|group| group.total_byte_size());
     let unpacked = sizes.fold(0usize, usize::saturating_add);

@@ -1,0 +1,103 @@
+//! The footer of a Parquet file, walked before polars reads it: polars makes room for as many elements as a list promises.
+//!
+//! Thrift's compact protocol: <https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>.
+
+/// The bytes of the footer's length and of the magic behind it.
+const TAIL_BYTES: usize = 8;
+/// Far deeper than any footer.
+const MAX_DEPTH: usize = 32;
+const STRUCT: u8 = 12;
+
+/// Whether the footer of a Parquet file is one whole struct whose lists have room for what they promise.
+///
+/// # Errors
+/// In words: the part that is wrong.
+pub(super) fn check(file: &[u8]) -> Result<(), String> {
+    let tail = file.len().checked_sub(TAIL_BYTES).ok_or("it is too short")?;
+    let length = file[tail..tail + 4].try_into().map(u32::from_le_bytes).map_err(|_| "it is too short")?;
+    let begin = tail.checked_sub(length as usize).ok_or("its footer is longer than the file")?;
+    let mut walk = Walk { rest: &file[begin..tail] };
+    walk.value(STRUCT, MAX_DEPTH).ok_or("its footer is damaged")?;
+    if walk.rest.is_empty() { Ok(()) } else { Err("its footer ends before its length".to_owned()) }
+}
+
+/// The bytes that were not walked yet. `None` stands for a footer that is damaged.
+struct Walk<'a> {
+    rest: &'a [u8],
+}
+
+impl Walk<'_> {
+    fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.rest.split_first()?;
+        self.rest = rest;
+        Some(*first)
+    }
+
+    fn skip(&mut self, count: usize) -> Option<()> {
+        self.rest = self.rest.get(count..)?;
+        Some(())
+    }
+
+    /// An unsigned number of seven bits a byte, the lowest first.
+    fn number(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    /// A count of elements, each of which takes a byte at least.
+    fn count(&mut self, count: u64) -> Option<usize> {
+        usize::try_from(count).ok().filter(|count| *count <= self.rest.len())
+    }
+
+    /// A value of one of Thrift's types.
+    fn value(&mut self, kind: u8, depth: usize) -> Option<()> {
+        let depth = depth.checked_sub(1)?;
+        match kind {
+            1..=3 => self.skip(1),
+            4..=6 => self.number().map(|_| ()),
+            7 => self.skip(8),
+            8 => {
+                let length = self.number()?;
+                self.skip(usize::try_from(length).ok()?)
+            }
+            9 | 10 => {
+                let head = self.byte()?;
+                let promised = if head >> 4 == 15 { self.number()? } else { u64::from(head >> 4) };
+                for _ in 0..self.count(promised)? {
+                    self.value(head & 15, depth)?;
+                }
+                Some(())
+            }
+            11 => {
+                let promised = self.number()?;
+                let kinds = if promised == 0 { 0 } else { self.byte()? };
+                for _ in 0..self.count(promised)? {
+                    self.value(kinds >> 4, depth)?;
+                    self.value(kinds & 15, depth)?;
+                }
+                Some(())
+            }
+            STRUCT => loop {
+                let head = self.byte()?;
+                match head & 15 {
+                    0 => return Some(()),
+                    _ if head >> 4 == 0 => drop(self.number()?),
+                    _ => {}
+                }
+                // The truth value of a field stands in its type.
+                if head & 15 > 2 {
+                    self.value(head & 15, depth)?;
+                }
+            },
+            13 => self.skip(16),
+            _ => None,
+        }
+    }
+}
