@@ -95,7 +95,7 @@ impl Columns {
     }
 
     /// Whether `name` is read where it is the name of a key or column.
-    #[cfg(feature = "tables")]
+    #[cfg(any(test, feature = "tables"))]
     pub(super) fn reads(&self, name: &str) -> bool {
         KEYS.into_iter().any(|key| self.name(key) == name)
     }
