@@ -168,9 +168,11 @@ def measure(options, folder, data, device, mode, targets, threads):
         except subprocess.TimeoutExpired:
             error = f"not finished after {options.timeout:.0f} s"
     wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    steps = []
-    if (out / "timings.jsonl").exists():
-        steps = [json.loads(line) for line in (out / "timings.jsonl").open(encoding="utf-8")]
+
+    def lines(name):
+        return [json.loads(line) for line in (out / name).open(encoding="utf-8")] if (out / name).exists() else []
+
+    steps = lines("timings.jsonl")
     odd = next((step["tokens"] for step in steps if step["tokens"] != options.sequences * options.tokens), None)
     if error is None and odd is not None:
         error = f"a step of {odd} tokens, not {options.shape}: the tokenizer splits words"
@@ -190,7 +192,7 @@ def measure(options, folder, data, device, mode, targets, threads):
         # Of the processor, loading included: what a GPU's steps leave to the host.
         "user_seconds": after.ru_utime - before.ru_utime,
         "system_seconds": after.ru_stime - before.ru_stime,
-        "losses": [step["loss"] for step in steps],
+        "losses": [line["loss"] for line in lines("metrics.jsonl") if "loss" in line],
     }
 
 
