@@ -68,8 +68,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let options = ExportOptions { weights, gguf_type: arguments.gguf_type, split_bytes };
     let hardware = || (!arguments.no_verify).then(|| arguments.model.examination(global)).transpose();
     let exported = match (arguments.format, &adapter) {
-        (Format::Gguf, adapter) => gguf(&base, adapter.as_ref(), &arguments.out, &options, hardware()?.as_ref())?,
-        (Format::Ollama, adapter) => ollama(&base, adapter.as_ref(), &arguments.out, &options, hardware()?.as_ref())?,
+        (Format::Gguf, adapter) => gguf(&base, adapter.as_ref(), &arguments.out, &options, hardware()?)?,
+        (Format::Ollama, adapter) => ollama(&base, adapter.as_ref(), &arguments.out, &options, hardware()?)?,
         (Format::GgufLora, Some(adapter)) => arguments.gguf_lora(&base, adapter)?,
         (Format::GgufLora, None) => {
             return Err(Error::input(Place::argument("--adapter"), "is missing")
@@ -100,7 +100,7 @@ pub(super) fn gguf(
     adapter: Option<&HostAdapter>,
     out: &Path,
     options: &ExportOptions,
-    hardware: Option<&Hardware>,
+    hardware: Option<Hardware>,
 ) -> Result<Exported> {
     Ok(Exported { out: out.to_owned(), exported: run::export::gguf(base, adapter, out, options, hardware)? })
 }
@@ -111,7 +111,7 @@ pub(super) fn ollama(
     adapter: Option<&HostAdapter>,
     out: &Path,
     options: &ExportOptions,
-    hardware: Option<&Hardware>,
+    hardware: Option<Hardware>,
 ) -> Result<Exported> {
     if options.split_bytes.is_some() {
         let message = "does not go with `--format ollama`, whose Modelfile names one file";

@@ -135,7 +135,7 @@ impl Arguments {
         base: &OpenBase,
         adapter: &HostAdapter,
         weights: MergeBase,
-        hardware: Option<&Hardware>,
+        hardware: Option<Hardware>,
     ) -> Result<Exported> {
         let Some(out) = self.out.as_deref().filter(|_| !self.compare) else {
             let error = Error::input(Place::argument("--compare"), "measures Hugging Face folders");
@@ -176,7 +176,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let weights = arguments.weights(&base, packing)?;
     if format != Format::Hf {
         let hardware = arguments.examination(global)?;
-        return arguments.for_other_programs(&base, &adapter, weights, hardware.as_ref())?.print(&base, terminal);
+        return arguments.for_other_programs(&base, &adapter, weights, hardware)?.print(&base, terminal);
     }
     let options = MergeOptions {
         weights,
@@ -199,7 +199,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         _ => match &arguments.out {
             Some(out) => {
                 let hardware = arguments.examination(global)?;
-                (Some(merge::merge(&base, &adapter, out, &options, hardware.as_ref())?), None)
+                (Some(merge::merge(&base, &adapter, out, &options, hardware)?), None)
             }
             None => (None, None),
         },

@@ -8,7 +8,7 @@ use super::base::OpenBase;
 use super::merge::Hardware;
 use super::verify::{Agreement, Expected};
 use crate::adapter::host::HostAdapter;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::export::lora::write_lora;
 use crate::export::model::ModelPlan;
 use crate::export::ollama;
@@ -35,7 +35,7 @@ pub fn gguf(
     adapter: Option<&HostAdapter>,
     out: &Path,
     options: &ExportOptions,
-    hardware: Option<&Hardware>,
+    hardware: Option<Hardware>,
 ) -> Result<Exported> {
     examined(base, adapter, options, hardware, |plan, examine| plan.write(out, examine))
 }
@@ -57,7 +57,7 @@ pub fn ollama(
     adapter: Option<&HostAdapter>,
     out: &Path,
     options: &ExportOptions,
-    hardware: Option<&Hardware>,
+    hardware: Option<Hardware>,
 ) -> Result<Exported> {
     examined(base, adapter, options, hardware, |plan, examine| ollama::write_folder(plan, &base.encoder, out, examine))
 }
@@ -67,16 +67,15 @@ fn examined<'a>(
     base: &'a OpenBase,
     adapter: Option<&'a HostAdapter>,
     options: &ExportOptions,
-    hardware: Option<&Hardware>,
+    hardware: Option<Hardware>,
     write: impl FnOnce(ModelPlan<'a>, &mut dyn FnMut(&Path) -> Result<()>) -> Result<ExportReport>,
 ) -> Result<Exported> {
     let plan = ModelPlan::new(&base.files, adapter, base.encoder.tokenizer(), &base.short_name(), options)?;
     let quant = options.weights.quant();
-    let expected = hardware.map(|hardware| Ok::<_, Error>((Expected::of(base, adapter, quant, hardware)?, hardware)));
-    let expected = expected.transpose()?;
+    let expected = hardware.map(|hardware| Expected::of(base, adapter, quant, hardware)).transpose()?;
     let mut agreement = None;
     let report = write(plan, &mut |path| {
-        agreement = expected.as_ref().map(|(expected, hardware)| expected.check(path, hardware)).transpose()?;
+        agreement = expected.as_ref().map(|expected| expected.check(path)).transpose()?;
         Ok(())
     })?;
     Ok(Exported { report, agreement })

@@ -44,16 +44,14 @@ pub fn merge(
     adapter: &HostAdapter,
     out: &Path,
     options: &MergeOptions,
-    hardware: Option<&Hardware>,
+    hardware: Option<Hardware>,
 ) -> Result<Merged> {
     // The base is in memory before the merge and gone by then.
     let quant = options.weights.quant();
-    let expected =
-        hardware.map(|hardware| Ok::<_, Error>((Expected::of(base, Some(adapter), quant, hardware)?, hardware)));
-    let expected = expected.transpose()?;
+    let expected = hardware.map(|hardware| Expected::of(base, Some(adapter), quant, hardware)).transpose()?;
     let (staging, report) =
         merge::stage(&base.files, adapter, out, options, |folder| base.encoder.tokenizer().save(folder))?;
-    let agreement = expected.map(|(expected, hardware)| expected.check(staging.path(), hardware)).transpose()?;
+    let agreement = expected.map(|expected| expected.check(staging.path())).transpose()?;
     let merged = Merged { report, agreement };
     let text = serde_json::to_string_pretty(&merged).map_err(|error| Error::failed(REPORT_FILE, error.to_string()))?;
     atomic::write_bytes(&staging.path().join(REPORT_FILE), format!("{text}\n").as_bytes())?;

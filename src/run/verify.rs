@@ -76,6 +76,7 @@ pub struct Expected {
     logits: Vec<f32>,
     loss: f64,
     kl_divergence_of_base: f64,
+    hardware: Hardware,
 }
 
 impl Expected {
@@ -83,7 +84,7 @@ impl Expected {
     ///
     /// # Errors
     /// Those of loading and encoding.
-    pub fn of(base: &OpenBase, adapter: Option<&HostAdapter>, quant: Quant, hardware: &Hardware) -> Result<Self> {
+    pub fn of(base: &OpenBase, adapter: Option<&HostAdapter>, quant: Quant, hardware: Hardware) -> Result<Self> {
         let texts = encoded(&base.encoder)?;
         let decoder = base.load(&hardware.device, hardware.compute, quant, |_, _| {})?;
         let attached = adapter.map(|adapter| adapter.attach(decoder.config(), &hardware.device)).transpose()?;
@@ -91,7 +92,13 @@ impl Expected {
         let logits = attached.map(|attached| all_logits(&decoder, &texts, Some(&attached)));
         let logits = logits.unwrap_or_else(|| alone.clone());
         let measured = compare(&texts, &logits, &alone);
-        Ok(Self { texts, loss: measured.loss_expected, kl_divergence_of_base: measured.kl_divergence, logits })
+        Ok(Self {
+            texts,
+            loss: measured.loss_expected,
+            kl_divergence_of_base: measured.kl_divergence,
+            logits,
+            hardware,
+        })
     }
 
     /// Compares the model at `path` with these distributions.
@@ -99,10 +106,11 @@ impl Expected {
     /// # Errors
     /// Failed: the distributions are further apart than the rounding of the stored type explains, and than a twentieth of the
     /// adapter's effect; the model cannot be loaded.
-    pub fn check(&self, path: &Path, hardware: &Hardware) -> Result<Agreement> {
+    pub fn check(&self, path: &Path) -> Result<Agreement> {
+        let Hardware { device, compute } = &self.hardware;
         let files = BaseFiles::open(path)?;
-        let rounding = rounding(&files, hardware.compute);
-        let options = LoadOptions { device: hardware.device.clone(), compute: hardware.compute, quant: Quant::None };
+        let rounding = rounding(&files, *compute);
+        let options = LoadOptions { device: device.clone(), compute: *compute, quant: Quant::None };
         let decoder = Decoder::load(&files, &options, |_, _| {})?;
         let measured = compare(&self.texts, &self.logits, &all_logits(&decoder, &self.texts, None));
         let agreement = Agreement {
