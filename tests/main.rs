@@ -3,6 +3,7 @@
 
 mod adapter_file;
 mod adapter_open;
+mod adapter_sites;
 mod answers;
 mod augment;
 mod check;

@@ -6,8 +6,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::host::{HostAdapter, HostPair};
-use super::spec::AdapterSpec;
-use crate::error::{Error, Place, Result};
+use super::spec::{AdaptedSite, AdapterSpec};
+use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::nn::{Adapter, Delta, LowRank};
 
@@ -16,7 +16,7 @@ impl AdapterSpec {
     /// `a = sqrt 5`), `B` zero.
     ///
     /// # Errors
-    /// Input: a target that the model does not have; a rank above the smaller side of a projection.
+    /// Those of [`Self::adapted`].
     pub fn initialise(&self, config: &ModelConfig, seed: u64) -> Result<HostAdapter> {
         let mut generator = ChaCha8Rng::seed_from_u64(seed);
         let mut adapter = HostAdapter {
@@ -26,24 +26,15 @@ impl AdapterSpec {
             dropout: self.dropout,
             metadata: Default::default(),
         };
-        self.targets.names(config)?;
-        let mut problems = Vec::new();
-        for site in config.sites().into_iter().filter(|site| self.targets.takes(site)) {
+        for AdaptedSite { site, rank, scale } in self.adapted(config)? {
             let (output, input) = (site.rows, site.columns);
-            if self.rank > output.min(input) {
-                let path = &site.module;
-                let message =
-                    format!("is {}, above the {} of {path} ({output} x {input})", self.rank, output.min(input));
-                problems.push(Error::input(Place::setting("adapter.rank"), message));
-                break;
-            }
             let bound = 1.0 / (input as f32).sqrt();
-            let a = (0..self.rank * input).map(|_| uniform(&mut generator, bound)).collect();
-            let b = vec![0.0; output * self.rank];
-            let pair = HostPair { a, b, rank: self.rank, input, output, scale: self.scale() as f32 };
+            let a = (0..rank * input).map(|_| uniform(&mut generator, bound)).collect();
+            let b = vec![0.0; output * rank];
+            let pair = HostPair { a, b, rank, input, output, scale: scale as f32 };
             adapter.pairs.insert(site.module, pair);
         }
-        Error::none_of(problems, adapter)
+        Ok(adapter)
     }
 }
 

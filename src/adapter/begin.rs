@@ -53,21 +53,18 @@ impl AdapterSpec {
             names.dedup();
             differs("adapter.targets", message, format!("it has {names:?}"));
         }
-        let mut pairs = found.pairs.iter().filter(|(module, _)| fresh.pairs.contains_key(*module));
-        let is_unlike =
-            |(_, pair): &(&String, &super::host::HostPair)| pair.rank != self.rank || pair.scale != self.scale() as f32;
+        let mut pairs = found.pairs.iter().filter_map(|(module, pair)| Some((module, pair, fresh.pairs.get(module)?)));
         if errors.is_empty()
-            && let Some((module, pair)) = pairs.find(is_unlike)
+            && let Some((module, pair, own)) = pairs.find(|(_, pair, own)| (pair.rank, pair.scale) != (own.rank, own.scale))
         {
             let message = format!(
-                "give every pair rank {} and scale {}; in {folder}, {module} has rank {} and scale {}",
-                self.rank,
-                self.scale(),
-                pair.rank,
-                pair.scale
+                "gives {module} rank {} and scale {}; in {folder} it has rank {} and scale {}",
+                own.rank, own.scale, pair.rank, pair.scale
             );
-            errors.push(Error::input(Place::setting("adapter.rank"), message)
-                .hint("`adapter.rslora` decides the scale too; adapters with ranks of their own for some projections cannot be trained on"));
+            errors.push(
+                Error::input(Place::setting("adapter.rank"), message)
+                    .hint("`adapter.rank_pattern`, `adapter.alpha_pattern` and `adapter.rslora` decide them too"),
+            );
         }
         Error::none_of(errors, ())
     }

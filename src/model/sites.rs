@@ -30,11 +30,6 @@ pub enum SiteKind {
 }
 
 impl Site {
-    /// Whether PEFT's list of targets selects it by `name`: the whole path, or its end after a dot.
-    pub fn is_named(&self, name: &str) -> bool {
-        is_named(&self.module, name)
-    }
-
     /// The last part of the path: `q_proj`.
     pub fn name(&self) -> &str {
         self.module.rsplit('.').next().unwrap_or(&self.module)
@@ -46,7 +41,26 @@ pub fn is_named(path: &str, name: &str) -> bool {
     !name.is_empty() && path.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }
 
+/// The name of the head in transformers 5, whatever the base's files call it (`conversion_mapping.py`).
+pub const TRANSFORMERS_HEAD: &str = "lm_head";
+
 impl ModelConfig {
+    /// The path that transformers gives a module of the base's files.
+    pub fn transformers_path<'a>(&self, module: &'a str) -> &'a str {
+        if module == self.names.head { TRANSFORMERS_HEAD } else { module }
+    }
+
+    /// The paths that a site is known by: in the base's files, and in transformers where that is another one.
+    pub fn paths_of<'a>(&self, site: &'a Site) -> Vec<&'a str> {
+        let transformers = self.transformers_path(&site.module);
+        std::iter::once(site.module.as_str()).chain((transformers != site.module).then_some(transformers)).collect()
+    }
+
+    /// Whether PEFT's list of targets selects the site by `name`, by any of its paths.
+    pub fn is_named(&self, site: &Site, name: &str) -> bool {
+        self.paths_of(site).into_iter().any(|path| is_named(path, name))
+    }
+
     /// Every site, layer by layer in the order in which a layer uses them, the head last. A tied head is one too.
     pub fn sites(&self) -> Vec<Site> {
         let mut sites = Vec::new();

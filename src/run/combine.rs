@@ -54,6 +54,7 @@ pub fn combine(folders: &[PathBuf], out: &Path, options: &CombineOptions) -> Res
         base_name: configs.iter().find_map(|config| config.base_name.as_deref()),
         revision: None,
         rslora: false,
+        head: None,
     };
     combined.save(staging.path(), &save)?;
     notices.extend(save_tokenizer(folders, staging.path())?);

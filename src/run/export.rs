@@ -10,6 +10,7 @@ use super::verify::{Agreement, Expected};
 use crate::adapter::host::HostAdapter;
 use crate::error::Result;
 use crate::export::lora::write_lora;
+use crate::export::mlx::write_mlx;
 use crate::export::model::ModelPlan;
 use crate::export::ollama;
 use crate::export::{ExportOptions, ExportReport};
@@ -46,6 +47,14 @@ pub fn gguf(
 /// Those of [`write_lora`].
 pub fn gguf_lora(base: &OpenBase, adapter: &HostAdapter, out: &Path) -> Result<ExportReport> {
     write_lora(base.files.config(), adapter, &base.short_name(), out)
+}
+
+/// Writes `adapter` in mlx-lm's own format to the folder `out`.
+///
+/// # Errors
+/// Those of [`write_mlx`].
+pub fn mlx(base: &OpenBase, adapter: &HostAdapter, out: &Path) -> Result<ExportReport> {
+    write_mlx(base.files.config(), adapter, &base.hub_name(), out)
 }
 
 /// Writes `base`, with `adapter` folded in where there is one, as a folder for Ollama at `out`; `hardware` as in [`gguf`].

@@ -13,8 +13,7 @@ pub(super) fn notices_of_run(prepared: &Prepared) -> Vec<String> {
     let mut notices = prepared.adjustments.clone();
     notices.extend(prepared.base.parts_passed_over());
     let config = prepared.base.files.config();
-    let changes_head = prepared.start.pairs.contains_key(&config.head().module);
-    notices.extend(ruled_out(&Facts { config, changes_head }));
+    notices.extend(ruled_out(&Facts { config, adapter: &prepared.start }));
     notices
 }
 

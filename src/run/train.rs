@@ -104,12 +104,14 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
 
     watch.stage(Stage::Train);
     let (hub_name, revision) = (prepared.base.hub_name(), prepared.base.hub_revision());
-    let targets = plan.adapter.targets.names(prepared.base.files.config())?;
+    let config = prepared.base.files.config();
+    let targets = plan.adapter.target_names(config)?;
     let options = SaveOptions {
         targets: &targets,
         base_name: Some(&hub_name),
         revision: revision.as_deref(),
         rslora: plan.adapter.rslora,
+        head: Some(config.names.head),
     };
     let state = checkpoint.map(|found| found.state);
     let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, &decoder), options);

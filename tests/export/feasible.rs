@@ -1,5 +1,6 @@
 //! The table of what each consumer can take: its page, and the sentences before a run.
 
+use burnish::adapter::spec::{AdapterSpec, Targets};
 use burnish::export::feasible::{Facts, markdown, ruled_out};
 use burnish::model::{BaseFiles, ModelConfig};
 
@@ -27,13 +28,20 @@ fn a_run_is_told_which_exports_it_rules_out() {
         let path = if family.exists() { family } else { fixture("models").join(name) };
         BaseFiles::open(&path).expect("a base").config().clone()
     };
-    let notices = |name: &str, changes_head| ruled_out(&Facts { config: &config(name), changes_head });
+    let notices = |name: &str, changes_head: bool| {
+        let config = config(name);
+        let head = Targets::named([config.names.head]);
+        let targets = if changes_head { head } else { Targets::Attention };
+        let spec = AdapterSpec { rank: 1, targets, ..AdapterSpec::default() };
+        ruled_out(&Facts { config: &config, adapter: &spec.initialise(&config, 1).expect("an adapter") })
+    };
     for name in ["llama_gqa", "llama_tied", "qwen2", "gemma2_grouped", "olmo2_bf16_tied", "gpt_neox_parallel"] {
         assert_eq!(notices(name, false), Vec::<String>::new(), "{name}");
     }
     assert_eq!(notices("llama_gqa", true), Vec::<String>::new());
     let tied = notices("llama_tied", true);
-    assert!(tied.len() == 1 && tied[0].contains("GGUF-LoRA is ruled out"), "{tied:?}");
+    assert!(tied.len() == 2 && tied[0].contains("GGUF-LoRA is ruled out"), "{tied:?}");
+    assert!(tied[1].contains("adapter (mlx-lm) is ruled out: mlx-lm has no module for a tied head"), "{tied:?}");
     let gemma = notices("gemma2_grouped", true).join("\n");
     assert!(gemma.contains("merged GGUF") && gemma.contains("GGUF-LoRA"), "{gemma}");
     let untied = notices("gemma2_bf16_untied", false);

@@ -2,6 +2,7 @@
 
 mod feasible;
 mod lora;
+mod mlx;
 mod ollama;
 mod refused;
 mod vocabulary;

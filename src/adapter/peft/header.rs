@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::config::PeftConfig;
 use super::missing::{no_adapter, no_weights};
+use super::mlx;
 use super::renaming::Renaming;
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
 use crate::adapter::base_modules::{check_sizes, module_shapes};
@@ -37,6 +38,8 @@ pub struct PairHeader {
     pub(super) input: usize,
     pub(super) output: usize,
     pub(super) scale: f32,
+    /// Both factors are stored with rows and columns exchanged.
+    pub(super) is_transposed: bool,
 }
 
 /// Most entries without effect that are named; further ones are only counted.
@@ -79,8 +82,12 @@ impl AdapterHeader {
         if let Some(error) = no_adapter(dir) {
             return Err(error);
         }
-        let place = dir.join(WEIGHTS_FILE).display().to_string();
-        let (config, weights) = (PeftConfig::read(dir), read_weights(dir));
+        if mlx::is_mlx(dir) {
+            return mlx::read(dir);
+        }
+        let path = dir.join(WEIGHTS_FILE);
+        let place = path.display().to_string();
+        let (config, weights) = (PeftConfig::read(dir), no_weights(dir).map_or_else(|| read_weights(&path), Err));
         let mut errors = weights.as_ref().map_or(Vec::new(), |(tensors, _)| refusals(&place, tensors, is_copy));
         let (config, (tensors, metadata)) = match Error::both(config, weights) {
             Ok(read) => read,
@@ -161,12 +168,8 @@ impl AdapterHeader {
 /// Tensors and metadata of the weights' file.
 type Weights = (BTreeMap<String, RawTensor>, BTreeMap<String, String>);
 
-fn read_weights(dir: &Path) -> Result<Weights> {
-    let path = dir.join(WEIGHTS_FILE);
-    if let Some(error) = no_weights(dir) {
-        return Err(error);
-    }
-    let file = SafeTensorsFile::open(&path)?;
+pub(super) fn read_weights(path: &Path) -> Result<Weights> {
+    let file = SafeTensorsFile::open(path)?;
     let mut tensors = BTreeMap::new();
     let mut errors = Vec::new();
     for name in file.names() {
@@ -369,7 +372,7 @@ fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Re
         [("lora_A", &a), ("lora_B", &b)].into_iter().filter_map(|(half, tensor)| float(&place, half, tensor).err()),
     );
     let scale = config.scale_of(module)? as f32;
-    Error::none_of(errors, PairHeader { a, b, rank, input, output, scale })
+    Error::none_of(errors, PairHeader { a, b, rank, input, output, scale, is_transposed: false })
 }
 
 /// A half whose shape does not have the rank that the configuration gives.
@@ -382,7 +385,7 @@ fn other_rank(place: &str, half: &str, layout: &str, shape: [usize; 2], rank: us
 }
 
 /// The two sizes of a matrix.
-fn matrix(place: &str, half: &str, tensor: &RawTensor) -> Result<[usize; 2]> {
+pub(super) fn matrix(place: &str, half: &str, tensor: &RawTensor) -> Result<[usize; 2]> {
     tensor
         .shape
         .as_slice()
@@ -391,7 +394,7 @@ fn matrix(place: &str, half: &str, tensor: &RawTensor) -> Result<[usize; 2]> {
 }
 
 /// Whether it is of a type of float.
-fn float(place: &str, half: &str, tensor: &RawTensor) -> Result<()> {
+pub(super) fn float(place: &str, half: &str, tensor: &RawTensor) -> Result<()> {
     match tensor.dtype {
         Dtype::F32 | Dtype::F16 | Dtype::Bf16 => Ok(()),
         other => Err(Error::input(place, format!("{half} is {other}; expected F32, F16 or BF16"))),

@@ -1,13 +1,14 @@
 //! PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Reading takes a LoRA folder of any PEFT version and refuses by name what cannot be applied (every problem at
+//! Reading takes a LoRA folder of any PEFT version, or of mlx-lm (`mlx`), and refuses by name what cannot be applied (every problem at
 //! once). Writing keeps to the keys that every PEFT since 0.6 knows.
 
 mod config;
 mod fields;
 mod header;
 mod missing;
-mod patterns;
+mod mlx;
+pub(super) mod patterns;
 mod plain_lora;
 mod read;
 mod renaming;
@@ -17,6 +18,7 @@ mod write;
 pub use config::PeftConfig;
 pub use header::{AdapterHeader, PairHeader};
 pub use missing::no_adapter;
+pub use mlx::{MLX_A_SUFFIX, MLX_B_SUFFIX, MLX_WEIGHTS_FILE, transposed};
 pub use write::SaveOptions;
 
 /// The name of the configuration file in an adapter folder.

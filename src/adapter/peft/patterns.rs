@@ -14,7 +14,7 @@ const MAX_PATTERN_BYTES: usize = 16 << 10;
 
 /// A choice of modules by name or by pattern.
 #[derive(Debug, Clone)]
-pub(super) enum Selection {
+pub(in crate::adapter) enum Selection {
     /// A module path is one of these, or ends with `.` and one of these.
     Names(Vec<String>),
     /// The whole path matches.
@@ -77,7 +77,7 @@ fn first_numbered_segment(module: &str) -> Option<u64> {
 
 /// A regular expression of Python's dialect, and how it stands in the file.
 #[derive(Debug, Clone)]
-pub(super) struct Pattern {
+pub(in crate::adapter) struct Pattern {
     regex: Regex,
     pub written: String,
 }

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::header::{AdapterHeader, PairHeader, and_more};
+use super::mlx::transposed;
 use super::renaming::Renaming;
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::adapter::host::{HostAdapter, HostPair};
 use crate::error::{Error, Result};
 use crate::files::RawTensor;
 use crate::model::BaseFiles;
+use crate::model::sites::TRANSFORMERS_HEAD;
 
 impl HostAdapter {
     /// Reads the adapter folder `dir`. The base that its configuration names is not followed.
@@ -63,10 +65,13 @@ impl AdapterHeader {
         let pairs = renaming.apply(&place, pairs)?;
         let mut errors = Vec::new();
         let mut decoded = BTreeMap::new();
-        for (module, PairHeader { a, b, rank, input, output, scale }) in pairs {
+        for (module, PairHeader { a, b, rank, input, output, scale, is_transposed }) in pairs {
             let place = format!("{place}: module {module}");
             match Error::both(numbers(&place, "lora_A", &a), numbers(&place, "lora_B", &b)) {
-                Ok((a, b)) => drop(decoded.insert(module, HostPair { a, b, rank, input, output, scale })),
+                Ok((a, b)) => {
+                    let (a, b) = if is_transposed { (transposed(&a, input), transposed(&b, rank)) } else { (a, b) };
+                    decoded.insert(module, HostPair { a, b, rank, input, output, scale });
+                }
                 Err(error) => errors.push(error),
             }
         }
@@ -75,15 +80,14 @@ impl AdapterHeader {
     }
 }
 
-/// Beginnings of module paths that transformers has or had in place of those of the base's own checkpoints.
+/// Beginnings of module paths that transformers has or had, or that mlx-lm has, in place of those of the base's own checkpoints.
 fn known_renamings(base: &BaseFiles) -> Vec<(&'static str, &'static str)> {
-    const USUAL_HEAD: &str = "lm_head";
     let family = base.config().family;
     let mut known = family.stored_prefixes.to_vec();
-    // transformers 5 calls the head so in every family (`conversion_mapping.py`).
-    if family.names.head != USUAL_HEAD {
-        known.push((USUAL_HEAD, family.names.head));
+    if family.names.head != TRANSFORMERS_HEAD {
+        known.push((TRANSFORMERS_HEAD, family.names.head));
     }
+    known.extend(family.mlx_prefixes);
     known
 }
 

@@ -11,12 +11,12 @@ use crate::adapter::host::HostAdapter;
 use crate::error::{Error, Result};
 use crate::files::safetensors::{self, TensorHeader};
 use crate::files::{Bytes, Dtype, atomic, temporary};
-use crate::model::sites::is_named;
+use crate::model::sites::{TRANSFORMERS_HEAD, is_named};
 
 /// The settings that [`HostAdapter::save`] writes beside the numbers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct SaveOptions<'a> {
-    /// `target_modules`: names of the modules with pairs, by PEFT's rule (`Targets::names`).
+    /// `target_modules`: names of the modules with pairs, by PEFT's rule ([`AdapterSpec::target_names`](crate::adapter::spec::AdapterSpec::target_names)).
     pub targets: &'a [String],
     /// `base_model_name_or_path`: a hub name where one is known.
     pub base_name: Option<&'a str>,
@@ -24,6 +24,15 @@ pub struct SaveOptions<'a> {
     pub revision: Option<&'a str>,
     /// The scales are `alpha / sqrt(rank)`.
     pub rslora: bool,
+    /// The head's path in the base's files, where transformers has another one for it.
+    pub head: Option<&'a str>,
+}
+
+impl SaveOptions<'_> {
+    /// The path in transformers of a module.
+    fn path<'m>(&self, module: &'m str) -> &'m str {
+        if self.head == Some(module) { TRANSFORMERS_HEAD } else { module }
+    }
 }
 
 impl HostAdapter {
@@ -39,12 +48,12 @@ impl HostAdapter {
         let config = self.config_json(options)?;
         temporary::make_folders(dir).map_err(|error| Error::write(dir, &error))?.keep();
         let weights = dir.join(WEIGHTS_FILE);
-        let weights = atomic::prepare(&weights, |writer| self.write_weights(writer, &weights))?;
+        let weights = atomic::prepare(&weights, |writer| self.write_weights(writer, &weights, options))?;
         atomic::publish_described(weights, &dir.join(CONFIG_FILE), config.as_bytes())
     }
 
     /// The content of `adapter_model.safetensors`: `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of every pair, in f32.
-    fn write_weights(&self, writer: &mut dyn Write, path: &Path) -> Result<()> {
+    fn write_weights(&self, writer: &mut dyn Write, path: &Path, options: &SaveOptions<'_>) -> Result<()> {
         let mut metadata = self.metadata.clone();
         metadata.insert("format".to_owned(), "pt".to_owned());
         let mut headers = Vec::with_capacity(2 * self.pairs.len());
@@ -55,7 +64,7 @@ impl HostAdapter {
                 (B_SUFFIX, vec![pair.output, pair.rank], pair.b.as_slice()),
             ];
             for (suffix, shape, numbers) in halves {
-                let name = format!("{PREFIX}{module}{suffix}");
+                let name = format!("{PREFIX}{}{suffix}", options.path(module));
                 values.insert(name.clone(), numbers);
                 headers.push(TensorHeader { name, dtype: Dtype::F32, shape });
             }
@@ -71,15 +80,16 @@ impl HostAdapter {
         let mut ranks = Map::new();
         let mut alphas = Map::new();
         for (module, pair) in &self.pairs {
-            if !options.targets.iter().any(|target| is_named(module, target)) {
+            let path = options.path(module);
+            if !options.targets.iter().any(|target| is_named(path, target)) {
                 return Err(Error::failed(module, "has a pair, and is not among the targets to be saved"));
             }
             if pair.rank != self.rank {
-                ranks.insert(module.clone(), json!(pair.rank));
+                ranks.insert(path.to_owned(), json!(pair.rank));
             }
             let root = if options.rslora { (pair.rank as f64).sqrt() } else { pair.rank as f64 };
             if pair.scale != (self.alpha / root) as f32 {
-                alphas.insert(module.clone(), number(f64::from(pair.scale) * root));
+                alphas.insert(path.to_owned(), number(f64::from(pair.scale) * root));
             }
         }
         let mut config = json!({
