@@ -8,12 +8,12 @@ use rand_chacha::ChaCha8Rng;
 use super::host::{HostAdapter, HostPair};
 use super::spec::{AdaptedSite, AdapterSpec};
 use crate::error::Result;
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, SiteKind};
 use crate::nn::{Adapter, Delta, LowRank};
 
 impl AdapterSpec {
     /// A fresh adapter with PEFT's default initialisation: `A` uniform within `±1/sqrt(in)` (Kaiming with
-    /// `a = sqrt 5`), `B` zero.
+    /// `a = sqrt 5`), or of a standard normal distribution for the embedding; `B` zero.
     ///
     /// # Errors
     /// Those of [`Self::adapted`].
@@ -28,8 +28,13 @@ impl AdapterSpec {
         };
         for AdaptedSite { site, rank, scale } in self.adapted(config)? {
             let (output, input) = (site.rows, site.columns);
-            let bound = 1.0 / (input as f32).sqrt();
-            let a = (0..rank * input).map(|_| uniform(&mut generator, bound)).collect();
+            let a = match site.kind {
+                SiteKind::Embedding => (0..rank * input).map(|_| normal(&mut generator)).collect(),
+                SiteKind::Attention | SiteKind::Mlp | SiteKind::Head => {
+                    let bound = 1.0 / (input as f32).sqrt();
+                    (0..rank * input).map(|_| uniform(&mut generator, bound)).collect()
+                }
+            };
             let b = vec![0.0; output * rank];
             let pair = HostPair { a, b, rank, input, output, scale: scale as f32 };
             adapter.pairs.insert(site.module, pair);
@@ -46,6 +51,16 @@ fn uniform(generator: &mut ChaCha8Rng, bound: f32) -> f32 {
     /// 2⁻²³.
     const UNIT: f32 = 1.0 / (1 << 23) as f32;
     (generator.next_u32() >> 9) as f32 * UNIT * (2.0 * bound) - bound
+}
+
+/// A value of the standard normal distribution (Box and Muller 1958, from two uniform values).
+fn normal(generator: &mut ChaCha8Rng) -> f32 {
+    /// 2⁻³³ and 2⁻³²: the first value is never 0.
+    const HALF: f64 = 0.5 / (1u64 << 32) as f64;
+    const UNIT: f64 = 1.0 / (1u64 << 32) as f64;
+    let radius = (-2.0 * (f64::from(generator.next_u32()) * UNIT + HALF).ln()).sqrt();
+    let angle = std::f64::consts::TAU * f64::from(generator.next_u32()) * UNIT;
+    (radius * angle.cos()) as f32
 }
 
 impl HostAdapter {

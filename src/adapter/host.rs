@@ -125,6 +125,13 @@ impl HostAdapter {
         self.metadata.insert(provenance::DATA_FORMAT.to_owned(), format.name().to_owned());
     }
 
+    /// Whether the head of a model, tied to the embedding, needs a matrix of its own once this adapter is merged: it changes one of
+    /// the two, as PEFT applies it, and not the other.
+    pub fn unties_head(&self, config: &ModelConfig) -> bool {
+        let changes = |module| self.pairs.contains_key(module);
+        config.tied_head && (changes(config.names.head) || changes(config.names.embedding))
+    }
+
     /// Whether every pair has its module in a base of this shape, with the right sizes.
     ///
     /// # Errors

@@ -18,9 +18,9 @@ section! {
         alpha: f64 = Take(16.0), above(0.0, 1e6);
         /// Share of the adapter's inputs dropped while training.
         dropout: f64 = Take(0.0), below(0.0, 1.0);
-        /// The projections that get a low-rank pair: `attention` for those of attention (q, k, v and o in most families),
+        /// The modules that get a low-rank pair: `attention` for those of attention (q, k, v and o in most families),
         /// `all-linear` for every linear layer but the head, as PEFT means it, a list of names (a whole path, or its end after a
-        /// dot), or a regular expression that the whole path matches.
+        /// dot; `lm_head` and `embed_tokens` are such names too), or a regular expression that the whole path matches.
         targets: Targets = Take(Targets::Attention), at_least_one();
         /// Modules that get none all the same, by a list of names or a regular expression.
         exclude: Option<Modules> = Take(None), any();
@@ -101,7 +101,7 @@ impl AdapterSpec {
             let paths = config.paths_of(&site);
             let is_target = match (&self.targets, &targets) {
                 (Targets::Attention, _) => site.kind == SiteKind::Attention,
-                (Targets::AllLinear, _) => site.kind != SiteKind::Head,
+                (Targets::AllLinear, _) => !matches!(site.kind, SiteKind::Head | SiteKind::Embedding),
                 (Targets::Modules(_), Some(targets)) => matches_any("adapter.targets", targets, &paths)?,
                 (Targets::Modules(_), None) => false,
             };

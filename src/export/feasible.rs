@@ -46,6 +46,11 @@ impl Facts<'_> {
     fn changes_head(&self) -> bool {
         self.adapter.pairs.contains_key(self.config.names.head)
     }
+
+    /// Whether the adapter changes the embedding of tokens.
+    fn changes_embedding(&self) -> bool {
+        self.adapter.pairs.contains_key(self.config.names.embedding)
+    }
 }
 
 /// A choice, and the form in which each consumer takes it.
@@ -65,7 +70,7 @@ pub struct Row {
 use Feasible::{As, No, Yes};
 
 /// Every choice.
-pub const TABLE: [Row; 7] = [
+pub const TABLE: [Row; 9] = [
     Row {
         choice: "low-rank pairs on projections",
         holds: |_| true,
@@ -103,8 +108,29 @@ pub const TABLE: [Row; 7] = [
         mlx: No("mlx-lm has no module for a tied head alone"),
     },
     Row {
-        choice: "the head of a Gemma 2",
-        holds: |facts| facts.changes_head() && facts.config.family.gguf_head == GgufHead::Never,
+        choice: "the embedding, where the head has a matrix of its own",
+        holds: |facts| facts.changes_embedding() && !facts.config.tied_head,
+        peft: Yes,
+        folder: Yes,
+        gguf: Yes,
+        gguf_lora: Yes,
+        mlx: Yes,
+    },
+    Row {
+        choice: "the embedding, where the head is tied to it",
+        holds: |facts| facts.changes_embedding() && facts.config.tied_head,
+        peft: Yes,
+        folder: As("the head gets a matrix of its own"),
+        gguf: As("the head gets a matrix of its own"),
+        gguf_lora: No("llama.cpp would change the tied head too"),
+        mlx: No("mlx-lm would change the tied head too"),
+    },
+    Row {
+        choice: "the head or the embedding of a Gemma 2",
+        holds: |facts| {
+            let unties = facts.changes_head() || facts.changes_embedding() && facts.config.tied_head;
+            unties && facts.config.family.gguf_head == GgufHead::Never
+        },
         peft: Yes,
         folder: As("the head gets a matrix of its own"),
         gguf: No("llama.cpp uses the embedding as the head of this architecture"),

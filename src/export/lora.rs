@@ -11,6 +11,7 @@ use super::check;
 use super::model::ExportReport;
 use super::types::GgufType;
 use crate::adapter::host::{HostAdapter, HostPair};
+use crate::adapter::peft::transposed;
 use crate::error::{Error, Place, Result};
 use crate::files::Dtype;
 use crate::files::gguf::write::write;
@@ -100,6 +101,19 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
     let mut factors = Vec::new();
     let mut errors = Vec::new();
     for (module, pair) in &adapter.pairs {
+        if module == config.names.embedding {
+            match config.tied_head {
+                true => {
+                    let message = "shares its matrix with the head: llama.cpp would change both";
+                    errors.push(
+                        Error::input(Place::tensor("adapter", module), message)
+                            .hint("`merge --format gguf` gives the head a matrix of its own"),
+                    );
+                }
+                false => factors.extend(embedding_factors(pair, alpha_of(pair) / alpha)),
+            }
+            continue;
+        }
         let Some(linear) = linears.get(module) else {
             errors.push(Error::failed(module, "is no module of the base"));
             continue;
@@ -115,6 +129,17 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
         factors.extend(pair_factors(linear, pair, alpha_of(pair) / alpha)?);
     }
     Error::none_of(errors, factors)
+}
+
+/// The factors of the embedding, which llama.cpp has transposed (`src/llama-adapter.cpp`, `token_embd`): `[tokens, rank]` and
+/// `[width, rank]`.
+fn embedding_factors(pair: &HostPair, factor: f64) -> [Factor; 2] {
+    let info = |half: &str, shape| TensorInfo { name: format!("token_embd.weight.{half}"), dtype: Dtype::F32, shape };
+    let b = transposed(&pair.a, pair.rank).into_iter().map(|value| (f64::from(value) * factor) as f32).collect();
+    [
+        Factor { info: info("lora_a", vec![pair.output, pair.rank]), values: pair.b.clone() },
+        Factor { info: info("lora_b", vec![pair.input, pair.rank]), values: b },
+    ]
 }
 
 /// Whether llama.cpp's file of the base has a tensor of the head.

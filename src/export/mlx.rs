@@ -17,7 +17,7 @@ use crate::error::{Error, Place, Result};
 use crate::files::safetensors::{self, TensorHeader};
 use crate::files::staging::Staging;
 use crate::files::{Bytes, Dtype, atomic};
-use crate::model::{ModelConfig, SiteKind};
+use crate::model::{ModelConfig, SiteKind, families};
 use crate::quant::float;
 
 /// Writes `adapter`, for a base of this configuration that is known as `base_name`, to the folder `out`, reads it again and compares.
@@ -40,8 +40,12 @@ pub fn write_mlx(config: &ModelConfig, adapter: &HostAdapter, base_name: &str, o
     let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
     for (module, pair) in &pairs {
         let (input, output) = (pair.input, pair.output);
-        tensors.insert(format!("{module}{MLX_A_SUFFIX}"), (vec![input, rank], transposed(&pair.a, rank)));
-        tensors.insert(format!("{module}{MLX_B_SUFFIX}"), (vec![rank, output], transposed(&pair.b, output)));
+        let (a, b) = match families::is_embedding(module) {
+            true => ((vec![output, rank], pair.b.clone()), (vec![rank, input], pair.a.clone())),
+            false => ((vec![input, rank], transposed(&pair.a, rank)), (vec![rank, output], transposed(&pair.b, output))),
+        };
+        tensors.insert(format!("{module}{MLX_A_SUFFIX}"), a);
+        tensors.insert(format!("{module}{MLX_B_SUFFIX}"), b);
     }
     let headers: Vec<TensorHeader> = tensors
         .iter()
@@ -88,6 +92,11 @@ fn pairs(config: &ModelConfig, adapter: &HostAdapter) -> Result<BTreeMap<String,
         let place = Place::tensor("adapter", module);
         if module == config.names.head && !has_head {
             let message = "shares the embedding's matrix: mlx-lm has no module for the change of the head alone";
+            errors.push(Error::input(place, message).hint("`burnish merge` gives the head a matrix of its own"));
+            continue;
+        }
+        if module == config.names.embedding && config.tied_head {
+            let message = "shares its matrix with the head: mlx-lm would change both";
             errors.push(Error::input(place, message).hint("`burnish merge` gives the head a matrix of its own"));
             continue;
         }

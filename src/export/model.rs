@@ -263,7 +263,7 @@ fn plan_tensors<'a>(
         pairs.into_iter().flatten().map(|(module, pair)| (module.as_str(), pair)).collect();
     let mut specs: Vec<(TensorSpec, String)> =
         config.tensors().into_iter().map(|spec| (spec.clone(), spec.hf)).collect();
-    let untied_head = config.tied_head && unused.contains_key(head.module.as_str());
+    let untied_head = adapter.is_some_and(|adapter| adapter.unties_head(config));
     if config.tied_head && (untied_head || config.family.gguf_head == GgufHead::Always) {
         specs.extend(head.tensors(false).map(|spec| (spec, config.embedding_name())));
     }

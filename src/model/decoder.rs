@@ -71,8 +71,12 @@ impl Decoder {
         &self.device
     }
 
-    /// Number of sites: projections that can be adapted, the head last.
+    /// Number of sites: projections that can be adapted, then the head, then the embedding.
     pub fn sites(&self) -> usize {
+        self.embedding_site() + 1
+    }
+
+    fn embedding_site(&self) -> usize {
         self.head.site + 1
     }
 
@@ -91,6 +95,9 @@ impl Decoder {
     /// `[tokens, hidden]`. The noise of training is added to the rows themselves, before a family's multiplier.
     fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
         let mut rows = self.embedding.rows(ids, &self.device);
+        if let Some(delta) = pass.adapter.and_then(|adapter| adapter.at(self.embedding_site())) {
+            rows = delta.embed(rows, ids);
+        }
         let shape = rows.dims();
         if let Some(noise) = pass.noise.and_then(|noise| noise.of_embeddings(lengths, shape[1])) {
             let device = rows.device();
@@ -255,11 +262,19 @@ impl Decoder {
             upstream = input.grad_remove(&mut tape);
             collect(&mut gradients, &mut tape, adapter, self.sites_of(index));
         }
+        let embedding = self.embedding_site();
+        if let (Some(_), Some(known)) = (adapter.at(embedding), upstream) {
+            let mut tape = backward_from(self.embed(&batch.ids, &batch.lengths, pass), known);
+            collect(&mut gradients, &mut tape, adapter, embedding..embedding + 1);
+        }
         LossAndGradients { losses, gradients }
     }
 
-    /// The first layer that is adapted; the number of layers if only the head is.
+    /// The first layer that gradients have to reach: 0 where the embedding is adapted, the number of layers if only the head is.
     fn lowest_adapted_layer(&self, adapter: &Adapter) -> usize {
+        if adapter.at(self.embedding_site()).is_some() {
+            return 0;
+        }
         let first = adapter.by_site.iter().position(Option::is_some).unwrap_or(self.head.site);
         (0..self.layers.len()).find(|&layer| first < self.sites_of(layer).end).unwrap_or(self.layers.len())
     }

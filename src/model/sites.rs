@@ -1,20 +1,20 @@
-//! The sites of a model: the linear layers that an adapter can change, by number and by path.
+//! The sites of a model: the matrices that a low-rank pair can change, by number and by path.
 
 use super::config::ModelConfig;
 use crate::nn::block::Part;
 
-/// A linear layer that an adapter can change. Its number is its place in [`ModelConfig::sites`].
+/// A matrix that a low-rank pair can change. Its number is its place in [`ModelConfig::sites`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
     /// Path of the module in Hugging Face's model: `model.layers.3.self_attn.q_proj`, `lm_head`.
     pub module: String,
-    /// Output width.
+    /// Output width of a linear layer; tokens of the embedding.
     pub rows: usize,
-    /// Input width.
+    /// Input width of a linear layer; width of the embedding.
     pub columns: usize,
     /// The part of the model that it belongs to.
     pub kind: SiteKind,
-    /// The layer; `None` for the head.
+    /// The layer; `None` for head and embedding.
     pub layer: Option<usize>,
 }
 
@@ -27,6 +27,8 @@ pub enum SiteKind {
     Mlp,
     /// The output head.
     Head,
+    /// The embedding of tokens.
+    Embedding,
 }
 
 impl Site {
@@ -61,7 +63,8 @@ impl ModelConfig {
         self.paths_of(site).into_iter().any(|path| is_named(path, name))
     }
 
-    /// Every site, layer by layer in the order in which a layer uses them, the head last. A tied head is one too.
+    /// Every site, layer by layer in the order in which a layer uses them, then the head, then the embedding. A tied head is one
+    /// too.
     pub fn sites(&self) -> Vec<Site> {
         let mut sites = Vec::new();
         for layer in 0..self.layers {
@@ -78,6 +81,8 @@ impl ModelConfig {
         let head = self.head();
         let (rows, columns) = (head.rows, head.columns);
         sites.push(Site { module: head.module, rows, columns, kind: SiteKind::Head, layer: None });
+        let module = self.names.embedding.to_owned();
+        sites.push(Site { module, rows, columns, kind: SiteKind::Embedding, layer: None });
         sites
     }
 }

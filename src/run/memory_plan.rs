@@ -193,7 +193,8 @@ impl Layers<'_> {
     fn step(&self, work: &Workload) -> (u64, u64) {
         let tokens = work.tokens as u64;
         let layers = self.config.layers;
-        let lowest = (0..layers).find(|&layer| self.is_adapted(layer)).unwrap_or(layers);
+        let adapts_embedding = self.adapter.pairs.contains_key(self.config.names.embedding);
+        let lowest = (0..layers).find(|&layer| adapts_embedding || self.is_adapted(layer)).unwrap_or(layers);
         let (kept, working) = match work.recompute {
             Recompute::None => {
                 let kept: u64 = (lowest..layers).map(|layer| self.kept(layer)).sum();

@@ -37,7 +37,7 @@ impl<'a> Plan<'a> {
     pub fn new(base: &BaseFiles, adapter: &'a HostAdapter, options: &MergeOptions) -> Result<Self> {
         let head = base.config().head().module;
         let config = base.config();
-        let untied_head = config.tied_head && adapter.pairs.contains_key(&head);
+        let untied_head = adapter.unties_head(config);
         let mut unused: BTreeMap<&str, &HostPair> =
             adapter.pairs.iter().map(|(module, pair)| (module.as_str(), pair)).collect();
         let mut planned = Vec::new();

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::config::PeftConfig;
 use super::missing::{no_adapter, no_weights};
-use super::mlx;
+use super::{embedding, mlx};
 use super::renaming::Renaming;
-use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
+use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, PREFIX, WEIGHTS_FILE};
 use crate::adapter::base_modules::{check_sizes, module_shapes};
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafeTensorsFile;
@@ -185,6 +185,8 @@ pub(super) fn read_weights(path: &Path) -> Result<Weights> {
 enum Role<'a> {
     A(&'a str),
     B(&'a str),
+    EmbeddingA(&'a str),
+    EmbeddingB(&'a str),
     /// PEFT stores the base's own matrix along with an adapter on the head.
     BaseCopy(&'a str),
     /// Of no use to plain LoRA; why.
@@ -201,6 +203,12 @@ impl<'a> Role<'a> {
         }
         if let Some(module) = path.strip_suffix(B_SUFFIX) {
             return Self::B(module);
+        }
+        if let Some(module) = path.strip_suffix(EMBEDDING_A_SUFFIX).filter(|module| families::is_embedding(module)) {
+            return Self::EmbeddingA(module);
+        }
+        if let Some(module) = path.strip_suffix(EMBEDDING_B_SUFFIX).filter(|module| families::is_embedding(module)) {
+            return Self::EmbeddingB(module);
         }
         if let Some(module) = path.strip_suffix(".base_layer.weight") {
             return Self::BaseCopy(module);
@@ -224,7 +232,7 @@ fn is_embedding_or_head(name: &str) -> bool {
 /// Parts of names that tell what else PEFT can store.
 const REFUSED_NAMES: [(&str, &str); 8] = [
     (".lora_magnitude_vector", "a DoRA magnitude, which cannot be applied"),
-    (".lora_embedding_", "an adapter on an embedding, which cannot be applied"),
+    (".lora_embedding_", "an adapter on an embedding that no supported architecture has"),
     (".lora_B.bias", "a bias of the low-rank pair, which cannot be applied"),
     (".token_adapter.", "trained tokens, which cannot be applied"),
     (".lora_A.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
@@ -238,6 +246,8 @@ const REFUSED_NAMES: [(&str, &str); 8] = [
 struct Halves {
     a: Option<RawTensor>,
     b: Option<RawTensor>,
+    /// `lora_embedding_A` and `lora_embedding_B`.
+    of_embedding: [Option<RawTensor>; 2],
 }
 
 /// Tensors that plain LoRA has no use for, by what they are.
@@ -277,6 +287,8 @@ fn pairs_of(
         match Role::of(&name) {
             Role::A(module) => halves.entry(module.to_owned()).or_default().a = Some(tensor),
             Role::B(module) => halves.entry(module.to_owned()).or_default().b = Some(tensor),
+            Role::EmbeddingA(module) => halves.entry(module.to_owned()).or_default().of_embedding[0] = Some(tensor),
+            Role::EmbeddingB(module) => halves.entry(module.to_owned()).or_default().of_embedding[1] = Some(tensor),
             Role::BaseCopy(module) => copies.push((module.to_owned(), tensor)),
             Role::Refused(_) => {}
         }
@@ -317,7 +329,7 @@ pub(super) fn and_more(count: usize) -> String {
 fn mixed_dtypes(place: &str, tensors: &BTreeMap<String, RawTensor>) -> Option<Error> {
     let mut counts: Vec<(Dtype, usize)> = Vec::new();
     for (name, tensor) in tensors {
-        if !matches!(Role::of(name), Role::A(_) | Role::B(_)) {
+        if matches!(Role::of(name), Role::BaseCopy(_) | Role::Refused(_)) {
             continue;
         }
         match counts.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
@@ -354,10 +366,13 @@ fn misplaced_copies<'a>(
 /// One pair, or everything that is wrong with it.
 fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Result<PairHeader> {
     let place = format!("{place}: module {module}");
-    let (a, b) = match (halves.a, halves.b) {
-        (Some(a), Some(b)) => (a, b),
-        (Some(_), None) => return Err(Error::input(place, "has lora_A and no lora_B")),
-        _ => return Err(Error::input(place, "has lora_B and no lora_A")),
+    let (a, b) = match (halves.a, halves.b, halves.of_embedding) {
+        (Some(a), Some(b), [None, None]) => (a, b),
+        (None, None, [Some(a), Some(b)]) => return embedding::pair_of(&place, config, module, a, b),
+        (Some(_), None, [None, None]) => return Err(Error::input(place, "has lora_A and no lora_B")),
+        (None, Some(_), [None, None]) => return Err(Error::input(place, "has lora_B and no lora_A")),
+        (None, None, _) => return Err(Error::input(place, "has one of lora_embedding_A and lora_embedding_B alone")),
+        _ => return Err(Error::input(place, "has factors of a linear layer and of an embedding")),
     };
     let rank = config.rank_of(module)?;
     let ([a_rank, input], [output, b_rank]) = Error::both(matrix(&place, "lora_A", &a), matrix(&place, "lora_B", &b))?;
@@ -376,7 +391,7 @@ fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Re
 }
 
 /// A half whose shape does not have the rank that the configuration gives.
-fn other_rank(place: &str, half: &str, layout: &str, shape: [usize; 2], rank: usize) -> Error {
+pub(super) fn other_rank(place: &str, half: &str, layout: &str, shape: [usize; 2], rank: usize) -> Error {
     let turned = if shape.contains(&rank) { "; is it transposed?" } else { "" };
     Error::input(
         place,

@@ -17,6 +17,7 @@ use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::error::{Error, Result};
 use crate::files::json::{self, shortened};
 use crate::files::RawTensor;
+use crate::model::families;
 
 /// The name of the weights file in an adapter folder of mlx-lm.
 pub const MLX_WEIGHTS_FILE: &str = "adapters.safetensors";
@@ -134,12 +135,13 @@ fn pair_of(place: &str, config: &MlxConfig, module: &str, halves: [Option<RawTen
     let [Some(a), Some(b)] = halves else {
         return Err(Error::input(place, "has one of `lora_a` and `lora_b` and not the other"));
     };
-    let ([input, a_rank], [b_rank, output]) = Error::both(matrix(&place, "lora_a", &a), matrix(&place, "lora_b", &b))?;
+    let ([a_rows, a_rank], [b_rank, b_columns]) =
+        Error::both(matrix(&place, "lora_a", &a), matrix(&place, "lora_b", &b))?;
     let mut errors: Vec<Error> =
         [("lora_a", &a), ("lora_b", &b)].into_iter().filter_map(|(half, tensor)| float(&place, half, tensor).err()).collect();
     if (a_rank, b_rank) != (config.rank, config.rank) {
         let message = format!(
-            "has `lora_a` of shape {:?} and `lora_b` of shape {:?}; expected [in, {rank}] and [{rank}, out] for the rank in \
+            "has `lora_a` of shape {:?} and `lora_b` of shape {:?}; expected [.., {rank}] and [{rank}, ..] for the rank in \
              {CONFIG_FILE}",
             a.shape,
             b.shape,
@@ -147,7 +149,12 @@ fn pair_of(place: &str, config: &MlxConfig, module: &str, halves: [Option<RawTen
         );
         errors.push(Error::input(&place, message));
     }
-    let pair = PairHeader { a, b, rank: config.rank, input, output, scale: config.scale as f32, is_transposed: true };
+    let (rank, scale) = (config.rank, config.scale as f32);
+    // The factors of an embedding are applied to rows rather than to columns: `lora_a · lora_b` is the change itself.
+    let pair = match families::is_embedding(module) {
+        true => PairHeader { a: b, b: a, rank, input: b_columns, output: a_rows, scale, is_transposed: false },
+        false => PairHeader { a, b, rank, input: a_rows, output: b_columns, scale, is_transposed: true },
+    };
     Error::none_of(errors, pair)
 }
 

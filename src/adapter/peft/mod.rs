@@ -4,6 +4,7 @@
 //! once). Writing keeps to the keys that every PEFT since 0.6 knows.
 
 mod config;
+mod embedding;
 mod fields;
 mod header;
 mod missing;
@@ -30,3 +31,6 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";
+/// The ends of the names of an embedding's pair, which is stored transposed: `[rank, tokens]` and `[width, rank]`.
+const EMBEDDING_A_SUFFIX: &str = ".lora_embedding_A";
+const EMBEDDING_B_SUFFIX: &str = ".lora_embedding_B";

@@ -19,7 +19,7 @@ pub(in crate::adapter) enum Selection {
     Names(Vec<String>),
     /// The whole path matches.
     Pattern(Pattern),
-    /// Every projection but the head.
+    /// Every linear layer but the head.
     AllLinear,
 }
 
@@ -29,8 +29,8 @@ impl Selection {
         match self {
             Self::Names(names) => Ok(names.iter().any(|name| is_or_ends_with(module, name))),
             Self::Pattern(pattern) => pattern.matches(module),
-            // PEFT leaves out the output embedding of the model, whatever it is called.
-            Self::AllLinear => Ok(!families::is_head(module)),
+            // PEFT leaves out the output embedding of the model, whatever it is called; that of tokens is no linear layer.
+            Self::AllLinear => Ok(!families::is_head(module) && !families::is_embedding(module)),
         }
     }
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::header::{AdapterHeader, PairHeader, and_more};
-use super::mlx::transposed;
+use super::mlx::{self, transposed};
 use super::renaming::Renaming;
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::adapter::host::{HostAdapter, HostPair};
 use crate::error::{Error, Result};
 use crate::files::RawTensor;
-use crate::model::BaseFiles;
+use crate::model::{BaseFiles, families};
 use crate::model::sites::TRANSFORMERS_HEAD;
 
 impl HostAdapter {
@@ -46,6 +46,13 @@ impl AdapterHeader {
         let missing = header.missing_pairs(base.config())?;
         // Before any value is read: what fits the base is no larger than the base allows.
         let mut errors = Vec::from_iter(header.check_against(base.config()).err());
+        if mlx::is_mlx(dir)
+            && base.config().tied_head
+            && let Some(module) = header.pairs.keys().find(|module| families::is_embedding(module))
+        {
+            let message = "changes the embedding, and in mlx-lm the head that is tied to it, which cannot be applied";
+            errors.push(Error::input(format_args!("{}: module {module}", header.place), message));
+        }
         if let Some((first, rest)) = missing.split_first() {
             let more = and_more(rest.len());
             errors.push(Error::input(

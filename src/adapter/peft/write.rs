@@ -1,16 +1,19 @@
 //! Writing an adapter folder. The keys are those that every PEFT since 0.6 knows.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
-use crate::adapter::host::HostAdapter;
+use super::mlx::transposed;
+use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, PREFIX, WEIGHTS_FILE};
+use crate::adapter::host::{HostAdapter, HostPair};
 use crate::error::{Error, Result};
 use crate::files::safetensors::{self, TensorHeader};
 use crate::files::{Bytes, Dtype, atomic, temporary};
+use crate::model::families;
 use crate::model::sites::{TRANSFORMERS_HEAD, is_named};
 
 /// The settings that [`HostAdapter::save`] writes beside the numbers.
@@ -52,17 +55,22 @@ impl HostAdapter {
         atomic::publish_described(weights, &dir.join(CONFIG_FILE), config.as_bytes())
     }
 
-    /// The content of `adapter_model.safetensors`: `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of every pair, in f32.
+    /// The content of `adapter_model.safetensors`: `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of every pair (of the
+    /// embedding's, both transposed under other names), in f32.
     fn write_weights(&self, writer: &mut dyn Write, path: &Path, options: &SaveOptions<'_>) -> Result<()> {
         let mut metadata = self.metadata.clone();
         metadata.insert("format".to_owned(), "pt".to_owned());
         let mut headers = Vec::with_capacity(2 * self.pairs.len());
-        let mut values: BTreeMap<String, &[f32]> = BTreeMap::new();
+        let mut values: BTreeMap<String, Cow<'_, [f32]>> = BTreeMap::new();
         for (module, pair) in &self.pairs {
-            let halves = [
-                (A_SUFFIX, vec![pair.rank, pair.input], pair.a.as_slice()),
-                (B_SUFFIX, vec![pair.output, pair.rank], pair.b.as_slice()),
-            ];
+            let HostPair { a, b, rank, input, output, .. } = pair;
+            let halves: [(_, _, Cow<'_, [f32]>); 2] = match families::is_embedding(module) {
+                true => [
+                    (EMBEDDING_A_SUFFIX, vec![*rank, *output], transposed(b, *output).into()),
+                    (EMBEDDING_B_SUFFIX, vec![*input, *rank], transposed(a, *rank).into()),
+                ],
+                false => [(A_SUFFIX, vec![*rank, *input], a.into()), (B_SUFFIX, vec![*output, *rank], b.into())],
+            };
             for (suffix, shape, numbers) in halves {
                 let name = format!("{PREFIX}{}{suffix}", options.path(module));
                 values.insert(name.clone(), numbers);
@@ -70,7 +78,7 @@ impl HostAdapter {
             }
         }
         safetensors::write_to(writer, path, &metadata, &headers, |header| {
-            let numbers = values.get(&header.name).copied().unwrap_or_default();
+            let numbers = values.get(&header.name).map(|numbers| &numbers[..]).unwrap_or_default();
             Ok(Bytes::from(numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>()))
         })
     }

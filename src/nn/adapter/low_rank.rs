@@ -1,7 +1,7 @@
 //! A low-rank pair: `scale · B · A` beside a frozen weight (LoRA). The forward equation stands in `ops/linear/mod.rs`.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor, TensorData};
 
 /// One low-rank pair: the update of the weight is `scale · B · A`.
 #[derive(Module, Debug)]
@@ -14,4 +14,19 @@ pub struct LowRank {
     pub scale: f32,
     /// Probability of dropping an input value while training.
     pub dropout: f32,
+}
+
+impl LowRank {
+    /// `rows + scale · B[ids] · A`: the embeddings of the tokens `ids` where the pair changes the embedding. As in PEFT, nothing is
+    /// dropped.
+    ///
+    /// # Shapes
+    /// - `rows`, output: `[ids, width]` in f32
+    pub fn embed(&self, rows: Tensor<2>, ids: &[u32]) -> Tensor<2> {
+        let (a, b) = (self.a.val(), self.b.val());
+        let indices: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+        let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [ids.len()]), &b.device());
+        let change = b.select(0, indices).matmul(a).mul_scalar(self.scale);
+        if change.is_autodiff() { rows.autodiff() + change } else { rows + change }
+    }
 }

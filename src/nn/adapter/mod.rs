@@ -22,6 +22,16 @@ impl Delta {
             Self::LowRank(pair) => [&pair.a, &pair.b].into_iter(),
         }
     }
+
+    /// The embeddings `rows` of the tokens `ids`, with this change.
+    ///
+    /// # Shapes
+    /// - `rows`, output: `[ids, width]` in f32
+    pub fn embed(&self, rows: Tensor<2>, ids: &[u32]) -> Tensor<2> {
+        match self {
+            Self::LowRank(pair) => pair.embed(rows, ids),
+        }
+    }
 }
 
 /// The changes of a model's projections, by site (`model::sites`).
