@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device};
 use burnish::adapter::host::HostAdapter;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
-use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig};
+use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig, SiteKind};
 use burnish::nn::Noise;
 use burnish::ops::cpu::isa::Isa;
 
@@ -174,8 +174,16 @@ fn adapters_written_by_peft_give_its_logits_losses_and_gradients() {
                 assert_eq!(adapted.clone().count(), adapter.pairs.len());
                 for (site, delta) in adapted {
                     let module = &site.module;
-                    for (parameter, name) in delta.parameters().zip(["lora_A", "lora_B"]) {
-                        let gradient = result.gradients.remove::<2>(parameter.id).expect("a gradient");
+                    let names = match site.kind {
+                        // Transposed, the factors change places.
+                        SiteKind::Embedding => ["lora_embedding_B", "lora_embedding_A"],
+                        _ => ["lora_A", "lora_B"],
+                    };
+                    for (parameter, name) in delta.parameters().zip(names) {
+                        let mut gradient = result.gradients.remove::<2>(parameter.id).expect("a gradient");
+                        if site.kind == SiteKind::Embedding {
+                            gradient = gradient.transpose();
+                        }
                         let gradient: Vec<f32> = gradient.into_data().iter::<f32>().collect();
                         let wanted = expected.floats(&format!("grad.{module}.{name}"));
                         let scale = wanted.iter().fold(0f32, |largest, value| largest.max(value.abs()));

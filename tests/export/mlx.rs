@@ -43,6 +43,7 @@ fn a_folder_for_mlx_has_the_same_update() {
             json!(["model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj", "model.layers.1.self_attn.q_proj"]),
             2,
         ),
+        (llama("embedding"), json!(["self_attn.q_proj", "model.embed_tokens"]), 2),
         (neox("neox_layers"), json!(["attention.dense", "attention.query_key_value", "model.embed_out"]), 1),
         (family("phi3_longrope"), json!(["mlp.down_proj", "mlp.gate_up_proj", "self_attn.o_proj", "self_attn.qkv_proj"]), 2),
     ];
@@ -62,7 +63,7 @@ fn a_folder_for_mlx_has_the_same_update() {
             assert!(difference <= 1e-6, "{module} is off by {difference}");
         }
     }
-    let file = SafeTensorsFile::open(&folder.path().join("5/adapters.safetensors")).expect("a file");
+    let file = SafeTensorsFile::open(&folder.path().join("6/adapters.safetensors")).expect("a file");
     assert!(file.names().any(|name| name == "model.h.1.attention.dense.lora_a"), "{:?}", file.names().collect::<Vec<_>>());
 }
 
@@ -72,6 +73,7 @@ fn adapters_of_mlx_are_read() {
     for (base, name) in [
         ("models/llama_gqa", "llama"),
         ("models/llama_gqa", "llama_head"),
+        ("models/llama_gqa", "llama_embedding"),
         ("families/gpt_neox_parallel", "gpt_neox"),
         ("families/qwen3_grouped", "qwen3"),
     ] {
@@ -93,6 +95,7 @@ fn what_mlx_cannot_take_is_refused() {
     let out = folder.path().join("out");
     for (base, adapter, expected) in [
         ("families/granite4_grouped", "families/granite4_grouped/adapter", "mlx-lm cuts apart"),
+        ("models/llama_tied", "adapters/embedding_tied", "shares its matrix with the head"),
         ("models/llama_gqa", "adapters/seven", "exists"),
     ] {
         let base = BaseFiles::open(&fixture(base)).expect("a base");

@@ -8,7 +8,7 @@ training/NAME/   a replayable run of torch.optim.AdamW over a PEFT model: `start
     pip install -r tests/reference/requirements.txt
     python tests/reference/make_models.py && python tests/reference/make_adapters.py
 
-`make_adapters.py NAME …` makes only those adapters.
+`make_adapters.py NAME training/NAME …` makes only those adapters and runs.
 """
 
 import json
@@ -94,6 +94,9 @@ ADAPTERS = {
         "families/gpt_neox_parallel",
         dict(r=2, lora_alpha=4, target_modules=["query_key_value", "dense", "lm_head"], layers_to_transform=[1]),
     ),
+    # The factors of an embedding are stored transposed; PEFT leaves a head that is tied to it alone.
+    "embedding": ("llama_gqa", dict(r=4, lora_alpha=6, target_modules=["q_proj", "embed_tokens"])),
+    "embedding_tied": ("llama_tied", dict(r=3, lora_alpha=6, target_modules=["v_proj", "embed_tokens"])),
     # PEFT writes out what `all-linear` stands for in this model.
     "all_linear": ("llama_gqa", dict(r=2, lora_alpha=3, target_modules="all-linear", exclude_modules=r".*\.0\..*")),
 }
@@ -113,7 +116,11 @@ def fill(model, seed):
     """Random A and B, large enough that the adapter clearly changes the logits."""
     random = np.random.default_rng(seed)
     for name, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
+        if parameter.requires_grad and "lora_" not in name:
+            # A module or a bias that is trained as a whole stays near the base's.
+            values = random.standard_normal(tuple(parameter.shape)).astype(np.float32) * 0.2
+            parameter.data.add_(torch.from_numpy(values))
+        elif parameter.requires_grad:
             scale = 0.25 if "lora_B" in name else 1.0 / math.sqrt(parameter.shape[1])
             values = random.standard_normal(tuple(parameter.shape)).astype(np.float32) * scale
             parameter.data.copy_(torch.from_numpy(values.astype(np.float32)))
@@ -135,7 +142,8 @@ def save(model, folder, base):
 
 def short(name, renamed):
     """`base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight` -> module path and factor."""
-    module, factor = name.removeprefix("base_model.model.").removesuffix(".default.weight").rsplit(".", 1)
+    name = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "").replace(".base_layer", "")
+    module, factor = name.replace(".token_adapter", "").removesuffix(".weight").removesuffix(".default").rsplit(".", 1)
     return f"{renamed.get(module, module)}.{factor}"
 
 
@@ -203,6 +211,11 @@ RUNS = {
         "llama_odd",
         dict(r=3, lora_alpha=6, target_modules=SEVEN),
         dict(learning_rate=1e-2, schedule="constant", warmup_steps=0, clip=None, accumulate_steps=1, sequences=4),
+    ),
+    "embedding_tied": (
+        "llama_tied",
+        dict(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj", "embed_tokens"]),
+        dict(learning_rate=5e-3, schedule="linear", warmup_steps=0, clip=1.0, accumulate_steps=2, sequences=2),
     ),
 }
 STEPS, WEIGHT_DECAY = 8, 0.01
@@ -313,11 +326,11 @@ def main():
     for seed, (name, (base, arguments)) in enumerate(ADAPTERS.items(), start=100):
         if not chosen or name in chosen:
             make_adapter(name, base, arguments, seed)
-    if chosen:
-        return
-    make_merged()
+    if not chosen:
+        make_merged()
     for seed, (name, (base, arguments, training)) in enumerate(RUNS.items(), start=200):
-        make_run(name, base, arguments, training, seed)
+        if not chosen or f"training/{name}" in chosen:
+            make_run(name, base, arguments, training, seed)
 
 
 if __name__ == "__main__":

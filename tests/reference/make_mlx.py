@@ -29,6 +29,11 @@ ADAPTERS = {
     # Without keys mlx-lm changes every linear layer.
     "llama": ("models/llama_gqa", 1, dict(rank=4, scale=3.0, dropout=0.0)),
     "llama_head": ("models/llama_gqa", 2, dict(rank=2, scale=1.5, dropout=0.1, keys=["self_attn.q_proj", "lm_head"])),
+    "llama_embedding": (
+        "models/llama_gqa",
+        2,
+        dict(rank=3, scale=2.0, dropout=0.0, keys=["self_attn.v_proj", "model.embed_tokens"]),
+    ),
     "gpt_neox": (
         "families/gpt_neox_parallel",
         2,
