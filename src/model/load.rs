@@ -78,6 +78,7 @@ impl Decoder {
             base,
             options,
             next_site: 0,
+            next_norm: config.sites().len(),
             advance: &mut || {
                 done += 1;
                 progress(done, total);
@@ -137,6 +138,8 @@ struct Loader<'a> {
     options: &'a LoadOptions,
     /// The number of the next projection.
     next_site: usize,
+    /// The number of the next norm.
+    next_norm: usize,
     advance: &'a mut dyn FnMut(),
 }
 
@@ -161,7 +164,9 @@ impl Build<LinearSpec, NormSpec> for Loader<'_> {
             weight.iter_mut().for_each(|value| *value += spec.style.offset);
         }
         let bias = spec.style.bias.then(|| self.vector(&format!("{}.bias", spec.module))).transpose()?;
-        Ok(Norm { kind: spec.style.kind, weight, bias, eps: spec.eps })
+        let number = self.next_norm;
+        self.next_norm += 1;
+        Ok(Norm { kind: spec.style.kind, weight, offset: spec.style.offset, bias, eps: spec.eps, number })
     }
 }
 

@@ -1,20 +1,22 @@
-//! The sites of a model: the matrices that a low-rank pair can change, by number and by path.
+//! The modules of a model that an adapter can change, by number and by path: its sites, which are the matrices that a low-rank pair
+//! can change, and its norms.
 
 use super::config::ModelConfig;
+use super::spec::NormSpec;
 use crate::nn::block::Part;
 
-/// A matrix that a low-rank pair can change. Its number is its place in [`ModelConfig::sites`].
+/// A module that an adapter can change. Its number is its place in [`ModelConfig::modules`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
     /// Path of the module in Hugging Face's model: `model.layers.3.self_attn.q_proj`, `lm_head`.
     pub module: String,
-    /// Output width of a linear layer; tokens of the embedding.
+    /// Output width of a linear layer; tokens of the embedding; 1 for a norm.
     pub rows: usize,
-    /// Input width of a linear layer; width of the embedding.
+    /// Input width of a linear layer; width of the embedding or the norm.
     pub columns: usize,
     /// The part of the model that it belongs to.
     pub kind: SiteKind,
-    /// The layer; `None` for head and embedding.
+    /// The layer; `None` for head, embedding and the norm before the head.
     pub layer: Option<usize>,
 }
 
@@ -29,6 +31,10 @@ pub enum SiteKind {
     Head,
     /// The embedding of tokens.
     Embedding,
+    /// A norm of hidden states.
+    Norm,
+    /// A norm of queries or of keys.
+    QkNorm,
 }
 
 impl Site {
@@ -84,5 +90,28 @@ impl ModelConfig {
         let module = self.names.embedding.to_owned();
         sites.push(Site { module, rows, columns, kind: SiteKind::Embedding, layer: None });
         sites
+    }
+
+    /// Every module that can be trained as a whole: the sites, then the norms in the order in which the model uses them.
+    pub fn modules(&self) -> Vec<Site> {
+        let mut modules = self.sites();
+        let norm = |norm: &NormSpec, kind, layer| Site {
+            module: norm.module.clone(),
+            rows: 1,
+            columns: norm.width,
+            kind,
+            layer,
+        };
+        for layer in 0..self.layers {
+            let block = self.block(layer);
+            let of_heads: Vec<&NormSpec> = block.attention.qk_norm.iter().flat_map(|norms| [&norms.q, &norms.k]).collect();
+            for part in block.parts() {
+                let Part::Norm(spec) = part else { continue };
+                let kind = if of_heads.contains(&spec) { SiteKind::QkNorm } else { SiteKind::Norm };
+                modules.push(norm(spec, kind, Some(layer)));
+            }
+        }
+        modules.push(norm(&self.final_norm(), SiteKind::Norm, None));
+        modules
     }
 }

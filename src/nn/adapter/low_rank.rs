@@ -1,7 +1,9 @@
 //! A low-rank pair: `scale · B · A` beside a frozen weight (LoRA). The forward equation stands in `ops/linear/mod.rs`.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
+
+use super::select_rows;
 
 /// One low-rank pair: the update of the weight is `scale · B · A`.
 #[derive(Module, Debug)]
@@ -23,10 +25,7 @@ impl LowRank {
     /// # Shapes
     /// - `rows`, output: `[ids, width]` in f32
     pub fn embed(&self, rows: Tensor<2>, ids: &[u32]) -> Tensor<2> {
-        let (a, b) = (self.a.val(), self.b.val());
-        let indices: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-        let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [ids.len()]), &b.device());
-        let change = b.select(0, indices).matmul(a).mul_scalar(self.scale);
+        let change = select_rows(self.b.val(), ids).matmul(self.a.val()).mul_scalar(self.scale);
         if change.is_autodiff() { rows.autodiff() + change } else { rows + change }
     }
 }

@@ -2,8 +2,10 @@
 
 mod low_rank;
 
+use std::collections::BTreeMap;
+
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor, TensorData};
 
 pub use low_rank::LowRank;
 
@@ -42,6 +44,14 @@ pub struct Adapter {
     /// For each site, the index of its delta.
     #[module(skip)]
     pub by_site: Vec<Option<usize>>,
+    /// Tensors of the base that are trained as wholes, `[rows, columns]`; a vector is one row.
+    pub whole: Vec<Param<Tensor<2>>>,
+    /// By the number of a module (`model::sites`), the index of its weight among them.
+    #[module(skip)]
+    pub weights: BTreeMap<usize, usize>,
+    /// The same of its bias.
+    #[module(skip)]
+    pub biases: BTreeMap<usize, usize>,
 }
 
 impl Adapter {
@@ -50,9 +60,48 @@ impl Adapter {
         self.by_site.get(site).copied().flatten().map(|index| &self.deltas[index])
     }
 
+    /// The trained weight of a module.
+    pub fn weight(&self, module: usize) -> Option<Tensor<2>> {
+        self.weights.get(&module).map(|index| self.whole[*index].val())
+    }
+
+    /// The trained bias of a module, `[1, out]`.
+    pub fn bias(&self, module: usize) -> Option<Tensor<2>> {
+        self.biases.get(&module).map(|index| self.whole[*index].val())
+    }
+
+    /// The embeddings `rows` of the tokens `ids`, as the adapter changes those of the embedding, which has the number `module`.
+    ///
+    /// # Shapes
+    /// - `rows`, output: `[ids, width]` in f32
+    pub fn embed(&self, module: usize, rows: Tensor<2>, ids: &[u32]) -> Tensor<2> {
+        match (self.weight(module), self.at(module)) {
+            (Some(weight), _) => select_rows(weight, ids),
+            (None, Some(delta)) => delta.embed(rows, ids),
+            (None, None) => rows,
+        }
+    }
+
+    /// Whether anything of a module is trained.
+    pub fn changes(&self, module: usize) -> bool {
+        self.at(module).is_some() || self.weights.contains_key(&module) || self.biases.contains_key(&module)
+    }
+
+    /// Every trainable matrix, in a fixed order.
+    pub fn matrices(&self) -> impl Iterator<Item = &Param<Tensor<2>>> {
+        self.deltas.iter().flat_map(Delta::parameters).chain(&self.whole)
+    }
+
     /// Number of trainable values.
     pub fn parameters(&self) -> usize {
-        let matrices = self.deltas.iter().flat_map(Delta::parameters);
-        matrices.map(|matrix| matrix.dims().iter().product::<usize>()).sum()
+        self.matrices().map(|matrix| matrix.dims().iter().product::<usize>()).sum()
     }
+}
+
+/// Rows `ids` of a matrix, differentiable.
+fn select_rows(matrix: Tensor<2>, ids: &[u32]) -> Tensor<2> {
+    let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    let count = ids.len();
+    let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &matrix.device());
+    matrix.select(0, ids)
 }
