@@ -5,9 +5,10 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::host::{HostAdapter, HostPair};
+use super::host::{HostAdapter, HostPair, HostTensor};
 use super::spec::{AdaptedSite, AdapterSpec};
 use crate::error::Result;
+use crate::model::sites::WholeTensor;
 use crate::model::{ModelConfig, SiteKind};
 use crate::nn::{Adapter, Delta, LowRank};
 
@@ -19,13 +20,8 @@ impl AdapterSpec {
     /// Those of [`Self::adapted`].
     pub fn initialise(&self, config: &ModelConfig, seed: u64) -> Result<HostAdapter> {
         let mut generator = ChaCha8Rng::seed_from_u64(seed);
-        let mut adapter = HostAdapter {
-            pairs: Default::default(),
-            rank: self.rank,
-            alpha: self.alpha,
-            dropout: self.dropout,
-            metadata: Default::default(),
-        };
+        let mut adapter =
+            HostAdapter { rank: self.rank, alpha: self.alpha, dropout: self.dropout, ..HostAdapter::default() };
         for AdaptedSite { site, rank, scale } in self.adapted(config)? {
             let (output, input) = (site.rows, site.columns);
             let a = match site.kind {
@@ -70,15 +66,15 @@ impl HostAdapter {
     /// Input: a pair that does not fit the model.
     pub fn attach(&self, config: &ModelConfig, device: &Device) -> Result<Adapter> {
         self.check_against(config)?;
-        let mut adapter = Adapter { deltas: Vec::new(), by_site: Vec::new() };
+        let mut adapter = Adapter::default();
+        let tensor = |values: &[f32], rows, columns| {
+            let data = TensorData::new(values.to_vec(), [rows, columns]);
+            Param::from_tensor(Tensor::<2>::from_data(data, device))
+        };
         for site in config.sites() {
             let pair = self.pairs.get(&site.module);
             adapter.by_site.push(pair.map(|_| adapter.deltas.len()));
             if let Some(pair) = pair {
-                let tensor = |values: &[f32], rows, columns| {
-                    let data = TensorData::new(values.to_vec(), [rows, columns]);
-                    Param::from_tensor(Tensor::<2>::from_data(data, device))
-                };
                 adapter.deltas.push(Delta::LowRank(LowRank {
                     a: tensor(&pair.a, pair.rank, pair.input),
                     b: tensor(&pair.b, pair.output, pair.rank),
@@ -86,6 +82,14 @@ impl HostAdapter {
                     dropout: self.dropout as f32,
                 }));
             }
+        }
+        let known = config.whole_tensors();
+        for (name, HostTensor { shape, values }) in &self.whole {
+            let Some(WholeTensor { module, is_bias, .. }) = known.get(name) else { continue };
+            let by_module = if *is_bias { &mut adapter.biases } else { &mut adapter.weights };
+            by_module.insert(*module, adapter.whole.len());
+            let columns = shape.last().copied().unwrap_or(1);
+            adapter.whole.push(tensor(values, values.len() / columns.max(1), columns));
         }
         Ok(adapter)
     }
@@ -102,6 +106,10 @@ impl HostAdapter {
                     pair.b = low_rank.b.val().into_data().iter::<f32>().collect();
                 }
             }
+        }
+        // In the order in which `attach` made them.
+        for (tensor, matrix) in adapter.whole.values_mut().zip(&trained.whole) {
+            tensor.values = matrix.val().into_data().iter::<f32>().collect();
         }
         adapter
     }

@@ -1,8 +1,8 @@
 //! An adapter on the host: its low-rank pairs in f32, its settings, and what it came from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::base_modules::check_sizes;
+use super::base_modules::{check_sizes, check_whole};
 use crate::data::{ControlTokens, Format};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
@@ -56,11 +56,23 @@ impl HostPair {
     }
 }
 
-/// An adapter on the host, with everything that its folder holds.
+/// A tensor of the base that is trained as a whole.
 #[derive(Debug, Clone, PartialEq)]
+pub struct HostTensor {
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Row-major, in the place of the base's values.
+    pub values: Vec<f32>,
+}
+
+/// An adapter on the host, with everything that its folder holds.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct HostAdapter {
     /// By module path (`model.layers.0.self_attn.q_proj`, `lm_head`).
     pub pairs: BTreeMap<String, HostPair>,
+    /// The tensors of the base that are trained as wholes, by name (`model.norm.weight`): those of the modules to save, and
+    /// biases.
+    pub whole: BTreeMap<String, HostTensor>,
     /// The rank where no pattern gives another one.
     pub rank: usize,
     /// The numerator of the scale where no pattern gives another one.
@@ -128,8 +140,36 @@ impl HostAdapter {
     /// Whether the head of a model, tied to the embedding, needs a matrix of its own once this adapter is merged: it changes one of
     /// the two, as PEFT applies it, and not the other.
     pub fn unties_head(&self, config: &ModelConfig) -> bool {
-        let changes = |module| self.pairs.contains_key(module);
+        let changes =
+            |module: &str| self.pairs.contains_key(module) || self.whole.contains_key(&format!("{module}.weight"));
         config.tied_head && (changes(config.names.head) || changes(config.names.embedding))
+    }
+
+    /// Every vector that is trained, with a name of its own.
+    pub fn vectors(&self) -> impl Iterator<Item = (String, &Vec<f32>)> {
+        let pairs = self.pairs.iter();
+        let pairs = pairs.flat_map(|(module, pair)| [(format!("{module}.a"), &pair.a), (format!("{module}.b"), &pair.b)]);
+        pairs.chain(self.whole.iter().map(|(name, tensor)| (name.clone(), &tensor.values)))
+    }
+
+    /// [`Self::vectors`], to be changed.
+    pub fn vectors_mut(&mut self) -> impl Iterator<Item = (String, &mut Vec<f32>)> {
+        let pairs = self.pairs.iter_mut();
+        let pairs =
+            pairs.flat_map(|(module, pair)| [(format!("{module}.a"), &mut pair.a), (format!("{module}.b"), &mut pair.b)]);
+        pairs.chain(self.whole.iter_mut().map(|(name, tensor)| (name.clone(), &mut tensor.values)))
+    }
+
+    /// Number of trained values.
+    pub fn parameters(&self) -> usize {
+        self.vectors().map(|(_, values)| values.len()).sum()
+    }
+
+    /// The modules that are changed: those with a pair, and those of which a tensor is trained as a whole.
+    pub fn modules(&self) -> usize {
+        let whole = self.whole.keys().filter_map(|name| name.rsplit_once('.'));
+        let modules: BTreeSet<&str> = self.pairs.keys().map(String::as_str).chain(whole.map(|(module, _)| module)).collect();
+        modules.len()
     }
 
     /// Whether every pair has its module in a base of this shape, with the right sizes.
@@ -143,6 +183,7 @@ impl HostAdapter {
             .collect();
         let sizes = self.pairs.iter().map(|(module, pair)| (module.as_str(), (pair.input, pair.output)));
         errors.extend(check_sizes("adapter", sizes, base).err());
+        errors.extend(check_whole("adapter", self.whole.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])), base).err());
         Error::none_of(errors, ())
     }
 }

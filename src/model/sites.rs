@@ -1,6 +1,8 @@
 //! The modules of a model that an adapter can change, by number and by path: its sites, which are the matrices that a low-rank pair
 //! can change, and its norms.
 
+use std::collections::BTreeMap;
+
 use super::config::ModelConfig;
 use super::spec::NormSpec;
 use crate::nn::block::Part;
@@ -52,7 +54,35 @@ pub fn is_named(path: &str, name: &str) -> bool {
 /// The name of the head in transformers 5, whatever the base's files call it (`conversion_mapping.py`).
 pub const TRANSFORMERS_HEAD: &str = "lm_head";
 
+/// A tensor that can be trained as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WholeTensor {
+    /// The number of its module.
+    pub module: usize,
+    /// It is the module's bias, not its weight.
+    pub is_bias: bool,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+}
+
 impl ModelConfig {
+    /// Every tensor that can be trained as a whole, by its name in the base's files: all but the norms of queries and keys. A tied
+    /// head counts as a tensor of its own.
+    pub fn whole_tensors(&self) -> BTreeMap<String, WholeTensor> {
+        let mut tensors = self.tensors();
+        if self.tied_head {
+            tensors.extend(self.head().tensors(false));
+        }
+        let modules = self.modules().into_iter().enumerate().filter(|(_, module)| module.kind != SiteKind::QkNorm);
+        let numbers: BTreeMap<String, usize> = modules.map(|(number, module)| (module.module, number)).collect();
+        let whole = tensors.into_iter().filter_map(|tensor| {
+            let (module, parameter) = tensor.hf.rsplit_once('.')?;
+            let module = *numbers.get(module)?;
+            Some((tensor.hf.clone(), WholeTensor { module, is_bias: parameter == "bias", shape: tensor.shape }))
+        });
+        whole.collect()
+    }
+
     /// The path that transformers gives a module of the base's files.
     pub fn transformers_path<'a>(&self, module: &'a str) -> &'a str {
         if module == self.names.head { TRANSFORMERS_HEAD } else { module }

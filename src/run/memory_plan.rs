@@ -69,7 +69,7 @@ impl MemoryPlan {
         let config = base.config();
         let weights = base.tensor_names().map(|name| options.bytes_of(base, name) as u64).sum();
         let loading = base.tensor_names().map(|name| base.stored_bytes(name) as u64).max().unwrap_or(0);
-        let parameters: u64 = adapter.pairs.values().map(|pair| (pair.a.len() + pair.b.len()) as u64).sum();
+        let parameters = adapter.parameters() as u64;
         // Factors on the host (as they started, and the best so far) and on the device, gradient, two moments.
         let adapter_bytes = 4 * parameters * 6;
         let layers = Layers { config, adapter, compute: options.compute };

@@ -177,7 +177,7 @@ impl Prepared {
     /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
     /// each holds two adapters and two moments, beside the one that is being written and the one that was resumed from.
     pub fn disk_bytes(&self) -> u64 {
-        let parameters: usize = self.start.pairs.values().map(|pair| pair.a.len() + pair.b.len()).sum();
+        let parameters = self.start.parameters();
         let adapters = 2 + 4 * (self.plan.train.keep_checkpoints as u64 + 2);
         adapters * 4 * parameters as u64
     }

@@ -207,7 +207,6 @@ fn sampled(
 }
 
 fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> TrainReport {
-    let pairs = outcome.adapter.pairs.values();
     TrainReport {
         dir: prepared.plan.output.dir.clone(),
         steps: outcome.steps,
@@ -216,7 +215,7 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
         stopped_early: outcome.stopped_early,
         interrupted: outcome.interrupted,
         resume: None,
-        parameters: pairs.map(|pair| pair.a.len() + pair.b.len()).sum(),
+        parameters: outcome.adapter.parameters(),
         tokens_per_second: outcome.tokens_per_second,
         peak_bytes: peak_memory::peak_bytes(),
         planned_bytes: (*choice == DeviceChoice::Cpu).then(|| prepared.memory.total()),

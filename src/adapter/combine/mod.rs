@@ -119,6 +119,10 @@ pub fn combine(adapters: &[(String, HostAdapter)], options: &CombineOptions) -> 
     let mut errors: Vec<Error> =
         ["burnish.base_sha256", "burnish.quant"].iter().filter_map(|key| check_shared(adapters, key).err()).collect();
     errors.extend(modules.iter().filter_map(|module| check_pairs(adapters, module, method).err()));
+    errors.extend(adapters.iter().filter_map(|(place, adapter)| {
+        let name = adapter.whole.keys().next()?;
+        Some(Error::input(format_args!("{place}: tensor {name}"), "is trained as a whole, which cannot be combined"))
+    }));
     Error::none_of(errors, ())?;
 
     let largest = adapters.iter().flat_map(|(_, adapter)| adapter.pairs.values()).map(|pair| pair.rank).max();
@@ -151,7 +155,7 @@ pub fn combine(adapters: &[(String, HostAdapter)], options: &CombineOptions) -> 
         };
         first.metadata.iter().filter(is_shared).map(|(key, value)| (key.clone(), value.clone())).collect()
     });
-    Ok(HostAdapter { pairs, rank, alpha: rank as f64, dropout: 0.0, metadata: shared })
+    Ok(HostAdapter { pairs, rank, alpha: rank as f64, metadata: shared, ..HostAdapter::default() })
 }
 
 /// Whether the adapters that record `key` agree on it.

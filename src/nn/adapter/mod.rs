@@ -36,8 +36,8 @@ impl Delta {
     }
 }
 
-/// The changes of a model's projections, by site (`model::sites`).
-#[derive(Module, Debug)]
+/// The changes of a model, by the numbers of its modules (`model::sites`).
+#[derive(Module, Debug, Default)]
 pub struct Adapter {
     /// In the order of their sites.
     pub deltas: Vec<Delta>,
