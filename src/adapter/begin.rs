@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::host::HostAdapter;
+use super::host::{HostAdapter, HostTensor};
 use super::spec::AdapterSpec;
 use crate::error::{Error, Place, Result};
 use crate::model::BaseFiles;
@@ -14,12 +14,18 @@ impl AdapterSpec {
     /// Those of [`AdapterSpec::initialise`], and of [`HostAdapter::load_over`] for one to begin with. Input: its rank, scale or
     /// projections are not those of the settings.
     pub fn begin(&self, base: &BaseFiles, seed: u64) -> Result<HostAdapter> {
-        let fresh = self.initialise(base.config(), seed)?;
+        let (mut fresh, whole) = Error::both(self.initialise(base.config(), seed), self.whole(base.config()))?;
+        for name in whole {
+            // The matrix of a tied head is the embedding's.
+            let own = if base.has(&name) { name.clone() } else { base.config().embedding_name() };
+            let tensor = base.tensor(&own)?;
+            fresh.whole.insert(name, HostTensor { values: tensor.to_f32()?, shape: tensor.shape });
+        }
         let Some(folder) = &self.from else { return Ok(fresh) };
         let found = HostAdapter::load_over(folder, base)?;
         self.check_like(&fresh, &found, folder)?;
         // Dropout is a matter of training, and provenance that of another run.
-        Ok(HostAdapter { pairs: found.pairs, ..fresh })
+        Ok(HostAdapter { pairs: found.pairs, whole: found.whole, ..fresh })
     }
 
     /// Whether `found`, from `folder`, has the shape that the settings ask for, as `fresh` does.
@@ -52,6 +58,16 @@ impl AdapterSpec {
             names.sort_unstable();
             names.dedup();
             differs("adapter.targets", message, format!("it has {names:?}"));
+        }
+        let names = |adapter: &HostAdapter| adapter.whole.keys().cloned().collect::<Vec<_>>();
+        let (own, theirs) = (names(fresh), names(found));
+        if let Some(name) = own.iter().chain(&theirs).find(|name| !own.contains(name) || !theirs.contains(name)) {
+            let (verb, has) = if own.contains(name) { ("train", "does not") } else { ("do not train", "does") };
+            let message = format!("{verb} {name} as a whole, and the adapter in {folder} {has}");
+            errors.push(
+                Error::input(Place::setting("adapter.modules_to_save"), message)
+                    .hint("`adapter.modules_to_save` and `adapter.bias` decide which tensors those are"),
+            );
         }
         let mut pairs = found.pairs.iter().filter_map(|(module, pair)| Some((module, pair, fresh.pairs.get(module)?)));
         if errors.is_empty()

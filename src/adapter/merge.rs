@@ -24,6 +24,7 @@ use crate::model::folder::{check_folder_name, write_configs};
 use crate::quant::Quant;
 
 use plan::{Plan, Planned};
+pub use plan::{Change, Changes};
 pub use product::add_low_rank_to_row;
 pub use source::Source;
 
@@ -70,7 +71,7 @@ impl Default for MergeOptions {
 /// The outcome of a merge, and of the comparison after it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MergeReport {
-    /// Modules that have a low-rank pair.
+    /// Modules that the adapter changes.
     pub modules: usize,
     /// Of these, the ones of which a value as stored differs from the base's. A pair that is zero changes none, nor does an
     /// update below the rounding of the stored type.
@@ -148,7 +149,7 @@ pub fn stage(
     write_tokenizer(staging.path())?;
     let checked = verify::reread(&source, &plan, staging.path())?;
     let report = MergeReport {
-        modules: adapter.pairs.len(),
+        modules: adapter.modules(),
         modules_changed,
         tensors: plan.shards.entries().count(),
         files: plan.shards.files(),
@@ -194,7 +195,7 @@ fn check(base: &BaseFiles, adapter: &HostAdapter, out: &Path, options: &MergeOpt
 /// A tensor as it goes into the file.
 struct Merged {
     tensor: RawTensor,
-    /// Whether a low-rank pair changed a value of it.
+    /// Whether the adapter changed a value of it.
     is_changed: bool,
 }
 
@@ -203,18 +204,24 @@ fn merged_tensor(source: &Source<'_>, planned: &Planned<'_>) -> Result<Merged> {
     let Entry { header, origin } = planned;
     let tensor = source.tensor(&origin.source)?;
     let dtype = origin.float_type.dtype();
-    if origin.pair.is_none() && tensor.dtype == dtype {
+    if matches!(origin.change, Change::Nothing) && tensor.dtype == dtype {
         return Ok(Merged { tensor, is_changed: false });
     }
     let mut values = tensor.to_f32()?;
     drop(tensor);
     let mut bytes = origin.float_type.encode(&values);
     let mut is_changed = false;
-    if let Some(pair) = origin.pair {
-        product::add_low_rank(&mut values, pair);
-        let sums = origin.float_type.encode(&values);
-        is_changed = sums != bytes;
-        bytes = sums;
+    let changed = match origin.change {
+        Change::Nothing => None,
+        Change::Pair(pair) => {
+            product::add_low_rank(&mut values, pair);
+            Some(origin.float_type.encode(&values))
+        }
+        Change::Whole(tensor) => Some(origin.float_type.encode(&tensor.values)),
+    };
+    if let Some(changed) = changed {
+        is_changed = changed != bytes;
+        bytes = changed;
     }
     let bytes = bytes.into();
     let stored = RawTensor { dtype, shape: header.shape.clone(), bytes };

@@ -7,7 +7,7 @@ use super::choices::{at_least_one, each};
 use super::peft::patterns::Selection;
 use crate::error::{Error, Place, Result};
 use crate::model::{ModelConfig, Site, SiteKind};
-use crate::settings::{above, any, below, between, defaults, not_empty, optional, section};
+use crate::settings::{above, any, below, between, choice, defaults, not_empty, optional, section};
 
 section! {
     /// The low-rank adapter.
@@ -30,11 +30,34 @@ section! {
         rank_pattern: ByPattern<usize> = Take(ByPattern::NONE), each(between(1..=65_536));
         /// The same for `alpha`.
         alpha_pattern: ByPattern<f64> = Take(ByPattern::NONE), each(above(0.0, 1e6));
+        /// Modules of which a whole copy is trained and saved with the adapter, by name: the embedding, the head, norms or projections. They
+        /// get no low-rank pair. None by default.
+        modules_to_save: Vec<String> = Take(Vec::new()), any();
+        /// The biases that are trained as well.
+        bias: Bias = Take(Bias::None), any();
         /// Scale by alpha / √rank instead (rank-stabilised LoRA, Kalajdzievski 2023).
         rslora: bool = Take(false), any();
         /// The folder of an adapter to begin with, of burnish, PEFT or mlx-lm, whose ranks, alphas and projections are those above. None
         /// by default: the first values follow from the seed.
         from: Option<PathBuf> = Take(None), optional(not_empty());
+    }
+}
+
+choice! {
+    /// The biases that are trained beside the low-rank pairs, as PEFT has it.
+    Bias {
+        /// None.
+        None = "none",
+        /// Those of the modules that have a pair.
+        LoraOnly = "lora_only",
+        /// All of the base, norms included.
+        All = "all",
+    }
+}
+
+impl Default for Bias {
+    fn default() -> Self {
+        Self::None
     }
 }
 
@@ -112,11 +135,54 @@ impl AdapterSpec {
                 let is_listed = self.targets.listed().iter().any(|name| paths.contains(&name.as_str()));
                 is_listed || site.layer.is_some_and(|layer| layers.contains(&layer))
             });
-            if is_target && is_in_layers && !is_excluded.unwrap_or(false) {
+            if is_target && is_in_layers && !is_excluded.unwrap_or(false) && !self.saves(&paths) {
                 chosen.push(site);
             }
         }
         Ok(chosen)
+    }
+
+    /// Whether a module that transformers knows by `paths`, or one around it, is saved as a whole.
+    fn saves(&self, paths: &[&str]) -> bool {
+        let is_within = |path: &str, name: &str| format!(".{path}.").contains(&format!(".{name}."));
+        self.modules_to_save.iter().any(|name| paths.iter().any(|path| is_within(path, name)))
+    }
+
+    /// The tensors of the base that are trained as wholes, by name: those of the modules to save, and the biases.
+    ///
+    /// # Errors
+    /// Input: a name that is that of no such module; biases of a base that has none.
+    pub fn whole(&self, config: &ModelConfig) -> Result<Vec<String>> {
+        let modules = config.modules();
+        let mut errors = Vec::new();
+        for name in &self.modules_to_save {
+            let mut found = modules.iter().filter(|module| config.is_named(module, name)).peekable();
+            let message = match (found.peek(), found.any(|module| module.kind == SiteKind::QkNorm)) {
+                (None, _) => format!("`{name}` is the name of no module of {}", config.family.class_name),
+                (Some(_), true) => format!("`{name}` is a norm of queries or keys, which cannot be trained"),
+                (Some(_), false) => continue,
+            };
+            errors.push(
+                Error::input(Place::setting("adapter.modules_to_save"), message)
+                    .hint(format!("there are {}", existing(&modules).join(", "))),
+            );
+        }
+        let adapted = if self.bias == Bias::LoraOnly { self.adapted(config)? } else { Vec::new() };
+        let is_trained = |module: &Site, is_bias: bool| {
+            let is_saved = self.modules_to_save.iter().any(|name| config.is_named(module, name));
+            let has_pair = || adapted.iter().any(|adapted| adapted.site.module == module.module);
+            is_saved || is_bias && (self.bias == Bias::All || has_pair())
+        };
+        let tensors = config.whole_tensors();
+        let trained = tensors.iter().filter(|(_, tensor)| {
+            modules.get(tensor.module).is_some_and(|module| is_trained(module, tensor.is_bias))
+        });
+        let trained: Vec<String> = trained.map(|(name, _)| name.clone()).collect();
+        if self.bias != Bias::None && !trained.iter().any(|name| name.ends_with(".bias")) {
+            let message = format!("is \"{}\", and there is no such bias in the base", self.bias);
+            errors.push(Error::input(Place::setting("adapter.bias"), message).hint("leave it out"));
+        }
+        Error::none_of(errors, trained)
     }
 
     /// Whether every listed name is that of a module, and the pattern that of any.

@@ -44,12 +44,16 @@ pub struct Facts<'a> {
 impl Facts<'_> {
     /// Whether the adapter changes the output head.
     fn changes_head(&self) -> bool {
-        self.adapter.pairs.contains_key(self.config.names.head)
+        self.changes(self.config.names.head)
     }
 
     /// Whether the adapter changes the embedding of tokens.
     fn changes_embedding(&self) -> bool {
-        self.adapter.pairs.contains_key(self.config.names.embedding)
+        self.changes(self.config.names.embedding)
+    }
+
+    fn changes(&self, module: &str) -> bool {
+        self.adapter.pairs.contains_key(module) || self.adapter.whole.contains_key(&format!("{module}.weight"))
     }
 }
 
@@ -70,7 +74,7 @@ pub struct Row {
 use Feasible::{As, No, Yes};
 
 /// Every choice.
-pub const TABLE: [Row; 9] = [
+pub const TABLE: [Row; 10] = [
     Row {
         choice: "low-rank pairs on projections",
         holds: |_| true,
@@ -145,6 +149,15 @@ pub const TABLE: [Row; 9] = [
         gguf: Yes,
         gguf_lora: Yes,
         mlx: No("mlx-lm cuts the fused projections of this architecture's feed-forward network apart"),
+    },
+    Row {
+        choice: "modules or biases trained as wholes (`modules_to_save`, `bias`)",
+        holds: |facts| !facts.adapter.whole.is_empty(),
+        peft: Yes,
+        folder: Yes,
+        gguf: Yes,
+        gguf_lora: No("llama.cpp adds low-rank pairs only"),
+        mlx: No("mlx-lm reads low-rank pairs only"),
     },
     Row {
         choice: "a base packed in memory (`nf4`, `nf4-double`, `int8`)",

@@ -99,7 +99,7 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
     let head_module = head.module.clone();
     linears.insert(head_module.clone(), head);
     let mut factors = Vec::new();
-    let mut errors = Vec::new();
+    let mut errors = Vec::from_iter(refuse_whole(adapter, "llama.cpp adds low-rank pairs only"));
     for (module, pair) in &adapter.pairs {
         if module == config.names.embedding {
             match config.tied_head {
@@ -129,6 +129,14 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
         factors.extend(pair_factors(linear, pair, alpha_of(pair) / alpha)?);
     }
     Error::none_of(errors, factors)
+}
+
+/// The error for tensors that are trained as wholes.
+pub(super) fn refuse_whole(adapter: &HostAdapter, reason: &str) -> Option<Error> {
+    let name = adapter.whole.keys().next()?;
+    let message = format!("is trained as a whole: {reason}");
+    let error = Error::input(Place::tensor("adapter", name), message);
+    Some(error.hint("`burnish merge` puts it into the model"))
 }
 
 /// The factors of the embedding, which llama.cpp has transposed (`src/llama-adapter.cpp`, `token_embd`): `[tokens, rank]` and

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::lora::has_head_tensor;
+use super::lora::{has_head_tensor, refuse_whole};
 use super::model::ExportReport;
 use crate::adapter::host::{HostAdapter, HostPair};
 use crate::adapter::peft::{CONFIG_FILE, MLX_A_SUFFIX, MLX_B_SUFFIX, MLX_WEIGHTS_FILE, transposed};
@@ -86,7 +86,7 @@ fn pairs(config: &ModelConfig, adapter: &HostAdapter) -> Result<BTreeMap<String,
     let rank = adapter.pairs.values().map(|pair| pair.rank).max().unwrap_or_default();
     let scale = common_scale(adapter);
     let has_head = !config.tied_head && has_head_tensor(config);
-    let mut errors = Vec::new();
+    let mut errors = Vec::from_iter(refuse_whole(adapter, "mlx-lm reads low-rank pairs only"));
     let mut pairs = BTreeMap::new();
     for (module, pair) in &adapter.pairs {
         let place = Place::tensor("adapter", module);

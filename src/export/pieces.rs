@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::model::{Content, Planned};
-use crate::adapter::merge::{Source, add_low_rank_to_row};
+use crate::adapter::merge::{Change, Source, add_low_rank_to_row};
 use crate::error::{Error, Place, Result};
 use crate::files::gguf::write::TensorWriter;
 use crate::files::{Dtype, FloatType, RawTensor};
@@ -19,7 +19,7 @@ const PIECE_VALUES: usize = 1 << 22;
 /// Those of reading and writing. Failed: a merged value that the format cannot hold.
 pub(super) fn write(source: &Source<'_>, planned: &Planned<'_>, writer: &mut TensorWriter<'_>) -> Result<()> {
     let Planned { info, content } = planned;
-    let (hf_name, rows, pair, offset) = match content {
+    let (hf_name, rows, change, offset) = match content {
         Content::Values(values) => return writer.write(&float::encode_f32(values)),
         Content::Stored => {
             let gguf = source.base.gguf().ok_or_else(|| Error::failed(&info.name, "has no file to come from"))?;
@@ -29,7 +29,7 @@ pub(super) fn write(source: &Source<'_>, planned: &Planned<'_>, writer: &mut Ten
             tensor.bytes.release();
             return Ok(());
         }
-        Content::Rows { source, rows, pair, offset } => (source, rows, *pair, *offset),
+        Content::Rows { source, rows, change, offset } => (source, rows, *change, *offset),
     };
     let tensor = source.tensor(hf_name)?;
     tensor.check_size()?;
@@ -43,9 +43,16 @@ pub(super) fn write(source: &Source<'_>, planned: &Planned<'_>, writer: &mut Ten
     for rows in order.chunks((PIECE_VALUES / columns).max(1)) {
         let mut values = vec![0.0; rows.len() * columns];
         values.par_chunks_mut(columns).zip(rows).for_each(|(values, row)| {
-            tensor.decode(row * columns, values);
-            if let Some(pair) = pair {
-                add_low_rank_to_row(values, pair, *row);
+            match change {
+                Change::Nothing => tensor.decode(row * columns, values),
+                Change::Pair(pair) => {
+                    tensor.decode(row * columns, values);
+                    add_low_rank_to_row(values, pair, *row);
+                }
+                Change::Whole(tensor) => {
+                    let own = tensor.values.iter().skip(row * columns);
+                    values.iter_mut().zip(own).for_each(|(value, own)| *value = *own);
+                }
             }
             if offset != 0.0 {
                 values.iter_mut().for_each(|value| *value += offset);

@@ -46,6 +46,7 @@ pub(super) const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("max_new_tokens", "sample.max_tokens"),
     ("max_seq_length", "data.max_seq_tokens"),
     ("micro_batch_size", "train.micro_batch_seqs"),
+    ("lora_modules_to_save", "adapter.modules_to_save"),
     ("model_name_or_path", "base.model"),
     ("neftune_noise_alpha", "train.neftune_alpha"),
     ("num_epochs", "train.epochs"),

@@ -193,7 +193,8 @@ impl Layers<'_> {
     fn step(&self, work: &Workload) -> (u64, u64) {
         let tokens = work.tokens as u64;
         let layers = self.config.layers;
-        let adapts_embedding = self.adapter.pairs.contains_key(self.config.names.embedding);
+        let embedding = self.config.names.embedding;
+        let adapts_embedding = self.adapter.pairs.contains_key(embedding) || self.adapter.whole.contains_key(&format!("{embedding}.weight"));
         let lowest = (0..layers).find(|&layer| adapts_embedding || self.is_adapted(layer)).unwrap_or(layers);
         let (kept, working) = match work.recompute {
             Recompute::None => {

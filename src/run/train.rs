@@ -111,6 +111,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         base_name: Some(&hub_name),
         revision: revision.as_deref(),
         rslora: plan.adapter.rslora,
+        bias: plan.adapter.bias,
         head: Some(config.names.head),
     };
     let state = checkpoint.map(|found| found.state);

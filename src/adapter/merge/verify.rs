@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::plan::{Plan, Planned};
+use super::plan::{Change, Plan, Planned};
 use super::source::Source;
 use crate::adapter::host::HostPair;
 use crate::error::{Error, Result};
@@ -33,7 +33,7 @@ pub(super) fn reread(source: &Source<'_>, plan: &Plan<'_>, folder: &Path) -> Res
     let mut checked = Checked::default();
     for planned in plan.shards.entries() {
         let (before, after) = (source.tensor(&planned.origin.source)?, merged.tensor(&planned.header.name)?);
-        if planned.origin.pair.is_none() && before.dtype == after.dtype {
+        if matches!(planned.origin.change, Change::Nothing) && before.dtype == after.dtype {
             compare_bytes(planned, &before, &after)?;
             checked.values += after.elements();
         } else {
@@ -63,9 +63,16 @@ fn compare_rows(planned: &Planned<'_>, before: &RawTensor, after: &RawTensor, ch
         let expected = row_values(before, row, columns)?;
         let found = row_values(after, row, columns)?;
         for (column, (expected, found)) in expected.into_iter().zip(found).enumerate() {
-            let sum = exact(f64::from(expected), planned.origin.pair, row, column);
+            let sum = match planned.origin.change {
+                Change::Nothing => exact(f64::from(expected), None, row, column),
+                Change::Pair(pair) => exact(f64::from(expected), Some(pair), row, column),
+                Change::Whole(tensor) => {
+                    let value = tensor.values.get(row * columns + column).copied().map_or(f64::NAN, f64::from);
+                    Sum { value, magnitude: value.abs() }
+                }
+            };
             let difference = (f64::from(found) - sum.value).abs();
-            if difference > bound(after.dtype, &sum) {
+            if !(difference <= bound(after.dtype, &sum)) {
                 let message = format!("row {row}, column {column} is {found}; the sum is {}", sum.value);
                 return Err(differs(planned, message));
             }

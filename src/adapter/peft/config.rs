@@ -37,6 +37,10 @@ pub struct PeftConfig {
     pub(super) has_default_targets: bool,
     pub(super) excluded: Option<Selection>,
     pub(super) layers: Option<LayerChoice>,
+    /// `modules_to_save`: ends of the paths of modules that are saved as wholes.
+    pub(super) saved: Vec<String>,
+    /// Whether `bias` says that biases are trained.
+    pub(super) trains_biases: bool,
     pub(super) ranks: Vec<(Pattern, usize)>,
     pub(super) alphas: Vec<(Pattern, f64)>,
 }
@@ -67,6 +71,8 @@ impl PeftConfig {
             has_default_targets: object.get("target_modules").is_none_or(Value::is_null),
             excluded: fields.selection("exclude_modules"),
             layers: fields.layer_choice(),
+            saved: fields.value("modules_to_save").map(|value| fields.texts("modules_to_save", &value)).unwrap_or_default(),
+            trains_biases: object.get("bias").and_then(Value::as_str).is_some_and(|which| which != "none"),
             ranks: fields.patterns("rank_pattern", |fields, key, value| fields.as_positive(key, value)),
             alphas: fields.patterns("alpha_pattern", |fields, key, value| fields.as_number(key, value)),
         };
@@ -83,6 +89,11 @@ impl PeftConfig {
         {
             return Ok(false);
         }
+        // A module that is saved as a whole gets no pair, nor does anything inside it.
+        let within = format!(".{module}.");
+        if self.saved.iter().any(|saved| within.contains(&format!(".{saved}."))) {
+            return Ok(false);
+        }
         if !self.named("target_modules", self.targets.matches(module))? {
             return Ok(false);
         }
@@ -93,6 +104,14 @@ impl PeftConfig {
             }
             _ => Ok(true),
         }
+    }
+
+    /// Whether PEFT would train the tensor `name` as a whole: it is one of a saved module, or a bias where biases are trained.
+    pub(super) fn trains_whole(&self, name: &str) -> bool {
+        // The end of a path, dots or not (`_set_trainable`).
+        let is_saved = |module: &str| self.saved.iter().any(|saved| module.ends_with(saved.as_str()));
+        let Some((module, parameter)) = name.rsplit_once('.') else { return false };
+        is_saved(module) || (parameter == "bias" && self.trains_biases)
     }
 
     /// The rank of `module`: the first pattern that matches, or `r`.

@@ -9,7 +9,7 @@ use super::missing::{no_adapter, no_weights};
 use super::{embedding, mlx};
 use super::renaming::Renaming;
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, PREFIX, WEIGHTS_FILE};
-use crate::adapter::base_modules::{check_sizes, module_shapes};
+use crate::adapter::base_modules::{check_sizes, check_whole, module_shapes};
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafeTensorsFile;
 use crate::files::{Dtype, RawTensor};
@@ -22,6 +22,8 @@ pub struct AdapterHeader {
     pub(super) place: String,
     /// By module path as it stands in the file.
     pub pairs: BTreeMap<String, PairHeader>,
+    /// The tensors that are trained as wholes, by name as it stands in the file.
+    pub whole: BTreeMap<String, RawTensor>,
     /// From the paths in the file to those of the base.
     pub(super) renaming: Renaming,
     /// `burnish.…` from the file of weights.
@@ -49,7 +51,7 @@ const MAX_ZEROS_READ: usize = 1 << 30;
 
 impl PairHeader {
     /// Values of both factors.
-    pub fn values(&self) -> usize {
+    fn values(&self) -> usize {
         self.a.elements() + self.b.elements()
     }
 
@@ -88,7 +90,8 @@ impl AdapterHeader {
         let path = dir.join(WEIGHTS_FILE);
         let place = path.display().to_string();
         let (config, weights) = (PeftConfig::read(dir), no_weights(dir).map_or_else(|| read_weights(&path), Err));
-        let mut errors = weights.as_ref().map_or(Vec::new(), |(tensors, _)| refusals(&place, tensors, is_copy));
+        let known = config.as_ref().ok();
+        let mut errors = weights.as_ref().map_or(Vec::new(), |(tensors, _)| refusals(&place, known, tensors, is_copy));
         let (config, (tensors, metadata)) = match Error::both(config, weights) {
             Ok(read) => read,
             Err(error) => {
@@ -96,17 +99,28 @@ impl AdapterHeader {
                 return Err(Error::join(errors).unwrap_or(error));
             }
         };
+        let (wholes, tensors): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            tensors.into_iter().partition(|(name, _)| Role::of(name).whole(&config).is_some());
+        let whole = wholes.iter().filter_map(|(name, tensor)| Some((Role::of(name).whole(&config)?, tensor.clone())));
+        let whole: BTreeMap<String, RawTensor> = whole.collect();
+        errors.extend(whole.iter().filter_map(|(name, tensor)| float(&place, name, tensor).err()));
         let pairs = pairs_of(&place, &config, tensors, &mut errors);
         if pairs.is_empty() && errors.is_empty() {
             errors.push(Error::input(&place, "holds no low-rank pair"));
         }
         let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
-        Error::none_of(errors, Self { config, place, pairs, renaming: Renaming::default(), metadata })
+        Error::none_of(errors, Self { config, place, pairs, whole, renaming: Renaming::default(), metadata })
     }
 
     /// The configuration.
     pub fn config(&self) -> &PeftConfig {
         &self.config
+    }
+
+    /// Number of values.
+    pub fn parameters(&self) -> usize {
+        let pairs: usize = self.pairs.values().map(PairHeader::values).sum();
+        pairs + self.whole.values().map(RawTensor::elements).sum::<usize>()
     }
 
     /// Remarks for the user, a sentence each: pairs that change nothing, and entries of the configuration without effect.
@@ -138,7 +152,8 @@ impl AdapterHeader {
         let adapted: Vec<&str> = self.pairs.keys().map(String::as_str).collect();
         let in_file = |module: String| self.renaming.in_file(&module);
         let modules = base.map(|base| module_shapes(base).into_keys().map(in_file).collect::<Vec<_>>());
-        let unused = self.config.unused_entries(&adapted, modules.as_deref())?;
+        let whole: Vec<&str> = self.whole.keys().filter_map(|name| Some(name.rsplit_once('.')?.0)).collect();
+        let unused = self.config.unused_entries(&adapted, &whole, modules.as_deref())?;
         notices.extend(unused.iter().take(MAX_UNUSED).map(|entry| format!("{CONFIG_FILE}: {entry}")));
         if let Some(more @ 1..) = unused.len().checked_sub(MAX_UNUSED) {
             notices.push(format!("{CONFIG_FILE}: and {more} more entries without effect"));
@@ -161,7 +176,10 @@ impl AdapterHeader {
     pub(super) fn check_against(&self, base: &ModelConfig) -> Result<()> {
         let renamed = self.pairs.iter().map(|(path, pair)| (self.renaming.in_base(path), (pair.input, pair.output)));
         let renamed: Vec<_> = renamed.collect();
-        check_sizes(&self.place, renamed.iter().map(|(module, sizes)| (module.as_str(), *sizes)), base)
+        let sizes = check_sizes(&self.place, renamed.iter().map(|(module, sizes)| (module.as_str(), *sizes)), base);
+        let whole: Vec<_> = self.whole.iter().map(|(name, tensor)| (self.renaming.in_base(name), &tensor.shape)).collect();
+        let shapes = whole.iter().map(|(name, shape)| (name.as_str(), &shape[..]));
+        Error::both(sizes, check_whole(&self.place, shapes, base)).map(drop)
     }
 }
 
@@ -189,6 +207,8 @@ enum Role<'a> {
     EmbeddingB(&'a str),
     /// PEFT stores the base's own matrix along with an adapter on the head.
     BaseCopy(&'a str),
+    /// A bias or a weight, by the name in the base, and the reason why it has no use where it is not to be trained.
+    Whole(String, &'static str),
     /// Of no use to plain LoRA; why.
     Refused(&'static str),
 }
@@ -213,8 +233,23 @@ impl<'a> Role<'a> {
         if let Some(module) = path.strip_suffix(".base_layer.weight") {
             return Self::BaseCopy(module);
         }
+        if let Some(module) = path.strip_suffix(".bias").filter(|module| !module.contains(".lora_")) {
+            let module = module.strip_suffix(".base_layer").unwrap_or(module);
+            return Self::Whole(format!("{module}.bias"), "a trained bias, though the configuration trains none");
+        }
+        if path.ends_with(".weight") && !path.contains(".lora_") {
+            return Self::Whole(path.to_owned(), "a wholly trained module that `modules_to_save` does not name");
+        }
         let reason = REFUSED_NAMES.iter().find(|(part, _)| path.contains(part)).map(|(_, reason)| *reason);
         Self::Refused(reason.unwrap_or("neither half of a low-rank pair"))
+    }
+
+    /// The name of a tensor that is trained as a whole.
+    fn whole(self, config: &PeftConfig) -> Option<String> {
+        match self {
+            Self::Whole(name, _) => config.trains_whole(&name).then_some(name),
+            _ => None,
+        }
     }
 }
 
@@ -230,15 +265,13 @@ fn is_embedding_or_head(name: &str) -> bool {
 }
 
 /// Parts of names that tell what else PEFT can store.
-const REFUSED_NAMES: [(&str, &str); 8] = [
+const REFUSED_NAMES: [(&str, &str); 6] = [
     (".lora_magnitude_vector", "a DoRA magnitude, which cannot be applied"),
     (".lora_embedding_", "an adapter on an embedding that no supported architecture has"),
     (".lora_B.bias", "a bias of the low-rank pair, which cannot be applied"),
     (".token_adapter.", "trained tokens, which cannot be applied"),
     (".lora_A.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
     (".lora_B.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
-    (".bias", "a trained bias, which cannot be applied"),
-    (".weight", "a wholly trained module, which cannot be applied"),
 ];
 
 /// The two halves of a pair, as far as the file has them.
@@ -253,12 +286,18 @@ struct Halves {
 /// Tensors that plain LoRA has no use for, by what they are.
 fn refusals(
     place: &str,
+    config: Option<&PeftConfig>,
     tensors: &BTreeMap<String, RawTensor>,
     is_copy: impl Fn(&str, &RawTensor) -> bool,
 ) -> Vec<Error> {
     let mut refused: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
     for (name, tensor) in tensors {
-        if let Role::Refused(reason) = Role::of(name) {
+        let reason = match Role::of(name) {
+            Role::Refused(reason) => Some(reason),
+            Role::Whole(name, reason) => (!config.is_none_or(|config| config.trains_whole(&name))).then_some(reason),
+            _ => None,
+        };
+        if let Some(reason) = reason {
             let base_name = name.strip_prefix(PREFIX).filter(|name| is_embedding_or_head(name));
             if base_name.is_some_and(|base_name| is_copy(base_name, tensor)) {
                 continue;
@@ -290,7 +329,7 @@ fn pairs_of(
             Role::EmbeddingA(module) => halves.entry(module.to_owned()).or_default().of_embedding[0] = Some(tensor),
             Role::EmbeddingB(module) => halves.entry(module.to_owned()).or_default().of_embedding[1] = Some(tensor),
             Role::BaseCopy(module) => copies.push((module.to_owned(), tensor)),
-            Role::Refused(_) => {}
+            Role::Refused(_) | Role::Whole(..) => {}
         }
     }
     let mut pairs = BTreeMap::new();
@@ -329,7 +368,7 @@ pub(super) fn and_more(count: usize) -> String {
 fn mixed_dtypes(place: &str, tensors: &BTreeMap<String, RawTensor>) -> Option<Error> {
     let mut counts: Vec<(Dtype, usize)> = Vec::new();
     for (name, tensor) in tensors {
-        if matches!(Role::of(name), Role::BaseCopy(_) | Role::Refused(_)) {
+        if matches!(Role::of(name), Role::BaseCopy(_) | Role::Refused(_) | Role::Whole(..)) {
             continue;
         }
         match counts.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {

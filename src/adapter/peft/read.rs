@@ -7,7 +7,7 @@ use super::header::{AdapterHeader, PairHeader, and_more};
 use super::mlx::{self, transposed};
 use super::renaming::Renaming;
 use super::{CONFIG_FILE, WEIGHTS_FILE};
-use crate::adapter::host::{HostAdapter, HostPair};
+use crate::adapter::host::{HostAdapter, HostPair, HostTensor};
 use crate::error::{Error, Result};
 use crate::files::RawTensor;
 use crate::model::{BaseFiles, families};
@@ -17,8 +17,7 @@ impl HostAdapter {
     /// Reads the adapter folder `dir`. The base that its configuration names is not followed.
     ///
     /// # Errors
-    /// Everything wrong with the folder, in one error: what plain LoRA arithmetic cannot apply (DoRA, biases,
-    /// `modules_to_save`, …), halves of pairs, ranks and shapes that disagree, numbers that are not finite.
+    /// Everything wrong with the folder, in one error: what cannot be applied (DoRA, trained tokens, …), halves of pairs, ranks and shapes that disagree, numbers that are not finite.
     pub fn load(dir: &Path) -> Result<Self> {
         AdapterHeader::read(dir, |_, _| false)?.decode()
     }
@@ -41,7 +40,8 @@ impl AdapterHeader {
     /// Everything that [`read`](Self::read) refuses; pairs that do not fit the base; targeted modules without a pair.
     pub fn read_over(dir: &Path, base: &BaseFiles) -> Result<Self> {
         let mut header = Self::read(dir, |name, tensor| is_copy(base, name, tensor))?;
-        header.renaming = Renaming::of(&known_renamings(base), header.pairs.keys().map(String::as_str));
+        let paths: Vec<&str> = header.pairs.keys().chain(header.whole.keys()).map(String::as_str).collect();
+        header.renaming = Renaming::of(&known_renamings(base), paths.into_iter());
         let header = header;
         let missing = header.missing_pairs(base.config())?;
         // Before any value is read: what fits the base is no larger than the base allows.
@@ -68,7 +68,8 @@ impl AdapterHeader {
     /// # Errors
     /// Every factor with a number that is not finite.
     pub fn decode(self) -> Result<HostAdapter> {
-        let Self { config, place, pairs, renaming, metadata } = self;
+        let Self { config, place, pairs, whole, renaming, metadata } = self;
+        let whole = renaming.apply(&place, whole)?;
         let pairs = renaming.apply(&place, pairs)?;
         let mut errors = Vec::new();
         let mut decoded = BTreeMap::new();
@@ -82,8 +83,15 @@ impl AdapterHeader {
                 Err(error) => errors.push(error),
             }
         }
+        let mut tensors = BTreeMap::new();
+        for (name, tensor) in whole {
+            match numbers(&place, &name, &tensor) {
+                Ok(values) => drop(tensors.insert(name, HostTensor { shape: tensor.shape, values })),
+                Err(error) => errors.push(error),
+            }
+        }
         let (rank, alpha, dropout) = (config.rank, config.alpha, config.dropout);
-        Error::none_of(errors, HostAdapter { pairs: decoded, rank, alpha, dropout, metadata })
+        Error::none_of(errors, HostAdapter { pairs: decoded, whole: tensors, rank, alpha, dropout, metadata })
     }
 }
 

@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::mlx::transposed;
 use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, PREFIX, WEIGHTS_FILE};
-use crate::adapter::host::{HostAdapter, HostPair};
+use crate::adapter::host::{HostAdapter, HostPair, HostTensor};
+use crate::adapter::spec::Bias;
 use crate::error::{Error, Result};
 use crate::files::safetensors::{self, TensorHeader};
 use crate::files::{Bytes, Dtype, atomic, temporary};
@@ -27,6 +28,8 @@ pub struct SaveOptions<'a> {
     pub revision: Option<&'a str>,
     /// The scales are `alpha / sqrt(rank)`.
     pub rslora: bool,
+    /// `bias`: the biases that were trained.
+    pub bias: Bias,
     /// The head's path in the base's files, where transformers has another one for it.
     pub head: Option<&'a str>,
 }
@@ -77,6 +80,14 @@ impl HostAdapter {
                 headers.push(TensorHeader { name, dtype: Dtype::F32, shape });
             }
         }
+        for (tensor, HostTensor { shape, values: numbers }) in &self.whole {
+            let (module, parameter) = tensor.rsplit_once('.').unwrap_or((tensor, "weight"));
+            // PEFT wraps a module with a pair.
+            let wrapped = if self.pairs.contains_key(module) { ".base_layer" } else { "" };
+            let name = format!("{PREFIX}{}{wrapped}.{parameter}", options.path(module));
+            values.insert(name.clone(), numbers.into());
+            headers.push(TensorHeader { name, dtype: Dtype::F32, shape: shape.clone() });
+        }
         safetensors::write_to(writer, path, &metadata, &headers, |header| {
             let numbers = values.get(&header.name).map(|numbers| &numbers[..]).unwrap_or_default();
             Ok(Bytes::from(numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>()))
@@ -100,10 +111,12 @@ impl HostAdapter {
                 alphas.insert(path.to_owned(), number(f64::from(pair.scale) * root));
             }
         }
+        let weights = self.whole.keys().filter_map(|name| name.strip_suffix(".weight"));
+        let saved: Vec<&str> = weights.map(|module| options.path(module)).collect();
         let mut config = json!({
             "alpha_pattern": alphas,
             "base_model_name_or_path": options.base_name,
-            "bias": "none",
+            "bias": options.bias.name(),
             "fan_in_fan_out": false,
             "inference_mode": true,
             "init_lora_weights": true,
@@ -111,7 +124,7 @@ impl HostAdapter {
             "layers_to_transform": null,
             "lora_alpha": number(self.alpha),
             "lora_dropout": self.dropout,
-            "modules_to_save": null,
+            "modules_to_save": (!saved.is_empty()).then_some(saved),
             "peft_type": "LORA",
             "r": self.rank,
             "rank_pattern": ranks,
