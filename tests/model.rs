@@ -191,6 +191,15 @@ fn adapters_written_by_peft_give_its_logits_losses_and_gradients() {
                         assert!(difference <= 1e-4, "{place} {recompute:?}: {module}.{name} {difference} of {scale}");
                     }
                 }
+                // In the order in which they were attached.
+                for (name, parameter) in adapter.whole.keys().zip(&trainable.whole) {
+                    let gradient = result.gradients.remove::<2>(parameter.id).expect("a gradient");
+                    let gradient: Vec<f32> = gradient.into_data().iter::<f32>().collect();
+                    let wanted = expected.floats(&format!("grad.{name}"));
+                    let scale = wanted.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+                    let difference = largest_difference(&gradient, &wanted) / scale;
+                    assert!(difference <= 1e-4, "{place} {recompute:?}: {name} {difference} of {scale}");
+                }
             }
         }
     }

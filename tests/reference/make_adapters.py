@@ -97,6 +97,24 @@ ADAPTERS = {
     # The factors of an embedding are stored transposed; PEFT leaves a head that is tied to it alone.
     "embedding": ("llama_gqa", dict(r=4, lora_alpha=6, target_modules=["q_proj", "embed_tokens"])),
     "embedding_tied": ("llama_tied", dict(r=3, lora_alpha=6, target_modules=["v_proj", "embed_tokens"])),
+    # Whole copies, and no pair inside of them. PEFT takes any module whose path ends with a name.
+    "saved": (
+        "llama_gqa",
+        dict(r=2, lora_alpha=4, target_modules=SEVEN, modules_to_save=["embed_tokens", "lm_head", "norm", "0.mlp.up_proj"]),
+    ),
+    "saved_tied": ("llama_tied", dict(r=2, lora_alpha=4, target_modules=["q_proj"], modules_to_save=["lm_head"])),
+    "saved_neox": (
+        "families/gpt_neox_parallel",
+        dict(r=2, lora_alpha=4, target_modules=["query_key_value"], modules_to_save=["embed_in", "input_layernorm"]),
+    ),
+    "bias_lora_only": (
+        "llama_bias",
+        dict(r=2, lora_alpha=4, target_modules=["q_proj", "o_proj"], bias="lora_only"),
+    ),
+    "bias_all": (
+        "families/gpt_neox_parallel",
+        dict(r=2, lora_alpha=4, target_modules=["query_key_value"], bias="all"),
+    ),
     # PEFT writes out what `all-linear` stands for in this model.
     "all_linear": ("llama_gqa", dict(r=2, lora_alpha=3, target_modules="all-linear", exclude_modules=r".*\.0\..*")),
 }
@@ -141,9 +159,11 @@ def save(model, folder, base):
 
 
 def short(name, renamed):
-    """`base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight` -> module path and factor."""
+    """`base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight` -> module path and factor; a whole tensor's name."""
     name = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "").replace(".base_layer", "")
-    module, factor = name.replace(".token_adapter", "").removesuffix(".weight").removesuffix(".default").rsplit(".", 1)
+    if ".lora_" in name:
+        name = name.removesuffix(".weight").removesuffix(".default")
+    module, factor = name.rsplit(".", 1)
     return f"{renamed.get(module, module)}.{factor}"
 
 
@@ -211,6 +231,17 @@ RUNS = {
         "llama_odd",
         dict(r=3, lora_alpha=6, target_modules=SEVEN),
         dict(learning_rate=1e-2, schedule="constant", warmup_steps=0, clip=None, accumulate_steps=1, sequences=4),
+    ),
+    "saved": (
+        "llama_gqa",
+        dict(r=3, lora_alpha=6, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head", "model.norm"]),
+        dict(learning_rate=2e-3, schedule="linear", warmup_steps=0, clip=1.0, accumulate_steps=2, sequences=2),
+    ),
+    # A bias of keys has no gradient but rounding, which AdamW would turn into steps.
+    "bias_lora_only": (
+        "llama_bias",
+        dict(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], bias="lora_only"),
+        dict(learning_rate=2e-3, schedule="linear", warmup_steps=0, clip=1.0, accumulate_steps=1, sequences=3),
     ),
     "embedding_tied": (
         "llama_tied",
@@ -307,7 +338,7 @@ def make_run(name, base, arguments, training, seed):
         if value.requires_grad
     )
     run = {
-        "base": f"tests/fixtures/models/{base}",
+        "base": f"tests/fixtures/{folder_of(base)}",
         "optimizer": {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": WEIGHT_DECAY},
         **{key: training[key] for key in ("learning_rate", "schedule", "warmup_steps", "accumulate_steps", "clip")},
         "f32_against_f64": {"largest_parameter_difference": drift},
