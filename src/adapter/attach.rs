@@ -5,12 +5,12 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::host::{HostAdapter, HostPair, HostTensor};
+use super::host::{HostAdapter, HostPair, HostRows, HostTensor};
 use super::spec::{AdaptedSite, AdapterSpec};
 use crate::error::Result;
 use crate::model::sites::WholeTensor;
 use crate::model::{ModelConfig, SiteKind};
-use crate::nn::{Adapter, Delta, LowRank};
+use crate::nn::{Adapter, Delta, LowRank, Rows};
 
 impl AdapterSpec {
     /// A fresh adapter with PEFT's default initialisation: `A` uniform within `±1/sqrt(in)` (Kaiming with
@@ -83,6 +83,23 @@ impl HostAdapter {
                 }));
             }
         }
+        if let Some(HostRows { ids, values }) = &self.rows {
+            let selection = Rows::selection(ids, config.vocab_size, device);
+            for (module, values) in values {
+                for (site, delta) in config.sites().iter().zip(&mut adapter.by_site) {
+                    // A tied head has the rows of the embedding.
+                    let is_tied = config.tied_head && site.kind == SiteKind::Head && module == config.names.embedding;
+                    if is_tied || site.module == *module {
+                        *delta = Some(adapter.deltas.len());
+                    }
+                }
+                adapter.deltas.push(Delta::Rows(Rows {
+                    values: tensor(values, ids.len(), config.hidden_size),
+                    ids: ids.clone(),
+                    selection: selection.clone(),
+                }));
+            }
+        }
         let known = config.whole_tensors();
         for (name, HostTensor { shape, values }) in &self.whole {
             let Some(WholeTensor { module, is_bias, .. }) = known.get(name) else { continue };
@@ -99,20 +116,32 @@ impl HostAdapter {
         let trained = trained.valid();
         let mut adapter = self.clone();
         for (number, site) in config.sites().iter().enumerate() {
-            let (Some(delta), Some(pair)) = (trained.at(number), adapter.pairs.get_mut(&site.module)) else { continue };
-            match delta {
-                Delta::LowRank(low_rank) => {
-                    pair.a = low_rank.a.val().into_data().iter::<f32>().collect();
-                    pair.b = low_rank.b.val().into_data().iter::<f32>().collect();
+            match trained.at(number) {
+                Some(Delta::LowRank(low_rank)) => {
+                    if let Some(pair) = adapter.pairs.get_mut(&site.module) {
+                        (pair.a, pair.b) = (values_of(&low_rank.a), values_of(&low_rank.b));
+                    }
                 }
+                Some(Delta::Rows(rows)) => {
+                    let own = adapter.rows.as_mut().and_then(|own| own.values.get_mut(&site.module));
+                    if let Some(own) = own {
+                        *own = values_of(&rows.values);
+                    }
+                }
+                None => {}
             }
         }
         // In the order in which `attach` made them.
         for (tensor, matrix) in adapter.whole.values_mut().zip(&trained.whole) {
-            tensor.values = matrix.val().into_data().iter::<f32>().collect();
+            tensor.values = values_of(matrix);
         }
         adapter
     }
+}
+
+/// The values of a matrix on the host.
+fn values_of(matrix: &Param<Tensor<2>>) -> Vec<f32> {
+    matrix.val().into_data().iter::<f32>().collect()
 }
 
 #[cfg(test)]

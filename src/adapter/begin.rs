@@ -1,19 +1,61 @@
 //! The adapter that a run begins with: fresh, or another one's values.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::host::{HostAdapter, HostTensor};
+use super::host::{HostAdapter, HostRows, HostTensor};
 use super::spec::AdapterSpec;
 use crate::error::{Error, Place, Result};
 use crate::model::BaseFiles;
 
+/// A token whose rows are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrainedToken {
+    /// Its id.
+    pub id: u32,
+    /// The base's tokenizer does not have it.
+    pub is_new: bool,
+}
+
+/// The rows of `tokens` before the first step: their own, or for a new one the mean of all rows.
+fn first_rows(base: &BaseFiles, tokens: &[TrainedToken]) -> Result<Option<HostRows>> {
+    if tokens.is_empty() {
+        return Ok(None);
+    }
+    let config = base.config();
+    let head = (!config.tied_head).then_some(config.names.head);
+    let mut values = BTreeMap::new();
+    for module in std::iter::once(config.names.embedding).chain(head) {
+        let tensor = base.tensor(&format!("{module}.weight"))?;
+        let (known, width) = (base.stored_vocabulary(), config.hidden_size);
+        let mut row = vec![0.0; width];
+        let mut mean = vec![0.0f64; width];
+        for index in 0..known {
+            tensor.decode(index * width, &mut row);
+            mean.iter_mut().zip(&row).for_each(|(sum, value)| *sum += f64::from(*value) / known as f64);
+        }
+        let mut rows = Vec::with_capacity(tokens.len() * width);
+        for token in tokens {
+            match token.is_new {
+                true => rows.extend(mean.iter().map(|value| *value as f32)),
+                false => {
+                    tensor.decode(token.id as usize * width, &mut row);
+                    rows.extend(&row);
+                }
+            }
+        }
+        values.insert(module.to_owned(), rows);
+    }
+    Ok(Some(HostRows { ids: tokens.iter().map(|token| token.id).collect(), values }))
+}
+
 impl AdapterSpec {
-    /// The adapter before the first step of a run on `base`.
+    /// The adapter before the first step of a run on `base`, which has rows for the `tokens` to be trained.
     ///
     /// # Errors
     /// Those of [`AdapterSpec::initialise`], and of [`HostAdapter::load_over`] for one to begin with. Input: its rank, scale or
     /// projections are not those of the settings.
-    pub fn begin(&self, base: &BaseFiles, seed: u64) -> Result<HostAdapter> {
+    pub fn begin(&self, base: &BaseFiles, tokens: &[TrainedToken], seed: u64) -> Result<HostAdapter> {
         let (mut fresh, whole) = Error::both(self.initialise(base.config(), seed), self.whole(base.config()))?;
         for name in whole {
             // The matrix of a tied head is the embedding's.
@@ -21,11 +63,13 @@ impl AdapterSpec {
             let tensor = base.tensor(&own)?;
             fresh.whole.insert(name, HostTensor { values: tensor.to_f32()?, shape: tensor.shape });
         }
+        fresh.rows = first_rows(base, tokens)?;
+        fresh.check_against(base.config())?;
         let Some(folder) = &self.from else { return Ok(fresh) };
         let found = HostAdapter::load_over(folder, base)?;
         self.check_like(&fresh, &found, folder)?;
         // Dropout is a matter of training, and provenance that of another run.
-        Ok(HostAdapter { pairs: found.pairs, whole: found.whole, ..fresh })
+        Ok(HostAdapter { pairs: found.pairs, whole: found.whole, rows: found.rows, ..fresh })
     }
 
     /// Whether `found`, from `folder`, has the shape that the settings ask for, as `fresh` does.
@@ -68,6 +112,11 @@ impl AdapterSpec {
                 Error::input(Place::setting("adapter.modules_to_save"), message)
                     .hint("`adapter.modules_to_save` and `adapter.bias` decide which tensors those are"),
             );
+        }
+        let ids = |adapter: &HostAdapter| adapter.rows.as_ref().map(|rows| rows.ids.clone()).unwrap_or_default();
+        if ids(fresh) != ids(found) {
+            let message = format!("are tokens {:?}; the adapter in {folder} has rows for {:?}", ids(fresh), ids(found));
+            errors.push(Error::input(Place::setting("adapter.new_tokens"), message));
         }
         let mut pairs = found.pairs.iter().filter_map(|(module, pair)| Some((module, pair, fresh.pairs.get(module)?)));
         if errors.is_empty()

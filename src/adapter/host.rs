@@ -65,6 +65,15 @@ pub struct HostTensor {
     pub values: Vec<f32>,
 }
 
+/// Rows of the embedding, and of the head where it has a matrix of its own, that are trained in the place of the base's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostRows {
+    /// The tokens.
+    pub ids: Vec<u32>,
+    /// By module path: the rows of the tokens, one after another.
+    pub values: BTreeMap<String, Vec<f32>>,
+}
+
 /// An adapter on the host, with everything that its folder holds.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct HostAdapter {
@@ -73,6 +82,8 @@ pub struct HostAdapter {
     /// The tensors of the base that are trained as wholes, by name (`model.norm.weight`): those of the modules to save, and
     /// biases.
     pub whole: BTreeMap<String, HostTensor>,
+    /// Trained rows of some tokens.
+    pub rows: Option<HostRows>,
     /// The rank where no pattern gives another one.
     pub rank: usize,
     /// The numerator of the scale where no pattern gives another one.
@@ -149,7 +160,9 @@ impl HostAdapter {
     pub fn vectors(&self) -> impl Iterator<Item = (String, &Vec<f32>)> {
         let pairs = self.pairs.iter();
         let pairs = pairs.flat_map(|(module, pair)| [(format!("{module}.a"), &pair.a), (format!("{module}.b"), &pair.b)]);
-        pairs.chain(self.whole.iter().map(|(name, tensor)| (name.clone(), &tensor.values)))
+        let whole = self.whole.iter().map(|(name, tensor)| (name.clone(), &tensor.values));
+        let rows = self.rows.iter().flat_map(|rows| &rows.values);
+        pairs.chain(whole).chain(rows.map(|(module, values)| (format!("{module}.rows"), values)))
     }
 
     /// [`Self::vectors`], to be changed.
@@ -157,7 +170,9 @@ impl HostAdapter {
         let pairs = self.pairs.iter_mut();
         let pairs =
             pairs.flat_map(|(module, pair)| [(format!("{module}.a"), &mut pair.a), (format!("{module}.b"), &mut pair.b)]);
-        pairs.chain(self.whole.iter_mut().map(|(name, tensor)| (name.clone(), &mut tensor.values)))
+        let whole = self.whole.iter_mut().map(|(name, tensor)| (name.clone(), &mut tensor.values));
+        let rows = self.rows.iter_mut().flat_map(|rows| &mut rows.values);
+        pairs.chain(whole).chain(rows.map(|(module, values)| (format!("{module}.rows"), values)))
     }
 
     /// Number of trained values.
@@ -168,7 +183,9 @@ impl HostAdapter {
     /// The modules that are changed: those with a pair, and those of which a tensor is trained as a whole.
     pub fn modules(&self) -> usize {
         let whole = self.whole.keys().filter_map(|name| name.rsplit_once('.'));
-        let modules: BTreeSet<&str> = self.pairs.keys().map(String::as_str).chain(whole.map(|(module, _)| module)).collect();
+        let rows = self.rows.iter().flat_map(|rows| rows.values.keys());
+        let modules: BTreeSet<&str> =
+            self.pairs.keys().chain(rows).map(String::as_str).chain(whole.map(|(module, _)| module)).collect();
         modules.len()
     }
 
@@ -183,7 +200,33 @@ impl HostAdapter {
             .collect();
         let sizes = self.pairs.iter().map(|(module, pair)| (module.as_str(), (pair.input, pair.output)));
         errors.extend(check_sizes("adapter", sizes, base).err());
+        errors.extend(self.check_rows(base));
         errors.extend(check_whole("adapter", self.whole.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])), base).err());
         Error::none_of(errors, ())
+    }
+
+    /// What is wrong with the rows of tokens for a base of this shape.
+    fn check_rows(&self, base: &ModelConfig) -> Vec<Error> {
+        let Some(rows) = &self.rows else { return Vec::new() };
+        let mut errors = Vec::new();
+        if let Some(id) = rows.ids.iter().find(|id| **id as usize >= base.vocab_size) {
+            let message = format!("has a row for token {id}; the base has {} tokens", base.vocab_size);
+            errors.push(Error::input("adapter", message));
+        }
+        for (module, values) in &rows.values {
+            let place = format!("adapter: {module}");
+            let is_tied_head = base.tied_head && *module == base.names.head;
+            if is_tied_head || ![base.names.embedding, base.names.head].contains(&module.as_str()) {
+                errors.push(Error::input(&place, "has rows of tokens, and is neither the embedding nor a head of its own"));
+            } else if values.len() != rows.ids.len() * base.hidden_size {
+                let expected = rows.ids.len() * base.hidden_size;
+                let message = format!("has {} values in its rows; expected {expected}", values.len());
+                errors.push(Error::input(&place, message));
+            }
+            if self.pairs.contains_key(module) || self.whole.contains_key(&format!("{module}.weight")) {
+                errors.push(Error::input(&place, "has rows of tokens beside another change of the same matrix"));
+            }
+        }
+        errors
     }
 }

@@ -25,7 +25,6 @@ use crate::quant::Quant;
 
 use plan::{Plan, Planned};
 pub use plan::{Change, Changes};
-pub use product::add_low_rank_to_row;
 pub use source::Source;
 
 /// The weights that the adapter is added to.
@@ -211,15 +210,17 @@ fn merged_tensor(source: &Source<'_>, planned: &Planned<'_>) -> Result<Merged> {
     drop(tensor);
     let mut bytes = origin.float_type.encode(&values);
     let mut is_changed = false;
-    let changed = match origin.change {
-        Change::Nothing => None,
-        Change::Pair(pair) => {
-            product::add_low_rank(&mut values, pair);
-            Some(origin.float_type.encode(&values))
+    match origin.change {
+        Change::Nothing => {}
+        Change::Pair(pair) => product::add_low_rank(&mut values, pair),
+        Change::Whole(_) | Change::Rows(..) => {
+            let columns = if let [_, columns] = *header.shape { columns } else { 1 };
+            let rows = values.chunks_mut(columns.max(1)).enumerate();
+            rows.for_each(|(index, row)| origin.change.apply_to_row(row, index));
         }
-        Change::Whole(tensor) => Some(origin.float_type.encode(&tensor.values)),
-    };
-    if let Some(changed) = changed {
+    }
+    if !matches!(origin.change, Change::Nothing) {
+        let changed = origin.float_type.encode(&values);
         is_changed = changed != bytes;
         bytes = changed;
     }

@@ -7,7 +7,7 @@ use super::choices::{at_least_one, each};
 use super::peft::patterns::Selection;
 use crate::error::{Error, Place, Result};
 use crate::model::{ModelConfig, Site, SiteKind};
-use crate::settings::{above, any, below, between, choice, defaults, not_empty, optional, section};
+use crate::settings::{Limit, above, any, below, between, choice, defaults, not_empty, optional, section};
 
 section! {
     /// The low-rank adapter.
@@ -33,6 +33,9 @@ section! {
         /// Modules of which a whole copy is trained and saved with the adapter, by name: the embedding, the head, norms or projections. They
         /// get no low-rank pair. None by default.
         modules_to_save: Vec<String> = Take(Vec::new()), any();
+        /// Tokens whose rows of the embedding, and of the head, are trained, as in `["<|tool|>"]`. Those that the tokenizer does not have are
+        /// added to it, as ordinary tokens that are found in every text; the tokenizer is saved with the adapter. None by default.
+        new_tokens: Vec<String> = Take(Vec::new()), tokens();
         /// The biases that are trained as well.
         bias: Bias = Take(Bias::None), any();
         /// Scale by alpha / √rank instead (rank-stabilised LoRA, Kalajdzievski 2023).
@@ -41,6 +44,14 @@ section! {
         /// by default: the first values follow from the seed.
         from: Option<PathBuf> = Take(None), optional(not_empty());
     }
+}
+
+/// Different texts, none of them empty.
+fn tokens() -> Limit<Vec<String>> {
+    Limit::new("different texts that are not empty", |tokens: &Vec<String>| {
+        let is_new = |(index, token): (usize, &String)| !token.trim().is_empty() && !tokens[..index].contains(token);
+        tokens.iter().enumerate().all(is_new)
+    })
 }
 
 choice! {

@@ -74,7 +74,7 @@ pub struct Row {
 use Feasible::{As, No, Yes};
 
 /// Every choice.
-pub const TABLE: [Row; 10] = [
+pub const TABLE: [Row; 11] = [
     Row {
         choice: "low-rank pairs on projections",
         holds: |_| true,
@@ -154,6 +154,15 @@ pub const TABLE: [Row; 10] = [
         choice: "modules or biases trained as wholes (`modules_to_save`, `bias`)",
         holds: |facts| !facts.adapter.whole.is_empty(),
         peft: Yes,
+        folder: Yes,
+        gguf: Yes,
+        gguf_lora: No("llama.cpp adds low-rank pairs only"),
+        mlx: No("mlx-lm reads low-rank pairs only"),
+    },
+    Row {
+        choice: "rows of tokens (`new_tokens`)",
+        holds: |facts| facts.adapter.rows.is_some(),
+        peft: As("over a base with rows for them: `resize_token_embeddings(len(tokenizer))`"),
         folder: Yes,
         gguf: Yes,
         gguf_lora: No("llama.cpp adds low-rank pairs only"),

@@ -131,10 +131,11 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
     Error::none_of(errors, factors)
 }
 
-/// The error for tensors that are trained as wholes.
+/// The error for tensors that are trained as wholes, and for rows of tokens.
 pub(super) fn refuse_whole(adapter: &HostAdapter, reason: &str) -> Option<Error> {
-    let name = adapter.whole.keys().next()?;
-    let message = format!("is trained as a whole: {reason}");
+    let rows = adapter.rows.iter().flat_map(|rows| rows.values.keys());
+    let name = adapter.whole.keys().chain(rows).next()?;
+    let message = format!("is trained in part or as a whole: {reason}");
     let error = Error::input(Place::tensor("adapter", name), message);
     Some(error.hint("`burnish merge` puts it into the model"))
 }

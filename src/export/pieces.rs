@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::model::{Content, Planned};
-use crate::adapter::merge::{Change, Source, add_low_rank_to_row};
+use crate::adapter::merge::Source;
 use crate::error::{Error, Place, Result};
 use crate::files::gguf::write::TensorWriter;
 use crate::files::{Dtype, FloatType, RawTensor};
@@ -43,17 +43,8 @@ pub(super) fn write(source: &Source<'_>, planned: &Planned<'_>, writer: &mut Ten
     for rows in order.chunks((PIECE_VALUES / columns).max(1)) {
         let mut values = vec![0.0; rows.len() * columns];
         values.par_chunks_mut(columns).zip(rows).for_each(|(values, row)| {
-            match change {
-                Change::Nothing => tensor.decode(row * columns, values),
-                Change::Pair(pair) => {
-                    tensor.decode(row * columns, values);
-                    add_low_rank_to_row(values, pair, *row);
-                }
-                Change::Whole(tensor) => {
-                    let own = tensor.values.iter().skip(row * columns);
-                    values.iter_mut().zip(own).for_each(|(value, own)| *value = *own);
-                }
-            }
+            tensor.decode(row * columns, values);
+            change.apply_to_row(values, *row);
             if offset != 0.0 {
                 values.iter_mut().for_each(|value| *value += offset);
             }

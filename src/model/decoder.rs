@@ -92,7 +92,7 @@ impl Decoder {
     fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
         let mut rows = self.embedding.rows(ids, &self.device);
         if let Some(adapter) = pass.adapter {
-            rows = adapter.embed(self.embedding_site(), rows, ids);
+            rows = adapter.embed(self.embedding_site(), rows, ids, &self.embedding);
         }
         let shape = rows.dims();
         if let Some(noise) = pass.noise.and_then(|noise| noise.of_embeddings(lengths, shape[1])) {

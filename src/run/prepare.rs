@@ -89,16 +89,18 @@ fn prepare_plan(
 ) -> Result<Prepared> {
     let device = device::open(choice)?;
     watch.stage(Stage::OpenBase);
-    let base =
-        OpenBase::open(&plan.base.model, &mut |event| watch.pull(event)).and_then(|base| base.for_data(&plan.data));
+    let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event))
+        .and_then(|base| base.for_data(&plan.data))
+        .and_then(|base| base.with_tokens(&plan.adapter.new_tokens));
     watch.stage(Stage::ReadData);
-    let (base, Examples { train, own, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
+    let ((base, tokens), Examples { train, own, valid, train_sha256, valid_sha256 }) =
+        Error::both(base, read_examples(&plan))?;
     let format = train.first().map(|row| row.example.format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
     let mixed = mixed_shapes(&train);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
-    let start = Error::both(precise, plan.adapter.begin(&base.files, plan.train.seed));
+    let start = Error::both(precise, plan.adapter.begin(&base.files, &tokens, plan.train.seed));
     watch.stage(Stage::Encode);
     let sets = encode(&plan, &base, &train, &valid, &mut |done, total| watch.encoding(done, total));
     let encoded = Error::both(sets, encode_prompts(&plan, &base, form));

@@ -120,8 +120,10 @@ pub fn combine(adapters: &[(String, HostAdapter)], options: &CombineOptions) -> 
         ["burnish.base_sha256", "burnish.quant"].iter().filter_map(|key| check_shared(adapters, key).err()).collect();
     errors.extend(modules.iter().filter_map(|module| check_pairs(adapters, module, method).err()));
     errors.extend(adapters.iter().filter_map(|(place, adapter)| {
-        let name = adapter.whole.keys().next()?;
-        Some(Error::input(format_args!("{place}: tensor {name}"), "is trained as a whole, which cannot be combined"))
+        let rows = adapter.rows.iter().flat_map(|rows| rows.values.keys());
+        let name = adapter.whole.keys().chain(rows).next()?;
+        let message = "is trained in part or as a whole, which cannot be combined";
+        Some(Error::input(format_args!("{place}: tensor {name}"), message))
     }));
     Error::none_of(errors, ())?;
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::MergeOptions;
-use crate::adapter::host::{HostAdapter, HostPair, HostTensor};
+use super::product::add_low_rank_to_row;
+use crate::adapter::host::{HostAdapter, HostPair, HostRows, HostTensor};
 use crate::error::{Error, Result};
 use crate::files::safetensors::TensorHeader;
 use crate::files::shards::{Entry, Shards};
@@ -31,6 +32,25 @@ pub enum Change<'a> {
     Pair(&'a HostPair),
     /// These values take its place.
     Whole(&'a HostTensor),
+    /// Rows of these tokens take the place of its own.
+    Rows(&'a [u32], &'a [f32]),
+}
+
+impl Change<'_> {
+    /// Changes one row of the tensor, which is `row` before. A vector has a row for each value.
+    pub fn apply_to_row(&self, row: &mut [f32], index: usize) {
+        let columns = row.len();
+        let values = match self {
+            Self::Nothing => return,
+            Self::Pair(pair) => return add_low_rank_to_row(row, pair, index),
+            Self::Whole(tensor) => tensor.values.get(index * columns..),
+            Self::Rows(ids, values) => {
+                let place = ids.iter().position(|id| *id as usize == index);
+                place.and_then(|place| values.get(place * columns..))
+            }
+        };
+        row.iter_mut().zip(values.unwrap_or_default()).for_each(|(value, own)| *value = *own);
+    }
 }
 
 /// The changes of an adapter that have not found their tensor yet.
@@ -38,6 +58,7 @@ pub enum Change<'a> {
 pub struct Changes<'a> {
     pairs: BTreeMap<&'a str, &'a HostPair>,
     whole: BTreeMap<&'a str, &'a HostTensor>,
+    rows: BTreeMap<&'a str, (&'a [u32], &'a [f32])>,
 }
 
 impl<'a> Changes<'a> {
@@ -45,9 +66,14 @@ impl<'a> Changes<'a> {
     pub fn of(adapter: Option<&'a HostAdapter>) -> Self {
         let pairs = adapter.into_iter().flat_map(|adapter| &adapter.pairs);
         let whole = adapter.into_iter().flat_map(|adapter| &adapter.whole);
+        let rows = adapter.and_then(|adapter| adapter.rows.as_ref()).into_iter();
+        let rows = rows.flat_map(|HostRows { ids, values }| {
+            values.iter().map(|(module, values)| (module.as_str(), (ids.as_slice(), values.as_slice())))
+        });
         Self {
             pairs: pairs.map(|(module, pair)| (module.as_str(), pair)).collect(),
             whole: whole.map(|(name, tensor)| (name.as_str(), tensor)).collect(),
+            rows: rows.collect(),
         }
     }
 
@@ -56,8 +82,11 @@ impl<'a> Changes<'a> {
         if let Some(tensor) = self.whole.remove(name) {
             return Change::Whole(tensor);
         }
-        let pair = name.strip_suffix(".weight").and_then(|module| self.pairs.remove(module));
-        pair.map_or(Change::Nothing, Change::Pair)
+        let module = name.strip_suffix(".weight").unwrap_or_default();
+        if let Some((ids, values)) = self.rows.remove(module) {
+            return Change::Rows(ids, values);
+        }
+        self.pairs.remove(module).map_or(Change::Nothing, Change::Pair)
     }
 
     /// Makes sure that every change was taken.
@@ -65,7 +94,7 @@ impl<'a> Changes<'a> {
     /// # Errors
     /// Failed: one was not.
     pub fn finish(self) -> Result<()> {
-        let left: Vec<&str> = self.pairs.into_keys().chain(self.whole.into_keys()).collect();
+        let left: Vec<&str> = self.pairs.into_keys().chain(self.whole.into_keys()).chain(self.rows.into_keys()).collect();
         match left.first() {
             None => Ok(()),
             Some(first) => {

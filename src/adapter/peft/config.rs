@@ -41,6 +41,9 @@ pub struct PeftConfig {
     pub(super) saved: Vec<String>,
     /// Whether `bias` says that biases are trained.
     pub(super) trains_biases: bool,
+    /// `trainable_token_indices`: by the end of a module's path, the tokens whose rows are trained; the embedding has no path in a
+    /// configuration that only lists tokens.
+    pub(super) tokens: Vec<(Option<String>, Vec<u32>)>,
     pub(super) ranks: Vec<(Pattern, usize)>,
     pub(super) alphas: Vec<(Pattern, f64)>,
 }
@@ -50,6 +53,13 @@ impl PeftConfig {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG_FILE);
         Self::from_json(&path.display().to_string(), &json::read(&path)?)
+    }
+
+    /// The tokens that a base needs rows for where the adapter in the folder `dir` trains rows of them; `None` where it trains none or
+    /// cannot be read.
+    pub fn vocabulary_of(dir: &Path) -> Option<usize> {
+        let tokens = Self::read(dir).ok()?.tokens;
+        tokens.iter().flat_map(|(_, ids)| ids).max().map(|id| *id as usize + 1)
     }
 
     /// Takes a configuration from JSON; `place` is named in errors.
@@ -73,6 +83,7 @@ impl PeftConfig {
             layers: fields.layer_choice(),
             saved: fields.value("modules_to_save").map(|value| fields.texts("modules_to_save", &value)).unwrap_or_default(),
             trains_biases: object.get("bias").and_then(Value::as_str).is_some_and(|which| which != "none"),
+            tokens: fields.tokens(),
             ranks: fields.patterns("rank_pattern", |fields, key, value| fields.as_positive(key, value)),
             alphas: fields.patterns("alpha_pattern", |fields, key, value| fields.as_number(key, value)),
         };

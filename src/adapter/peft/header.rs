@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::config::PeftConfig;
 use super::missing::{no_adapter, no_weights};
-use super::{embedding, mlx};
+use super::{embedding, mlx, tokens};
 use super::renaming::Renaming;
-use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, PREFIX, WEIGHTS_FILE};
+use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, PREFIX, ROWS_SUFFIX, WEIGHTS_FILE};
 use crate::adapter::base_modules::{check_sizes, check_whole, module_shapes};
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafeTensorsFile;
@@ -24,6 +24,8 @@ pub struct AdapterHeader {
     pub pairs: BTreeMap<String, PairHeader>,
     /// The tensors that are trained as wholes, by name as it stands in the file.
     pub whole: BTreeMap<String, RawTensor>,
+    /// The trained rows of some tokens, by module path as it stands in the file.
+    pub rows: BTreeMap<String, RawTensor>,
     /// From the paths in the file to those of the base.
     pub(super) renaming: Renaming,
     /// `burnish.…` from the file of weights.
@@ -104,12 +106,18 @@ impl AdapterHeader {
         let whole = wholes.iter().filter_map(|(name, tensor)| Some((Role::of(name).whole(&config)?, tensor.clone())));
         let whole: BTreeMap<String, RawTensor> = whole.collect();
         errors.extend(whole.iter().filter_map(|(name, tensor)| float(&place, name, tensor).err()));
+        let rows = tensors.iter().filter_map(|(name, tensor)| match Role::of(name) {
+            Role::Rows(module) => Some((module.to_owned(), tensor.clone())),
+            _ => None,
+        });
+        let rows: BTreeMap<String, RawTensor> = rows.collect();
+        errors.extend(tokens::check(&place, &config, &rows));
         let pairs = pairs_of(&place, &config, tensors, &mut errors);
         if pairs.is_empty() && errors.is_empty() {
             errors.push(Error::input(&place, "holds no low-rank pair"));
         }
         let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
-        Error::none_of(errors, Self { config, place, pairs, whole, renaming: Renaming::default(), metadata })
+        Error::none_of(errors, Self { config, place, pairs, whole, rows, renaming: Renaming::default(), metadata })
     }
 
     /// The configuration.
@@ -120,7 +128,7 @@ impl AdapterHeader {
     /// Number of values.
     pub fn parameters(&self) -> usize {
         let pairs: usize = self.pairs.values().map(PairHeader::values).sum();
-        pairs + self.whole.values().map(RawTensor::elements).sum::<usize>()
+        pairs + self.whole.values().chain(self.rows.values()).map(RawTensor::elements).sum::<usize>()
     }
 
     /// Remarks for the user, a sentence each: pairs that change nothing, and entries of the configuration without effect.
@@ -207,6 +215,8 @@ enum Role<'a> {
     EmbeddingB(&'a str),
     /// PEFT stores the base's own matrix along with an adapter on the head.
     BaseCopy(&'a str),
+    /// Rows of some tokens.
+    Rows(&'a str),
     /// A bias or a weight, by the name in the base, and the reason why it has no use where it is not to be trained.
     Whole(String, &'static str),
     /// Of no use to plain LoRA; why.
@@ -232,6 +242,9 @@ impl<'a> Role<'a> {
         }
         if let Some(module) = path.strip_suffix(".base_layer.weight") {
             return Self::BaseCopy(module);
+        }
+        if let Some(module) = path.strip_suffix(ROWS_SUFFIX) {
+            return Self::Rows(module);
         }
         if let Some(module) = path.strip_suffix(".bias").filter(|module| !module.contains(".lora_")) {
             let module = module.strip_suffix(".base_layer").unwrap_or(module);
@@ -265,11 +278,10 @@ fn is_embedding_or_head(name: &str) -> bool {
 }
 
 /// Parts of names that tell what else PEFT can store.
-const REFUSED_NAMES: [(&str, &str); 6] = [
+const REFUSED_NAMES: [(&str, &str); 5] = [
     (".lora_magnitude_vector", "a DoRA magnitude, which cannot be applied"),
     (".lora_embedding_", "an adapter on an embedding that no supported architecture has"),
     (".lora_B.bias", "a bias of the low-rank pair, which cannot be applied"),
-    (".token_adapter.", "trained tokens, which cannot be applied"),
     (".lora_A.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
     (".lora_B.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
 ];
@@ -329,7 +341,7 @@ fn pairs_of(
             Role::EmbeddingA(module) => halves.entry(module.to_owned()).or_default().of_embedding[0] = Some(tensor),
             Role::EmbeddingB(module) => halves.entry(module.to_owned()).or_default().of_embedding[1] = Some(tensor),
             Role::BaseCopy(module) => copies.push((module.to_owned(), tensor)),
-            Role::Refused(_) | Role::Whole(..) => {}
+            Role::Refused(_) | Role::Whole(..) | Role::Rows(_) => {}
         }
     }
     let mut pairs = BTreeMap::new();
@@ -368,7 +380,7 @@ pub(super) fn and_more(count: usize) -> String {
 fn mixed_dtypes(place: &str, tensors: &BTreeMap<String, RawTensor>) -> Option<Error> {
     let mut counts: Vec<(Dtype, usize)> = Vec::new();
     for (name, tensor) in tensors {
-        if matches!(Role::of(name), Role::BaseCopy(_) | Role::Refused(_) | Role::Whole(..)) {
+        if matches!(Role::of(name), Role::BaseCopy(_) | Role::Refused(_) | Role::Whole(..) | Role::Rows(_)) {
             continue;
         }
         match counts.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {

@@ -126,7 +126,7 @@ pub(super) fn read(dir: &Path) -> Result<AdapterHeader> {
     let config = config.into_peft(&config_path.display().to_string(), pairs.keys().map(String::as_str));
     let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
     let (config, ()) = Error::both(config, Error::none_of(errors, ()))?;
-    Ok(AdapterHeader { config, place, pairs, whole: BTreeMap::new(), renaming: Renaming::default(), metadata })
+    Ok(AdapterHeader { config, place, pairs, whole: BTreeMap::new(), rows: BTreeMap::new(), renaming: Renaming::default(), metadata })
 }
 
 /// One pair, or everything that is wrong with it.

@@ -13,6 +13,7 @@ pub(super) mod patterns;
 mod plain_lora;
 mod read;
 mod renaming;
+mod tokens;
 mod unused;
 mod write;
 
@@ -34,3 +35,5 @@ const B_SUFFIX: &str = ".lora_B.weight";
 /// The ends of the names of an embedding's pair, which is stored transposed: `[rank, tokens]` and `[width, rank]`.
 const EMBEDDING_A_SUFFIX: &str = ".lora_embedding_A";
 const EMBEDDING_B_SUFFIX: &str = ".lora_embedding_B";
+/// The end of the name of the trained rows of some tokens.
+const ROWS_SUFFIX: &str = ".token_adapter.trainable_tokens_delta";

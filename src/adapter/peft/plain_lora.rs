@@ -59,10 +59,9 @@ impl Fields<'_> {
 const HARMLESS_INITS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
 /// Keys that, unless null, false, empty or `"none"`, ask for arithmetic beyond `W + scale * B * A` and whole tensors.
-const NOT_APPLICABLE: [(&str, &str); 12] = [
+const NOT_APPLICABLE: [(&str, &str); 11] = [
     ("use_dora", "DoRA's magnitudes"),
     ("lora_bias", "biases of the low-rank pair"),
-    ("trainable_token_indices", "trained tokens"),
     ("layer_replication", "repeated layers"),
     ("target_parameters", "adapters on bare parameters"),
     ("use_qalora", "QALoRA's pooling"),

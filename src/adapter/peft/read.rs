@@ -7,7 +7,7 @@ use super::header::{AdapterHeader, PairHeader, and_more};
 use super::mlx::{self, transposed};
 use super::renaming::Renaming;
 use super::{CONFIG_FILE, WEIGHTS_FILE};
-use crate::adapter::host::{HostAdapter, HostPair, HostTensor};
+use crate::adapter::host::{HostAdapter, HostPair, HostRows, HostTensor};
 use crate::error::{Error, Result};
 use crate::files::RawTensor;
 use crate::model::{BaseFiles, families};
@@ -40,7 +40,7 @@ impl AdapterHeader {
     /// Everything that [`read`](Self::read) refuses; pairs that do not fit the base; targeted modules without a pair.
     pub fn read_over(dir: &Path, base: &BaseFiles) -> Result<Self> {
         let mut header = Self::read(dir, |name, tensor| is_copy(base, name, tensor))?;
-        let paths: Vec<&str> = header.pairs.keys().chain(header.whole.keys()).map(String::as_str).collect();
+        let paths: Vec<&str> = header.pairs.keys().chain(header.whole.keys()).chain(header.rows.keys()).map(String::as_str).collect();
         header.renaming = Renaming::of(&known_renamings(base), paths.into_iter());
         let header = header;
         let missing = header.missing_pairs(base.config())?;
@@ -68,7 +68,8 @@ impl AdapterHeader {
     /// # Errors
     /// Every factor with a number that is not finite.
     pub fn decode(self) -> Result<HostAdapter> {
-        let Self { config, place, pairs, whole, renaming, metadata } = self;
+        let Self { config, place, pairs, whole, rows, renaming, metadata } = self;
+        let rows = renaming.apply(&place, rows)?;
         let whole = renaming.apply(&place, whole)?;
         let pairs = renaming.apply(&place, pairs)?;
         let mut errors = Vec::new();
@@ -90,8 +91,17 @@ impl AdapterHeader {
                 Err(error) => errors.push(error),
             }
         }
+        let mut of_tokens = BTreeMap::new();
+        for (module, tensor) in rows {
+            match numbers(&format!("{place}: module {module}"), "trainable_tokens_delta", &tensor) {
+                Ok(values) => drop(of_tokens.insert(module, values)),
+                Err(error) => errors.push(error),
+            }
+        }
+        let ids = config.tokens.first().map(|(_, ids)| ids.clone());
+        let rows = ids.filter(|_| !of_tokens.is_empty()).map(|ids| HostRows { ids, values: of_tokens });
         let (rank, alpha, dropout) = (config.rank, config.alpha, config.dropout);
-        Error::none_of(errors, HostAdapter { pairs: decoded, whole: tensors, rank, alpha, dropout, metadata })
+        Error::none_of(errors, HostAdapter { pairs: decoded, whole: tensors, rows, rank, alpha, dropout, metadata })
     }
 }
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::mlx::transposed;
-use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, PREFIX, WEIGHTS_FILE};
-use crate::adapter::host::{HostAdapter, HostPair, HostTensor};
+use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, PREFIX, ROWS_SUFFIX, WEIGHTS_FILE};
+use crate::adapter::host::{HostAdapter, HostPair, HostRows, HostTensor};
 use crate::adapter::spec::Bias;
 use crate::error::{Error, Result};
 use crate::files::safetensors::{self, TensorHeader};
@@ -88,6 +88,14 @@ impl HostAdapter {
             values.insert(name.clone(), numbers.into());
             headers.push(TensorHeader { name, dtype: Dtype::F32, shape: shape.clone() });
         }
+        if let Some(HostRows { ids, values: rows }) = &self.rows {
+            for (module, numbers) in rows {
+                let name = format!("{PREFIX}{}{ROWS_SUFFIX}", options.path(module));
+                values.insert(name.clone(), numbers.into());
+                let shape = vec![ids.len(), numbers.len() / ids.len().max(1)];
+                headers.push(TensorHeader { name, dtype: Dtype::F32, shape });
+            }
+        }
         safetensors::write_to(writer, path, &metadata, &headers, |header| {
             let numbers = values.get(&header.name).map(|numbers| &numbers[..]).unwrap_or_default();
             Ok(Bytes::from(numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>()))
@@ -132,6 +140,10 @@ impl HostAdapter {
             "target_modules": options.targets,
             "task_type": "CAUSAL_LM",
         });
+        if let Some(HostRows { ids, values }) = &self.rows {
+            let ids = values.keys().map(|module| (options.path(module).to_owned(), json!(ids)));
+            config["trainable_token_indices"] = Value::Object(ids.collect());
+        }
         if options.rslora {
             // Older PEFT does not know the key, so it stands only where it is needed.
             config["use_rslora"] = json!(true);

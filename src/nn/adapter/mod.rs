@@ -1,6 +1,7 @@
 //! The adapter: what is added to the frozen projections. Its parameters are the only ones that are trained.
 
 mod low_rank;
+mod rows;
 
 use std::collections::BTreeMap;
 
@@ -8,6 +9,9 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
 pub use low_rank::LowRank;
+pub use rows::Rows;
+
+use crate::ops::frozen::FrozenWeight;
 
 /// The change of one projection. A new kind of adapter is a new variant: every `match` over it then names the places
 /// that have to know.
@@ -15,23 +19,28 @@ pub use low_rank::LowRank;
 pub enum Delta {
     /// A low-rank pair.
     LowRank(LowRank),
+    /// Rows of some tokens.
+    Rows(Rows),
 }
 
 impl Delta {
     /// The trainable matrices, in a fixed order.
     pub fn parameters(&self) -> impl Iterator<Item = &Param<Tensor<2>>> {
-        match self {
-            Self::LowRank(pair) => [&pair.a, &pair.b].into_iter(),
-        }
+        let (first, second) = match self {
+            Self::LowRank(pair) => (&pair.a, Some(&pair.b)),
+            Self::Rows(rows) => (&rows.values, None),
+        };
+        std::iter::once(first).chain(second)
     }
 
-    /// The embeddings `rows` of the tokens `ids`, with this change.
+    /// The embeddings `rows` of the tokens `ids`, which come from `weight`, with this change.
     ///
     /// # Shapes
     /// - `rows`, output: `[ids, width]` in f32
-    pub fn embed(&self, rows: Tensor<2>, ids: &[u32]) -> Tensor<2> {
+    fn embed(&self, rows: Tensor<2>, ids: &[u32], weight: &FrozenWeight) -> Tensor<2> {
         match self {
             Self::LowRank(pair) => pair.embed(rows, ids),
+            Self::Rows(own) => own.embed(rows, ids, weight),
         }
     }
 }
@@ -70,14 +79,15 @@ impl Adapter {
         self.biases.get(&module).map(|index| self.whole[*index].val())
     }
 
-    /// The embeddings `rows` of the tokens `ids`, as the adapter changes those of the embedding, which has the number `module`.
+    /// The embeddings `rows` of the tokens `ids`, which come from `weight`, as the adapter changes the embedding; that has the number
+    /// `module`.
     ///
     /// # Shapes
     /// - `rows`, output: `[ids, width]` in f32
-    pub fn embed(&self, module: usize, rows: Tensor<2>, ids: &[u32]) -> Tensor<2> {
+    pub fn embed(&self, module: usize, rows: Tensor<2>, ids: &[u32], weight: &FrozenWeight) -> Tensor<2> {
         match (self.weight(module), self.at(module)) {
-            (Some(weight), _) => select_rows(weight, ids),
-            (None, Some(delta)) => delta.embed(rows, ids),
+            (Some(whole), _) => select_rows(whole, ids),
+            (None, Some(delta)) => delta.embed(rows, ids, weight),
             (None, None) => rows,
         }
     }
