@@ -125,7 +125,7 @@ fn what_is_not_plain_lora_is_named() {
         "lora_magnitude_vector (and 1 more): a DoRA magnitude",
         "a bias of the low-rank pair",
         "adapter on an embedding",
-        "trained tokens",
+        "has rows of tokens, which `trainable_token_indices` does not name",
         "wholly trained module",
         "raw state dictionary",
         "something.else: not named as PEFT",

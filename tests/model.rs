@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device};
 use burnish::adapter::host::HostAdapter;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
+use burnish::nn::Delta;
 use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig, SiteKind};
 use burnish::nn::Noise;
 use burnish::ops::cpu::isa::Isa;
@@ -171,6 +172,7 @@ fn adapters_written_by_peft_give_its_logits_losses_and_gradients() {
                 let sites = decoder.config().sites();
                 assert_eq!(sites.len(), decoder.sites());
                 let adapted = sites.iter().enumerate().filter_map(|(number, site)| Some((site, trainable.at(number)?)));
+                let adapted = adapted.filter(|(_, delta)| !matches!(delta, Delta::Rows(_)));
                 assert_eq!(adapted.clone().count(), adapter.pairs.len());
                 for (site, delta) in adapted {
                     let module = &site.module;
@@ -192,7 +194,13 @@ fn adapters_written_by_peft_give_its_logits_losses_and_gradients() {
                     }
                 }
                 // In the order in which they were attached.
-                for (name, parameter) in adapter.whole.keys().zip(&trainable.whole) {
+                let rows = trainable.deltas.iter().filter_map(|delta| match delta {
+                    Delta::Rows(rows) => Some(&rows.values),
+                    _ => None,
+                });
+                let modules = adapter.rows.iter().flat_map(|rows| rows.values.keys());
+                let rows = modules.map(|module| format!("{module}.rows")).zip(rows);
+                for (name, parameter) in adapter.whole.keys().cloned().zip(&trainable.whole).chain(rows) {
                     let gradient = result.gradients.remove::<2>(parameter.id).expect("a gradient");
                     let gradient: Vec<f32> = gradient.into_data().iter::<f32>().collect();
                     let wanted = expected.floats(&format!("grad.{name}"));

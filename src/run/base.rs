@@ -69,10 +69,8 @@ impl OpenBase {
         let tokens: Vec<TrainedToken> = texts.iter().map(token).collect::<Result<_>>()?;
         if let Some(largest) = tokens.iter().filter(|token| token.is_new).map(|token| token.id).max() {
             self.files = self.files.with_vocabulary(largest as usize + 1);
-            let control_tokens = self.encoder.control_tokens();
             let place = self.path().display().to_string();
             self.encoder = Encoder::of(tokenizer, &place)?.for_vocabulary(self.files.config().vocab_size);
-            self.encoder.read_control_tokens(control_tokens);
         }
         Ok((self, tokens))
     }

@@ -90,8 +90,8 @@ fn prepare_plan(
     let device = device::open(choice)?;
     watch.stage(Stage::OpenBase);
     let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event))
-        .and_then(|base| base.for_data(&plan.data))
-        .and_then(|base| base.with_tokens(&plan.adapter.new_tokens));
+        .and_then(|base| base.with_tokens(&plan.adapter.new_tokens))
+        .and_then(|(base, tokens)| Ok((base.for_data(&plan.data)?, tokens)));
     watch.stage(Stage::ReadData);
     let ((base, tokens), Examples { train, own, valid, train_sha256, valid_sha256 }) =
         Error::both(base, read_examples(&plan))?;

@@ -107,6 +107,17 @@ ADAPTERS = {
         "families/gpt_neox_parallel",
         dict(r=2, lora_alpha=4, target_modules=["query_key_value"], modules_to_save=["embed_in", "input_layernorm"]),
     ),
+    # Rows of some tokens. A head that is tied to the embedding has the same ones.
+    "tokens_tied": ("llama_tied", dict(r=2, lora_alpha=4, target_modules=["q_proj"], trainable_token_indices=[3, 95, 40])),
+    "tokens": (
+        "llama_gqa",
+        dict(
+            r=2,
+            lora_alpha=4,
+            target_modules=["q_proj"],
+            trainable_token_indices={"embed_tokens": [95, 3], "lm_head": [95, 3]},
+        ),
+    ),
     "bias_lora_only": (
         "llama_bias",
         dict(r=2, lora_alpha=4, target_modules=["q_proj", "o_proj"], bias="lora_only"),
@@ -161,6 +172,7 @@ def save(model, folder, base):
 def short(name, renamed):
     """`base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight` -> module path and factor; a whole tensor's name."""
     name = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "").replace(".base_layer", "")
+    name = name.replace(".token_adapter.trainable_tokens_delta.default", ".rows")
     if ".lora_" in name:
         name = name.removesuffix(".weight").removesuffix(".default")
     module, factor = name.rsplit(".", 1)
@@ -235,6 +247,11 @@ RUNS = {
     "saved": (
         "llama_gqa",
         dict(r=3, lora_alpha=6, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head", "model.norm"]),
+        dict(learning_rate=2e-3, schedule="linear", warmup_steps=0, clip=1.0, accumulate_steps=2, sequences=2),
+    ),
+    "tokens_tied": (
+        "llama_tied",
+        dict(r=3, lora_alpha=6, target_modules=["q_proj"], trainable_token_indices=list(range(0, 96, 5))),
         dict(learning_rate=2e-3, schedule="linear", warmup_steps=0, clip=1.0, accumulate_steps=2, sequences=2),
     ),
     # A bias of keys has no gradient but rounding, which AdamW would turn into steps.

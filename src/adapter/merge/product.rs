@@ -14,7 +14,7 @@ pub(super) fn add_low_rank(weight: &mut [f32], pair: &HostPair) {
 }
 
 /// Adds the change of row `index` to that row of the weight, as `add_low_rank` does for all rows.
-pub fn add_low_rank_to_row(row: &mut [f32], pair: &HostPair, index: usize) {
+pub(super) fn add_low_rank_to_row(row: &mut [f32], pair: &HostPair, index: usize) {
     let b_row = pair.b.get(index * pair.rank..(index + 1) * pair.rank).unwrap_or_default();
     add_to_row(row, b_row, pair, &mut vec![0.0; pair.input]);
 }
