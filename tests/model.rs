@@ -7,9 +7,8 @@ use burn::tensor::{DType, Device};
 use burnish::adapter::host::HostAdapter;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
-use burnish::nn::Delta;
 use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig, SiteKind};
-use burnish::nn::Noise;
+use burnish::nn::{Delta, Noise};
 use burnish::ops::cpu::isa::Isa;
 
 /// The instruction set is a setting of the whole process: tests that change it take turns.

@@ -108,14 +108,14 @@ ADAPTERS = {
         dict(r=2, lora_alpha=4, target_modules=["query_key_value"], modules_to_save=["embed_in", "input_layernorm"]),
     ),
     # Rows of some tokens. A head that is tied to the embedding has the same ones.
-    "tokens_tied": ("llama_tied", dict(r=2, lora_alpha=4, target_modules=["q_proj"], trainable_token_indices=[3, 95, 40])),
+    "tokens_tied": ("llama_tied", dict(r=2, lora_alpha=4, target_modules=["q_proj"], trainable_token_indices=[20, 95, 83])),
     "tokens": (
         "llama_gqa",
         dict(
             r=2,
             lora_alpha=4,
             target_modules=["q_proj"],
-            trainable_token_indices={"embed_tokens": [95, 3], "lm_head": [95, 3]},
+            trainable_token_indices={"embed_tokens": [89, 34], "lm_head": [89, 34]},
         ),
     ),
     "bias_lora_only": (
