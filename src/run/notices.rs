@@ -14,7 +14,8 @@ pub(super) fn notices_of_run(prepared: &Prepared) -> Vec<String> {
     notices.extend(prepared.base.parts_passed_over());
     let config = prepared.base.files.config();
     let changes_head = prepared.start.pairs.contains_key(&config.head().module);
-    notices.extend(ruled_out(&Facts { config, changes_head }));
+    let has_magnitudes = prepared.plan.adapter.dora;
+    notices.extend(ruled_out(&Facts { config, changes_head, has_magnitudes }));
     notices
 }
 

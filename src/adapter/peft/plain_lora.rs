@@ -1,4 +1,4 @@
-//! Settings of an adapter's configuration that ask for more than plain LoRA: each is refused by its key.
+//! Settings of an adapter's configuration that ask for more than LoRA and DoRA: each is refused by its key.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::files::json::shortened;
 
 impl Fields<'_> {
-    /// Collects an error for every key that asks for arithmetic other than `W + scale * B * A`.
+    /// Collects an error for every key that asks for arithmetic other than `W + scale * B * A` and its magnitudes.
     pub fn refuse_what_is_not_plain_lora(&mut self) {
         match self.value("peft_type") {
             Some(Value::String(kind)) if kind == "LORA" => {}
@@ -60,8 +60,7 @@ impl Fields<'_> {
 const HARMLESS_INITS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
 /// Keys that, unless null, false, empty or `"none"`, ask for arithmetic beyond `W + scale * B * A`.
-const NOT_APPLICABLE: [(&str, &str); 13] = [
-    ("use_dora", "DoRA's magnitudes"),
+const NOT_APPLICABLE: [(&str, &str); 12] = [
     ("lora_bias", "biases of the low-rank pair"),
     ("modules_to_save", "wholly trained modules"),
     ("trainable_token_indices", "trained tokens"),

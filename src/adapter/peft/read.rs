@@ -15,7 +15,7 @@ impl HostAdapter {
     /// Reads the adapter folder `dir`. The base that its configuration names is not followed.
     ///
     /// # Errors
-    /// Everything wrong with the folder, in one error: what plain LoRA arithmetic cannot apply (DoRA, biases,
+    /// Everything wrong with the folder, in one error: what cannot be applied (biases,
     /// `modules_to_save`, …), halves of pairs, ranks and shapes that disagree, numbers that are not finite.
     pub fn load(dir: &Path) -> Result<Self> {
         AdapterHeader::read(dir, |_, _| false)?.decode()
@@ -63,10 +63,15 @@ impl AdapterHeader {
         let pairs = renaming.apply(&place, pairs)?;
         let mut errors = Vec::new();
         let mut decoded = BTreeMap::new();
-        for (module, PairHeader { a, b, rank, input, output, scale }) in pairs {
+        for (module, PairHeader { a, b, rank, input, output, scale, magnitude }) in pairs {
             let place = format!("{place}: module {module}");
-            match Error::both(numbers(&place, "lora_A", &a), numbers(&place, "lora_B", &b)) {
-                Ok((a, b)) => drop(decoded.insert(module, HostPair { a, b, rank, input, output, scale })),
+            let magnitude = magnitude.map(|tensor| numbers(&place, "lora_magnitude_vector", &tensor)).transpose();
+            let factors = Error::both(numbers(&place, "lora_A", &a), numbers(&place, "lora_B", &b));
+            match Error::both(factors, magnitude) {
+                Ok(((a, b), magnitude)) => {
+                    let pair = HostPair { a, b, rank, input, output, scale, magnitude, subtracted: None };
+                    decoded.insert(module, pair);
+                }
                 Err(error) => errors.push(error),
             }
         }
