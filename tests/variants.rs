@@ -17,6 +17,7 @@ use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Decoder};
 use serde_json::Value;
 
+use crate::cli::{run, text, tiny_job};
 use crate::model::{Expected, fixtures, largest_difference, load, logits, turn};
 use crate::training::Run;
 
@@ -203,6 +204,27 @@ fn trained_variants_compute_what_they_do_in_peft() {
         }
     }
     assert_eq!(saved, 6, "PEFT cannot write PiSSA with magnitudes");
+}
+
+#[test]
+fn adapters_over_a_base_that_peft_changes_as_it_loads_subtract_what_it_takes() {
+    let _turn = turn();
+    let mut read = 0;
+    for variant in Variant::all() {
+        let folder = variant.folder.join("unconverted");
+        if !folder.exists() {
+            continue;
+        }
+        read += 1;
+        let adapter = HostAdapter::load_over(&folder, &variant.base()).expect("PEFT's own");
+        let (decoder, expected) = (load(&variant.base, Compute::F32), Expected::read(&variant.folder));
+        let difference =
+            largest_difference(&logits_with(&decoder, &adapter, &expected.ids()), &expected.floats("logits"));
+        assert!(difference <= 1e-3, "{}: {difference}", variant.name);
+        let error = HostAdapter::load(&folder).expect_err("without its base").to_string();
+        assert!(error.contains(&format!("`init_lora_weights` = `{}`", variant.spec.init)), "{error}");
+    }
+    assert_eq!(read, 4);
 }
 
 #[test]
@@ -412,5 +434,49 @@ fn a_combined_pair_has_its_subtraction_in_it() {
     let combined = combine(&both, &options).expect("combined");
     for (module, pair) in &combined.pairs {
         assert!(relative(&change(pair), &change(&trained.pairs[module])) < 1e-4, "{module}");
+    }
+}
+
+#[test]
+fn runs_of_variants_go_on_where_they_stopped_and_end_in_files_that_every_command_reads() {
+    for settings in [&["adapter.dora=true"][..], &["adapter.init=pissa", "adapter.dora=true", "adapter.rslora=true"]] {
+        let train = |folder: &tempfile::TempDir, steps: &str, more: &[&str]| {
+            let steps = format!("train.max_steps={steps}");
+            let overrides = settings.iter().copied().chain(["train.schedule=constant", &steps]);
+            let overrides: Vec<&str> = overrides.flat_map(|setting| ["--set", setting]).collect();
+            let output = run(folder, &[&["train", "recipe.toml"][..], &overrides, more].concat());
+            let stderr = text(&output.stderr);
+            assert!(output.status.success(), "{stderr}");
+            stderr
+        };
+        let adapter = |folder: &tempfile::TempDir| std::fs::read(folder.path().join("runs/sums/adapter_model.safetensors"));
+        let (whole, parted) = (tiny_job(), tiny_job());
+        let stderr = train(&whole, "10", &[]);
+        assert!(stderr.contains("GGUF-LoRA is ruled out: llama.cpp has no tensor for DoRA's magnitudes"), "{stderr}");
+        train(&parted, "5", &[]);
+        let before = adapter(&parted).expect("weights");
+        train(&parted, "10", &["--resume"]);
+        let after = adapter(&parted).expect("weights");
+        assert!(after != before && after == adapter(&whole).expect("weights"), "{settings:?}");
+
+        let found = HostAdapter::load(&whole.path().join("runs/sums")).expect("an adapter");
+        let rank = if settings.len() == 1 { 4 } else { 8 };
+        assert!(found.pairs.values().all(|pair| pair.rank == rank && pair.magnitude.is_some()));
+        let base = crate::cli::tiny_model().display().to_string();
+        let with = |command: &str, more: &[&str]| {
+            let output = run(&whole, &[&[command, "--base", &base, "--adapter", "runs/sums"][..], more].concat());
+            assert!(output.status.success(), "{command}: {}", text(&output.stderr));
+            text(&output.stdout)
+        };
+        with("merge", &["--out", "merged"]);
+        with("merge", &["--format", "gguf", "--out", "merged.gguf"]);
+        let evaluated = |more: &[&str]| {
+            let text = with("eval", &[&["--data", "valid.jsonl", "--json"][..], more].concat());
+            serde_json::from_str::<Value>(&text).expect("JSON")
+        };
+        assert!(evaluated(&[]).to_string().contains("loss"));
+        assert!(!with("generate", &["--prompt", "1 and 2 is ", "--max-tokens", "4"]).is_empty());
+        let inspected = text(&run(&whole, &["inspect", "runs/sums"]).stdout);
+        assert!(inspected.contains("DoRA"), "{inspected}");
     }
 }

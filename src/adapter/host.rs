@@ -70,8 +70,8 @@ impl HostPair {
 
     /// The products that make up row `index` of `B · A − B₀ · A₀`: a factor, and a row of `A` or `A₀` that it multiplies.
     pub fn terms_of_row(&self, index: usize) -> impl Iterator<Item = (f32, &[f32])> {
-        let subtracted = self.subtracted.as_deref().map(|[a_0, b_0]| (-1.0, a_0, b_0));
-        let pairs = std::iter::once((1.0, &self.a, &self.b)).chain(subtracted);
+        let subtracted = self.subtracted.as_deref().map(|[a_0, b_0]| (-1f32, a_0, b_0));
+        let pairs = std::iter::once((1f32, &self.a, &self.b)).chain(subtracted);
         pairs.flat_map(move |(sign, a, b)| {
             let factors = b.get(index * self.rank..(index + 1) * self.rank).unwrap_or_default();
             factors.iter().map(move |factor| sign * factor).zip(a.chunks_exact(self.input))

@@ -4,6 +4,7 @@ start.safetensors    `MODULE.lora_A`, `.lora_B` and with DoRA `.lora_magnitude_v
 run.json             five steps of torch.optim.AdamW in f32, in the format of training/NAME/run.json, with `adapter` (PEFT's settings)
 trained.safetensors  the same tensors after these steps
 adapter/             the trained adapter as PEFT saves it; of PiSSA and OLoRA, converted to a plain LoRA
+unconverted/         of PiSSA and OLoRA, the adapter as it was trained: PEFT decomposes the base again as it loads it
 merged.safetensors   the weights that the adapter changes, after PEFT's own `merge_and_unload`
 expected.safetensors `ids` and PEFT's `logits` with the trained adapter
 
@@ -103,6 +104,8 @@ def make_variant(name, base, arguments, seed):
     # PEFT's conversion loses the magnitudes.
     if not (subtracts and has_magnitudes):
         save_adapter(model, folder / "adapter", beginning, base, subtracts)
+    if subtracts:
+        save_adapter(model, folder / "unconverted", None, base, False)
     shutil.rmtree(beginning, ignore_errors=True)
     merged = model.merge_and_unload().state_dict()
     changed = sorted({key.rsplit(".", 1)[0] + ".weight" for key in trained})

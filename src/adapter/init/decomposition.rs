@@ -9,16 +9,26 @@ use crate::adapter::svd::{Columns, orthonormal, truncated};
 
 /// Directions beyond the rank that the search keeps, so that those within it come out sooner (Halko et al. 2011, section 4.2).
 const MORE_DIRECTIONS: usize = 8;
-/// The search ends where a pass adds less than this share to the squared singular values that it has found.
-const NEGLIGIBLE: f64 = 1e-7;
+/// The search for values to begin with ends where a pass adds less than this share to the squared singular values.
+pub(super) const NEAR: f64 = 1e-7;
+/// The same for values that have to be those of another decomposition: the rounding of f32 ends the search.
+pub(super) const EXACT: f64 = 1e-12;
 /// The most passes: reached by weights whose singular values hardly differ, where any of them are as good.
 const MAX_PASSES: usize = 64;
 /// Columns of the weight whose sums one task takes.
 const COLUMNS: usize = 64;
 
 /// `A = √(S/s)·Vᵀ` and `B = U·√(S/s)` of the `rank` largest singular values of a weight `[out, in]`, so that `s · B · A` is the
-/// best approximation of that rank (Meng et al. 2024, "PiSSA"; PEFT's `pissa_init`). Found by subspace iteration.
-pub(super) fn pissa(weight: &[f32], input: usize, rank: usize, scale: f32, generator: &mut ChaCha8Rng) -> [Vec<f32>; 2] {
+/// best approximation of that rank (Meng et al. 2024, "PiSSA"; PEFT's `pissa_init`). Found by subspace iteration, until a pass
+/// adds a `negligible` share.
+pub(super) fn pissa(
+    weight: &[f32],
+    input: usize,
+    rank: usize,
+    scale: f32,
+    negligible: f64,
+    generator: &mut ChaCha8Rng,
+) -> [Vec<f32>; 2] {
     let output = weight.len() / input;
     let mut directions = (rank + MORE_DIRECTIONS).min(output).min(input);
     let mut right: Vec<f32> = (0..input * directions).map(|_| uniform(generator, 1.0)).collect();
@@ -30,7 +40,7 @@ pub(super) fn pissa(weight: &[f32], input: usize, rank: usize, scale: f32, gener
         left = transposed(&basis, output);
         right = transposed_times(weight, input, &left, directions);
         let before = std::mem::replace(&mut found, right.iter().map(|value| f64::from(*value).powi(2)).sum());
-        if found - before <= NEGLIGIBLE * found {
+        if found - before <= negligible * found {
             break;
         }
     }

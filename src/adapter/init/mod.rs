@@ -37,6 +37,30 @@ impl Init {
     pub fn subtracts(self) -> bool {
         matches!(self, Self::Pissa | Self::Olora)
     }
+
+    /// Makes the pairs of `adapter` subtract what this initialisation takes from the weights of `base`, as PEFT does again when it
+    /// loads an adapter that was not converted.
+    ///
+    /// # Errors
+    /// A weight that cannot be read.
+    pub(super) fn subtract_from(self, base: &BaseFiles, adapter: &mut HostAdapter) -> Result<()> {
+        let original = Source { base, weights: MergeBase::Original };
+        let mut generator = ChaCha8Rng::seed_from_u64(0);
+        for site in base.config().sites() {
+            let Some(pair) = adapter.pairs.get_mut(&site.module) else { continue };
+            let (rank, scale) = (pair.rank, pair.scale);
+            let first = match self {
+                Self::Pissa => {
+                    let weight = weight_of(&original, &site)?;
+                    decomposition::pissa(&weight, site.columns, rank, scale, decomposition::EXACT, &mut generator)
+                }
+                Self::Olora => decomposition::olora(&weight_of(&original, &site)?, site.columns, rank),
+                Self::Kaiming | Self::Gaussian | Self::Orthogonal => continue,
+            };
+            pair.subtracted = Some(Arc::new(first));
+        }
+        Ok(())
+    }
 }
 
 impl AdapterSpec {
@@ -63,20 +87,17 @@ impl AdapterSpec {
         let mut generator = ChaCha8Rng::seed_from_u64(seed);
         for site in sites {
             let (rank, output, input, scale) = (self.rank, site.rows, site.columns, self.scale() as f32);
-            let weight = |source: &Source<'_>| -> Result<Vec<f32>> {
-                let tensor = source.tensor(&weight_name(base, &site))?;
-                let values = tensor.to_f32();
-                tensor.bytes.release();
-                values
-            };
             let [a, b] = match self.init {
                 Init::Kaiming => random::kaiming(&mut generator, rank, output, input),
                 Init::Gaussian => random::gaussian(&mut generator, rank, output, input),
                 Init::Orthogonal => random::orthogonal(&mut generator, rank, output, input),
-                Init::Pissa => decomposition::pissa(&weight(&original)?, input, rank, scale, &mut generator),
-                Init::Olora => decomposition::olora(&weight(&original)?, input, rank),
+                Init::Pissa => {
+                    let weight = weight_of(&original, &site)?;
+                    decomposition::pissa(&weight, input, rank, scale, decomposition::NEAR, &mut generator)
+                }
+                Init::Olora => decomposition::olora(&weight_of(&original, &site)?, input, rank),
             };
-            let magnitude = if self.dora { Some(row_norms(&weight(&seen)?, input)) } else { None };
+            let magnitude = if self.dora { Some(row_norms(&weight_of(&seen, &site)?, input)) } else { None };
             let subtracted = self.init.subtracts().then(|| Arc::new([a.clone(), b.clone()]));
             adapter.pairs.insert(site.module, HostPair { a, b, rank, input, output, scale, magnitude, subtracted });
         }
@@ -92,7 +113,7 @@ impl AdapterSpec {
         if let Some(site) = sites.iter().find(|site| self.rank > site.rows.min(site.columns)) {
             let (path, output, input) = (&site.module, site.rows, site.columns);
             let message = format!("is {}, above the {} of {path} ({output} x {input})", self.rank, output.min(input));
-            problems.push(Error::input(Place::setting("adapter.rank"), message));
+            refuse("adapter.rank", message, "set a smaller rank");
         } else if self.init == Init::Orthogonal && !self.rank.is_multiple_of(2) {
             let message = format!("is {}; `init = \"orthogonal\"` splits it into two halves", self.rank);
             refuse("adapter.rank", message, "set an even rank");
@@ -111,12 +132,17 @@ impl AdapterSpec {
     }
 }
 
-/// The tensor of a site's weight: that of the embedding for a tied head.
-fn weight_name(base: &BaseFiles, site: &Site) -> String {
-    match site.kind {
-        SiteKind::Head if base.config().tied_head => base.config().embedding_name(),
+/// The weight of a site, that of the embedding for a tied head.
+fn weight_of(source: &Source<'_>, site: &Site) -> Result<Vec<f32>> {
+    let config = source.base.config();
+    let name = match site.kind {
+        SiteKind::Head if config.tied_head => config.embedding_name(),
         _ => format!("{}.weight", site.module),
-    }
+    };
+    let tensor = source.tensor(&name)?;
+    let values = tensor.to_f32();
+    tensor.bytes.release();
+    values
 }
 
 /// `‖W_r‖` of every row of a weight.

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::CONFIG_FILE;
+use crate::adapter::init::Init;
 use super::fields::Fields;
 use super::patterns::{LayerChoice, Pattern, Selection, first_match};
 use crate::error::{Error, Result};
@@ -31,6 +32,8 @@ pub struct PeftConfig {
     pub rslora: bool,
     /// `use_dora`: every pair has magnitudes.
     pub dora: bool,
+    /// `init_lora_weights`, where it takes the product of the first factors from the base: PEFT does so again as it loads.
+    pub subtracted: Option<Init>,
     /// `base_model_name_or_path`. To be shown, never followed.
     pub base_name: Option<String>,
     place: String,
@@ -64,6 +67,7 @@ impl PeftConfig {
             dropout: fields.probability("lora_dropout"),
             rslora: fields.boolean("use_rslora", false),
             dora: fields.boolean("use_dora", false),
+            subtracted: fields.subtracted(),
             base_name: fields.optional_text("base_model_name_or_path"),
             place: place.to_owned(),
             targets: fields.selection("target_modules").unwrap_or_else(default_targets),
