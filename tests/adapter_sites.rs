@@ -7,6 +7,7 @@ use burnish::adapter::peft::SaveOptions;
 use burnish::adapter::spec::{AdapterSpec, ByPattern, Modules, Targets};
 use burnish::files::safetensors::SafeTensorsFile;
 use burnish::model::BaseFiles;
+use burnish::quant::Quant;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -94,7 +95,7 @@ fn choices_of_a_recipe_are_those_of_peft() {
     for (base_name, name, spec) in choices_of_peft() {
         let base = base(base_name);
         let peft = HostAdapter::load_over(&fixture("adapters").join(name), &base).expect("PEFT's adapter");
-        let ours = spec.initialise(base.config(), 1).expect("an adapter");
+        let ours = spec.initialise(&base, Quant::None, 1).expect("an adapter");
         let shapes = |adapter: &HostAdapter| -> Vec<(String, usize, f32)> {
             adapter.pairs.iter().map(|(module, pair)| (module.clone(), pair.rank, pair.scale)).collect()
         };
@@ -108,7 +109,7 @@ fn a_saved_choice_selects_the_same_modules() {
     let out = tempfile::tempdir().expect("a folder");
     for (base_name, name, spec) in choices_of_peft() {
         let base = base(base_name);
-        let adapter = spec.initialise(base.config(), 1).expect("an adapter");
+        let adapter = spec.initialise(&base, Quant::None, 1).expect("an adapter");
         let targets = spec.target_names(base.config()).expect("names");
         let dir = out.path().join(name);
         let head = base.config().names.head;

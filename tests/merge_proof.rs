@@ -26,7 +26,7 @@ fn hardware() -> Hardware {
 /// An adapter over attention whose update is `strength` times the same random one.
 fn adapter(base: &OpenBase, strength: f32) -> HostAdapter {
     let spec = AdapterSpec { rank: 4, alpha: 8.0, ..AdapterSpec::default() };
-    let mut adapter = spec.initialise(base.files.config(), 1).expect("an adapter");
+    let mut adapter = spec.initialise(&base.files, Quant::None, 1).expect("an adapter");
     for (number, pair) in adapter.pairs.values_mut().enumerate() {
         for (index, value) in pair.b.iter_mut().enumerate() {
             *value = strength * ((index * 37 + number * 11) % 29) as f32 / 29.0 - strength / 2.0;

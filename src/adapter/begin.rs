@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::host::{HostAdapter, HostRows, HostTensor};
+use super::init::Init;
 use super::spec::AdapterSpec;
 use crate::error::{Error, Place, Result};
 use crate::model::BaseFiles;
+use crate::quant::Quant;
 
 /// A token whose rows are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,13 +52,18 @@ fn first_rows(base: &BaseFiles, tokens: &[TrainedToken]) -> Result<Option<HostRo
 }
 
 impl AdapterSpec {
-    /// The adapter before the first step of a run on `base`, which has rows for the `tokens` to be trained.
+    /// The adapter before the first step of a run on `base`, of which the projections are packed by `quant`, and which has rows for
+    /// the `tokens` to be trained.
     ///
     /// # Errors
-    /// Those of [`AdapterSpec::initialise`], and of [`HostAdapter::load_over`] for one to begin with. Input: its rank, scale or
-    /// projections are not those of the settings.
-    pub fn begin(&self, base: &BaseFiles, tokens: &[TrainedToken], seed: u64) -> Result<HostAdapter> {
-        let (mut fresh, whole) = Error::both(self.initialise(base.config(), seed), self.whole(base.config()))?;
+    /// Those of [`AdapterSpec::initialise`], and of [`HostAdapter::load_over`] for one to begin with. Input: its rank, scale,
+    /// kind or projections are not those of the settings; first values are asked for besides.
+    pub fn begin(&self, base: &BaseFiles, quant: Quant, tokens: &[TrainedToken], seed: u64) -> Result<HostAdapter> {
+        if let (Some(folder), true) = (&self.from, self.init != Init::Kaiming) {
+            let message = format!("is `{}`, and `from` gives the values of the adapter in {}", self.init, folder.display());
+            return Err(Error::input(Place::setting("adapter.init"), message).hint("remove one of the two"));
+        }
+        let (mut fresh, whole) = Error::both(self.initialise(base, quant, seed), self.whole(base.config()))?;
         for name in whole {
             // The matrix of a tied head is the embedding's.
             let own = if base.has(&name) { name.clone() } else { base.config().embedding_name() };
@@ -86,6 +93,12 @@ impl AdapterSpec {
         if found.alpha != self.alpha {
             let message = format!("is {}; the adapter in {folder} has alpha {}", self.alpha, found.alpha);
             differs("adapter.alpha", message, format!("set it to {}", found.alpha));
+        }
+        let has_magnitudes = found.pairs.values().any(|pair| pair.magnitude.is_some());
+        if has_magnitudes != self.dora {
+            let kind = if has_magnitudes { "a DoRA" } else { "no DoRA" };
+            let message = format!("is {}; the adapter in {folder} is {kind}", self.dora);
+            differs("adapter.dora", message, format!("set it to {has_magnitudes}"));
         }
         let missing: Vec<&str> =
             fresh.pairs.keys().filter(|module| !found.pairs.contains_key(*module)).map(String::as_str).collect();

@@ -1,6 +1,8 @@
 //! An adapter on the host: its low-rank pairs in f32, its settings, and what it came from.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::base_modules::{check_sizes, check_whole};
 use crate::data::{ControlTokens, Format};
@@ -30,7 +32,7 @@ pub mod provenance {
 }
 
 /// A low-rank pair on the host, in f32.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct HostPair {
     /// `[rank, in]`, row-major.
     pub a: Vec<f32>,
@@ -44,6 +46,11 @@ pub struct HostPair {
     pub output: usize,
     /// The factor on `B · A`: `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA; patterns already resolved.
     pub scale: f32,
+    /// The length of each row of the adapted weight, `out` values (DoRA); `None` for plain LoRA.
+    pub magnitude: Option<Vec<f32>>,
+    /// `A₀` and `B₀`, of the same shapes as `a` and `b`, of which the update is subtracted while training (PiSSA, OLoRA): the
+    /// change of the weight then is `scale · (B · A − B₀ · A₀)`. They are in no file.
+    pub subtracted: Option<Arc<[Vec<f32>; 2]>>,
 }
 
 impl HostPair {
@@ -53,6 +60,40 @@ impl HostPair {
             && !self.b.is_empty()
             && Some(self.a.len()) == self.rank.checked_mul(self.input)
             && Some(self.b.len()) == self.output.checked_mul(self.rank)
+            && self.magnitude.as_ref().is_none_or(|magnitude| magnitude.len() == self.output)
+    }
+
+    /// Number of trained values.
+    pub fn parameters(&self) -> usize {
+        self.a.len() + self.b.len() + self.magnitude.as_ref().map_or(0, Vec::len)
+    }
+
+    /// The products that make up row `index` of `B · A − B₀ · A₀`: a factor, and a row of `A` or `A₀` that it multiplies.
+    pub fn terms_of_row(&self, index: usize) -> impl Iterator<Item = (f32, &[f32])> {
+        let subtracted = self.subtracted.as_deref().map(|[a_0, b_0]| (-1f32, a_0, b_0));
+        let pairs = std::iter::once((1f32, &self.a, &self.b)).chain(subtracted);
+        pairs.flat_map(move |(sign, a, b)| {
+            let factors = b.get(index * self.rank..(index + 1) * self.rank).unwrap_or_default();
+            factors.iter().map(move |factor| sign * factor).zip(a.chunks_exact(self.input))
+        })
+    }
+
+    /// The same change of the weight without a subtracted pair, of twice the rank: `B · (A − A₀) + (B − B₀) · A₀` as one product, with
+    /// `B` and `B − B₀` side by side. `B · A − B₀ · A₀` itself would leave a small difference to whatever multiplies it in 16 bits.
+    pub fn without_subtraction(&self) -> Cow<'_, Self> {
+        let Some(subtracted) = &self.subtracted else { return Cow::Borrowed(self) };
+        let [a_0, b_0] = &**subtracted;
+        let difference = |(value, first): (&f32, &f32)| value - first;
+        let rows = self.b.chunks(self.rank).zip(b_0.chunks(self.rank));
+        let rows = rows.flat_map(|(b, b_0)| b.iter().copied().chain(b.iter().zip(b_0).map(difference)));
+        Cow::Owned(Self {
+            a: self.a.iter().zip(a_0).map(difference).chain(a_0.iter().copied()).collect(),
+            b: rows.collect(),
+            rank: 2 * self.rank,
+            magnitude: self.magnitude.clone(),
+            subtracted: None,
+            ..*self
+        })
     }
 }
 
@@ -158,8 +199,11 @@ impl HostAdapter {
 
     /// Every vector that is trained, with a name of its own.
     pub fn vectors(&self) -> impl Iterator<Item = (String, &Vec<f32>)> {
-        let pairs = self.pairs.iter();
-        let pairs = pairs.flat_map(|(module, pair)| [(format!("{module}.a"), &pair.a), (format!("{module}.b"), &pair.b)]);
+        let pairs = self.pairs.iter().flat_map(|(module, pair)| {
+            let factors = [("a", &pair.a), ("b", &pair.b)].into_iter();
+            let parts = factors.chain(pair.magnitude.as_ref().map(|magnitude| ("magnitude", magnitude)));
+            parts.map(move |(part, values)| (format!("{module}.{part}"), values))
+        });
         let whole = self.whole.iter().map(|(name, tensor)| (name.clone(), &tensor.values));
         let rows = self.rows.iter().flat_map(|rows| &rows.values);
         pairs.chain(whole).chain(rows.map(|(module, values)| (format!("{module}.rows"), values)))
@@ -167,9 +211,11 @@ impl HostAdapter {
 
     /// [`Self::vectors`], to be changed.
     pub fn vectors_mut(&mut self) -> impl Iterator<Item = (String, &mut Vec<f32>)> {
-        let pairs = self.pairs.iter_mut();
-        let pairs =
-            pairs.flat_map(|(module, pair)| [(format!("{module}.a"), &mut pair.a), (format!("{module}.b"), &mut pair.b)]);
+        let pairs = self.pairs.iter_mut().flat_map(|(module, pair)| {
+            let factors = [("a", &mut pair.a), ("b", &mut pair.b)].into_iter();
+            let parts = factors.chain(pair.magnitude.as_mut().map(|magnitude| ("magnitude", magnitude)));
+            parts.map(move |(part, values)| (format!("{module}.{part}"), values))
+        });
         let whole = self.whole.iter_mut().map(|(name, tensor)| (name.clone(), &mut tensor.values));
         let rows = self.rows.iter_mut().flat_map(|rows| &mut rows.values);
         pairs.chain(whole).chain(rows.map(|(module, values)| (format!("{module}.rows"), values)))
@@ -180,13 +226,23 @@ impl HostAdapter {
         self.vectors().map(|(_, values)| values.len()).sum()
     }
 
-    /// The modules that are changed: those with a pair, and those of which a tensor is trained as a whole.
+    /// The modules that are changed: those with a pair, and those of which a tensor is trained in part or as a whole.
     pub fn modules(&self) -> usize {
         let whole = self.whole.keys().filter_map(|name| name.rsplit_once('.'));
         let rows = self.rows.iter().flat_map(|rows| rows.values.keys());
         let modules: BTreeSet<&str> =
             self.pairs.keys().chain(rows).map(String::as_str).chain(whole.map(|(module, _)| module)).collect();
         modules.len()
+    }
+
+    /// The same adapter without subtracted pairs, which no other program knows ([`HostPair::without_subtraction`]); its rank is
+    /// twice as large if there are any.
+    pub fn without_subtraction(&self) -> Cow<'_, Self> {
+        if self.pairs.values().all(|pair| pair.subtracted.is_none()) {
+            return Cow::Borrowed(self);
+        }
+        let pairs = self.pairs.iter().map(|(module, pair)| (module.clone(), pair.without_subtraction().into_owned()));
+        Cow::Owned(Self { pairs: pairs.collect(), rank: 2 * self.rank, ..self.clone() })
     }
 
     /// Whether every pair has its module in a base of this shape, with the right sizes.

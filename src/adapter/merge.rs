@@ -1,4 +1,4 @@
-//! Folding an adapter into its base: `W' = W + scale * B * A`, written as a Hugging Face folder and checked.
+//! Folding an adapter into its base: `W' = W + scale * B * A` (with DoRA its rows at their magnitudes), written as a Hugging Face folder and checked.
 //!
 //! One tensor at a time is in memory, in f32 and as it will be stored. The sum is taken in f32 and rounded once.
 //! The folder grows under a temporary name beside its place, is read again and compared with sums formed
@@ -212,7 +212,7 @@ fn merged_tensor(source: &Source<'_>, planned: &Planned<'_>) -> Result<Merged> {
     let mut is_changed = false;
     match origin.change {
         Change::Nothing => {}
-        Change::Pair(pair) => product::add_low_rank(&mut values, pair),
+        Change::Pair(pair) => product::adapt(&mut values, pair),
         Change::Whole(_) | Change::Rows(..) => {
             let columns = if let [_, columns] = *header.shape { columns } else { 1 };
             let rows = values.chunks_mut(columns.max(1)).enumerate();

@@ -1,4 +1,4 @@
-//! Low-rank adapters: what to adapt, the trainable factors, PEFT's file format, merging.
+//! Low-rank adapters: what to adapt, the first values, the trainable factors, PEFT's file format, merging.
 
 pub mod attach;
 mod base_modules;
@@ -6,6 +6,8 @@ pub mod begin;
 mod choices;
 pub mod combine;
 pub mod host;
+pub mod init;
 pub mod merge;
 pub mod peft;
 pub mod spec;
+mod svd;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 pub use super::choices::{ByPattern, Modules, Targets};
 use super::choices::{at_least_one, each};
+use super::init::Init;
 use super::peft::patterns::Selection;
 use crate::error::{Error, Place, Result};
 use crate::model::{ModelConfig, Site, SiteKind};
@@ -40,6 +41,11 @@ section! {
         bias: Bias = Take(Bias::None), any();
         /// Scale by alpha / √rank instead (rank-stabilised LoRA, Kalajdzievski 2023).
         rslora: bool = Take(false), any();
+        /// Train the length of each row of an adapted weight apart from its direction (DoRA, Liu et al. 2024); `dropout` has to be 0.
+        dora: bool = Take(false), any();
+        /// The first values of the factors, by the names of PEFT's `init_lora_weights`. `pissa` and `olora` leave the base as it is:
+        /// the saved adapter has twice the rank, and `dropout` has to be 0.
+        init: Init = Take(Init::Kaiming), any();
         /// The folder of an adapter to begin with, of burnish, PEFT or mlx-lm, whose ranks, alphas and projections are those above. None
         /// by default: the first values follow from the seed.
         from: Option<PathBuf> = Take(None), optional(not_empty());

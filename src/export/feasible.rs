@@ -74,7 +74,7 @@ pub struct Row {
 use Feasible::{As, No, Yes};
 
 /// Every choice.
-pub const TABLE: [Row; 11] = [
+pub const TABLE: [Row; 13] = [
     Row {
         choice: "low-rank pairs on projections",
         holds: |_| true,
@@ -92,6 +92,24 @@ pub const TABLE: [Row; 11] = [
         gguf: Yes,
         gguf_lora: As("the scales are multiplied into the factors"),
         mlx: As("the scales are multiplied into the factors, smaller ranks filled up with zeros"),
+    },
+    Row {
+        choice: "`dora`",
+        holds: |facts| facts.adapter.pairs.values().any(|pair| pair.magnitude.is_some()),
+        peft: Yes,
+        folder: Yes,
+        gguf: Yes,
+        gguf_lora: No("llama.cpp has no tensor for DoRA's magnitudes"),
+        mlx: Yes,
+    },
+    Row {
+        choice: "`init` with `pissa` or `olora`",
+        holds: |_| true,
+        peft: As("plain LoRA of twice the rank"),
+        folder: Yes,
+        gguf: Yes,
+        gguf_lora: As("plain LoRA of twice the rank"),
+        mlx: As("plain LoRA of twice the rank"),
     },
     Row {
         choice: "the head, where it has a matrix of its own",

@@ -12,7 +12,9 @@ use serde_json::json;
 use super::lora::{has_head_tensor, refuse_whole};
 use super::model::ExportReport;
 use crate::adapter::host::{HostAdapter, HostPair};
-use crate::adapter::peft::{CONFIG_FILE, MLX_A_SUFFIX, MLX_B_SUFFIX, MLX_WEIGHTS_FILE, transposed};
+use crate::adapter::peft::{
+    CONFIG_FILE, MLX_A_SUFFIX, MLX_B_SUFFIX, MLX_MAGNITUDE_SUFFIX, MLX_WEIGHTS_FILE, transposed,
+};
 use crate::error::{Error, Place, Result};
 use crate::files::safetensors::{self, TensorHeader};
 use crate::files::staging::Staging;
@@ -27,12 +29,14 @@ use crate::quant::float;
 /// any of them nothing is there.
 pub fn write_mlx(config: &ModelConfig, adapter: &HostAdapter, base_name: &str, out: &Path) -> Result<ExportReport> {
     Staging::check_free(out)?;
+    let adapter = &*adapter.without_subtraction();
     let pairs = pairs(config, adapter)?;
+    let has_magnitudes = pairs.values().any(|pair| pair.magnitude.is_some());
     let rank = pairs.values().map(|pair| pair.rank).max().unwrap_or_default();
     let scale = pairs.values().next().map_or(1.0, |pair| pair.scale);
     let (keys, layers) = keys(config, adapter);
     let settings = json!({
-        "fine_tune_type": "lora",
+        "fine_tune_type": if has_magnitudes { "dora" } else { "lora" },
         "lora_parameters": { "dropout": adapter.dropout, "keys": keys, "rank": rank, "scale": scale },
         "model": base_name,
         "num_layers": layers,
@@ -46,6 +50,9 @@ pub fn write_mlx(config: &ModelConfig, adapter: &HostAdapter, base_name: &str, o
         };
         tensors.insert(format!("{module}{MLX_A_SUFFIX}"), a);
         tensors.insert(format!("{module}{MLX_B_SUFFIX}"), b);
+        if let Some(magnitude) = &pair.magnitude {
+            tensors.insert(format!("{module}{MLX_MAGNITUDE_SUFFIX}"), (vec![output], magnitude.clone()));
+        }
     }
     let headers: Vec<TensorHeader> = tensors
         .iter()
@@ -129,7 +136,7 @@ fn widened(pair: &HostPair, rank: usize, scale: f32) -> HostPair {
         b.extend(row.iter().map(|value| if factor == 1.0 { *value } else { (f64::from(*value) * factor) as f32 }));
         b.resize(b.len() + rank - pair.rank, 0.0);
     }
-    HostPair { a, b, rank, scale, input: pair.input, output: pair.output }
+    HostPair { a, b, rank, scale, ..pair.clone() }
 }
 
 /// The path of a module in mlx-lm.

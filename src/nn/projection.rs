@@ -65,21 +65,28 @@ pub struct Projection {
 impl Projection {
     /// The projection as `ops::linear` takes it, with its low-rank pair if the pass has one for it.
     pub fn in_pass<'a>(&'a self, pass: &Pass<'_>) -> Projected<'a> {
-        let low_rank = pass.adapter.and_then(|adapter| adapter.at(self.site)).map(|delta| match delta {
-            Delta::LowRank(pair) => LowRankPair {
-                a: pair.a.val(),
-                b: pair.b.val(),
-                scale: pair.scale,
-                dropout: pass.noise.filter(|_| pair.dropout > 0.0).map(|noise| {
-                    let dropout = Dropout { probability: pair.dropout, seed: mix(noise.seed, self.site as u64) };
-                    dropout.from_element((noise.first_token * self.weight.dims()[1]) as u64)
-                }),
-            },
-            Delta::Rows(rows) => rows.pair(&self.weight),
+        let delta = pass.adapter.and_then(|adapter| adapter.at(self.site));
+        let (pair, dora) = match delta {
+            None | Some(Delta::Rows(_)) => (None, None),
+            Some(Delta::LowRank(pair)) => (Some(pair), None),
+            Some(Delta::Dora(dora)) => (Some(&dora.pair), Some(dora)),
+        };
+        let low_rank = pair.map(|pair| {
+            let [a, b] = pair.factors();
+            let dropout = pass.noise.filter(|_| pair.dropout > 0.0).map(|noise| {
+                let dropout = Dropout { probability: pair.dropout, seed: mix(noise.seed, self.site as u64) };
+                dropout.from_element((noise.first_token * self.weight.dims()[1]) as u64)
+            });
+            LowRankPair { a, b, scale: pair.scale, dropout }
         });
+        let rows = match delta {
+            Some(Delta::Rows(rows)) => Some(rows.pair(&self.weight)),
+            _ => None,
+        };
+        let column_scale = dora.map(|dora| dora.column_scale(&self.weight));
         let trains_bias = pass.adapter.is_some_and(|adapter| adapter.bias(self.site).is_some());
         let bias = self.bias.as_deref().filter(|_| !trains_bias);
-        Projected { weight: &self.weight, bias, low_rank }
+        Projected { weight: &self.weight, bias, low_rank: low_rank.or(rows), column_scale }
     }
 
     /// `x·Wᵀ` with a trained weight, plus the bias unless that is trained too.

@@ -312,7 +312,6 @@ impl SplitFacts {
 
 impl RunFacts {
     fn of(prepared: &Prepared) -> Self {
-        let pairs = prepared.start.pairs.values();
         Self {
             total_steps: prepared.total_steps,
             format: prepared.train.format.map(crate::data::Format::name),
@@ -320,7 +319,7 @@ impl RunFacts {
             valid: (!prepared.valid.sequences.is_empty()).then(|| SplitFacts::of(&prepared.valid)),
             seen_in_training: prepared.seen_in_training,
             base_parameters: prepared.base.files.config().parameters(),
-            adapter_parameters: pairs.map(|pair| pair.a.len() + pair.b.len()).sum(),
+            adapter_parameters: prepared.start.pairs.values().map(HostPair::parameters).sum(),
             chat_template: prepared.base.encoder.has_template(),
             memory: prepared.memory,
             memory_bytes: prepared.memory.total(),

@@ -10,7 +10,7 @@ use super::memory_fit::{Demand, fit_memory};
 use super::memory_plan::MemoryPlan;
 use super::notices::notices;
 use super::watch::{Stage, Watch};
-use crate::adapter::host::{HostAdapter, provenance};
+use crate::adapter::host::{HostAdapter, HostPair, provenance};
 use crate::bytes::Size;
 use crate::data::kept::KeptSets;
 use crate::data::{Augmenter, DataSet, EncodedSet, Example, Paths, Row, split};
@@ -100,7 +100,8 @@ fn prepare_plan(
     let mixed = mixed_shapes(&train);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
-    let start = Error::both(precise, plan.adapter.begin(&base.files, &tokens, plan.train.seed));
+    let begun = plan.adapter.begin(&base.files, plan.base.quant, &tokens, plan.train.seed);
+    let start = Error::both(precise, begun);
     watch.stage(Stage::Encode);
     let sets = encode(&plan, &base, &train, &valid, &mut |done, total| watch.encoding(done, total));
     let encoded = Error::both(sets, encode_prompts(&plan, &base, form));

@@ -2,7 +2,8 @@
 
 use burnish::adapter::spec::{AdapterSpec, Targets};
 use burnish::export::feasible::{Facts, markdown, ruled_out};
-use burnish::model::{BaseFiles, ModelConfig};
+use burnish::model::BaseFiles;
+use burnish::quant::Quant;
 
 use super::fixture;
 
@@ -23,18 +24,23 @@ fn the_page_has_the_table_of_the_code() {
 
 #[test]
 fn a_run_is_told_which_exports_it_rules_out() {
-    let config = |name: &str| -> ModelConfig {
+    let base = |name: &str| {
         let family = fixture("families").join(name);
         let path = if family.exists() { family } else { fixture("models").join(name) };
-        BaseFiles::open(&path).expect("a base").config().clone()
+        BaseFiles::open(&path).expect("a base")
+    };
+    let notices_of = |name: &str, spec: AdapterSpec| {
+        let base = base(name);
+        let adapter = spec.initialise(&base, Quant::None, 1).expect("an adapter");
+        ruled_out(&Facts { config: base.config(), adapter: &adapter })
     };
     let notices = |name: &str, changes_head: bool| {
-        let config = config(name);
-        let head = Targets::named([config.names.head]);
+        let head = Targets::named([base(name).config().names.head]);
         let targets = if changes_head { head } else { Targets::Attention };
-        let spec = AdapterSpec { rank: 1, targets, ..AdapterSpec::default() };
-        ruled_out(&Facts { config: &config, adapter: &spec.initialise(&config, 1).expect("an adapter") })
+        notices_of(name, AdapterSpec { rank: 1, targets, ..AdapterSpec::default() })
     };
+    let dora = notices_of("llama_gqa", AdapterSpec { dora: true, ..AdapterSpec::default() });
+    assert!(dora.len() == 1 && dora[0].contains("GGUF-LoRA is ruled out") && dora[0].contains("DoRA"), "{dora:?}");
     for name in ["llama_gqa", "llama_tied", "qwen2", "gemma2_grouped", "olmo2_bf16_tied", "gpt_neox_parallel"] {
         assert_eq!(notices(name, false), Vec::<String>::new(), "{name}");
     }

@@ -74,6 +74,7 @@ fn adapters_of_mlx_are_read() {
         ("models/llama_gqa", "llama"),
         ("models/llama_gqa", "llama_head"),
         ("models/llama_gqa", "llama_embedding"),
+        ("models/llama_gqa", "llama_dora"),
         ("families/gpt_neox_parallel", "gpt_neox"),
         ("families/qwen3_grouped", "qwen3"),
     ] {

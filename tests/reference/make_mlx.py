@@ -29,6 +29,7 @@ ADAPTERS = {
     # Without keys mlx-lm changes every linear layer.
     "llama": ("models/llama_gqa", 1, dict(rank=4, scale=3.0, dropout=0.0)),
     "llama_head": ("models/llama_gqa", 2, dict(rank=2, scale=1.5, dropout=0.1, keys=["self_attn.q_proj", "lm_head"])),
+    "llama_dora": ("models/llama_gqa", 1, dict(rank=2, scale=2.5, dropout=0.0, keys=["self_attn.q_proj", "mlp.up_proj"])),
     "llama_embedding": (
         "models/llama_gqa",
         2,
@@ -64,10 +65,14 @@ def make(name):
     base, layers, settings = ADAPTERS[name]
     model, config = load(FIXTURES / base)
     model.freeze()
-    linear_to_lora_layers(model, layers, settings)
+    kind = "dora" if name.endswith("dora") else "lora"
+    linear_to_lora_layers(model, layers, settings, use_dora=kind == "dora")
     random = np.random.default_rng(sum(map(ord, name)))
     weights = []
     for path, values in tree_flatten(model.trainable_parameters()):
+        if path.endswith(".m"):
+            weights.append((path, values * mx.array((1 + 0.2 * random.standard_normal(values.shape)).astype(np.float32))))
+            continue
         scale = 0.25 if path.endswith("lora_b") else 1.0 / np.sqrt(values.shape[0])
         weights.append((path, mx.array((random.standard_normal(values.shape) * scale).astype(np.float32))))
     model.load_weights(weights, strict=False)
@@ -76,7 +81,7 @@ def make(name):
     # As `train_model` in mlx_lm/lora.py does, with the settings that decide something.
     mx.save_safetensors(str(folder / "adapters.safetensors"), dict(tree_flatten(model.trainable_parameters())))
     save_config(
-        dict(fine_tune_type="lora", lora_parameters=settings, model="org/tiny", num_layers=layers, seed=0),
+        dict(fine_tune_type=kind, lora_parameters=settings, model="org/tiny", num_layers=layers, seed=0),
         folder / "adapter_config.json",
     )
     ids = np.random.default_rng(7).integers(0, config["vocab_size"], TOKENS)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::MergeOptions;
-use super::product::add_low_rank_to_row;
+use super::product::adapt_row;
 use crate::adapter::host::{HostAdapter, HostPair, HostRows, HostTensor};
 use crate::error::{Error, Result};
 use crate::files::safetensors::TensorHeader;
@@ -42,7 +42,7 @@ impl Change<'_> {
         let columns = row.len();
         let values = match self {
             Self::Nothing => return,
-            Self::Pair(pair) => return add_low_rank_to_row(row, pair, index),
+            Self::Pair(pair) => return adapt_row(row, pair, index),
             Self::Whole(tensor) => tensor.values.get(index * columns..),
             Self::Rows(ids, values) => {
                 let place = ids.iter().position(|id| *id as usize == index);

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::plan::{Change, Plan, Planned};
+use super::product::row_factor;
 use super::source::Source;
 use crate::adapter::host::HostPair;
 use crate::error::{Error, Result};
@@ -21,7 +22,7 @@ pub(super) struct Checked {
 }
 
 /// Opens `folder` as a base model and compares every tensor: bytes with bytes where nothing should have
-/// changed, otherwise rows with `W + scale * B * A` formed value by value in f64.
+/// changed, otherwise rows with `W + scale * B * A` formed in f64.
 ///
 /// # Errors
 /// A difference beyond the rounding of the stored type; a folder that does not open.
@@ -61,18 +62,9 @@ fn compare_rows(planned: &Planned<'_>, before: &RawTensor, after: &RawTensor, ch
     let rows = after.elements() / columns.max(1);
     // The last rows are compared too: new tokens stand there.
     for row in spread(rows) {
-        let expected = row_values(before, row, columns)?;
+        let expected = changed(&row_values(before, row, columns)?, planned.origin.change, row);
         let found = row_values(after, row, columns)?;
-        for (column, (expected, found)) in expected.into_iter().zip(found).enumerate() {
-            let sum = match planned.origin.change {
-                Change::Nothing => exact(f64::from(expected), None, row, column),
-                Change::Pair(pair) => exact(f64::from(expected), Some(pair), row, column),
-                Change::Whole(tensor) => stated(tensor.values.get(row * columns + column).copied()),
-                Change::Rows(ids, values) => match ids.iter().position(|id| *id as usize == row) {
-                    Some(place) => stated(values.get(place * columns + column).copied()),
-                    None => exact(f64::from(expected), None, row, column),
-                },
-            };
+        for (column, (sum, found)) in expected.into_iter().zip(found).enumerate() {
             let difference = (f64::from(found) - sum.value).abs();
             if !(difference <= bound(after.dtype, &sum)) {
                 let message = format!("row {row}, column {column} is {found}; the sum is {}", sum.value);
@@ -110,18 +102,41 @@ fn stated(value: Option<f32>) -> Sum {
     Sum { value, magnitude: value.abs() }
 }
 
-/// `weight + scale * sum over k of B[row, k] * A[k, column]`.
-fn exact(weight: f64, pair: Option<&HostPair>, row: usize, column: usize) -> Sum {
-    let mut sum = Sum { value: weight, magnitude: weight.abs() };
-    let Some(pair) = pair else { return sum };
-    let b_row = pair.b.chunks_exact(pair.rank).nth(row).unwrap_or_default();
-    let a_column = pair.a.iter().skip(column).step_by(pair.input);
-    for (b, a) in b_row.iter().zip(a_column) {
-        let term = f64::from(pair.scale) * f64::from(*b) * f64::from(*a);
-        sum.value += term;
-        sum.magnitude += term.abs();
+/// A row of a changed tensor that is `weight` in the base.
+fn changed(weight: &[f32], change: Change<'_>, row: usize) -> Vec<Sum> {
+    let columns = weight.len();
+    let of = |values: &[f32], row: usize| (0..columns).map(|column| stated(values.get(row * columns + column).copied())).collect();
+    match change {
+        Change::Nothing => exact(weight, None, row),
+        Change::Pair(pair) => exact(weight, Some(pair), row),
+        Change::Whole(tensor) => of(&tensor.values, row),
+        Change::Rows(ids, values) => match ids.iter().position(|id| *id as usize == row) {
+            Some(place) => of(values, place),
+            None => exact(weight, None, row),
+        },
     }
-    sum
+}
+
+/// Row `row` of `weight + scale * B * A`, at its magnitude where the pair has one.
+fn exact(weight: &[f32], pair: Option<&HostPair>, row: usize) -> Vec<Sum> {
+    let sum = |value: &f32| Sum { value: f64::from(*value), magnitude: f64::from(value.abs()) };
+    let mut sums: Vec<Sum> = weight.iter().map(sum).collect();
+    let Some(pair) = pair else { return sums };
+    for (b, a_row) in pair.terms_of_row(row) {
+        for (sum, a) in sums.iter_mut().zip(a_row) {
+            let term = f64::from(pair.scale) * f64::from(b) * f64::from(*a);
+            sum.value += term;
+            sum.magnitude += term.abs();
+        }
+    }
+    if let Some(magnitude) = &pair.magnitude {
+        let norm = sums.iter().map(|sum| sum.value.powi(2)).sum::<f64>().sqrt();
+        let factor = row_factor(magnitude, row, norm);
+        for sum in &mut sums {
+            *sum = Sum { value: sum.value * factor, magnitude: sum.magnitude * factor.abs() };
+        }
+    }
+    sums
 }
 
 /// The largest distance of a stored value from the exact sum: half a unit in the last place of its type, and the part

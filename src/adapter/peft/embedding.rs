@@ -27,5 +27,5 @@ pub(super) fn pair_of(
     }
     errors.extend([&embedding_a, &embedding_b].into_iter().zip(HALVES).filter_map(|(tensor, half)| float(place, half, tensor).err()));
     let scale = config.scale_of(module)? as f32;
-    Error::none_of(errors, PairHeader { a: embedding_b, b: embedding_a, rank, input, output, scale, is_transposed: true })
+    Error::none_of(errors, PairHeader { a: embedding_b, b: embedding_a, rank, input, output, scale, magnitude: None, is_transposed: true })
 }

@@ -8,7 +8,9 @@ use super::config::PeftConfig;
 use super::missing::{no_adapter, no_weights};
 use super::{embedding, mlx, tokens};
 use super::renaming::Renaming;
-use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, PREFIX, ROWS_SUFFIX, WEIGHTS_FILE};
+use super::{
+    A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, MAGNITUDE_SUFFIX, PREFIX, ROWS_SUFFIX, WEIGHTS_FILE,
+};
 use crate::adapter::base_modules::{check_sizes, check_whole, module_shapes};
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafeTensorsFile;
@@ -44,6 +46,8 @@ pub struct PairHeader {
     pub(super) scale: f32,
     /// Both factors are stored with rows and columns exchanged.
     pub(super) is_transposed: bool,
+    /// `[out]`, where the configuration says that there are magnitudes.
+    pub(super) magnitude: Option<RawTensor>,
 }
 
 /// Most entries without effect that are named; further ones are only counted.
@@ -52,14 +56,17 @@ const MAX_UNUSED: usize = 20;
 const MAX_ZEROS_READ: usize = 1 << 30;
 
 impl PairHeader {
-    /// Values of both factors.
+    /// Values of both factors and of the magnitude.
     fn values(&self) -> usize {
-        self.a.elements() + self.b.elements()
+        self.a.elements() + self.b.elements() + self.magnitude.as_ref().map_or(0, RawTensor::elements)
     }
 
-    /// Whether the update is zero: a factor of only zeros, or a scale of zero. Reading ends at the first other value, and
-    /// after `budget` bytes, which then count as not zero.
+    /// Whether the update is zero: a factor of only zeros, or a scale of zero, and no magnitude. Reading ends at the first other
+    /// value, and after `budget` bytes, which then count as not zero.
     fn is_zero(&self, budget: &mut usize) -> bool {
+        if self.magnitude.is_some() {
+            return false;
+        }
         self.scale == 0.0 || is_zero(&self.b, budget) || is_zero(&self.a, budget)
     }
 }
@@ -213,6 +220,8 @@ enum Role<'a> {
     B(&'a str),
     EmbeddingA(&'a str),
     EmbeddingB(&'a str),
+    /// The magnitudes of DoRA.
+    Magnitude(&'a str),
     /// PEFT stores the base's own matrix along with an adapter on the head.
     BaseCopy(&'a str),
     /// Rows of some tokens.
@@ -239,6 +248,9 @@ impl<'a> Role<'a> {
         }
         if let Some(module) = path.strip_suffix(EMBEDDING_B_SUFFIX).filter(|module| families::is_embedding(module)) {
             return Self::EmbeddingB(module);
+        }
+        if let Some(module) = path.strip_suffix(MAGNITUDE_SUFFIX) {
+            return Self::Magnitude(module);
         }
         if let Some(module) = path.strip_suffix(".base_layer.weight") {
             return Self::BaseCopy(module);
@@ -279,20 +291,21 @@ fn is_embedding_or_head(name: &str) -> bool {
 
 /// Parts of names that tell what else PEFT can store.
 const REFUSED_NAMES: [(&str, &str); 5] = [
-    (".lora_magnitude_vector", "a DoRA magnitude, which cannot be applied"),
+    (".lora_magnitude_vector.", "a DoRA magnitude with more in its name than PEFT's file has (a raw state dictionary)"),
     (".lora_embedding_", "an adapter on an embedding that no supported architecture has"),
     (".lora_B.bias", "a bias of the low-rank pair, which cannot be applied"),
     (".lora_A.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
     (".lora_B.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
 ];
 
-/// The two halves of a pair, as far as the file has them.
+/// The two halves of a pair and its magnitude, as far as the file has them.
 #[derive(Default)]
 struct Halves {
     a: Option<RawTensor>,
     b: Option<RawTensor>,
     /// `lora_embedding_A` and `lora_embedding_B`.
     of_embedding: [Option<RawTensor>; 2],
+    magnitude: Option<RawTensor>,
 }
 
 /// Tensors that plain LoRA has no use for, by what they are.
@@ -340,6 +353,7 @@ fn pairs_of(
             Role::B(module) => halves.entry(module.to_owned()).or_default().b = Some(tensor),
             Role::EmbeddingA(module) => halves.entry(module.to_owned()).or_default().of_embedding[0] = Some(tensor),
             Role::EmbeddingB(module) => halves.entry(module.to_owned()).or_default().of_embedding[1] = Some(tensor),
+            Role::Magnitude(module) => halves.entry(module.to_owned()).or_default().magnitude = Some(tensor),
             Role::BaseCopy(module) => copies.push((module.to_owned(), tensor)),
             Role::Refused(_) | Role::Whole(..) | Role::Rows(_) => {}
         }
@@ -419,10 +433,17 @@ fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Re
     let place = format!("{place}: module {module}");
     let (a, b) = match (halves.a, halves.b, halves.of_embedding) {
         (Some(a), Some(b), [None, None]) => (a, b),
-        (None, None, [Some(a), Some(b)]) => return embedding::pair_of(&place, config, module, a, b),
+        (None, None, [Some(a), Some(b)]) if halves.magnitude.is_none() => {
+            return embedding::pair_of(&place, config, module, a, b);
+        }
+        (None, None, [None, None]) => {
+            return Err(Error::input(place, "has a magnitude and neither lora_A nor lora_B"));
+        }
         (Some(_), None, [None, None]) => return Err(Error::input(place, "has lora_A and no lora_B")),
         (None, Some(_), [None, None]) => return Err(Error::input(place, "has lora_B and no lora_A")),
-        (None, None, _) => return Err(Error::input(place, "has one of lora_embedding_A and lora_embedding_B alone")),
+        (None, None, _) => {
+            return Err(Error::input(place, "has not just both lora_embedding_A and lora_embedding_B"));
+        }
         _ => return Err(Error::input(place, "has factors of a linear layer and of an embedding")),
     };
     let rank = config.rank_of(module)?;
@@ -437,8 +458,28 @@ fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Re
     errors.extend(
         [("lora_A", &a), ("lora_B", &b)].into_iter().filter_map(|(half, tensor)| float(&place, half, tensor).err()),
     );
+    let magnitude = halves.magnitude;
+    errors.extend(check_magnitude(&place, config.dora, magnitude.as_ref(), output));
     let scale = config.scale_of(module)? as f32;
-    Error::none_of(errors, PairHeader { a, b, rank, input, output, scale, is_transposed: false })
+    Error::none_of(errors, PairHeader { a, b, rank, input, output, scale, magnitude, is_transposed: false })
+}
+
+/// A magnitude that is missing, of no use, or of another size or type than the pair needs.
+pub(super) fn check_magnitude(place: &str, dora: bool, magnitude: Option<&RawTensor>, output: usize) -> Option<Error> {
+    const NAME: &str = "lora_magnitude_vector";
+    match (magnitude, dora) {
+        (None, false) => None,
+        (None, true) => Some(Error::input(place, format!("has no {NAME}; {CONFIG_FILE} says `use_dora`"))),
+        (Some(_), false) => {
+            let message = format!("has a {NAME}, which PEFT does not load without `use_dora` in {CONFIG_FILE}");
+            Some(Error::input(place, message))
+        }
+        (Some(tensor), true) if tensor.shape != [output] => {
+            let message = format!("{NAME} has shape {:?}; expected [{output}], the rows of lora_B", tensor.shape);
+            Some(Error::input(place, message))
+        }
+        (Some(tensor), true) => float(place, NAME, tensor).err(),
+    }
 }
 
 /// A half whose shape does not have the rank that the configuration gives.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::config::PeftConfig;
 use super::fields::Fields;
-use super::header::{AdapterHeader, PairHeader, float, matrix, read_weights};
+use super::header::{AdapterHeader, PairHeader, check_magnitude, float, matrix, read_weights};
 use super::renaming::Renaming;
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::error::{Error, Result};
@@ -26,6 +26,9 @@ pub const MLX_A_SUFFIX: &str = ".lora_a";
 /// The end of the name of a pair's second factor, `[rank, out]`.
 pub const MLX_B_SUFFIX: &str = ".lora_b";
 
+/// The end of the name of the magnitudes of DoRA, `[out]`.
+pub const MLX_MAGNITUDE_SUFFIX: &str = ".m";
+
 /// Whether the folder holds an adapter of mlx-lm and none of PEFT.
 pub(super) fn is_mlx(dir: &Path) -> bool {
     !dir.join(WEIGHTS_FILE).exists() && dir.join(MLX_WEIGHTS_FILE).exists()
@@ -36,6 +39,7 @@ struct MlxConfig {
     rank: usize,
     scale: f64,
     dropout: f64,
+    dora: bool,
     model: Option<String>,
 }
 
@@ -45,14 +49,16 @@ impl MlxConfig {
         let value = json::read(path)?;
         let object = value.as_object().ok_or_else(|| Error::input(&place, "expected a JSON object"))?;
         let mut fields = Fields { place: &place, object, errors: Vec::new() };
-        match fields.value("fine_tune_type") {
+        let kind = fields.value("fine_tune_type");
+        let dora = kind == Some(json!("dora"));
+        match kind {
             None => {}
-            Some(Value::String(kind)) if kind == "lora" => {}
+            Some(Value::String(kind)) if kind == "lora" || kind == "dora" => {}
             Some(Value::String(kind)) if kind == "full" => {
                 fields.problem("`fine_tune_type` is \"full\": whole layers of the model cannot be applied as an adapter");
             }
             Some(other) => fields.problem(format!(
-                "`fine_tune_type` is {}; expected \"lora\", the only kind that can be applied",
+                "`fine_tune_type` is {}; expected \"lora\" or \"dora\"",
                 shortened(&other)
             )),
         }
@@ -73,6 +79,7 @@ impl MlxConfig {
             rank: fields.positive("rank", 8),
             scale: fields.number("scale", 1.0),
             dropout: fields.probability("dropout"),
+            dora,
             model,
         };
         Error::none_of(fields.errors, config)
@@ -85,6 +92,7 @@ impl MlxConfig {
             "r": self.rank,
             "lora_alpha": self.scale * self.rank as f64,
             "lora_dropout": self.dropout,
+            "use_dora": self.dora,
             "base_model_name_or_path": self.model,
             "target_modules": modules.collect::<Vec<_>>(),
         });
@@ -102,20 +110,21 @@ pub(super) fn read(dir: &Path) -> Result<AdapterHeader> {
         Error::both(MlxConfig::read(&config_path), read_weights(&dir.join(MLX_WEIGHTS_FILE)))?;
     let place = dir.join(MLX_WEIGHTS_FILE).display().to_string();
     let mut errors = Vec::new();
-    let mut halves: BTreeMap<String, [Option<RawTensor>; 2]> = BTreeMap::new();
+    let mut parts: BTreeMap<String, [Option<RawTensor>; 3]> = BTreeMap::new();
     for (name, tensor) in tensors {
-        if let Some(module) = name.strip_suffix(MLX_A_SUFFIX) {
-            halves.entry(module.to_owned()).or_default()[0] = Some(tensor);
-        } else if let Some(module) = name.strip_suffix(MLX_B_SUFFIX) {
-            halves.entry(module.to_owned()).or_default()[1] = Some(tensor);
-        } else {
-            let message = "is neither `lora_a` nor `lora_b` of a module";
-            errors.push(Error::input(format_args!("{place}: tensor {name}"), message));
+        let suffixes = [MLX_A_SUFFIX, MLX_B_SUFFIX, MLX_MAGNITUDE_SUFFIX].into_iter().enumerate();
+        let mut found = suffixes.filter_map(|(part, suffix)| Some((part, name.strip_suffix(suffix)?)));
+        match found.next() {
+            Some((part, module)) => parts.entry(module.to_owned()).or_default()[part] = Some(tensor),
+            None => {
+                let message = "is neither `lora_a`, `lora_b` nor `m` of a module";
+                errors.push(Error::input(format_args!("{place}: tensor {name}"), message));
+            }
         }
     }
     let mut pairs = BTreeMap::new();
-    for (module, halves) in halves {
-        match pair_of(&place, &config, &module, halves) {
+    for (module, parts) in parts {
+        match pair_of(&place, &config, &module, parts) {
             Ok(pair) => drop(pairs.insert(module, pair)),
             Err(error) => errors.push(error),
         }
@@ -130,9 +139,9 @@ pub(super) fn read(dir: &Path) -> Result<AdapterHeader> {
 }
 
 /// One pair, or everything that is wrong with it.
-fn pair_of(place: &str, config: &MlxConfig, module: &str, halves: [Option<RawTensor>; 2]) -> Result<PairHeader> {
+fn pair_of(place: &str, config: &MlxConfig, module: &str, parts: [Option<RawTensor>; 3]) -> Result<PairHeader> {
     let place = format!("{place}: module {module}");
-    let [Some(a), Some(b)] = halves else {
+    let [Some(a), Some(b), magnitude] = parts else {
         return Err(Error::input(place, "has one of `lora_a` and `lora_b` and not the other"));
     };
     let ([a_rows, a_rank], [b_rank, b_columns]) =
@@ -149,11 +158,15 @@ fn pair_of(place: &str, config: &MlxConfig, module: &str, halves: [Option<RawTen
         );
         errors.push(Error::input(&place, message));
     }
-    let (rank, scale) = (config.rank, config.scale as f32);
+    let (rank, scale, is_embedding) = (config.rank, config.scale as f32, families::is_embedding(module));
+    errors.extend(check_magnitude(&place, config.dora, magnitude.as_ref(), b_columns));
+    if is_embedding && magnitude.is_some() {
+        errors.push(Error::input(&place, "is an embedding with DoRA's magnitudes, which cannot be applied"));
+    }
     // The factors of an embedding are applied to rows rather than to columns: `lora_a · lora_b` is the change itself.
-    let pair = match families::is_embedding(module) {
-        true => PairHeader { a: b, b: a, rank, input: b_columns, output: a_rows, scale, is_transposed: false },
-        false => PairHeader { a, b, rank, input: a_rows, output: b_columns, scale, is_transposed: true },
+    let pair = match is_embedding {
+        true => PairHeader { a: b, b: a, rank, input: b_columns, output: a_rows, scale, magnitude, is_transposed: false },
+        false => PairHeader { a, b, rank, input: a_rows, output: b_columns, scale, magnitude, is_transposed: true },
     };
     Error::none_of(errors, pair)
 }

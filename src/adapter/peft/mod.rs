@@ -1,6 +1,6 @@
 //! PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Reading takes a LoRA folder of any PEFT version, or of mlx-lm (`mlx`), and refuses by name what cannot be applied (every problem at
+//! Reading takes a folder of LoRA or DoRA of any PEFT version, or of mlx-lm (`mlx`), and refuses by name what cannot be applied (every problem at
 //! once). Writing keeps to the keys that every PEFT since 0.6 knows.
 
 mod config;
@@ -20,7 +20,7 @@ mod write;
 pub use config::PeftConfig;
 pub use header::{AdapterHeader, PairHeader};
 pub use missing::no_adapter;
-pub use mlx::{MLX_A_SUFFIX, MLX_B_SUFFIX, MLX_WEIGHTS_FILE, transposed};
+pub use mlx::{MLX_A_SUFFIX, MLX_B_SUFFIX, MLX_MAGNITUDE_SUFFIX, MLX_WEIGHTS_FILE, transposed};
 pub use write::SaveOptions;
 
 /// The name of the configuration file in an adapter folder.
@@ -37,3 +37,4 @@ const EMBEDDING_A_SUFFIX: &str = ".lora_embedding_A";
 const EMBEDDING_B_SUFFIX: &str = ".lora_embedding_B";
 /// The end of the name of the trained rows of some tokens.
 const ROWS_SUFFIX: &str = ".token_adapter.trainable_tokens_delta";
+const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";

@@ -8,7 +8,9 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::mlx::transposed;
-use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, PREFIX, ROWS_SUFFIX, WEIGHTS_FILE};
+use super::{
+    A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, MAGNITUDE_SUFFIX, PREFIX, ROWS_SUFFIX, WEIGHTS_FILE,
+};
 use crate::adapter::host::{HostAdapter, HostPair, HostRows, HostTensor};
 use crate::adapter::spec::Bias;
 use crate::error::{Error, Result};
@@ -42,7 +44,8 @@ impl SaveOptions<'_> {
 }
 
 impl HostAdapter {
-    /// Writes the two files into the folder `dir`, which is made if need be; numbers in f32.
+    /// Writes the two files into the folder `dir`, which is made if need be; numbers in f32. Subtracted pairs become part of pairs
+    /// of twice the rank.
     ///
     /// A folder that is there holds a whole adapter at every moment, unless its configuration changes: then a crash can
     /// leave a folder that every reader refuses for want of a configuration, never the weights of one adapter under the
@@ -51,6 +54,17 @@ impl HostAdapter {
     /// # Errors
     /// Failed: a file cannot be written; a pair is not among the targets.
     pub fn save(&self, dir: &Path, options: &SaveOptions<'_>) -> Result<()> {
+        let mut whole = self.without_subtraction();
+        if whole.rank != self.rank {
+            // The same scale at another rank.
+            let growth = whole.rank as f64 / self.rank as f64;
+            whole.to_mut().alpha *= if options.rslora { growth.sqrt() } else { growth };
+        }
+        whole.save_whole(dir, options)
+    }
+
+    /// [`save`](Self::save) of an adapter without subtracted pairs.
+    fn save_whole(&self, dir: &Path, options: &SaveOptions<'_>) -> Result<()> {
         let config = self.config_json(options)?;
         temporary::make_folders(dir).map_err(|error| Error::write(dir, &error))?.keep();
         let weights = dir.join(WEIGHTS_FILE);
@@ -59,14 +73,14 @@ impl HostAdapter {
     }
 
     /// The content of `adapter_model.safetensors`: `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of every pair (of the
-    /// embedding's, both transposed under other names), in f32.
+    /// embedding's, both transposed under other names), with magnitudes `lora_magnitude_vector` `[out]`, in f32.
     fn write_weights(&self, writer: &mut dyn Write, path: &Path, options: &SaveOptions<'_>) -> Result<()> {
         let mut metadata = self.metadata.clone();
         metadata.insert("format".to_owned(), "pt".to_owned());
         let mut headers = Vec::with_capacity(2 * self.pairs.len());
         let mut values: BTreeMap<String, Cow<'_, [f32]>> = BTreeMap::new();
         for (module, pair) in &self.pairs {
-            let HostPair { a, b, rank, input, output, .. } = pair;
+            let HostPair { a, b, rank, input, output, magnitude, .. } = pair;
             let halves: [(_, _, Cow<'_, [f32]>); 2] = match families::is_embedding(module) {
                 true => [
                     (EMBEDDING_A_SUFFIX, vec![*rank, *output], transposed(b, *output).into()),
@@ -74,7 +88,8 @@ impl HostAdapter {
                 ],
                 false => [(A_SUFFIX, vec![*rank, *input], a.into()), (B_SUFFIX, vec![*output, *rank], b.into())],
             };
-            for (suffix, shape, numbers) in halves {
+            let magnitude = magnitude.as_ref().map(|values| (MAGNITUDE_SUFFIX, vec![*output], values.into()));
+            for (suffix, shape, numbers) in halves.into_iter().chain(magnitude) {
                 let name = format!("{PREFIX}{}{suffix}", options.path(module));
                 values.insert(name.clone(), numbers);
                 headers.push(TensorHeader { name, dtype: Dtype::F32, shape });
@@ -147,6 +162,13 @@ impl HostAdapter {
         if options.rslora {
             // Older PEFT does not know the key, so it stands only where it is needed.
             config["use_rslora"] = json!(true);
+        }
+        let with_magnitudes = self.pairs.values().filter(|pair| pair.magnitude.is_some()).count();
+        if with_magnitudes > 0 {
+            if let Some((module, _)) = self.pairs.iter().find(|(_, pair)| pair.magnitude.is_none()) {
+                return Err(Error::failed(module, "has no magnitude, and other pairs have: PEFT knows only all or none"));
+            }
+            config["use_dora"] = json!(true);
         }
         Ok(format!("{config:#}\n"))
     }

@@ -1,5 +1,6 @@
 //! The adapter: what is added to the frozen projections. Its parameters are the only ones that are trained.
 
+mod dora;
 mod low_rank;
 mod rows;
 
@@ -8,6 +9,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
+pub use dora::Dora;
 pub use low_rank::LowRank;
 pub use rows::Rows;
 
@@ -19,6 +21,8 @@ use crate::ops::frozen::FrozenWeight;
 pub enum Delta {
     /// A low-rank pair.
     LowRank(LowRank),
+    /// A low-rank pair with trained magnitudes.
+    Dora(Dora),
     /// Rows of some tokens.
     Rows(Rows),
 }
@@ -26,11 +30,12 @@ pub enum Delta {
 impl Delta {
     /// The trainable matrices, in a fixed order.
     pub fn parameters(&self) -> impl Iterator<Item = &Param<Tensor<2>>> {
-        let (first, second) = match self {
-            Self::LowRank(pair) => (&pair.a, Some(&pair.b)),
-            Self::Rows(rows) => (&rows.values, None),
+        let (first, second, third) = match self {
+            Self::LowRank(pair) => (&pair.a, Some(&pair.b), None),
+            Self::Dora(dora) => (&dora.pair.a, Some(&dora.pair.b), Some(&dora.magnitude)),
+            Self::Rows(rows) => (&rows.values, None, None),
         };
-        std::iter::once(first).chain(second)
+        std::iter::once(first).chain(second).chain(third)
     }
 
     /// The embeddings `rows` of the tokens `ids`, which come from `weight`, with this change.
@@ -40,6 +45,8 @@ impl Delta {
     fn embed(&self, rows: Tensor<2>, ids: &[u32], weight: &FrozenWeight) -> Tensor<2> {
         match self {
             Self::LowRank(pair) => pair.embed(rows, ids),
+            // No embedding has magnitudes (`adapter/init`, `adapter/peft`).
+            Self::Dora(dora) => dora.pair.embed(rows, ids),
             Self::Rows(own) => own.embed(rows, ids, weight),
         }
     }
@@ -105,6 +112,16 @@ impl Adapter {
     /// Number of trainable values.
     pub fn parameters(&self) -> usize {
         self.matrices().map(|matrix| matrix.dims().iter().product::<usize>()).sum()
+    }
+
+    /// Forgets what was computed from the parameters: they have changed.
+    pub fn parameters_changed(&mut self) {
+        for delta in &mut self.deltas {
+            match delta {
+                Delta::LowRank(_) | Delta::Rows(_) => {}
+                Delta::Dora(dora) => dora.parameters_changed(),
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Int, Tensor, TensorData, activation};
 
 use super::{Prediction, Targets, capped};
-use crate::ops::linear::{Projected, reference::project};
+use crate::ops::linear::{Projected, linear, reference::project};
 
 /// See [`cross_entropy`](super::cross_entropy()).
 pub fn cross_entropy(
@@ -66,7 +66,13 @@ fn predicted(all: Tensor<2>, targets: &Targets) -> Vec<Prediction> {
 /// `[targets, vocabulary]`.
 fn log_probabilities(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets, softcap: Option<f32>) -> Tensor<2> {
     let rows: Vec<u32> = targets.iter().map(|&(row, _)| row).collect();
-    let logits = project(rows_of_targets(hidden, targets), head, &rows).cast(DType::F32);
+    let picked = rows_of_targets(hidden, targets);
+    // With a factor on each logit there is no dropout, which alone depends on the rows, and `linear` keeps the weight packed.
+    let logits = match head.column_scale {
+        Some(_) => linear(picked, std::slice::from_ref(head), None),
+        None => project(picked, head, &rows),
+    };
+    let logits = logits.cast(DType::F32);
     activation::log_softmax(capped(logits, softcap), 1)
 }
 
