@@ -13,6 +13,7 @@ pub(super) mod patterns;
 mod plain_lora;
 mod read;
 mod renaming;
+mod roles;
 mod tokens;
 mod unused;
 mod write;
