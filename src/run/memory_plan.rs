@@ -118,7 +118,9 @@ impl Layers<'_> {
     }
 
     fn is_adapted(&self, layer: usize) -> bool {
-        self.groups(&self.config.block(layer)).iter().any(|group| self.ranks(group) > 0)
+        let within = format!("{}.{layer}.", self.config.names.layers);
+        self.adapter.whole.keys().any(|name| name.starts_with(&within))
+            || self.groups(&self.config.block(layer)).iter().any(|group| self.ranks(group) > 0)
     }
 
     /// The projections of a layer, those that share their input together.
@@ -181,7 +183,8 @@ impl Layers<'_> {
     /// Logits of a chunk and the gradient of the last hidden states.
     fn head(&self, work: &Workload) -> u64 {
         let (hidden, vocabulary) = (self.config.hidden_size as u64, self.config.vocab_size as u64);
-        let chunk = match self.have_magnitudes(&[self.config.head()]) {
+        let is_whole = self.adapter.whole.contains_key(&self.config.head_name());
+        let chunk = match is_whole || self.have_magnitudes(&[self.config.head()]) {
             // Scores before and after the scaling, their logarithms, and the gradients of these, of all targets at once.
             true => 5 * work.trained_tokens,
             false => targets_per_chunk(self.config.vocab_size).min(work.trained_tokens),
@@ -208,8 +211,9 @@ impl Layers<'_> {
     fn step(&self, work: &Workload) -> (u64, u64) {
         let tokens = work.tokens as u64;
         let layers = self.config.layers;
-        let embedding = self.config.names.embedding;
-        let adapts_embedding = self.adapter.pairs.contains_key(embedding) || self.adapter.whole.contains_key(&format!("{embedding}.weight"));
+        let adapts_embedding = self.adapter.pairs.contains_key(self.config.names.embedding)
+            || self.adapter.whole.contains_key(&self.config.embedding_name())
+            || self.adapter.rows.is_some();
         let lowest = (0..layers).find(|&layer| adapts_embedding || self.is_adapted(layer)).unwrap_or(layers);
         let (kept, working) = match work.recompute {
             Recompute::None => {
