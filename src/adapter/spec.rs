@@ -173,11 +173,13 @@ impl AdapterSpec {
         let modules = config.modules();
         let mut errors = Vec::new();
         for name in &self.modules_to_save {
-            let mut found = modules.iter().filter(|module| config.is_named(module, name)).peekable();
-            let message = match (found.peek(), found.any(|module| module.kind == SiteKind::QkNorm)) {
-                (None, _) => format!("`{name}` is the name of no module of {}", config.family.class_name),
-                (Some(_), true) => format!("`{name}` is a norm of queries or keys, which cannot be trained"),
-                (Some(_), false) => continue,
+            let found: Vec<&Site> = modules.iter().filter(|module| config.is_named(module, name)).collect();
+            let message = if found.is_empty() {
+                format!("`{name}` is the name of no module of {}", config.family.class_name)
+            } else if found.iter().any(|module| module.kind == SiteKind::QkNorm) {
+                format!("`{name}` is a norm of queries or keys, which cannot be trained")
+            } else {
+                continue;
             };
             errors.push(
                 Error::input(Place::setting("adapter.modules_to_save"), message)

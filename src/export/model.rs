@@ -129,7 +129,12 @@ impl<'a> ModelPlan<'a> {
                     let is_set = metadata.iter().any(|(set, _)| set == *key);
                     !is_set && (own_vocabulary.is_some() || !key.starts_with("tokenizer."))
                 });
-                let carried: Vec<_> = carried.map(|(key, value)| (key.clone(), value.clone())).collect();
+                let size = format!("{}.vocab_size", base.config().family.gguf);
+                let own = |key: &str, value: &Value| match key == size {
+                    true => Value::U32(base.config().vocab_size as u32),
+                    false => value.clone(),
+                };
+                let carried: Vec<_> = carried.map(|(key, value)| (key.clone(), own(key, value))).collect();
                 metadata.extend(carried);
             }
         }

@@ -26,7 +26,7 @@ impl Tokenizer {
         }
         let mut files = self.files()?;
         for (name, bytes) in &mut files {
-            let change = match *name {
+            let change: fn(&mut Value, u32, &str) = match *name {
                 TOKENIZER => add_to_tokenizer,
                 CONFIG => add_to_config,
                 ADDED => add_to_list,
