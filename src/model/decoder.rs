@@ -268,7 +268,7 @@ impl Decoder {
         let mut upstream = end.grad_remove(&mut tape);
         collect(&mut gradients, &mut tape, adapter);
         drop((end, tape));
-        for (index, layer) in self.layers.iter().enumerate().skip(lowest).rev() {
+        for layer in self.layers.iter().skip(lowest).rev() {
             let (Some(input), Some(known)) = (inputs.pop(), upstream.take()) else { break };
             let input = input.autodiff().require_grad();
             let y = layer.forward(input.clone(), &batch.lengths, pass);

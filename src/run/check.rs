@@ -319,7 +319,7 @@ impl RunFacts {
             valid: (!prepared.valid.sequences.is_empty()).then(|| SplitFacts::of(&prepared.valid)),
             seen_in_training: prepared.seen_in_training,
             base_parameters: prepared.base.files.config().parameters(),
-            adapter_parameters: prepared.start.pairs.values().map(HostPair::parameters).sum(),
+            adapter_parameters: prepared.start.parameters(),
             chat_template: prepared.base.encoder.has_template(),
             memory: prepared.memory,
             memory_bytes: prepared.memory.total(),

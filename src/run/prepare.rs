@@ -10,7 +10,7 @@ use super::memory_fit::{Demand, fit_memory};
 use super::memory_plan::MemoryPlan;
 use super::notices::notices;
 use super::watch::{Stage, Watch};
-use crate::adapter::host::{HostAdapter, HostPair, provenance};
+use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
 use crate::data::kept::KeptSets;
 use crate::data::{Augmenter, DataSet, EncodedSet, Example, Paths, Row, split};

@@ -13,7 +13,6 @@ use super::recorder::Recorder;
 use super::resume::{self, Extras, Start};
 use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
-use crate::adapter::host::HostPair;
 use crate::adapter::peft::SaveOptions;
 use crate::bytes::Size;
 use crate::data::EncodedSet;

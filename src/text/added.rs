@@ -32,7 +32,7 @@ impl Tokenizer {
                 ADDED => add_to_list,
                 _ => continue,
             };
-            let mut value = strict_json::parse(name, bytes)?;
+            let mut value = strict_json::parse(*name, bytes)?;
             new.iter().for_each(|(id, text)| change(&mut value, *id, text));
             *bytes = format!("{value:#}\n").into_bytes();
         }
