@@ -37,6 +37,14 @@ struct Integers<'a> {
 
 /// The form of a panel of integers, as the kernels are compiled for: see [`CodeForm`], and whether scales are halves.
 macro_rules! with_form {
+    (@ $call:ident, ($($argument:expr),*), $codes:tt, $halves:tt, $rows:expr) => {
+        match $rows {
+            1 => $call::<1, $codes, $halves>($($argument),*),
+            2 => $call::<2, $codes, $halves>($($argument),*),
+            4 => $call::<4, $codes, $halves>($($argument),*),
+            _ => $call::<8, $codes, $halves>($($argument),*),
+        }
+    };
     ($form:expr, $call:ident, $arguments:tt, $($rows:tt)*) => {
         match $form {
             (CodeForm::Nibbles, false) => with_form!(@ $call, $arguments, { NIBBLES }, false, $($rows)*),
@@ -44,14 +52,6 @@ macro_rules! with_form {
             (CodeForm::Bytes, false) => with_form!(@ $call, $arguments, { BYTES }, false, $($rows)*),
             (CodeForm::Bytes, true) => with_form!(@ $call, $arguments, { BYTES }, true, $($rows)*),
             (_, true) => unreachable!("no format of nibbles has two scales a block"),
-        }
-    };
-    (@ $call:ident, ($($argument:expr),*), $codes:tt, $halves:tt, $rows:expr) => {
-        match $rows {
-            1 => $call::<1, $codes, $halves>($($argument),*),
-            2 => $call::<2, $codes, $halves>($($argument),*),
-            4 => $call::<4, $codes, $halves>($($argument),*),
-            _ => $call::<8, $codes, $halves>($($argument),*),
         }
     };
 }
