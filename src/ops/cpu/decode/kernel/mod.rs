@@ -36,6 +36,7 @@ struct Integers<'a> {
 }
 
 /// The form of a panel of integers, as the kernels are compiled for: see [`CodeForm`], and whether scales are halves.
+#[cfg(target_arch = "x86_64")]
 macro_rules! with_form {
     (@ $call:ident, ($($argument:expr),*), $codes:tt, $halves:tt, $rows:expr) => {
         match $rows {
@@ -55,12 +56,16 @@ macro_rules! with_form {
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
 use with_form;
 
 /// Values of the kernels' parameter for the form of codes.
-const NIBBLES: u8 = 0;
-const NF4: u8 = 1;
-const BYTES: u8 = 2;
+#[cfg(target_arch = "x86_64")]
+mod code_form {
+    pub(super) const NIBBLES: u8 = 0;
+    pub(super) const NF4: u8 = 1;
+    pub(super) const BYTES: u8 = 2;
+}
 
 /// The outputs of a panel for the rows `first .. first + count`; `count` is 1, 2, 4 or 8.
 pub(super) fn tile(panels: &Panels, panel: usize, x: &Input<'_>, first: usize, count: usize, out: &mut Tile) {
