@@ -10,7 +10,7 @@ mod avx512;
 mod portable;
 
 use super::activations::{BLOCK, BlockScale, Input};
-use super::panels::{CodeForm, Form, Panels, ROWS};
+use super::panels::{Form, Panels, ROWS};
 use crate::ops::cpu::isa::Isa;
 
 /// The most rows of activations that go through a kernel at once.
