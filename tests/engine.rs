@@ -119,7 +119,8 @@ fn greedy_answers_of_every_family_are_those_of_a_whole_pass() {
         if let Some(adapter) = &adapter {
             engine.add_adapter("tuned", adapter);
         }
-        for (name, adapter) in [(None, None)].into_iter().chain(adapter.as_ref().map(|one| (Some("tuned"), Some(one)))) {
+        for (name, adapter) in [(None, None)].into_iter().chain(adapter.as_ref().map(|one| (Some("tuned"), Some(one))))
+        {
             let request = Request { adapter: name.map(str::to_owned), ..greedy(prompt, count) };
             let found = answers(&mut engine, &[request]).remove(0);
             let ids = [prompt, &found.tokens].concat();
@@ -197,7 +198,9 @@ fn the_fast_kernels_stay_near_the_exact_ones() {
             let options = LoadOptions { device: Device::flex(), compute: Compute::F32, quant };
             let decoder = Decoder::load(&base, &options, |_, _| {}).expect("loaded");
             let embedded = |precision| {
-                engine(&decoder, EngineOptions { precision, ..EngineOptions::default() }).embed(&ids, None).expect("a mean")
+                engine(&decoder, EngineOptions { precision, ..EngineOptions::default() })
+                    .embed(&ids, None)
+                    .expect("a mean")
             };
             let (exact, fast) = (embedded(Precision::Exact), embedded(Precision::Fast));
             let whole = decoder.mean_hidden(&ids, None);
@@ -257,7 +260,10 @@ fn an_answer_ends_for_the_reason_that_it_names() {
     let none = Request { max_tokens: 0, ..request.clone() };
     let found = answers(&mut engine, &[end, late, none]);
     assert!(found.iter().all(|one| one.tokens.is_empty()));
-    assert_eq!(found.iter().map(|one| one.finish).collect::<Vec<_>>(), [Finish::EndToken, Finish::Time, Finish::Length].map(Some));
+    assert_eq!(
+        found.iter().map(|one| one.finish).collect::<Vec<_>>(),
+        [Finish::EndToken, Finish::Time, Finish::Length].map(Some)
+    );
 
     // A stop string of the characters around the middle of the text, and so across the borders of tokens.
     let characters: Vec<char> = whole.text.chars().collect();
