@@ -178,8 +178,9 @@ impl Decoder {
 
     /// The mean over a sequence of the hidden states after the final norm, `[hidden]`.
     pub fn mean_hidden(&self, ids: &[u32], adapter: Option<&Adapter>) -> Vec<f32> {
-        let x = self.hidden(ids, &[ids.len()], &Pass { adapter, noise: None });
-        self.norm.forward(x).cast(DType::F32).mean_dim(0).into_data().iter::<f32>().collect()
+        let pass = Pass { adapter, noise: None };
+        let x = self.hidden(ids, &[ids.len()], &pass);
+        self.norm.forward(x, &pass).cast(DType::F32).mean_dim(0).into_data().iter::<f32>().collect()
     }
 
     /// The past of a sequence that has not begun.

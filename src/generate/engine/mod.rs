@@ -190,7 +190,7 @@ impl Engine {
         }
         self.requests_so_far += 1;
         let id = RequestId(self.requests_so_far);
-        let past = self.model.begin();
+        let past = self.model.begin(attached.as_deref());
         self.waiting.push_back(Running::new(id, request, (attached, sampler, past), &self.tokenizer, (tokens, bytes)));
         Ok(id)
     }
@@ -293,7 +293,7 @@ impl Engine {
             let start = self.chain(&next);
             let (blocks, chain) = self.prefixes.find(start, &next.tokens[..next.prompt_tokens - 1]);
             if !blocks.is_empty() {
-                next.past = self.model.begin_with(&blocks);
+                next.past = self.model.begin_with(&blocks, next.adapter.as_deref());
             }
             next.begin(blocks.len() * BLOCK_TOKENS, chain);
             self.totals.prompt_tokens += next.prompt_tokens as u64;
@@ -338,7 +338,7 @@ impl Engine {
         for index in 0..self.running.len() {
             let one = &self.running[index];
             if one.fed > 0 && self.model.switches(one.fed, one.tokens.len()) {
-                let (past, chain) = (self.model.begin(), self.chain(one));
+                let (past, chain) = (self.model.begin(one.adapter.as_deref()), self.chain(one));
                 self.running[index].read_anew(past, chain);
             }
         }

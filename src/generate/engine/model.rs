@@ -12,7 +12,8 @@ use crate::nn::Adapter;
 #[cfg(feature = "cpu")]
 use crate::ops::attention::PagedCache;
 
-/// An adapter as the engine holds it.
+/// An adapter as the engine holds it. The kernels of inference take low-rank pairs on projections; sequences with any other adapter
+/// go through the decoder.
 pub(super) struct Attached {
     /// Differs from that of every other adapter of the engine, those of the past included.
     pub(super) number: u64,
@@ -71,30 +72,33 @@ impl Model {
 
     pub(super) fn attach(&self, adapter: &Adapter, number: u64) -> Attached {
         #[cfg(feature = "cpu")]
-        if self.host.is_some() {
-            return Attached { number, factors: AdapterFactors::Host(HostFactors::new(adapter)) };
+        if self.host.is_some()
+            && let Some(factors) = HostFactors::new(adapter, self.decoder.sites() - 1)
+        {
+            return Attached { number, factors: AdapterFactors::Host(factors) };
         }
         Attached { number, factors: AdapterFactors::Tensors(adapter.clone()) }
     }
 
-    /// The past of a sequence that has not begun.
-    pub(super) fn begin(&self) -> Past {
+    /// The past of a sequence with this adapter that has not begun.
+    pub(super) fn begin(&self, adapter: Option<&Attached>) -> Past {
         #[cfg(feature = "cpu")]
-        if let Some(host) = &self.host {
+        if let (Some(host), None) = (&self.host, adapter.and_then(|attached| attached.factors.tensors())) {
             return Past::Paged(host.begin());
         }
+        let _ = adapter;
         Past::Tensors(self.decoder.begin())
     }
 
-    /// The past of a sequence that begins with these blocks.
-    pub(super) fn begin_with(&self, blocks: &[Arc<Block>]) -> Past {
+    /// The past of a sequence with this adapter that begins with these blocks.
+    pub(super) fn begin_with(&self, blocks: &[Arc<Block>], adapter: Option<&Attached>) -> Past {
         #[cfg(feature = "cpu")]
-        if let Some(host) = &self.host {
+        if let (Some(host), None) = (&self.host, adapter.and_then(|attached| attached.factors.tensors())) {
             let pages: Vec<_> = blocks.iter().map(|block| block.pages.clone()).collect();
             return Past::Paged(host.begin_with(&pages));
         }
         let _ = blocks;
-        self.begin()
+        self.begin(adapter)
     }
 
     /// Block `number` of 64 tokens of a sequence, if all of it is still there.
@@ -150,7 +154,7 @@ impl Model {
     pub(super) fn embed(&self, prompt: &[u32], adapter: Option<&Attached>) -> Vec<f32> {
         let factors = adapter.map(|attached| &attached.factors);
         #[cfg(feature = "cpu")]
-        if let Some(host) = &self.host {
+        if let (Some(host), None) = (&self.host, factors.and_then(AdapterFactors::tensors)) {
             let adapter = factors.and_then(AdapterFactors::host);
             let (total, mut past) = (prompt.len(), host.begin());
             return host.mean_hidden(HostPiece { new: prompt, past: &mut past, adapter, total, wants_logits: false });
@@ -168,12 +172,20 @@ impl Model {
                 let Piece { new, total, wants_logits, .. } = *piece;
                 Some(HostPiece { new, past, adapter, total, wants_logits })
             });
-            return host.advance(&mut on_host.collect::<Vec<_>>());
+            let mut on_host: Vec<HostPiece<'_>> = on_host.collect();
+            let of_host = if on_host.is_empty() { Vec::new() } else { host.advance(&mut on_host) };
+            let (mut of_host, mut of_tensors) = (of_host.into_iter(), self.advance_tensors(pieces).into_iter());
+            let wanting = pieces.iter().filter(|piece| piece.wants_logits);
+            let in_order = wanting.filter_map(|piece| match &*piece.past {
+                Past::Paged(_) => of_host.next(),
+                Past::Tensors(_) => of_tensors.next(),
+            });
+            return in_order.collect();
         }
         self.advance_tensors(pieces)
     }
 
-    /// Feeds the pieces, those of each adapter at once.
+    /// Feeds the pieces whose past is in tensors, those of each adapter at once.
     fn advance_tensors(&self, pieces: &mut [Piece<'_>]) -> Vec<Vec<f32>> {
         let mut logits = vec![None; pieces.len()];
         let number = |piece: &Piece<'_>| piece.adapter.map(|adapter| adapter.number);
@@ -191,6 +203,9 @@ impl Model {
                 new.push(piece.new);
                 places.push((place, piece.wants_logits));
                 adapter = piece.adapter.and_then(|attached| attached.factors.tensors());
+            }
+            if new.is_empty() {
+                continue;
             }
             let after = self.decoder.next_logits(&new, &mut pasts, adapter);
             for ((place, is_wanted), after) in places.into_iter().zip(after) {

@@ -21,16 +21,27 @@ pub(super) struct Factors {
 }
 
 impl HostFactors {
-    pub(in crate::generate::engine) fn new(adapter: &Adapter) -> Self {
+    /// The factors of an adapter that has nothing but low-rank pairs on projections; `None` of any other. `embedding` is the site of the
+    /// embedding.
+    pub(in crate::generate::engine) fn new(adapter: &Adapter, embedding: usize) -> Option<Self> {
+        if adapter.changes(embedding) || !adapter.whole.is_empty() {
+            return None;
+        }
         let factors = |index: usize| match &adapter.deltas[index] {
             Delta::LowRank(pair) => {
                 let values =
                     |tensor: burn::tensor::Tensor<2>| -> Vec<f32> { tensor.into_data().iter::<f32>().collect() };
-                let [rank, _] = pair.a.dims();
-                Factors::new(rank, values(pair.a.val()), &values(pair.b.val()), pair.scale)
+                let [a, b] = pair.factors();
+                let [rank, _] = a.dims();
+                Some(Factors::new(rank, values(a), &values(b), pair.scale))
             }
+            Delta::Dora(_) | Delta::Rows(_) => None,
         };
-        Self { sites: adapter.by_site.iter().map(|index| index.map(factors)).collect() }
+        let of_site = |index: &Option<usize>| match index {
+            None => Some(None),
+            Some(index) => factors(*index).map(Some),
+        };
+        Some(Self { sites: adapter.by_site.iter().map(of_site).collect::<Option<_>>()? })
     }
 
     /// The factors at a site.
