@@ -165,3 +165,32 @@ fn what_selects_nothing_is_refused() {
         assert!(error.contains(expected), "{expected}: {error}");
     }
 }
+
+#[test]
+fn modules_are_narrowed_and_have_values_of_their_own() {
+    let adapter = crate::recipe::with(&[
+        "adapter.exclude=['o_proj']",
+        "adapter.layers=[0, 3]",
+        r#"adapter.rank_pattern={ "layers\\.0\\..*" = 16, q_proj = 4 }"#,
+        "adapter.alpha_pattern.v_proj=2",
+    ])
+    .expect("valid")
+    .adapter;
+    assert_eq!(adapter.exclude, Some(Modules::Named(vec!["o_proj".to_owned()])));
+    assert_eq!(adapter.layers, Some(vec![0, 3]));
+    assert_eq!(adapter.rank_pattern, ByPattern::of([(r"layers\.0\..*", 16), ("q_proj", 4)]));
+    assert_eq!(adapter.alpha_pattern, ByPattern::of([("v_proj", 2.0)]));
+    for (settings, expected) in [
+        (&["adapter.exclude='(x'"][..], "`(x` is not a regular expression"),
+        (&["adapter.exclude=o_proj"], "did you mean `[\"o_proj\"]`?"),
+        (&["adapter.layers=[]"], "`adapter.layers`: expected something not empty"),
+        (&["adapter.rank_pattern={ '(x' = 4 }"], "`adapter.rank_pattern`: `(x` is not a regular expression"),
+        (&["adapter.rank_pattern={ q_proj = 0 }"], "expected a table from patterns to numbers, 1 to 65536"),
+        (&["adapter.rank_pattern.layers.0.q_proj=4"], "a pattern with dots stands in quotes"),
+        (&["adapter.alpha_pattern=3"], "a table from patterns to numbers"),
+        (&["adapter.targets='.*q_proj'", "adapter.layers=[1]"], "let the expression name the layers"),
+    ] {
+        let error = crate::recipe::with(settings).expect_err("refused").to_string();
+        assert!(error.contains(expected), "{settings:?}: {error}");
+    }
+}

@@ -3,7 +3,7 @@
 use std::fs;
 
 use burnish::Error;
-use burnish::adapter::spec::{ByPattern, Modules, Targets};
+use burnish::adapter::spec::{Modules, Targets};
 use burnish::data::{Format, LongPolicy};
 use burnish::model::decoder::Recompute;
 use burnish::quant::{Compute, Quant};
@@ -18,7 +18,7 @@ fn settings(text: &str) -> Result<Plan, Error> {
     Recipe::parse(text, "recipe.toml", &[])?.settings()
 }
 
-fn with(overrides: &[&str]) -> Result<Plan, Error> {
+pub fn with(overrides: &[&str]) -> Result<Plan, Error> {
     let overrides: Vec<String> = overrides.iter().map(|&setting| setting.to_owned()).collect();
     Recipe::parse(SMALLEST, "recipe.toml", &overrides)?.settings()
 }
@@ -265,35 +265,6 @@ fn targets_are_a_word_or_a_list() {
     assert_eq!(targets("adapter.targets=['dense', 'fc1']"), Targets::named(["dense", "fc1"]));
     let pattern = Targets::Modules(Modules::Pattern(r".*\.1\.self_attn\..*".to_owned()));
     assert_eq!(targets(r"adapter.targets='.*\.1\.self_attn\..*'"), pattern);
-}
-
-#[test]
-fn modules_are_narrowed_and_have_values_of_their_own() {
-    let adapter = with(&[
-        "adapter.exclude=['o_proj']",
-        "adapter.layers=[0, 3]",
-        r#"adapter.rank_pattern={ "layers\\.0\\..*" = 16, q_proj = 4 }"#,
-        "adapter.alpha_pattern.v_proj=2",
-    ])
-    .expect("valid")
-    .adapter;
-    assert_eq!(adapter.exclude, Some(Modules::Named(vec!["o_proj".to_owned()])));
-    assert_eq!(adapter.layers, Some(vec![0, 3]));
-    assert_eq!(adapter.rank_pattern, ByPattern::of([(r"layers\.0\..*", 16), ("q_proj", 4)]));
-    assert_eq!(adapter.alpha_pattern, ByPattern::of([("v_proj", 2.0)]));
-    for (settings, expected) in [
-        (&["adapter.exclude='(x'"][..], "`(x` is not a regular expression"),
-        (&["adapter.exclude=o_proj"], "did you mean `[\"o_proj\"]`?"),
-        (&["adapter.layers=[]"], "`adapter.layers`: expected something not empty"),
-        (&["adapter.rank_pattern={ '(x' = 4 }"], "`adapter.rank_pattern`: `(x` is not a regular expression"),
-        (&["adapter.rank_pattern={ q_proj = 0 }"], "expected a table from patterns to numbers, 1 to 65536"),
-        (&["adapter.rank_pattern.layers.0.q_proj=4"], "a pattern with dots stands in quotes"),
-        (&["adapter.alpha_pattern=3"], "a table from patterns to numbers"),
-        (&["adapter.targets='.*q_proj'", "adapter.layers=[1]"], "let the expression name the layers"),
-    ] {
-        let error = with(settings).expect_err("refused").to_string();
-        assert!(error.contains(expected), "{settings:?}: {error}");
-    }
 }
 
 #[test]
