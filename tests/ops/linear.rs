@@ -5,8 +5,8 @@ use burnish::ops::cpu::pool;
 use burnish::ops::frozen::FrozenWeight;
 use burnish::ops::linear::{self, Dropout, LowRankPair, Projected};
 
-use super::{compare, run, tensor, values, weight};
-use crate::model::{largest_difference, turn};
+use super::{compare, relative, run, tensor, values, weight};
+use crate::model::turn;
 
 #[test]
 fn linear_with_and_without_low_rank_pairs_bias_residual_and_dropout() {
@@ -108,7 +108,7 @@ fn norms_of_adapted_rows_are_those_of_the_formed_weight() {
         let found = linear::row_norms(&weight, a.clone(), b.clone(), scale);
         assert_eq!(found.dims(), [1, output]);
         let found: Vec<f32> = found.into_data().iter::<f32>().collect();
-        assert!(largest_difference(&found, &expected) < 1e-4, "{dtype:?}: {found:?}, not {expected:?}");
+        assert!(relative(&found, &expected) < 1e-5, "{dtype:?}: {found:?}, not {expected:?}");
     }
     // A row that the pair takes away altogether has the norm zero, not the root of a negative rounding.
     let weight = weight(output, input, DType::F32, 3);
