@@ -5,6 +5,7 @@ mod adapter_file;
 mod adapter_open;
 mod answers;
 mod augment;
+mod cards;
 mod check;
 mod chosen_templates;
 mod cli;

@@ -19,7 +19,7 @@ use crate::files::safetensors::SafeTensorsFile;
 use crate::files::{Dtype, RawTensor};
 
 use index::ShardIndex;
-pub use weight::StoredWeight;
+pub use weight::{StoredWeight, quantiser_sha256};
 
 /// Most differences to list; further ones are only counted.
 const MAX_DIFFERENCES: usize = 100;
