@@ -8,12 +8,13 @@ use super::Global;
 use super::terminal::Terminal;
 use super::train::TrainProgress;
 use crate::adapter::host::HostAdapter;
+use crate::data::{Columns, Shape};
 use crate::device;
 use crate::error::Result;
 use crate::quant::{Compute, Quant};
 use crate::run::OpenBase;
-use crate::run::merge::Hardware;
 use crate::run::model::{LoadedModel, ModelChoice};
+use crate::run::verify::{Examination, Hardware, Texts};
 
 /// A base and perhaps an adapter.
 #[derive(Debug, Args)]
@@ -52,14 +53,53 @@ impl Model {
         self.choice().load(&global.device, &mut TrainProgress::new(terminal))
     }
 
-    /// The device and precision to examine a written model with: exact, unless an argument says otherwise.
-    pub(super) fn examination(&self, global: &Global) -> Result<Hardware> {
-        Ok(Hardware { compute: self.compute.unwrap_or(Compute::F32), device: device::open(&global.device)? })
-    }
-
     /// The device and precision to compute with.
     pub(super) fn hardware(&self, adapter: Option<&HostAdapter>, global: &Global) -> Result<Hardware> {
         let device = device::open(&global.device)?;
         Ok(Hardware { compute: self.choice().compute(adapter, &device)?, device })
+    }
+}
+
+/// The comparison of a written model with base and adapter.
+#[derive(Debug, Args)]
+pub(super) struct Comparison {
+    /// Do not run the written model on texts to compare it with base and adapter
+    #[arg(long)]
+    no_verify: bool,
+    /// The data file to compare on, in any of the shapes that train reads [default: the validation examples of the adapter's
+    /// run, or else built-in texts]
+    #[arg(long, value_name = "FILE")]
+    pub(super) data: Option<PathBuf>,
+    /// Other names of its keys, as `[data.columns]` maps them: prompt=question,completion=answer
+    #[arg(long, requires = "data", value_name = "KEY=NAME,...")]
+    pub(super) columns: Option<Columns>,
+}
+
+impl Comparison {
+    /// The examination of a model that is written from `base` and `adapter`, unless there is none: exact, unless an argument
+    /// says otherwise.
+    pub(super) fn examination(
+        &self,
+        model: &Model,
+        base: &OpenBase,
+        adapter: Option<&HostAdapter>,
+        global: &Global,
+        terminal: &Terminal,
+    ) -> Result<Option<Examination>> {
+        if self.no_verify {
+            return Ok(None);
+        }
+        let hardware =
+            Hardware { compute: model.compute.unwrap_or(Compute::F32), device: device::open(&global.device)? };
+        let texts = match (&self.data, adapter.zip(model.adapter.as_deref())) {
+            (Some(data), _) => Texts::of_data(&base.encoder, data, Shape::with_columns(self.columns.as_ref()))?,
+            (None, Some((adapter, folder))) => {
+                let (texts, notice) = Texts::of_run(&base.encoder, folder, adapter)?;
+                notice.into_iter().for_each(|notice| terminal.message(notice));
+                texts
+            }
+            (None, None) => Texts::built_in(&base.encoder)?,
+        };
+        Ok(Some(Examination { hardware, texts }))
     }
 }

@@ -89,7 +89,7 @@ impl Decoder {
     }
 
     /// `[tokens, hidden]`. The noise of training is added to the rows themselves, before a family's multiplier.
-    fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
+    pub(super) fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
         let mut rows = self.embedding.rows(ids, &self.device);
         let shape = rows.dims();
         if let Some(noise) = pass.noise.and_then(|noise| noise.of_embeddings(lengths, shape[1])) {
@@ -133,7 +133,7 @@ impl Decoder {
     }
 
     /// Logits of hidden states before the final norm, `[tokens, vocabulary]`.
-    fn head_logits(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+    pub(super) fn head_logits(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
         capped(linear(self.normed(x), &[self.head.in_pass(pass)], None), self.logit_softcap())
     }
 

@@ -91,6 +91,23 @@ fn every_block_encoder_gives_the_bytes_of_llama_cpp() {
     }
 }
 
+#[test]
+fn every_block_encoder_gives_the_bytes_of_llama_cpp_with_an_importance_matrix() {
+    let file = SafeTensorsFile::open(&fixture("gguf/encoded.safetensors")).expect("fixtures");
+    let values = file.tensor("values").expect("values").to_f32().expect("floats");
+    let importance = file.tensor("importance").expect("importance").to_f32().expect("floats");
+    for block in BlockType::ALL {
+        let expected = file.tensor(&format!("{}.weighted", block.name().to_lowercase())).expect("blocks").bytes;
+        let row_bytes = importance.len() / block.values_per_block() * block.bytes_per_block();
+        let rows = values.chunks(importance.len()).zip(expected.chunks(row_bytes));
+        for (index, (row, expected)) in rows.enumerate() {
+            let mut found = vec![0; row_bytes];
+            block.encode_weighted(row, &importance, &mut found);
+            assert_eq!(found, expected, "{block}: row {index}");
+        }
+    }
+}
+
 /// The keys that this program writes beyond those of the fixtures, whose makers leave them out.
 fn is_further(key: &str) -> bool {
     const FURTHER: [&str; 8] = [

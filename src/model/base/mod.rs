@@ -211,6 +211,14 @@ impl BaseFiles {
         }
     }
 
+    /// Returns the memory of the mapped files' pages to the system, which reads them again on the next access.
+    pub fn release(&self) {
+        match &self.source {
+            Source::Folder(shards) => shards.files.iter().for_each(SafeTensorsFile::release),
+            Source::Gguf(gguf) => gguf.release(),
+        }
+    }
+
     fn unknown(&self, hf_name: &str) -> Error {
         Error::input(format_args!("{}: tensor {hf_name}", self.path.display()), "the model has no such tensor")
     }
