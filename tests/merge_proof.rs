@@ -106,7 +106,7 @@ fn an_exported_file_is_examined_too() {
     let export = |name: &str, gguf_type| {
         let options = ExportOptions { weights: MergeBase::Original, gguf_type: Some(gguf_type), split_bytes: None };
         let out = folder.path().join(name);
-        let exported = export::gguf(&base, Some(&adapter), &out, &options, Some(examination(&base))).expect("an export");
+        let exported = export::gguf(&base, Some(&adapter), &out, &options, None, Some(examination(&base))).expect("an export");
         exported.agreement.expect("compared")
     };
     let (exact, packed) = (export("f32.gguf", GgufType::F32), export("q8_0.gguf", GgufType::Q8_0));

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::Global;
-use super::model::{Comparison, Model};
+use super::model::{Comparison, ImportanceMatrix, Model};
 use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::MergeBase;
@@ -32,6 +32,8 @@ pub(super) struct Arguments {
     /// Type of the weights [default: as in the base; f32 for a base that bitsandbytes packed]
     #[arg(long = "type", value_enum, value_name = "TYPE")]
     gguf_type: Option<GgufType>,
+    #[command(flatten)]
+    importance: ImportanceMatrix,
     #[command(flatten)]
     comparison: Comparison,
     /// Split a file that would be larger, as 2GiB, 500MB or a number of bytes
@@ -65,10 +67,14 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let split_bytes = arguments.split_size.map(|size| size.0);
     let options = ExportOptions { weights, gguf_type: arguments.gguf_type, split_bytes };
     let Arguments { model, comparison, out, .. } = arguments;
-    let examination = || comparison.examination(model, &base, adapter.as_ref(), global, terminal);
     let exported = match (arguments.format, &adapter) {
-        (Format::Gguf, adapter) => run::export::gguf(&base, adapter.as_ref(), out, &options, examination()?)?,
-        (Format::Ollama, adapter) => run::export::ollama(&base, adapter.as_ref(), out, &options, examination()?)?,
+        (Format::Gguf | Format::Ollama, adapter) => {
+            let adapter = adapter.as_ref();
+            let importance = arguments.importance.importance(model, &base, adapter, &options, global)?;
+            let examination = comparison.examination(model, &base, adapter, global, terminal)?;
+            let write = if arguments.format == Format::Gguf { run::export::gguf } else { run::export::ollama };
+            write(&base, adapter, out, &options, importance.as_ref(), examination)?
+        }
         (Format::GgufLora, Some(adapter)) => arguments.gguf_lora(&base, adapter)?,
         (Format::GgufLora, None) => {
             return Err(Error::input(Place::argument("--adapter"), "is missing")
@@ -84,6 +90,7 @@ impl Arguments {
             ("--type", self.gguf_type.is_some()),
             ("--split-size", self.split_size.is_some()),
             ("--data", self.comparison.data.is_some()),
+            ("--imatrix", self.importance.imatrix.is_some()),
         ];
         let errors = given.into_iter().filter(|(_, is_given)| *is_given).map(|(argument, _)| {
             Error::input(

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Global;
 use super::export::Exported;
-use super::model::{Comparison, Model};
+use super::model::{Comparison, ImportanceMatrix, Model};
 use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
@@ -19,7 +19,6 @@ use crate::export::{ExportOptions, GgufType};
 use crate::files::FloatType;
 use crate::quant::Quant;
 use crate::run::merge::{self, MergeCheck, MergedFolder};
-use crate::run::verify::Examination;
 use crate::run::{OpenBase, export};
 
 /// Fold an adapter into its base and write a Hugging Face folder, or the model for other programs
@@ -51,6 +50,8 @@ pub(super) struct Arguments {
     /// Measure the adapter on the packed weights and merged both ways; without --out nothing is kept
     #[arg(long, requires = "data")]
     compare: bool,
+    #[command(flatten)]
+    importance: ImportanceMatrix,
     #[command(flatten)]
     examined: Comparison,
 }
@@ -124,7 +125,8 @@ impl Arguments {
         base: &OpenBase,
         adapter: &HostAdapter,
         weights: MergeBase,
-        examination: Option<Examination>,
+        global: &Global,
+        terminal: &Terminal,
     ) -> Result<Exported> {
         let Some(out) = self.out.as_deref().filter(|_| !self.compare) else {
             let error = Error::input(Place::argument("--compare"), "measures Hugging Face folders");
@@ -132,11 +134,10 @@ impl Arguments {
         };
         let split_bytes = self.split_size.map(|size| size.0);
         let options = ExportOptions { weights, gguf_type: self.gguf_type, split_bytes };
-        let exported = match self.format() {
-            Format::Ollama => export::ollama(base, Some(adapter), out, &options, examination),
-            Format::Gguf | Format::Hf => export::gguf(base, Some(adapter), out, &options, examination),
-        };
-        Ok(Exported::at(out, exported?))
+        let importance = self.importance.importance(&self.model, base, Some(adapter), &options, global)?;
+        let examination = self.examined.examination(&self.model, base, Some(adapter), global, terminal)?;
+        let write = if self.format() == Format::Ollama { export::ollama } else { export::gguf };
+        Ok(Exported::at(out, write(base, Some(adapter), out, &options, importance.as_ref(), examination)?))
     }
 }
 
@@ -164,10 +165,13 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let quant = choice.quant(&base, Some(&adapter))?;
     let packing = quant.is_packing().then_some(quant);
     let weights = arguments.weights(&base, packing)?;
-    let examination = || arguments.examined.examination(&arguments.model, &base, Some(&adapter), global, terminal);
     if format != Format::Hf {
-        let examination = examination()?;
-        return arguments.for_other_programs(&base, &adapter, weights, examination)?.print(&base, terminal);
+        let exported = arguments.for_other_programs(&base, &adapter, weights, global, terminal)?;
+        return exported.print(&base, terminal);
+    }
+    if arguments.importance.imatrix.is_some() {
+        return Err(Error::input(Place::argument("--imatrix"), "goes with a quantised GGUF file")
+            .hint("`--format gguf --type q4_k_m`, say"));
     }
     let options = MergeOptions {
         weights,
@@ -188,7 +192,11 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             (report.map(|report| merge::Merged { report, agreement: None }), Some(comparison))
         }
         _ => match &arguments.out {
-            Some(out) => (Some(merge::merge(&base, &adapter, out, &options, examination()?)?), None),
+            Some(out) => {
+                let Arguments { model, examined, .. } = arguments;
+                let examination = examined.examination(model, &base, Some(&adapter), global, terminal)?;
+                (Some(merge::merge(&base, &adapter, out, &options, examination)?), None)
+            }
             None => (None, None),
         },
     };

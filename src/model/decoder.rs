@@ -139,14 +139,14 @@ impl Decoder {
 
     /// The prediction of each trained token of the batch, in order.
     pub fn predictions(&self, batch: &Batch, adapter: Option<&Adapter>) -> Vec<Prediction> {
-        let pass = Pass { adapter, noise: None };
+        let pass = Pass { adapter, ..Pass::default() };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
         predictions(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), self.logit_softcap())
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
     pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&Adapter>) -> Tensor<2> {
-        let pass = Pass { adapter, noise: None };
+        let pass = Pass { adapter, ..Pass::default() };
         let x = self.hidden(ids, lengths, &pass);
         self.head_logits(x, &pass)
     }
@@ -163,7 +163,7 @@ impl Decoder {
         sequences: &mut [&mut Sequence],
         adapter: Option<&Adapter>,
     ) -> Vec<Vec<f32>> {
-        let pass = Pass { adapter, noise: None };
+        let pass = Pass { adapter, ..Pass::default() };
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
         let x = self.next_hidden(new, sequences, &pass);
         let ends = lengths.iter().scan(0, |end, length| {
@@ -184,7 +184,7 @@ impl Decoder {
         sequence: &mut Sequence,
         adapter: Option<&Adapter>,
     ) -> Vec<Prediction> {
-        let pass = Pass { adapter, noise: None };
+        let pass = Pass { adapter, ..Pass::default() };
         let x = self.next_hidden(&[new], &mut [sequence], &pass);
         if targets.is_empty() {
             return Vec::new();
@@ -214,7 +214,7 @@ impl Decoder {
         recompute: Recompute,
         weigh: &mut Weigh<'_>,
     ) -> LossAndGradients {
-        let pass = Pass { adapter: Some(adapter), noise: Some(noise) };
+        let pass = Pass { adapter: Some(adapter), noise: Some(noise), ..Pass::default() };
         match recompute {
             Recompute::None => {
                 let losses = self.token_losses(self.hidden(&batch.ids, &batch.lengths, &pass), batch, &pass);

@@ -12,7 +12,7 @@ use super::rope::rope;
 use super::spec::{LinearSpec, NormSpec};
 use crate::error::{Error, Place, Result};
 use crate::nn::block::{Build, Qkv};
-use crate::nn::{Adapter, Layer, Norm, Pass, Projection};
+use crate::nn::{Adapter, Layer, Norm, Observer, Pass, Projection};
 use crate::ops::attention::{Geometry, QkvLayout, Rope};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::is_processor;
@@ -100,18 +100,8 @@ impl Decoder {
         rows: usize,
         visit: &mut dyn FnMut(usize, &[Vec<f32>]),
     ) -> Result<()> {
-        options.check()?;
-        let mut loader = Loader::new(base, options, &mut || {});
-        let mut decoder = loader.ends()?;
-        let passes: Vec<Pass<'_>> = adapters.iter().map(|adapter| Pass { adapter: *adapter, noise: None }).collect();
-        let mut hidden: Vec<Tensor<2>> = passes.iter().map(|pass| decoder.embed(ids, lengths, pass)).collect();
-        for layer in 0..base.config().layers {
-            let layer = loader.layer(layer)?;
-            hidden = hidden.into_iter().zip(&passes).map(|(x, pass)| layer.forward(x, lengths, pass)).collect();
-            drop(layer);
-            base.release();
-        }
-        decoder.head.site = loader.next_site;
+        let passes: Vec<Pass<'_>> = adapters.iter().map(|adapter| Pass { adapter: *adapter, ..Pass::default() }).collect();
+        let (decoder, hidden) = Self::stream(base, options, (ids, lengths), &passes)?;
         for first in (0..ids.len()).step_by(rows.max(1)) {
             let count = rows.max(1).min(ids.len() - first);
             let logits = hidden.iter().zip(&passes).map(|(x, pass)| {
@@ -122,6 +112,47 @@ impl Decoder {
         }
         base.release();
         Ok(())
+    }
+
+    /// Runs texts through the layers of a base, of which one at a time is in memory; `observer` gets the inputs of their
+    /// projections.
+    ///
+    /// # Shapes
+    /// - `ids`: `[tokens]`, texts of these `lengths` end to end
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn stream_inputs(
+        base: &BaseFiles,
+        options: &LoadOptions,
+        texts: (&[u32], &[usize]),
+        adapter: Option<&Adapter>,
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        let pass = Pass { adapter, observer: Some(observer), noise: None };
+        Self::stream(base, options, texts, &[pass]).map(drop)
+    }
+
+    /// The model without its layers, and the hidden states of the texts after them, of each pass.
+    fn stream(
+        base: &BaseFiles,
+        options: &LoadOptions,
+        (ids, lengths): (&[u32], &[usize]),
+        passes: &[Pass<'_>],
+    ) -> Result<(Self, Vec<Tensor<2>>)> {
+        options.check()?;
+        let mut advance = || {};
+        let mut loader = Loader::new(base, options, &mut advance);
+        let mut decoder = loader.ends()?;
+        let mut hidden: Vec<Tensor<2>> = passes.iter().map(|pass| decoder.embed(ids, lengths, pass)).collect();
+        for layer in 0..base.config().layers {
+            let layer = loader.layer(layer)?;
+            hidden = hidden.into_iter().zip(passes).map(|(x, pass)| layer.forward(x, lengths, pass)).collect();
+            drop(layer);
+            base.release();
+        }
+        decoder.head.site = loader.next_site;
+        Ok((decoder, hidden))
     }
 }
 

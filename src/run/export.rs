@@ -5,13 +5,16 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::base::OpenBase;
-use super::verify::{Agreement, Examination, Expected};
+use super::verify::{Agreement, Examination, Expected, Hardware};
 use crate::adapter::host::HostAdapter;
+use crate::data::{self, LongPolicy, Shape};
 use crate::error::{Error, Place, Result};
+use crate::export::importance::{Importance, MAX_TOKENS};
 use crate::export::lora::write_lora;
 use crate::export::model::ModelPlan;
 use crate::export::ollama;
 use crate::export::{ExportOptions, ExportReport};
+use crate::quant::Quant;
 
 /// A written model, and its closeness to base and adapter.
 #[derive(Debug, Clone, Serialize)]
@@ -34,9 +37,34 @@ pub fn gguf(
     adapter: Option<&HostAdapter>,
     out: &Path,
     options: &ExportOptions,
+    importance: Option<&Importance>,
     examination: Option<Examination>,
 ) -> Result<Exported> {
-    examined(base, adapter, options, examination, |plan, examine| plan.write(out, examine))
+    examined(base, adapter, options, examination, |plan, examine| plan.weighted(importance).write(out, examine))
+}
+
+/// The importance matrix by which the blocks of `base` with `adapter` are to be made: that in llama.cpp's file where `path` ends
+/// in `.gguf`, or else measured on the examples of a data file, with the base quantised as `quant` says.
+///
+/// # Errors
+/// Those of [`Importance::read`], [`Importance::measure`] and of reading and encoding the data.
+pub fn importance(
+    base: &OpenBase,
+    adapter: Option<&HostAdapter>,
+    quant: Quant,
+    hardware: &Hardware,
+    path: &Path,
+) -> Result<Importance> {
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return Importance::read(path);
+    }
+    // A row has one token or more.
+    let rows = data::read(path, Shape::with_columns(None))?;
+    let rows = &rows[..rows.len().min(MAX_TOKENS)];
+    let set = base.encoder.encode_all(rows, base.files.config().max_positions, LongPolicy::TruncatePrompt)?;
+    let options = hardware.load_options(&base.files, quant);
+    let attached = adapter.map(|adapter| adapter.attach(base.files.config(), &hardware.device)).transpose()?;
+    Importance::measure(&base.files, &options, &set.sequences, attached.as_ref())
 }
 
 /// Writes `adapter` as GGUF-LoRA to `out`, for llama.cpp's own file of `base`.
@@ -56,13 +84,16 @@ pub fn ollama(
     adapter: Option<&HostAdapter>,
     out: &Path,
     options: &ExportOptions,
+    importance: Option<&Importance>,
     examination: Option<Examination>,
 ) -> Result<Exported> {
     if options.split_bytes.is_some() {
         let message = "does not go with `--format ollama`, whose Modelfile names one file";
         return Err(Error::input(Place::argument("--split-size"), message));
     }
-    examined(base, adapter, options, examination, |plan, examine| ollama::write_folder(plan, &base.encoder, out, examine))
+    examined(base, adapter, options, examination, |plan, examine| {
+        ollama::write_folder(plan.weighted(importance), &base.encoder, out, examine)
+    })
 }
 
 /// Plans an export, and has `write` write it, with an examination of the file before it gets its name.

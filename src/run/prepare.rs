@@ -7,7 +7,7 @@ use super::base::OpenBase;
 use super::exact_match;
 use super::held_out::HeldOut;
 use super::memory_fit::{Demand, fit_memory};
-use super::memory_plan::MemoryPlan;
+use super::memory_plan::{MemoryPlan, moments};
 use super::notices::notices;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
@@ -182,11 +182,11 @@ impl Prepared {
     }
 
     /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
-    /// each holds two adapters and two moments, beside the one that is being written and the one that was resumed from.
+    /// each holds two adapters and the moments, beside the one that is being written and the one that was resumed from.
     pub fn disk_bytes(&self) -> u64 {
         let parameters: usize = self.start.pairs.values().map(|pair| pair.a.len() + pair.b.len()).sum();
-        let adapters = 2 + 4 * (self.plan.train.keep_checkpoints as u64 + 2);
-        adapters * 4 * parameters as u64
+        let checkpoint = 2 * parameters as u64 + moments(&self.start, self.plan.train.optimiser);
+        4 * (2 * parameters as u64 + checkpoint * (self.plan.train.keep_checkpoints as u64 + 2))
     }
 }
 

@@ -74,6 +74,16 @@ pub struct Hardware {
     pub compute: Compute,
 }
 
+impl Hardware {
+    /// The options of loading `files`, quantised as `quant` says, with the least memory.
+    pub(super) fn load_options(&self, files: &BaseFiles, quant: Quant) -> LoadOptions {
+        let Self { device, compute } = self;
+        // Blocks that stay as they are have the same values, and take less memory than their decoded ones.
+        let quant = if quant == Quant::None && files.is_gguf() && is_processor(device) { Quant::Keep } else { quant };
+        LoadOptions { device: device.clone(), compute: *compute, quant }
+    }
+}
+
 /// The examination of a written model: where it runs, and on what.
 #[derive(Debug, Clone)]
 pub struct Examination {
@@ -176,10 +186,7 @@ impl Examination {
         adapters: &[Option<&Adapter>],
         visit: &mut dyn FnMut(usize, &[Vec<f32>]),
     ) -> Result<()> {
-        let Hardware { device, compute } = &self.hardware;
-        // Blocks that stay as they are have the same values, and take less memory than their decoded ones.
-        let quant = if quant == Quant::None && files.is_gguf() && is_processor(device) { Quant::Keep } else { quant };
-        let options = LoadOptions { device: device.clone(), compute: *compute, quant };
+        let options = self.hardware.load_options(files, quant);
         let sequences = &self.texts.sequences;
         let ids: Vec<u32> = sequences.iter().flat_map(|text| text.ids.iter().copied()).collect();
         let lengths: Vec<usize> = sequences.iter().map(|text| text.ids.len()).collect();

@@ -1,6 +1,7 @@
 //! Exports: GGUF files against the fixtures that other programs made, and everything that is refused by name.
 
 mod feasible;
+mod importance;
 mod lora;
 mod ollama;
 mod refused;

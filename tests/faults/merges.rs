@@ -154,8 +154,8 @@ impl Output {
                 let options = MergeOptions { float_type: Some(FloatType::F32), ..MergeOptions::default() };
                 merge::merge(base, adapter, out, &options, examination).map(drop)
             }
-            Self::Gguf => export::gguf(base, Some(adapter), out, &exported, examination).map(drop),
-            Self::Ollama => export::ollama(base, Some(adapter), out, &exported, examination).map(drop),
+            Self::Gguf => export::gguf(base, Some(adapter), out, &exported, None, examination).map(drop),
+            Self::Ollama => export::ollama(base, Some(adapter), out, &exported, None, examination).map(drop),
         }
     }
 
