@@ -15,7 +15,7 @@ use burnish::run::merge::{Merged, merge};
 use burnish::run::verify::{Examination, Expected, Hardware, TextSource, Texts};
 use burnish::run::{OpenBase, export};
 
-use crate::cli::tiny_model;
+use crate::cli::{json, run, text, tiny_job, tiny_model};
 
 pub fn base() -> OpenBase {
     OpenBase::open(&tiny_model().display().to_string(), &mut |_| {}).expect("a base")
@@ -112,4 +112,37 @@ fn an_exported_file_is_examined_too() {
     let (exact, packed) = (export("f32.gguf", GgufType::F32), export("q8_0.gguf", GgufType::Q8_0));
     assert!(exact.kl_divergence < 1e-9, "{exact}");
     assert!(packed.kl_divergence > exact.kl_divergence && packed.kl_divergence < 0.05, "{packed}");
+}
+
+#[test]
+fn the_texts_are_those_of_the_run_or_of_the_data_that_is_named() {
+    let folder = tiny_job();
+    assert!(run(&folder, &["train", "recipe.toml"]).status.success());
+    let base = tiny_model().display().to_string();
+    let merged = |out: &str, more: &[&str]| {
+        let arguments = ["merge", "--base", &base, "--adapter", "runs/sums", "--out", out, "--json"];
+        let output = run(&folder, &[&arguments[..], more].concat());
+        (json(&output)["agreement"].clone(), text(&output.stderr))
+    };
+    let (agreement, said) = merged("a", &["--type", "f32"]);
+    assert_eq!(agreement["texts"]["source"], "validation", "{said}");
+    // Whole examples, and the loss of their trained tokens.
+    let loss = agreement["loss_merged"].as_f64().expect("a loss");
+    let evaluate = ["eval", "--base", "a", "--data", "valid.jsonl", "--compute", "f32", "--json"];
+    let measured = json(&run(&folder, &evaluate))["loss"].as_f64().expect("a loss");
+    assert_eq!(agreement["texts"]["examples"], 15, "all of them fit");
+    assert!((loss - measured).abs() < 1e-5, "{loss} and {measured}");
+    let report = std::fs::read_to_string(folder.path().join("a/merge_report.json")).expect("a report");
+    assert!(report.contains("\"source\": \"validation\""), "{report}");
+    let (agreement, _) = merged("b", &["--data", "train.jsonl"]);
+    assert_eq!(agreement["texts"]["source"], "data");
+    let (agreement, _) = merged("c.gguf", &["--type", "q8_0", "--data", "train.jsonl"]);
+    assert_eq!(agreement["texts"]["source"], "data");
+    // Other data than that of the run says nothing about it.
+    let path = folder.path().join("valid.jsonl");
+    let rows = std::fs::read_to_string(&path).expect("rows");
+    std::fs::write(&path, rows.replacen("3 and 1", "3 and 7", 1)).expect("written");
+    let (agreement, said) = merged("d", &[]);
+    assert_eq!(agreement["texts"]["source"], "built-in");
+    assert!(said.contains("not the validation examples of the run: ") && said.contains("has changed since the run"), "{said}");
 }
