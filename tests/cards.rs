@@ -34,8 +34,12 @@ fn a_card_describes_the_run_and_keeps_its_secrets() {
     let hash = |pointer: &str| record.pointer(pointer).and_then(Value::as_str).expect("a hash").to_owned();
     assert_eq!(hash("/data/train_sha256"), sha256_of_file(&folder.path().join("train.jsonl")).expect("read"));
     for pointer in [
-        "/base/sha256", "/data/train_sha256", "/data/valid_sha256", "/provenance/burnish.template_sha256",
-        "/provenance/burnish.tokenizer_sha256", "/build",
+        "/base/sha256",
+        "/data/train_sha256",
+        "/data/valid_sha256",
+        "/provenance/burnish.template_sha256",
+        "/provenance/burnish.tokenizer_sha256",
+        "/build",
     ] {
         assert!(card.contains(&hash(pointer)), "{pointer} in {card}");
     }
@@ -48,7 +52,8 @@ fn a_card_describes_the_run_and_keeps_its_secrets() {
     }
     // The prompts are bare, and Ollama's file has a template.
     assert!(!card.contains("Ollama") && card.contains("without a chat template"), "{card}");
-    let secrets = [folder.path().display().to_string(), tiny_model().display().to_string(), "and 2 is".into(), "jsonl".into()];
+    let secrets =
+        [folder.path().display().to_string(), tiny_model().display().to_string(), "and 2 is".into(), "jsonl".into()];
     for secret in &secrets {
         assert!(!card.contains(secret), "{secret} in {card}");
     }
@@ -68,7 +73,12 @@ fn the_files_with_texts_and_paths_are_left_out_of_uploads() {
         .collect();
     published.sort();
     let expected = [
-        ".gitignore", "README.md", "adapter_config.json", "adapter_model.safetensors", "special_tokens_map.json", "tokenizer.json",
+        ".gitignore",
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "special_tokens_map.json",
+        "tokenizer.json",
         "tokenizer_config.json",
     ];
     assert_eq!(published, expected);
@@ -79,9 +89,20 @@ fn the_adapter_carries_its_provenance_and_its_verdict() {
     let folder = tiny_job();
     trained(&folder, &["--set", "base.quant=nf4"]);
     let (metadata, record) = (metadata(&folder), record(&folder));
-    for key in ["base_sha256", "quantiser_sha256", "tokenizer_sha256", "template_sha256", "data_sha256", "valid_sha256", "build"] {
+    for key in [
+        "base_sha256",
+        "quantiser_sha256",
+        "tokenizer_sha256",
+        "template_sha256",
+        "data_sha256",
+        "valid_sha256",
+        "build",
+    ] {
         let value = metadata.get(&format!("burnish.{key}")).unwrap_or_else(|| panic!("{key} in {metadata:?}"));
-        assert!(value.len() == 64 && record["provenance"][format!("burnish.{key}")] == Value::String(value.clone()), "{key}: {value}");
+        assert!(
+            value.len() == 64 && record["provenance"][format!("burnish.{key}")] == Value::String(value.clone()),
+            "{key}: {value}"
+        );
     }
     assert_eq!(metadata["burnish.seed"], "0");
     let verdict: Value = serde_json::from_str(&metadata["burnish.verdict"]).expect("JSON");
@@ -100,7 +121,9 @@ fn the_adapter_carries_its_provenance_and_its_verdict() {
 fn a_card_names_only_the_consumers_that_can_take_the_adapter() {
     let folder = tiny_job();
     // The head is tied: llama.cpp has no tensor for the change of it alone.
-    let rows = "{\"messages\": [{\"role\": \"user\", \"content\": \"1\"}, {\"role\": \"assistant\", \"content\": \"2\"}]}\n".repeat(3);
+    let rows =
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"1\"}, {\"role\": \"assistant\", \"content\": \"2\"}]}\n"
+            .repeat(3);
     fs::write(folder.path().join("train.jsonl"), rows).expect("written");
     let card = trained(&folder, &["--set", "adapter.targets=[\"lm_head\"]", "--set", "base.quant=nf4-double"]);
     assert!(card.contains("--format gguf --type") && !card.contains("gguf-lora"), "{card}");
@@ -122,5 +145,8 @@ fn a_base_from_the_hub_is_named_by_its_repository() {
     let head = "---\nbase_model: \"some/small-model\"\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n\
                 - \"base_model:adapter:some/small-model\"\n- burnish\n";
     assert!(card.starts_with(head), "{card}");
-    assert!(card.contains("--base hf:some/small-model/m.gguf ") && card.contains("from_pretrained(\"some/small-model\")"), "{card}");
+    assert!(
+        card.contains("--base hf:some/small-model/m.gguf ") && card.contains("from_pretrained(\"some/small-model\")"),
+        "{card}"
+    );
 }

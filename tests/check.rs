@@ -213,12 +213,13 @@ fn files_of_every_kind_are_cleaned_to_lines_with_all_of_their_columns() {
     let folder = tiny_job();
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("written");
     write("t.csv", "id,prompt,completion\n1,a,b\n,\"c, d\",x@mail.de\n\n3,a,b\n");
-    write("l.json", "[{\"prompt\": \"a\",\n \"completion\": \"b\"},\n{\"prompt\": \"e\", \"completion\": \"f\", \"note\": 1.50}]\n");
+    write(
+        "l.json",
+        "[{\"prompt\": \"a\",\n \"completion\": \"b\"},\n{\"prompt\": \"e\", \"completion\": \"f\", \"note\": 1.50}]\n",
+    );
     let clean = ["data", "clean", "t.csv", "l.json", "--dedupe", "--redact", "--out", "clean.jsonl", "--json"];
     let report = object(&run(&folder, &clean));
-    let removed = |file: &str, line: usize| {
-        json!({"file": file, "line": line, "code": "D101", "kept_file": "t.csv", "kept_line": 2})
-    };
+    let removed = |file: &str, line: usize| json!({"file": file, "line": line, "code": "D101", "kept_file": "t.csv", "kept_line": 2});
     assert_eq!(report["removed"], json!([removed("t.csv", 5), removed("l.json", 1)]), "by the lines of the files");
     assert_eq!(report["redacted"][0]["line"], 3);
     let lines = fs::read_to_string(folder.path().join("clean.jsonl")).expect("rows");
@@ -227,7 +228,8 @@ fn files_of_every_kind_are_cleaned_to_lines_with_all_of_their_columns() {
     assert_eq!(lines, expected);
     let parquet = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tables");
     let parquet = fs::read_dir(parquet).expect("fixtures").map(|entry| entry.expect("an entry").path());
-    let parquet = parquet.filter(|path| path.extension().is_some_and(|ending| ending == "parquet")).min().expect("a table");
+    let parquet =
+        parquet.filter(|path| path.extension().is_some_and(|ending| ending == "parquet")).min().expect("a table");
     let name = parquet.display().to_string();
     let report = object(&run(&folder, &["data", "clean", &name, "--dedupe", "--out", "p.jsonl", "--json"]));
     assert!(report["rows_written"].as_u64().is_some_and(|rows| rows > 0), "{report}");

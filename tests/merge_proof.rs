@@ -50,7 +50,13 @@ fn a_merged_folder_computes_what_base_and_adapter_compute() {
     let (base, folder) = (base(), tempfile::tempdir().expect("a folder"));
     let adapter = adapter(&base, 0.3);
     let exact = merged(&base, &adapter, &folder.path().join("f32"), FloatType::F32).agreement.expect("compared");
-    assert!(exact.texts.source == TextSource::BuiltIn && exact.tokens > 50 && exact.kl_divergence < 1e-9 && exact.largest_logit_difference < 1e-3, "{exact}");
+    assert!(
+        exact.texts.source == TextSource::BuiltIn
+            && exact.tokens > 50
+            && exact.kl_divergence < 1e-9
+            && exact.largest_logit_difference < 1e-3,
+        "{exact}"
+    );
     assert!(exact.kl_divergence_of_base > 1e-4 && exact.top1_agreement == 1.0, "{exact}");
     assert!((exact.loss_merged - exact.loss_with_adapter).abs() < 1e-5, "{exact}");
     let rounded = merged(&base, &adapter, &folder.path().join("bf16"), FloatType::Bf16).agreement.expect("compared");
@@ -90,7 +96,8 @@ fn layers_that_are_loaded_one_after_another_compute_what_the_whole_model_compute
 #[test]
 fn a_model_that_computes_something_else_is_refused() {
     let (base, folder) = (base(), tempfile::tempdir().expect("a folder"));
-    let right = Expected::of(&base, Some(&adapter(&base, 0.3)), Quant::None, examination(&base)).expect("distributions");
+    let right =
+        Expected::of(&base, Some(&adapter(&base, 0.3)), Quant::None, examination(&base)).expect("distributions");
     for (name, strength) in [("twice", 0.6), ("half", 0.15), ("none", 0.0), ("negative", -0.3)] {
         let out = folder.path().join(name);
         merged(&base, &adapter(&base, strength), &out, FloatType::F32);
@@ -106,7 +113,8 @@ fn an_exported_file_is_examined_too() {
     let export = |name: &str, gguf_type| {
         let options = ExportOptions { weights: MergeBase::Original, gguf_type: Some(gguf_type), split_bytes: None };
         let out = folder.path().join(name);
-        let exported = export::gguf(&base, Some(&adapter), &out, &options, None, Some(examination(&base))).expect("an export");
+        let exported =
+            export::gguf(&base, Some(&adapter), &out, &options, None, Some(examination(&base))).expect("an export");
         exported.agreement.expect("compared")
     };
     let (exact, packed) = (export("f32.gguf", GgufType::F32), export("q8_0.gguf", GgufType::Q8_0));
@@ -144,5 +152,8 @@ fn the_texts_are_those_of_the_run_or_of_the_data_that_is_named() {
     std::fs::write(&path, rows.replacen("3 and 1", "3 and 7", 1)).expect("written");
     let (agreement, said) = merged("d", &[]);
     assert_eq!(agreement["texts"]["source"], "built-in");
-    assert!(said.contains("not the validation examples of the run: ") && said.contains("has changed since the run"), "{said}");
+    assert!(
+        said.contains("not the validation examples of the run: ") && said.contains("has changed since the run"),
+        "{said}"
+    );
 }

@@ -13,9 +13,9 @@ use crate::device;
 use crate::error::{Error, Place, Result};
 use crate::export::{ExportOptions, GgufType, Importance};
 use crate::quant::{Compute, Quant};
-use crate::run::{OpenBase, export};
 use crate::run::model::{LoadedModel, ModelChoice};
 use crate::run::verify::{Examination, Hardware, Texts};
+use crate::run::{OpenBase, export};
 
 /// A base and perhaps an adapter.
 #[derive(Debug, Args)]

@@ -78,10 +78,12 @@ fn encoded(dtype: Dtype, values: &[f32], columns: usize, importance: Option<&[f3
         Dtype::Block(block) => {
             let row_bytes = columns / block.values_per_block() * block.bytes_per_block();
             let mut bytes = vec![0; values.len() / columns * row_bytes];
-            bytes.par_chunks_mut(row_bytes).zip(values.par_chunks(columns)).for_each(|(bytes, values)| match importance {
-                Some(importance) => block.encode_weighted(values, importance, bytes),
-                None => block.encode(values, bytes),
-            });
+            bytes.par_chunks_mut(row_bytes).zip(values.par_chunks(columns)).for_each(
+                |(bytes, values)| match importance {
+                    Some(importance) => block.encode_weighted(values, importance, bytes),
+                    None => block.encode(values, bytes),
+                },
+            );
             bytes
         }
         _ => float::encode_f32(values),

@@ -100,7 +100,8 @@ impl Decoder {
         rows: usize,
         visit: &mut dyn FnMut(usize, &[Vec<f32>]),
     ) -> Result<()> {
-        let passes: Vec<Pass<'_>> = adapters.iter().map(|adapter| Pass { adapter: *adapter, ..Pass::default() }).collect();
+        let passes: Vec<Pass<'_>> =
+            adapters.iter().map(|adapter| Pass { adapter: *adapter, ..Pass::default() }).collect();
         let (decoder, hidden) = Self::stream(base, options, (ids, lengths), &passes)?;
         for first in (0..ids.len()).step_by(rows.max(1)) {
             let count = rows.max(1).min(ids.len() - first);

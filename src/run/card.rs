@@ -55,7 +55,9 @@ impl Card<'_> {
         let licence = licence::of_base(&self.prepared.base.files);
         lines.extend(licence.iter().map(|(key, value)| format!("{key}: {}", quoted(value))));
         lines.extend(["pipeline_tag: text-generation", "tags:"].map(str::to_owned));
-        lines.extend(self.repository.map(|repository| format!("- {}", quoted(&format!("base_model:adapter:{repository}")))));
+        lines.extend(
+            self.repository.map(|repository| format!("- {}", quoted(&format!("base_model:adapter:{repository}")))),
+        );
         lines.extend(["- burnish", "- lora", "- transformers", "---", ""].map(str::to_owned));
         lines.join("\n")
     }
@@ -102,7 +104,8 @@ impl Card<'_> {
             text += "\n### llama.cpp\n\n```sh\n";
         }
         if merged {
-            let _ = writeln!(text, "burnish merge --base {base} --adapter . --format gguf --type q8_0 --out merged.gguf");
+            let _ =
+                writeln!(text, "burnish merge --base {base} --adapter . --format gguf --type q8_0 --out merged.gguf");
             text += "llama-cli -m merged.gguf\n";
         }
         if alone {
@@ -198,7 +201,10 @@ impl Card<'_> {
         let known = |key: &str| start.metadata.get(key).map_or("none", String::as_str);
         let examples = |set: &EncodedSet, sha256: &str| match set.sequences.len() {
             0 => "none".to_owned(),
-            count => format!("{count} examples, {} tokens, {} of them trained; SHA-256 `{sha256}`", set.tokens, set.trained_tokens),
+            count => format!(
+                "{count} examples, {} tokens, {} of them trained; SHA-256 `{sha256}`",
+                set.tokens, set.trained_tokens
+            ),
         };
         let valid_sha256 = self.prepared.valid_sha256.as_deref();
         let split = valid_sha256.unwrap_or("that of the training data, of which they are a share");
@@ -224,10 +230,7 @@ impl Card<'_> {
             ("trainable parameters", parameters.to_string()),
             ("optimiser", format!("{}, learning rate {:e}", plan.train.optimiser, plan.train.learning_rate)),
             ("schedule", plan.train.schedule.to_string()),
-            (
-                "sequences of a step",
-                format!("{} × {}", plan.train.micro_batch_seqs, plan.train.accumulate_steps),
-            ),
+            ("sequences of a step", format!("{} × {}", plan.train.micro_batch_seqs, plan.train.accumulate_steps)),
             ("steps", format!("{steps}, the best after {best_step}")),
             ("seed", plan.train.seed.to_string()),
             ("burnish", format!("{}, build `{}`", env!("CARGO_PKG_VERSION"), env!("BURNISH_BUILD"))),

@@ -69,7 +69,11 @@ fn write_matrix(path: &Path, kind: &str, count: f32, sums: &[f32]) {
     let infos = tensors.map(|(name, shape)| TensorInfo { name: name.to_owned(), dtype: Dtype::F32, shape });
     let metadata = [("general.type".to_owned(), Value::String(kind.to_owned()))];
     write(path, &metadata, &infos, |info, writer| {
-        writer.write(&float::encode_f32(if info.name.ends_with("counts") { std::slice::from_ref(&count) } else { sums }))
+        writer.write(&float::encode_f32(if info.name.ends_with("counts") {
+            std::slice::from_ref(&count)
+        } else {
+            sums
+        }))
     })
     .expect("written");
 }
@@ -112,7 +116,9 @@ fn blocks_made_with_it_lose_less_where_it_matters() {
         let right = values(&base);
         let error = |found: Vec<f32>| {
             let errors = right.iter().zip(&found).enumerate();
-            errors.map(|(index, (right, found))| f64::from(own[index % columns]) * f64::from(right - found).powi(2)).sum::<f64>()
+            errors
+                .map(|(index, (right, found))| f64::from(own[index % columns]) * f64::from(right - found).powi(2))
+                .sum::<f64>()
         };
         let (plain, weighted) = (error(values(&plain)), error(values(&weighted)));
         assert!(weighted < plain, "{name}: {weighted} with the matrix, {plain} without");
@@ -128,7 +134,8 @@ fn blocks_made_with_it_lose_less_where_it_matters() {
 fn the_option_takes_data_or_a_matrix_and_only_where_it_matters() {
     let folder = tiny_job();
     let base = tiny_model().display().to_string();
-    let export = |more: &[&str]| run(&folder, &[&["export", "--base", &base, "--format", "gguf", "--json"][..], more].concat());
+    let export =
+        |more: &[&str]| run(&folder, &[&["export", "--base", &base, "--format", "gguf", "--json"][..], more].concat());
     json(&export(&["--type", "q4_0", "--out", "plain.gguf"]));
     json(&export(&["--type", "q4_0", "--out", "weighted.gguf", "--imatrix", "train.jsonl"]));
     let hash = |name: &str| sha256_of_file(&folder.path().join(name)).expect("a file");

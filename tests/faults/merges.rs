@@ -147,7 +147,8 @@ impl Output {
 
     /// Writes `base` with `adapter`, examined, to `out`.
     fn write(self, base: &OpenBase, adapter: &HostAdapter, out: &Path) -> Result<()> {
-        let exported = ExportOptions { weights: MergeBase::Original, gguf_type: Some(GgufType::F32), split_bytes: None };
+        let exported =
+            ExportOptions { weights: MergeBase::Original, gguf_type: Some(GgufType::F32), split_bytes: None };
         let examination = Some(examination(base));
         match self {
             Self::Folder => {
@@ -178,9 +179,15 @@ impl Output {
 }
 
 /// Writes an output on a faulty disk into a new folder. Returns the result, the number of operations, and the names that are left.
-fn attempt(output: Output, base: &OpenBase, room: usize, tamper: Option<Tamper<'static>>) -> (Result<()>, usize, Vec<String>) {
+fn attempt(
+    output: Output,
+    base: &OpenBase,
+    room: usize,
+    tamper: Option<Tamper<'static>>,
+) -> (Result<()>, usize, Vec<String>) {
     let folder = tempfile::tempdir().expect("a folder");
-    let disk = Shared(Rc::new(Faulty { room: Cell::new(room), operations: Cell::new(0), tamper: RefCell::new(tamper) }));
+    let disk =
+        Shared(Rc::new(Faulty { room: Cell::new(room), operations: Cell::new(0), tamper: RefCell::new(tamper) }));
     let out = folder.path().join("new").join(output.name());
     let adapter = adapter(base, 0.3);
     let written = disk::on(Rc::new(disk.clone()), || output.write(base, &adapter, &out));
@@ -281,7 +288,8 @@ fn a_tensor_that_is_dropped_is_noticed() {
     let drop_one = |path: &Path| {
         let content = fs::read(path).expect("weights");
         let whole = SafeTensors::deserialize(&content).expect("a file of tensors");
-        let kept: Vec<_> = whole.tensors().into_iter().filter(|(name, _)| !name.ends_with("0.self_attn.v_proj.weight")).collect();
+        let kept: Vec<_> =
+            whole.tensors().into_iter().filter(|(name, _)| !name.ends_with("0.self_attn.v_proj.weight")).collect();
         assert_eq!(kept.len() + 1, whole.len());
         fs::write(path, safetensors::serialize(kept, None).expect("serialised")).expect("written");
     };

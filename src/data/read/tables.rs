@@ -15,8 +15,8 @@ use crate::data::format::SHAPES;
 use crate::data::position::At;
 use crate::error::{Error, Result};
 
-pub use super::parquet::parse_parquet;
 pub(super) use super::parquet::parquet_into;
+pub use super::parquet::parse_parquet;
 
 /// Parses the bytes of a CSV file with a header line; `name` stands in messages. Without a format, the columns decide. A
 /// byte-order mark, CR LF, blank lines and quotes within a field that does not begin with one are fine; fields may be separated
@@ -41,13 +41,7 @@ pub(super) enum Kept {
 }
 
 /// Hands the rows of a CSV file to `rows`, as objects of its columns.
-pub(super) fn csv_into(
-    bytes: Vec<u8>,
-    name: &str,
-    shape: &Shape,
-    kept: Kept,
-    rows: &mut impl Receiver,
-) -> Result<()> {
+pub(super) fn csv_into(bytes: Vec<u8>, name: &str, shape: &Shape, kept: Kept, rows: &mut impl Receiver) -> Result<()> {
     let tidy = Tidy::read(unreadable::text(&bytes, name)?, name, shape)?;
     drop(bytes);
     check_columns(&tidy.header, name, shape)?;

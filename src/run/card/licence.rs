@@ -10,9 +10,32 @@ use crate::model::BaseFiles;
 const MAX_CARD_BYTES: u64 = 1 << 20;
 /// The identifiers of the hub that models carry; another would make the hub refuse the card.
 const KNOWN: [&str; 26] = [
-    "afl-3.0", "apache-2.0", "artistic-2.0", "bigcode-openrail-m", "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd-3-clause",
-    "bsl-1.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-sa-4.0", "cc0-1.0", "creativeml-openrail-m", "gemma",
-    "gpl-3.0", "lgpl-3.0", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "mit", "openrail",
+    "afl-3.0",
+    "apache-2.0",
+    "artistic-2.0",
+    "bigcode-openrail-m",
+    "bigscience-bloom-rail-1.0",
+    "bigscience-openrail-m",
+    "bsd-3-clause",
+    "bsl-1.0",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-nd-4.0",
+    "cc-by-nc-sa-4.0",
+    "cc-by-sa-4.0",
+    "cc0-1.0",
+    "creativeml-openrail-m",
+    "gemma",
+    "gpl-3.0",
+    "lgpl-3.0",
+    "llama2",
+    "llama3",
+    "llama3.1",
+    "llama3.2",
+    "llama3.3",
+    "llama4",
+    "mit",
+    "openrail",
 ];
 
 /// `license`, and beside `other` its name and link, by their keys; empty where the base names none that the hub knows.
@@ -68,7 +91,10 @@ mod tests {
     #[test]
     fn a_licence_that_the_hub_knows_is_taken_from_the_card_of_the_base() {
         let of = |card: &str| known(in_card(card));
-        assert_eq!(of("---\nlanguage: en\nlicense: apache-2.0\n---\n# A\nlicense: mit\n"), [("license", "apache-2.0".into())].into());
+        assert_eq!(
+            of("---\nlanguage: en\nlicense: apache-2.0\n---\n# A\nlicense: mit\n"),
+            [("license", "apache-2.0".into())].into()
+        );
         assert_eq!(of("---\nlicense: my own\n---\n"), BTreeMap::new());
         assert_eq!(of("---\nlicense: other\n---\n"), BTreeMap::new(), "the hub wants its name");
         let named = of("---\nlicense: other\nlicense_name: a\nlicense_link: \"https://b.org/c\"\n---\n");

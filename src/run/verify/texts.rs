@@ -104,7 +104,8 @@ impl Texts {
             Err(error) => {
                 let why = error.to_string();
                 let why = why.lines().next().unwrap_or_default();
-                let notice = format!("the comparison uses built-in texts, not the validation examples of the run: {why}");
+                let notice =
+                    format!("the comparison uses built-in texts, not the validation examples of the run: {why}");
                 Ok((Self::built_in(encoder)?, Some(notice)))
             }
         }
