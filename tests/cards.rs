@@ -109,7 +109,9 @@ fn the_adapter_carries_its_provenance_and_its_verdict() {
     assert_eq!(verdict["validation"], record["outcome"]["validation"]);
     assert!(verdict["validation"]["low"].is_f64() && verdict.get("test").is_none());
     let other = tiny_job();
-    trained(&other, &["--set", "base.quant=int8", "--set", "data.test=valid.jsonl"]);
+    let test = "{\"prompt\": \"9 and 9 is \", \"completion\": \"18\"}\n".repeat(12);
+    fs::write(other.path().join("test.jsonl"), test).expect("written");
+    trained(&other, &["--set", "base.quant=int8", "--set", "data.test=test.jsonl"]);
     let quantiser = "burnish.quantiser_sha256";
     let of_other = HostAdapter::load(&other.path().join("runs/sums")).expect("an adapter").metadata;
     assert_ne!(metadata[quantiser], of_other[quantiser]);

@@ -89,7 +89,14 @@ fn layers_that_are_loaded_one_after_another_compute_what_the_whole_model_compute
         })
         .expect("streamed");
         let [alone, adapted] = parts;
-        assert!(alone == whole(None) && adapted == whole(Some(&attached)) && alone != adapted, "{quant}");
+        let difference = |one: &[f32], other: &[f32]| {
+            assert_eq!(one.len(), other.len());
+            one.iter().zip(other).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max)
+        };
+        // A few rows of logits are summed in another order than many.
+        assert!(difference(&alone, &whole(None)) < 1e-4, "{quant}");
+        assert!(difference(&adapted, &whole(Some(&attached))) < 1e-4, "{quant}");
+        assert!(difference(&alone, &adapted) > 1e-2, "{quant}");
     }
 }
 

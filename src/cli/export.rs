@@ -105,7 +105,7 @@ impl Arguments {
 }
 
 impl Exported {
-    /// What was written to `out`.
+    /// The export that was written to `out`.
     pub(super) fn at(out: &Path, exported: run::export::Exported) -> Self {
         Self { out: out.to_owned(), exported }
     }

@@ -13,9 +13,8 @@ use burnish::files::hex::sha256_of_file;
 use burnish::model::BaseFiles;
 use burnish::model::load::{Compute, LoadOptions};
 use burnish::quant::{Quant, float};
-use burnish::text::Tokenizer;
 
-use super::{PLAIN, temporary};
+use super::{PLAIN, fixture, small_tokenizer, temporary};
 use crate::cli::{json, refused, run, text, tiny_job, tiny_model};
 
 const Q_PROJ: &str = "model.layers.0.self_attn.q_proj.weight";
@@ -97,9 +96,9 @@ fn a_matrix_of_llama_cpp_is_read() {
 
 #[test]
 fn blocks_made_with_it_lose_less_where_it_matters() {
-    let base = BaseFiles::open(&tiny_model()).expect("a base");
+    let base = BaseFiles::open(&fixture("models/llama_gqa")).expect("a base");
     let (importance, folder) = (measured(&base), temporary());
-    let tokenizer = Tokenizer::of_base(&base).expect("a tokenizer");
+    let tokenizer = small_tokenizer(base.config().vocab_size);
     let exported = |name: &str, importance: Option<&Importance>| {
         let options = burnish::export::ExportOptions { gguf_type: Some(GgufType::Q4_0), ..PLAIN };
         let plan = ModelPlan::new(&base, None, &tokenizer, "a model", &options).expect("a plan");

@@ -74,7 +74,7 @@ fn in_card(card: &str) -> BTreeMap<&'static str, String> {
     found.collect()
 }
 
-/// What the hub accepts of it.
+/// The part of it that the hub accepts.
 fn known(mut found: BTreeMap<&'static str, String>) -> BTreeMap<&'static str, String> {
     let is_other = found.get("license").is_some_and(|licence| licence == "other");
     if is_other && ["license_name", "license_link"].into_iter().all(|key| found.contains_key(key)) {

@@ -192,8 +192,8 @@ pub(super) fn put_q5_codes(block: &mut [u8; 176], codes: &[u8; 256]) {
     }
 }
 
-/// Below it, a group of Q6_K counts as zero (llama.cpp `GROUP_MAX_EPS`).
-const NOTHING: f32 = 1e-15;
+/// Below it, a group of values, or of scales, counts as zero (llama.cpp `GROUP_MAX_EPS`).
+pub(super) const NOTHING: f32 = 1e-15;
 
 /// The code of a value, from `-limit` to `limit - 1`.
 fn signed_code(value: f32, limit: i32) -> i32 {

@@ -3,7 +3,7 @@
 //!
 //! A value's error weighs `importance · √(mean square + value²)`; in Q6_K, the importance alone.
 
-use super::k::{self, Fit, GROUPS, Tries, fit, fit_signed, nearest, square_sum};
+use super::k::{self, Fit, GROUPS, NOTHING, Tries, fit, fit_signed, nearest, square_sum};
 use super::put_f16;
 use super::small::{fifth_bits, put_nibbles};
 use crate::quant::BlockType;
@@ -107,7 +107,7 @@ fn put_fits<const BYTES: usize>(
 fn six_bit_codes(values: &[f32; GROUPS], weights: &[f32; GROUPS]) -> (f32, [u8; GROUPS]) {
     const LARGEST: i32 = 63;
     let largest = values.iter().fold(0.0, |largest: f32, &value| if value > largest { value } else { largest });
-    if largest == 0.0 {
+    if largest < NOTHING {
         return (0.0, [0; GROUPS]);
     }
     let error = |inverse: f32, most: i32| {
@@ -155,5 +155,5 @@ fn six_bit_codes(values: &[f32; GROUPS], weights: &[f32; GROUPS]) -> (f32, [u8; 
             break;
         }
     }
-    (product_sum / square_sum, codes.map(|code| code as u8))
+    (if square_sum > 0.0 { product_sum / square_sum } else { 0.0 }, codes.map(|code| code as u8))
 }
