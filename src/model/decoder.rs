@@ -157,7 +157,7 @@ impl Decoder {
 
     /// The mean over a sequence of the hidden states after the final norm, `[hidden]`.
     pub fn mean_hidden(&self, ids: &[u32], adapter: Option<&Adapter>) -> Vec<f32> {
-        let x = self.hidden(ids, &[ids.len()], &Pass { adapter, noise: None });
+        let x = self.hidden(ids, &[ids.len()], &Pass { adapter, ..Pass::default() });
         self.norm.forward(x).cast(DType::F32).mean_dim(0).into_data().iter::<f32>().collect()
     }
 
