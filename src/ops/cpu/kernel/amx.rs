@@ -47,7 +47,7 @@ pub(super) unsafe fn with_tiles<R>(work: impl FnOnce() -> R) -> R {
 /// `tile[rows, 32] (+)= a[rows, depth] · panel[depth, 32]`; `depth` is a multiple of [`AMX_DEPTH`].
 ///
 /// # Safety
-/// AMX is available and the call inside [`with_tiles`]. There are `rows` rows, rounded up to 16 or 32, of `depth` values,
+/// AMX is available and the call inside [`with_tiles`]. There are `rows` rows, rounded up to a multiple of 16, of `depth` values,
 /// `lda` apart, at `a`, `depth * 32` values in pairs at `panel`, and as many rows of 32 values at `tile`.
 pub(super) unsafe fn tile_product(
     rows: usize,
@@ -58,13 +58,10 @@ pub(super) unsafe fn tile_product(
     tile: *mut f32,
     accumulate: bool,
 ) {
-    let steps = depth / AMX_DEPTH;
-    // SAFETY: as the caller vouches.
-    unsafe {
-        if rows > AMX_ROWS {
-            two_high(steps, a, lda, panel, tile, accumulate);
-        } else {
-            one_high(steps, a, lda, panel, tile, accumulate);
+    for row in (0..rows).step_by(AMX_ROWS) {
+        // SAFETY: as the caller vouches; the rows of both are rounded up.
+        unsafe {
+            sixteen_rows(depth / AMX_DEPTH, a.add(row * lda), lda, panel, tile.add(row * PANEL), accumulate);
         }
     }
 }
@@ -76,72 +73,16 @@ const STEP_BYTES: usize = AMX_DEPTH * size_of::<bf16>();
 /// Bytes of a step of a panel.
 const PANEL_STEP_BYTES: usize = AMX_DEPTH * PANEL * size_of::<bf16>();
 
-/// 32 rows: four registers of sums, each operand loaded once for two products.
+/// 16 rows by 32 columns in four tile registers, one of them for both halves of the columns in turn.
+///
+/// All eight would hold 32 rows and load each operand once for two products. But while the core's other hardware thread is
+/// busy, the speed depends on how many registers have been written to since they were configured: four run at more than
+/// twice the speed of eight then, and lose 1 to 4% where the core is alone (docs/performance.md). No other register is written to.
 ///
 /// # Safety
-/// The conditions of [`tile_product`].
-unsafe fn two_high(steps: usize, a: *const bf16, lda: usize, panel: *const bf16, tile: *mut f32, accumulate: bool) {
+/// The conditions of [`tile_product`], for 16 rows.
+unsafe fn sixteen_rows(steps: usize, a: *const bf16, lda: usize, panel: *const bf16, tile: *mut f32, accumulate: bool) {
     // SAFETY: every address lies inside the buffers that the caller vouches for; a step moves on by what it has read.
-    unsafe {
-        asm!(
-            "test {accumulate}, {accumulate}",
-            "jz 2f",
-            "tileloadd tmm0, [{tile} + {stride}*1]",
-            "tileloadd tmm1, [{tile} + {stride}*1 + 64]",
-            "tileloadd tmm2, [{lower_tile} + {stride}*1]",
-            "tileloadd tmm3, [{lower_tile} + {stride}*1 + 64]",
-            "jmp 3f",
-            "2:",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "3:",
-            "test {steps}, {steps}",
-            "jz 5f",
-            "4:",
-            "tileloadd tmm4, [{upper} + {lda}*1]",
-            "tileloadd tmm6, [{panel} + {stride}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{panel} + {stride}*1 + 64]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{lower} + {lda}*1]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {upper}, {step_bytes}",
-            "add {lower}, {step_bytes}",
-            "add {panel}, {panel_step_bytes}",
-            "dec {steps}",
-            "jnz 4b",
-            "5:",
-            "tilestored [{tile} + {stride}*1], tmm0",
-            "tilestored [{tile} + {stride}*1 + 64], tmm1",
-            "tilestored [{lower_tile} + {stride}*1], tmm2",
-            "tilestored [{lower_tile} + {stride}*1 + 64], tmm3",
-            accumulate = in(reg) u64::from(accumulate),
-            tile = in(reg) tile,
-            lower_tile = in(reg) tile.add(AMX_ROWS * PANEL),
-            stride = in(reg) TILE_STRIDE,
-            upper = inout(reg) a => _,
-            lower = inout(reg) a.add(AMX_ROWS * lda) => _,
-            lda = in(reg) lda * size_of::<bf16>(),
-            panel = inout(reg) panel => _,
-            steps = inout(reg) steps => _,
-            step_bytes = const STEP_BYTES,
-            panel_step_bytes = const PANEL_STEP_BYTES,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack)
-        );
-    }
-}
-
-/// 16 rows: the rest at the end of a matrix.
-///
-/// # Safety
-/// The conditions of [`tile_product`].
-unsafe fn one_high(steps: usize, a: *const bf16, lda: usize, panel: *const bf16, tile: *mut f32, accumulate: bool) {
-    // SAFETY: as in `two_high`.
     unsafe {
         asm!(
             "test {accumulate}, {accumulate}",
@@ -159,8 +100,8 @@ unsafe fn one_high(steps: usize, a: *const bf16, lda: usize, panel: *const bf16,
             "tileloadd tmm4, [{a} + {lda}*1]",
             "tileloadd tmm6, [{panel} + {stride}*1]",
             "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{panel} + {stride}*1 + 64]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm6, [{panel} + {stride}*1 + 64]",
+            "tdpbf16ps tmm1, tmm4, tmm6",
             "add {a}, {step_bytes}",
             "add {panel}, {panel_step_bytes}",
             "dec {steps}",
@@ -177,7 +118,7 @@ unsafe fn one_high(steps: usize, a: *const bf16, lda: usize, panel: *const bf16,
             steps = inout(reg) steps => _,
             step_bytes = const STEP_BYTES,
             panel_step_bytes = const PANEL_STEP_BYTES,
-            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _,
             options(nostack)
         );
     }
