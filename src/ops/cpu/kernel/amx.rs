@@ -1,8 +1,13 @@
 //! AMX-BF16: tiles of 16 rows by 64 bytes, `tdpbf16ps` through inline assembly (the intrinsics are unstable).
 //!
-//! Source: Intel, "Intel 64 and IA-32 Architectures SDM" vol. 2, AMX. Each product is one block of assembly, so that no tile
-//! register has to keep its value from one block to another. What lasts between blocks is the configuration of the
-//! registers: the compiler emits no instruction of AMX, and the operating system saves it with the thread.
+//! Source: Intel, "Intel 64 and IA-32 Architectures SDM" vol. 2, AMX. The registers keep their configuration and their values
+//! from one block of assembly to the next: the compiler emits no instruction of AMX, and the operating system saves both with
+//! the thread.
+//!
+//! Of the eight registers four are used, for 16 rows by 32 columns. With all eight each operand would be loaded once for two products.
+//! But while the core's other hardware thread is busy, the speed depends on how many registers have been written to since they
+//! were configured: four run at more than twice the speed of eight then, and lose 1 to 4% where the core is alone
+//! (docs/performance.md).
 
 use std::arch::asm;
 
@@ -73,11 +78,7 @@ const STEP_BYTES: usize = AMX_DEPTH * size_of::<bf16>();
 /// Bytes of a step of a panel.
 const PANEL_STEP_BYTES: usize = AMX_DEPTH * PANEL * size_of::<bf16>();
 
-/// 16 rows by 32 columns in four tile registers, one of them for both halves of the columns in turn.
-///
-/// All eight would hold 32 rows and load each operand once for two products. But while the core's other hardware thread is
-/// busy, the speed depends on how many registers have been written to since they were configured: four run at more than
-/// twice the speed of eight then, and lose 1 to 4% where the core is alone (docs/performance.md). No other register is written to.
+/// 16 rows by 32 columns.
 ///
 /// # Safety
 /// The conditions of [`tile_product`], for 16 rows.
@@ -119,6 +120,79 @@ unsafe fn sixteen_rows(steps: usize, a: *const bf16, lda: usize, panel: *const b
             step_bytes = const STEP_BYTES,
             panel_step_bytes = const PANEL_STEP_BYTES,
             out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _,
+            options(nostack)
+        );
+    }
+}
+
+/// Begins a tile of 16 rows by 32 columns with zeros, or with sums.
+///
+/// # Safety
+/// The call is inside [`with_tiles`]; there are 16 rows of 32 values at `from`.
+#[inline(always)]
+pub unsafe fn begin(from: Option<*const f32>) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        match from {
+            None => asm!("tilezero tmm0", "tilezero tmm1", out("tmm0") _, out("tmm1") _, options(nostack)),
+            Some(from) => asm!(
+                "tileloaddt1 tmm0, [{from} + {stride}*1]",
+                "tileloaddt1 tmm1, [{from} + {stride}*1 + 64]",
+                from = in(reg) from,
+                stride = in(reg) TILE_STRIDE,
+                out("tmm0") _, out("tmm1") _,
+                options(nostack)
+            ),
+        }
+    }
+}
+
+/// Adds `steps` steps to the tile: rows that lie in the order of reading, 16 cache lines a step, by a panel.
+///
+/// # Safety
+/// The call follows [`begin`]; rows and panel hold the steps, of which there is one at least.
+#[inline(always)]
+pub unsafe fn stream(rows: *const bf16, panel: *const bf16, steps: usize) {
+    // SAFETY: every address lies inside the buffers that the caller vouches for.
+    unsafe {
+        asm!(
+            "2:",
+            // The hint t1: rows are read once, and the panel stays in the first-level cache.
+            "tileloaddt1 tmm4, [{rows} + {line}*1]",
+            "tileloadd tmm6, [{panel} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm6, [{panel} + {stride}*1 + 64]",
+            "tdpbf16ps tmm1, tmm4, tmm6",
+            "add {rows}, {rows_step}",
+            "add {panel}, {panel_step}",
+            "dec {steps}",
+            "jnz 2b",
+            rows = inout(reg) rows => _,
+            line = in(reg) STEP_BYTES,
+            panel = inout(reg) panel => _,
+            stride = in(reg) TILE_STRIDE,
+            steps = inout(reg) steps => _,
+            rows_step = const STEP_BYTES * AMX_ROWS,
+            panel_step = const PANEL_STEP_BYTES,
+            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _,
+            options(nostack)
+        );
+    }
+}
+
+/// Stores the tile.
+///
+/// # Safety
+/// The call follows [`begin`]; there is room for 16 rows of 32 values at `to`.
+#[inline(always)]
+pub unsafe fn finish(to: *mut f32) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        asm!(
+            "tilestored [{to} + {stride}*1], tmm0",
+            "tilestored [{to} + {stride}*1 + 64], tmm1",
+            to = in(reg) to,
+            stride = in(reg) TILE_STRIDE,
             options(nostack)
         );
     }

@@ -5,7 +5,7 @@
 //! the same panel, adds along the depth in the same order for every row, and is tested against the portable one.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -22,9 +22,9 @@ pub const PANEL: usize = 32;
 /// The most rows any kernel computes at once.
 pub const MAX_ROWS: usize = 32;
 /// Rows of a tile register of AMX.
-const AMX_ROWS: usize = 16;
+pub(super) const AMX_ROWS: usize = 16;
 /// The bf16 values of a row of such a register.
-const AMX_DEPTH: usize = 32;
+pub(super) const AMX_DEPTH: usize = 32;
 #[cfg(target_arch = "x86_64")]
 const AVX512_ROWS: usize = avx512::ROWS;
 #[cfg(target_arch = "x86_64")]
@@ -56,6 +56,11 @@ pub struct Tile(pub [f32; MAX_ROWS * PANEL]);
 impl Tile {
     /// All zero.
     pub const ZERO: Self = Self([0.0; MAX_ROWS * PANEL]);
+
+    /// The rows of sums.
+    pub fn rows(&self) -> impl Iterator<Item = &[f32; PANEL]> {
+        self.0.as_chunks().0.iter()
+    }
 }
 
 /// A number format that panels come in: f32, or bf16 pairs.
@@ -105,6 +110,11 @@ pub trait Element: Stored {
         tile: *mut f32,
         accumulate: bool,
     );
+
+    /// Whether products of many columns go through [`amx`] in the order of `streamed`: the format is bf16, then.
+    fn streams(_: Isa) -> bool {
+        false
+    }
 }
 
 /// Runs `work`, which calls [`Element::tile`], in the state that the instruction set wants for it.
@@ -296,5 +306,9 @@ impl Element for bf16 {
         }
         // SAFETY: as above.
         unsafe { portable::bf16_tile(rows, depth, a, lda, panel, tile, accumulate) }
+    }
+
+    fn streams(isa: Isa) -> bool {
+        isa == Isa::Amx
     }
 }
