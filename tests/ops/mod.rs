@@ -95,5 +95,5 @@ fn compare(
             }
         }
     }
-    Isa::best().choose();
+    Isa::preferred().choose();
 }

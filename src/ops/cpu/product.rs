@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::thread::LocalKey;
 
 use super::isa::Isa;
-use super::kernel::{Element, PANEL, Tile, with_tiles};
+use super::kernel::{Element, PANEL, Tile, widened_tile, with_tiles};
 use super::pack::Columns;
 use super::pool;
 use super::rows::{OutputBuffer, OutputData, Rows};
@@ -87,7 +87,7 @@ const ROWS_PER_PIECE: usize = 160;
 
 /// Computes `rows` rows of every part into `target`, all columns of each part.
 ///
-/// `E` is the number format of the kernel; pick it with [`Isa::multiplies_bf16`].
+/// `E` is the number format of the kernel; pick it with [`Isa::packs_bf16`].
 ///
 /// # Panics
 /// If the target has no room for a row, or is to be added to and has no values yet.
@@ -169,10 +169,11 @@ impl<E: Element, O: Element> Job<'_, E, O> {
         let (depth, panels, first) = (self.part.depth(), self.panels, self.first_panel * PANEL);
         let columns = (self.part.columns - first).min(panels * PANEL);
         let strip_rows = E::rows_per_tile(self.isa);
-        let packed = panels * depth * PANEL;
+        let packed = panels * depth * PANEL * size_of::<E>() / size_of::<f32>();
         let strips = strip_rows * depth;
-        with_scratch::<E, ()>(packed + strips, |scratch| {
+        with_scratch::<f32, ()>(packed + strips, |scratch| {
             let (packed, strips) = scratch.split_at_mut(packed);
+            let packed: &mut [E] = bytemuck::cast_slice_mut(packed);
             let mut rest = &mut *packed;
             for term in &self.part.terms {
                 let depth = term.columns.padded_depth();
@@ -184,31 +185,44 @@ impl<E: Element, O: Element> Job<'_, E, O> {
         });
     }
 
-    fn strips(&self, panels: usize, strip_rows: usize, packed: &[E], copies: &mut [E]) {
+    fn strips(&self, panels: usize, strip_rows: usize, packed: &[E], copies: &mut [f32]) {
         let mut tile = Tile::ZERO;
         let mut row = self.row;
         let end = self.row + self.rows;
-        // A strip of each term and the distance of its rows: where it lies, or copied where the format differs.
-        let mut sources: Vec<(*const E, usize)> = Vec::with_capacity(self.part.terms.len());
+        let mut lefts: Vec<Left<E>> = Vec::with_capacity(self.part.terms.len());
         while row < end {
             let rows = (end - row).min(strip_rows);
             let mut copy_rest = &mut *copies;
-            sources.clear();
+            lefts.clear();
             for term in &self.part.terms {
-                let depth = term.columns.padded_depth();
-                let (copy, after) = copy_rest.split_at_mut(strip_rows * depth);
-                let (strip, stride) = strip(term.rows, row, rows, term.columns.depth(), depth, copy);
-                sources.push((strip.as_ptr(), stride));
+                let (depth, padded) = (term.columns.depth(), term.columns.padded_depth());
+                let (copy, after) = copy_rest.split_at_mut(strip_rows * padded);
+                lefts.push(if E::widens(self.isa) {
+                    let (strip, stride) = strip::<f32>(term.rows, row, rows, depth, padded, copy);
+                    Left::Wide(strip.as_ptr(), stride)
+                } else {
+                    let copy = bytemuck::cast_slice_mut(copy);
+                    let (strip, stride) = strip::<E>(term.rows, row, rows, depth, padded, copy);
+                    Left::Same(strip.as_ptr(), stride)
+                });
                 copy_rest = after;
             }
             for panel in 0..panels {
                 let mut offset = 0;
-                for (index, (term, &(a, lda))) in self.part.terms.iter().zip(&sources).enumerate() {
+                for (index, (term, left)) in self.part.terms.iter().zip(&lefts).enumerate() {
                     let depth = term.columns.padded_depth();
-                    let columns = &packed[offset + panel * depth * PANEL..][..depth * PANEL];
+                    let columns = packed[offset + panel * depth * PANEL..][..depth * PANEL].as_ptr();
+                    let sums = tile.0.as_mut_ptr();
                     // SAFETY: `strip` gave `rows` rows of `depth` values, which stay where they are while this strip is
                     // worked on; the panel is whole.
-                    unsafe { E::tile(self.isa, rows, depth, a, lda, columns.as_ptr(), tile.0.as_mut_ptr(), index > 0) };
+                    unsafe {
+                        match *left {
+                            Left::Same(a, stride) => {
+                                E::tile(self.isa, rows, depth, a, stride, columns, sums, index > 0);
+                            }
+                            Left::Wide(a, stride) => widened_tile(rows, depth, a, stride, columns, sums, index > 0),
+                        }
+                    }
                     offset += panels * depth * PANEL;
                 }
                 // SAFETY: the target was measured before; the block there is this task's alone.
@@ -218,7 +232,13 @@ impl<E: Element, O: Element> Job<'_, E, O> {
             row += rows;
         }
     }
+}
 
+/// A strip of rows in the format of the panels, or in f32, and the distance between its rows: where it lies, or copied where
+/// its format differs.
+enum Left<E> {
+    Same(*const E, usize),
+    Wide(*const f32, usize),
 }
 
 /// `rows` rows from `row` on, `depth` values each and zeros up to `padded`, in the kernel's format, and the distance

@@ -111,6 +111,11 @@ pub trait Element: Stored {
         accumulate: bool,
     );
 
+    /// Whether the kernel wants rows in f32 beside panels of this format: [`widened_tile`].
+    fn widens(_: Isa) -> bool {
+        false
+    }
+
     /// Whether products of many columns go through [`amx`] in the order of `streamed`: the format is bf16, then.
     fn streams(_: Isa) -> bool {
         false
@@ -126,6 +131,28 @@ pub fn with_tiles<E: Element, R>(isa: Isa, work: impl FnOnce() -> R) -> R {
     }
     let _ = isa;
     work()
+}
+
+/// [`Element::tile`] for rows in f32: the kernel widens the panel.
+///
+/// # Safety
+/// The conditions of [`Element::tile`], and [`Element::widens`].
+pub unsafe fn widened_tile<E: Element>(
+    rows: usize,
+    depth: usize,
+    a: *const f32,
+    lda: usize,
+    panel: *const E,
+    tile: *mut f32,
+    accumulate: bool,
+) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: only bf16 is widened, with AVX-512; the caller vouches for the buffers.
+    unsafe {
+        avx512::widened_tile(rows, depth, a, lda, panel.cast(), tile, accumulate);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("{rows} {depth} {a:?} {lda} {panel:?} {tile:?} {accumulate}: no kernel of this processor widens")
 }
 
 impl Element for f32 {
@@ -306,6 +333,10 @@ impl Element for bf16 {
         }
         // SAFETY: as above.
         unsafe { portable::bf16_tile(rows, depth, a, lda, panel, tile, accumulate) }
+    }
+
+    fn widens(isa: Isa) -> bool {
+        isa == Isa::Avx512
     }
 
     fn streams(isa: Isa) -> bool {
