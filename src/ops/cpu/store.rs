@@ -55,9 +55,23 @@ pub(super) struct StoredTile<'a, O> {
 }
 
 impl<O: Element> StoredTile<'_, O> {
+    /// Whether whole rows of sums are rounded, and nothing is added.
+    pub fn is_plain(&self) -> bool {
+        self.columns == PANEL && self.bias.is_none() && self.residual.is_none() && !self.accumulate
+    }
+
+    /// Stores a row of a tile that [is plain](StoredTile::is_plain).
+    #[inline(always)]
+    pub fn store_plain_row(&self, row: usize, sums: &[f32; PANEL]) {
+        if row < self.rows {
+            // SAFETY: `Target::tile` was promised that these rows lie in the target and are this task's alone.
+            unsafe { store_whole(sums, self.out.add(row * self.stride)) };
+        }
+    }
+
     /// `target row = sums (+ bias) (+ residual) (+ target row)`, rounded once; nothing for rows beyond the tile's.
     #[inline(always)]
-    pub fn store_row(&self, row: usize, sums: &[f32; PANEL]) {
+    fn store_row(&self, row: usize, sums: &[f32; PANEL]) {
         if row >= self.rows {
             return;
         }
@@ -78,11 +92,7 @@ impl<O: Element> StoredTile<'_, O> {
                 add_lanes(&mut sums, std::slice::from_raw_parts(out, self.columns));
             }
             if self.columns == PANEL {
-                let mut rounded = [O::zeroed(); PANEL];
-                for lane in 0..PANEL {
-                    rounded[lane] = O::round(sums[lane]);
-                }
-                out.cast::<[O; PANEL]>().write_unaligned(rounded);
+                store_whole(&sums, out);
             } else {
                 for (column, &sum) in sums[..self.columns].iter().enumerate() {
                     out.add(column).write(O::round(sum));
@@ -90,6 +100,20 @@ impl<O: Element> StoredTile<'_, O> {
             }
         }
     }
+}
+
+/// Rounds 32 sums.
+///
+/// # Safety
+/// There is room for them at `out`.
+#[inline(always)]
+unsafe fn store_whole<O: Element>(sums: &[f32; PANEL], out: *mut O) {
+    let mut rounded = [O::zeroed(); PANEL];
+    for lane in 0..PANEL {
+        rounded[lane] = O::round(sums[lane]);
+    }
+    // SAFETY: as the caller vouches.
+    unsafe { out.cast::<[O; PANEL]>().write_unaligned(rounded) };
 }
 
 /// Adds up to 32 values; whole rows of lanes without a loop over the rest.
@@ -109,8 +133,15 @@ fn add_lanes<S: Stored>(sums: &mut [f32; PANEL], values: &[S]) {
 vectorised! {
     /// Stores every row of a tile.
     pub(super) fn store_tile<O: Element>(tile: &Tile, target: &StoredTile<'_, O>) {
-        for (row, sums) in tile.rows().enumerate().take(target.rows) {
-            target.store_row(row, sums);
+        for row in 0..target.rows {
+            target.store_row(row, tile.row(row));
         }
+    }
+}
+
+vectorised! {
+    /// Stores a row of a tile.
+    pub(super) fn store_row<O: Element>(tile: &Tile, target: &StoredTile<'_, O>, row: usize) {
+        target.store_row(row, tile.row(row));
     }
 }

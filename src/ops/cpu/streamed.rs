@@ -17,7 +17,7 @@ use super::pool;
 use super::product::{Part, with_buffer, with_scratch};
 use super::rows::Rows;
 use super::shared::SharedMut;
-use super::store::{Target, store_tile};
+use super::store::{StoredTile, Target, store_row};
 
 /// Panels from which on copying the rows pays.
 pub(super) const LEAST_PANELS: usize = 12;
@@ -243,7 +243,8 @@ impl<E: Element, O: Element> Block<'_, E, O> {
             with_tiles::<E, _>(self.plan.isa, || {
                 for index in 0..sections.len() {
                     self.pack(&sections[index], packed);
-                    self.multiply(index, packed, kept);
+                    // SAFETY: AMX comes with AVX-512.
+                    unsafe { self.multiply(index, packed, kept) };
                 }
             });
         });
@@ -260,39 +261,59 @@ impl<E: Element, O: Element> Block<'_, E, O> {
         }
     }
 
-    /// Multiplies a section, and stores the tiles after the last.
-    fn multiply(&self, index: usize, packed: &[E], kept: &mut [f32]) {
+    /// Multiplies a section. Tiles of the last are stored a few rows at a time between the steps of the next tile, whose products
+    /// leave the processor room for it.
+    ///
+    /// # Safety
+    /// The processor has AMX and AVX-512; the call is inside [`with_tiles`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    unsafe fn multiply(&self, index: usize, packed: &[E], kept: &mut [f32]) {
         let Group { part, panels, first, .. } = *self.group;
         let sections = &self.plan.sections[part];
-        let is_last = index + 1 == sections.len();
+        let (part, is_last) = (&self.plan.parts[part], index + 1 == sections.len());
         let following = if is_last { (self.next, 0) } else { (self.group, index + 1) };
         let strips = self.rows.div_ceil(STRIP);
-        let mut tile = Tile::ZERO;
+        let mut tiles = [Tile::ZERO; 2];
+        let mut finished: Option<Finished<'_, O>> = None;
         for panel in 0..panels {
             let operands = self.operands(&sections[index], panel, packed);
+            let steps: usize = operands.iter().map(|operand| operand.steps).sum();
+            let rows_per_step = STRIP.div_ceil(steps.max(1));
             for strip in 0..strips {
                 let number = panel * strips + strip;
+                let [even, odd] = &mut tiles;
+                let (tile, before) = if number.is_multiple_of(2) { (even, odd) } else { (odd, even) };
                 let to = if is_last { tile.0.as_mut_ptr() } else { kept[number * TILE..][..TILE].as_mut_ptr() };
                 let from = (index > 0).then(|| kept[number * TILE..][..TILE].as_ptr());
-                // SAFETY: this is inside `with_tiles`; tile and sums are whole, and `E` is bf16.
+                // SAFETY: as the caller vouches; tile and sums are whole, and `E` is bf16.
                 unsafe { amx::begin(from) };
                 for operand in &operands {
                     let rows = &operand.rows[strip * operand.distance..][..operand.steps * STRIP * STEP];
-                    // SAFETY: rows and columns hold the steps.
-                    unsafe { amx::stream(rows.as_ptr().cast(), operand.columns.as_ptr().cast(), operand.steps) };
+                    for (rows, columns) in rows.chunks_exact(STRIP * STEP).zip(operand.columns.chunks_exact(PANEL * STEP)) {
+                        // SAFETY: rows and columns hold the step.
+                        unsafe { amx::stream(rows.as_ptr().cast(), columns.as_ptr().cast()) };
+                        if let Some(finished) = &mut finished {
+                            finished.store(before, rows_per_step);
+                        }
+                    }
                 }
                 // SAFETY: as above.
                 unsafe { amx::finish(to) };
                 if is_last {
-                    let (row, part) = (self.row + strip * STRIP, &self.plan.parts[part]);
+                    if let Some(finished) = &mut finished {
+                        finished.store(before, STRIP);
+                    }
+                    let row = strip * STRIP;
+                    let (row, rows) = (self.row + row, STRIP.min(self.rows - row));
                     // SAFETY: the target was measured before; the block there is this task's alone.
-                    let place = unsafe {
-                        part.tile(self.plan.target, first + panel, row, STRIP.min(self.rows - strip * STRIP))
-                    };
-                    store_tile(&tile, &place);
+                    let place = unsafe { part.tile(self.plan.target, first + panel, row, rows) };
+                    finished = Some(Finished { is_plain: place.is_plain(), place, row: 0 });
                 }
                 self.fetch(following, number, panels * strips);
             }
+        }
+        if let Some(finished) = &mut finished {
+            finished.store(&tiles[(panels * strips + 1) % 2], STRIP);
         }
     }
 
@@ -316,6 +337,30 @@ impl<E: Element, O: Element> Block<'_, E, O> {
         for segment in &self.plan.sections[group.part][section] {
             part.terms[segment.term].columns.fetch(first, count, segment.depth.clone(), share, shares);
         }
+    }
+}
+
+/// A tile on its way to the target.
+struct Finished<'a, O> {
+    place: StoredTile<'a, O>,
+    is_plain: bool,
+    /// The next row to store.
+    row: usize,
+}
+
+impl<O: Element> Finished<'_, O> {
+    /// Stores up to `count` more rows.
+    #[inline(always)]
+    fn store(&mut self, tile: &Tile, count: usize) {
+        let end = STRIP.min(self.row + count);
+        for row in self.row..end {
+            if self.is_plain {
+                self.place.store_plain_row(row, tile.row(row));
+            } else {
+                store_row(tile, &self.place, row);
+            }
+        }
+        self.row = end;
     }
 }
 

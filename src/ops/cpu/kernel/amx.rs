@@ -147,35 +147,27 @@ pub unsafe fn begin(from: Option<*const f32>) {
     }
 }
 
-/// Adds `steps` steps to the tile: rows that lie in the order of reading, 16 cache lines a step, by a panel.
+/// Adds a step to the tile: rows that lie in the order of reading, 16 cache lines, by a step of a panel.
 ///
 /// # Safety
-/// The call follows [`begin`]; rows and panel hold the steps, of which there is one at least.
+/// The call follows [`begin`]; there is a step at `rows` and at `panel`.
 #[inline(always)]
-pub unsafe fn stream(rows: *const bf16, panel: *const bf16, steps: usize) {
-    // SAFETY: every address lies inside the buffers that the caller vouches for.
+pub unsafe fn stream(rows: *const bf16, panel: *const bf16) {
+    // SAFETY: as the caller vouches.
     unsafe {
         asm!(
-            "2:",
             // The hint t1: rows are read once, and the panel stays in the first-level cache.
             "tileloaddt1 tmm4, [{rows} + {line}*1]",
             "tileloadd tmm6, [{panel} + {stride}*1]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloadd tmm6, [{panel} + {stride}*1 + 64]",
             "tdpbf16ps tmm1, tmm4, tmm6",
-            "add {rows}, {rows_step}",
-            "add {panel}, {panel_step}",
-            "dec {steps}",
-            "jnz 2b",
-            rows = inout(reg) rows => _,
+            rows = in(reg) rows,
             line = in(reg) STEP_BYTES,
-            panel = inout(reg) panel => _,
+            panel = in(reg) panel,
             stride = in(reg) TILE_STRIDE,
-            steps = inout(reg) steps => _,
-            rows_step = const STEP_BYTES * AMX_ROWS,
-            panel_step = const PANEL_STEP_BYTES,
             out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _,
-            options(nostack)
+            options(nostack, readonly)
         );
     }
 }

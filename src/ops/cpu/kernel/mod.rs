@@ -57,9 +57,10 @@ impl Tile {
     /// All zero.
     pub const ZERO: Self = Self([0.0; MAX_ROWS * PANEL]);
 
-    /// The rows of sums.
-    pub fn rows(&self) -> impl Iterator<Item = &[f32; PANEL]> {
-        self.0.as_chunks().0.iter()
+    /// A row of sums.
+    #[inline(always)]
+    pub fn row(&self, row: usize) -> &[f32; PANEL] {
+        &self.0.as_chunks().0[row]
     }
 }
 
