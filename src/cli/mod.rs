@@ -15,6 +15,7 @@ mod merge;
 mod model;
 mod panic;
 mod progress;
+mod prompts;
 mod pull;
 mod quantize;
 mod terminal;

@@ -16,6 +16,7 @@ use crate::model::spec::{BlockSpec, LinearSpec};
 use crate::model::{BaseFiles, ModelConfig};
 use crate::ops::cross_entropy::targets_per_chunk;
 use crate::quant::Compute;
+use crate::train::optimiser::OptimiserKind;
 
 /// Memory of the program itself, mostly its code. Measured (docs/performance.md).
 const PROGRAM: u64 = 30 << 20;
@@ -40,6 +41,8 @@ pub struct Workload {
     pub cached_tokens: usize,
     /// The activations that are computed again in the backward pass.
     pub recompute: Recompute,
+    /// The rule of the updates, which decides what is kept of each parameter.
+    pub optimiser: OptimiserKind,
     /// Bytes of the encoded examples.
     pub data_bytes: u64,
 }
@@ -51,7 +54,7 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Taken beside them while loading: the largest tensor in its file.
     pub loading: u64,
-    /// The adapter's factors, their gradients and the two moments of the optimiser.
+    /// The adapter's factors, their gradients and the moments of the optimiser.
     pub adapter: u64,
     /// Values that the forward pass keeps for the backward pass.
     pub activations: u64,
@@ -70,8 +73,8 @@ impl MemoryPlan {
         let weights = base.tensor_names().map(|name| options.bytes_of(base, name) as u64).sum();
         let loading = base.tensor_names().map(|name| base.stored_bytes(name) as u64).max().unwrap_or(0);
         let parameters: u64 = adapter.pairs.values().map(|pair| (pair.a.len() + pair.b.len()) as u64).sum();
-        // Factors on the host (as they started, and the best so far) and on the device, gradient, two moments.
-        let adapter_bytes = 4 * parameters * 6;
+        // Factors on the host (as they started, and the best so far) and on the device, gradient, moments.
+        let adapter_bytes = 4 * (parameters * 4 + moments(adapter, work.optimiser));
         let layers = Layers { config, adapter, compute: options.compute };
         let (activations, working) = layers.step(work);
         let threads = rayon::current_num_threads() as u64;
@@ -85,6 +88,13 @@ impl MemoryPlan {
             self.program + self.data + self.weights + self.loading.max(self.adapter + self.activations + self.working);
         used + self.activations / FRAGMENTATION_DIVISOR
     }
+}
+
+/// The values that an optimiser keeps of the parameters of an adapter.
+pub(super) fn moments(adapter: &HostAdapter, optimiser: OptimiserKind) -> u64 {
+    let pairs = adapter.pairs.values();
+    let shapes = pairs.flat_map(|pair| [[pair.rank, pair.input], [pair.output, pair.rank]]);
+    shapes.map(|shape| optimiser.kept_values(&shape) as u64).sum()
 }
 
 /// The layers of a model, for counting.

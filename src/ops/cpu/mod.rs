@@ -1,9 +1,10 @@
 //! The processor's kernels: instruction sets, packed products, and the bridge to Burn's autodiff.
 //!
 //! From the bottom: `isa`, `shared`, `rows`, `math`; `kernel` and `pack`; `pool`; `store`, `product` (with `streamed`, its order for
-//! AMX), `reduce` and `matrix`; `autograd` and `rowwise`, which know Burn's tensors.
+//! AMX), `reduce` and `matrix`; `decode`; `autograd` and `rowwise`, which know Burn's tensors.
 
 pub mod autograd;
+pub mod decode;
 pub mod isa;
 pub mod kernel;
 pub mod math;
