@@ -226,7 +226,9 @@ fn stored(rows: usize, columns: usize, seed: u64) -> Vec<(&'static str, Matrix)>
     };
     let bf16 = Storage::Bf16(Bytes::from(FloatType::Bf16.encode(&values)));
     let f32 = Storage::F32(Bytes::from(FloatType::F32.encode(&values)));
-    [("bf16", bf16), ("f32", f32), ("nf4", nf4)].map(|(name, storage)| (name, Matrix::new(rows, columns, storage))).into()
+    [("bf16", bf16), ("f32", f32), ("nf4", nf4)]
+        .map(|(name, storage)| (name, Matrix::new(rows, columns, storage)))
+        .into()
 }
 
 #[test]
@@ -250,7 +252,8 @@ fn deep_products_are_cut_along_the_depth_without_a_change_of_a_bit() {
         }
         for (name, matrix) in stored(depth, columns, 5) {
             let values = decoded(&matrix);
-            let expected = sums(rows, columns, &[Values { depth, left: &left, right: &|k, n| values[k * columns + n] }]);
+            let expected =
+                sums(rows, columns, &[Values { depth, left: &left, right: &|k, n| values[k * columns + n] }]);
             let view = Views::<bf16>::gradient_columns_of(&matrix, 0, depth);
             let part = Part::whole(columns, Term { rows: x.rows(), columns: &*view });
             let what = format!("g·W {depth} deep over {name}");

@@ -289,7 +289,9 @@ impl<E: Element, O: Element> Block<'_, E, O> {
                 unsafe { amx::begin(from) };
                 for operand in &operands {
                     let rows = &operand.rows[strip * operand.distance..][..operand.steps * STRIP * STEP];
-                    for (rows, columns) in rows.chunks_exact(STRIP * STEP).zip(operand.columns.chunks_exact(PANEL * STEP)) {
+                    for (rows, columns) in
+                        rows.chunks_exact(STRIP * STEP).zip(operand.columns.chunks_exact(PANEL * STEP))
+                    {
                         // SAFETY: rows and columns hold the step.
                         unsafe { amx::stream(rows.as_ptr().cast(), columns.as_ptr().cast()) };
                         if let Some(finished) = &mut finished {
@@ -322,7 +324,8 @@ impl<E: Element, O: Element> Block<'_, E, O> {
         let mut start = 0;
         let operand = |segment: &Segment| {
             let (depth, source) = (segment.depth.len(), &self.plan.sources[segment.source]);
-            let first = (self.copied_strips * source.start + self.first_strip * source.padded + segment.depth.start) * STRIP;
+            let first =
+                (self.copied_strips * source.start + self.first_strip * source.padded + segment.depth.start) * STRIP;
             let columns = &packed[(start * self.group.panels + panel * depth) * PANEL..][..depth * PANEL];
             start += depth;
             Operand { rows: &self.copies[first..], distance: source.padded * STRIP, columns, steps: depth / STEP }
