@@ -30,8 +30,16 @@ pub fn examination(base: &OpenBase) -> Examination {
 
 /// An adapter over attention whose update is `strength` times the same random one.
 pub fn adapter(base: &OpenBase, strength: f32) -> HostAdapter {
-    let spec =
-        AdapterSpec { rank: 4, alpha: 8.0, dropout: 0.0, targets: Targets::Attention, rslora: false, dora: false, init: Init::Kaiming, from: None };
+    let spec = AdapterSpec {
+        rank: 4,
+        alpha: 8.0,
+        dropout: 0.0,
+        targets: Targets::Attention,
+        rslora: false,
+        dora: false,
+        init: Init::Kaiming,
+        from: None,
+    };
     let mut adapter = spec.initialise(&base.files, Quant::None, 1).expect("an adapter");
     for (number, pair) in adapter.pairs.values_mut().enumerate() {
         for (index, value) in pair.b.iter_mut().enumerate() {

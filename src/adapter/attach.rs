@@ -23,7 +23,8 @@ impl HostAdapter {
                 let tensor = |values: &[f32], rows, columns, device: &Device| {
                     Tensor::<2>::from_data(TensorData::new(values.to_vec(), [rows, columns]), device)
                 };
-                let parameter = |values: &[f32], rows, columns| Param::from_tensor(tensor(values, rows, columns, device));
+                let parameter =
+                    |values: &[f32], rows, columns| Param::from_tensor(tensor(values, rows, columns, device));
                 let frozen = device.clone().inner();
                 let low_rank = LowRank {
                     a: parameter(&pair.a, pair.rank, pair.input),
@@ -31,10 +32,7 @@ impl HostAdapter {
                     scale: pair.scale,
                     dropout: self.dropout as f32,
                     subtracted: pair.subtracted.as_deref().map(|[a_0, b_0]| {
-                        [
-                            tensor(a_0, pair.rank, pair.input, &frozen),
-                            tensor(b_0, pair.output, pair.rank, &frozen),
-                        ]
+                        [tensor(a_0, pair.rank, pair.input, &frozen), tensor(b_0, pair.output, pair.rank, &frozen)]
                     }),
                 };
                 adapter.deltas.push(match &pair.magnitude {

@@ -83,7 +83,8 @@ impl State {
             for (module, pair) in &adapter.pairs {
                 tensors.insert(format!("{prefix}{module}.a"), &pair.a);
                 tensors.insert(format!("{prefix}{module}.b"), &pair.b);
-                tensors.extend(pair.magnitude.as_ref().map(|values| (format!("{prefix}{module}.magnitude"), &values[..])));
+                tensors
+                    .extend(pair.magnitude.as_ref().map(|values| (format!("{prefix}{module}.magnitude"), &values[..])));
             }
         }
         tensors.extend(self.optimiser.tensors.iter().map(|(name, values)| (format!("{OPTIMISER}{name}"), &values[..])));
@@ -116,7 +117,8 @@ impl State {
             let mut adapter = start.clone();
             for (module, pair) in &mut adapter.pairs {
                 let factors = [("a", &mut pair.a), ("b", &mut pair.b)].into_iter();
-                for (part, trained) in factors.chain(pair.magnitude.as_mut().map(|magnitude| ("magnitude", magnitude))) {
+                for (part, trained) in factors.chain(pair.magnitude.as_mut().map(|magnitude| ("magnitude", magnitude)))
+                {
                     let name = format!("{prefix}{module}.{part}");
                     let saved = values(&name)?;
                     if saved.len() != trained.len() {

@@ -77,11 +77,7 @@ fn outputs_are_scaled_before_bias_and_residual() {
             let pair = |first: usize| {
                 Some(LowRankPair { a: leaves[first].clone(), b: leaves[first + 1].clone(), scale: 1.5, dropout: None })
             };
-            let group = [
-                (0, pair(1), Some(leaves[5].clone())),
-                (1, pair(3), None),
-                (2, None, Some(leaves[6].clone())),
-            ];
+            let group = [(0, pair(1), Some(leaves[5].clone())), (1, pair(3), None), (2, None, Some(leaves[6].clone()))];
             let group = group.map(|(index, low_rank, column_scale)| Projected {
                 weight: &weights[index],
                 bias: (index < 2).then_some(biases[index].as_slice()),

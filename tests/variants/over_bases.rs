@@ -22,8 +22,12 @@ use crate::model::{Expected, largest_difference, load, logits, turn};
 /// The bases over which a variant runs: dense, and packed by each scheme.
 fn bases() -> Vec<(PathBuf, Quant)> {
     let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
-    let packed = [Quant::None, Quant::Nf4, Quant::Nf4Double, Quant::Int8].map(|quant| (fixture("models/llama_gqa"), quant));
-    packed.into_iter().chain([(fixture("gguf/smollm.gguf"), Quant::Keep), (fixture("blocks/tiny.gguf"), Quant::Keep)]).collect()
+    let packed =
+        [Quant::None, Quant::Nf4, Quant::Nf4Double, Quant::Int8].map(|quant| (fixture("models/llama_gqa"), quant));
+    packed
+        .into_iter()
+        .chain([(fixture("gguf/smollm.gguf"), Quant::Keep), (fixture("blocks/tiny.gguf"), Quant::Keep)])
+        .collect()
 }
 
 fn decoder(base: &BaseFiles, quant: Quant, compute: Compute) -> Decoder {
@@ -132,8 +136,14 @@ fn magnitudes_are_refused_by_name_where_they_have_no_place() {
     assert!(error.contains("DoRA's magnitudes") && error.contains("merge --format gguf"), "{error}");
     assert!(!out.exists());
     for method in Method::ALL {
-        let options =
-            CombineOptions { method, weights: vec![1.0], density: None, majority: Majority::Total, rank: None, seed: 0 };
+        let options = CombineOptions {
+            method,
+            weights: vec![1.0],
+            density: None,
+            majority: Majority::Total,
+            rank: None,
+            seed: 0,
+        };
         let error = combine(&[("dora".to_owned(), adapter.clone())], &options).expect_err("refused").to_string();
         assert!(error.contains("DoRA's magnitudes"), "{method}: {error}");
     }
@@ -149,8 +159,14 @@ fn magnitudes_are_refused_by_name_where_they_have_no_place() {
 fn a_combined_pair_has_its_subtraction_in_it() {
     let variant = Variant::named("pissa");
     let trained = variant.trained();
-    let options =
-        CombineOptions { method: Method::Cat, weights: vec![0.5, 0.5], density: None, majority: Majority::Total, rank: None, seed: 0 };
+    let options = CombineOptions {
+        method: Method::Cat,
+        weights: vec![0.5, 0.5],
+        density: None,
+        majority: Majority::Total,
+        rank: None,
+        seed: 0,
+    };
     let both = [("one".to_owned(), trained.clone()), ("other".to_owned(), trained.clone())];
     let combined = combine(&both, &options).expect("combined");
     for (module, pair) in &combined.pairs {
@@ -170,7 +186,8 @@ fn runs_of_variants_go_on_where_they_stopped_and_end_in_files_that_every_command
             assert!(output.status.success(), "{stderr}");
             stderr
         };
-        let adapter = |folder: &tempfile::TempDir| std::fs::read(folder.path().join("runs/sums/adapter_model.safetensors"));
+        let adapter =
+            |folder: &tempfile::TempDir| std::fs::read(folder.path().join("runs/sums/adapter_model.safetensors"));
         let (whole, parted) = (tiny_job(), tiny_job());
         let stderr = train(&whole, "10", &[]);
         assert!(stderr.contains("GGUF-LoRA is ruled out: llama.cpp has no tensor for DoRA's magnitudes"), "{stderr}");

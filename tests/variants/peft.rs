@@ -25,10 +25,15 @@ fn five_steps_of_each_variant_follow_torch_and_peft() {
             let (reports, ours) = run.replay(&decoder, recompute);
             assert_eq!(reports.len(), 5);
             for (step, (report, recorded)) in reports.iter().zip(&run.steps).enumerate() {
-                let (loss, norm) = (recorded["loss"].as_f64().expect("a loss"), recorded["grad_norm"].as_f64().expect("a norm"));
+                let (loss, norm) =
+                    (recorded["loss"].as_f64().expect("a loss"), recorded["grad_norm"].as_f64().expect("a norm"));
                 let place = format!("{} {recompute:?} step {step}", variant.name);
                 assert!((report.loss - loss).abs() <= 1e-4, "{place}: loss {}, not {loss}", report.loss);
-                assert!((report.grad_norm - norm).abs() <= 1e-3 * norm, "{place}: norm {}, not {norm}", report.grad_norm);
+                assert!(
+                    (report.grad_norm - norm).abs() <= 1e-3 * norm,
+                    "{place}: norm {}, not {norm}",
+                    report.grad_norm
+                );
             }
             for (module, pair) in &ours.pairs {
                 let wanted = &theirs.pairs[module];
@@ -139,7 +144,8 @@ fn a_plain_file_of_a_subtracted_pair_has_twice_the_rank_and_the_same_scale() {
 fn first_values_are_those_of_peft() {
     for name in ["pissa", "pissa_rslora", "pissa_dora", "olora"] {
         let variant = Variant::named(name);
-        let (ours, theirs) = (variant.spec.initialise(&variant.base(), Quant::None, 1).expect("begins"), variant.start());
+        let (ours, theirs) =
+            (variant.spec.initialise(&variant.base(), Quant::None, 1).expect("begins"), variant.start());
         assert!(ours.pairs.keys().eq(theirs.pairs.keys()), "{name}");
         for (module, pair) in &ours.pairs {
             let wanted = &theirs.pairs[module];
