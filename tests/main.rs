@@ -7,6 +7,7 @@ mod adapter_open;
 mod adapter_sites;
 mod answers;
 mod augment;
+mod cards;
 mod check;
 mod chosen_templates;
 mod cli;

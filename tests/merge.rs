@@ -207,7 +207,15 @@ fn a_tied_head_stays_tied_and_is_untied_where_it_is_adapted() {
     assert_eq!(json(&folder.path().join("merged/config.json"))["tie_word_embeddings"], true);
 
     let (input, output) = (base.config().hidden_size, base.config().vocab_size);
-    let head = HostPair { a: vec![0.5; input], b: vec![0.25; output], rank: 1, input, output, scale: 2.0, ..HostPair::default() };
+    let head = HostPair {
+        a: vec![0.5; input],
+        b: vec![0.25; output],
+        rank: 1,
+        input,
+        output,
+        scale: 2.0,
+        ..HostPair::default()
+    };
     adapter.pairs.insert("lm_head".to_owned(), head.clone());
     let folder = tempfile::tempdir().expect("a folder");
     let report = merged(folder.path(), &base, &adapter, MergeOptions::default()).expect("merged");

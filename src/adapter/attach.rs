@@ -32,10 +32,7 @@ impl HostAdapter {
                     scale: pair.scale,
                     dropout: self.dropout as f32,
                     subtracted: pair.subtracted.as_deref().map(|[a_0, b_0]| {
-                        [
-                            tensor(a_0, pair.rank, pair.input, &frozen),
-                            tensor(b_0, pair.output, pair.rank, &frozen),
-                        ]
+                        [tensor(a_0, pair.rank, pair.input, &frozen), tensor(b_0, pair.output, pair.rank, &frozen)]
                     }),
                 };
                 adapter.deltas.push(match &pair.magnitude {

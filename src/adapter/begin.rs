@@ -60,7 +60,8 @@ impl AdapterSpec {
     /// kind or projections are not those of the settings; first values are asked for besides.
     pub fn begin(&self, base: &BaseFiles, quant: Quant, tokens: &[TrainedToken], seed: u64) -> Result<HostAdapter> {
         if let (Some(folder), true) = (&self.from, self.init != Init::Kaiming) {
-            let message = format!("is `{}`, and `from` gives the values of the adapter in {}", self.init, folder.display());
+            let message =
+                format!("is `{}`, and `from` gives the values of the adapter in {}", self.init, folder.display());
             return Err(Error::input(Place::setting("adapter.init"), message).hint("remove one of the two"));
         }
         let (mut fresh, whole) = Error::both(self.initialise(base, quant, seed), self.whole(base.config()))?;

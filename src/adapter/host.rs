@@ -19,8 +19,17 @@ pub mod provenance {
     pub const QUANT: &str = "burnish.quant";
     /// The precision of the frozen products while training: `f32` or `bf16`.
     pub const COMPUTE: &str = "burnish.compute";
+    /// SHA-256 of what the scheme makes of a fixed matrix ([`quantiser_sha256`](crate::model::base::quantiser_sha256)); missing
+    /// where it packs nothing.
+    pub const QUANTISER_SHA256: &str = "burnish.quantiser_sha256";
+    /// SHA-256 of the tokenizer, chat templates excepted.
+    pub const TOKENIZER_SHA256: &str = "burnish.tokenizer_sha256";
+    /// SHA-256 of the chat template; missing where there is none.
+    pub const TEMPLATE_SHA256: &str = "burnish.template_sha256";
     /// SHA-256 of the training data.
     pub const DATA_SHA256: &str = "burnish.data_sha256";
+    /// SHA-256 of the validation data; missing where there is none of its own.
+    pub const VALID_SHA256: &str = "burnish.valid_sha256";
     /// The shape of the training data: `prompt-completion`, `alpaca`, `chat` or `text`.
     pub const DATA_FORMAT: &str = "burnish.data_format";
     /// The reading of control tokens that the training data spells: `text` or `tokens`.
@@ -29,6 +38,11 @@ pub mod provenance {
     pub const SEED: &str = "burnish.seed";
     /// The version that wrote the file.
     pub const VERSION: &str = "burnish.version";
+    /// The hash of the program's sources, dependencies and compiler.
+    pub const BUILD: &str = "burnish.build";
+    /// The verdicts of the run that has come to its end, by data set, as JSON: losses of base and adapter, their difference with
+    /// its 95% interval, and the conclusion.
+    pub const VERDICT: &str = "burnish.verdict";
 }
 
 /// A low-rank pair on the host, in f32.

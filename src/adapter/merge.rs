@@ -9,6 +9,7 @@ mod product;
 mod source;
 mod verify;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
@@ -18,7 +19,7 @@ use crate::adapter::host::{HostAdapter, provenance};
 use crate::error::{Error, Result};
 use crate::files::shards::Entry;
 use crate::files::staging::Staging;
-use crate::files::{FloatType, RawTensor};
+use crate::files::{FloatType, RawTensor, hex};
 use crate::model::BaseFiles;
 use crate::model::folder::{check_folder_name, write_configs};
 use crate::quant::Quant;
@@ -134,10 +135,13 @@ pub fn stage(
     let plan = Plan::new(base, adapter, options)?;
     let source = Source { base, weights: options.weights };
     let staging = Staging::beside(out)?;
-    let mut modules_changed = 0;
+    let (mut modules_changed, mut sha256) = (0, BTreeMap::new());
     plan.shards.write(staging.path(), |planned| {
+        // The tensors before this one are written.
+        base.release();
         let merged = merged_tensor(&source, planned)?;
         modules_changed += usize::from(merged.is_changed);
+        sha256.insert(planned.header.name.clone(), hex::sha256_of(&merged.tensor.bytes));
         Ok(merged.tensor.bytes)
     })?;
     let licences_left_out = write_configs(base, plan.matrix_dtype, staging.path(), |config| {
@@ -146,7 +150,7 @@ pub fn stage(
         }
     })?;
     write_tokenizer(staging.path())?;
-    let checked = verify::reread(&source, &plan, staging.path())?;
+    let checked = verify::reread(&source, &plan, &sha256, staging.path())?;
     let report = MergeReport {
         modules: adapter.modules(),
         modules_changed,

@@ -226,16 +226,28 @@ impl Row {
     }
 }
 
+/// The reason why the choices of a run rule a consumer out; `None` where they do not.
+fn reason_against(consumer: Consumer, facts: &Facts<'_>) -> Option<&'static str> {
+    let rows = TABLE.iter().filter(|row| (row.holds)(facts));
+    let mut reasons = rows.filter_map(|row| match row.cell(consumer) {
+        No(reason) => Some(reason),
+        Yes | As(_) => None,
+    });
+    reasons.next_back()
+}
+
+/// Whether a consumer can take the adapter of a run.
+pub fn is_feasible(consumer: Consumer, facts: &Facts<'_>) -> bool {
+    let needs_gguf = matches!(consumer, Consumer::Gguf | Consumer::GgufLora);
+    reason_against(consumer, facts).is_none() && (!needs_gguf || check::is_expressible(facts.config).is_ok())
+}
+
 /// The exports that a run rules out, a sentence each, for the moment before it starts.
 pub fn ruled_out(facts: &Facts<'_>) -> Vec<String> {
     let mut notices = Vec::new();
     for consumer in Consumer::ALL {
-        let rows = TABLE.iter().filter(|row| (row.holds)(facts));
-        let mut reasons = rows.filter_map(|row| match row.cell(consumer) {
-            No(reason) => Some(reason),
-            Yes | As(_) => None,
-        });
-        notices.extend(reasons.next_back().map(|reason| format!("export: {} is ruled out: {reason}", consumer.name())));
+        let reason = reason_against(consumer, facts);
+        notices.extend(reason.map(|reason| format!("export: {} is ruled out: {reason}", consumer.name())));
     }
     if let Err(error) = check::is_expressible(facts.config) {
         let paragraphs = error.paragraphs();

@@ -122,7 +122,8 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
         if pair.magnitude.is_some() {
             let message = "has DoRA's magnitudes: llama.cpp has no tensor for them";
             errors.push(
-                Error::input(Place::tensor("adapter", module), message).hint("`merge --format gguf` has them in its weights"),
+                Error::input(Place::tensor("adapter", module), message)
+                    .hint("`merge --format gguf` has them in its weights"),
             );
             continue;
         }

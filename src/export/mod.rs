@@ -6,6 +6,7 @@
 
 mod check;
 pub mod feasible;
+pub mod importance;
 pub mod lora;
 pub mod mlx;
 pub mod model;
@@ -13,5 +14,6 @@ pub mod ollama;
 mod pieces;
 pub mod types;
 
+pub use importance::Importance;
 pub use model::{ExportOptions, ExportReport};
 pub use types::GgufType;

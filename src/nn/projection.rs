@@ -1,5 +1,7 @@
 //! A projection by a frozen weight, and what one pass through the model carries.
 
+use std::fmt;
+
 use burn::tensor::{Tensor, TensorData};
 
 use super::adapter::{Adapter, Delta};
@@ -42,9 +44,20 @@ impl Noise {
     }
 }
 
+/// The receiver of the inputs of the layers' projections.
+pub trait Observer: fmt::Debug {
+    /// Takes the input of the projections at `sites`, which share it.
+    ///
+    /// # Shapes
+    /// - `x`: `[tokens, in]`
+    fn inputs(&self, x: &Tensor<2>, sites: &[usize]);
+}
+
 /// The settings of one pass through the model.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pass<'a> {
+    /// The receiver of the inputs of projections, if there is one.
+    pub observer: Option<&'a dyn Observer>,
     /// The adapter that is added; `None` runs the base alone.
     pub adapter: Option<&'a Adapter>,
     /// The noise of training; `None` when not training.
@@ -107,6 +120,9 @@ impl Projection {
 
 /// Projects `x` by several projections that share it; their outputs lie side by side.
 pub fn project(x: Tensor<2>, group: &[&Projection], residual: Option<Tensor<2>>, pass: &Pass<'_>) -> Tensor<2> {
+    if let Some(observer) = pass.observer {
+        observer.inputs(&x, &group.iter().map(|projection| projection.site).collect::<Vec<_>>());
+    }
     let trained = |projection: &Projection| pass.adapter.and_then(|adapter| adapter.weight(projection.site));
     let y = match group.iter().any(|projection| trained(projection).is_some()) {
         false => {

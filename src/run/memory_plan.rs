@@ -16,6 +16,7 @@ use crate::model::spec::{BlockSpec, LinearSpec};
 use crate::model::{BaseFiles, ModelConfig};
 use crate::ops::cross_entropy::targets_per_chunk;
 use crate::quant::Compute;
+use crate::train::optimiser::OptimiserKind;
 
 /// Memory of the program itself, mostly its code. Measured (docs/performance.md).
 const PROGRAM: u64 = 30 << 20;
@@ -40,6 +41,8 @@ pub struct Workload {
     pub cached_tokens: usize,
     /// The activations that are computed again in the backward pass.
     pub recompute: Recompute,
+    /// The rule of the updates, which decides what is kept of each parameter.
+    pub optimiser: OptimiserKind,
     /// Bytes of the encoded examples.
     pub data_bytes: u64,
 }
@@ -51,7 +54,7 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Taken beside them while loading: the largest tensor in its file.
     pub loading: u64,
-    /// The adapter's factors, their gradients and the two moments of the optimiser.
+    /// The adapter's factors, their gradients and the moments of the optimiser.
     pub adapter: u64,
     /// Values that the forward pass keeps for the backward pass.
     pub activations: u64,
@@ -71,9 +74,9 @@ impl MemoryPlan {
         let loading = base.tensor_names().map(|name| base.stored_bytes(name) as u64).max().unwrap_or(0);
         let subtracted = adapter.pairs.values().filter_map(|pair| pair.subtracted.as_deref()).flatten();
         let subtracted: u64 = subtracted.map(|factor| factor.len() as u64).sum();
-        // Factors on the host (as they started, and the best so far) and on the device, gradient, two moments. Those that are
+        // Factors on the host (as they started, and the best so far) and on the device, gradient, moments. Those that are
         // subtracted once on the host, and on the device by themselves, beside the others, and with a gradient.
-        let adapter_bytes = 4 * (adapter.parameters() as u64 * 6 + subtracted * 4);
+        let adapter_bytes = 4 * (adapter.parameters() as u64 * 4 + moments(adapter, work.optimiser) + subtracted * 4);
         let layers = Layers { config, adapter, compute: options.compute };
         let (activations, working) = layers.step(work);
         let threads = rayon::current_num_threads() as u64;
@@ -87,6 +90,21 @@ impl MemoryPlan {
             self.program + self.data + self.weights + self.loading.max(self.adapter + self.activations + self.working);
         used + self.activations / FRAGMENTATION_DIVISOR
     }
+}
+
+/// The values that an optimiser keeps of the parameters of an adapter.
+pub(super) fn moments(adapter: &HostAdapter, optimiser: OptimiserKind) -> u64 {
+    let pairs = adapter.pairs.values();
+    let shapes = pairs.flat_map(|pair| {
+        let magnitude = pair.magnitude.as_ref().map(|magnitude| vec![magnitude.len()]);
+        [vec![pair.rank, pair.input], vec![pair.output, pair.rank]].into_iter().chain(magnitude)
+    });
+    let rows = adapter.rows.iter().flat_map(|rows| {
+        let count = rows.ids.len().max(1);
+        rows.values.values().map(move |values| vec![count, values.len() / count])
+    });
+    let shapes = shapes.chain(adapter.whole.values().map(|tensor| tensor.shape.clone())).chain(rows);
+    shapes.map(|shape| optimiser.kept_values(&shape) as u64).sum()
 }
 
 /// The layers of a model, for counting.

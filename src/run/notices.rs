@@ -12,9 +12,13 @@ use crate::export::feasible::{Facts, ruled_out};
 pub(super) fn notices_of_run(prepared: &Prepared) -> Vec<String> {
     let mut notices = prepared.adjustments.clone();
     notices.extend(prepared.base.parts_passed_over());
-    let config = prepared.base.files.config();
-    notices.extend(ruled_out(&Facts { config, adapter: &prepared.start }));
+    notices.extend(ruled_out(&facts(prepared)));
     notices
+}
+
+/// The facts of the run that rule exports out.
+pub(super) fn facts(prepared: &Prepared) -> Facts<'_> {
+    Facts { config: prepared.base.files.config(), adapter: &prepared.start }
 }
 
 /// Whether the answers of the run have no end that could be trained.

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::answer::{Answering, answer_ids};
+use super::card::{CARD_FILE, card};
 use super::exact_match::Answered;
 use super::folder::{RunFolder, now, resume_command};
 use super::held_out::MeasuredSet;
@@ -13,6 +14,7 @@ use super::recorder::Recorder;
 use super::resume::{self, Extras, Start};
 use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
+use crate::adapter::host::provenance;
 use crate::adapter::peft::SaveOptions;
 use crate::bytes::Size;
 use crate::data::EncodedSet;
@@ -118,7 +120,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, &decoder), options);
     let outcome = fit_into(&mut recorder, &prepared, &decoder, state.as_ref(), watch);
     drop(state);
-    let outcome = outcome.inspect_err(|error| {
+    let mut outcome = outcome.inspect_err(|error| {
         // Why the run failed; where this cannot be written either, the error itself still says it.
         record["finished"] = json!(now());
         record["error"] = json!(error.to_string());
@@ -141,7 +143,12 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         let samples =
             samples.map(|((prompt, before), after)| Sample { prompt: prompt.clone(), before: before.clone(), after });
         report.samples = samples.collect();
+        if let Some(verdicts) = report.verdicts() {
+            outcome.adapter.metadata.insert(provenance::VERDICT.to_owned(), verdicts.to_string());
+            outcome.adapter.save(recorder.folder.path(), &options)?;
+        }
     }
+    recorder.folder.write(CARD_FILE, &card(&prepared, &report, &targets))?;
     record["outcome"] = json!(report);
     recorder.folder.write_record(&record)?;
     Ok(report)
@@ -239,6 +246,7 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared, mut befor
     }
     json!({
         "burnish": env!("CARGO_PKG_VERSION"),
+        "build": env!("BURNISH_BUILD"),
         "started": if started.is_null() { json!(now()) } else { started },
         "resumed": resumed,
         "overrides": recipe.overrides,
@@ -248,6 +256,8 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared, mut befor
         "threads": rayon::current_num_threads(),
         "processor": device::processor(),
         "base": { "name": base.name, "path": base.path(), "sha256": base_sha256 },
+        // The seed, and the hashes of quantiser, tokenizer and chat template among others.
+        "provenance": prepared.start.metadata,
         "layout": layout,
         "memory_plan": memory,
         "data": {

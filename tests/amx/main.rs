@@ -4,6 +4,7 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 mod emulator;
+mod exact;
 mod execution;
 mod model;
 #[path = "../ops/mod.rs"]

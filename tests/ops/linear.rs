@@ -5,8 +5,8 @@ use burnish::ops::cpu::pool;
 use burnish::ops::frozen::FrozenWeight;
 use burnish::ops::linear::{self, Dropout, LowRankPair, Projected};
 
-use super::{compare, run, tensor, values, weight};
-use crate::model::{largest_difference, turn};
+use super::{compare, relative, run, tensor, values, weight};
+use crate::model::turn;
 
 #[test]
 fn linear_with_and_without_low_rank_pairs_bias_residual_and_dropout() {
@@ -77,11 +77,7 @@ fn outputs_are_scaled_before_bias_and_residual() {
             let pair = |first: usize| {
                 Some(LowRankPair { a: leaves[first].clone(), b: leaves[first + 1].clone(), scale: 1.5, dropout: None })
             };
-            let group = [
-                (0, pair(1), Some(leaves[5].clone())),
-                (1, pair(3), None),
-                (2, None, Some(leaves[6].clone())),
-            ];
+            let group = [(0, pair(1), Some(leaves[5].clone())), (1, pair(3), None), (2, None, Some(leaves[6].clone()))];
             let group = group.map(|(index, low_rank, column_scale)| Projected {
                 weight: &weights[index],
                 bias: (index < 2).then_some(biases[index].as_slice()),
@@ -108,7 +104,7 @@ fn norms_of_adapted_rows_are_those_of_the_formed_weight() {
         let found = linear::row_norms(&weight, a.clone(), b.clone(), scale);
         assert_eq!(found.dims(), [1, output]);
         let found: Vec<f32> = found.into_data().iter::<f32>().collect();
-        assert!(largest_difference(&found, &expected) < 1e-4, "{dtype:?}: {found:?}, not {expected:?}");
+        assert!(relative(&found, &expected) < 1e-5, "{dtype:?}: {found:?}, not {expected:?}");
     }
     // A row that the pair takes away altogether has the norm zero, not the root of a negative rounding.
     let weight = weight(output, input, DType::F32, 3);

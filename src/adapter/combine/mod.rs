@@ -112,10 +112,8 @@ impl CombineOptions {
 /// quantised ones; pairs of one module with different sizes, or with different ranks where the method combines factors.
 pub fn combine(adapters: &[(String, HostAdapter)], options: &CombineOptions) -> Result<HostAdapter> {
     options.check(adapters.len())?;
-    let adapters: Vec<(String, HostAdapter)> = adapters
-        .iter()
-        .map(|(place, adapter)| (place.clone(), adapter.without_subtraction().into_owned()))
-        .collect();
+    let adapters: Vec<(String, HostAdapter)> =
+        adapters.iter().map(|(place, adapter)| (place.clone(), adapter.without_subtraction().into_owned())).collect();
     let adapters = adapters.as_slice();
     // A single adapter needs no vote and no decomposition (as in PEFT).
     let method = if adapters.len() == 1 { Method::Linear } else { options.method };
@@ -172,7 +170,8 @@ fn check_is_plain(place: &str, adapter: &HostAdapter) -> Result<()> {
         None => Ok(()),
         Some((module, _)) => {
             let at = format_args!("{place}: module {module}");
-            let error = Error::input(at, "has DoRA's magnitudes, which belong to its own factors and cannot be combined");
+            let error =
+                Error::input(at, "has DoRA's magnitudes, which belong to its own factors and cannot be combined");
             Err(error.hint("merge one of the adapters into the base, and train or apply the others over that"))
         }
     }
@@ -222,5 +221,13 @@ fn cat(parts: &[(f64, &HostPair)]) -> HostPair {
         pair.a.iter().map(move |value| value * factor)
     });
     let row = |row: usize| parts.iter().flat_map(move |(_, pair)| &pair.b[row * pair.rank..(row + 1) * pair.rank]);
-    HostPair { a: a.collect(), b: (0..output).flat_map(row).copied().collect(), rank, input, output, scale: 1.0, ..HostPair::default() }
+    HostPair {
+        a: a.collect(),
+        b: (0..output).flat_map(row).copied().collect(),
+        rank,
+        input,
+        output,
+        scale: 1.0,
+        ..HostPair::default()
+    }
 }

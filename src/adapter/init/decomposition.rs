@@ -63,7 +63,8 @@ pub(super) fn pissa(
 /// `B = Q` and `A = R` of the weight's QR decomposition, their first `rank` columns and rows (PEFT's `olora_init`).
 pub(super) fn olora(weight: &[f32], input: usize, rank: usize) -> [Vec<f32>; 2] {
     let output = weight.len() / input;
-    let first = (0..rank).map(|column| weight.iter().skip(column).step_by(input).map(|value| f64::from(*value)).collect());
+    let first =
+        (0..rank).map(|column| weight.iter().skip(column).step_by(input).map(|value| f64::from(*value)).collect());
     let (mut basis, _) = orthonormal(first.collect());
     // Columns that depend on each other span less: the factors are zero there.
     basis.resize(rank, vec![0.0; output]);
@@ -102,7 +103,9 @@ fn add_scaled(sums: &mut [f32], factor: f32, values: &[f32]) {
 
 /// The columns of a row-major matrix of this width.
 fn columns_of(values: &[f32], width: usize) -> Columns {
-    (0..width).map(|column| values.iter().skip(column).step_by(width).map(|value| f64::from(*value)).collect()).collect()
+    (0..width)
+        .map(|column| values.iter().skip(column).step_by(width).map(|value| f64::from(*value)).collect())
+        .collect()
 }
 
 /// The matrix with these columns of a height, row-major.

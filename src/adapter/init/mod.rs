@@ -123,7 +123,9 @@ impl AdapterSpec {
             }
         }
         let without_dropout = match (self.dora, self.init) {
-            (true, _) => Some("DoRA scales the whole output of a projection, of which dropout changes a part only".to_owned()),
+            (true, _) => {
+                Some("DoRA scales the whole output of a projection, of which dropout changes a part only".to_owned())
+            }
             (false, init) if init.subtracts() => {
                 Some(format!("`init = \"{init}\"` takes away from the base what dropout would leave out at random"))
             }

@@ -88,7 +88,8 @@ mod tests {
     fn orthogonal_factors_are_large_and_their_product_is_nothing() {
         let (rank, output, input) = (6, 40, 30);
         let [a, b] = orthogonal(&mut ChaCha8Rng::seed_from_u64(3), rank, output, input);
-        let spread = |values: &[f32]| (values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32).sqrt();
+        let spread =
+            |values: &[f32]| (values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32).sqrt();
         // Three of six directions, each with a deviation of 0.1: 0.1·√(3/6).
         assert!((spread(&a) - 0.0707).abs() < 0.015 && (spread(&b) - 0.0707).abs() < 0.015);
         for row in b.chunks(rank) {

@@ -1,5 +1,6 @@
 //! Reading a merged folder again, and comparing it with sums formed another way.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::plan::{Change, Plan, Planned};
@@ -7,7 +8,7 @@ use super::product::row_factor;
 use super::source::Source;
 use crate::adapter::host::HostPair;
 use crate::error::{Error, Result};
-use crate::files::{Dtype, RawTensor};
+use crate::files::{Dtype, RawTensor, hex};
 use crate::model::BaseFiles;
 
 /// Rows compared of every matrix that was changed or converted, evenly spread.
@@ -21,19 +22,28 @@ pub(super) struct Checked {
     pub max_difference: f64,
 }
 
-/// Opens `folder` as a base model and compares every tensor: bytes with bytes where nothing should have
-/// changed, otherwise rows with `W + scale * B * A` formed in f64.
+/// Opens `folder` as a base model and compares every tensor: all of its bytes with the SHA-256 of what was sent to the file, then
+/// bytes with bytes where nothing should have changed, otherwise rows with `W + scale * B * A` formed in f64.
 ///
 /// # Errors
 /// A difference beyond the rounding of the stored type; a folder that does not open.
-pub(super) fn reread(source: &Source<'_>, plan: &Plan<'_>, folder: &Path) -> Result<Checked> {
+pub(super) fn reread(
+    source: &Source<'_>,
+    plan: &Plan<'_>,
+    sha256: &BTreeMap<String, String>,
+    folder: &Path,
+) -> Result<Checked> {
     let merged = BaseFiles::open(folder).map_err(|error| {
         let found = Error::failed(folder.display(), "the merged folder does not open again");
-        Error::join([found.clone(), error]).unwrap_or(found)
+        Error::join([found.clone(), error]).unwrap_or(found).into_failure()
     })?;
     let mut checked = Checked::default();
     for planned in plan.shards.entries() {
-        let (before, after) = (source.tensor(&planned.origin.source)?, merged.tensor(&planned.header.name)?);
+        let after = merged.tensor(&planned.header.name).map_err(Error::into_failure)?;
+        if sha256.get(&planned.header.name) != Some(&hex::sha256_of(&after.bytes)) {
+            return Err(differs(planned, "reads back with other bytes than were written"));
+        }
+        let before = source.tensor(&planned.origin.source)?;
         if matches!(planned.origin.change, Change::Nothing) && before.dtype == after.dtype {
             compare_bytes(planned, &before, &after)?;
             checked.values += after.elements();
@@ -41,6 +51,8 @@ pub(super) fn reread(source: &Source<'_>, plan: &Plan<'_>, folder: &Path) -> Res
             compare_rows(planned, &before, &after, &mut checked)?;
         }
         checked.tensors += 1;
+        source.base.release();
+        merged.release();
     }
     Ok(checked)
 }

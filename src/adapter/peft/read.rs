@@ -73,10 +73,13 @@ impl AdapterHeader {
         match self.config.subtracted {
             None => self.values(),
             Some(init) => {
-                let message = format!("belongs to a base from which `init_lora_weights` = `{init}` has taken its first values");
+                let message =
+                    format!("belongs to a base from which `init_lora_weights` = `{init}` has taken its first values");
                 let error = Error::input(&self.place, message);
-                Err(error.hint("`merge` reads it together with the base; PEFT's `save_pretrained(..., \
-                                path_initial_model_for_weight_conversion=...)` makes it a plain LoRA"))
+                Err(error.hint(
+                    "`merge` reads it together with the base; PEFT's `save_pretrained(..., \
+                                path_initial_model_for_weight_conversion=...)` makes it a plain LoRA",
+                ))
             }
         }
     }

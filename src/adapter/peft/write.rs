@@ -166,7 +166,10 @@ impl HostAdapter {
         let with_magnitudes = self.pairs.values().filter(|pair| pair.magnitude.is_some()).count();
         if with_magnitudes > 0 {
             if let Some((module, _)) = self.pairs.iter().find(|(_, pair)| pair.magnitude.is_none()) {
-                return Err(Error::failed(module, "has no magnitude, and other pairs have: PEFT knows only all or none"));
+                return Err(Error::failed(
+                    module,
+                    "has no magnitude, and other pairs have: PEFT knows only all or none",
+                ));
             }
             config["use_dora"] = json!(true);
         }

@@ -72,10 +72,8 @@ impl Model {
 
     pub(super) fn attach(&self, adapter: &Adapter, number: u64) -> Attached {
         #[cfg(feature = "cpu")]
-        if self.host.is_some()
-            && let Some(factors) = HostFactors::new(adapter, self.decoder.sites() - 1)
-        {
-            return Attached { number, factors: AdapterFactors::Host(factors) };
+        if self.host.is_some() && adapter.whole.is_empty() && !adapter.changes(self.decoder.embedding_site()) {
+            return Attached { number, factors: AdapterFactors::Host(HostFactors::new(adapter, &self.decoder)) };
         }
         Attached { number, factors: AdapterFactors::Tensors(adapter.clone()) }
     }

@@ -19,7 +19,8 @@ pub fn linear(x: Tensor<2>, group: &[Projected<'_>], residual: Option<Tensor<2>>
     let products: Vec<_> =
         group.iter().map(|projected| Projected { bias: None, column_scale: None, ..projected.clone() }).collect();
     // The tape begins at the scales where it has not begun at `x`.
-    let device = group.iter().find_map(|projected| projected.column_scale.as_ref()).map_or_else(|| x.device(), Tensor::device);
+    let device =
+        group.iter().find_map(|projected| projected.column_scale.as_ref()).map_or_else(|| x.device(), Tensor::device);
     let sums = cpu::linear(x, &products, None);
     let scales = group.iter().map(|Projected { weight, column_scale, .. }| {
         column_scale.clone().unwrap_or_else(|| Tensor::ones([1, weight.dims()[0]], (&device, DType::F32)))

@@ -31,6 +31,11 @@ choice! {
 }
 
 impl OptimiserKind {
+    /// The number of values that the rule keeps for a parameter of this shape.
+    pub fn kept_values(self, shape: &[usize]) -> usize {
+        self.moments(shape).iter().map(|(_, length)| length).sum()
+    }
+
     /// The names of the vectors that the rule keeps for a parameter of this shape, and their lengths.
     fn moments(self, shape: &[usize]) -> Vec<(&'static str, usize)> {
         let values = shape.iter().product();
