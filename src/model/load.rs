@@ -143,7 +143,7 @@ impl Decoder {
         options.check()?;
         let mut advance = || {};
         let mut loader = Loader::new(base, options, &mut advance);
-        let mut decoder = loader.ends()?;
+        let decoder = loader.ends()?;
         let mut hidden: Vec<Tensor<2>> = passes.iter().map(|pass| decoder.embed(ids, lengths, pass)).collect();
         for layer in 0..base.config().layers {
             let layer = loader.layer(layer)?;

@@ -11,7 +11,6 @@ use super::notices::{has_no_end, notices_of_run};
 use super::prepare::{Examples, Prepared, prepare, read_examples};
 use super::probe::{TimeEstimate, probe};
 use super::watch::{Stage, Watch};
-use crate::adapter::host::HostPair;
 use crate::bytes::Size;
 use crate::data::preflight::lengths::{LengthClass, histogram};
 use crate::data::preflight::{Code, Finding, Severity, Split, preflight};

@@ -18,9 +18,3 @@ pub fn turn() -> MutexGuard<'static, ()> {
 pub fn instruction_sets() -> impl Iterator<Item = Isa> {
     Isa::supported().filter(|&isa| isa == Isa::Amx)
 }
-
-/// The largest distance between two values of the same place.
-pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
