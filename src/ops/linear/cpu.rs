@@ -76,7 +76,7 @@ impl Kernel for Group {
     fn backward(&self, saved: Saved, gradient: FlexTensor, wanted: &[bool]) -> Vec<Option<FlexTensor>> {
         let (dx, pairs) = if uses_bf16(saved.dtype) {
             // Rounded once, rather than by every task of every product that reads it; not where products take f32.
-            let is_rounded = gradient.dtype() == DType::F32 && !bf16::widens(Isa::current());
+            let is_rounded = gradient.dtype() == DType::F32 && !bf16::lays_out(Isa::current());
             let rounded = is_rounded.then(|| narrowed(&gradient));
             self.gradients::<bf16>(&saved, rounded.as_ref().unwrap_or(&gradient), wanted[0])
         } else {
