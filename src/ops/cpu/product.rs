@@ -369,8 +369,11 @@ mod tests {
         let values = |count: usize| -> Vec<f32> { (0..count).map(value).collect() };
         let lefts = depths.map(|depth| values(rows * depth + 5));
         let rights = depths.map(|depth| values(depth * columns));
-        let views = [0, 1].map(|term| {
-            PlainColumns { data: &rights[term][..], stride: columns, depth: depths[term], scale: 1.0 }
+        let views = [0, 1].map(|term| PlainColumns {
+            data: &rights[term][..],
+            stride: columns,
+            depth: depths[term],
+            scale: 1.0,
         });
         let terms = (0..2).map(|term| {
             let rows = Rows::F32 { data: &lefts[term][term..], stride: depths[term] };
@@ -383,7 +386,8 @@ mod tests {
             let (row, column) = (at / columns, at % columns);
             let expected = (0..2).fold(0f32, |sum, term| {
                 (0..depths[term]).fold(sum, |sum, k| {
-                    let (left, right) = (lefts[term][term + row * depths[term] + k], rights[term][k * columns + column]);
+                    let (left, right) =
+                        (lefts[term][term + row * depths[term] + k], rights[term][k * columns + column]);
                     if Isa::current() == Isa::Portable { sum + left * right } else { left.mul_add(right, sum) }
                 })
             });

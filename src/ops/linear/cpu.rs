@@ -195,7 +195,12 @@ impl Group {
             .map(|(source, factor)| {
                 let (first, count) = (column, factor.data.len() / input);
                 column += count;
-                Part { column: first, columns: count, terms: vec![Term { rows: rows(source), columns: factor }], bias: None }
+                Part {
+                    column: first,
+                    columns: count,
+                    terms: vec![Term { rows: rows(source), columns: factor }],
+                    bias: None,
+                }
             })
             .collect();
         product(tokens, &parts, Epilogue::default(), OutputBuffer::f32(&mut low, ranks.total()));
