@@ -187,7 +187,7 @@ fn batch(sequences: &Value) -> Batch {
 /// Saves the adapter and compares its file with PEFT's factors, name for name.
 fn compare_factors(folder: &Path, ours: &HostAdapter, decoder: &Decoder) {
     let out = tempfile::tempdir().expect("a folder");
-    let spec = AdapterSpec { targets: Targets::AllLinear, ..AdapterSpec::default() };
+    let spec = AdapterSpec { rank: 1, targets: Targets::AllLinear, ..AdapterSpec::default() };
     let targets = spec.target_names(decoder.config()).expect("names");
     let options = SaveOptions { targets: &targets, ..SaveOptions::default() };
     ours.save(out.path(), &options).expect("saved");
@@ -215,7 +215,7 @@ fn choices_of_targets_are_those_of_peft() {
         let theirs: Vec<&str> =
             peft["target_modules"].as_array().expect("names").iter().filter_map(Value::as_str).collect();
         let sites = config.sites();
-        let spec = |targets| AdapterSpec { targets, ..AdapterSpec::default() };
+        let spec = |targets| AdapterSpec { rank: 1, targets, ..AdapterSpec::default() };
         let taken = |targets: Targets| -> Vec<String> {
             let adapted = spec(targets).adapted(&config).expect("sites");
             adapted.into_iter().map(|adapted| adapted.site.module).collect()
