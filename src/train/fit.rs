@@ -196,8 +196,9 @@ impl<'a> Run<'a> {
         let batches: Vec<Batch> = parts.iter().map(|part| join(part, train, augment, self.progress.epoch)).collect();
         // The adapter and the optimiser change at the end, where nothing is cancelled any more.
         let trainer = &mut self.trainer;
-        let report =
-            interrupt::cancellable(|| trainer.step(decoder, &batches, learning_rate, seed_of(settings.seed, step)));
+        let examples: Vec<u64> = parts.iter().flatten().map(|&index| index as u64).collect();
+        let seed = seed_of(settings.seed, step);
+        let report = interrupt::cancellable(|| trainer.step_on(decoder, &batches, &examples, learning_rate, seed));
         let Some(report) = report else { return Ok(false) };
         let is_bad = !report.is_finite();
         let mut bad_sequences = Vec::new();

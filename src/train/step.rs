@@ -9,7 +9,7 @@ use super::optimiser::Optimiser;
 use super::settings::TrainSettings;
 use crate::model::decoder::Recompute;
 use crate::model::{Batch, Decoder};
-use crate::nn::{Adapter, Delta, Noise};
+use crate::nn::{Adapter, Delta, Noise, token_numbers};
 
 /// An adapter and its optimiser.
 pub struct AdapterTrainer {
@@ -19,7 +19,7 @@ pub struct AdapterTrainer {
     pub optimiser: Optimiser,
     /// Global norm that gradients are scaled down to; 0 for none.
     max_grad_norm: f64,
-    /// The noise of every step, but for its seed and place.
+    /// The noise of every step, but for its seed and the numbers of its tokens.
     noise: Noise,
     objective: Box<dyn Objective>,
     recompute: Recompute,
@@ -71,11 +71,24 @@ impl AdapterTrainer {
         }
     }
 
-    /// One update from the objective over all `micro_batches`. `seed` decides the noise, which
-    /// belongs to the tokens of the step: it is the same however they are cut into micro-batches.
+    /// [`Self::step_on`] examples that are numbered by their places in the step.
+    pub fn step(&mut self, decoder: &Decoder, micro_batches: &[Batch], rate: f64, seed: u64) -> StepReport {
+        let count = micro_batches.iter().map(|batch| batch.lengths.len()).sum::<usize>();
+        self.step_on(decoder, micro_batches, &(0..count as u64).collect::<Vec<_>>(), rate, seed)
+    }
+
+    /// One update from the objective over all `micro_batches`, whose sequences are `examples` of these numbers. `seed` decides the
+    /// noise, which belongs to the tokens of an example: it is the same wherever the example lies in the step.
     ///
     /// A loss or a gradient that is not finite is reported and changes nothing.
-    pub fn step(&mut self, decoder: &Decoder, micro_batches: &[Batch], rate: f64, seed: u64) -> StepReport {
+    pub fn step_on(
+        &mut self,
+        decoder: &Decoder,
+        micro_batches: &[Batch],
+        examples: &[u64],
+        rate: f64,
+        seed: u64,
+    ) -> StepReport {
         let size = StepSize::of(micro_batches);
         let StepSize { tokens, trained_tokens, .. } = size;
         let mut report = StepReport { loss: 0.0, grad_norm: 0.0, tokens, trained_tokens, not_finite: Vec::new() };
@@ -83,10 +96,10 @@ impl AdapterTrainer {
             return report;
         }
         let mut sum = GradientsAccumulator::new();
-        let (mut first_token, mut first_sequence) = (0, 0);
+        let mut first_sequence = 0;
         for batch in micro_batches {
-            let noise = Noise { seed, first_token, ..self.noise };
-            first_token += batch.ids.len();
+            let tokens = token_numbers(&examples[first_sequence..], &batch.lengths);
+            let noise = Noise { seed, tokens, ..self.noise.clone() };
             if batch.trained_tokens() > 0 {
                 let result = decoder.loss_and_gradients(batch, &self.adapter, noise, self.recompute, &mut |losses| {
                     let sums = by_sequence(batch, losses);

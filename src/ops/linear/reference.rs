@@ -28,7 +28,7 @@ pub(in crate::ops) fn project(x: Tensor<2>, projected: &Projected<'_>, rows: &[u
         y = y + bias.unsqueeze();
     }
     if let Some(pair) = &projected.low_rank {
-        let input = match pair.dropout {
+        let input = match &pair.dropout {
             Some(dropout) => drop(x, dropout, rows),
             None => x,
         };
@@ -39,10 +39,13 @@ pub(in crate::ops) fn project(x: Tensor<2>, projected: &Projected<'_>, rows: &[u
     y
 }
 
-fn drop(x: Tensor<2>, dropout: Dropout, rows: &[u32]) -> Tensor<2> {
+fn drop(x: Tensor<2>, dropout: &Dropout, rows: &[u32]) -> Tensor<2> {
     let width = x.dims()[1];
-    let of_row = |row: u32| (0..width as u64).map(move |column| dropout.factor(u64::from(row) * width as u64 + column));
-    let factors: Vec<f32> = rows.iter().flat_map(|&row| of_row(row)).collect();
+    let of_row = |row: &u32| {
+        let dropout = dropout.of_row(*row as usize, width);
+        (0..width as u64).map(move |column| dropout.factor(column))
+    };
+    let factors: Vec<f32> = rows.iter().flat_map(of_row).collect();
     let factors = Tensor::<2>::from_data(TensorData::new(factors, [rows.len(), width]), &x.device());
     let dtype = x.dtype();
     x * factors.cast(dtype)
