@@ -52,6 +52,7 @@ mod templates;
 mod tidy;
 mod tokenizer;
 mod training;
+mod variants;
 mod weights;
 #[cfg(feature = "wgpu")]
 mod wgpu;

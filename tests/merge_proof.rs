@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use burnish::adapter::host::HostAdapter;
+use burnish::adapter::init::Init;
 use burnish::adapter::merge::{MergeBase, MergeOptions};
 use burnish::adapter::spec::{AdapterSpec, Targets};
 use burnish::device::{self, DeviceChoice};
@@ -29,9 +30,17 @@ pub fn examination(base: &OpenBase) -> Examination {
 
 /// An adapter over attention whose update is `strength` times the same random one.
 pub fn adapter(base: &OpenBase, strength: f32) -> HostAdapter {
-    let spec =
-        AdapterSpec { rank: 4, alpha: 8.0, dropout: 0.0, targets: Targets::Attention, rslora: false, from: None };
-    let mut adapter = spec.initialise(base.files.config(), 1).expect("an adapter");
+    let spec = AdapterSpec {
+        rank: 4,
+        alpha: 8.0,
+        dropout: 0.0,
+        targets: Targets::Attention,
+        rslora: false,
+        dora: false,
+        init: Init::Kaiming,
+        from: None,
+    };
+    let mut adapter = spec.initialise(&base.files, Quant::None, 1).expect("an adapter");
     for (number, pair) in adapter.pairs.values_mut().enumerate() {
         for (index, value) in pair.b.iter_mut().enumerate() {
             *value = strength * ((index * 37 + number * 11) % 29) as f32 / 29.0 - strength / 2.0;

@@ -1,4 +1,4 @@
-//! Folding an adapter into its base: `W' = W + scale * B * A`, written as a Hugging Face folder and checked.
+//! Folding an adapter into its base: `W' = W + scale * B * A` (with DoRA its rows at their magnitudes), written as a Hugging Face folder and checked.
 //!
 //! One tensor at a time is in memory, in f32 and as it will be stored. The sum is taken in f32 and rounded once.
 //! The folder grows under a temporary name beside its place, is read again and compared with sums formed
@@ -25,7 +25,7 @@ use crate::model::folder::{check_folder_name, write_configs};
 use crate::quant::Quant;
 
 use plan::{Plan, Planned};
-pub use product::add_low_rank_to_row;
+pub use product::adapt_row;
 pub use source::Source;
 
 /// The weights that the adapter is added to.
@@ -215,7 +215,7 @@ fn merged_tensor(source: &Source<'_>, planned: &Planned<'_>) -> Result<Merged> {
     let mut bytes = origin.float_type.encode(&values);
     let mut is_changed = false;
     if let Some(pair) = origin.pair {
-        product::add_low_rank(&mut values, pair);
+        product::adapt(&mut values, pair);
         let sums = origin.float_type.encode(&values);
         is_changed = sums != bytes;
         bytes = sums;

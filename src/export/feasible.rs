@@ -36,6 +36,8 @@ pub struct Facts<'a> {
     pub config: &'a ModelConfig,
     /// Whether the adapter changes the output head.
     pub changes_head: bool,
+    /// Whether the adapter trains magnitudes (DoRA).
+    pub has_magnitudes: bool,
 }
 
 /// A choice, and the form in which each consumer takes it.
@@ -54,7 +56,7 @@ pub struct Row {
 use Feasible::{As, No, Yes};
 
 /// Every choice.
-pub const TABLE: [Row; 6] = [
+pub const TABLE: [Row; 8] = [
     Row { choice: "low-rank pairs on projections", holds: |_| true, peft: Yes, folder: Yes, gguf: Yes, gguf_lora: Yes },
     Row {
         choice: "`rslora`, ranks or alphas by pattern",
@@ -63,6 +65,22 @@ pub const TABLE: [Row; 6] = [
         folder: Yes,
         gguf: Yes,
         gguf_lora: As("the scales are multiplied into the factors"),
+    },
+    Row {
+        choice: "`dora`",
+        holds: |facts| facts.has_magnitudes,
+        peft: Yes,
+        folder: Yes,
+        gguf: Yes,
+        gguf_lora: No("llama.cpp has no tensor for DoRA's magnitudes"),
+    },
+    Row {
+        choice: "`init` with `pissa` or `olora`",
+        holds: |_| true,
+        peft: As("plain LoRA of twice the rank"),
+        folder: Yes,
+        gguf: Yes,
+        gguf_lora: As("plain LoRA of twice the rank"),
     },
     Row {
         choice: "the head, where it has a matrix of its own",

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::importance::Importance;
 use super::model::{Content, Planned};
-use crate::adapter::merge::{Source, add_low_rank_to_row};
+use crate::adapter::merge::{Source, adapt_row};
 use crate::error::{Error, Place, Result};
 use crate::files::gguf::write::TensorWriter;
 use crate::files::{Dtype, FloatType, RawTensor};
@@ -52,7 +52,7 @@ pub(super) fn write(
         values.par_chunks_mut(columns).zip(rows).for_each(|(values, row)| {
             tensor.decode(row * columns, values);
             if let Some(pair) = pair {
-                add_low_rank_to_row(values, pair, *row);
+                adapt_row(values, pair, *row);
             }
             if offset != 0.0 {
                 values.iter_mut().for_each(|value| *value += offset);

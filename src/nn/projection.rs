@@ -88,16 +88,21 @@ pub struct Projection {
 impl Projection {
     /// The projection as `ops::linear` takes it, with its low-rank pair if the pass has one for it.
     pub fn in_pass<'a>(&'a self, pass: &Pass<'_>) -> Projected<'a> {
-        let low_rank = pass.adapter.and_then(|adapter| adapter.at(self.site)).map(|Delta::LowRank(pair)| LowRankPair {
-            a: pair.a.val(),
-            b: pair.b.val(),
-            scale: pair.scale,
-            dropout: pass.noise.filter(|_| pair.dropout > 0.0).map(|noise| {
+        let (pair, dora) = match pass.adapter.and_then(|adapter| adapter.at(self.site)) {
+            None => (None, None),
+            Some(Delta::LowRank(pair)) => (Some(pair), None),
+            Some(Delta::Dora(dora)) => (Some(&dora.pair), Some(dora)),
+        };
+        let low_rank = pair.map(|pair| {
+            let [a, b] = pair.factors();
+            let dropout = pass.noise.filter(|_| pair.dropout > 0.0).map(|noise| {
                 let seed = mix(noise.seed, self.site as u64);
                 Dropout { probability: pair.dropout, seed, tokens: noise.tokens.clone() }
-            }),
+            });
+            LowRankPair { a, b, scale: pair.scale, dropout }
         });
-        Projected { weight: &self.weight, bias: self.bias.as_deref(), low_rank }
+        let column_scale = dora.map(|dora| dora.column_scale(&self.weight));
+        Projected { weight: &self.weight, bias: self.bias.as_deref(), low_rank, column_scale }
     }
 }
 

@@ -175,7 +175,7 @@ fn adapter_sha256(adapter: &HostAdapter) -> String {
     let mut hash = Sha256::new();
     for (module, pair) in &adapter.pairs {
         hash.update(module.as_bytes());
-        for value in [pair.scale].iter().chain(&pair.a).chain(&pair.b) {
+        for value in [pair.scale].iter().chain(&pair.a).chain(&pair.b).chain(pair.magnitude.iter().flatten()) {
             hash.update(value.to_le_bytes());
         }
     }

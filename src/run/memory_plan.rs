@@ -72,9 +72,12 @@ impl MemoryPlan {
         let config = base.config();
         let weights = base.tensor_names().map(|name| options.bytes_of(base, name) as u64).sum();
         let loading = base.tensor_names().map(|name| base.stored_bytes(name) as u64).max().unwrap_or(0);
-        let parameters: u64 = adapter.pairs.values().map(|pair| (pair.a.len() + pair.b.len()) as u64).sum();
-        // Factors on the host (as they started, and the best so far) and on the device, gradient, moments.
-        let adapter_bytes = 4 * (parameters * 4 + moments(adapter, work.optimiser));
+        let parameters: u64 = adapter.pairs.values().map(|pair| pair.parameters() as u64).sum();
+        let subtracted = adapter.pairs.values().filter_map(|pair| pair.subtracted.as_deref()).flatten();
+        let subtracted: u64 = subtracted.map(|factor| factor.len() as u64).sum();
+        // Factors on the host (as they started, and the best so far) and on the device, gradient, moments. Those that are
+        // subtracted once on the host, and on the device by themselves, beside the others, and with a gradient.
+        let adapter_bytes = 4 * (parameters * 4 + moments(adapter, work.optimiser) + subtracted * 4);
         let layers = Layers { config, adapter, compute: options.compute };
         let (activations, working) = layers.step(work);
         let threads = rayon::current_num_threads() as u64;
@@ -93,7 +96,10 @@ impl MemoryPlan {
 /// The values that an optimiser keeps of the parameters of an adapter.
 pub(super) fn moments(adapter: &HostAdapter, optimiser: OptimiserKind) -> u64 {
     let pairs = adapter.pairs.values();
-    let shapes = pairs.flat_map(|pair| [[pair.rank, pair.input], [pair.output, pair.rank]]);
+    let shapes = pairs.flat_map(|pair| {
+        let magnitude = pair.magnitude.as_ref().map(|magnitude| vec![magnitude.len()]);
+        [vec![pair.rank, pair.input], vec![pair.output, pair.rank]].into_iter().chain(magnitude)
+    });
     shapes.map(|shape| optimiser.kept_values(&shape) as u64).sum()
 }
 
@@ -116,7 +122,13 @@ impl Layers<'_> {
     /// The ranks of these projections' pairs together.
     fn ranks(&self, projections: &[LinearSpec]) -> u64 {
         let pairs = projections.iter().filter_map(|projection| self.adapter.pairs.get(&projection.module));
-        pairs.map(|pair| pair.rank as u64).sum()
+        pairs.map(|pair| (pair.rank * if pair.subtracted.is_some() { 2 } else { 1 }) as u64).sum()
+    }
+
+    /// Whether any of these projections has magnitudes: then the outputs of all are kept before they are scaled.
+    fn have_magnitudes(&self, projections: &[LinearSpec]) -> bool {
+        let mut pairs = projections.iter().filter_map(|projection| self.adapter.pairs.get(&projection.module));
+        pairs.any(|pair| pair.magnitude.is_some())
     }
 
     fn is_adapted(&self, layer: usize) -> bool {
@@ -155,6 +167,9 @@ impl Layers<'_> {
             if group_ranks > 0 {
                 values += group[0].columns as u64;
             }
+            if self.have_magnitudes(group) {
+                values += group.iter().map(|projection| projection.rows as u64).sum::<u64>();
+            }
             ranks += group_ranks;
         }
         // In f32: log-sums of attention, inputs between the factors of each pair.
@@ -180,7 +195,11 @@ impl Layers<'_> {
     /// Logits of a chunk and the gradient of the last hidden states.
     fn head(&self, work: &Workload) -> u64 {
         let (hidden, vocabulary) = (self.config.hidden_size as u64, self.config.vocab_size as u64);
-        let chunk = targets_per_chunk(self.config.vocab_size).min(work.trained_tokens) as u64;
+        let chunk = match self.have_magnitudes(&[self.config.head()]) {
+            // Scores before and after the scaling, their logarithms, and the gradients of these, of all targets at once.
+            true => 5 * work.trained_tokens,
+            false => targets_per_chunk(self.config.vocab_size).min(work.trained_tokens),
+        } as u64;
         chunk * (4 * vocabulary + 2 * 4 * hidden) + 2 * 4 * work.tokens as u64 * hidden
     }
 

@@ -10,7 +10,7 @@ use super::memory_fit::{Demand, fit_memory};
 use super::memory_plan::{MemoryPlan, moments};
 use super::notices::notices;
 use super::watch::{Stage, Watch};
-use crate::adapter::host::{HostAdapter, provenance};
+use crate::adapter::host::{HostAdapter, HostPair, provenance};
 use crate::bytes::Size;
 use crate::data::kept::KeptSets;
 use crate::data::{Augmenter, DataSet, EncodedSet, Example, Paths, Row, split};
@@ -100,7 +100,7 @@ fn prepare_plan(
     let mixed = mixed_shapes(&train);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
-    let start = Error::both(precise, plan.adapter.begin(&base.files, plan.train.seed));
+    let start = Error::both(precise, plan.adapter.begin(&base.files, plan.base.quant, plan.train.seed));
     watch.stage(Stage::Encode);
     let sets = encode(&plan, &base, &train, &valid, &mut |done, total| watch.encoding(done, total));
     let encoded = Error::both(sets, encode_prompts(&plan, &base, form));
@@ -184,7 +184,7 @@ impl Prepared {
     /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
     /// each holds two adapters and the moments, beside the one that is being written and the one that was resumed from.
     pub fn disk_bytes(&self) -> u64 {
-        let parameters: usize = self.start.pairs.values().map(|pair| pair.a.len() + pair.b.len()).sum();
+        let parameters: usize = self.start.pairs.values().map(HostPair::parameters).sum();
         let checkpoint = 2 * parameters as u64 + moments(&self.start, self.plan.train.optimiser);
         4 * (2 * parameters as u64 + checkpoint * (self.plan.train.keep_checkpoints as u64 + 2))
     }

@@ -14,7 +14,7 @@ use super::recorder::Recorder;
 use super::resume::{self, Extras, Start};
 use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
-use crate::adapter::host::provenance;
+use crate::adapter::host::{HostPair, provenance};
 use crate::adapter::peft::SaveOptions;
 use crate::bytes::Size;
 use crate::data::EncodedSet;
@@ -212,7 +212,6 @@ fn sampled(
 }
 
 fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> TrainReport {
-    let pairs = outcome.adapter.pairs.values();
     TrainReport {
         dir: prepared.plan.output.dir.clone(),
         steps: outcome.steps,
@@ -221,7 +220,7 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
         stopped_early: outcome.stopped_early,
         interrupted: outcome.interrupted,
         resume: None,
-        parameters: pairs.map(|pair| pair.a.len() + pair.b.len()).sum(),
+        parameters: outcome.adapter.pairs.values().map(HostPair::parameters).sum(),
         tokens_per_second: outcome.tokens_per_second,
         peak_bytes: peak_memory::peak_bytes(),
         planned_bytes: (*choice == DeviceChoice::Cpu).then(|| prepared.memory.total()),

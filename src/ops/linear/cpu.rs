@@ -75,8 +75,9 @@ impl Kernel for Group {
 
     fn backward(&self, saved: Saved, gradient: FlexTensor, wanted: &[bool]) -> Vec<Option<FlexTensor>> {
         let (dx, pairs) = if uses_bf16(saved.dtype) {
-            // Rounded once, rather than by every task of every product that reads it.
-            let rounded = (gradient.dtype() == DType::F32).then(|| narrowed(&gradient));
+            // Rounded once, rather than by every task of every product that reads it; not where products take f32.
+            let is_rounded = gradient.dtype() == DType::F32 && !bf16::widens(Isa::current());
+            let rounded = is_rounded.then(|| narrowed(&gradient));
             self.gradients::<bf16>(&saved, rounded.as_ref().unwrap_or(&gradient), wanted[0])
         } else {
             self.gradients::<f32>(&saved, &gradient, wanted[0])
@@ -87,9 +88,9 @@ impl Kernel for Group {
     }
 }
 
-/// Activations in bf16 on a processor that multiplies bf16.
+/// Activations in bf16 on a processor whose kernels read bf16.
 fn uses_bf16(dtype: DType) -> bool {
-    dtype == DType::BF16 && Isa::current().multiplies_bf16()
+    dtype == DType::BF16 && Isa::current().packs_bf16()
 }
 
 /// Fewer rows than this go through dot products: packing the weight would cost more.

@@ -5,7 +5,7 @@
 //! the same panel, adds along the depth in the same order for every row, and is tested against the portable one.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -22,9 +22,9 @@ pub const PANEL: usize = 32;
 /// The most rows any kernel computes at once.
 pub const MAX_ROWS: usize = 32;
 /// Rows of a tile register of AMX.
-const AMX_ROWS: usize = 16;
+pub(super) const AMX_ROWS: usize = 16;
 /// The bf16 values of a row of such a register.
-const AMX_DEPTH: usize = 32;
+pub(super) const AMX_DEPTH: usize = 32;
 #[cfg(target_arch = "x86_64")]
 const AVX512_ROWS: usize = avx512::ROWS;
 #[cfg(target_arch = "x86_64")]
@@ -56,6 +56,12 @@ pub struct Tile(pub [f32; MAX_ROWS * PANEL]);
 impl Tile {
     /// All zero.
     pub const ZERO: Self = Self([0.0; MAX_ROWS * PANEL]);
+
+    /// A row of sums.
+    #[inline(always)]
+    pub fn row(&self, row: usize) -> &[f32; PANEL] {
+        &self.0.as_chunks().0[row]
+    }
 }
 
 /// A number format that panels come in: f32, or bf16 pairs.
@@ -105,6 +111,16 @@ pub trait Element: Stored {
         tile: *mut f32,
         accumulate: bool,
     );
+
+    /// Whether the kernel wants rows in f32 beside panels of this format: [`widened_tile`].
+    fn widens(_: Isa) -> bool {
+        false
+    }
+
+    /// Whether products of many columns go through [`amx`] in the order of `streamed`: the format is bf16, then.
+    fn streams(_: Isa) -> bool {
+        false
+    }
 }
 
 /// Runs `work`, which calls [`Element::tile`], in the state that the instruction set wants for it.
@@ -116,6 +132,28 @@ pub fn with_tiles<E: Element, R>(isa: Isa, work: impl FnOnce() -> R) -> R {
     }
     let _ = isa;
     work()
+}
+
+/// [`Element::tile`] for rows in f32: the kernel widens the panel.
+///
+/// # Safety
+/// The conditions of [`Element::tile`], and [`Element::widens`].
+pub unsafe fn widened_tile<E: Element>(
+    rows: usize,
+    depth: usize,
+    a: *const f32,
+    lda: usize,
+    panel: *const E,
+    tile: *mut f32,
+    accumulate: bool,
+) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: only bf16 is widened, with AVX-512; the caller vouches for the buffers.
+    unsafe {
+        avx512::widened_tile(rows, depth, a, lda, panel.cast(), tile, accumulate);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("{rows} {depth} {a:?} {lda} {panel:?} {tile:?} {accumulate}: no kernel of this processor widens")
 }
 
 impl Element for f32 {
@@ -296,5 +334,13 @@ impl Element for bf16 {
         }
         // SAFETY: as above.
         unsafe { portable::bf16_tile(rows, depth, a, lda, panel, tile, accumulate) }
+    }
+
+    fn widens(isa: Isa) -> bool {
+        isa == Isa::Avx512
+    }
+
+    fn streams(isa: Isa) -> bool {
+        isa == Isa::Amx
     }
 }
