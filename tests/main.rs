@@ -35,6 +35,7 @@ mod merge_proof;
 mod model;
 mod ops;
 mod optimisers;
+mod preferences;
 mod preflight;
 mod pull;
 mod qlora;

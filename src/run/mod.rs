@@ -17,6 +17,7 @@ pub mod merge;
 pub mod model;
 mod notices;
 pub mod outcome;
+pub mod preferences;
 pub mod prepare;
 pub mod probe;
 mod recorder;
