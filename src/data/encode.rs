@@ -162,32 +162,6 @@ impl Encoder {
         self.specials.find(text).is_some()
     }
 
-    /// Takes tokens from the left of the prompt until `max` are left, of a pair from both sequences alike; false if the prompt is
-    /// too short for that.
-    pub(super) fn truncate(&self, encoded: &mut Encoded, max: usize) -> bool {
-        let keep_first = usize::from(encoded.ids.first().copied() == self.tokenizer.bos() && !encoded.ids.is_empty());
-        let excess = encoded.longest_tokens() - max;
-        let is_prompt_too_short = |(ids, trained): (&[u32], &[bool])| {
-            let prompt = trained.iter().position(|trained| *trained).unwrap_or(ids.len());
-            // One token must stay before the first trained one, to predict it from.
-            keep_first + excess + usize::from(keep_first == 0) > prompt
-        };
-        if encoded.sequences().any(is_prompt_too_short) {
-            return false;
-        }
-        let mut begins = vec![0];
-        if let Judged::Above(second) = &mut encoded.judged {
-            begins.insert(0, *second);
-            *second -= excess;
-        }
-        for begin in begins {
-            let cut = begin + keep_first..begin + keep_first + excess;
-            encoded.ids.drain(cut.clone());
-            encoded.trained.drain(cut);
-        }
-        true
-    }
-
     /// Ids of a conversation up to where the assistant's next answer begins.
     ///
     /// # Errors

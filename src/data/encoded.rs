@@ -70,6 +70,32 @@ impl Encoded {
         self
     }
 
+    /// Takes tokens from the left of the prompt until no sequence has more than `max`, of a pair from both alike, but for the token
+    /// `begin` of the tokenizer at the start; false if the prompt is too short for that.
+    pub(super) fn cut_prompt(&mut self, begin: Option<u32>, max: usize) -> bool {
+        let kept = usize::from(begin.is_some() && self.ids.first().copied() == begin);
+        let excess = self.longest_tokens() - max;
+        let is_too_short = |(ids, trained): (&[u32], &[bool])| {
+            let prompt = trained.iter().position(|trained| *trained).unwrap_or(ids.len());
+            // One token must stay before the first trained one, to predict it from.
+            kept + excess + usize::from(kept == 0) > prompt
+        };
+        if self.sequences().any(is_too_short) {
+            return false;
+        }
+        // The second sequence first: it moves with what is taken from the first.
+        let begins = self.second_begins().into_iter().chain([0]);
+        for first in begins {
+            let cut = first + kept..first + kept + excess;
+            self.ids.drain(cut.clone());
+            self.trained.drain(cut);
+        }
+        if let Judged::Above(second) = &mut self.judged {
+            *second -= excess;
+        }
+        true
+    }
+
     /// Tokens that loss is taken on, of each sequence.
     pub fn trained_by_sequence(&self) -> impl Iterator<Item = usize> {
         // The first token of a sequence has nothing before it to be predicted from.

@@ -125,7 +125,7 @@ impl Building<'_> {
         let fits = match self.policy {
             _ if length <= max => true,
             LongPolicy::Drop => false,
-            LongPolicy::TruncatePrompt => self.encoder.truncate(&mut encoded, max),
+            LongPolicy::TruncatePrompt => encoded.cut_prompt(self.encoder.tokenizer.bos(), max),
             LongPolicy::Error => {
                 let message = format!("has {length} tokens; at most {max} fit");
                 return self.problems.add(&row.position, &Error::input(Place::Nowhere, message));

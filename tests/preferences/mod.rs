@@ -5,11 +5,13 @@ mod trl;
 use std::fs;
 use std::path::Path;
 
+use burnish::data::{Augment, Augmenter, Example, LongPolicy, Position, Row};
 use burnish::files::hex::sha256_of_file;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::cli::{json, refused, run, text, tiny_job};
+use crate::conversations::{CHATML, encoder};
 
 /// A recipe's settings on the command line.
 fn with<'a>(arguments: &[&'a str], settings: &[&'a str]) -> Vec<&'a str> {
@@ -194,6 +196,43 @@ fn a_check_finds_the_defects_of_pairs() {
     assert!(findings.iter().any(|finding| finding.to_string().contains("64")), "the long answer: {findings:#?}");
     let shown = run(&folder, &["check", "recipe.toml", "--show", "1"]);
     assert!(text(&shown.stdout).contains("(rejected)"), "{}", text(&shown.stdout));
+}
+
+#[test]
+fn a_pair_has_one_prompt_whatever_is_done_to_it() {
+    let encoder = encoder(CHATML);
+    let prompt = "Say whether the northern gate of the old town is open to walkers today. ".repeat(4);
+    let with = |completion: &str| {
+        Box::new(Example::PromptCompletion { prompt: prompt.clone(), completion: completion.to_owned() })
+    };
+    let pair = Example::Preference { chosen: with("It is."), rejected: with("Who knows, who would ask me about gates?") };
+    let row = Row::new(Position::line("d.jsonl", 1), pair.clone());
+    let whole = encoder.encode(&pair).expect("encodes");
+    let max = whole.longest_tokens() - 10;
+    let cut = |max: usize| encoder.encode_all(&[row.clone()], max, LongPolicy::TruncatePrompt).expect("encodes");
+    let set = cut(max);
+    assert_eq!((set.truncated, set.sequences[0].longest_tokens()), (1, max));
+    let parts = |encoded: &burnish::data::Encoded| -> Vec<(Vec<u32>, Vec<u32>)> {
+        let split = |(ids, trained): (&[u32], &[bool])| {
+            let (prompt, answer) = ids.split_at(trained.iter().position(|trained| *trained).expect("an answer"));
+            (prompt.to_vec(), answer.to_vec())
+        };
+        encoded.sequences().map(split).collect()
+    };
+    let (before, after) = (parts(&whole), parts(&set.sequences[0]));
+    assert_eq!(after[0].0, after[1].0, "one prompt");
+    assert_eq!(before[0].0.len(), after[0].0.len() + 10);
+    assert!((0..2).all(|index| before[index].1 == after[index].1) && before[0].1 != before[1].1, "answers stay");
+    assert_eq!(cut(8).dropped_long, 1);
+
+    let settings = Augment { wordings: vec!["{prompt}".into(), "Well: {prompt}".into()], token_dropout: 0.2, typing_errors: 0.1 };
+    let examples = [pair];
+    let augmenter = Augmenter { encoder: &encoder, settings: &settings, seed: 5, max_seq_tokens: 4096, examples: &examples };
+    for epoch in 0..5 {
+        let changed = parts(&augmenter.sequence(epoch, 0).expect("encodes"));
+        assert!(changed[0].0 == changed[1].0 && changed[0].0 != before[0].0, "epoch {epoch}");
+        assert!(changed[0].1 == before[0].1 && changed[1].1 == before[1].1);
+    }
 }
 
 /// Columns of a table by the mapping.
