@@ -134,6 +134,8 @@ pub struct Adapter {
     pub dropout: f64,
     /// Whether the scale is alpha / √rank instead.
     pub rslora: bool,
+    /// Whether the pairs have magnitudes.
+    pub dora: bool,
     /// The base that its configuration names. The name is shown and not followed.
     pub base: Option<String>,
     /// Values of all pairs.
@@ -282,6 +284,7 @@ fn adapter(path: &Path) -> Result<Adapter> {
         alpha: config.alpha,
         dropout: config.dropout,
         rslora: config.rslora,
+        dora: config.dora,
         base: config.base_name.clone(),
         parameters: header.pairs.values().map(PairHeader::values).sum(),
         targets,
@@ -380,6 +383,7 @@ impl fmt::Display for Adapter {
         let scaling = if self.rslora { ", alpha / √rank" } else { "" };
         let mut lines = vec![
             ("adapter", self.path.display().to_string()),
+            ("kind", if self.dora { "DoRA" } else { "LoRA" }.to_owned()),
             ("rank", self.rank.to_string()),
             ("alpha", format!("{}{scaling}", self.alpha)),
             ("dropout", self.dropout.to_string()),

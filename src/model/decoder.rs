@@ -30,10 +30,10 @@ pub struct Decoder {
     pub(super) device: Device,
     /// Number format of the activations: f32 or bf16.
     pub(super) compute: DType,
-    pub(super) embedding: FrozenWeight,
-    pub(super) layers: Vec<Layer>,
-    pub(super) norm: Norm,
-    pub(super) head: Projection,
+    pub(crate) embedding: FrozenWeight,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Norm,
+    pub(crate) head: Projection,
 }
 
 /// The past of one sequence, layer by layer.
@@ -89,26 +89,30 @@ impl Decoder {
     }
 
     /// `[tokens, hidden]`. The noise of training is added to the rows themselves, before a family's multiplier.
-    fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
+    pub(super) fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
         let mut rows = self.embedding.rows(ids, &self.device);
         let shape = rows.dims();
         if let Some(noise) = pass.noise.and_then(|noise| noise.of_embeddings(lengths, shape[1])) {
             let device = rows.device();
             rows = rows + Tensor::from_data(TensorData::new(noise, shape), &device);
         }
-        let multiplier = match self.config.embedding_multiplier {
+        match self.embedding_multiplier() {
+            Some(multiplier) => rows.mul_scalar(multiplier),
+            None => rows,
+        }
+        .cast(self.compute)
+    }
+
+    /// The factor on the rows of the embedding.
+    pub(crate) fn embedding_multiplier(&self) -> Option<f32> {
+        match self.config.embedding_multiplier {
             EmbeddingMultiplier::One => None,
             EmbeddingMultiplier::Exact(multiplier) => Some(multiplier as f32),
             EmbeddingMultiplier::Rounded(multiplier) if self.compute == DType::BF16 => {
                 Some(half::bf16::from_f64(multiplier).to_f32())
             }
             EmbeddingMultiplier::Rounded(multiplier) => Some(multiplier as f32),
-        };
-        match multiplier {
-            Some(multiplier) => rows.mul_scalar(multiplier),
-            None => rows,
         }
-        .cast(self.compute)
     }
 
     /// The input of the head: the last hidden states, normalised. A factor on the logits is taken here, since the head
@@ -133,22 +137,28 @@ impl Decoder {
     }
 
     /// Logits of hidden states before the final norm, `[tokens, vocabulary]`.
-    fn head_logits(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+    pub(super) fn head_logits(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
         capped(linear(self.normed(x), &[self.head.in_pass(pass)], None), self.logit_softcap())
     }
 
     /// The prediction of each trained token of the batch, in order.
     pub fn predictions(&self, batch: &Batch, adapter: Option<&Adapter>) -> Vec<Prediction> {
-        let pass = Pass { adapter, noise: None };
+        let pass = Pass { adapter, ..Pass::default() };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
         predictions(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), self.logit_softcap())
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
     pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&Adapter>) -> Tensor<2> {
-        let pass = Pass { adapter, noise: None };
+        let pass = Pass { adapter, ..Pass::default() };
         let x = self.hidden(ids, lengths, &pass);
         self.head_logits(x, &pass)
+    }
+
+    /// The mean over a sequence of the hidden states after the final norm, `[hidden]`.
+    pub fn mean_hidden(&self, ids: &[u32], adapter: Option<&Adapter>) -> Vec<f32> {
+        let x = self.hidden(ids, &[ids.len()], &Pass { adapter, ..Pass::default() });
+        self.norm.forward(x).cast(DType::F32).mean_dim(0).into_data().iter::<f32>().collect()
     }
 
     /// The past of a sequence that has not begun.
@@ -163,7 +173,7 @@ impl Decoder {
         sequences: &mut [&mut Sequence],
         adapter: Option<&Adapter>,
     ) -> Vec<Vec<f32>> {
-        let pass = Pass { adapter, noise: None };
+        let pass = Pass { adapter, ..Pass::default() };
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
         let x = self.next_hidden(new, sequences, &pass);
         let ends = lengths.iter().scan(0, |end, length| {
@@ -184,7 +194,7 @@ impl Decoder {
         sequence: &mut Sequence,
         adapter: Option<&Adapter>,
     ) -> Vec<Prediction> {
-        let pass = Pass { adapter, noise: None };
+        let pass = Pass { adapter, ..Pass::default() };
         let x = self.next_hidden(&[new], &mut [sequence], &pass);
         if targets.is_empty() {
             return Vec::new();
@@ -214,7 +224,7 @@ impl Decoder {
         recompute: Recompute,
         weigh: &mut Weigh<'_>,
     ) -> LossAndGradients {
-        let pass = Pass { adapter: Some(adapter), noise: Some(noise) };
+        let pass = Pass { adapter: Some(adapter), noise: Some(noise), ..Pass::default() };
         match recompute {
             Recompute::None => {
                 let losses = self.token_losses(self.hidden(&batch.ids, &batch.lengths, &pass), batch, &pass);

@@ -52,10 +52,10 @@ impl HeldOut {
             .map(|paths| MeasuredSet::read((paths, &plan.data.shape()), plan.train.objective, None, plan, base))
             .transpose();
         let guard = plan.eval.guard.as_ref();
-        // A guard is data of another kind, examples to learn from even where the training compares answers: its own keys decide
-        // its shape.
+        // Examples to learn from, even where the training compares answers.
         let guard = guard.map(|guard| {
-            MeasuredSet::read((&guard.path, &None.into()), ObjectiveKind::Sft, guard.max_examples, plan, base)
+            let files = (&guard.path, &guard.shape());
+            MeasuredSet::read(files, ObjectiveKind::Sft, guard.max_examples, plan, base)
         });
         let guard = guard.transpose();
         let (test, guard) = Error::both(test, guard)?;

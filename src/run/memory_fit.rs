@@ -7,7 +7,7 @@ use super::memory_plan::{MemoryPlan, Workload};
 use crate::bytes::Size;
 use crate::data::{DataSettings, EncodedSet};
 use crate::error::{Error, Place, Result};
-use crate::generate::run as generate;
+use crate::generate::engine as generate;
 use crate::model::decoder::Recompute;
 use crate::train::{Layout, Part, TrainSettings, evaluate};
 
@@ -51,7 +51,8 @@ impl<'a> Demand<'a> {
             true => lengths.first().map_or(0, |(length, _)| (*length).min(evaluate::TOKENS_AT_ONCE)),
             false => 0,
         };
-        let prompted = together().map(tokens).max().unwrap_or(0).min(generate::TOKENS_AT_ONCE);
+        let prompted =
+            together().map(tokens).max().unwrap_or(0).min(generate::PIECE_TOKENS + generate::SEQUENCES_AT_ONCE);
         let answered = together().map(|prompts| tokens(prompts) + prompts.len() * max_tokens).max().unwrap_or(0);
         Self {
             train,
@@ -82,6 +83,7 @@ impl<'a> Demand<'a> {
             evaluated_tokens: self.evaluated_tokens,
             cached_tokens: self.cached_tokens,
             recompute: layout.recompute,
+            optimiser: self.train.optimiser,
             data_bytes: self.data_bytes,
         }
     }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod cross_entropy;
+mod decode;
 mod linear;
 mod row_by_row;
 
@@ -95,5 +96,5 @@ fn compare(
             }
         }
     }
-    Isa::best().choose();
+    Isa::preferred().choose();
 }

@@ -9,6 +9,7 @@ mod csv;
 mod fields;
 #[cfg(feature = "tables")]
 mod footer;
+mod lines;
 mod list;
 mod packed;
 #[cfg(feature = "tables")]
@@ -20,6 +21,8 @@ mod turns;
 mod unreadable;
 
 use std::path::Path;
+
+pub use lines::{Lines, lines};
 
 use super::columns::Columns;
 use super::example::Row;
