@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(weights, [1.0, 1.0, 3.0, 3.0]);
         assert_eq!(value, 1.5 + 3.0 * 6.0);
         let size = StepSize::of(&[batch.clone(), batch]);
-        let expected = StepSize { tokens: 18, trained_tokens: 8, chosen_tokens: 6, sequences: 6, divergence: 0.0 };
+        let expected = StepSize { tokens: 18, trained_tokens: 8, chosen_tokens: 8, sequences: 6, divergence: 0.0 };
         assert_eq!(size, expected);
     }
 }
