@@ -18,6 +18,8 @@ mod shape;
 mod turns;
 mod unreadable;
 
+pub use turns::message_of;
+
 use std::path::Path;
 
 use super::columns::Columns;
