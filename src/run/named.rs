@@ -142,7 +142,7 @@ pub struct LoadedBase {
     force: bool,
 }
 
-impl LoadedBase {
+impl NamedModels {
     /// Loads the base that `choice` names, and the adapters. Where `choice` leaves the precision or the quantisation open, the
     /// weights are held as the adapters were trained, if these agree, or else in the fastest way.
     ///
@@ -153,7 +153,7 @@ impl LoadedBase {
         adapters: &[AdapterFolder],
         device: &DeviceChoice,
         watch: &mut dyn Watch,
-    ) -> Result<NamedModels> {
+    ) -> Result<Self> {
         let device = device::open(device)?;
         let base = OpenBase::open(&choice.base, &mut |event| watch.pull(event))?;
         let name = base.short_name();
@@ -169,13 +169,15 @@ impl LoadedBase {
         let (quant, compute) = (quant_for(choice, &base, &hosts)?, compute_for(choice, &hosts, &device)?);
         let decoder = base.load(&device, compute, quant, |done, total| watch.loading(done, total))?;
         let base = NamedModel::new(name, base.encoder, PromptForm::Conversation, decoder.config());
-        let loaded = Self { decoder, quant, compute, device, path, force: choice.force };
+        let loaded = LoadedBase { decoder, quant, compute, device, path, force: choice.force };
         let adapters: Vec<NamedAdapter> =
             opened.into_iter().map(|opened| loaded.attach(opened)).collect::<Result<_>>()?;
         adapters.iter().flat_map(|adapter| &adapter.notices).for_each(|notice| watch.notice(notice));
-        Ok(NamedModels { loaded, base, adapters })
+        Ok(Self { loaded, base, adapters })
     }
+}
 
+impl LoadedBase {
     /// Opens one more adapter.
     ///
     /// # Errors

@@ -1,11 +1,11 @@
 //! The routes, and everything that a request passes before it reaches one.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{MatchedPath, Path, Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -54,8 +54,17 @@ fn all() -> Vec<(&'static str, MethodRouter<Shared>)> {
     ]
 }
 
+/// The paths of the routes.
+static ROUTES: LazyLock<Vec<&str>> = LazyLock::new(|| all().into_iter().map(|(path, _)| path).collect());
+
 /// The one route that needs neither key nor host.
 const HEALTH: &str = "/healthz";
+
+/// The route of a path, for logs and figures: names in it may be anything.
+fn label(path: &str) -> &'static str {
+    let is_at = |route: &str| route.split_once('{').map_or(route == path, |(before, _)| path.starts_with(before));
+    ROUTES.iter().find(|route| is_at(route)).copied().unwrap_or("none")
+}
 
 /// The router of the server.
 pub(super) fn router(server: Shared) -> Router {
@@ -68,9 +77,9 @@ pub(super) fn router(server: Shared) -> Router {
 /// Lets a request pass that may, and counts it.
 async fn gate(State(server): State<Shared>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let path = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let path = label(request.uri().path());
     let method = request.method().clone();
-    let (mut response, origin) = match server.admit(&path, &request) {
+    let (mut response, origin) = match server.admit(path, &request) {
         Err(failure) => (failure.into_response(), None),
         Ok(origin) if Access::is_preflight(request.method(), request.headers()) => {
             (StatusCode::NO_CONTENT.into_response(), origin)
