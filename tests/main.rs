@@ -13,6 +13,7 @@ mod conversations;
 mod data;
 mod data_files;
 mod data_rows;
+mod engine;
 mod evaluation;
 mod examples;
 mod export;

@@ -17,7 +17,7 @@ use super::Global;
 use super::terminal::Terminal;
 use super::train::TrainProgress;
 use crate::error::{Result, counted};
-use crate::generate::engine::EngineOptions;
+use crate::generate::engine::{EngineOptions, Precision};
 use crate::generate::sample::SamplerConfig;
 use crate::interrupt;
 use crate::quant::{Compute, Quant};
@@ -58,10 +58,12 @@ pub(super) struct Arguments {
     /// Seed of the first answer; each further one has the next
     #[arg(long, default_value_t = 0, env = "BURNISH_SEED", value_name = "N")]
     seed: u64,
-    /// Precision of the frozen matrix products [default: as the adapters were trained; without one, bf16]
+    /// Precision of the frozen matrix products [default: bf16, with activations in int8 where the weights
+    /// are quantised]
     #[arg(long, value_enum, value_name = "TYPE")]
     compute: Option<Compute>,
-    /// Quantisation of the frozen weights in memory [default: as the adapters were trained; without one, as stored]
+    /// Quantisation of the frozen weights in memory [default: as the adapters were trained, if they agree; or
+    /// else the blocks of a GGUF file]
     #[arg(long, value_enum, value_name = "SCHEME")]
     quant: Option<Quant>,
     /// Use adapters although they were trained on another base
@@ -74,8 +76,9 @@ pub(super) struct Arguments {
 struct Answered<'a> {
     model: &'a str,
     answer: &'a str,
-    tokens: usize,
-    tokens_per_second: f64,
+    answer_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_per_second: Option<f64>,
     seconds_to_first_token: f64,
     /// Ctrl-C ended it.
     stopped: bool,
@@ -100,8 +103,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         force: arguments.force,
     };
     let models = NamedModels::load(&choice, &arguments.adapter, &global.device, &mut TrainProgress::new(terminal))?;
-    let options = EngineOptions::for_compute(models.loaded.compute);
-    let mut session = Session::new(models, options, sampler, arguments.max_tokens, arguments.system.clone())?;
+    let options = EngineOptions::unbounded(Precision::of(models.loaded.compute));
+    let mut session = Session::new(models, options, sampler, arguments.max_tokens, arguments.system.clone());
     let is_interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !global.json;
     let talk = Talk { terminal, is_interactive, is_json: global.json };
     if is_interactive {
@@ -203,12 +206,11 @@ impl Talk<'_> {
 
     fn object(&self, reply: &Reply) -> Result<()> {
         let Reply { model, answer, usage, is_stopped } = reply;
-        let tokens_per_second = reply.tokens_per_second();
         self.terminal.json(&Answered {
             model,
             answer,
-            tokens: usage.answer_tokens,
-            tokens_per_second,
+            answer_tokens: usage.answer_tokens,
+            tokens_per_second: usage.tokens_per_second(),
             seconds_to_first_token: usage.seconds_to_first_token,
             stopped: *is_stopped,
         })

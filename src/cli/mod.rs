@@ -16,6 +16,7 @@ mod merge;
 mod model;
 mod panic;
 mod progress;
+mod prompts;
 mod pull;
 mod quantize;
 #[cfg(feature = "serve")]

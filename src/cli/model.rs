@@ -24,10 +24,12 @@ pub(super) struct Model {
     /// An adapter folder in PEFT's format
     #[arg(long, value_name = "DIR")]
     pub(super) adapter: Option<PathBuf>,
-    /// Precision of the frozen matrix products [default: as the adapter was trained; without one, f32]
+    /// Precision of the frozen matrix products [default: as the adapter was trained; without one, f32; for answers bf16, with
+    /// activations in int8 where the weights are quantised]
     #[arg(long, value_enum, value_name = "TYPE")]
     compute: Option<Compute>,
-    /// Quantisation of the frozen weights in memory [default: as the adapter was trained; without one, none]
+    /// Quantisation of the frozen weights in memory [default: as the adapter was trained; without one, none; for answers the
+    /// blocks of a GGUF file]
     #[arg(long, value_enum, value_name = "SCHEME")]
     quant: Option<Quant>,
     /// Use the adapter although it was trained on another base
@@ -50,6 +52,11 @@ impl Model {
     /// Loads everything.
     pub(super) fn load(&self, global: &Global, terminal: &Terminal) -> Result<LoadedModel> {
         self.choice().load(&global.device, &mut TrainProgress::new(terminal))
+    }
+
+    /// Loads everything for answers.
+    pub(super) fn load_for_answers(&self, global: &Global, terminal: &Terminal) -> Result<LoadedModel> {
+        self.choice().load_for_answers(&global.device, &mut TrainProgress::new(terminal))
     }
 
     /// The device and precision to examine a written model with: exact, unless an argument says otherwise.

@@ -11,7 +11,7 @@ use super::terminal::Terminal;
 use super::train::TrainProgress;
 use crate::bytes::Size;
 use crate::error::{Error, Result};
-use crate::generate::engine::EngineOptions;
+use crate::generate::engine::{EngineOptions, Precision};
 use crate::interrupt;
 use crate::quant::{Compute, Quant};
 use crate::run::model::ModelChoice;
@@ -58,10 +58,12 @@ pub(super) struct Arguments {
     /// Memory for the keys and values of running answers and kept prompts
     #[arg(long, default_value = "1GiB", value_name = "SIZE")]
     max_cache: Size,
-    /// Precision of the frozen matrix products [default: as the adapters were trained; without one, bf16]
+    /// Precision of the frozen matrix products [default: bf16, with activations in int8 where the weights
+    /// are quantised]
     #[arg(long, value_enum, value_name = "TYPE")]
     compute: Option<Compute>,
-    /// Quantisation of the frozen weights in memory [default: as the adapters were trained; without one, as stored]
+    /// Quantisation of the frozen weights in memory [default: as the adapters were trained, if they agree; or
+    /// else the blocks of a GGUF file]
     #[arg(long, value_enum, value_name = "SCHEME")]
     quant: Option<Quant>,
     /// Use adapters although they were trained on another base
@@ -88,7 +90,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let engine = EngineOptions {
         max_sequences: arguments.max_running.into(),
         max_cache_bytes: usize::try_from(arguments.max_cache.0).unwrap_or(usize::MAX),
-        ..EngineOptions::for_compute(models.loaded.compute)
+        precision: Precision::of(models.loaded.compute),
+        ..EngineOptions::default()
     };
     let options = ServeOptions {
         address,

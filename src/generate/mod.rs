@@ -1,4 +1,5 @@
-//! Inference: the choice of tokens from logits, and generation with a decoder.
+//! Inference: the choice of tokens from logits, and the engine that continues many sequences at once.
 
+pub mod engine;
 pub mod run;
 pub mod sample;

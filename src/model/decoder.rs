@@ -30,10 +30,10 @@ pub struct Decoder {
     pub(super) device: Device,
     /// Number format of the activations: f32 or bf16.
     pub(super) compute: DType,
-    pub(super) embedding: FrozenWeight,
-    pub(super) layers: Vec<Layer>,
-    pub(super) norm: Norm,
-    pub(super) head: Projection,
+    pub(crate) embedding: FrozenWeight,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Norm,
+    pub(crate) head: Projection,
 }
 
 /// The past of one sequence, layer by layer.
@@ -96,19 +96,23 @@ impl Decoder {
             let device = rows.device();
             rows = rows + Tensor::from_data(TensorData::new(noise, shape), &device);
         }
-        let multiplier = match self.config.embedding_multiplier {
+        match self.embedding_multiplier() {
+            Some(multiplier) => rows.mul_scalar(multiplier),
+            None => rows,
+        }
+        .cast(self.compute)
+    }
+
+    /// The factor on the rows of the embedding.
+    pub(crate) fn embedding_multiplier(&self) -> Option<f32> {
+        match self.config.embedding_multiplier {
             EmbeddingMultiplier::One => None,
             EmbeddingMultiplier::Exact(multiplier) => Some(multiplier as f32),
             EmbeddingMultiplier::Rounded(multiplier) if self.compute == DType::BF16 => {
                 Some(half::bf16::from_f64(multiplier).to_f32())
             }
             EmbeddingMultiplier::Rounded(multiplier) => Some(multiplier as f32),
-        };
-        match multiplier {
-            Some(multiplier) => rows.mul_scalar(multiplier),
-            None => rows,
         }
-        .cast(self.compute)
     }
 
     /// The input of the head: the last hidden states, normalised. A factor on the logits is taken here, since the head
@@ -149,6 +153,12 @@ impl Decoder {
         let pass = Pass { adapter, noise: None };
         let x = self.hidden(ids, lengths, &pass);
         self.head_logits(x, &pass)
+    }
+
+    /// The mean over a sequence of the hidden states after the final norm, `[hidden]`.
+    pub fn mean_hidden(&self, ids: &[u32], adapter: Option<&Adapter>) -> Vec<f32> {
+        let x = self.hidden(ids, &[ids.len()], &Pass { adapter, noise: None });
+        self.norm.forward(x).cast(DType::F32).mean_dim(0).into_data().iter::<f32>().collect()
     }
 
     /// The past of a sequence that has not begun.

@@ -16,7 +16,7 @@ pub struct Layer {
     /// Its parts.
     pub block: Block<Projection, Norm>,
     /// The norms of queries and keys, as their op takes them.
-    qk_norm: Option<QkNorm>,
+    pub(crate) qk_norm: Option<QkNorm>,
     /// The shape of its attention.
     pub geometry: Geometry,
 }

@@ -33,7 +33,7 @@ impl ExactMatch for Answered<'_> {
     fn share(&self, adapter: &Adapter) -> Result<f64> {
         let prompts: Vec<Vec<u32>> = self.questions.iter().map(|question| question.ids.clone()).collect();
         let answering = Answering { max_tokens: max_tokens(self.encoder, self.questions), ..Answering::default() };
-        let answers = answer_ids(self.decoder, self.encoder, Some(adapter), &prompts, &answering, |_, _| Ok(()))?;
+        let answers = answer_ids(self.decoder, self.encoder, Some(adapter), &prompts, &answering)?;
         let is_exact = |question: &Question, answer: &str| match &question.expected {
             Expected::Text(text) => exact_match(text, answer),
             Expected::Calls(_) => false,

@@ -13,6 +13,7 @@ use crate::error::{Place, Result};
 use crate::model::Decoder;
 use crate::model::load::computes_in;
 use crate::nn::Adapter;
+use crate::ops::is_processor;
 use crate::quant::{Compute, Quant};
 
 /// A base and perhaps an adapter, by name, and how their weights are held.
@@ -76,10 +77,42 @@ impl ModelChoice {
     pub fn load(&self, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<LoadedModel> {
         let device = device::open(choice)?;
         let (base, adapter) = self.open(watch)?;
+        let form = (self.quant(&base, adapter.as_ref())?, self.compute(adapter.as_ref(), &device)?);
+        place(base, adapter, form, &device, watch)
+    }
+
+    /// Opens and loads everything for answers, in the fast form unless another one is asked for: on the processor bf16, and the
+    /// blocks of a GGUF file as they are.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn load_for_answers(&self, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<LoadedModel> {
+        let device = device::open(choice)?;
+        let (base, adapter) = self.open(watch)?;
         let (quant, compute) = (self.quant(&base, adapter.as_ref())?, self.compute(adapter.as_ref(), &device)?);
-        let decoder = base.load(&device, compute, quant, |done, total| watch.loading(done, total))?;
-        let attached = adapter.as_ref().map(|adapter| adapter.attach(decoder.config(), &device)).transpose()?;
-        Ok(LoadedModel { base, decoder, adapter, attached, quant, compute })
+        let form = self.form_for_answers(&base, quant, compute, &device);
+        place(base, adapter, form, &device, watch)
+    }
+
+    /// The fast form where nobody asked for another one; `quant` and `compute` are what is used otherwise.
+    pub(super) fn form_for_answers(
+        &self,
+        base: &OpenBase,
+        quant: Quant,
+        compute: Compute,
+        device: &Device,
+    ) -> (Quant, Compute) {
+        if !is_processor(device) {
+            return (quant, compute);
+        }
+        let compute = self.compute.unwrap_or(Compute::Bf16);
+        let is_fast = compute == Compute::Bf16 && base.files.is_gguf();
+        match quant {
+            Quant::None if self.quant.is_none() && is_fast => (Quant::Keep, compute),
+            // The scheme keeps blocks of a GGUF file, and this base is no GGUF file.
+            Quant::Keep if !base.files.is_gguf() => (Quant::None, compute),
+            quant => (quant, compute),
+        }
     }
 
     /// The precision asked for, or else that of the adapter's training, or else f32, as where `device` lacks what nobody asked for.
@@ -117,4 +150,17 @@ impl ModelChoice {
     fn adapter_place(&self) -> Place {
         self.adapter.as_ref().map_or(Place::Nowhere, Place::file)
     }
+}
+
+/// Loads the weights.
+fn place(
+    base: OpenBase,
+    adapter: Option<HostAdapter>,
+    (quant, compute): (Quant, Compute),
+    device: &Device,
+    watch: &mut dyn Watch,
+) -> Result<LoadedModel> {
+    let decoder = base.load(device, compute, quant, |done, total| watch.loading(done, total))?;
+    let attached = adapter.as_ref().map(|adapter| adapter.attach(decoder.config(), device)).transpose()?;
+    Ok(LoadedModel { base, decoder, adapter, attached, quant, compute })
 }

@@ -14,7 +14,6 @@ use crate::adapter::host::HostAdapter;
 use crate::data::{Encoder, Message, Role};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
-use crate::model::load::computes_in;
 use crate::model::{Decoder, ModelConfig};
 use crate::nn::Adapter;
 use crate::quant::{Compute, Quant};
@@ -166,7 +165,8 @@ impl NamedModels {
         let path = base.path().to_str().unwrap_or(&base.name).to_owned();
         let opened = adapters.iter().map(|adapter| open(&path, adapter, choice.force)).collect::<Result<Vec<_>>>()?;
         let hosts: Vec<&HostAdapter> = opened.iter().map(|(_, adapter, _)| adapter).collect();
-        let (quant, compute) = (quant_for(choice, &base, &hosts)?, compute_for(choice, &hosts, &device)?);
+        let quant = quant_for(choice, &base, &hosts)?;
+        let (quant, compute) = choice.form_for_answers(&base, quant, choice.compute(None, &device)?, &device);
         let decoder = base.load(&device, compute, quant, |done, total| watch.loading(done, total))?;
         let base = NamedModel::new(name, base.encoder, PromptForm::Conversation, decoder.config());
         let loaded = LoadedBase { decoder, quant, compute, device, path, force: choice.force };
@@ -208,36 +208,16 @@ fn open(path: &str, AdapterFolder { name, folder }: &AdapterFolder, force: bool)
     Ok((NamedModel::new(name.clone(), base.encoder, form, base.files.config()), adapter, notices))
 }
 
-/// The scheme that `choice` names, or else that of the adapters' training, if they agree, or else a GGUF file's own blocks.
+/// The scheme that `choice` names, or else that of the adapters' training, if they agree on one.
 fn quant_for(choice: &ModelChoice, base: &OpenBase, adapters: &[&HostAdapter]) -> Result<Quant> {
-    let is_gguf = base.files.is_gguf();
-    let usual = if is_gguf { Quant::Keep } else { Quant::None };
     if choice.quant.is_some() {
         return choice.quant(base, None);
     }
     let trained = adapters.iter().map(|adapter| adapter.trained_over()).collect::<Result<Vec<_>>>()?;
     Ok(match trained.split_first() {
-        Some((Some(quant), others)) if others.iter().all(|other| other == &Some(*quant)) => match quant {
-            // The scheme keeps blocks of a GGUF file, and this base is no GGUF file.
-            Quant::Keep if !is_gguf => usual,
-            quant => *quant,
-        },
-        _ => usual,
+        Some((Some(first), others)) if others.iter().all(|other| other.as_ref() == Some(first)) => *first,
+        _ => Quant::None,
     })
-}
-
-/// The precision that `choice` names, or else that of the adapters' training, if they agree, or else bf16, where the device
-/// has it.
-fn compute_for(choice: &ModelChoice, adapters: &[&HostAdapter], device: &Device) -> Result<Compute> {
-    if let Some(compute) = choice.compute {
-        return Ok(compute);
-    }
-    let trained = adapters.iter().map(|adapter| adapter.trained_in()).collect::<Result<Vec<_>>>()?;
-    let usual = match trained.split_first() {
-        Some((Some(compute), others)) if others.iter().all(|other| other == &Some(*compute)) => *compute,
-        _ => Compute::Bf16,
-    };
-    Ok(if computes_in(device, usual) { usual } else { Compute::F32 })
 }
 
 #[cfg(test)]

@@ -104,13 +104,11 @@ impl<'p> Samples<'p> {
         let max_tokens = self.prepared.plan.sample.max_tokens;
         let answering = Answering { max_tokens, until, ..Answering::default() };
         let encoder = &self.prepared.base.encoder;
-        let mut reading = None;
-        let answers = answer_ids(decoder, encoder, Some(adapter), &self.prompts, &answering, |_, _| {
-            reading.get_or_insert_with(|| began.elapsed());
-            Ok(())
-        })?;
+        let answers = answer_ids(decoder, encoder, Some(adapter), &self.prompts, &answering)?;
         self.spent += began.elapsed();
-        self.reading = reading.unwrap_or_else(|| began.elapsed());
+        let first_tokens = answers.iter().filter(|answer| answer.tokens > 0);
+        let reading = first_tokens.map(|answer| answer.usage.seconds_to_first_token).min_by(f64::total_cmp);
+        self.reading = reading.map_or_else(|| began.elapsed(), Duration::from_secs_f64);
         let pairs = self.prepared.held_out.questions.iter().zip(answers);
         let samples: Vec<StepSample> = pairs
             .map(|(question, answer)| StepSample {

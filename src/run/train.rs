@@ -200,7 +200,7 @@ fn sampled(
     watch.stage(stage);
     let answering = Answering { max_tokens: sample.max_tokens, ..Answering::default() };
     let encoder = &prepared.base.encoder;
-    let answers = answer_ids(decoder, encoder, adapter, &prepared.prompts, &answering, |_, _| Ok(()))?;
+    let answers = answer_ids(decoder, encoder, adapter, &prepared.prompts, &answering)?;
     Ok(answers.into_iter().map(|answer| answer.text).collect())
 }
 

@@ -38,12 +38,12 @@ enum Command {
     Begin { ticket: u64, requests: Vec<Request>, updates: UnboundedSender<Indexed>, begun: oneshot::Sender<Result<()>> },
     Leave { ticket: u64 },
     Embed { prompt: Vec<u32>, adapter: Option<String>, reply: oneshot::Sender<Result<Vec<f32>>> },
-    Add { key: String, adapter: Box<Adapter>, done: oneshot::Sender<Result<()>> },
+    Add { key: String, adapter: Box<Adapter> },
     Remove { key: String },
 }
 
 /// Makes an engine without adapters.
-pub(super) type MakeEngine = Box<dyn Fn() -> Result<Engine> + Send>;
+pub(super) type MakeEngine = Box<dyn Fn() -> Engine + Send>;
 
 /// The way to the engine's thread. The thread ends when the last of these is gone.
 #[derive(Clone)]
@@ -57,9 +57,9 @@ impl Worker {
     /// Starts the thread.
     ///
     /// # Errors
-    /// Those of `make`; Failed: there is no thread to be had.
+    /// Failed: there is no thread to be had.
     pub(super) fn start(make: MakeEngine, metrics: Arc<Metrics>) -> Result<(Self, JoinHandle<()>)> {
-        let engine = make()?;
+        let engine = make();
         let statistics = Arc::new(Mutex::new(engine.statistics()));
         let (commands, received) = mpsc::channel();
         let shown = statistics.clone();
@@ -102,14 +102,12 @@ impl Worker {
         received.await.map_err(|_| gone())?
     }
 
-    /// Gives the engine an adapter; not for a thread of the event loop.
+    /// Gives the engine an adapter, before any request that is begun later.
     ///
     /// # Errors
-    /// Those of [`Engine::add_adapter`]; Failed: the engine's thread has ended.
+    /// Failed: the engine's thread has ended.
     pub(super) fn add(&self, key: &str, adapter: Adapter) -> Result<()> {
-        let (done, reply) = oneshot::channel();
-        self.send(Command::Add { key: key.to_owned(), adapter: Box::new(adapter), done })?;
-        reply.blocking_recv().map_err(|_| gone())?
+        self.send(Command::Add { key: key.to_owned(), adapter: Box::new(adapter) })
     }
 
     /// Takes an adapter away; answers that run keep it.
@@ -120,7 +118,7 @@ impl Worker {
 
     /// The engine's figures after its last step.
     pub(super) fn statistics(&self) -> Statistics {
-        self.statistics.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        *self.statistics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn send(&self, command: Command) -> Result<()> {
@@ -228,12 +226,9 @@ impl Owner {
                     Err(Error::failed("", "the engine has failed"))
                 }));
             }
-            Command::Add { key, adapter, done } => {
-                let added = self.engine.add_adapter(&key, &adapter);
-                if added.is_ok() {
-                    self.adapters.insert(key, *adapter);
-                }
-                let _ = done.send(added);
+            Command::Add { key, adapter } => {
+                self.engine.add_adapter(&key, &adapter);
+                self.adapters.insert(key, *adapter);
             }
             Command::Remove { key } => {
                 self.engine.remove_adapter(&key);
@@ -283,12 +278,9 @@ impl Owner {
         for (_, route) in self.routes.drain() {
             let _ = route.updates.send((route.index, Update::Failed));
         }
-        // An engine could be made before; where it cannot be made now, requests fail one by one.
-        if let Ok(engine) = (self.make)() {
-            self.engine = engine;
-        }
+        self.engine = (self.make)();
         for (key, adapter) in &self.adapters {
-            let _ = self.engine.add_adapter(key, adapter);
+            self.engine.add_adapter(key, adapter);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod cross_entropy;
+mod decode;
 mod linear;
 mod row_by_row;
 

@@ -71,7 +71,7 @@ impl Running {
             adapters: Vec::new(),
             adapter_folder: None,
             votes: None,
-            engine: EngineOptions::for_compute(Compute::F32),
+            engine: EngineOptions::default(),
             limits: Limits::default(),
         };
         change(&mut options);

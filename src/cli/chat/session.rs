@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::data::Message;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 use crate::files::output::log::Log;
 use crate::generate::engine::{Engine, EngineOptions, Event, Request, RequestId, Usage};
 use crate::generate::run::Finish;
@@ -26,21 +26,12 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// Tokens after the first one, by the time after the first one; 0 for a single token.
-    pub(super) fn tokens_per_second(&self) -> f64 {
-        let seconds = self.usage.seconds - self.usage.seconds_to_first_token;
-        if self.usage.answer_tokens > 1 && seconds > 0.0 {
-            (self.usage.answer_tokens - 1) as f64 / seconds
-        } else {
-            0.0
-        }
-    }
-
     /// The figures in words.
     pub(super) fn figures(&self) -> String {
         let stopped = if self.is_stopped { "stopped; " } else { "" };
-        let (tokens, first) = (self.usage.answer_tokens, self.usage.seconds_to_first_token);
-        format!("[{stopped}{tokens} tokens, {:.1} tokens/s, first after {first:.2} s]", self.tokens_per_second())
+        let (tokens, first) = (counted(self.usage.answer_tokens as u64, "token"), self.usage.seconds_to_first_token);
+        let speed = self.usage.tokens_per_second().map_or_else(String::new, |speed| format!(", {speed:.1} tokens/s"));
+        format!("[{stopped}{tokens}{speed}, first after {first:.2} s]")
     }
 }
 
@@ -62,26 +53,23 @@ pub(super) struct Session {
 
 impl Session {
     /// A conversation without turns, with the first adapter, or with the base where there is none.
-    ///
-    /// # Errors
-    /// Those of [`Engine::new`] and [`Engine::add_adapter`].
     pub(super) fn new(
         models: NamedModels,
         options: EngineOptions,
         sampler: SamplerConfig,
         max_tokens: usize,
         system: Option<String>,
-    ) -> Result<Self> {
+    ) -> Self {
         let NamedModels { loaded, base, adapters } = models;
-        let mut engine = Engine::new(loaded.decoder, base.encoder.tokenizer(), options)?;
+        let mut engine = Engine::new(loaded.decoder, base.encoder.tokenizer(), options);
         let mut models = vec![base];
         for adapter in adapters {
-            engine.add_adapter(&adapter.model.name, &adapter.attached)?;
+            engine.add_adapter(&adapter.model.name, &adapter.attached);
             models.push(adapter.model);
         }
         let current = usize::from(models.len() > 1);
         let (turns, notice) = (Vec::new(), None);
-        Ok(Self { engine, models, current, system, turns, sampler, max_tokens, notice, has_told_of_length: false })
+        Self { engine, models, current, system, turns, sampler, max_tokens, notice, has_told_of_length: false }
     }
 
     fn model(&self) -> &NamedModel {

@@ -1,9 +1,10 @@
 //! The processor's kernels: instruction sets, packed products, and the bridge to Burn's autodiff.
 //!
-//! From the bottom: `isa`, `shared`, `rows`, `math`; `kernel` and `pack`; `pool`; `product`, `reduce` and `matrix`; `autograd`
+//! From the bottom: `isa`, `shared`, `rows`, `math`; `kernel` and `pack`; `pool`; `product`, `reduce` and `matrix`; `decode`; `autograd`
 //! and `rowwise`, which know Burn's tensors.
 
 pub mod autograd;
+pub mod decode;
 pub mod isa;
 pub mod kernel;
 pub mod math;

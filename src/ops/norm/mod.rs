@@ -7,6 +7,8 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 use super::attention::Geometry;
+#[cfg(feature = "cpu")]
+pub use cpu::{QkNormRows, layer_row, rms_row};
 
 /// Root-mean-square norm of each row: `y = x / sqrt(mean(x²) + eps) · w` (Zhang and Sennrich 2019, "Root Mean Square Layer
 /// Normalization", eq. 4).

@@ -13,8 +13,9 @@ use crate::eval::loss::{ExampleLoss, mean_loss};
 use crate::eval::measure::{Measure, Shares};
 use crate::eval::text::{exact_match, rouge_l};
 use crate::eval::tool_calls;
-use crate::generate::run::{SEQUENCES_AT_ONCE, check_prompt};
-use crate::run::answer::{Answer, Answering, Expected, Question, answer_ids};
+use crate::generate::engine::{EngineOptions, Precision};
+use crate::generate::run::check_prompt;
+use crate::run::answer::{Answer, Answerer, Answering, Expected, Progress, Question};
 use crate::run::model::LoadedModel;
 use crate::run::watch::Watch;
 use crate::train::evaluate::evaluate as losses_of;
@@ -146,19 +147,23 @@ fn answers(
     options: &EvalOptions,
     done: &mut dyn FnMut(usize),
 ) -> Result<Vec<Option<Answer>>> {
+    const NAME: &str = "adapter";
     let answering = Answering { max_tokens: options.max_tokens, ..Answering::default() };
-    let asked: Vec<usize> = (0..questions.len()).filter(|index| questions[*index].is_some()).collect();
-    let mut answers = vec![None; questions.len()];
-    for group in asked.chunks(SEQUENCES_AT_ONCE) {
-        let prompts: Vec<Vec<u32>> =
-            group.iter().flat_map(|index| &questions[*index]).map(|one| one.ids.clone()).collect();
-        let encoder = &model.base.encoder;
-        let given = answer_ids(&model.decoder, encoder, system.adapter, &prompts, &answering, |_, _| Ok(()))?;
-        for (index, answer) in group.iter().zip(given) {
-            answers[*index] = Some(answer);
-        }
-        done(group.len());
+    let options_of_engine = EngineOptions::unbounded(Precision::of(model.compute));
+    let mut answerer = Answerer::new(&model.decoder, &model.base.encoder, options_of_engine);
+    if let Some(adapter) = system.adapter {
+        answerer.add_adapter(NAME, adapter);
     }
+    let asked: Vec<usize> = (0..questions.len()).filter(|index| questions[*index].is_some()).collect();
+    let prompts: Vec<Vec<u32>> = questions.iter().flatten().map(|question| question.ids.clone()).collect();
+    let mut answers = vec![None; questions.len()];
+    answerer.answer_each(system.adapter.map(|_| NAME), &prompts, &answering, |index, progress| {
+        if let Progress::Done(answer) = progress {
+            answers[asked[index]] = Some(answer);
+            done(1);
+        }
+        Ok(())
+    })?;
     Ok(answers)
 }
 

@@ -1,0 +1,161 @@
+//! A request on its way: the sequence with its past, its sampler and its text.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::model::{Attached, Past};
+use super::prefix::{BLOCK_TOKENS, Chain};
+use super::request::{Event, Request, RequestId, Statistics, Usage};
+use super::text::AnswerText;
+use crate::error::Result;
+use crate::generate::run::Finish;
+use crate::generate::sample::{Sampler, TokenLogProbability};
+use crate::text::Tokenizer;
+
+/// A sequence that is being continued, or waits for it.
+pub(super) struct Running {
+    id: RequestId,
+    /// The request; its prompt has moved to `tokens`.
+    request: Request,
+    pub(super) adapter: Option<Arc<Attached>>,
+    sampler: Sampler,
+    text: AnswerText,
+    /// Prompt and answer.
+    pub(super) tokens: Vec<u32>,
+    pub(super) prompt_tokens: usize,
+    /// Tokens that the model has seen.
+    pub(super) fed: usize,
+    pub(super) past: Past,
+    /// Tokens of the prompt that were in the cache when it began.
+    pub(super) cached_prompt_tokens: usize,
+    /// The hash of the blocks that are complete, and their number.
+    pub(super) chain: Chain,
+    pub(super) kept_blocks: usize,
+    /// The most tokens that it can come to have.
+    most_tokens: usize,
+    /// Bytes of the cache that they need.
+    pub(super) reserved_bytes: usize,
+    submitted: Instant,
+    seconds_waiting: f64,
+    seconds_to_first_token: f64,
+}
+
+impl Running {
+    pub(super) fn new(
+        id: RequestId,
+        mut request: Request,
+        (adapter, sampler, past): (Option<Arc<Attached>>, Sampler, Past),
+        tokenizer: &Tokenizer,
+        (most_tokens, reserved_bytes): (usize, usize),
+    ) -> Self {
+        let tokens = std::mem::take(&mut request.prompt);
+        Self {
+            id,
+            adapter,
+            sampler,
+            text: AnswerText::new(tokenizer, std::mem::take(&mut request.stop), request.keeps_special),
+            prompt_tokens: tokens.len(),
+            tokens,
+            fed: 0,
+            past,
+            cached_prompt_tokens: 0,
+            chain: Chain::new(None, false),
+            kept_blocks: 0,
+            most_tokens,
+            reserved_bytes,
+            submitted: Instant::now(),
+            seconds_waiting: 0.0,
+            seconds_to_first_token: 0.0,
+            request,
+        }
+    }
+
+    /// Begins with a past of `cached` tokens, whole blocks of this hash.
+    pub(super) fn begin(&mut self, cached: usize, chain: Chain) {
+        self.seconds_waiting = self.submitted.elapsed().as_secs_f64();
+        (self.fed, self.cached_prompt_tokens) = (cached, cached);
+        (self.chain, self.kept_blocks) = (chain, cached / BLOCK_TOKENS);
+    }
+
+    /// Begins again from the first token.
+    pub(super) fn read_anew(&mut self, past: Past, chain: Chain) {
+        (self.past, self.fed, self.chain, self.kept_blocks) = (past, 0, chain, 0);
+    }
+
+    pub(super) fn max_tokens(&self) -> usize {
+        self.request.max_tokens
+    }
+
+    /// Whether the answer has a token.
+    pub(super) fn has_begun(&self) -> bool {
+        self.tokens.len() > self.prompt_tokens
+    }
+
+    /// The reason to end it before its next token, if there is one.
+    pub(super) fn is_unwanted(&self, cancelled: &[RequestId], now: Instant) -> Option<Finish> {
+        if cancelled.contains(&self.id) {
+            return Some(Finish::Cancelled);
+        }
+        self.request.until.is_some_and(|until| now >= until).then_some(Finish::Time)
+    }
+
+    /// Chooses the next token from the logits after the last; whether the answer goes on.
+    pub(super) fn take(&mut self, logits: &[f32], totals: &mut Statistics, events: &mut Vec<Event>) -> bool {
+        match self.try_take(logits, totals, events) {
+            Ok(None) => true,
+            Ok(Some(finish)) => {
+                self.finish(finish, events);
+                false
+            }
+            Err(error) => {
+                events.push(Event::Failed { request: self.id, error });
+                false
+            }
+        }
+    }
+
+    /// The reason why the answer ends with this token, if it does.
+    fn try_take(
+        &mut self,
+        logits: &[f32],
+        totals: &mut Statistics,
+        events: &mut Vec<Event>,
+    ) -> Result<Option<Finish>> {
+        let (prompt, answer) = self.tokens.split_at(self.prompt_tokens);
+        let token = self.sampler.sample(logits, prompt, answer)?;
+        if !self.has_begun() {
+            self.seconds_to_first_token = self.submitted.elapsed().as_secs_f64();
+        }
+        if self.request.end_tokens.contains(&token) {
+            return Ok(Some(Finish::EndToken));
+        }
+        let log_probability =
+            self.request.log_probabilities.map(|likeliest| TokenLogProbability::of(logits, token, likeliest));
+        let (text, is_stopped) = self.text.push(token)?;
+        events.push(Event::Token { request: self.id, token, text, log_probability });
+        self.tokens.push(token);
+        totals.answer_tokens += 1;
+        let is_full = self.tokens.len() >= self.most_tokens;
+        Ok(if is_stopped { Some(Finish::Stop) } else { is_full.then_some(Finish::Length) })
+    }
+
+    /// Reports the end of the answer.
+    pub(super) fn finish(&mut self, finish: Finish, events: &mut Vec<Event>) {
+        let usage = Usage {
+            prompt_tokens: self.prompt_tokens,
+            cached_prompt_tokens: self.cached_prompt_tokens,
+            answer_tokens: self.tokens.len() - self.prompt_tokens,
+            seconds_waiting: self.seconds_waiting,
+            seconds_to_first_token: self.seconds_to_first_token,
+            seconds: self.submitted.elapsed().as_secs_f64(),
+        };
+        let rest = if finish == Finish::Stop { Ok((String::new(), false)) } else { self.text.finish() };
+        events.push(match rest {
+            Ok((text, is_stopped)) => {
+                let finish = if is_stopped { Finish::Stop } else { finish };
+                Event::Finished { request: self.id, text, finish, usage }
+            }
+            Err(error) => Event::Failed { request: self.id, error },
+        });
+    }
+}
