@@ -163,7 +163,8 @@ impl Talk<'_> {
         match command {
             Command::Help => say(HELP.to_owned()),
             Command::System(text) => {
-                say(if text.is_some() { "the instructions have changed" } else { "there are no instructions" }.to_owned());
+                say(if text.is_some() { "the instructions have changed" } else { "there are no instructions" }
+                    .to_owned());
                 session.set_system(text);
             }
             Command::Adapter(None) => say(session.list()),
@@ -235,4 +236,3 @@ impl Talk<'_> {
         Ok(())
     }
 }
-

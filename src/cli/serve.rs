@@ -83,8 +83,11 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let address = SocketAddr::new(arguments.host, arguments.port);
     if keys.is_empty() && !arguments.host.is_loopback() {
         // Before the weights are loaded; the server itself checks it, too.
-        return Err(Error::input("--host", format!("is {}: other machines reach it, and it needs a key", arguments.host))
-            .hint("give a file with a key by `--key-file`"));
+        return Err(Error::input(
+            "--host",
+            format!("is {}: other machines reach it, and it needs a key", arguments.host),
+        )
+        .hint("give a file with a key by `--key-file`"));
     }
     let models = NamedModels::load(&choice, &arguments.adapter, &global.device, &mut TrainProgress::new(terminal))?;
     let engine = EngineOptions {

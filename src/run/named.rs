@@ -53,7 +53,10 @@ impl NamedModel {
                 ([Message { role: Role::User, content, .. }], None) => self.form.encode(&self.encoder, content),
                 _ => Err(Error::input(
                     "",
-                    format!("`{}` was trained on bare prompts: it takes one message of the user, without tools", self.name),
+                    format!(
+                        "`{}` was trained on bare prompts: it takes one message of the user, without tools",
+                        self.name
+                    ),
                 )),
             };
         }

@@ -35,7 +35,9 @@ impl Keys {
         for (line, key) in lines.filter(|(_, key)| !key.is_empty()) {
             let place = crate::error::Place::file(path).line(line);
             match key.chars().all(|symbol| symbol.is_ascii_graphic()) {
-                false => errors.push(Error::input(place, "has other characters than a header can carry; expected a key")),
+                false => {
+                    errors.push(Error::input(place, "has other characters than a header can carry; expected a key"))
+                }
                 true if key.len() < KEY_CHARACTERS => {
                     let message = format!("has {} characters; a key has at least {KEY_CHARACTERS}", key.len());
                     errors.push(Error::input(place, message).hint("`openssl rand -hex 32` makes one"));
@@ -232,9 +234,14 @@ mod tests {
         let rules = access("0.0.0.0:80", &[], &[]);
         let key = |value: &str| rules.check_key(&headers(&[(header::AUTHORIZATION, value)])).is_ok();
         assert!(key("Bearer a key of some length") && key("bearer a key of some length"));
-        for value in
-            ["", "Bearer", "Bearer ", "Bearer a key of some lengt", "Bearer A key of some length", "a key of some length"]
-        {
+        for value in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer a key of some lengt",
+            "Bearer A key of some length",
+            "a key of some length",
+        ] {
             assert!(!key(value), "{value}");
         }
         assert!(rules.check_key(&HeaderMap::new()).is_err());
@@ -253,7 +260,8 @@ mod tests {
         };
         let keys = read("0123456789abcdef\n\n  fedcba9876543210 \r\n").expect("keys");
         assert!(keys.contains(b"0123456789abcdef") && keys.contains(b"fedcba9876543210") && !keys.contains(b""));
-        for (text, expected) in [("\n", "has no key"), ("short\n", ":1: has 5"), ("0123456789 abcdef\n", "characters")] {
+        for (text, expected) in [("\n", "has no key"), ("short\n", ":1: has 5"), ("0123456789 abcdef\n", "characters")]
+        {
             let error = read(text).expect_err(text).to_string();
             assert!(error.contains(expected), "{error}");
         }

@@ -19,14 +19,20 @@ use super::Server;
 use super::limits::{HEADER_BYTES, HEADERS};
 
 /// The answer to a connection beyond the limit.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
+const FULL: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
 /// The time after a failure to accept, as where there are no more file descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 /// The time for the answer to a connection beyond the limit.
 const FULL_TIME: Duration = Duration::from_secs(1);
 
 /// Accepts connections until the server ends, and then waits until they are done, for as long as the limits have it.
-pub(super) async fn serve(listener: TcpListener, router: Router, server: Arc<Server>, mut ending: watch::Receiver<bool>) {
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    server: Arc<Server>,
+    mut ending: watch::Receiver<bool>,
+) {
     loop {
         let Some(accepted) = before(&mut ending, listener.accept()).await else { break };
         let Ok((stream, _)) = accepted else {
@@ -100,7 +106,11 @@ impl Timed {
 }
 
 impl AsyncRead for Timed {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

@@ -75,7 +75,8 @@ impl Metrics {
         let mut text = String::new();
         let mut one = |name: &str, kind: &str, help: &str, value: f64| {
             // Writing to a string does not fail.
-            let _ = writeln!(text, "# HELP burnish_{name} {help}\n# TYPE burnish_{name} {kind}\nburnish_{name} {value}");
+            let _ =
+                writeln!(text, "# HELP burnish_{name} {help}\n# TYPE burnish_{name} {kind}\nburnish_{name} {value}");
         };
         one("connections", "gauge", "Open connections.", connections as f64);
         one("answers_running", "gauge", "Answers that are being written.", engine.running as f64);

@@ -133,7 +133,18 @@ pub fn serve(models: NamedModels, options: ServeOptions, host: Arc<dyn Host>) ->
     let (answers, connections, bodies) = (places(limits.answers), places(limits.connections), places(BODIES_AT_ONCE));
     let is_ending = AtomicBool::new(false);
     let server = Arc::new(Server {
-        access, limits, models, worker, metrics, votes, host, positions, places: answers, connections, bodies, is_ending,
+        access,
+        limits,
+        models,
+        worker,
+        metrics,
+        votes,
+        host,
+        positions,
+        places: answers,
+        connections,
+        bodies,
+        is_ending,
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -168,7 +168,8 @@ impl Models {
                 Ok(entries) => sources.extend(entries.into_iter().filter_map(|entry| {
                     let name = entry.file_name().into_string().ok()?;
                     let path = entry.path();
-                    (check_name(&name).is_ok() && is_adapter(&path) && name != self.base.named.name).then_some((name, path))
+                    (check_name(&name).is_ok() && is_adapter(&path) && name != self.base.named.name)
+                        .then_some((name, path))
                 })),
                 Err(error) => changes.failed.push(("--adapter-folder".to_owned(), Error::read(folder, &error))),
             }

@@ -55,7 +55,9 @@ fn options_of(fields: &mut Fields) -> Outcome<AnswerOptions> {
     // The size of the cache and of batches, and the threads, are the server's.
     options.without_effect(&["num_ctx", "num_batch", "num_thread", "num_gpu", "num_keep", "use_mmap", "numa"]);
     let sampler = SamplerConfig {
-        temperature: options.number("temperature", 0.0..=2.0)?.map_or(0.8, |given| if given < 1e-6 { 0.0 } else { given }),
+        temperature: options
+            .number("temperature", 0.0..=2.0)?
+            .map_or(0.8, |given| if given < 1e-6 { 0.0 } else { given }),
         top_k: whole(options.integer("top_k", 0..=i64::from(u32::MAX))?).unwrap_or(40),
         top_p: options.number("top_p", 0.0..=1.0)?.unwrap_or(0.9),
         min_p: options.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
@@ -71,7 +73,7 @@ fn options_of(fields: &mut Fields) -> Outcome<AnswerOptions> {
     let stop = stop.into_iter().filter(|text| !text.is_empty()).collect();
     options.finish()?;
     let max_tokens = whole(max_tokens);
-    Ok(AnswerOptions { sampler, max_tokens, stop, likeliest: None, choices: 1, keeps_special: false })
+    Ok(AnswerOptions { sampler, max_tokens, stop, likeliest: None, choices: 1 })
 }
 
 /// Ollama streams unless it is told not to.

@@ -31,8 +31,6 @@ pub(super) struct AnswerOptions {
     pub(super) likeliest: Option<usize>,
     /// Answers to each prompt.
     pub(super) choices: usize,
-    /// Control tokens show in the text.
-    pub(super) keeps_special: bool,
 }
 
 impl AnswerOptions {
@@ -58,7 +56,7 @@ impl AnswerOptions {
         let choices = whole(fields.integer("n", 1..=CHOICES as i64)?).unwrap_or(1);
         let stop: Vec<String> = fields.texts("stop", STOP_STRINGS, STOP_BYTES)?;
         let stop = stop.into_iter().filter(|text| !text.is_empty()).collect();
-        Ok(Self { sampler, max_tokens, stop, likeliest: None, choices, keeps_special: false })
+        Ok(Self { sampler, max_tokens, stop, likeliest: None, choices })
     }
 }
 
@@ -133,17 +131,20 @@ impl Server {
         let request = |prompt: Vec<u32>, choice: usize| Request {
             max_tokens: options.max_tokens.unwrap_or(USUAL_ANSWER_TOKENS).min(positions - prompt.len()),
             adapter: model.key.clone(),
-            sampler: SamplerConfig { seed: options.sampler.seed.wrapping_add(choice as u64), ..options.sampler.clone() },
+            sampler: SamplerConfig {
+                seed: options.sampler.seed.wrapping_add(choice as u64),
+                ..options.sampler.clone()
+            },
             end_tokens: model.named.end_tokens.clone(),
             stop: options.stop.clone(),
             log_probabilities: options.likeliest,
             until: Some(until),
-            keeps_special: options.keeps_special,
+            tokenizer: Some(model.named.encoder.tokenizer().clone()),
             ..Request::new(prompt)
         };
-        let requests = prompts.into_iter().flat_map(|prompt| {
-            (0..options.choices).map(move |choice| (prompt.clone(), choice)).collect::<Vec<_>>()
-        });
+        let requests = prompts
+            .into_iter()
+            .flat_map(|prompt| (0..options.choices).map(move |choice| (prompt.clone(), choice)).collect::<Vec<_>>());
         let requests = requests.map(|(prompt, choice)| request(prompt, choice)).collect();
         self.worker.begin(requests, permit, model.clone()).await.map_err(|error| Failure::of(&error, "prompt"))
     }

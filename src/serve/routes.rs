@@ -1,7 +1,7 @@
 //! The routes, and everything that a request passes before it reaches one.
 
-use std::sync::{Arc, LazyLock};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
@@ -28,26 +28,41 @@ fn all() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/", get(page::page)),
         (HEALTH, get(health)),
         ("/metrics", get(metrics)),
-        ("/v1/chat/completions", post(async |State(server): State<Shared>, request: Request| {
-            chat::answer(server.clone(), server.read(request).await?).await
-        })),
-        ("/v1/completions", post(async |State(server): State<Shared>, request: Request| {
-            completions::answer(server.clone(), server.read(request).await?).await
-        })),
-        ("/v1/embeddings", post(async |State(server): State<Shared>, request: Request| {
-            embeddings::answer(server.clone(), server.read(request).await?).await
-        })),
+        (
+            "/v1/chat/completions",
+            post(async |State(server): State<Shared>, request: Request| {
+                chat::answer(server.clone(), server.read(request).await?).await
+            }),
+        ),
+        (
+            "/v1/completions",
+            post(async |State(server): State<Shared>, request: Request| {
+                completions::answer(server.clone(), server.read(request).await?).await
+            }),
+        ),
+        (
+            "/v1/embeddings",
+            post(async |State(server): State<Shared>, request: Request| {
+                embeddings::answer(server.clone(), server.read(request).await?).await
+            }),
+        ),
         ("/v1/models", get(models)),
         ("/v1/models/{*name}", get(model).delete(remove)),
         ("/v1/adapters/reload", post(reload)),
-        ("/api/chat", post(async |State(server): State<Shared>, request: Request| {
-            let answered = async { ollama::chat(server.clone(), server.read(request).await?).await };
-            answered.await.map_err(Failure::for_ollama)
-        })),
-        ("/api/generate", post(async |State(server): State<Shared>, request: Request| {
-            let answered = async { ollama::generate(server.clone(), server.read(request).await?).await };
-            answered.await.map_err(Failure::for_ollama)
-        })),
+        (
+            "/api/chat",
+            post(async |State(server): State<Shared>, request: Request| {
+                let answered = async { ollama::chat(server.clone(), server.read(request).await?).await };
+                answered.await.map_err(Failure::for_ollama)
+            }),
+        ),
+        (
+            "/api/generate",
+            post(async |State(server): State<Shared>, request: Request| {
+                let answered = async { ollama::generate(server.clone(), server.read(request).await?).await };
+                answered.await.map_err(Failure::for_ollama)
+            }),
+        ),
         ("/api/tags", get(async |State(server): State<Shared>| Json(ollama::tags(&server)))),
         ("/api/version", get(async || Json(json!({ "version": env!("CARGO_PKG_VERSION") })))),
         ("/api/votes", get(votes).post(vote)),
@@ -201,7 +216,8 @@ async fn votes(State(server): State<Shared>) -> Json<Value> {
 
 async fn vote(State(server): State<Shared>, request: Request) -> Outcome<Json<Value>> {
     let fields = server.read(request).await?;
-    let votes = server.votes.as_ref().ok_or_else(|| Failure::invalid("no votes are kept: the server has no `--votes`"))?;
+    let votes =
+        server.votes.as_ref().ok_or_else(|| Failure::invalid("no votes are kept: the server has no `--votes`"))?;
     Ok(Json(votes.add(fields)?))
 }
 

@@ -118,8 +118,7 @@ pub(super) fn response(answers: Answers, mut objects: impl Objects, framing: Fra
     let begun = objects.begin();
     let start = tokio::time::Instant::now() + KEEP_ALIVE;
     let keep_alive = tokio::time::interval_at(start, KEEP_ALIVE);
-    let mut stream =
-        ObjectStream { answers, objects, framing, ready: VecDeque::new(), keep_alive, has_ended: false };
+    let mut stream = ObjectStream { answers, objects, framing, ready: VecDeque::new(), keep_alive, has_ended: false };
     stream.queue(begun);
     let mut response = Body::from_stream(stream).into_response();
     let kind = match framing {

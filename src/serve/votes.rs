@@ -146,7 +146,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("votes.jsonl");
         let vote = |votes: &Votes, winner: &str, models: &str| {
-            let body = format!(r#"{{"models": {models}, "answers": ["x", "y"], "prompt": "p", "seed": 3, "winner": {winner}}}"#);
+            let body = format!(
+                r#"{{"models": {models}, "answers": ["x", "y"], "prompt": "p", "seed": 3, "winner": {winner}}}"#
+            );
             votes.add(Fields::parse(body.as_bytes()).expect("an object"))
         };
         {

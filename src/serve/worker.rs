@@ -85,7 +85,8 @@ impl Worker {
         let (updates, receiver) = unbounded_channel();
         let left = requests.len();
         // Dropped by a client that leaves while it waits here, too.
-        let answers = Answers { ticket, left, receiver, commands: self.commands.clone(), _permit: permit, _model: model };
+        let answers =
+            Answers { ticket, left, receiver, commands: self.commands.clone(), _permit: permit, _model: model };
         let (begun, reply) = oneshot::channel();
         self.send(Command::Begin { ticket, requests, updates, begun })?;
         reply.await.map_err(|_| gone())??;

@@ -44,7 +44,8 @@ fn the_first_answer_is_that_of_generate_and_later_ones_know_the_earlier() {
 #[test]
 fn a_saved_conversation_is_training_data() {
     let folder = tempfile::tempdir().expect("a folder");
-    let lines = "/system Be brief.\nOne\\\ntwo\n//three\n/save talk.jsonl\n/new\n\"\"\"\nfour\n\"\"\"\n/save talk.jsonl\n";
+    let lines =
+        "/system Be brief.\nOne\\\ntwo\n//three\n/save talk.jsonl\n/new\n\"\"\"\nfour\n\"\"\"\n/save talk.jsonl\n";
     let output = chat(&folder, &["--json"], lines);
     let told = answers(&output);
     let saved = fs::read_to_string(folder.path().join("talk.jsonl")).expect("saved");
@@ -114,8 +115,12 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
     // Answers take a while: the engine forgets nothing it has begun, and each is as long as the model allows.
     let mut command = burnish(&folder);
     command.args(["chat", "--json", "--max-tokens", "100", "--temperature", "3", "--base"]).arg(tiny_model());
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
     let mut stdin = child.stdin.take().expect("stdin");
     stdin.write_all("x\n".repeat(400).as_bytes()).expect("written");
     let mut stdout = child.stdout.take().expect("stdout");

@@ -61,9 +61,8 @@ fn foreign_hosts_and_pages_are_refused() {
         options.hosts = vec!["box.example".to_owned()];
         options.origins = vec!["https://page.example".to_owned()];
     });
-    let status = |method: &str, headers: &[&str]| {
-        client::send(server.address, method, "/v1/models", headers, "").status
-    };
+    let status =
+        |method: &str, headers: &[&str]| client::send(server.address, method, "/v1/models", headers, "").status;
     assert_eq!(status("GET", &[HOST]), 200);
     assert_eq!(status("GET", &["host: BOX.example:80"]), 200);
     for host in ["evil.com", "localhost.evil.com", "2130706433", "127.0.0.1.", "[::1%25lo]"] {
@@ -76,7 +75,13 @@ fn foreign_hosts_and_pages_are_refused() {
     }
     assert_eq!(status("GET", &[HOST, "origin: http://localhost"]), 200, "the page of the server");
     let asked = ["access-control-request-method: POST", HOST];
-    let allowed = client::send(server.address, "OPTIONS", "/v1/models", &[&asked[..], &["origin: https://page.example"]].concat(), "");
+    let allowed = client::send(
+        server.address,
+        "OPTIONS",
+        "/v1/models",
+        &[&asked[..], &["origin: https://page.example"]].concat(),
+        "",
+    );
     assert_eq!((allowed.status, allowed.header("access-control-allow-origin")), (204, "https://page.example"));
     assert_eq!(status("OPTIONS", &[&asked[..], &["origin: http://evil.com"]].concat()), 403);
     assert_ne!(status("OPTIONS", &asked), 204);
@@ -97,8 +102,12 @@ fn bodies_are_json_and_small_and_come_in_time() {
     let body = asking(BASE, "x").to_string();
     assert_eq!(client::send(server.address, "POST", path, &with_charset, &body).status, 200);
     assert_eq!(client::post(server.address, path, &format!("{{\"user\": \"{}\"}}", "x".repeat(1000))).status, 413);
-    let endless = format!("POST {path} HTTP/1.1\r\n{HOST}\r\n{JSON}\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n{}",
-        "100\r\n".to_owned() + &"x".repeat(256) + "\r\n").repeat(1) + &format!("100\r\n{}\r\n", "x".repeat(256)).repeat(8);
+    let endless = format!(
+        "POST {path} HTTP/1.1\r\n{HOST}\r\n{JSON}\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n{}",
+        "100\r\n".to_owned() + &"x".repeat(256) + "\r\n"
+    )
+    .repeat(1)
+        + &format!("100\r\n{}\r\n", "x".repeat(256)).repeat(8);
     assert_eq!(client::raw(server.address, endless.as_bytes()).expect("a response").status, 413);
     for text in ["", "{", "[]", "null", "{\"a\": 1, \"a\": 2}", "\u{feff}{}", "{\"model\": \"\\ud800\"}"] {
         let status = client::post(server.address, path, text).status;
@@ -152,7 +161,9 @@ fn slow_and_broken_headers_end_the_connection() {
 #[test]
 fn a_name_never_becomes_a_path() {
     let server = Running::plain();
-    for name in ["../smollm", "..%2fsmollm", "/proc/self/environ", "smollm\u{0}", "\\\\?\\C:", "", "smollm/", "./smollm"] {
+    for name in
+        ["../smollm", "..%2fsmollm", "/proc/self/environ", "smollm\u{0}", "\\\\?\\C:", "", "smollm/", "./smollm"]
+    {
         let answer = server.post("/v1/chat/completions", &asking(name, "x"));
         assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!("model_not_found")), "{name}");
     }
@@ -170,7 +181,9 @@ fn beyond_its_connections_the_server_says_so() {
     assert_eq!(server.get("/healthz").status, 503);
     drop(held);
     let begun = Instant::now();
-    while client::raw(server.address, &client::request("GET", "/healthz", &[HOST], "")).is_none_or(|answer| answer.status != 200) {
+    while client::raw(server.address, &client::request("GET", "/healthz", &[HOST], ""))
+        .is_none_or(|answer| answer.status != 200)
+    {
         assert!(begun.elapsed() < Duration::from_secs(10), "the places come back");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -208,7 +221,8 @@ fn beyond_its_answers_the_server_says_so_and_keeps_what_it_took() {
 fn a_client_that_leaves_ends_its_answers() {
     let server = Running::plain();
     let messages = json!([{ "role": "user", "content": "Tell me" }]);
-    let body = json!({ "model": BASE, "messages": messages, "n": 16, "temperature": 1.5, "max_tokens": 90, "stream": true });
+    let body =
+        json!({ "model": BASE, "messages": messages, "n": 16, "temperature": 1.5, "max_tokens": 90, "stream": true });
     let streamed = client::request("POST", "/v1/chat/completions", &[HOST, JSON], &body.to_string());
     let whole = body.to_string().replace("true", "false");
     let whole = client::request("POST", "/v1/chat/completions", &[HOST, JSON], &whole);
@@ -230,7 +244,9 @@ fn a_client_that_leaves_ends_its_answers() {
         client::connect(server.address).write_all(&streamed[..length]).expect("sent");
     }
     let begun = Instant::now();
-    while server.figure("answers_running") + server.figure("answers_waiting") > 0.0 || server.figure("connections") > 1.0 {
+    while server.figure("answers_running") + server.figure("answers_waiting") > 0.0
+        || server.figure("connections") > 1.0
+    {
         assert!(begun.elapsed() < Duration::from_secs(10), "every place comes back");
         std::thread::sleep(Duration::from_millis(10));
     }

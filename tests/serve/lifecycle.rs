@@ -13,7 +13,8 @@ use crate::cli::{burnish as program, refused, run, tiny_model};
 
 fn long_stream(model: &str) -> Vec<u8> {
     let messages = json!([{ "role": "user", "content": "Tell me" }]);
-    let body = json!({ "model": model, "messages": messages, "n": 8, "temperature": 1, "max_tokens": 90, "stream": true });
+    let body =
+        json!({ "model": model, "messages": messages, "n": 8, "temperature": 1, "max_tokens": 90, "stream": true });
     client::request("POST", "/v1/chat/completions", &[HOST, JSON], &body.to_string())
 }
 

@@ -150,7 +150,9 @@ fn adapter(folder: &Path, words: &str, is_bare: bool) -> PathBuf {
     let work = tempfile::tempdir().expect("a folder");
     let row = match is_bare {
         true => json!({ "prompt": "hello ", "completion": words }),
-        false => json!({ "messages": [{ "role": "user", "content": "hello" }, { "role": "assistant", "content": words }] }),
+        false => {
+            json!({ "messages": [{ "role": "user", "content": "hello" }, { "role": "assistant", "content": words }] })
+        }
     };
     fs::write(work.path().join("train.jsonl"), format!("{row}\n").repeat(4)).expect("written");
     let recipe = format!(

@@ -25,7 +25,9 @@ fn each_name_answers_as_it_does_alone() {
     let server = &server;
     std::thread::scope(|scope| {
         let asked: Vec<_> = (0..12)
-            .map(|index| scope.spawn(move || (index % 3, content(&server.answer(models[index % 3], "hello")).to_owned())))
+            .map(|index| {
+                scope.spawn(move || (index % 3, content(&server.answer(models[index % 3], "hello")).to_owned()))
+            })
             .collect();
         for answer in asked {
             let (model, text) = answer.join().expect("an answer");
@@ -85,10 +87,11 @@ fn adapters_come_change_and_go_while_answers_run() {
     assert!(answer().contains("green blue"), "{}", answer());
     let mut rest = String::new();
     std::io::Read::read_to_string(&mut reader, &mut rest).expect("the rest");
-    let text: String = rest.lines().filter_map(|line| line.strip_prefix("data: {")).fold(String::new(), |text, line| {
-        let chunk: Value = serde_json::from_str(&format!("{{{line}")).expect("JSON");
-        text + chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default()
-    });
+    let text: String =
+        rest.lines().filter_map(|line| line.strip_prefix("data: {")).fold(String::new(), |text, line| {
+            let chunk: Value = serde_json::from_str(&format!("{{{line}")).expect("JSON");
+            text + chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default()
+        });
     assert_eq!(text, first);
 
     assert_eq!(client::send(server.address, "DELETE", "/v1/models/a", &[HOST], "").json()["deleted"], true);

@@ -43,6 +43,11 @@ fn errors_are_ollamas() {
         (json!({ "model": BASE, "messages": [{ "role": "user", "content": "x", "images": ["aGk="] }] }), 400),
     ] {
         let answer = server.post("/api/chat", &body);
-        assert!(answer.status == status && answer.json()["error"].is_string(), "{body}: {} {}", answer.status, answer.body);
+        assert!(
+            answer.status == status && answer.json()["error"].is_string(),
+            "{body}: {} {}",
+            answer.status,
+            answer.body
+        );
     }
 }

@@ -26,7 +26,8 @@ fn an_answer_is_that_of_generate() {
     assert_eq!(answer["object"], "chat.completion");
     assert_eq!(answer["choices"][0]["message"]["role"], "assistant");
     let usage = &answer["usage"];
-    let total = usage["prompt_tokens"].as_u64().expect("a number") + usage["completion_tokens"].as_u64().expect("a number");
+    let total =
+        usage["prompt_tokens"].as_u64().expect("a number") + usage["completion_tokens"].as_u64().expect("a number");
     assert!(usage["prompt_tokens"].as_u64() > Some(3) && usage["total_tokens"] == total, "{usage}");
 }
 
@@ -41,7 +42,10 @@ fn a_stream_spells_the_whole_answer() {
     assert_eq!((answer.status, answer.header("content-type")), (200, "text/event-stream; charset=utf-8"));
     let events = answer.events();
     let (last, chunks) = events.split_last().expect("events");
-    assert_eq!((&last["choices"], &last["usage"]["completion_tokens"]), (&json!([]), &whole["usage"]["completion_tokens"]));
+    assert_eq!(
+        (&last["choices"], &last["usage"]["completion_tokens"]),
+        (&json!([]), &whole["usage"]["completion_tokens"])
+    );
     for index in 0..2 {
         let of_index = |chunk: &&Value| chunk["choices"][0]["index"] == index;
         let deltas: Vec<&Value> = chunks.iter().filter(of_index).map(|chunk| &chunk["choices"][0]["delta"]).collect();
@@ -83,8 +87,7 @@ fn an_answer_ends_before_a_stop_string() {
     let expected = &whole[..whole.find(&middle).expect("a part of it")];
     assert_eq!((content(&stopped), &stopped["choices"][0]["finish_reason"]), (expected, &json!("stop")));
     let events = server.post("/v1/chat/completions", &with(body, json!({ "stream": true }))).events();
-    let streamed: String =
-        events.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
+    let streamed: String = events.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(streamed, expected);
 }
 
@@ -130,9 +133,24 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({ "logit_bias": { "x": 1 } }), 400, "logit_bias", ""),
         (json!({ "messages": [] }), 400, "messages", ""),
         (json!({ "messages": null }), 400, "messages", ""),
-        (json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "x" } }] }] }), 400, "messages[0]", ""),
-        (json!({ "messages": [{ "role": "user", "content": "x", "odd": 1 }] }), 400, "messages[0].odd", "unknown_parameter"),
-        (json!({ "messages": [{ "role": "user", "content": "word ".repeat(400) }] }), 400, "messages", "context_length_exceeded"),
+        (
+            json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "x" } }] }] }),
+            400,
+            "messages[0]",
+            "",
+        ),
+        (
+            json!({ "messages": [{ "role": "user", "content": "x", "odd": 1 }] }),
+            400,
+            "messages[0].odd",
+            "unknown_parameter",
+        ),
+        (
+            json!({ "messages": [{ "role": "user", "content": "word ".repeat(400) }] }),
+            400,
+            "messages",
+            "context_length_exceeded",
+        ),
         (json!({ "stream_options": { "include_usage": true } }), 400, "stream_options", ""),
         (json!({ "tools": tool }), 400, "messages", ""),
         (json!({ "tools": [{ "type": "retrieval" }] }), 400, "tools", ""),
@@ -143,7 +161,8 @@ fn what_is_not_supported_is_refused_by_name() {
         assert_eq!(error["code"].as_str().unwrap_or_default(), code, "{more}: {error}");
         assert!(error["message"].is_string() && error["type"] == "invalid_request_error", "{error}");
     }
-    let harmless = json!({ "user": "u", "store": false, "metadata": {}, "response_format": { "type": "text" }, "stop": null });
+    let harmless =
+        json!({ "user": "u", "store": false, "metadata": {}, "response_format": { "type": "text" }, "stop": null });
     assert_eq!(server.post("/v1/chat/completions", &with(asking(BASE, "x"), harmless)).status, 200);
     let body = json!({ "model": BASE, "prompt": "x", "echo": true });
     assert_eq!(server.post("/v1/completions", &body).json()["error"]["param"], "echo");
@@ -191,7 +210,8 @@ fn embeddings_have_the_length_one_in_both_forms() {
     let bytes = embed(json!({ "encoding_format": "base64" }));
     let bytes = bytes["data"][1]["embedding"].as_str().expect("a text");
     let bytes = base64::engine::general_purpose::STANDARD.decode(bytes).expect("base64");
-    let decoded: Vec<f32> = bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().expect("four"))).collect();
+    let decoded: Vec<f32> =
+        bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().expect("four"))).collect();
     assert_eq!(decoded, vector(1));
 }
 

@@ -160,7 +160,10 @@ mod tests {
             }
         }
         let text = |text: &str| Next::Text(text.to_owned());
-        assert_eq!(all, [text("one"), Next::Nothing, text("first\nsecond"), text("a\nb\\"), text("whole"), text("last")]);
+        assert_eq!(
+            all,
+            [text("one"), Next::Nothing, text("first\nsecond"), text("a\nb\\"), text("whole"), text("last")]
+        );
     }
 
     #[test]

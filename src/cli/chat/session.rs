@@ -85,7 +85,9 @@ impl Session {
     pub(super) fn about_model(&self) -> String {
         let name = &self.model().name;
         match self.asks_alone() {
-            true => format!("{name} answers; it was trained on bare prompts, so each question is asked alone, as it is"),
+            true => {
+                format!("{name} answers; it was trained on bare prompts, so each question is asked alone, as it is")
+            }
             false => format!("{name} answers"),
         }
     }
@@ -146,7 +148,8 @@ impl Session {
         }
         let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
         let system = self.system.iter().map(|system| turn("system", system));
-        let turns = self.turns.iter().flat_map(|(question, answer)| [turn("user", question), turn("assistant", answer)]);
+        let turns =
+            self.turns.iter().flat_map(|(question, answer)| [turn("user", question), turn("assistant", answer)]);
         let line = json!({ "messages": system.chain(turns).collect::<Vec<_>>() }).to_string();
         let written = Log::at_end(path).and_then(|mut log| {
             log.add(&line)?;
@@ -176,7 +179,8 @@ impl Session {
     pub(super) fn compare(&mut self, question: Option<&str>) -> Result<Vec<Reply>> {
         let tuned = if self.current > 0 { self.current } else { 1 };
         if tuned >= self.models.len() {
-            return Err(Error::input("/compare", "there is no adapter to compare the base with").hint("`--adapter DIR` gives one"));
+            return Err(Error::input("/compare", "there is no adapter to compare the base with")
+                .hint("`--adapter DIR` gives one"));
         }
         // The last question is asked once more, as it was asked then.
         let last = if question.is_none() { self.turns.pop() } else { None };
@@ -207,7 +211,8 @@ impl Session {
         let mut turns = if model.form == PromptForm::Conversation { &self.turns[..] } else { &[] };
         let has_system = model.form == PromptForm::Conversation;
         loop {
-            let said = turns.iter().flat_map(|(question, answer)| [Message::user(question), Message::assistant(answer)]);
+            let said =
+                turns.iter().flat_map(|(question, answer)| [Message::user(question), Message::assistant(answer)]);
             let messages: Vec<Message> =
                 system.clone().filter(|_| has_system).chain(said).chain([Message::user(question)]).collect();
             let ids = model.prompt(&messages, None)?;
@@ -221,7 +226,8 @@ impl Session {
                         ));
                     }
                     if self.system.is_some() && !has_system {
-                        self.notice = Some(format!("{} was trained on bare prompts: it gets no instructions", model.name));
+                        self.notice =
+                            Some(format!("{} was trained on bare prompts: it gets no instructions", model.name));
                     }
                     return Ok(ids);
                 }
@@ -239,6 +245,7 @@ impl Session {
             },
             max_tokens: self.max_tokens,
             end_tokens: model.end_tokens.clone(),
+            tokenizer: Some(model.encoder.tokenizer().clone()),
             ..Request::new(prompt)
         }
     }

@@ -53,9 +53,10 @@ impl Conversation {
                 (self.tools, self.names) = (None, Vec::new());
                 Ok(())
             }
-            Some(_) => {
-                Err(Failure::unsupported("tool_choice", "the model decides whether it calls a tool; `auto` and `none` are known"))
-            }
+            Some(_) => Err(Failure::unsupported(
+                "tool_choice",
+                "the model decides whether it calls a tool; `auto` and `none` are known",
+            )),
         }
     }
 

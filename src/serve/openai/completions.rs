@@ -26,7 +26,8 @@ enum Input {
 /// The inputs under `field`, in any of OpenAI's four forms: a text, token ids, or a list of either.
 fn inputs(fields: &mut Fields, field: &str) -> Outcome<Vec<Input>> {
     let value = fields.value(field);
-    let wrong = || Failure::field(field, format!("must be a text, token ids, or a list of at most {PROMPTS} of either"));
+    let wrong =
+        || Failure::field(field, format!("must be a text, token ids, or a list of at most {PROMPTS} of either"));
     let ids = |items: Vec<Value>| {
         let id = |item: Value| item.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong);
         items.into_iter().map(id).collect::<Outcome<Vec<u32>>>().map(Input::Ids)
@@ -46,7 +47,11 @@ fn inputs(fields: &mut Fields, field: &str) -> Outcome<Vec<Input>> {
 }
 
 /// The tokens of each input under `field`.
-pub(super) async fn input_ids(fields: &mut Fields, field: &'static str, model: &Arc<ServedModel>) -> Outcome<Vec<Vec<u32>>> {
+pub(super) async fn input_ids(
+    fields: &mut Fields,
+    field: &'static str,
+    model: &Arc<ServedModel>,
+) -> Outcome<Vec<Vec<u32>>> {
     let inputs = inputs(fields, field)?;
     encoded(model, field, move |named| {
         let ids = inputs.into_iter().map(|input| match input {

@@ -7,8 +7,8 @@ pub(super) mod embeddings;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::fields::Fields;
 use super::failure::{Failure, Outcome};
+use super::fields::Fields;
 use super::stream::Completed;
 use crate::generate::engine::Usage;
 use crate::generate::run::Finish;
