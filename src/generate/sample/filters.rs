@@ -24,7 +24,9 @@ pub(super) fn penalise(logits: &mut [f32], prompt: &[u32], answer: &[u32], confi
     }
     let penalty = config.repetition_penalty as f32;
     if config.repetition_penalty != 1.0 {
-        prompt.iter().for_each(|token| drop(counts.entry(*token).or_default()));
+        for token in prompt {
+            counts.entry(*token).or_default();
+        }
         for token in counts.keys() {
             if let Some(logit) = logits.get_mut(*token as usize) {
                 *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };

@@ -84,7 +84,7 @@ impl HostLayer {
         let mut inner_width = inner.len() / adapters.len();
         if self.is_gated {
             inner_width /= 2;
-            inner = gated(&mut inner, inner_width, self.activation);
+            inner = gated(&inner, inner_width, self.activation);
         } else {
             each_row(&mut inner, inner_width, |row| activate_row(self.activation, row));
         }
@@ -216,9 +216,8 @@ fn each_row(x: &mut [f32], width: usize, work: impl Fn(&mut [f32]) + Sync) {
 }
 
 /// `activation(gate) · up` of rows `[gate | up]`.
-fn gated(x: &mut [f32], width: usize, activation: Activation) -> Vec<f32> {
+fn gated(x: &[f32], width: usize, activation: Activation) -> Vec<f32> {
     let mut inner = vec![0f32; x.len() / 2];
-    let x = &*x;
     pool::for_each_chunk(&mut inner, width * ROWS_PER_TASK, |task, rows| {
         for (index, row) in rows.chunks_exact_mut(width).enumerate() {
             let (gate, up) = x[2 * width * (task * ROWS_PER_TASK + index)..][..2 * width].split_at(width);

@@ -75,7 +75,7 @@ impl HostModel {
             norm: decoder.norm.clone(),
             logit_multiplier: config.logit_multiplier.map(|multiplier| multiplier as f32),
             logit_softcap: config.logit_softcap.map(|cap| cap as f32),
-            hidden: config.hidden,
+            hidden: config.hidden_size,
             format: if precision == Precision::Exact { Compute::F32 } else { Compute::Bf16 },
         })
     }

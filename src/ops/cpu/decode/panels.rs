@@ -199,7 +199,7 @@ fn put_codes(matrix: &Matrix, row: usize, form: Form, code_form: CodeForm, panel
                 CodeForm::Nibbles | CodeForm::Nf4 => target[at(column % 16)] |= code << (4 * (column / 16)),
             }
         }
-        let mut put = |bytes: &mut [u8], value: f32| {
+        let put = |bytes: &mut [u8], value: f32| {
             bytes[2 * lane..2 * lane + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
         };
         for (half, bytes) in all_scales[block * scale_bytes..][..scale_bytes].chunks_exact_mut(2 * ROWS).enumerate() {

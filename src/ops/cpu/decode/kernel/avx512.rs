@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{BYTES, Integers, NF4, NIBBLES, Tile, with_form};
+use super::code_form::{BYTES, NF4, NIBBLES};
+use super::{Integers, Tile, with_form};
 use crate::ops::cpu::decode::activations::{BLOCK, BlockScale};
 use crate::ops::cpu::decode::panels::{CodeForm, NF4_VALUES, ROWS};
 

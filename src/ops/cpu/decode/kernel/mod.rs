@@ -10,7 +10,7 @@ mod avx512;
 mod portable;
 
 use super::activations::{BLOCK, BlockScale, Input};
-use super::panels::{CodeForm, Form, Panels, ROWS};
+use super::panels::{Form, Panels, ROWS};
 use crate::ops::cpu::isa::Isa;
 
 /// The most rows of activations that go through a kernel at once.
@@ -36,7 +36,16 @@ struct Integers<'a> {
 }
 
 /// The form of a panel of integers, as the kernels are compiled for: see [`CodeForm`], and whether scales are halves.
+#[cfg(target_arch = "x86_64")]
 macro_rules! with_form {
+    (@ $call:ident, ($($argument:expr),*), $codes:tt, $halves:tt, $rows:expr) => {
+        match $rows {
+            1 => $call::<1, $codes, $halves>($($argument),*),
+            2 => $call::<2, $codes, $halves>($($argument),*),
+            4 => $call::<4, $codes, $halves>($($argument),*),
+            _ => $call::<8, $codes, $halves>($($argument),*),
+        }
+    };
     ($form:expr, $call:ident, $arguments:tt, $($rows:tt)*) => {
         match $form {
             (CodeForm::Nibbles, false) => with_form!(@ $call, $arguments, { NIBBLES }, false, $($rows)*),
@@ -46,21 +55,17 @@ macro_rules! with_form {
             (_, true) => unreachable!("no format of nibbles has two scales a block"),
         }
     };
-    (@ $call:ident, ($($argument:expr),*), $codes:tt, $halves:tt, $rows:expr) => {
-        match $rows {
-            1 => $call::<1, $codes, $halves>($($argument),*),
-            2 => $call::<2, $codes, $halves>($($argument),*),
-            4 => $call::<4, $codes, $halves>($($argument),*),
-            _ => $call::<8, $codes, $halves>($($argument),*),
-        }
-    };
 }
+#[cfg(target_arch = "x86_64")]
 use with_form;
 
 /// Values of the kernels' parameter for the form of codes.
-const NIBBLES: u8 = 0;
-const NF4: u8 = 1;
-const BYTES: u8 = 2;
+#[cfg(target_arch = "x86_64")]
+mod code_form {
+    pub(super) const NIBBLES: u8 = 0;
+    pub(super) const NF4: u8 = 1;
+    pub(super) const BYTES: u8 = 2;
+}
 
 /// The outputs of a panel for the rows `first .. first + count`; `count` is 1, 2, 4 or 8.
 pub(super) fn tile(panels: &Panels, panel: usize, x: &Input<'_>, first: usize, count: usize, out: &mut Tile) {
