@@ -30,7 +30,7 @@ impl Histogram {
 #[derive(Debug, Default)]
 struct Figures {
     /// By route and status.
-    requests: BTreeMap<(String, u16), u64>,
+    requests: BTreeMap<(&'static str, u16), u64>,
     request_seconds: Histogram,
     first_token_seconds: Histogram,
     token_seconds: Histogram,
@@ -48,7 +48,7 @@ impl Metrics {
     }
 
     /// A request was answered, or its stream begun.
-    pub(super) fn request(&self, route: String, status: u16, time: Duration) {
+    pub(super) fn request(&self, route: &'static str, status: u16, time: Duration) {
         self.change(|figures| {
             *figures.requests.entry((route, status)).or_default() += 1;
             figures.request_seconds.add(time.as_secs_f64());
