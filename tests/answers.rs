@@ -152,7 +152,8 @@ fn prompts_of_a_file_and_of_stdin_are_answered_as_jsonl_with_their_speeds() {
     }
     assert_eq!(lines.len(), 3);
 
-    fs::write(folder.path().join("prompts.jsonl"), "\"the river\"\n{\"prompt\": \"1 and\\n1 is \"}\n").expect("written");
+    fs::write(folder.path().join("prompts.jsonl"), "\"the river\"\n{\"prompt\": \"1 and\\n1 is \"}\n")
+        .expect("written");
     let lines = objects(&generate(&folder, &["--prompts", "prompts.jsonl"]));
     assert_eq!((lines[0]["answer"].clone(), lines.len()), (alone("the river"), 2));
     assert_eq!(lines[1]["prompt"], "1 and\n1 is ");

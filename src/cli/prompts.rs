@@ -21,7 +21,8 @@ enum Line {
 
 /// The prompts of a file, or of stdin for `-`: one on each line that is not blank.
 pub(super) fn of_file(path: &Path) -> Result<Vec<String>> {
-    let text = if path.as_os_str() == "-" { read_stdin()? } else { in_utf8(open::read(path, MAX_PROMPT_BYTES)?, path)? };
+    let text =
+        if path.as_os_str() == "-" { read_stdin()? } else { in_utf8(open::read(path, MAX_PROMPT_BYTES)?, path)? };
     let is_json = path.extension().is_some_and(|extension| extension == "jsonl");
     let (mut prompts, mut errors) = (Vec::new(), Vec::new());
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {

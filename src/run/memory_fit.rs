@@ -46,7 +46,8 @@ impl<'a> Demand<'a> {
         let cached_in_evaluation = if longest > evaluate::TOKENS_AT_ONCE { longest } else { 0 };
         let together = || prompts.chunks(generate::SEQUENCES_AT_ONCE);
         let tokens = |prompts: &[Vec<u32>]| prompts.iter().map(Vec::len).sum::<usize>();
-        let prompted = together().map(tokens).max().unwrap_or(0).min(generate::PIECE_TOKENS + generate::SEQUENCES_AT_ONCE);
+        let prompted =
+            together().map(tokens).max().unwrap_or(0).min(generate::PIECE_TOKENS + generate::SEQUENCES_AT_ONCE);
         let answered = together().map(|prompts| tokens(prompts) + prompts.len() * max_tokens).max().unwrap_or(0);
         Self {
             train,

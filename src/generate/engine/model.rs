@@ -30,7 +30,7 @@ pub(super) enum Past {
     /// In pages, one cache a layer.
     #[cfg(feature = "cpu")]
     Paged(Vec<PagedCache>),
-    /// As tensors on another device.
+    /// Tensors on another device.
     Tensors(Sequence),
 }
 

@@ -117,12 +117,7 @@ impl Running {
     }
 
     /// The reason why the answer ends with this token, if it does.
-    fn try_take(
-        &mut self,
-        logits: &[f32],
-        totals: &mut Statistics,
-        events: &mut Vec<Event>,
-    ) -> Result<Option<Finish>> {
+    fn try_take(&mut self, logits: &[f32], totals: &mut Statistics, events: &mut Vec<Event>) -> Result<Option<Finish>> {
         let (prompt, answer) = self.tokens.split_at(self.prompt_tokens);
         let token = self.sampler.sample(logits, prompt, answer)?;
         if !self.has_begun() {

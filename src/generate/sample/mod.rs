@@ -193,8 +193,7 @@ impl Sampler {
         let weights = logits::weights(logits, greatest, self.config.temperature);
         let all = (0u32..).zip(logits).zip(weights);
         let kept = all.filter(|((_, logit), _)| **logit >= least && **logit > f32::NEG_INFINITY);
-        let mut candidates: Vec<Candidate> =
-            kept.map(|((token, _), weight)| Candidate { token, weight }).collect();
+        let mut candidates: Vec<Candidate> = kept.map(|((token, _), weight)| Candidate { token, weight }).collect();
         filters::keep_top_p(&mut candidates, self.config.top_p);
         filters::keep_min_p(&mut candidates, self.config.min_p);
         candidates
@@ -291,7 +290,8 @@ mod tests {
 
     #[test]
     fn the_filters_of_a_large_vocabulary_keep_what_sorting_it_would() {
-        let logits: Vec<f32> = (0..5000u32).map(|token| (token.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6).collect();
+        let logits: Vec<f32> =
+            (0..5000u32).map(|token| (token.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6).collect();
         let greatest = logits.iter().copied().fold(f32::MIN, f32::max);
         let mut sorted: Vec<(u32, f64)> =
             (0..).zip(logits.iter().map(|logit| f64::from(logit - greatest).exp())).collect();

@@ -199,17 +199,17 @@ pub struct QkNormRows {
 impl QkNormRows {
     /// The norms of queries and keys that stand in the columns of this geometry.
     pub fn new(norm: &QkNorm, geometry: &Geometry) -> Self {
-    let queries = (0..geometry.heads).map(|head| geometry.query_column(head)).collect::<Vec<_>>();
-    let keys = (0..geometry.kv_heads).map(|head| geometry.key_column(head)).collect::<Vec<_>>();
-    let mut groups = Vec::new();
-    for (columns, weight) in [(queries, &norm.q), (keys, &norm.k)] {
-        let weight: Arc<[f32]> = weight.as_slice().into();
-        let size = if norm.span == Span::PerHead { 1 } else { columns.len() };
-        groups.extend(
-            columns.chunks(size).map(|columns| Group { first_columns: columns.to_vec(), weight: weight.clone() }),
-        );
-    }
-    Self { groups, head_dim: geometry.head_dim, eps: norm.eps as f32 }
+        let queries = (0..geometry.heads).map(|head| geometry.query_column(head)).collect::<Vec<_>>();
+        let keys = (0..geometry.kv_heads).map(|head| geometry.key_column(head)).collect::<Vec<_>>();
+        let mut groups = Vec::new();
+        for (columns, weight) in [(queries, &norm.q), (keys, &norm.k)] {
+            let weight: Arc<[f32]> = weight.as_slice().into();
+            let size = if norm.span == Span::PerHead { 1 } else { columns.len() };
+            groups.extend(
+                columns.chunks(size).map(|columns| Group { first_columns: columns.to_vec(), weight: weight.clone() }),
+            );
+        }
+        Self { groups, head_dim: geometry.head_dim, eps: norm.eps as f32 }
     }
 
     /// Normalises a row in place.

@@ -1,7 +1,7 @@
 //! The integers of a block with their scales, before they are multiplied: for kernels that compute with integers.
 
-use super::{BlockType, f16_at};
 use super::k::six_bit_scales;
+use super::{BlockType, f16_at};
 
 /// 32 neighbouring values: `scales[i / 16] · (codes[i] − offset) + minimum`, with [`BlockType::code_offset`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -106,7 +106,10 @@ mod tests {
                 for (i, value) in values.iter().enumerate() {
                     let whole = f32::from(codes[i]) - f32::from(block_type.code_offset());
                     let found = scales[i / 16] * whole + minimum;
-                    assert!((found - value).abs() <= 1e-6 * value.abs().max(1.0), "{block_type:?}: {found}, not {value}");
+                    assert!(
+                        (found - value).abs() <= 1e-6 * value.abs().max(1.0),
+                        "{block_type:?}: {found}, not {value}"
+                    );
                     assert!(!block_type.has_nibbles() || codes[i] < 16);
                 }
                 assert!(block_type.has_minima() || minimum == 0.0);

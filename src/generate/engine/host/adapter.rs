@@ -24,9 +24,8 @@ impl HostFactors {
     pub(in crate::generate::engine) fn new(adapter: &Adapter) -> Self {
         let factors = |index: usize| match &adapter.deltas[index] {
             Delta::LowRank(pair) => {
-                let values = |tensor: burn::tensor::Tensor<2>| -> Vec<f32> {
-                    tensor.into_data().iter::<f32>().collect()
-                };
+                let values =
+                    |tensor: burn::tensor::Tensor<2>| -> Vec<f32> { tensor.into_data().iter::<f32>().collect() };
                 let [rank, _] = pair.a.dims();
                 Factors::new(rank, values(pair.a.val()), &values(pair.b.val()), pair.scale)
             }

@@ -131,13 +131,7 @@ impl Rows<'_> {
     }
 
     /// [`project`](Self::project), each output given to `put` with its place in `out`.
-    fn project_into(
-        &self,
-        x: &[f32],
-        members: &[HostProjection],
-        out: &mut [f32],
-        put: impl Fn(&mut f32, f32) + Sync,
-    ) {
+    fn project_into(&self, x: &[f32], members: &[HostProjection], out: &mut [f32], put: impl Fn(&mut f32, f32) + Sync) {
         let input = Input::new(x, self.width, members.iter().any(|member| member.weight.needs_codes()));
         let stride = out.len() / self.adapters.len();
         let starts = members.iter().scan(0, |next, member| {

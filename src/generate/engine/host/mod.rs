@@ -168,11 +168,7 @@ impl HostModel {
             interrupt::check();
             let mut paged: Vec<PagedPiece<'_>> = pieces
                 .iter_mut()
-                .map(|piece| PagedPiece {
-                    count: piece.new.len(),
-                    cache: &mut piece.past[index],
-                    total: piece.total,
-                })
+                .map(|piece| PagedPiece { count: piece.new.len(), cache: &mut piece.past[index], total: piece.total })
                 .collect();
             layer.forward(&mut x, &adapters, &mut paged, self.format);
         }

@@ -247,7 +247,13 @@ vectorised! {
 }
 
 /// `mixed = factor · mixed + weightsᵀ · values` for each row of `mixed`; rows have `width` values.
-fn mix<E: PageElement>(values: &[E], width: usize, weights: &[PageRow; ROWS], factors: &[f32; ROWS], mixed: &mut [f32]) {
+fn mix<E: PageElement>(
+    values: &[E],
+    width: usize,
+    weights: &[PageRow; ROWS],
+    factors: &[f32; ROWS],
+    mixed: &mut [f32],
+) {
     #[cfg(target_arch = "x86_64")]
     if Isa::current() >= Isa::Avx512 {
         // SAFETY: the processor has AVX-512; there are 64 rows of values, whole vectors wide.

@@ -55,11 +55,7 @@ pub(super) unsafe fn score<E: PageElement>(keys: &[E], queries: &[&[f32]], score
 /// The conditions of [`score`].
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn score_rows<E: PageElement, const COUNT: usize>(
-    keys: &[E],
-    queries: &[&[f32]],
-    scores: &mut [PageRow; ROWS],
-) {
+unsafe fn score_rows<E: PageElement, const COUNT: usize>(keys: &[E], queries: &[&[f32]], scores: &mut [PageRow; ROWS]) {
     // SAFETY: reads 64 keys for each value of a query.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); PAGE_POSITIONS / LANES]; COUNT];

@@ -94,7 +94,9 @@ impl Form {
                 halves: *block == crate::quant::BlockType::Q6K,
                 minima: block.has_minima(),
             },
-            Storage::Nf4(tensor) if tensor.block.is_multiple_of(BLOCK) && matrix.columns().is_multiple_of(tensor.block) => {
+            Storage::Nf4(tensor)
+                if tensor.block.is_multiple_of(BLOCK) && matrix.columns().is_multiple_of(tensor.block) =>
+            {
                 Self::Integers { codes: CodeForm::Nf4, offset: 128, halves: false, minima: false }
             }
             Storage::Int8(_) => Self::Integers { codes: CodeForm::Bytes, offset: 128, halves: false, minima: false },

@@ -65,7 +65,8 @@ pub fn products(x: &Input<'_>, members: &[Member<'_>], store: impl Fn(usize, usi
         let mut first = 0;
         let mine = task * total / tasks..(task + 1) * total / tasks;
         for (member, &count) in members.iter().zip(&panels) {
-            let (from, to) = (mine.start.clamp(first, first + count) - first, mine.end.clamp(first, first + count) - first);
+            let (from, to) =
+                (mine.start.clamp(first, first + count) - first, mine.end.clamp(first, first + count) - first);
             if from < to {
                 multiply(x, member, from..to, &store);
             }
@@ -75,7 +76,12 @@ pub fn products(x: &Input<'_>, members: &[Member<'_>], store: impl Fn(usize, usi
 }
 
 /// The panels `range` of a member.
-fn multiply(x: &Input<'_>, member: &Member<'_>, range: std::ops::Range<usize>, store: &impl Fn(usize, usize, &mut [f32])) {
+fn multiply(
+    x: &Input<'_>,
+    member: &Member<'_>,
+    range: std::ops::Range<usize>,
+    store: &impl Fn(usize, usize, &mut [f32]),
+) {
     let rows = member.weight.rows();
     let outputs_of = |panel: usize| ROWS.min(rows - panel * ROWS);
     match member.weight {

@@ -16,11 +16,8 @@ pub(super) unsafe fn integers(job: &Integers<'_>, form: (CodeForm, bool), count:
     // Two rows at a time: sixteen registers hold no more sums.
     for first in (0..count).step_by(2) {
         let rows_here = count.min(2);
-        let part = Integers {
-            a: &job.a[first * job.blocks * BLOCK..],
-            a_scales: &job.a_scales[first * job.blocks..],
-            ..*job
-        };
+        let part =
+            Integers { a: &job.a[first * job.blocks * BLOCK..], a_scales: &job.a_scales[first * job.blocks..], ..*job };
         for lanes in 0..2 {
             let mut tile = [[0f32; 8]; 8];
             // SAFETY: as the caller vouches.
