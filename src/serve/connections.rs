@@ -10,7 +10,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -80,9 +80,18 @@ async fn before<T>(ending: &mut watch::Receiver<bool>, work: impl Future<Output 
     .await
 }
 
+/// Answers that the server is full. What the client has sent is read and dropped, since a connection that is closed over unread
+/// bytes is reset, and the answer with it.
 async fn refuse(mut stream: TcpStream) {
+    let told = async {
+        stream.write_all(FULL).await?;
+        stream.shutdown().await?;
+        let mut sent = [0; 4096];
+        while stream.read(&mut sent).await? > 0 {}
+        io::Result::Ok(())
+    };
     // A client that does not read it has lost nothing.
-    let _ = timeout(FULL_TIME, stream.write_all(FULL)).await;
+    let _ = timeout(FULL_TIME, told).await;
 }
 
 /// A stream that breaks when the other side takes nothing for some time.

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::run::answer::PromptForm;
 use crate::run::named::{AdapterFolder, LoadedBase, NamedAdapter, NamedModel, NamedModels, check_name};
 
-/// A model as requests use it. Whoever answers with it keeps it: an adapter leaves the engine after its last answer.
+/// A model as requests use it. An answer keeps its model: an adapter leaves the engine after its last answer.
 pub(super) struct ServedModel {
     pub(super) named: NamedModel,
     /// The adapter's name in the engine, which no later version of it has; none for the base.

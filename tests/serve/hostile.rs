@@ -144,7 +144,9 @@ fn slow_and_broken_headers_end_the_connection() {
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     assert_eq!(client::send(server.address, "GET", "/healthz", &many, "").status, 431);
     let long = format!("x: {}", "y".repeat(40_000));
-    assert_eq!(client::send(server.address, "GET", "/healthz", &[&long], "").status, 431);
+    // The connection may be reset over what the server has not read.
+    let answer = client::raw(server.address, &client::request("GET", "/healthz", &[&long], ""));
+    assert!(answer.is_none_or(|answer| answer.status == 431));
     for broken in [
         "GET / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello",
         "GET / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
