@@ -96,7 +96,7 @@ async fn gate(State(server): State<Shared>, request: Request, next: Next) -> Res
     let method = request.method().clone();
     let (mut response, origin) = match server.admit(path, &request) {
         Err(failure) => (failure.into_response(), None),
-        Ok(origin) if Access::is_preflight(request.method(), request.headers()) => {
+        Ok(origin) if origin.is_some() && Access::is_preflight(request.method(), request.headers()) => {
             (StatusCode::NO_CONTENT.into_response(), origin)
         }
         Ok(origin) => (next.run(request).await, origin),

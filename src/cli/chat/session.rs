@@ -45,10 +45,11 @@ pub(super) struct Session {
     system: Option<String>,
     /// Questions with their answers.
     turns: Vec<(String, String)>,
+    /// Turns at the beginning that do not fit any more.
+    left_out: usize,
     sampler: SamplerConfig,
     max_tokens: usize,
     notice: Option<String>,
-    has_told_of_length: bool,
 }
 
 impl Session {
@@ -68,8 +69,8 @@ impl Session {
             models.push(adapter.model);
         }
         let current = usize::from(models.len() > 1);
-        let (turns, notice) = (Vec::new(), None);
-        Self { engine, models, current, system, turns, sampler, max_tokens, notice, has_told_of_length: false }
+        let (turns, left_out, notice) = (Vec::new(), 0, None);
+        Self { engine, models, current, system, turns, left_out, sampler, max_tokens, notice }
     }
 
     fn model(&self) -> &NamedModel {
@@ -127,6 +128,7 @@ impl Session {
     /// Forgets every turn.
     pub(super) fn forget(&mut self) {
         self.turns.clear();
+        self.left_out = 0;
     }
 
     pub(super) fn turns(&self) -> usize {
@@ -207,31 +209,28 @@ impl Session {
         let positions = self.engine.decoder_config().max_positions;
         let room = positions.saturating_sub(self.max_tokens.min(positions / 4));
         let model = &self.models[index];
-        let system = self.system.iter().map(Message::system);
-        let mut turns = if model.form == PromptForm::Conversation { &self.turns[..] } else { &[] };
-        let has_system = model.form == PromptForm::Conversation;
-        loop {
-            let said =
-                turns.iter().flat_map(|(question, answer)| [Message::user(question), Message::assistant(answer)]);
-            let messages: Vec<Message> =
-                system.clone().filter(|_| has_system).chain(said).chain([Message::user(question)]).collect();
-            let ids = model.prompt(&messages, None)?;
-            match turns.split_first() {
-                Some((_, later)) if ids.len() > room => turns = later,
-                _ => {
-                    if turns.len() < self.turns.len() && has_system && !self.has_told_of_length {
-                        self.has_told_of_length = true;
-                        self.notice = Some(format!(
-                            "the conversation is longer than the model's {positions} positions: its oldest turns are left out"
-                        ));
-                    }
-                    if self.system.is_some() && !has_system {
-                        self.notice =
-                            Some(format!("{} was trained on bare prompts: it gets no instructions", model.name));
-                    }
-                    return Ok(ids);
-                }
+        if model.form != PromptForm::Conversation {
+            if self.system.is_some() {
+                self.notice = Some(format!("{} was trained on bare prompts: it gets no instructions", model.name));
             }
+            return model.prompt(&[Message::user(question)], None);
+        }
+        let system = self.system.iter().map(Message::system);
+        let was_whole = self.left_out == 0;
+        loop {
+            let turns = self.turns.get(self.left_out..).unwrap_or_default();
+            let said = turns.iter().flat_map(|(question, answer)| [Message::user(question), Message::assistant(answer)]);
+            let messages: Vec<Message> = system.clone().chain(said).chain([Message::user(question)]).collect();
+            let ids = model.prompt(&messages, None)?;
+            if turns.is_empty() || ids.len() <= room {
+                if was_whole && self.left_out > 0 {
+                    self.notice = Some(format!(
+                        "the conversation is longer than the model's {positions} positions: its oldest turns are left out"
+                    ));
+                }
+                return Ok(ids);
+            }
+            self.left_out += 1;
         }
     }
 
