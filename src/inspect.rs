@@ -134,6 +134,8 @@ pub struct Adapter {
     pub dropout: f64,
     /// Whether the scale is alpha / √rank instead.
     pub rslora: bool,
+    /// Whether the pairs have magnitudes.
+    pub dora: bool,
     /// The base that its configuration names. The name is shown and not followed.
     pub base: Option<String>,
     /// Values of all pairs.
@@ -288,6 +290,7 @@ fn adapter(path: &Path) -> Result<Adapter> {
         alpha: config.alpha,
         dropout: config.dropout,
         rslora: config.rslora,
+        dora: config.dora,
         base: config.base_name.clone(),
         parameters: header.pairs.values().map(PairHeader::values).sum(),
         targets,
@@ -386,6 +389,7 @@ impl fmt::Display for Adapter {
         let scaling = if self.rslora { ", alpha / √rank" } else { "" };
         let mut lines = vec![
             ("adapter", self.path.display().to_string()),
+            ("kind", if self.dora { "DoRA" } else { "LoRA" }.to_owned()),
             ("rank", self.rank.to_string()),
             ("alpha", format!("{}{scaling}", self.alpha)),
             ("dropout", self.dropout.to_string()),

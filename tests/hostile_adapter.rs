@@ -100,29 +100,29 @@ fn other_ranks_and_turned_matrices_are_all_listed() {
 #[test]
 fn what_is_not_plain_lora_is_named() {
     let mut tensors = sound();
-    tensors.push(named(&format!("base_model.model.{Q0}.lora_magnitude_vector"), &[32]));
-    tensors.push(named(&format!("base_model.model.{V1}.lora_magnitude_vector"), &[16]));
+    tensors.push(named(&format!("base_model.model.{Q0}.lora_magnitude_vector.default.weight"), &[32]));
+    tensors.push(named(&format!("base_model.model.{V1}.lora_magnitude_vector.weight"), &[16]));
     tensors.push(named(&format!("base_model.model.{Q0}.lora_B.bias"), &[32]));
     tensors.push(named("base_model.model.model.embed_tokens.lora_embedding_A", &[4, 96]));
     tensors.push(named("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", &[1, 32]));
     tensors.push(named("base_model.model.lm_head.weight", &[96, 32]));
     tensors.push(named(&format!("base_model.model.{Q0}.lora_A.default.weight"), &[4, 32]));
     tensors.push(named("something.else", &[4]));
-    let config = config_with(r#""r":4"#, r#""r":4,"use_dora":true,"modules_to_save":["lm_head"],"lora_bias":true"#);
+    let config = config_with(r#""r":4"#, r#""r":4,"use_qalora":true,"modules_to_save":["lm_head"],"lora_bias":true"#);
     let text = refusal(&config, &sound());
-    for what in ["use_dora", "modules_to_save", "lora_bias"] {
+    for what in ["use_qalora", "modules_to_save", "lora_bias"] {
         assert!(text.contains(what), "{what}: {text}");
     }
     let both = refusal(&config, &tensors);
     assert!(
-        both.contains("use_dora") && both.contains("adapter on an embedding"),
+        both.contains("use_qalora") && both.contains("adapter on an embedding"),
         "the configuration hides nothing: {both}"
     );
     tensors.push(named(&format!("base_model.model.{Q0}.base_layer.bias"), &[32]));
     let text = refusal(CONFIG, &tensors);
     for what in [
         "base_layer.bias: a trained bias",
-        "lora_magnitude_vector (and 1 more): a DoRA magnitude",
+        "lora_magnitude_vector.default.weight (and 1 more): a DoRA magnitude",
         "a bias of the low-rank pair",
         "adapter on an embedding",
         "trained tokens",

@@ -5,6 +5,7 @@ mod adapter_file;
 mod adapter_open;
 mod answers;
 mod augment;
+mod cards;
 mod check;
 mod chosen_templates;
 mod cli;
@@ -53,6 +54,7 @@ mod templates;
 mod tidy;
 mod tokenizer;
 mod training;
+mod variants;
 mod weights;
 #[cfg(feature = "wgpu")]
 mod wgpu;

@@ -92,7 +92,7 @@ fn logits_are_those_of_transformers_for_every_shape_of_model() {
             assert!(difference <= 5e-5, "{} on {}: {difference}", folder.display(), isa.name());
         }
     }
-    Isa::best().choose();
+    Isa::preferred().choose();
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn bf16_logits_stay_near_those_of_f32() {
             assert!(error <= 3e-2, "{} on {}: {error}", folder.display(), isa.name());
         }
     }
-    Isa::best().choose();
+    Isa::preferred().choose();
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn adapters_written_by_peft_give_its_logits_losses_and_gradients() {
             }
         }
     }
-    Isa::best().choose();
+    Isa::preferred().choose();
 }
 
 #[test]

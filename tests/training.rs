@@ -39,15 +39,20 @@ fn close(ours: f64, theirs: f64, tolerance: f64, what: &str) {
 /// A recorded run: where it starts, how it is optimised, and what torch and PEFT came to at every step.
 pub struct Run {
     pub base: PathBuf,
-    start: HostAdapter,
+    pub start: HostAdapter,
     schedule: Schedule,
     weight_decay: f64,
     max_grad_norm: f64,
-    steps: Vec<Value>,
+    pub steps: Vec<Value>,
 }
 
 impl Run {
     pub fn read(folder: &Path) -> Self {
+        Self::of(folder, HostAdapter::load(&folder.join("start")).expect("an adapter"))
+    }
+
+    /// The run in `folder`, which begins with the adapter `start`.
+    pub fn of(folder: &Path, start: HostAdapter) -> Self {
         let text = std::fs::read_to_string(folder.join("run.json")).expect("run.json");
         let run: Value = serde_json::from_str(&text).expect("JSON");
         let steps = run["steps"].as_array().expect("steps").clone();
@@ -64,7 +69,7 @@ impl Run {
         };
         Self {
             base: Path::new(env!("CARGO_MANIFEST_DIR")).join(run["base"].as_str().expect("a base")),
-            start: HostAdapter::load(&folder.join("start")).expect("an adapter"),
+            start,
             schedule,
             weight_decay: run["optimizer"]["weight_decay"].as_f64().expect("a number"),
             max_grad_norm: run["clip"].as_f64().unwrap_or(0.0),

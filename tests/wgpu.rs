@@ -108,7 +108,10 @@ fn project(weight: &FrozenWeight, tokens: usize, device: &Device) -> Vec<Vec<f32
     let dropout = Some(Dropout { probability: 0.25, seed: 5 });
     let low_rank = Some(LowRankPair { a: a.clone(), b: b.clone(), scale: 0.5, dropout });
     let bias = values(out, 6);
-    let group = [Projected { weight, bias: Some(&bias), low_rank }, Projected { weight, bias: None, low_rank: None }];
+    let group = [
+        Projected { weight, bias: Some(&bias), low_rank, column_scale: None },
+        Projected { weight, bias: None, low_rank: None, column_scale: None },
+    ];
     let both = Tensor::cat(vec![residual.clone(), residual.clone()], 1);
     let y = linear(x.clone(), &group, Some(both));
     let upstream = TensorData::new(values(tokens * 2 * out, 8), [tokens, 2 * out]);

@@ -3,18 +3,25 @@
 use std::path::Path;
 
 use super::host::HostAdapter;
+use super::init::Init;
 use super::spec::AdapterSpec;
 use crate::error::{Error, Place, Result};
 use crate::model::BaseFiles;
+use crate::quant::Quant;
 
 impl AdapterSpec {
-    /// The adapter before the first step of a run on `base`.
+    /// The adapter before the first step of a run on `base`, of which the projections are packed by `quant`.
     ///
     /// # Errors
-    /// Those of [`AdapterSpec::initialise`], and of [`HostAdapter::load_over`] for one to begin with. Input: its rank, scale or
-    /// projections are not those of the settings.
-    pub fn begin(&self, base: &BaseFiles, seed: u64) -> Result<HostAdapter> {
-        let fresh = self.initialise(base.config(), seed)?;
+    /// Those of [`AdapterSpec::initialise`], and of [`HostAdapter::load_over`] for one to begin with. Input: its rank, scale,
+    /// kind or projections are not those of the settings; first values are asked for besides.
+    pub fn begin(&self, base: &BaseFiles, quant: Quant, seed: u64) -> Result<HostAdapter> {
+        if let (Some(folder), true) = (&self.from, self.init != Init::Kaiming) {
+            let message =
+                format!("is `{}`, and `from` gives the values of the adapter in {}", self.init, folder.display());
+            return Err(Error::input(Place::setting("adapter.init"), message).hint("remove one of the two"));
+        }
+        let fresh = self.initialise(base, quant, seed)?;
         let Some(folder) = &self.from else { return Ok(fresh) };
         let found = HostAdapter::load_over(folder, base)?;
         self.check_like(&fresh, &found, folder)?;
@@ -36,6 +43,12 @@ impl AdapterSpec {
         if found.alpha != self.alpha {
             let message = format!("is {}; the adapter in {folder} has alpha {}", self.alpha, found.alpha);
             differs("adapter.alpha", message, format!("set it to {}", found.alpha));
+        }
+        let has_magnitudes = found.pairs.values().any(|pair| pair.magnitude.is_some());
+        if has_magnitudes != self.dora {
+            let kind = if has_magnitudes { "a DoRA" } else { "no DoRA" };
+            let message = format!("is {}; the adapter in {folder} is {kind}", self.dora);
+            differs("adapter.dora", message, format!("set it to {has_magnitudes}"));
         }
         let missing: Vec<&str> =
             fresh.pairs.keys().filter(|module| !found.pairs.contains_key(*module)).map(String::as_str).collect();

@@ -1,6 +1,8 @@
 //! An adapter on the host: its low-rank pairs in f32, its settings, and what it came from.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::base_modules::check_sizes;
 use crate::data::{ControlTokens, Format};
@@ -17,8 +19,17 @@ pub mod provenance {
     pub const QUANT: &str = "burnish.quant";
     /// The precision of the frozen products while training: `f32` or `bf16`.
     pub const COMPUTE: &str = "burnish.compute";
+    /// SHA-256 of what the scheme makes of a fixed matrix ([`quantiser_sha256`](crate::model::base::quantiser_sha256)); missing
+    /// where it packs nothing.
+    pub const QUANTISER_SHA256: &str = "burnish.quantiser_sha256";
+    /// SHA-256 of the tokenizer, chat templates excepted.
+    pub const TOKENIZER_SHA256: &str = "burnish.tokenizer_sha256";
+    /// SHA-256 of the chat template; missing where there is none.
+    pub const TEMPLATE_SHA256: &str = "burnish.template_sha256";
     /// SHA-256 of the training data.
     pub const DATA_SHA256: &str = "burnish.data_sha256";
+    /// SHA-256 of the validation data; missing where there is none of its own.
+    pub const VALID_SHA256: &str = "burnish.valid_sha256";
     /// The shape of the training data: `prompt-completion`, `alpaca`, `chat` or `text`.
     pub const DATA_FORMAT: &str = "burnish.data_format";
     /// The reading of control tokens that the training data spells: `text` or `tokens`.
@@ -27,10 +38,15 @@ pub mod provenance {
     pub const SEED: &str = "burnish.seed";
     /// The version that wrote the file.
     pub const VERSION: &str = "burnish.version";
+    /// The hash of the program's sources, dependencies and compiler.
+    pub const BUILD: &str = "burnish.build";
+    /// The verdicts of the run that has come to its end, by data set, as JSON: losses of base and adapter, their difference with
+    /// its 95% interval, and the conclusion.
+    pub const VERDICT: &str = "burnish.verdict";
 }
 
 /// A low-rank pair on the host, in f32.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct HostPair {
     /// `[rank, in]`, row-major.
     pub a: Vec<f32>,
@@ -44,6 +60,11 @@ pub struct HostPair {
     pub output: usize,
     /// The factor on `B · A`: `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA; patterns already resolved.
     pub scale: f32,
+    /// The length of each row of the adapted weight, `out` values (DoRA); `None` for plain LoRA.
+    pub magnitude: Option<Vec<f32>>,
+    /// `A₀` and `B₀`, of the same shapes as `a` and `b`, of which the update is subtracted while training (PiSSA, OLoRA): the
+    /// change of the weight then is `scale · (B · A − B₀ · A₀)`. They are in no file.
+    pub subtracted: Option<Arc<[Vec<f32>; 2]>>,
 }
 
 impl HostPair {
@@ -53,6 +74,40 @@ impl HostPair {
             && !self.b.is_empty()
             && Some(self.a.len()) == self.rank.checked_mul(self.input)
             && Some(self.b.len()) == self.output.checked_mul(self.rank)
+            && self.magnitude.as_ref().is_none_or(|magnitude| magnitude.len() == self.output)
+    }
+
+    /// Number of trained values.
+    pub fn parameters(&self) -> usize {
+        self.a.len() + self.b.len() + self.magnitude.as_ref().map_or(0, Vec::len)
+    }
+
+    /// The products that make up row `index` of `B · A − B₀ · A₀`: a factor, and a row of `A` or `A₀` that it multiplies.
+    pub fn terms_of_row(&self, index: usize) -> impl Iterator<Item = (f32, &[f32])> {
+        let subtracted = self.subtracted.as_deref().map(|[a_0, b_0]| (-1f32, a_0, b_0));
+        let pairs = std::iter::once((1f32, &self.a, &self.b)).chain(subtracted);
+        pairs.flat_map(move |(sign, a, b)| {
+            let factors = b.get(index * self.rank..(index + 1) * self.rank).unwrap_or_default();
+            factors.iter().map(move |factor| sign * factor).zip(a.chunks_exact(self.input))
+        })
+    }
+
+    /// The same change of the weight without a subtracted pair, of twice the rank: `B · (A − A₀) + (B − B₀) · A₀` as one product, with
+    /// `B` and `B − B₀` side by side. `B · A − B₀ · A₀` itself would leave a small difference to whatever multiplies it in 16 bits.
+    pub fn without_subtraction(&self) -> Cow<'_, Self> {
+        let Some(subtracted) = &self.subtracted else { return Cow::Borrowed(self) };
+        let [a_0, b_0] = &**subtracted;
+        let difference = |(value, first): (&f32, &f32)| value - first;
+        let rows = self.b.chunks(self.rank).zip(b_0.chunks(self.rank));
+        let rows = rows.flat_map(|(b, b_0)| b.iter().copied().chain(b.iter().zip(b_0).map(difference)));
+        Cow::Owned(Self {
+            a: self.a.iter().zip(a_0).map(difference).chain(a_0.iter().copied()).collect(),
+            b: rows.collect(),
+            rank: 2 * self.rank,
+            magnitude: self.magnitude.clone(),
+            subtracted: None,
+            ..*self
+        })
     }
 }
 
@@ -123,6 +178,16 @@ impl HostAdapter {
     /// Records the shape of the training data in the adapter's metadata, for [`data_format`](Self::data_format).
     pub fn record_data_format(&mut self, format: Format) {
         self.metadata.insert(provenance::DATA_FORMAT.to_owned(), format.name().to_owned());
+    }
+
+    /// The same adapter without subtracted pairs, which no other program knows ([`HostPair::without_subtraction`]); its rank is
+    /// twice as large if there are any.
+    pub fn without_subtraction(&self) -> Cow<'_, Self> {
+        if self.pairs.values().all(|pair| pair.subtracted.is_none()) {
+            return Cow::Borrowed(self);
+        }
+        let pairs = self.pairs.iter().map(|(module, pair)| (module.clone(), pair.without_subtraction().into_owned()));
+        Cow::Owned(Self { pairs: pairs.collect(), rank: 2 * self.rank, metadata: self.metadata.clone(), ..*self })
     }
 
     /// Whether every pair has its module in a base of this shape, with the right sizes.

@@ -1,4 +1,4 @@
-//! Folding an adapter into its base: `W' = W + scale * B * A`, written as a Hugging Face folder and checked.
+//! Folding an adapter into its base: `W' = W + scale * B * A` (with DoRA its rows at their magnitudes), written as a Hugging Face folder and checked.
 //!
 //! One tensor at a time is in memory, in f32 and as it will be stored. The sum is taken in f32 and rounded once.
 //! The folder grows under a temporary name beside its place, is read again and compared with sums formed
@@ -9,6 +9,7 @@ mod product;
 mod source;
 mod verify;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
@@ -18,13 +19,13 @@ use crate::adapter::host::{HostAdapter, provenance};
 use crate::error::{Error, Result};
 use crate::files::shards::Entry;
 use crate::files::staging::Staging;
-use crate::files::{FloatType, RawTensor};
+use crate::files::{FloatType, RawTensor, hex};
 use crate::model::BaseFiles;
 use crate::model::folder::{check_folder_name, write_configs};
 use crate::quant::Quant;
 
 use plan::{Plan, Planned};
-pub use product::add_low_rank_to_row;
+pub use product::adapt_row;
 pub use source::Source;
 
 /// The weights that the adapter is added to.
@@ -134,10 +135,13 @@ pub fn stage(
     let plan = Plan::new(base, adapter, options)?;
     let source = Source { base, weights: options.weights };
     let staging = Staging::beside(out)?;
-    let mut modules_changed = 0;
+    let (mut modules_changed, mut sha256) = (0, BTreeMap::new());
     plan.shards.write(staging.path(), |planned| {
+        // The tensors before this one are written.
+        base.release();
         let merged = merged_tensor(&source, planned)?;
         modules_changed += usize::from(merged.is_changed);
+        sha256.insert(planned.header.name.clone(), hex::sha256_of(&merged.tensor.bytes));
         Ok(merged.tensor.bytes)
     })?;
     let licences_left_out = write_configs(base, plan.matrix_dtype, staging.path(), |config| {
@@ -146,7 +150,7 @@ pub fn stage(
         }
     })?;
     write_tokenizer(staging.path())?;
-    let checked = verify::reread(&source, &plan, staging.path())?;
+    let checked = verify::reread(&source, &plan, &sha256, staging.path())?;
     let report = MergeReport {
         modules: adapter.pairs.len(),
         modules_changed,
@@ -211,7 +215,7 @@ fn merged_tensor(source: &Source<'_>, planned: &Planned<'_>) -> Result<Merged> {
     let mut bytes = origin.float_type.encode(&values);
     let mut is_changed = false;
     if let Some(pair) = origin.pair {
-        product::add_low_rank(&mut values, pair);
+        product::adapt(&mut values, pair);
         let sums = origin.float_type.encode(&values);
         is_changed = sums != bytes;
         bytes = sums;

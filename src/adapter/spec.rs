@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
+use super::init::Init;
 use crate::error::{Error, Place, Result};
 use crate::model::{ModelConfig, Site, SiteKind};
 use crate::settings::{
@@ -25,6 +26,11 @@ section! {
         targets: Targets = Take(Targets::Attention), at_least_one();
         /// Scale by alpha / √rank instead (rank-stabilised LoRA, Kalajdzievski 2023).
         rslora: bool = Take(false), any();
+        /// Train the length of each row of an adapted weight apart from its direction (DoRA, Liu et al. 2024); `dropout` has to be 0.
+        dora: bool = Take(false), any();
+        /// The first values of the factors, by the names of PEFT's `init_lora_weights`. `pissa` and `olora` leave the base as it is:
+        /// the saved adapter has twice the rank, and `dropout` has to be 0.
+        init: Init = Take(Init::Kaiming), any();
         /// The folder of an adapter to begin with, of burnish or of PEFT, whose rank, alpha and projections are those above. None
         /// by default: the first values follow from the seed.
         from: Option<PathBuf> = Take(None), optional(not_empty());

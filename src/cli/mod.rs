@@ -154,7 +154,9 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
     terminal.detail(|| {
         let (version, threads) = (env!("CARGO_PKG_VERSION"), rayon::current_num_threads());
         let compiled = crate::device::compiled_in().join(", ");
-        format!("burnish {version}, built for {compiled}; device {}, {threads} threads", cli.global.device)
+        let isa = crate::run::identity::instruction_set(&cli.global.device);
+        let kernels = isa.map_or_else(String::new, |isa| format!(" (kernels for {isa})"));
+        format!("burnish {version}, built for {compiled}; device {}{kernels}, {threads} threads", cli.global.device)
     });
     let done = match &cli.command {
         Command::Check(arguments) => return check::run(arguments, &cli.global, terminal),

@@ -8,12 +8,14 @@ use super::Global;
 use super::terminal::Terminal;
 use super::train::TrainProgress;
 use crate::adapter::host::HostAdapter;
+use crate::data::{Columns, Shape};
 use crate::device;
-use crate::error::Result;
+use crate::error::{Error, Place, Result};
+use crate::export::{ExportOptions, GgufType, Importance};
 use crate::quant::{Compute, Quant};
-use crate::run::OpenBase;
-use crate::run::merge::Hardware;
 use crate::run::model::{LoadedModel, ModelChoice};
+use crate::run::verify::{Examination, Hardware, Texts};
+use crate::run::{OpenBase, export};
 
 /// A base and perhaps an adapter.
 #[derive(Debug, Args)]
@@ -59,8 +61,8 @@ impl Model {
         self.choice().load_for_answers(&global.device, &mut TrainProgress::new(terminal))
     }
 
-    /// The device and precision to examine a written model with: exact, unless an argument says otherwise.
-    pub(super) fn examination(&self, global: &Global) -> Result<Hardware> {
+    /// The device and the precision to examine a model with: exact, unless an argument says otherwise.
+    fn exact_hardware(&self, global: &Global) -> Result<Hardware> {
         Ok(Hardware { compute: self.compute.unwrap_or(Compute::F32), device: device::open(&global.device)? })
     }
 
@@ -68,5 +70,77 @@ impl Model {
     pub(super) fn hardware(&self, adapter: Option<&HostAdapter>, global: &Global) -> Result<Hardware> {
         let device = device::open(&global.device)?;
         Ok(Hardware { compute: self.choice().compute(adapter, &device)?, device })
+    }
+}
+
+/// The importance matrix of a quantised file.
+#[derive(Debug, Args)]
+pub(super) struct ImportanceMatrix {
+    /// Make quantised blocks by an importance matrix: measured on the examples of this data file, the training data best, or
+    /// llama.cpp's own file of one (.gguf)
+    #[arg(long, value_name = "FILE")]
+    pub(super) imatrix: Option<PathBuf>,
+}
+
+impl ImportanceMatrix {
+    /// The matrix, if one is asked for.
+    pub(super) fn importance(
+        &self,
+        model: &Model,
+        base: &OpenBase,
+        adapter: Option<&HostAdapter>,
+        options: &ExportOptions,
+        global: &Global,
+    ) -> Result<Option<Importance>> {
+        let Some(path) = &self.imatrix else { return Ok(None) };
+        if !options.gguf_type.is_some_and(GgufType::takes_importance) {
+            let found = options.gguf_type.map_or("no `--type`".to_owned(), |gguf_type| format!("`--type {gguf_type}`"));
+            return Err(Error::input(Place::argument("--imatrix"), format!("makes no difference with {found}"))
+                .hint("q4_0, q4_1, q5_0, q5_1, q4_k_m, q5_k_m and q6_k take one"));
+        }
+        let hardware = model.exact_hardware(global)?;
+        export::importance(base, adapter, options.weights.quant(), &hardware, path).map(Some)
+    }
+}
+
+/// The comparison of a written model with base and adapter.
+#[derive(Debug, Args)]
+pub(super) struct Comparison {
+    /// Do not run the written model on texts to compare it with base and adapter
+    #[arg(long)]
+    no_verify: bool,
+    /// The data file to compare on, in any of the shapes that train reads [default: the validation examples of the adapter's
+    /// run, or else built-in texts]
+    #[arg(long, value_name = "FILE")]
+    pub(super) data: Option<PathBuf>,
+    /// Other names of its keys, as `[data.columns]` maps them: prompt=question,completion=answer
+    #[arg(long, requires = "data", value_name = "KEY=NAME,...")]
+    pub(super) columns: Option<Columns>,
+}
+
+impl Comparison {
+    /// The examination of a model that is written from `base` and `adapter`, unless there is none.
+    pub(super) fn examination(
+        &self,
+        model: &Model,
+        base: &OpenBase,
+        adapter: Option<&HostAdapter>,
+        global: &Global,
+        terminal: &Terminal,
+    ) -> Result<Option<Examination>> {
+        if self.no_verify {
+            return Ok(None);
+        }
+        let hardware = model.exact_hardware(global)?;
+        let texts = match (&self.data, adapter.zip(model.adapter.as_deref())) {
+            (Some(data), _) => Texts::of_data(&base.encoder, data, Shape::with_columns(self.columns.as_ref()))?,
+            (None, Some((adapter, folder))) => {
+                let (texts, notice) = Texts::of_run(&base.encoder, folder, adapter)?;
+                notice.into_iter().for_each(|notice| terminal.message(notice));
+                texts
+            }
+            (None, None) => Texts::built_in(&base.encoder)?,
+        };
+        Ok(Some(Examination { hardware, texts }))
     }
 }

@@ -54,7 +54,7 @@ pub(super) struct TrainArguments {
     /// Go on although something of this kind has changed since the checkpoint; may be repeated
     #[arg(long, value_enum, value_name = "KIND", requires = "resume")]
     accept_change: Vec<Change>,
-    /// Exit with code 1 unless the verdict suffices
+    /// Exit with code 1 unless the verdict suffices; a run that is interrupted has the exit code of the signal
     #[arg(long, value_enum, value_name = "VERDICT")]
     require: Option<Requirement>,
 }
@@ -87,7 +87,8 @@ pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Termin
     let how = RunOptions { device: global.device, max_memory: job.max_memory, start };
     let report = train(&job.recipe()?, &how, progress)?;
     terminal.result(&report)?;
-    require.map_or(Ok(()), |required| report.check(required))
+    // A run that was interrupted has the exit code of its signal: it is not at the end that is to be judged.
+    require.filter(|_| !report.interrupted).map_or(Ok(()), |required| report.check(required))
 }
 
 /// Shows a run: a bar where stderr is a terminal, otherwise a line every few seconds.

@@ -183,7 +183,7 @@ impl Encoder {
         let mut sum = Sha256::new();
         hashes.iter().for_each(|hash| sum.update(hash));
         sum.update(self.identity()?);
-        sum.update(format!("{max_seq_tokens} {policy:?} {}", env!("CARGO_PKG_VERSION")));
+        sum.update(format!("{max_seq_tokens} {policy:?} {}", env!("BURNISH_BUILD")));
         Ok(hex::encode(&sum.finalize()))
     }
 }

@@ -32,6 +32,6 @@ pub use example::{Example, Message, Role, Row};
 pub use format::Format;
 pub use paths::Paths;
 pub use position::{At, Position};
-pub use read::{DataSet, Shape, jsonl, read, tables};
+pub use read::{DataSet, Lines, Shape, jsonl, lines, read, tables};
 pub use set::{EncodedSet, LongPolicy};
 pub use settings::{DataSettings, DataSource};

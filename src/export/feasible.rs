@@ -36,6 +36,8 @@ pub struct Facts<'a> {
     pub config: &'a ModelConfig,
     /// Whether the adapter changes the output head.
     pub changes_head: bool,
+    /// Whether the adapter trains magnitudes (DoRA).
+    pub has_magnitudes: bool,
 }
 
 /// A choice, and the form in which each consumer takes it.
@@ -54,7 +56,7 @@ pub struct Row {
 use Feasible::{As, No, Yes};
 
 /// Every choice.
-pub const TABLE: [Row; 6] = [
+pub const TABLE: [Row; 8] = [
     Row { choice: "low-rank pairs on projections", holds: |_| true, peft: Yes, folder: Yes, gguf: Yes, gguf_lora: Yes },
     Row {
         choice: "`rslora`, ranks or alphas by pattern",
@@ -63,6 +65,22 @@ pub const TABLE: [Row; 6] = [
         folder: Yes,
         gguf: Yes,
         gguf_lora: As("the scales are multiplied into the factors"),
+    },
+    Row {
+        choice: "`dora`",
+        holds: |facts| facts.has_magnitudes,
+        peft: Yes,
+        folder: Yes,
+        gguf: Yes,
+        gguf_lora: No("llama.cpp has no tensor for DoRA's magnitudes"),
+    },
+    Row {
+        choice: "`init` with `pissa` or `olora`",
+        holds: |_| true,
+        peft: As("plain LoRA of twice the rank"),
+        folder: Yes,
+        gguf: Yes,
+        gguf_lora: As("plain LoRA of twice the rank"),
     },
     Row {
         choice: "the head, where it has a matrix of its own",
@@ -125,16 +143,28 @@ impl Row {
     }
 }
 
+/// The reason why the choices of a run rule a consumer out; `None` where they do not.
+fn reason_against(consumer: Consumer, facts: &Facts<'_>) -> Option<&'static str> {
+    let rows = TABLE.iter().filter(|row| (row.holds)(facts));
+    let mut reasons = rows.filter_map(|row| match row.cell(consumer) {
+        No(reason) => Some(reason),
+        Yes | As(_) => None,
+    });
+    reasons.next_back()
+}
+
+/// Whether a consumer can take the adapter of a run.
+pub fn is_feasible(consumer: Consumer, facts: &Facts<'_>) -> bool {
+    let needs_gguf = matches!(consumer, Consumer::Gguf | Consumer::GgufLora);
+    reason_against(consumer, facts).is_none() && (!needs_gguf || check::is_expressible(facts.config).is_ok())
+}
+
 /// The exports that a run rules out, a sentence each, for the moment before it starts.
 pub fn ruled_out(facts: &Facts<'_>) -> Vec<String> {
     let mut notices = Vec::new();
     for consumer in Consumer::ALL {
-        let rows = TABLE.iter().filter(|row| (row.holds)(facts));
-        let mut reasons = rows.filter_map(|row| match row.cell(consumer) {
-            No(reason) => Some(reason),
-            Yes | As(_) => None,
-        });
-        notices.extend(reasons.next_back().map(|reason| format!("export: {} is ruled out: {reason}", consumer.name())));
+        let reason = reason_against(consumer, facts);
+        notices.extend(reason.map(|reason| format!("export: {} is ruled out: {reason}", consumer.name())));
     }
     if let Err(error) = check::is_expressible(facts.config) {
         let paragraphs = error.paragraphs();

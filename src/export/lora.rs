@@ -35,6 +35,7 @@ struct Factor {
 /// else. After any of them nothing is there.
 pub fn write_lora(config: &ModelConfig, adapter: &HostAdapter, name: &str, out: &Path) -> Result<ExportReport> {
     Staging::check_free(out)?;
+    let adapter = &*adapter.without_subtraction();
     let alpha = common_alpha(adapter);
     let mut factors = factors(config, adapter, alpha)?;
     let infos: Vec<TensorInfo> = factors.iter().map(|factor| factor.info.clone()).collect();
@@ -104,6 +105,14 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
             errors.push(Error::failed(module, "is no module of the base"));
             continue;
         };
+        if pair.magnitude.is_some() {
+            let message = "has DoRA's magnitudes: llama.cpp has no tensor for them";
+            errors.push(
+                Error::input(Place::tensor("adapter", module), message)
+                    .hint("`merge --format gguf` has them in its weights"),
+            );
+            continue;
+        }
         if *module == head_module && !has_head_tensor(config) {
             let message = "shares the embedding's matrix: llama.cpp has no tensor for the change of the head alone";
             errors.push(

@@ -6,11 +6,13 @@
 
 mod check;
 pub mod feasible;
+pub mod importance;
 pub mod lora;
 pub mod model;
 pub mod ollama;
 mod pieces;
 pub mod types;
 
+pub use importance::Importance;
 pub use model::{ExportOptions, ExportReport};
 pub use types::GgufType;

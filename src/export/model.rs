@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::importance::Importance;
 use super::types::GgufType;
 use super::{check, pieces};
 use crate::adapter::host::{HostAdapter, HostPair};
@@ -92,6 +93,7 @@ pub struct ModelPlan<'a> {
     pub(super) metadata: Vec<(String, Value)>,
     pub(super) tensors: Vec<Planned<'a>>,
     split_bytes: Option<u64>,
+    importance: Option<&'a Importance>,
     report: ExportReport,
 }
 
@@ -150,9 +152,14 @@ impl<'a> ModelPlan<'a> {
             *report.formats.entry(info.dtype.name()).or_insert(0) += 1;
             report.bytes += info.bytes()?;
         }
-        let plan = Self { source, metadata, tensors, split_bytes: options.split_bytes, report };
+        let plan = Self { source, metadata, tensors, split_bytes: options.split_bytes, importance: None, report };
         check::comes_out_the_same(&plan, base)?;
         Ok(plan)
+    }
+
+    /// The same plan, whose blocks weigh their errors by the importance of the columns.
+    pub fn weighted(self, importance: Option<&'a Importance>) -> Self {
+        Self { importance, ..self }
     }
 
     /// The tensors' names, formats and shapes.
@@ -207,7 +214,7 @@ impl<'a> ModelPlan<'a> {
             }
             let mut planned = self.tensors.iter().skip(begin);
             digests.extend(write(&path(number), &metadata, part, |info, writer| match planned.next() {
-                Some(planned) => pieces::write(&self.source, planned, writer),
+                Some(planned) => pieces::write(&self.source, planned, self.importance, writer),
                 None => Err(Error::failed(&info.name, "was not planned")),
             })?);
         }

@@ -89,7 +89,7 @@ impl Decoder {
     }
 
     /// `[tokens, hidden]`. The noise of training is added to the rows themselves, before a family's multiplier.
-    fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
+    pub(super) fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
         let mut rows = self.embedding.rows(ids, &self.device);
         let shape = rows.dims();
         if let Some(noise) = pass.noise.and_then(|noise| noise.of_embeddings(lengths, shape[1])) {
@@ -137,27 +137,27 @@ impl Decoder {
     }
 
     /// Logits of hidden states before the final norm, `[tokens, vocabulary]`.
-    fn head_logits(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+    pub(super) fn head_logits(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
         capped(linear(self.normed(x), &[self.head.in_pass(pass)], None), self.logit_softcap())
     }
 
     /// The prediction of each trained token of the batch, in order.
     pub fn predictions(&self, batch: &Batch, adapter: Option<&Adapter>) -> Vec<Prediction> {
-        let pass = Pass { adapter, noise: None };
+        let pass = Pass { adapter, ..Pass::default() };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
         predictions(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), self.logit_softcap())
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
     pub fn logits(&self, ids: &[u32], lengths: &[usize], adapter: Option<&Adapter>) -> Tensor<2> {
-        let pass = Pass { adapter, noise: None };
+        let pass = Pass { adapter, ..Pass::default() };
         let x = self.hidden(ids, lengths, &pass);
         self.head_logits(x, &pass)
     }
 
     /// The mean over a sequence of the hidden states after the final norm, `[hidden]`.
     pub fn mean_hidden(&self, ids: &[u32], adapter: Option<&Adapter>) -> Vec<f32> {
-        let x = self.hidden(ids, &[ids.len()], &Pass { adapter, noise: None });
+        let x = self.hidden(ids, &[ids.len()], &Pass { adapter, ..Pass::default() });
         self.norm.forward(x).cast(DType::F32).mean_dim(0).into_data().iter::<f32>().collect()
     }
 
@@ -173,7 +173,7 @@ impl Decoder {
         sequences: &mut [&mut Sequence],
         adapter: Option<&Adapter>,
     ) -> Vec<Vec<f32>> {
-        let pass = Pass { adapter, noise: None };
+        let pass = Pass { adapter, ..Pass::default() };
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
         let x = self.next_hidden(new, sequences, &pass);
         let ends = lengths.iter().scan(0, |end, length| {
@@ -194,7 +194,7 @@ impl Decoder {
         sequence: &mut Sequence,
         adapter: Option<&Adapter>,
     ) -> Vec<Prediction> {
-        let pass = Pass { adapter, noise: None };
+        let pass = Pass { adapter, ..Pass::default() };
         let x = self.next_hidden(&[new], &mut [sequence], &pass);
         if targets.is_empty() {
             return Vec::new();
@@ -224,7 +224,7 @@ impl Decoder {
         recompute: Recompute,
         weigh: &mut Weigh<'_>,
     ) -> LossAndGradients {
-        let pass = Pass { adapter: Some(adapter), noise: Some(noise) };
+        let pass = Pass { adapter: Some(adapter), noise: Some(noise), ..Pass::default() };
         match recompute {
             Recompute::None => {
                 let losses = self.token_losses(self.hidden(&batch.ids, &batch.lengths, &pass), batch, &pass);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::base::BaseFiles;
 use super::config::{ModelConfig, RopeConfig};
@@ -12,7 +12,7 @@ use super::rope::rope;
 use super::spec::{LinearSpec, NormSpec};
 use crate::error::{Error, Place, Result};
 use crate::nn::block::{Build, Qkv};
-use crate::nn::{Layer, Norm, Projection};
+use crate::nn::{Adapter, Layer, Norm, Observer, Pass, Projection};
 use crate::ops::attention::{Geometry, QkvLayout, Rope};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::is_processor;
@@ -70,33 +70,90 @@ impl Decoder {
     /// weight that would stay in int8 or GGUF blocks anywhere but on the processor.
     pub fn load(base: &BaseFiles, options: &LoadOptions, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
         options.check()?;
-        let compute = dtype(options.compute);
-        let config = base.config().clone();
         let total = base.tensor_names().count();
         let mut done = 0;
-        let mut loader = Loader {
-            base,
-            options,
-            next_site: 0,
-            advance: &mut || {
-                done += 1;
-                progress(done, total);
-            },
+        let mut advance = || {
+            done += 1;
+            progress(done, total);
         };
-        let embedding = loader.weight(&config.embedding_name())?;
-        let ropes = Ropes::new(&config);
-        let layers = (0..config.layers).map(|layer| {
-            let block = config.block(layer).build(&mut loader)?;
-            let geometry = geometry(&config, &ropes, layer, &block.attention.qkv);
-            Ok(Layer::new(block, geometry))
-        });
-        let layers = layers.collect::<Result<_>>()?;
-        let norm = loader.norm(config.final_norm())?;
-        let head = match config.tied_head {
-            true => Projection { weight: embedding.clone(), bias: None, site: loader.next_site },
-            false => loader.projection(config.head())?,
-        };
-        Ok(Self { config, device: options.device.clone(), compute, embedding, layers, norm, head })
+        let mut loader = Loader::new(base, options, &mut advance);
+        let mut decoder = loader.ends()?;
+        decoder.layers = (0..base.config().layers).map(|layer| loader.layer(layer)).collect::<Result<_>>()?;
+        decoder.head.site = loader.next_site;
+        Ok(decoder)
+    }
+
+    /// Runs texts through a base of which one layer at a time is in memory, once with each of `adapters`, and hands the
+    /// logits to `visit`: the first position, and `[positions, vocabulary]` for each of `adapters`, at most `rows` positions at
+    /// once. The values are those of [`Self::logits`].
+    ///
+    /// # Shapes
+    /// - `ids`: `[tokens]`, texts of these `lengths` end to end
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn stream_logits(
+        base: &BaseFiles,
+        options: &LoadOptions,
+        (ids, lengths): (&[u32], &[usize]),
+        adapters: &[Option<&Adapter>],
+        rows: usize,
+        visit: &mut dyn FnMut(usize, &[Vec<f32>]),
+    ) -> Result<()> {
+        let passes: Vec<Pass<'_>> =
+            adapters.iter().map(|adapter| Pass { adapter: *adapter, ..Pass::default() }).collect();
+        let (decoder, hidden) = Self::stream(base, options, (ids, lengths), &passes)?;
+        for first in (0..ids.len()).step_by(rows.max(1)) {
+            let count = rows.max(1).min(ids.len() - first);
+            let logits = hidden.iter().zip(&passes).map(|(x, pass)| {
+                let logits = decoder.head_logits(x.clone().narrow(0, first, count), pass);
+                logits.cast(DType::F32).into_data().iter::<f32>().collect()
+            });
+            visit(first, &logits.collect::<Vec<Vec<f32>>>());
+        }
+        base.release();
+        Ok(())
+    }
+
+    /// Runs texts through the layers of a base, of which one at a time is in memory; `observer` gets the inputs of their
+    /// projections.
+    ///
+    /// # Shapes
+    /// - `ids`: `[tokens]`, texts of these `lengths` end to end
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn stream_inputs(
+        base: &BaseFiles,
+        options: &LoadOptions,
+        texts: (&[u32], &[usize]),
+        adapter: Option<&Adapter>,
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        let pass = Pass { adapter, observer: Some(observer), noise: None };
+        Self::stream(base, options, texts, &[pass]).map(drop)
+    }
+
+    /// The model without its layers, and the hidden states of the texts after them, of each pass.
+    fn stream(
+        base: &BaseFiles,
+        options: &LoadOptions,
+        (ids, lengths): (&[u32], &[usize]),
+        passes: &[Pass<'_>],
+    ) -> Result<(Self, Vec<Tensor<2>>)> {
+        options.check()?;
+        let mut advance = || {};
+        let mut loader = Loader::new(base, options, &mut advance);
+        let mut decoder = loader.ends()?;
+        let mut hidden: Vec<Tensor<2>> = passes.iter().map(|pass| decoder.embed(ids, lengths, pass)).collect();
+        for layer in 0..base.config().layers {
+            let layer = loader.layer(layer)?;
+            hidden = hidden.into_iter().zip(passes).map(|(x, pass)| layer.forward(x, lengths, pass)).collect();
+            drop(layer);
+            base.release();
+        }
+        decoder.head.site = loader.next_site;
+        Ok((decoder, hidden))
     }
 }
 
@@ -135,9 +192,39 @@ fn geometry(config: &ModelConfig, ropes: &Ropes<'_>, layer: usize, qkv: &Qkv<Pro
 struct Loader<'a> {
     base: &'a BaseFiles,
     options: &'a LoadOptions,
+    ropes: Ropes<'a>,
     /// The number of the next projection.
     next_site: usize,
+    /// Called after each tensor.
     advance: &'a mut dyn FnMut(),
+}
+
+impl<'a> Loader<'a> {
+    fn new(base: &'a BaseFiles, options: &'a LoadOptions, advance: &'a mut dyn FnMut()) -> Self {
+        Self { base, options, ropes: Ropes::new(base.config()), next_site: 0, advance }
+    }
+
+    /// The model without its layers. The site of its head is numbered after theirs.
+    fn ends(&mut self) -> Result<Decoder> {
+        let config = self.base.config();
+        let embedding = self.weight(&config.embedding_name())?;
+        let norm = self.norm(config.final_norm())?;
+        let head = match config.tied_head {
+            true => Projection { weight: embedding.clone(), bias: None, site: 0 },
+            false => self.projection(config.head())?,
+        };
+        self.next_site = 0;
+        let (config, device) = (config.clone(), self.options.device.clone());
+        Ok(Decoder { config, device, compute: dtype(self.options.compute), embedding, layers: Vec::new(), norm, head })
+    }
+
+    /// The next layer, which has this number.
+    fn layer(&mut self, layer: usize) -> Result<Layer> {
+        let config = self.base.config();
+        let block = config.block(layer).build(self)?;
+        let geometry = geometry(config, &self.ropes, layer, &block.attention.qkv);
+        Ok(Layer::new(block, geometry))
+    }
 }
 
 impl Build<LinearSpec, NormSpec> for Loader<'_> {

@@ -1,5 +1,7 @@
 //! A projection by a frozen weight, and what one pass through the model carries.
 
+use std::fmt;
+
 use burn::tensor::Tensor;
 
 use super::adapter::{Adapter, Delta};
@@ -42,9 +44,20 @@ impl Noise {
     }
 }
 
+/// The receiver of the inputs of the layers' projections.
+pub trait Observer: fmt::Debug {
+    /// Takes the input of the projections at `sites`, which share it.
+    ///
+    /// # Shapes
+    /// - `x`: `[tokens, in]`
+    fn inputs(&self, x: &Tensor<2>, sites: &[usize]);
+}
+
 /// The settings of one pass through the model.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pass<'a> {
+    /// The receiver of the inputs of projections, if there is one.
+    pub observer: Option<&'a dyn Observer>,
     /// The adapter that is added; `None` runs the base alone.
     pub adapter: Option<&'a Adapter>,
     /// The noise of training; `None` when not training.
@@ -65,21 +78,29 @@ pub struct Projection {
 impl Projection {
     /// The projection as `ops::linear` takes it, with its low-rank pair if the pass has one for it.
     pub fn in_pass<'a>(&'a self, pass: &Pass<'_>) -> Projected<'a> {
-        let low_rank = pass.adapter.and_then(|adapter| adapter.at(self.site)).map(|Delta::LowRank(pair)| LowRankPair {
-            a: pair.a.val(),
-            b: pair.b.val(),
-            scale: pair.scale,
-            dropout: pass.noise.filter(|_| pair.dropout > 0.0).map(|noise| {
+        let (pair, dora) = match pass.adapter.and_then(|adapter| adapter.at(self.site)) {
+            None => (None, None),
+            Some(Delta::LowRank(pair)) => (Some(pair), None),
+            Some(Delta::Dora(dora)) => (Some(&dora.pair), Some(dora)),
+        };
+        let low_rank = pair.map(|pair| {
+            let [a, b] = pair.factors();
+            let dropout = pass.noise.filter(|_| pair.dropout > 0.0).map(|noise| {
                 let dropout = Dropout { probability: pair.dropout, seed: mix(noise.seed, self.site as u64) };
                 dropout.from_element((noise.first_token * self.weight.dims()[1]) as u64)
-            }),
+            });
+            LowRankPair { a, b, scale: pair.scale, dropout }
         });
-        Projected { weight: &self.weight, bias: self.bias.as_deref(), low_rank }
+        let column_scale = dora.map(|dora| dora.column_scale(&self.weight));
+        Projected { weight: &self.weight, bias: self.bias.as_deref(), low_rank, column_scale }
     }
 }
 
 /// Projects `x` by several projections that share it; their outputs lie side by side.
 pub fn project(x: Tensor<2>, group: &[&Projection], residual: Option<Tensor<2>>, pass: &Pass<'_>) -> Tensor<2> {
+    if let Some(observer) = pass.observer {
+        observer.inputs(&x, &group.iter().map(|projection| projection.site).collect::<Vec<_>>());
+    }
     let group: Vec<_> = group.iter().map(|projection| projection.in_pass(pass)).collect();
     linear(x, &group, residual)
 }

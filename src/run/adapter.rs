@@ -38,7 +38,7 @@ impl OpenAdapter {
         let place = folder.display();
         let mut notices: Vec<String> =
             header.notices(Some(base.files.config()))?.into_iter().map(|notice| format!("{place}: {notice}")).collect();
-        let adapter = header.decode()?;
+        let adapter = header.decode_over(&base.files)?;
         if let Some(notice) = use_own_tokenizer(folder, base)? {
             notices.push(format!("{place}: {notice}"));
         }

@@ -100,13 +100,18 @@ impl OpenBase {
         }
     }
 
+    /// The repository on the hub, `org/repo`; `None` for a model that is not from there.
+    pub fn hub_repository(&self) -> Option<String> {
+        match pull::Source::parse(&self.name) {
+            Ok(pull::Source::Known(model)) => Some(model.repo.to_owned()),
+            Ok(pull::Source::Hub { repo, .. }) => Some(repo),
+            _ => None,
+        }
+    }
+
     /// The name in an adapter's configuration: the hub's where there is one, else the user's.
     pub fn hub_name(&self) -> String {
-        match pull::Source::parse(&self.name) {
-            Ok(pull::Source::Known(model)) => model.repo.to_owned(),
-            Ok(pull::Source::Hub { repo, .. }) => repo,
-            _ => self.name.clone(),
-        }
+        self.hub_repository().unwrap_or_else(|| self.name.clone())
     }
 
     /// The last part of its name, without the ending of a file.

@@ -11,6 +11,7 @@ use super::notices::{has_no_end, notices_of_run};
 use super::prepare::{Examples, Prepared, prepare, read_examples};
 use super::probe::{TimeEstimate, probe};
 use super::watch::{Stage, Watch};
+use crate::adapter::host::HostPair;
 use crate::bytes::Size;
 use crate::data::preflight::lengths::{LengthClass, histogram};
 use crate::data::preflight::{Code, Finding, Severity, Split, preflight};
@@ -312,7 +313,6 @@ impl SplitFacts {
 
 impl RunFacts {
     fn of(prepared: &Prepared) -> Self {
-        let pairs = prepared.start.pairs.values();
         Self {
             total_steps: prepared.total_steps,
             format: prepared.train.format.map(crate::data::Format::name),
@@ -320,7 +320,7 @@ impl RunFacts {
             valid: (!prepared.valid.sequences.is_empty()).then(|| SplitFacts::of(&prepared.valid)),
             seen_in_training: prepared.seen_in_training,
             base_parameters: prepared.base.files.config().parameters(),
-            adapter_parameters: pairs.map(|pair| pair.a.len() + pair.b.len()).sum(),
+            adapter_parameters: prepared.start.pairs.values().map(HostPair::parameters).sum(),
             chat_template: prepared.base.encoder.has_template(),
             memory: prepared.memory,
             memory_bytes: prepared.memory.total(),

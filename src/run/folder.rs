@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::card::{CARD_FILE, UNPUBLISHED};
 use crate::error::{Error, Place, Result};
 use crate::files::log::Log;
 use crate::files::output::disk;
@@ -19,6 +20,7 @@ const TIMINGS: &str = "timings.jsonl";
 const LOCK: &str = "run.lock";
 const RECIPE: &str = "recipe.toml";
 const RECORD: &str = "run.json";
+const IGNORED: &str = ".gitignore";
 
 /// A run folder that is being written; no other process writes into it. Lines of metrics reach the disk one by one; every
 /// other file is written whole. A folder that was made and is dropped before [`RunFolder::keep`] is removed.
@@ -214,11 +216,12 @@ impl RunFolder {
         atomic::write_bytes(&self.path.join(name), contents.as_bytes())
     }
 
-    /// Writes the recipe.
+    /// Writes the recipe, and the list of the files that are not published with the adapter.
     ///
     /// # Errors
     /// Those of [`Self::write`].
     pub fn write_recipe(&self, text: &str) -> Result<()> {
+        self.write(IGNORED, UNPUBLISHED)?;
         self.write(RECIPE, text)
     }
 
@@ -243,7 +246,9 @@ fn add(log: &mut Log, line: &impl Serialize) -> Result<()> {
 
 /// Removes the files that a run writes; any other file belongs to the user.
 fn remove_files(folder: &Path) {
-    for name in [METRICS, TIMINGS, RECIPE, RECORD, LOCK, "samples.jsonl"].iter().chain(&FOLDER_FILES) {
+    for name in
+        [METRICS, TIMINGS, RECIPE, RECORD, LOCK, "samples.jsonl", IGNORED, CARD_FILE].iter().chain(&FOLDER_FILES)
+    {
         let _ = std::fs::remove_file(folder.join(name));
     }
     // One of those files lies in a folder of its own.

@@ -51,8 +51,7 @@ impl HeldOut {
             .map(|paths| MeasuredSet::read(paths, &plan.data.shape(), None, plan, base))
             .transpose();
         let guard = plan.eval.guard.as_ref();
-        // A guard is data of another kind: its own keys decide its shape.
-        let guard = guard.map(|guard| MeasuredSet::read(&guard.path, &None.into(), guard.max_examples, plan, base));
+        let guard = guard.map(|guard| MeasuredSet::read(&guard.path, &guard.shape(), guard.max_examples, plan, base));
         let guard = guard.transpose();
         let (test, guard) = Error::both(test, guard)?;
         Ok(Self { test, guard, ..Self::default() })

@@ -24,7 +24,7 @@ choice! {
         Template = "template",
         /// The adapter that the run began with.
         Adapter = "adapter",
-        /// The version of burnish.
+        /// The program: its version, and the hash of its sources, dependencies and compiler.
         Program = "program",
         /// The device that computes.
         Device = "device",
@@ -95,7 +95,7 @@ pub fn identity(prepared: &Prepared, choice: &DeviceChoice) -> Value {
                 json!({ "chat": tokenizer.chat_template().map(sha256), "tools": tokenizer.tool_use_template().map(sha256) })
             }
             Change::Adapter => json!(adapter_sha256(start)),
-            Change::Program => json!(env!("CARGO_PKG_VERSION")),
+            Change::Program => json!({ "version": env!("CARGO_PKG_VERSION"), "build": env!("BURNISH_BUILD") }),
             Change::Device => json!(choice.feature()),
             Change::InstructionSet => json!(instruction_set(choice)),
             Change::Layout => json!(json!(layout).to_string()),
@@ -175,7 +175,7 @@ fn adapter_sha256(adapter: &HostAdapter) -> String {
     let mut hash = Sha256::new();
     for (module, pair) in &adapter.pairs {
         hash.update(module.as_bytes());
-        for value in [pair.scale].iter().chain(&pair.a).chain(&pair.b) {
+        for value in [pair.scale].iter().chain(&pair.a).chain(&pair.b).chain(pair.magnitude.iter().flatten()) {
             hash.update(value.to_le_bytes());
         }
     }

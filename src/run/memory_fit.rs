@@ -78,6 +78,7 @@ impl<'a> Demand<'a> {
             evaluated_tokens: self.evaluated_tokens,
             cached_tokens: self.cached_tokens,
             recompute: layout.recompute,
+            optimiser: self.train.optimiser,
             data_bytes: self.data_bytes,
         }
     }

@@ -16,6 +16,7 @@ use crate::model::spec::{BlockSpec, LinearSpec};
 use crate::model::{BaseFiles, ModelConfig};
 use crate::ops::cross_entropy::targets_per_chunk;
 use crate::quant::Compute;
+use crate::train::optimiser::OptimiserKind;
 
 /// Memory of the program itself, mostly its code. Measured (docs/performance.md).
 const PROGRAM: u64 = 30 << 20;
@@ -40,6 +41,8 @@ pub struct Workload {
     pub cached_tokens: usize,
     /// The activations that are computed again in the backward pass.
     pub recompute: Recompute,
+    /// The rule of the updates, which decides what is kept of each parameter.
+    pub optimiser: OptimiserKind,
     /// Bytes of the encoded examples.
     pub data_bytes: u64,
 }
@@ -51,7 +54,7 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Taken beside them while loading: the largest tensor in its file.
     pub loading: u64,
-    /// The adapter's factors, their gradients and the two moments of the optimiser.
+    /// The adapter's factors, their gradients and the moments of the optimiser.
     pub adapter: u64,
     /// Values that the forward pass keeps for the backward pass.
     pub activations: u64,
@@ -69,9 +72,12 @@ impl MemoryPlan {
         let config = base.config();
         let weights = base.tensor_names().map(|name| options.bytes_of(base, name) as u64).sum();
         let loading = base.tensor_names().map(|name| base.stored_bytes(name) as u64).max().unwrap_or(0);
-        let parameters: u64 = adapter.pairs.values().map(|pair| (pair.a.len() + pair.b.len()) as u64).sum();
-        // Factors on the host (as they started, and the best so far) and on the device, gradient, two moments.
-        let adapter_bytes = 4 * parameters * 6;
+        let parameters: u64 = adapter.pairs.values().map(|pair| pair.parameters() as u64).sum();
+        let subtracted = adapter.pairs.values().filter_map(|pair| pair.subtracted.as_deref()).flatten();
+        let subtracted: u64 = subtracted.map(|factor| factor.len() as u64).sum();
+        // Factors on the host (as they started, and the best so far) and on the device, gradient, moments. Those that are
+        // subtracted once on the host, and on the device by themselves, beside the others, and with a gradient.
+        let adapter_bytes = 4 * (parameters * 4 + moments(adapter, work.optimiser) + subtracted * 4);
         let layers = Layers { config, adapter, compute: options.compute };
         let (activations, working) = layers.step(work);
         let threads = rayon::current_num_threads() as u64;
@@ -85,6 +91,16 @@ impl MemoryPlan {
             self.program + self.data + self.weights + self.loading.max(self.adapter + self.activations + self.working);
         used + self.activations / FRAGMENTATION_DIVISOR
     }
+}
+
+/// The values that an optimiser keeps of the parameters of an adapter.
+pub(super) fn moments(adapter: &HostAdapter, optimiser: OptimiserKind) -> u64 {
+    let pairs = adapter.pairs.values();
+    let shapes = pairs.flat_map(|pair| {
+        let magnitude = pair.magnitude.as_ref().map(|magnitude| vec![magnitude.len()]);
+        [vec![pair.rank, pair.input], vec![pair.output, pair.rank]].into_iter().chain(magnitude)
+    });
+    shapes.map(|shape| optimiser.kept_values(&shape) as u64).sum()
 }
 
 /// The layers of a model, for counting.
@@ -106,7 +122,13 @@ impl Layers<'_> {
     /// The ranks of these projections' pairs together.
     fn ranks(&self, projections: &[LinearSpec]) -> u64 {
         let pairs = projections.iter().filter_map(|projection| self.adapter.pairs.get(&projection.module));
-        pairs.map(|pair| pair.rank as u64).sum()
+        pairs.map(|pair| (pair.rank * if pair.subtracted.is_some() { 2 } else { 1 }) as u64).sum()
+    }
+
+    /// Whether any of these projections has magnitudes: then the outputs of all are kept before they are scaled.
+    fn have_magnitudes(&self, projections: &[LinearSpec]) -> bool {
+        let mut pairs = projections.iter().filter_map(|projection| self.adapter.pairs.get(&projection.module));
+        pairs.any(|pair| pair.magnitude.is_some())
     }
 
     fn is_adapted(&self, layer: usize) -> bool {
@@ -145,6 +167,9 @@ impl Layers<'_> {
             if group_ranks > 0 {
                 values += group[0].columns as u64;
             }
+            if self.have_magnitudes(group) {
+                values += group.iter().map(|projection| projection.rows as u64).sum::<u64>();
+            }
             ranks += group_ranks;
         }
         // In f32: log-sums of attention, inputs between the factors of each pair.
@@ -170,7 +195,11 @@ impl Layers<'_> {
     /// Logits of a chunk and the gradient of the last hidden states.
     fn head(&self, work: &Workload) -> u64 {
         let (hidden, vocabulary) = (self.config.hidden_size as u64, self.config.vocab_size as u64);
-        let chunk = targets_per_chunk(self.config.vocab_size).min(work.trained_tokens) as u64;
+        let chunk = match self.have_magnitudes(&[self.config.head()]) {
+            // Scores before and after the scaling, their logarithms, and the gradients of these, of all targets at once.
+            true => 5 * work.trained_tokens,
+            false => targets_per_chunk(self.config.vocab_size).min(work.trained_tokens),
+        } as u64;
         chunk * (4 * vocabulary + 2 * 4 * hidden) + 2 * 4 * work.tokens as u64 * hidden
     }
 

@@ -3,12 +3,10 @@
 use std::fmt;
 use std::path::Path;
 
-use burn::tensor::Device;
 use serde::Serialize;
 
 use super::base::OpenBase;
-pub use super::verify::Agreement;
-use super::verify::Expected;
+use super::verify::{Agreement, Examination, Expected, Hardware};
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{self, MergeBase, MergeOptions, MergeReport};
 use crate::data::{Encoded, EncodedSet};
@@ -18,7 +16,7 @@ use crate::files::atomic;
 use crate::files::staging::Staging;
 use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
-use crate::quant::{Compute, Quant};
+use crate::quant::Quant;
 use crate::train::evaluate::evaluate;
 
 /// The name of the report in a merged folder.
@@ -34,7 +32,7 @@ pub struct Merged {
     pub agreement: Option<Agreement>,
 }
 
-/// Merges into a folder at `out`. With `hardware`, the same texts go through base and adapter and through the files that were
+/// Merges into a folder at `out`. With an `examination`, the same texts go through base and adapter and through the files that were
 /// written, and the folder only gets its name if they agree; the report stands in the folder.
 ///
 /// # Errors
@@ -44,11 +42,10 @@ pub fn merge(
     adapter: &HostAdapter,
     out: &Path,
     options: &MergeOptions,
-    hardware: Option<Hardware>,
+    examination: Option<Examination>,
 ) -> Result<Merged> {
-    // The base is in memory before the merge and gone by then.
     let quant = options.weights.quant();
-    let expected = hardware.map(|hardware| Expected::of(base, Some(adapter), quant, hardware)).transpose()?;
+    let expected = examination.map(|examination| Expected::of(base, Some(adapter), quant, examination)).transpose()?;
     let (staging, report) =
         merge::stage(&base.files, adapter, out, options, |folder| base.encoder.tokenizer().save(folder))?;
     let agreement = expected.map(|expected| expected.check(staging.path())).transpose()?;
@@ -57,15 +54,6 @@ pub fn merge(
     atomic::write_bytes(&staging.path().join(REPORT_FILE), format!("{text}\n").as_bytes())?;
     staging.publish(out)?;
     Ok(merged)
-}
-
-/// The device and precision that losses are measured with.
-#[derive(Debug, Clone)]
-pub struct Hardware {
-    /// The device that the model is loaded onto.
-    pub device: Device,
-    /// Precision of the frozen matrix products.
-    pub compute: Compute,
 }
 
 /// The losses that tell which weights an adapter belongs to.

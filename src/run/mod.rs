@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod answer;
 pub mod base;
+mod card;
 pub mod check;
 pub mod combine;
 pub mod evaluate;

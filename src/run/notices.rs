@@ -12,10 +12,19 @@ use crate::export::feasible::{Facts, ruled_out};
 pub(super) fn notices_of_run(prepared: &Prepared) -> Vec<String> {
     let mut notices = prepared.adjustments.clone();
     notices.extend(prepared.base.parts_passed_over());
-    let config = prepared.base.files.config();
-    let changes_head = prepared.start.pairs.contains_key(&config.head().module);
-    notices.extend(ruled_out(&Facts { config, changes_head }));
+    notices.extend(ruled_out(&facts(prepared)));
     notices
+}
+
+/// The facts of the run that rule exports out.
+pub(super) fn facts(prepared: &Prepared) -> Facts<'_> {
+    let config = prepared.base.files.config();
+    let pairs = &prepared.start.pairs;
+    Facts {
+        config,
+        changes_head: pairs.contains_key(&config.head().module),
+        has_magnitudes: pairs.values().any(|pair| pair.magnitude.is_some()),
+    }
 }
 
 /// Whether the answers of the run have no end that could be trained.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 use crate::bytes::Size;
 use crate::error::{Error, Place, Result, counted, printable};
@@ -50,6 +51,13 @@ pub struct TrainReport {
 }
 
 impl TrainReport {
+    /// The verdicts by data set; `None` where there is none.
+    pub fn verdicts(&self) -> Option<Value> {
+        let verdicts = self.validation.iter().chain(&self.test).chain(&self.guard);
+        let by_name: Map<String, Value> = verdicts.map(|verdict| (verdict.name.to_owned(), json!(verdict))).collect();
+        (!by_name.is_empty()).then_some(Value::Object(by_name))
+    }
+
     /// Checks the verdict that decides, by the test examples or else by the validation examples, and that on the guard.
     ///
     /// # Errors

@@ -7,16 +7,18 @@ use super::base::OpenBase;
 use super::exact_match;
 use super::held_out::HeldOut;
 use super::memory_fit::{Demand, fit_memory};
-use super::memory_plan::MemoryPlan;
+use super::memory_plan::{MemoryPlan, moments};
 use super::notices::notices;
 use super::watch::{Stage, Watch};
-use crate::adapter::host::{HostAdapter, provenance};
+use crate::adapter::host::{HostAdapter, HostPair, provenance};
 use crate::bytes::Size;
 use crate::data::kept::KeptSets;
 use crate::data::{Augmenter, DataSet, EncodedSet, Example, Paths, Row, split};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
+use crate::files::hex;
 use crate::generate::run::check_prompt;
+use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
 use crate::pull;
 use crate::recipe::{Plan, Recipe};
@@ -98,7 +100,7 @@ fn prepare_plan(
     let mixed = mixed_shapes(&train);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
-    let start = Error::both(precise, plan.adapter.begin(&base.files, plan.train.seed));
+    let start = Error::both(precise, plan.adapter.begin(&base.files, plan.base.quant, plan.train.seed));
     watch.stage(Stage::Encode);
     let sets = encode(&plan, &base, &train, &valid, &mut |done, total| watch.encoding(done, total));
     let encoded = Error::both(sets, encode_prompts(&plan, &base, form));
@@ -125,18 +127,23 @@ fn prepare_plan(
         start.record_data_format(format);
     }
     let base_sha256 = base.files.content_hash()?;
-    start.metadata.extend(
-        [
-            (provenance::BASE_SHA256, base_sha256.clone()),
-            (provenance::QUANT, plan.base.quant.to_string()),
-            (provenance::COMPUTE, plan.base.compute.to_string()),
-            (provenance::DATA_SHA256, train_sha256.clone()),
-            (provenance::CONTROL_TOKENS, plan.data.control_tokens.to_string()),
-            (provenance::SEED, plan.train.seed.to_string()),
-            (provenance::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value)),
-    );
+    let tokenizer = base.encoder.tokenizer();
+    let quantiser_sha256 = quantiser_sha256(plan.base.quant)?;
+    let facts = [
+        (provenance::BASE_SHA256, Some(base_sha256.clone())),
+        (provenance::QUANT, Some(plan.base.quant.to_string())),
+        (provenance::QUANTISER_SHA256, quantiser_sha256.clone()),
+        (provenance::COMPUTE, Some(plan.base.compute.to_string())),
+        (provenance::TOKENIZER_SHA256, Some(tokenizer.sha256())),
+        (provenance::TEMPLATE_SHA256, tokenizer.chat_template().map(|text| hex::sha256_of(text.as_bytes()))),
+        (provenance::DATA_SHA256, Some(train_sha256.clone())),
+        (provenance::VALID_SHA256, valid_sha256.clone()),
+        (provenance::CONTROL_TOKENS, Some(plan.data.control_tokens.to_string())),
+        (provenance::SEED, Some(plan.train.seed.to_string())),
+        (provenance::VERSION, Some(env!("CARGO_PKG_VERSION").to_owned())),
+        (provenance::BUILD, Some(env!("BURNISH_BUILD").to_owned())),
+    ];
+    start.metadata.extend(facts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
     let seen_in_training = split::seen_in_training(&train.sequences, &valid.sequences);
     Ok(Prepared {
         plan,
@@ -175,11 +182,11 @@ impl Prepared {
     }
 
     /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
-    /// each holds two adapters and two moments, beside the one that is being written and the one that was resumed from.
+    /// each holds two adapters and the moments, beside the one that is being written and the one that was resumed from.
     pub fn disk_bytes(&self) -> u64 {
-        let parameters: usize = self.start.pairs.values().map(|pair| pair.a.len() + pair.b.len()).sum();
-        let adapters = 2 + 4 * (self.plan.train.keep_checkpoints as u64 + 2);
-        adapters * 4 * parameters as u64
+        let parameters: usize = self.start.pairs.values().map(HostPair::parameters).sum();
+        let checkpoint = 2 * parameters as u64 + moments(&self.start, self.plan.train.optimiser);
+        4 * (2 * parameters as u64 + checkpoint * (self.plan.train.keep_checkpoints as u64 + 2))
     }
 }
 

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::answer::{Answering, answer_ids};
+use super::card::{CARD_FILE, card};
 use super::exact_match::Answered;
 use super::folder::{RunFolder, now, resume_command};
 use super::held_out::MeasuredSet;
@@ -13,6 +14,7 @@ use super::recorder::Recorder;
 use super::resume::{self, Extras, Start};
 use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
+use crate::adapter::host::{HostPair, provenance};
 use crate::adapter::peft::SaveOptions;
 use crate::bytes::Size;
 use crate::data::EncodedSet;
@@ -115,7 +117,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, &decoder), options);
     let outcome = fit_into(&mut recorder, &prepared, &decoder, state.as_ref(), watch);
     drop(state);
-    let outcome = outcome.inspect_err(|error| {
+    let mut outcome = outcome.inspect_err(|error| {
         // Why the run failed; where this cannot be written either, the error itself still says it.
         record["finished"] = json!(now());
         record["error"] = json!(error.to_string());
@@ -138,7 +140,12 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         let samples =
             samples.map(|((prompt, before), after)| Sample { prompt: prompt.clone(), before: before.clone(), after });
         report.samples = samples.collect();
+        if let Some(verdicts) = report.verdicts() {
+            outcome.adapter.metadata.insert(provenance::VERDICT.to_owned(), verdicts.to_string());
+            outcome.adapter.save(recorder.folder.path(), &options)?;
+        }
     }
+    recorder.folder.write(CARD_FILE, &card(&prepared, &report, &targets))?;
     record["outcome"] = json!(report);
     recorder.folder.write_record(&record)?;
     Ok(report)
@@ -205,7 +212,6 @@ fn sampled(
 }
 
 fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> TrainReport {
-    let pairs = outcome.adapter.pairs.values();
     TrainReport {
         dir: prepared.plan.output.dir.clone(),
         steps: outcome.steps,
@@ -214,7 +220,7 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
         stopped_early: outcome.stopped_early,
         interrupted: outcome.interrupted,
         resume: None,
-        parameters: pairs.map(|pair| pair.a.len() + pair.b.len()).sum(),
+        parameters: outcome.adapter.pairs.values().map(HostPair::parameters).sum(),
         tokens_per_second: outcome.tokens_per_second,
         peak_bytes: peak_memory::peak_bytes(),
         planned_bytes: (*choice == DeviceChoice::Cpu).then(|| prepared.memory.total()),
@@ -237,6 +243,7 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared, mut befor
     }
     json!({
         "burnish": env!("CARGO_PKG_VERSION"),
+        "build": env!("BURNISH_BUILD"),
         "started": if started.is_null() { json!(now()) } else { started },
         "resumed": resumed,
         "overrides": recipe.overrides,
@@ -246,6 +253,8 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared, mut befor
         "threads": rayon::current_num_threads(),
         "processor": device::processor(),
         "base": { "name": base.name, "path": base.path(), "sha256": base_sha256 },
+        // The seed, and the hashes of quantiser, tokenizer and chat template among others.
+        "provenance": prepared.start.metadata,
         "layout": layout,
         "memory_plan": memory,
         "data": {

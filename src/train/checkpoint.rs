@@ -83,6 +83,8 @@ impl State {
             for (module, pair) in &adapter.pairs {
                 tensors.insert(format!("{prefix}{module}.a"), &pair.a);
                 tensors.insert(format!("{prefix}{module}.b"), &pair.b);
+                tensors
+                    .extend(pair.magnitude.as_ref().map(|values| (format!("{prefix}{module}.magnitude"), &values[..])));
             }
         }
         tensors.extend(self.optimiser.tensors.iter().map(|(name, values)| (format!("{OPTIMISER}{name}"), &values[..])));
@@ -114,14 +116,16 @@ impl State {
         let adapter = |prefix: &str| -> Result<HostAdapter> {
             let mut adapter = start.clone();
             for (module, pair) in &mut adapter.pairs {
-                for (half, factor) in [("a", &mut pair.a), ("b", &mut pair.b)] {
-                    let name = format!("{prefix}{module}.{half}");
+                let factors = [("a", &mut pair.a), ("b", &mut pair.b)].into_iter();
+                for (part, trained) in factors.chain(pair.magnitude.as_mut().map(|magnitude| ("magnitude", magnitude)))
+                {
+                    let name = format!("{prefix}{module}.{part}");
                     let saved = values(&name)?;
-                    if saved.len() != factor.len() {
-                        let message = format!("has {} values; the adapter has {}", saved.len(), factor.len());
+                    if saved.len() != trained.len() {
+                        let message = format!("has {} values; the adapter has {}", saved.len(), trained.len());
                         return Err(Error::input(Place::tensor(&path, name), message));
                     }
-                    *factor = saved;
+                    *trained = saved;
                 }
             }
             Ok(adapter)

@@ -4,6 +4,7 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 mod emulator;
+mod exact;
 mod execution;
 mod model;
 #[path = "../ops/mod.rs"]
@@ -46,7 +47,7 @@ fn a_tile_product_is_that_of_the_instructions_and_nothing_else_multiplies() {
     let weight = Storage::Bf16(Bytes::from(float::encode_bf16(&ops::values(output * input, 1))));
     let weight = FrozenWeight::from_matrix(Matrix::new(output, input, weight));
     let pair = LowRankPair { a: tensor(rank, input, 2), b: tensor(output, rank, 3), scale: 2.0, dropout: None };
-    let group = [Projected { weight: &weight, bias: None, low_rank: Some(pair) }];
+    let group = [Projected { weight: &weight, bias: None, low_rank: Some(pair), column_scale: None }];
     let before = emulator::PRODUCTS.load(Ordering::Relaxed);
     let y = linear(tensor(tokens, input, 4).cast(DType::BF16), &group, None);
     let products = emulator::PRODUCTS.load(Ordering::Relaxed) - before;

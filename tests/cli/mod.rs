@@ -415,3 +415,11 @@ fn an_unknown_instruction_set_is_named() {
         assert!(refused(&output).contains("BURNISH_ISA: is `avx2"));
     }
 }
+
+#[test]
+fn the_instruction_set_in_use_is_told_on_request() {
+    let folder = tiny_job();
+    let arguments = ["check", "recipe.toml", "--verbose"];
+    let output = burnish(&folder).args(arguments).env("BURNISH_ISA", "portable").output().expect("runs");
+    assert!(text(&output.stderr).contains("kernels for portable"), "{}", text(&output.stderr));
+}

@@ -27,7 +27,10 @@ fn a_run_is_told_which_exports_it_rules_out() {
         let path = if family.exists() { family } else { fixture("models").join(name) };
         BaseFiles::open(&path).expect("a base").config().clone()
     };
-    let notices = |name: &str, changes_head| ruled_out(&Facts { config: &config(name), changes_head });
+    let notices =
+        |name: &str, changes_head| ruled_out(&Facts { config: &config(name), changes_head, has_magnitudes: false });
+    let dora = ruled_out(&Facts { config: &config("llama_gqa"), changes_head: false, has_magnitudes: true });
+    assert!(dora.len() == 1 && dora[0].contains("GGUF-LoRA is ruled out") && dora[0].contains("DoRA"), "{dora:?}");
     for name in ["llama_gqa", "llama_tied", "qwen2", "gemma2_grouped", "olmo2_bf16_tied", "gpt_neox_parallel"] {
         assert_eq!(notices(name, false), Vec::<String>::new(), "{name}");
     }

@@ -33,7 +33,7 @@ fn cross_entropy_of_every_kind_of_head() {
                     let (a, b) = (leaves[1].clone(), leaves[2].clone());
                     LowRankPair { a, b, scale: 0.7, dropout }
                 });
-                let head = Projected { weight: &weight, bias, low_rank };
+                let head = Projected { weight: &weight, bias, low_rank, column_scale: None };
                 if is_kernel {
                     cross_entropy::cross_entropy(leaves[0].clone(), &head, &targets, softcap, smoothing)
                 } else {
@@ -53,7 +53,7 @@ fn cross_entropy_of_every_kind_of_head() {
             let weight = weight(vocabulary, width, DType::F32, 9);
             let low_rank =
                 pair.map(|dropout| LowRankPair { a: leaves[1].clone(), b: leaves[2].clone(), scale: 0.7, dropout });
-            let head = Projected { weight: &weight, bias, low_rank };
+            let head = Projected { weight: &weight, bias, low_rank, column_scale: None };
             let alone = cross_entropy::predictions(leaves[0].clone(), &head, &targets, softcap);
             let reference = cross_entropy::reference::predictions(leaves[0].clone(), &head, &targets, softcap);
             let losses: Vec<f32> = alone.iter().map(|prediction| prediction.loss).collect();
@@ -68,7 +68,7 @@ fn cross_entropy_of_every_kind_of_head() {
 
 /// The output of a projection and of a head with this pair, by kernel and by reference.
 fn outputs_with(pair: &LowRankPair, x: &Tensor<2>, weight: &FrozenWeight) -> [Vec<f32>; 4] {
-    let projected = || Projected { weight, bias: None, low_rank: Some(pair.clone()) };
+    let projected = || Projected { weight, bias: None, low_rank: Some(pair.clone()), column_scale: None };
     let targets: Vec<(u32, u32)> = (0..x.dims()[0] as u32).map(|row| (row, row * 5 % 13)).collect();
     [
         floats(linear::linear(x.clone(), &[projected()], None)),
@@ -112,7 +112,7 @@ fn the_noise_of_a_token_does_not_depend_on_the_other_targets() {
     let dropout = Dropout { probability: 0.5, seed: 1 };
     let losses = |x: &Tensor<2>, targets: &[(u32, u32)], dropout| {
         let low_rank = Some(LowRankPair { a: a.clone(), b: b.clone(), scale: 0.5, dropout: Some(dropout) });
-        let head = Projected { weight: &weight, bias: None, low_rank };
+        let head = Projected { weight: &weight, bias: None, low_rank, column_scale: None };
         let ours = cross_entropy::predictions(x.clone(), &head, targets, None);
         let ours: Vec<f32> = ours.iter().map(|prediction| prediction.loss).collect();
         let reference = floats(cross_entropy::reference::cross_entropy(x.clone(), &head, targets, None, 0.0));
@@ -132,7 +132,7 @@ fn a_smoothed_loss_is_the_mean_over_smoothed_targets() {
     let _turn = turn();
     // By the definition: (1 − ε) of the target's loss and ε of the mean loss of all tokens.
     let (x, weight) = (tensor(3, 12, 1).inner(), weight(17, 12, DType::F32, 2));
-    let head = || Projected { weight: &weight, bias: None, low_rank: None };
+    let head = || Projected { weight: &weight, bias: None, low_rank: None, column_scale: None };
     let loss = |target: u32| floats(cross_entropy::cross_entropy(x.clone(), &head(), &[(1, target)], None, 0.0))[0];
     let mean = (0..17).map(loss).sum::<f32>() / 17.0;
     let smoothed = floats(cross_entropy::cross_entropy(x.clone(), &head(), &[(1, 5)], None, 0.25))[0];

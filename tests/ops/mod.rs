@@ -96,5 +96,5 @@ fn compare(
             }
         }
     }
-    Isa::best().choose();
+    Isa::preferred().choose();
 }

@@ -237,9 +237,14 @@ def schedule_of(name, optimizer, warmup_steps):
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
-def train(base, start, batches, training, dtype):
+def started(base, start, dtype):
+    """The base with the adapter that a run begins with."""
+    model = PeftModel.from_pretrained(tiny.open_model(tiny.FIXTURES / folder_of(base)), start, is_trainable=True)
+    return model.to(dtype)
+
+
+def train(model, batches, training, dtype):
     """Runs the steps; the loss of a step is the sum over its trained tokens divided once by their number."""
-    model = PeftModel.from_pretrained(tiny.open_model(tiny.FIXTURES / folder_of(base)), start, is_trainable=True).to(dtype)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=training["learning_rate"], betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY
@@ -271,7 +276,7 @@ def train(base, start, batches, training, dtype):
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    return model, records
+    return records
 
 
 def make_run(name, base, arguments, training, seed):
@@ -283,9 +288,11 @@ def make_run(name, base, arguments, training, seed):
     batches = make_batches(
         vocabulary, training["accumulate_steps"], training["sequences"], np.random.default_rng(seed)
     )
-    model, records = train(base, folder / "start", batches, training, torch.float32)
+    model = started(base, folder / "start", torch.float32)
+    records = train(model, batches, training, torch.float32)
     save(model, folder / "final", base)
-    exact_model, exact = train(base, folder / "start", batches, training, torch.float64)
+    exact_model = started(base, folder / "start", torch.float64)
+    exact = train(exact_model, batches, training, torch.float64)
     for record, truth in zip(records, exact):
         record["loss_f64"], record["grad_norm_f64"] = truth["loss"], truth["grad_norm"]
     drift = max(

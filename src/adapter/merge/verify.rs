@@ -1,12 +1,14 @@
 //! Reading a merged folder again, and comparing it with sums formed another way.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::plan::{Plan, Planned};
+use super::product::row_factor;
 use super::source::Source;
 use crate::adapter::host::HostPair;
 use crate::error::{Error, Result};
-use crate::files::{Dtype, RawTensor};
+use crate::files::{Dtype, RawTensor, hex};
 use crate::model::BaseFiles;
 
 /// Rows compared of every matrix that was changed or converted, evenly spread.
@@ -20,19 +22,28 @@ pub(super) struct Checked {
     pub max_difference: f64,
 }
 
-/// Opens `folder` as a base model and compares every tensor: bytes with bytes where nothing should have
-/// changed, otherwise rows with `W + scale * B * A` formed value by value in f64.
+/// Opens `folder` as a base model and compares every tensor: all of its bytes with the SHA-256 of what was sent to the file, then
+/// bytes with bytes where nothing should have changed, otherwise rows with `W + scale * B * A` formed in f64.
 ///
 /// # Errors
 /// A difference beyond the rounding of the stored type; a folder that does not open.
-pub(super) fn reread(source: &Source<'_>, plan: &Plan<'_>, folder: &Path) -> Result<Checked> {
+pub(super) fn reread(
+    source: &Source<'_>,
+    plan: &Plan<'_>,
+    sha256: &BTreeMap<String, String>,
+    folder: &Path,
+) -> Result<Checked> {
     let merged = BaseFiles::open(folder).map_err(|error| {
         let found = Error::failed(folder.display(), "the merged folder does not open again");
-        Error::join([found.clone(), error]).unwrap_or(found)
+        Error::join([found.clone(), error]).unwrap_or(found).into_failure()
     })?;
     let mut checked = Checked::default();
     for planned in plan.shards.entries() {
-        let (before, after) = (source.tensor(&planned.origin.source)?, merged.tensor(&planned.header.name)?);
+        let after = merged.tensor(&planned.header.name).map_err(Error::into_failure)?;
+        if sha256.get(&planned.header.name) != Some(&hex::sha256_of(&after.bytes)) {
+            return Err(differs(planned, "reads back with other bytes than were written"));
+        }
+        let before = source.tensor(&planned.origin.source)?;
         if planned.origin.pair.is_none() && before.dtype == after.dtype {
             compare_bytes(planned, &before, &after)?;
             checked.values += after.elements();
@@ -40,6 +51,8 @@ pub(super) fn reread(source: &Source<'_>, plan: &Plan<'_>, folder: &Path) -> Res
             compare_rows(planned, &before, &after, &mut checked)?;
         }
         checked.tensors += 1;
+        source.base.release();
+        merged.release();
     }
     Ok(checked)
 }
@@ -60,10 +73,9 @@ fn compare_rows(planned: &Planned<'_>, before: &RawTensor, after: &RawTensor, ch
     let columns = planned.header.shape.last().copied().unwrap_or(1);
     let rows = after.elements() / columns.max(1);
     for row in spread(rows) {
-        let expected = row_values(before, row, columns)?;
+        let expected = exact(&row_values(before, row, columns)?, planned.origin.pair, row);
         let found = row_values(after, row, columns)?;
-        for (column, (expected, found)) in expected.into_iter().zip(found).enumerate() {
-            let sum = exact(f64::from(expected), planned.origin.pair, row, column);
+        for (column, (sum, found)) in expected.into_iter().zip(found).enumerate() {
             let difference = (f64::from(found) - sum.value).abs();
             if difference > bound(after.dtype, &sum) {
                 let message = format!("row {row}, column {column} is {found}; the sum is {}", sum.value);
@@ -95,18 +107,26 @@ struct Sum {
     magnitude: f64,
 }
 
-/// `weight + scale * sum over k of B[row, k] * A[k, column]`.
-fn exact(weight: f64, pair: Option<&HostPair>, row: usize, column: usize) -> Sum {
-    let mut sum = Sum { value: weight, magnitude: weight.abs() };
-    let Some(pair) = pair else { return sum };
-    let b_row = pair.b.chunks_exact(pair.rank).nth(row).unwrap_or_default();
-    let a_column = pair.a.iter().skip(column).step_by(pair.input);
-    for (b, a) in b_row.iter().zip(a_column) {
-        let term = f64::from(pair.scale) * f64::from(*b) * f64::from(*a);
-        sum.value += term;
-        sum.magnitude += term.abs();
+/// Row `row` of `weight + scale * B * A`, at its magnitude where the pair has one.
+fn exact(weight: &[f32], pair: Option<&HostPair>, row: usize) -> Vec<Sum> {
+    let sum = |value: &f32| Sum { value: f64::from(*value), magnitude: f64::from(value.abs()) };
+    let mut sums: Vec<Sum> = weight.iter().map(sum).collect();
+    let Some(pair) = pair else { return sums };
+    for (b, a_row) in pair.terms_of_row(row) {
+        for (sum, a) in sums.iter_mut().zip(a_row) {
+            let term = f64::from(pair.scale) * f64::from(b) * f64::from(*a);
+            sum.value += term;
+            sum.magnitude += term.abs();
+        }
     }
-    sum
+    if let Some(magnitude) = &pair.magnitude {
+        let norm = sums.iter().map(|sum| sum.value.powi(2)).sum::<f64>().sqrt();
+        let factor = row_factor(magnitude, row, norm);
+        for sum in &mut sums {
+            *sum = Sum { value: sum.value * factor, magnitude: sum.magnitude * factor.abs() };
+        }
+    }
+    sums
 }
 
 /// The largest distance of a stored value from the exact sum: half a unit in the last place of its type, and the part

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::CONFIG_FILE;
 use super::fields::Fields;
 use super::patterns::{LayerChoice, Pattern, Selection, first_match};
+use crate::adapter::init::Init;
 use crate::error::{Error, Result};
 use crate::files::json;
 
@@ -29,6 +30,10 @@ pub struct PeftConfig {
     pub dropout: f64,
     /// `use_rslora`: scale by `alpha / sqrt(rank)`.
     pub rslora: bool,
+    /// `use_dora`: every pair has magnitudes.
+    pub dora: bool,
+    /// `init_lora_weights`, where it takes the product of the first factors from the base: PEFT does so again as it loads.
+    pub subtracted: Option<Init>,
     /// `base_model_name_or_path`. To be shown, never followed.
     pub base_name: Option<String>,
     place: String,
@@ -61,6 +66,8 @@ impl PeftConfig {
             alpha: fields.number("lora_alpha", 8.0),
             dropout: fields.probability("lora_dropout"),
             rslora: fields.boolean("use_rslora", false),
+            dora: fields.boolean("use_dora", false),
+            subtracted: fields.subtracted(),
             base_name: fields.optional_text("base_model_name_or_path"),
             place: place.to_owned(),
             targets: fields.selection("target_modules").unwrap_or_else(default_targets),
@@ -194,7 +201,7 @@ mod tests {
     #[test]
     fn every_problem_is_reported() {
         let error = parse(
-            r#"{"peft_type":"LOHA","r":0,"lora_alpha":"x","use_dora":true,"bias":"some","lora_dropout":2,
+            r#"{"peft_type":"LOHA","r":0,"lora_alpha":"x","use_dora":1,"bias":"some","lora_dropout":2,
                 "modules_to_save":["lm_head"],"target_modules":"(","init_lora_weights":"pissa_niter_4"}"#,
         )
         .unwrap_err();

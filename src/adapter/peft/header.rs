@@ -7,7 +7,7 @@ use std::path::Path;
 use super::config::PeftConfig;
 use super::missing::{no_adapter, no_weights};
 use super::renaming::Renaming;
-use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
+use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, MAGNITUDE_SUFFIX, PREFIX, WEIGHTS_FILE};
 use crate::adapter::base_modules::{check_sizes, module_shapes};
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafeTensorsFile;
@@ -37,6 +37,8 @@ pub struct PairHeader {
     pub(super) input: usize,
     pub(super) output: usize,
     pub(super) scale: f32,
+    /// `[out]`, where the configuration says that there are magnitudes.
+    pub(super) magnitude: Option<RawTensor>,
 }
 
 /// Most entries without effect that are named; further ones are only counted.
@@ -45,14 +47,17 @@ const MAX_UNUSED: usize = 20;
 const MAX_ZEROS_READ: usize = 1 << 30;
 
 impl PairHeader {
-    /// Values of both factors.
+    /// Values of both factors and of the magnitude.
     pub fn values(&self) -> usize {
-        self.a.elements() + self.b.elements()
+        self.a.elements() + self.b.elements() + self.magnitude.as_ref().map_or(0, RawTensor::elements)
     }
 
-    /// Whether the update is zero: a factor of only zeros, or a scale of zero. Reading ends at the first other value, and
-    /// after `budget` bytes, which then count as not zero.
+    /// Whether the update is zero: a factor of only zeros, or a scale of zero, and no magnitude. Reading ends at the first other
+    /// value, and after `budget` bytes, which then count as not zero.
     fn is_zero(&self, budget: &mut usize) -> bool {
+        if self.magnitude.is_some() {
+            return false;
+        }
         self.scale == 0.0 || is_zero(&self.b, budget) || is_zero(&self.a, budget)
     }
 }
@@ -182,6 +187,8 @@ fn read_weights(dir: &Path) -> Result<Weights> {
 enum Role<'a> {
     A(&'a str),
     B(&'a str),
+    /// The magnitudes of DoRA.
+    Magnitude(&'a str),
     /// PEFT stores the base's own matrix along with an adapter on the head.
     BaseCopy(&'a str),
     /// Of no use to plain LoRA; why.
@@ -198,6 +205,9 @@ impl<'a> Role<'a> {
         }
         if let Some(module) = path.strip_suffix(B_SUFFIX) {
             return Self::B(module);
+        }
+        if let Some(module) = path.strip_suffix(MAGNITUDE_SUFFIX) {
+            return Self::Magnitude(module);
         }
         if let Some(module) = path.strip_suffix(".base_layer.weight") {
             return Self::BaseCopy(module);
@@ -220,7 +230,7 @@ fn is_embedding_or_head(name: &str) -> bool {
 
 /// Parts of names that tell what else PEFT can store.
 const REFUSED_NAMES: [(&str, &str); 8] = [
-    (".lora_magnitude_vector", "a DoRA magnitude, which cannot be applied"),
+    (".lora_magnitude_vector.", "a DoRA magnitude with more in its name than PEFT's file has (a raw state dictionary)"),
     (".lora_embedding_", "an adapter on an embedding, which cannot be applied"),
     (".lora_B.bias", "a bias of the low-rank pair, which cannot be applied"),
     (".token_adapter.", "trained tokens, which cannot be applied"),
@@ -230,11 +240,12 @@ const REFUSED_NAMES: [(&str, &str); 8] = [
     (".weight", "a wholly trained module, which cannot be applied"),
 ];
 
-/// The two halves of a pair, as far as the file has them.
+/// The two halves of a pair and its magnitude, as far as the file has them.
 #[derive(Default)]
 struct Halves {
     a: Option<RawTensor>,
     b: Option<RawTensor>,
+    magnitude: Option<RawTensor>,
 }
 
 /// Tensors that plain LoRA has no use for, by what they are.
@@ -274,6 +285,7 @@ fn pairs_of(
         match Role::of(&name) {
             Role::A(module) => halves.entry(module.to_owned()).or_default().a = Some(tensor),
             Role::B(module) => halves.entry(module.to_owned()).or_default().b = Some(tensor),
+            Role::Magnitude(module) => halves.entry(module.to_owned()).or_default().magnitude = Some(tensor),
             Role::BaseCopy(module) => copies.push((module.to_owned(), tensor)),
             Role::Refused(_) => {}
         }
@@ -353,6 +365,7 @@ fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Re
     let place = format!("{place}: module {module}");
     let (a, b) = match (halves.a, halves.b) {
         (Some(a), Some(b)) => (a, b),
+        (None, None) => return Err(Error::input(place, "has a magnitude and neither lora_A nor lora_B")),
         (Some(_), None) => return Err(Error::input(place, "has lora_A and no lora_B")),
         _ => return Err(Error::input(place, "has lora_B and no lora_A")),
     };
@@ -368,8 +381,28 @@ fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Re
     errors.extend(
         [("lora_A", &a), ("lora_B", &b)].into_iter().filter_map(|(half, tensor)| float(&place, half, tensor).err()),
     );
+    let magnitude = halves.magnitude;
+    errors.extend(check_magnitude(&place, config, magnitude.as_ref(), output));
     let scale = config.scale_of(module)? as f32;
-    Error::none_of(errors, PairHeader { a, b, rank, input, output, scale })
+    Error::none_of(errors, PairHeader { a, b, rank, input, output, scale, magnitude })
+}
+
+/// A magnitude that is missing, of no use, or of another size or type than the pair needs.
+fn check_magnitude(place: &str, config: &PeftConfig, magnitude: Option<&RawTensor>, output: usize) -> Option<Error> {
+    const NAME: &str = "lora_magnitude_vector";
+    match (magnitude, config.dora) {
+        (None, false) => None,
+        (None, true) => Some(Error::input(place, format!("has no {NAME}; {CONFIG_FILE} says `use_dora`"))),
+        (Some(_), false) => {
+            let message = format!("has a {NAME}, which PEFT does not load without `use_dora` in {CONFIG_FILE}");
+            Some(Error::input(place, message))
+        }
+        (Some(tensor), true) if tensor.shape != [output] => {
+            let message = format!("{NAME} has shape {:?}; expected [{output}], the rows of lora_B", tensor.shape);
+            Some(Error::input(place, message))
+        }
+        (Some(tensor), true) => float(place, NAME, tensor).err(),
+    }
 }
 
 /// A half whose shape does not have the rank that the configuration gives.

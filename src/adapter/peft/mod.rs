@@ -1,6 +1,6 @@
 //! PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Reading takes a LoRA folder of any PEFT version and refuses by name what cannot be applied (every problem at
+//! Reading takes a folder of LoRA or DoRA of any PEFT version and refuses by name what cannot be applied (every problem at
 //! once). Writing keeps to the keys that every PEFT since 0.6 knows.
 
 mod config;
@@ -28,3 +28,4 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";
+const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";

@@ -15,7 +15,7 @@ impl HostAdapter {
     /// Reads the adapter folder `dir`. The base that its configuration names is not followed.
     ///
     /// # Errors
-    /// Everything wrong with the folder, in one error: what plain LoRA arithmetic cannot apply (DoRA, biases,
+    /// Everything wrong with the folder, in one error: what cannot be applied (biases,
     /// `modules_to_save`, …), halves of pairs, ranks and shapes that disagree, numbers that are not finite.
     pub fn load(dir: &Path) -> Result<Self> {
         AdapterHeader::read(dir, |_, _| false)?.decode()
@@ -26,7 +26,7 @@ impl HostAdapter {
     /// # Errors
     /// Everything that [`AdapterHeader::read_over`] refuses; numbers that are not finite.
     pub fn load_over(dir: &Path, base: &BaseFiles) -> Result<Self> {
-        AdapterHeader::read_over(dir, base)?.decode()
+        AdapterHeader::read_over(dir, base)?.decode_over(base)
     }
 }
 
@@ -57,16 +57,51 @@ impl AdapterHeader {
     /// Reads the values.
     ///
     /// # Errors
-    /// Every factor with a number that is not finite.
+    /// Every factor with a number that is not finite. An adapter over a base that PEFT changes as it loads, which only
+    /// [`decode_over`](Self::decode_over) can read.
     pub fn decode(self) -> Result<HostAdapter> {
+        match self.config.subtracted {
+            None => self.values(),
+            Some(init) => {
+                let message =
+                    format!("belongs to a base from which `init_lora_weights` = `{init}` has taken its first values");
+                let error = Error::input(&self.place, message);
+                Err(error.hint(
+                    "`merge` reads it together with the base; PEFT's `save_pretrained(..., \
+                                path_initial_model_for_weight_conversion=...)` makes it a plain LoRA",
+                ))
+            }
+        }
+    }
+
+    /// Reads the values of an adapter of `base`. Where PEFT takes the product of the first factors from the base as it loads, they
+    /// are computed again, and subtracted by the pairs.
+    ///
+    /// # Errors
+    /// Every factor with a number that is not finite; a weight of the base that cannot be read.
+    pub fn decode_over(self, base: &BaseFiles) -> Result<HostAdapter> {
+        let subtracted = self.config.subtracted;
+        let mut adapter = self.values()?;
+        if let Some(init) = subtracted {
+            init.subtract_from(base, &mut adapter)?;
+        }
+        Ok(adapter)
+    }
+
+    fn values(self) -> Result<HostAdapter> {
         let Self { config, place, pairs, renaming, metadata } = self;
         let pairs = renaming.apply(&place, pairs)?;
         let mut errors = Vec::new();
         let mut decoded = BTreeMap::new();
-        for (module, PairHeader { a, b, rank, input, output, scale }) in pairs {
+        for (module, PairHeader { a, b, rank, input, output, scale, magnitude }) in pairs {
             let place = format!("{place}: module {module}");
-            match Error::both(numbers(&place, "lora_A", &a), numbers(&place, "lora_B", &b)) {
-                Ok((a, b)) => drop(decoded.insert(module, HostPair { a, b, rank, input, output, scale })),
+            let magnitude = magnitude.map(|tensor| numbers(&place, "lora_magnitude_vector", &tensor)).transpose();
+            let factors = Error::both(numbers(&place, "lora_A", &a), numbers(&place, "lora_B", &b));
+            match Error::both(factors, magnitude) {
+                Ok(((a, b), magnitude)) => {
+                    let pair = HostPair { a, b, rank, input, output, scale, magnitude, subtracted: None };
+                    decoded.insert(module, pair);
+                }
                 Err(error) => errors.push(error),
             }
         }

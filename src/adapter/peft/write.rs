@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
+use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, MAGNITUDE_SUFFIX, PREFIX, WEIGHTS_FILE};
 use crate::adapter::host::HostAdapter;
 use crate::error::{Error, Result};
 use crate::files::safetensors::{self, TensorHeader};
@@ -27,7 +27,8 @@ pub struct SaveOptions<'a> {
 }
 
 impl HostAdapter {
-    /// Writes the two files into the folder `dir`, which is made if need be; numbers in f32.
+    /// Writes the two files into the folder `dir`, which is made if need be; numbers in f32. Subtracted pairs become part of pairs
+    /// of twice the rank.
     ///
     /// A folder that is there holds a whole adapter at every moment, unless its configuration changes: then a crash can
     /// leave a folder that every reader refuses for want of a configuration, never the weights of one adapter under the
@@ -36,6 +37,17 @@ impl HostAdapter {
     /// # Errors
     /// Failed: a file cannot be written; a pair is not among the targets.
     pub fn save(&self, dir: &Path, options: &SaveOptions<'_>) -> Result<()> {
+        let mut whole = self.without_subtraction();
+        if whole.rank != self.rank {
+            // The same scale at another rank.
+            let growth = whole.rank as f64 / self.rank as f64;
+            whole.to_mut().alpha *= if options.rslora { growth.sqrt() } else { growth };
+        }
+        whole.save_whole(dir, options)
+    }
+
+    /// [`save`](Self::save) of an adapter without subtracted pairs.
+    fn save_whole(&self, dir: &Path, options: &SaveOptions<'_>) -> Result<()> {
         let config = self.config_json(options)?;
         temporary::make_folders(dir).map_err(|error| Error::write(dir, &error))?.keep();
         let weights = dir.join(WEIGHTS_FILE);
@@ -43,7 +55,8 @@ impl HostAdapter {
         atomic::publish_described(weights, &dir.join(CONFIG_FILE), config.as_bytes())
     }
 
-    /// The content of `adapter_model.safetensors`: `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of every pair, in f32.
+    /// The content of `adapter_model.safetensors`: `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of every pair, with
+    /// magnitudes `lora_magnitude_vector` `[out]`, in f32.
     fn write_weights(&self, writer: &mut dyn Write, path: &Path) -> Result<()> {
         let mut metadata = self.metadata.clone();
         metadata.insert("format".to_owned(), "pt".to_owned());
@@ -54,7 +67,9 @@ impl HostAdapter {
                 (A_SUFFIX, vec![pair.rank, pair.input], pair.a.as_slice()),
                 (B_SUFFIX, vec![pair.output, pair.rank], pair.b.as_slice()),
             ];
-            for (suffix, shape, numbers) in halves {
+            let magnitude =
+                pair.magnitude.as_ref().map(|values| (MAGNITUDE_SUFFIX, vec![pair.output], values.as_slice()));
+            for (suffix, shape, numbers) in halves.into_iter().chain(magnitude) {
                 let name = format!("{PREFIX}{module}{suffix}");
                 values.insert(name.clone(), numbers);
                 headers.push(TensorHeader { name, dtype: Dtype::F32, shape });
@@ -104,6 +119,16 @@ impl HostAdapter {
         if options.rslora {
             // Older PEFT does not know the key, so it stands only where it is needed.
             config["use_rslora"] = json!(true);
+        }
+        let with_magnitudes = self.pairs.values().filter(|pair| pair.magnitude.is_some()).count();
+        if with_magnitudes > 0 {
+            if let Some((module, _)) = self.pairs.iter().find(|(_, pair)| pair.magnitude.is_none()) {
+                return Err(Error::failed(
+                    module,
+                    "has no magnitude, and other pairs have: PEFT knows only all or none",
+                ));
+            }
+            config["use_dora"] = json!(true);
         }
         Ok(format!("{config:#}\n"))
     }

@@ -9,6 +9,7 @@ mod csv;
 mod fields;
 #[cfg(feature = "tables")]
 mod footer;
+mod lines;
 mod list;
 mod packed;
 #[cfg(feature = "tables")]
@@ -21,6 +22,8 @@ mod unreadable;
 pub use turns::message_of;
 
 use std::path::Path;
+
+pub use lines::{Lines, lines};
 
 use super::columns::Columns;
 use super::example::Row;

@@ -19,7 +19,7 @@ use crate::files::safetensors::SafeTensorsFile;
 use crate::files::{Dtype, RawTensor};
 
 use index::ShardIndex;
-pub use weight::StoredWeight;
+pub use weight::{StoredWeight, quantiser_sha256};
 
 /// Most differences to list; further ones are only counted.
 const MAX_DIFFERENCES: usize = 100;
@@ -208,6 +208,14 @@ impl BaseFiles {
         match &self.source {
             Source::Folder(shards) => shards.files.iter().map(SafeTensorsFile::file_bytes).sum(),
             Source::Gguf(gguf) => gguf.file_bytes(),
+        }
+    }
+
+    /// Returns the memory of the mapped files' pages to the system, which reads them again on the next access.
+    pub fn release(&self) {
+        match &self.source {
+            Source::Folder(shards) => shards.files.iter().for_each(SafeTensorsFile::release),
+            Source::Gguf(gguf) => gguf.release(),
         }
     }
 

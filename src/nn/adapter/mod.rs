@@ -1,10 +1,12 @@
 //! The adapter: what is added to the frozen projections. Its parameters are the only ones that are trained.
 
+mod dora;
 mod low_rank;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+pub use dora::Dora;
 pub use low_rank::LowRank;
 
 /// The change of one projection. A new kind of adapter is a new variant: every `match` over it then names the places
@@ -13,14 +15,18 @@ pub use low_rank::LowRank;
 pub enum Delta {
     /// A low-rank pair.
     LowRank(LowRank),
+    /// A low-rank pair with trained magnitudes.
+    Dora(Dora),
 }
 
 impl Delta {
     /// The trainable matrices, in a fixed order.
     pub fn parameters(&self) -> impl Iterator<Item = &Param<Tensor<2>>> {
-        match self {
-            Self::LowRank(pair) => [&pair.a, &pair.b].into_iter(),
-        }
+        let (pair, magnitude) = match self {
+            Self::LowRank(pair) => (pair, None),
+            Self::Dora(dora) => (&dora.pair, Some(&dora.magnitude)),
+        };
+        [&pair.a, &pair.b].into_iter().chain(magnitude)
     }
 }
 
@@ -44,5 +50,15 @@ impl Adapter {
     pub fn parameters(&self) -> usize {
         let matrices = self.deltas.iter().flat_map(Delta::parameters);
         matrices.map(|matrix| matrix.dims().iter().product::<usize>()).sum()
+    }
+
+    /// Forgets what was computed from the parameters: they have changed.
+    pub fn parameters_changed(&mut self) {
+        for delta in &mut self.deltas {
+            match delta {
+                Delta::LowRank(_) => {}
+                Delta::Dora(dora) => dora.parameters_changed(),
+            }
+        }
     }
 }

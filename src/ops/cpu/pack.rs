@@ -1,5 +1,7 @@
 //! Laying the right-hand matrix of a product out in panels (see `kernel`).
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::isa::Isa;
@@ -11,9 +13,17 @@ pub trait Columns<E: Element>: Sync {
     /// Length of a column.
     fn depth(&self) -> usize;
 
-    /// Fills `panels` with columns `first..first + count`, 32 to a panel, each panel `padded_depth * 32` values.
-    /// Places beyond the depth or the last column become zero.
-    fn pack(&self, first: usize, count: usize, panels: &mut [E]);
+    /// Fills `panels` with rows `depth` of columns `first..first + count`, 32 columns to a panel, `depth.len() * 32` values each.
+    /// Places beyond the depth or the last column become zero. `depth` is not empty and consists of whole steps of the kernel.
+    fn pack(&self, first: usize, count: usize, depth: Range<usize>, panels: &mut [E]);
+
+    /// Whether several panels are packed faster at once than one after another: the memory that one takes comes in short runs.
+    fn packs_together(&self) -> bool {
+        false
+    }
+
+    /// Fetches the share `share` of `shares` of the memory that [`Columns::pack`] will read into the second-level cache.
+    fn fetch(&self, _first: usize, _count: usize, _depth: Range<usize>, _share: usize, _shares: usize) {}
 
     /// The depth a panel has: rounded up to the kernel's step.
     fn padded_depth(&self) -> usize {
@@ -38,9 +48,11 @@ impl<S: Stored, E: Element> Columns<E> for RowsAsColumns<'_, S> {
         self.depth
     }
 
-    fn pack(&self, first: usize, count: usize, panels: &mut [E]) {
-        each_panel(first, count, Columns::<E>::padded_depth(self), panels, |column, columns, panel| {
-            pack_rows(&self.data[column * self.stride..], self.stride, columns, self.depth, self.scale, panel);
+    fn pack(&self, first: usize, count: usize, depth: Range<usize>, panels: &mut [E]) {
+        let values = depth.end.min(self.depth) - depth.start;
+        each_panel(first, count, depth.len(), panels, |column, columns, panel| {
+            let data = &self.data[column * self.stride + depth.start..];
+            pack_rows(data, self.stride, columns, values, self.scale, panel);
         });
     }
 }
@@ -62,21 +74,20 @@ impl<S: Stored, E: Element> Columns<E> for PlainColumns<'_, S> {
         self.depth
     }
 
-    fn pack(&self, first: usize, count: usize, panels: &mut [E]) {
-        let depth = Columns::<E>::padded_depth(self);
-        each_panel(first, count, depth, panels, |column, columns, panel| {
+    fn pack(&self, first: usize, count: usize, depth: Range<usize>, panels: &mut [E]) {
+        each_panel(first, count, depth.len(), panels, |column, columns, panel| {
             if let (Some(panel), true, PANEL) = (E::as_f32(panel), self.scale == 1.0, columns) {
-                for (k, target) in panel.chunks_exact_mut(PANEL).enumerate() {
+                for (k, target) in depth.clone().zip(panel.chunks_exact_mut(PANEL)) {
                     S::widen_into(&self.data[k * self.stride + column..][..PANEL], target);
                 }
                 return;
             }
-            for k in 0..depth {
+            for (at, k) in depth.clone().enumerate() {
                 if k < self.depth {
                     let row = &self.data[k * self.stride + column..][..columns];
-                    write_depth_row(row, self.scale, k, panel);
+                    write_depth_row(row, self.scale, at, panel);
                 } else {
-                    write_depth_row::<f32, E>(&[], 1.0, k, panel);
+                    write_depth_row::<f32, E>(&[], 1.0, at, panel);
                 }
             }
         });

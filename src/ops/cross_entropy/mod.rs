@@ -38,7 +38,7 @@ pub fn cross_entropy(
     smoothing: f32,
 ) -> Tensor<2> {
     #[cfg(feature = "cpu")]
-    if head.weight.matrix().is_some() {
+    if has_kernel(head) {
         return cpu::cross_entropy(hidden, head, targets, softcap, smoothing);
     }
     reference::cross_entropy(hidden, head, targets, softcap, smoothing)
@@ -61,10 +61,18 @@ pub fn predictions(
     softcap: Option<f32>,
 ) -> Vec<Prediction> {
     #[cfg(feature = "cpu")]
-    if head.weight.matrix().is_some() {
+    if has_kernel(head) {
         return cpu::predictions(hidden, head, targets, softcap);
     }
-    reference::predictions(hidden, head, targets, softcap)
+    let chunks = targets.chunks(targets_per_chunk(head.weight.dims()[0]));
+    chunks.flat_map(|targets| reference::predictions(hidden.clone(), head, targets, softcap)).collect()
+}
+
+/// Whether the processor's kernel computes the loss of this head. It knows no factors on the logits (DoRA): there the logits of
+/// all targets are held at once.
+#[cfg(feature = "cpu")]
+fn has_kernel(head: &Projected<'_>) -> bool {
+    head.weight.matrix().is_some() && head.column_scale.is_none()
 }
 
 /// `cap · tanh(logits / cap)`, or the logits themselves without a cap.

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Int, Tensor, TensorData, activation};
 
 use super::{Prediction, Targets, capped};
-use crate::ops::linear::{Projected, reference::project};
+use crate::ops::linear::{Projected, linear, reference::project};
 
 /// See [`cross_entropy`](super::cross_entropy()).
 pub fn cross_entropy(
@@ -42,7 +42,13 @@ fn log_probabilities(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets,
         TensorData::new(rows.iter().map(|&row| row as i32).collect::<Vec<_>>(), [rows.len()]),
         &hidden.device(),
     );
-    let logits = project(hidden.select(0, indices), head, &rows).cast(DType::F32);
+    let picked = hidden.select(0, indices);
+    // With a factor on each logit there is no dropout, which alone depends on the rows, and `linear` keeps the weight packed.
+    let logits = match head.column_scale {
+        Some(_) => linear(picked, std::slice::from_ref(head), None),
+        None => project(picked, head, &rows),
+    };
+    let logits = logits.cast(DType::F32);
     activation::log_softmax(capped(logits, softcap), 1)
 }
 

@@ -147,13 +147,13 @@ impl Rows<'_> {
         products(&input, &weights, |row, column, outputs| {
             let index = columns.partition_point(|first| *first <= column) - 1;
             let (member, first) = (&members[index], column - columns[index]);
-            if let Some(bias) = &member.bias {
-                outputs.iter_mut().zip(&bias[first..]).for_each(|(output, bias)| *output += bias);
-            }
             if lows[index].stride > 0
                 && let Some(factors) = self.adapters[row].and_then(|adapter| adapter.at(member.site))
             {
-                factors.add(&lows[index].values[row * lows[index].stride..][..factors.rank], first, outputs);
+                factors.adapt(&lows[index].values[row * lows[index].stride..][..factors.rank], first, outputs);
+            }
+            if let Some(bias) = &member.bias {
+                outputs.iter_mut().zip(&bias[first..]).for_each(|(output, bias)| *output += bias);
             }
             // SAFETY: each output of each row is given once.
             let places = unsafe { target.slice(row * stride + column, outputs.len()) };

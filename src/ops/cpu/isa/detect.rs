@@ -30,6 +30,13 @@ pub(super) fn without_amx() -> super::Isa {
     }
 }
 
+/// Whether the processor is one of Intel's.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn is_intel() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+}
+
 /// Asks the processor for AMX-BF16, then the operating system for the permission to use it, then tries it.
 ///
 /// The permission covers every thread of the process. Without it the first instruction that touches a tile register is

@@ -1,4 +1,4 @@
-//! Which instruction set the kernels use: found at start, lowered by `BURNISH_ISA`.
+//! The instruction set of the kernels: found at start, by the processor and its vendor, or chosen by `BURNISH_ISA`.
 
 pub(crate) mod detect;
 
@@ -53,6 +53,11 @@ impl Isa {
         self >= Self::Avx512Bf16
     }
 
+    /// Frozen weights in bf16 are packed as bf16, whether they are multiplied so or widened by the kernel.
+    pub fn packs_bf16(self) -> bool {
+        self >= Self::Avx512
+    }
+
     /// The best that this machine has.
     pub fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -63,6 +68,22 @@ impl Isa {
         }
         #[cfg(not(target_arch = "x86_64"))]
         Self::Portable
+    }
+
+    /// The one that is used unless another is asked for.
+    pub fn preferred() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            Self::best().preferred_by(detect::is_intel())
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Self::best()
+    }
+
+    /// The fastest of those up to `self`, the best of a processor. Intel's multiply pairs of bf16 without AMX at half the rate of f32
+    /// (docs/performance.md), AMD's at twice that rate.
+    fn preferred_by(self, is_intel: bool) -> Self {
+        if self == Self::Avx512Bf16 && is_intel { Self::Avx512 } else { self }
     }
 
     /// Whether this process can use AMX-BF16. The first call asks the operating system for the permission.
@@ -89,7 +110,7 @@ impl Isa {
         Self::ALL.into_iter().filter(|&isa| isa <= Self::best())
     }
 
-    /// The one in use: the best there is, or the lower one that `BURNISH_ISA` or [`Isa::choose`] names.
+    /// The one in use: the preferred one, or the one that `BURNISH_ISA` or [`Isa::choose`] names.
     #[inline]
     pub fn current() -> Self {
         match CURRENT.load(Ordering::Relaxed) {
@@ -120,7 +141,7 @@ impl Isa {
     fn from_environment() -> Self {
         let named = std::env::var("BURNISH_ISA").ok();
         let wanted = named.and_then(|name| Self::ALL.into_iter().find(|isa| isa.name() == name));
-        wanted.unwrap_or(Self::Amx).choose();
+        wanted.unwrap_or_else(Self::preferred).choose();
         Self::current()
     }
 }
@@ -156,3 +177,18 @@ macro_rules! vectorised {
     };
 }
 pub(crate) use vectorised;
+
+#[cfg(test)]
+mod tests {
+    use super::Isa;
+
+    #[test]
+    fn intel_without_amx_widens_and_everything_else_is_used_as_far_as_it_goes() {
+        assert_eq!(Isa::Avx512Bf16.preferred_by(true), Isa::Avx512);
+        assert_eq!(Isa::Avx512Bf16.preferred_by(false), Isa::Avx512Bf16);
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx] {
+            assert!([true, false].iter().all(|&is_intel| isa.preferred_by(is_intel) == isa));
+        }
+        assert!(Isa::preferred() <= Isa::best());
+    }
+}

@@ -131,9 +131,9 @@ impl Kernel for CrossEntropy {
     }
 }
 
-/// Activations in bf16 on a processor that multiplies bf16.
+/// Activations in bf16 on a processor whose kernels read bf16.
 fn uses_bf16(hidden: &FlexTensor) -> bool {
-    hidden.dtype() == DType::BF16 && Isa::current().multiplies_bf16()
+    hidden.dtype() == DType::BF16 && Isa::current().packs_bf16()
 }
 
 /// The hidden states of some targets, one after another.

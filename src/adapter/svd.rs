@@ -3,7 +3,7 @@
 //! `B·A` is never formed: with orthonormal `P`, `Q` such that `B = P·R` and `Aᵀ = Q·S`, the decomposition of the small matrix
 //! `R·Sᵀ` gives that of `B·A`.
 
-use crate::adapter::host::HostPair;
+use super::host::HostPair;
 
 /// A column shorter than this share of its former length lies in the span of those before it.
 const NEGLIGIBLE: f64 = 1e-12;
@@ -13,7 +13,7 @@ const ORTHOGONAL: f64 = 1e-14;
 const MAX_SWEEPS: usize = 64;
 
 /// A matrix as its columns.
-type Columns = Vec<Vec<f64>>;
+pub(super) type Columns = Vec<Vec<f64>>;
 
 /// The best approximation of a pair's product at `rank`: `B` holds the left singular vectors times the singular values, `A` the
 /// right singular vectors (as PEFT's `svd`). Beyond the rank of the product, the factors are zero.
@@ -43,12 +43,12 @@ pub(super) fn truncated(pair: &HostPair, rank: usize) -> HostPair {
             new_a[k * input + column] = sum as f32;
         }
     }
-    HostPair { a: new_a, b: new_b, rank, input, output, scale: 1.0 }
+    HostPair { a: new_a, b: new_b, rank, input, output, scale: 1.0, ..HostPair::default() }
 }
 
 /// An orthonormal basis of the columns' span, and the coordinates of each column in it (Gram and Schmidt, each projection
 /// taken twice).
-fn orthonormal(columns: Columns) -> (Columns, Columns) {
+pub(super) fn orthonormal(columns: Columns) -> (Columns, Columns) {
     let mut basis: Columns = Vec::new();
     let mut coordinates: Columns = Vec::new();
     for mut column in columns {
