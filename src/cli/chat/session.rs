@@ -219,7 +219,8 @@ impl Session {
         let was_whole = self.left_out == 0;
         loop {
             let turns = self.turns.get(self.left_out..).unwrap_or_default();
-            let said = turns.iter().flat_map(|(question, answer)| [Message::user(question), Message::assistant(answer)]);
+            let said =
+                turns.iter().flat_map(|(question, answer)| [Message::user(question), Message::assistant(answer)]);
             let messages: Vec<Message> = system.clone().chain(said).chain([Message::user(question)]).collect();
             let ids = model.prompt(&messages, None)?;
             if turns.is_empty() || ids.len() <= room {
