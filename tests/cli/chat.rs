@@ -127,15 +127,15 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
     let mut stdout = child.stdout.take().expect("stdout");
     let mut first = [0; 1];
     stdout.read_exact(&mut first).expect("the first answer");
-    // SAFETY: sends a signal to the child, which answers all the time.
-    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
+    for _ in 0..10 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        // SAFETY: sends a signal to the child, which answers all the time.
+        assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
+    }
     drop(stdin);
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).expect("the other answers");
-    let status = child.wait().expect("it ends");
-    // Between two answers the signal ends the program, as it does any other.
-    if status.code() != Some(130) {
-        assert!(status.success());
-        assert_eq!((rest.matches("\"stopped\":true").count(), rest.lines().count()), (1, 100));
-    }
+    assert!(child.wait().expect("it ends").success());
+    assert!(rest.contains("\"stopped\":true") && rest.contains("\"stopped\":false"), "{rest}");
+    assert_eq!(rest.lines().count(), 100);
 }
