@@ -119,11 +119,16 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             Next::Nothing => continue,
             Next::End => return Ok(()),
         };
+        // Ctrl-C ends the answer, and the user sees that it does.
+        let finishing = interrupt::finish_first("");
         let outcome = match Input::of(&text) {
             Ok(Input::Command(Command::Quit)) => return Ok(()),
             Ok(input) => talk.take(&mut session, &mut lines, input),
             Err(error) => Err(error),
         };
+        // One that came too late for an answer has nothing to stop.
+        interrupt::take_ctrl_c();
+        drop(finishing);
         match outcome {
             // A line that cannot be answered does not end the conversation of someone who sits before it.
             Err(error) if is_interactive => terminal.error(&error),

@@ -252,8 +252,6 @@ impl Session {
 
     /// Runs requests to their ends, or until Ctrl-C; `emit` gets all text as it comes.
     fn run(&mut self, requests: Vec<(usize, Request)>, mut emit: impl FnMut(&str) -> Result<()>) -> Result<Vec<Reply>> {
-        // The signal ends the answer, and the user sees that it does.
-        let _finishing = interrupt::finish_first("");
         let mut places: HashMap<RequestId, usize> = HashMap::new();
         let mut replies = Vec::new();
         for (index, request) in requests {
