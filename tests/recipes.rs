@@ -31,15 +31,8 @@ fn every_shipped_recipe_trains_two_steps() {
             None => ("data.train=train.jsonl", "data.valid=valid.jsonl"),
         };
         let guard = typed.get("eval").map(|_| "eval.guard.path=valid.jsonl");
-        let settings = [
-            &base,
-            train,
-            valid,
-            "train.max_steps=2",
-            "train.accumulate_steps=1",
-            "sample.max_tokens=2",
-            &dir,
-        ];
+        let settings =
+            [&base, train, valid, "train.max_steps=2", "train.accumulate_steps=1", "sample.max_tokens=2", &dir];
         // The base of the tests lacks the tokens of other templates.
         let template = typed["data"].get("template").map(|_| "data.template='zephyr'");
         let settings = settings.into_iter().chain(template).chain(guard);

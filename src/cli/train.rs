@@ -242,7 +242,8 @@ impl Watch for TrainProgress<'_> {
                 let best = if is_best && step > 0 { ", the best so far" } else { "" };
                 let exact = exact_match.map_or(String::new(), |share| format!(", exact match {:.1}%", 100.0 * share));
                 let rewards = preferences.map_or(String::new(), |preferences| {
-                    let margin = preferences.reward_margin.map_or(String::new(), |margin| format!(", margin {margin:.4}"));
+                    let margin =
+                        preferences.reward_margin.map_or(String::new(), |margin| format!(", margin {margin:.4}"));
                     format!(", reward accuracy {:.1}%{margin}", 100.0 * preferences.reward_accuracy)
                 });
                 self.line(&format!("step {step}: validation loss {valid_loss:.4}{rewards}{exact}{best}"));

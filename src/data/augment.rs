@@ -71,9 +71,7 @@ impl Augmenter<'_> {
                 return self.change(chosen, draws) && self.change(rejected, &mut again);
             }
             Example::Labelled { answered, .. } => return self.change(answered, draws),
-            Example::PromptCompletion { prompt, .. } => {
-                *prompt = self.worded(&self.mistyped(prompt, draws), draws)
-            }
+            Example::PromptCompletion { prompt, .. } => *prompt = self.worded(&self.mistyped(prompt, draws), draws),
             Example::Alpaca { instruction, input, .. } => {
                 *instruction = self.worded(&self.mistyped(instruction, draws), draws);
                 *input = self.mistyped(input, draws);

@@ -22,7 +22,7 @@ use crate::data::{Format, Paths};
 use crate::error::{self, Error, Result};
 use crate::pull::Source;
 use crate::settings::tree::{self, Node, Place, Value};
-use crate::settings::{Describe, OrAuto, one_of, FromNode, Reader, Suggestions};
+use crate::settings::{Describe, FromNode, OrAuto, Reader, Suggestions, one_of};
 use crate::train::{EvalOn, ObjectiveKind};
 
 /// The largest recipe that is read, in bytes.
@@ -207,15 +207,24 @@ impl Recipe {
         for (key, readers) in train.unread_by_objective() {
             let readers: Vec<&str> = readers.iter().map(|kind| kind.name()).collect();
             let readers = one_of(&readers);
-            let message = format!("`{key}` does nothing under `train.objective = \"{objective}\"`: it belongs to {readers}");
+            let message =
+                format!("`{key}` does nothing under `train.objective = \"{objective}\"`: it belongs to {readers}");
             reader.problem(&self.place(key), message);
         }
         if !objective.is_preference() {
             return;
         }
         let refused = [
-            ("train.label_smoothing", train.label_smoothing > 0.0, "`train.preference_smoothing` is that of preferences"),
-            ("train.eval_on", train.eval_on == EvalOn::ExactMatch, "the loss of the objective chooses the best adapter"),
+            (
+                "train.label_smoothing",
+                train.label_smoothing > 0.0,
+                "`train.preference_smoothing` is that of preferences",
+            ),
+            (
+                "train.eval_on",
+                train.eval_on == EvalOn::ExactMatch,
+                "the loss of the objective chooses the best adapter",
+            ),
             ("data.rehearsal", data.rehearsal.is_some(), "give general examples in `eval.guard` to see what they lose"),
         ];
         for (key, _, hint) in refused.into_iter().filter(|(_, is_given, _)| *is_given) {

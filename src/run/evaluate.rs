@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 pub use report::{EvalReport, Group};
 
 use super::model::LoadedModel;
-use super::preferences::check_shapes;
 use super::outcome::Validation;
+use super::preferences::check_shapes;
 use super::watch::Watch;
 use crate::data::{self, Columns, LongPolicy, Row, Shape};
 use crate::error::{Error, Place, Result};

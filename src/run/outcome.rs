@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::preferences::PreferenceVerdict;
 use crate::bytes::Size;
 use crate::error::{Error, Place, Result, counted, printable};
-use super::preferences::PreferenceVerdict;
 use crate::eval::bootstrap::{Comparison, Verdict};
 use crate::eval::loss::{self, ExampleLoss, perplexity};
 use crate::settings::choice;

@@ -26,7 +26,9 @@ pub(super) fn check_shapes(objective: ObjectiveKind, rows: &[Row]) -> Result<()>
     let (found, rest) = (first.example.format(), others - 1);
     let more = if rest > 0 { format!(", and so are {rest} more") } else { String::new() };
     let (expected, hint) = match objective.data_format() {
-        Some(format) => (format!("`{format}`"), "the keys are `prompt`, `chosen`, `rejected`, or for \"kto\" `completion`, `label`"),
+        Some(format) => {
+            (format!("`{format}`"), "the keys are `prompt`, `chosen`, `rejected`, or for \"kto\" `completion`, `label`")
+        }
         None => (
             "examples to learn from".to_owned(),
             "preferences are for training, with `train.objective = \"dpo\"` or another that compares answers",
@@ -76,9 +78,8 @@ pub(super) fn verdict(
     let [measured_before, measured_after] =
         [before, after].map(|losses| measure(&*objective, examples, losses, before));
     let compare = |of: &dyn Fn(&Measured) -> Option<f64>, better: Better| {
-        let shares = |measured: &[Measured]| -> Vec<Share> {
-            measured.iter().filter_map(of).map(Share::of_score).collect()
-        };
+        let shares =
+            |measured: &[Measured]| -> Vec<Share> { measured.iter().filter_map(of).map(Share::of_score).collect() };
         bootstrap::compare(&shares(&measured_before), &shares(&measured_after), better, settings.seed)
     };
     let by_loss = compare(&|one| Some(one.loss), Better::Lower);
@@ -162,7 +163,10 @@ impl fmt::Display for PreferenceVerdict {
         ];
         for (name, before, after, tokens) in log_probabilities {
             if let (Some(before), Some(after), Some(tokens)) = (before, after, tokens) {
-                write!(f, "\n  {name} answers: log-probability {before:.2} -> {after:.2}, {tokens:.1} tokens on average")?;
+                write!(
+                    f,
+                    "\n  {name} answers: log-probability {before:.2} -> {after:.2}, {tokens:.1} tokens on average"
+                )?;
             }
         }
         warnings.iter().try_for_each(|warning| write!(f, "\n  warning: {warning}"))
@@ -194,7 +198,8 @@ mod tests {
         let settings = TrainSettings { objective: ObjectiveKind::Dpo, ..TrainSettings::default() };
         let after: Vec<f64> = (0..lengths.len()).flat_map(|index| changes(index).map(|by| 10.0 + by)).collect();
         let before = losses(vec![10.0; after.len()]);
-        verdict("test", &settings, &pairs(lengths), (&before, &losses(after)), |index| index.to_string()).expect("finite")
+        verdict("test", &settings, &pairs(lengths), (&before, &losses(after)), |index| index.to_string())
+            .expect("finite")
     }
 
     #[test]
@@ -206,7 +211,10 @@ mod tests {
         assert_eq!((preferences.accuracy.before, preferences.accuracy.after), (0.5, 1.0));
         assert!(preferences.accuracy.low > 0.0 && preferences.warnings.is_empty());
         let text = found.to_string();
-        assert!(text.contains("reward accuracy 50.0% -> 100.0% (+50.0%, 95% interval +50.0% to +50.0%), margin 0.0000"), "{text}");
+        assert!(
+            text.contains("reward accuracy 50.0% -> 100.0% (+50.0%, 95% interval +50.0% to +50.0%), margin 0.0000"),
+            "{text}"
+        );
         assert!(!text.contains("token accuracy"), "{text}");
     }
 
@@ -237,9 +245,14 @@ mod tests {
         let row = |line: usize, example: Example| Row::new(Position::line("d.jsonl", line), example);
         let rows = [row(1, pair()), row(2, text()), row(3, text())];
         let error = check_shapes(ObjectiveKind::Dpo, &rows).expect_err("texts").to_string();
-        assert!(error.starts_with("d.jsonl:2: is read as `text`, and so are 1 more; the objective `dpo` takes"), "{error}");
+        assert!(
+            error.starts_with("d.jsonl:2: is read as `text`, and so are 1 more; the objective `dpo` takes"),
+            "{error}"
+        );
         let error = check_shapes(ObjectiveKind::Sft, &rows).expect_err("a pair").to_string();
         assert!(error.starts_with("d.jsonl:1: is read as `preference`;"), "{error}");
-        assert!(check_shapes(ObjectiveKind::Kto, &rows).is_err() && check_shapes(ObjectiveKind::SimPo, &rows[..1]).is_ok());
+        assert!(
+            check_shapes(ObjectiveKind::Kto, &rows).is_err() && check_shapes(ObjectiveKind::SimPo, &rows[..1]).is_ok()
+        );
     }
 }

@@ -12,8 +12,8 @@ use super::watch::Watch;
 use crate::data::Encoded;
 use crate::error::{Error, Result};
 use crate::files::versions::{Draft, Newest, Version, Versions};
-use crate::train::{State, preference};
 use crate::train::best::Evaluations;
+use crate::train::{State, preference};
 
 const EXTRAS_FILE: &str = "run.json";
 const METRICS_FILE: &str = "metrics.jsonl";

@@ -88,7 +88,8 @@ pub fn evaluated<'a>(objective: &dyn Objective, examples: &'a [Encoded]) -> Resu
 /// # Errors
 /// Input: all examples have the same prompt.
 pub fn mismatched(examples: &[Encoded]) -> Result<Vec<Encoded>> {
-    let answer_of = |example: &Encoded| example.trained.iter().position(|trained| *trained).unwrap_or(example.ids.len());
+    let answer_of =
+        |example: &Encoded| example.trained.iter().position(|trained| *trained).unwrap_or(example.ids.len());
     let of = |index: usize| {
         let example = &examples[index];
         let prompt = &example.ids[..answer_of(example)];

@@ -37,12 +37,7 @@ impl<'a> References<'a> {
     ///
     /// # Errors
     /// An adapter that does not fit; those of [`mismatched`].
-    pub fn of(
-        decoder: &'a Decoder,
-        start: &HostAdapter,
-        train: &[Encoded],
-        objective: &dyn Objective,
-    ) -> Result<Self> {
+    pub fn of(decoder: &'a Decoder, start: &HostAdapter, train: &[Encoded], objective: &dyn Objective) -> Result<Self> {
         let adapter = match objective.has_reference() {
             true => Some(start.attach(decoder.config(), decoder.device())?),
             false => None,

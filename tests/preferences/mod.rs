@@ -32,14 +32,17 @@ fn job() -> TempDir {
         let sum = if is_right { a + b } else { a + b + 2 };
         format!("{{\"prompt\": \"{a} and {b} is \", \"completion\": \"{sum}\", \"label\": {is_right}}}\n")
     };
-    let (pairs, answers): (Vec<String>, Vec<String>) = (sums.iter().map(pair).collect(), sums.iter().map(answer).collect());
+    let (pairs, answers): (Vec<String>, Vec<String>) =
+        (sums.iter().map(pair).collect(), sums.iter().map(answer).collect());
     write("train.jsonl", &pairs[..21]);
     write("valid.jsonl", &pairs[21..]);
     write("labelled.train.jsonl", &answers[..21]);
     write("labelled.valid.jsonl", &answers[21..]);
     let path = folder.path().join("recipe.toml");
     let recipe = fs::read_to_string(&path).expect("the recipe");
-    let recipe = recipe.replace("[train]\n", "[train]\nobjective = \"dpo\"\n").replace("rank = 4\n", "rank = 4\ndropout = 0.1\n");
+    let recipe = recipe
+        .replace("[train]\n", "[train]\nobjective = \"dpo\"\n")
+        .replace("rank = 4\n", "rank = 4\ndropout = 0.1\n");
     fs::write(&path, recipe).expect("written");
     folder
 }
@@ -60,7 +63,10 @@ fn a_job_on_pairs_measures_rewards_and_says_so() {
     let evaluations: Vec<&Value> = lines.iter().filter(|line| line.get("valid_loss").is_some()).collect();
     let first = evaluations[0];
     assert!((first["valid_loss"].as_f64().expect("a loss") - 2f64.ln()).abs() < 1e-9, "{first}");
-    assert_eq!((first["valid_reward_margin"].as_f64(), first["valid_reward_accuracy"].as_f64()), (Some(0.0), Some(0.5)));
+    assert_eq!(
+        (first["valid_reward_margin"].as_f64(), first["valid_reward_accuracy"].as_f64()),
+        (Some(0.0), Some(0.5))
+    );
     let last = evaluations.last().expect("one");
     assert!(last["valid_reward_margin"].as_f64() > Some(0.0), "{last}");
     for key in ["preferred_log_probability", "other_log_probability", "preferred_tokens", "other_tokens"] {
@@ -82,7 +88,8 @@ fn a_job_on_pairs_measures_rewards_and_says_so() {
 #[test]
 fn a_resumed_run_ends_bit_for_bit_as_one_that_was_not_stopped() {
     // The rate does not depend on the length of the run, and step 4 is evaluated in any case.
-    let common = ["train.checkpoint_steps=2", "train.accumulate_steps=2", "train.eval_steps=2", "train.schedule=constant"];
+    let common =
+        ["train.checkpoint_steps=2", "train.accumulate_steps=2", "train.eval_steps=2", "train.schedule=constant"];
     for settings in [&["train.objective=dpo"][..], &LABELLED] {
         let settings = [settings, &common, &["train.epochs=3"]].concat();
         let trained = |folder: &TempDir, arguments: &[&str], more: &[&str]| {
@@ -111,7 +118,12 @@ fn every_objective_trains_in_every_layout() {
         &["train.objective=orpo", "base.quant=nf4"],
         &["train.objective=simpo", "data.packing=true"],
         &["train.objective=dpo", "base.compute=bf16", "train.rpo_alpha=0.2", "data.augment.typing_errors=0.1"],
-        &["data.train=labelled.train.jsonl", "data.valid=labelled.valid.jsonl", "train.objective=kto", "train.recompute=block"],
+        &[
+            "data.train=labelled.train.jsonl",
+            "data.valid=labelled.valid.jsonl",
+            "train.objective=kto",
+            "train.recompute=block",
+        ],
         &["data.train=train.jsonl", "train.preference_smoothing=0.1", "train.length_normalised=true", "train.beta=1"],
     ];
     let folder = job();
@@ -205,7 +217,8 @@ fn a_pair_has_one_prompt_whatever_is_done_to_it() {
     let with = |completion: &str| {
         Box::new(Example::PromptCompletion { prompt: prompt.clone(), completion: completion.to_owned() })
     };
-    let pair = Example::Preference { chosen: with("It is."), rejected: with("Who knows, who would ask me about gates?") };
+    let pair =
+        Example::Preference { chosen: with("It is."), rejected: with("Who knows, who would ask me about gates?") };
     let row = Row::new(Position::line("d.jsonl", 1), pair.clone());
     let whole = encoder.encode(&pair).expect("encodes");
     let max = whole.longest_tokens() - 10;
@@ -225,9 +238,11 @@ fn a_pair_has_one_prompt_whatever_is_done_to_it() {
     assert!((0..2).all(|index| before[index].1 == after[index].1) && before[0].1 != before[1].1, "answers stay");
     assert_eq!(cut(8).dropped_long, 1);
 
-    let settings = Augment { wordings: vec!["{prompt}".into(), "Well: {prompt}".into()], token_dropout: 0.2, typing_errors: 0.1 };
+    let settings =
+        Augment { wordings: vec!["{prompt}".into(), "Well: {prompt}".into()], token_dropout: 0.2, typing_errors: 0.1 };
     let examples = [pair];
-    let augmenter = Augmenter { encoder: &encoder, settings: &settings, seed: 5, max_seq_tokens: 4096, examples: &examples };
+    let augmenter =
+        Augmenter { encoder: &encoder, settings: &settings, seed: 5, max_seq_tokens: 4096, examples: &examples };
     for epoch in 0..5 {
         let changed = parts(&augmenter.sequence(epoch, 0).expect("encodes"));
         assert!(changed[0].0 == changed[1].0 && changed[0].0 != before[0].0, "epoch {epoch}");

@@ -60,13 +60,16 @@ fn of_turns(before: Option<&str>, fields: &mut Fields) -> Result<Example, String
         prompt.extend(text.map(Message::user));
         if prompt.is_empty() {
             let [chosen, rejected] = ["chosen", "rejected"].map(|key| fields.columns.name(key));
-            return Err(format!("`{chosen}` and `{rejected}` begin with no turn of a user that both have, and there is no prompt"));
+            return Err(format!(
+                "`{chosen}` and `{rejected}` begin with no turn of a user that both have, and there is no prompt"
+            ));
         }
     } else if begins_with_prompt {
         prompt = answers[0][..shared].to_vec();
         answers.iter_mut().for_each(|answer| drop(answer.drain(..shared)));
         // UltraFeedback has the question once more, as a text.
-        let is_repeated = prompt.iter().any(|turn| fields.peek("prompt").and_then(Value::as_str) == Some(&turn.content));
+        let is_repeated =
+            prompt.iter().any(|turn| fields.peek("prompt").and_then(Value::as_str) == Some(&turn.content));
         if is_repeated {
             fields.take("prompt");
         }

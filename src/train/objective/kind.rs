@@ -92,7 +92,8 @@ impl TrainSettings {
 
     /// The settings that are given and that the objective does not read, each with the objectives that do.
     pub fn unread_by_objective(&self) -> Vec<(&'static str, &'static [ObjectiveKind])> {
-        let unread = SPECIAL.iter().filter(|(_, is_given, readers)| is_given(self) && !readers.contains(&self.objective));
+        let unread =
+            SPECIAL.iter().filter(|(_, is_given, readers)| is_given(self) && !readers.contains(&self.objective));
         unread.map(|(key, _, readers)| (*key, *readers)).collect()
     }
 }

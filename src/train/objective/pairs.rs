@@ -86,13 +86,7 @@ pub(super) mod tests {
     /// The weights of `objective` against differences of its value.
     pub(in super::super) fn check_gradient(objective: &dyn Objective) {
         let losses = losses();
-        let step = StepSize {
-            tokens: 40,
-            trained_tokens: 28,
-            chosen_tokens: 18,
-            sequences: 8,
-            divergence: 0.3,
-        };
+        let step = StepSize { tokens: 40, trained_tokens: 28, chosen_tokens: 18, sequences: 8, divergence: 0.3 };
         let share = objective.share(&losses, &step);
         assert_eq!(share.weights.len(), losses.len());
         for (index, weight) in share.weights.iter().enumerate() {
