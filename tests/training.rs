@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::Device;
 use burnish::adapter::host::HostAdapter;
-use burnish::data::Encoded;
+use burnish::data::{Encoded, Judged};
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Batch, Decoder};
 use burnish::nn::{Noise, token_numbers};
 use burnish::train::evaluate::{evaluate, evaluate_at_once};
 use burnish::train::objective::Sft;
-use burnish::train::step::{AdapterTrainer, StepReport};
+use burnish::train::step::{AdapterTrainer, Known, StepReport};
 use burnish::train::{Batching, Event, Job, Layout, Part, Schedule, ScheduleKind, TrainSettings, fit};
 use serde_json::Value;
 
@@ -163,6 +163,7 @@ fn sequences(lengths: &[usize]) -> Vec<Encoded> {
         trained: (0..length).map(|position| position >= length / 3).collect(),
         untrained_turns: 0,
         weight: 1.0,
+        judged: Judged::Not,
     };
     lengths.iter().enumerate().map(sequence).collect()
 }
@@ -251,7 +252,7 @@ fn trainer_with_dropout(settings: &TrainSettings) -> (Decoder, AdapterTrainer) {
 }
 
 fn joined(sequences: &[Encoded], by: usize) -> Vec<Batch> {
-    sequences.chunks(by).map(|chunk| Batch::join(chunk.iter().map(Encoded::parts))).collect()
+    sequences.chunks(by).map(|chunk| Batch::join(chunk.iter().flat_map(Encoded::sequences))).collect()
 }
 
 #[test]
@@ -290,7 +291,10 @@ fn noise_belongs_to_an_example_and_not_to_its_place_in_the_step() {
     let step = |order: [usize; 4], numbers: [u64; 4], by: usize| {
         let (decoder, mut trainer) = trainer_with_dropout(&settings);
         let ordered: Vec<Encoded> = order.iter().map(|index| all[*index].clone()).collect();
-        trainer.step_on(&decoder, &joined(&ordered, by), &numbers, 1e-3, 7).loss
+        {
+            let known = Known { sequences: numbers.to_vec(), ..Known::default() };
+            trainer.step_knowing(&decoder, &joined(&ordered, by), &known, 1e-3, 7).loss
+        }
     };
     let first = step([0, 1, 2, 3], [0, 1, 2, 3], 4);
     for (order, numbers, by) in [([3, 1, 0, 2], [3, 1, 0, 2], 4), ([1, 0, 3, 2], [1, 0, 3, 2], 2)] {
