@@ -214,6 +214,27 @@ fn the_fast_kernels_stay_near_the_exact_ones() {
     }
 }
 
+#[test]
+fn guessed_tokens_change_no_answer() {
+    let _turn = turn();
+    let mut guessed = 0;
+    for (folder, _) in models() {
+        let decoder = load(&folder, Compute::F32);
+        let ids = Expected::read(&folder).ids();
+        // A tiny model repeats itself soon. With a bias that changes nothing, no token is guessed.
+        let request = greedy(&ids[..7], 60);
+        let bias = SamplerConfig { logit_bias: vec![(0, 0.0)], ..SamplerConfig::default() };
+        let plain = Request { sampler: bias, ..request.clone() };
+        let mut engine = engine(&decoder, options(Precision::Fast));
+        let without = answers(&mut engine, &[plain]).remove(0);
+        assert_eq!(engine.statistics().guessed_tokens, 0);
+        let with = answers(&mut engine, &[request]).remove(0);
+        assert_eq!(with.outcome(), without.outcome(), "{}", folder.display());
+        guessed += engine.statistics().guessed_tokens;
+    }
+    assert!(guessed > 500, "{guessed} guesses were right");
+}
+
 fn tiny() -> Decoder {
     load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/smollm.gguf"), Compute::F32)
 }

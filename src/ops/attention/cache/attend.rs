@@ -102,8 +102,9 @@ fn rotate(qkv: &mut [f32], pieces: &[PagedPiece<'_>], geometry: &Geometry) {
     let places: Vec<(usize, Option<Arc<RopeTable>>)> = pieces
         .iter()
         .flat_map(|piece| {
-            let table = geometry.rope.as_ref().map(|rope| rope.table(piece.total));
-            (piece.cache.length()..piece.cache.length() + piece.count).map(move |position| (position, table.clone()))
+            let end = piece.cache.length() + piece.count;
+            let table = geometry.rope.as_ref().map(|rope| rope.table(piece.total.max(end)));
+            (piece.cache.length()..end).map(move |position| (position, table.clone()))
         })
         .collect();
     let turn = |index: usize, row: &mut [f32]| {
