@@ -232,7 +232,7 @@ fn guessed_tokens_change_no_answer() {
         assert_eq!(with.outcome(), without.outcome(), "{}", folder.display());
         guessed += engine.statistics().guessed_tokens;
     }
-    assert!(guessed > 500, "{guessed} guesses were right");
+    assert!(guessed > 100, "{guessed} guesses were right");
 }
 
 fn tiny() -> Decoder {
