@@ -342,7 +342,7 @@ impl Engine {
     fn advance(&mut self) -> Vec<Vec<Vec<f32>>> {
         for index in 0..self.running.len() {
             let one = &self.running[index];
-            if one.fed > 0 && self.model.switches(one.fed, one.tokens.len()) {
+            if one.fed > 0 && self.model.switches(one.read_as, one.tokens.len()) {
                 let (past, chain) = (self.model.begin(), self.chain(one));
                 self.running[index].read_anew(past, chain);
             }
@@ -357,7 +357,7 @@ impl Engine {
             let count = if missing == 1 { 1 } else { missing.min(room) };
             room -= count.min(room);
             one.next = one.tokens[one.fed..one.fed + count].to_vec();
-            one.fed += count;
+            (one.fed, one.read_as) = (one.fed + count, total);
             if missing == 1 {
                 let most = guesses.saturating_sub(1).min(one.most_guesses());
                 let guessed = one.lookup.guess(&one.tokens, most);
