@@ -47,6 +47,8 @@ mod recipes;
 mod resume;
 mod runs;
 mod scores;
+#[cfg(feature = "serve")]
+mod serve;
 mod tables;
 mod templates;
 mod tidy;

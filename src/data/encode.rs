@@ -45,7 +45,11 @@ impl Encoder {
         Self { vocabulary: rows, ..self }
     }
 
-    pub(super) fn check_ids(&self, ids: &[u32]) -> Result<()> {
+    /// Checks that the model has an embedding for every id.
+    ///
+    /// # Errors
+    /// Input: a token without one.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) else { return Ok(()) };
         let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
         let message = format!("token {id} {token:?} lies beyond the {} rows of the model's embedding", self.vocabulary);
@@ -172,7 +176,10 @@ impl Encoder {
     }
 
     /// [`Self::encode_prompt`] with tools that the assistant may call.
-    fn encode_prompt_with(&self, messages: &[Message], tools: Option<&Value>) -> Result<Vec<u32>> {
+    ///
+    /// # Errors
+    /// Those of [`Self::encode_prompt`].
+    pub fn encode_prompt_with(&self, messages: &[Message], tools: Option<&Value>) -> Result<Vec<u32>> {
         let Some(template) = &self.template else {
             return match messages {
                 [Message { role: Role::User, content, .. }] => {

@@ -16,6 +16,7 @@ pub mod memory_fit;
 pub mod memory_plan;
 pub mod merge;
 pub mod model;
+pub mod named;
 mod notices;
 pub mod outcome;
 pub mod prepare;

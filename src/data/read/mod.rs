@@ -19,6 +19,8 @@ mod shape;
 mod turns;
 mod unreadable;
 
+pub use turns::message_of;
+
 use std::path::Path;
 
 pub use lines::{Lines, lines};

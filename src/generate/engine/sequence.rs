@@ -55,6 +55,8 @@ impl Running {
         (most_tokens, reserved_bytes): (usize, usize),
     ) -> Self {
         let tokens = std::mem::take(&mut request.prompt);
+        let own = request.tokenizer.take();
+        let tokenizer = own.as_ref().unwrap_or(tokenizer);
         Self {
             id,
             adapter,

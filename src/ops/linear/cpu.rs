@@ -76,7 +76,7 @@ impl Kernel for Group {
     fn backward(&self, saved: Saved, gradient: FlexTensor, wanted: &[bool]) -> Vec<Option<FlexTensor>> {
         let (dx, pairs) = if uses_bf16(saved.dtype) {
             // Rounded once, rather than by every task of every product that reads it; not where products take f32.
-            let is_rounded = gradient.dtype() == DType::F32 && !bf16::widens(Isa::current());
+            let is_rounded = gradient.dtype() == DType::F32 && !bf16::lays_out(Isa::current());
             let rounded = is_rounded.then(|| narrowed(&gradient));
             self.gradients::<bf16>(&saved, rounded.as_ref().unwrap_or(&gradient), wanted[0])
         } else {
@@ -179,19 +179,28 @@ impl Group {
         let [tokens, input] = dims(x);
         let mut low = vec![0f32; tokens * ranks.total()];
         let sources = self.low_sources(x);
-        let columns: Vec<_> = factors
-            .iter()
-            .map(|(a, _)| RowsAsColumns { data: f32s(a), stride: input, depth: input, scale: 1.0 })
-            .collect();
+        // Pairs with the same input are one matrix: their few columns share panels.
+        let is_dropped = self.members.iter().any(|member| matches!(member.pair, Some((_, Some(_)))));
+        let factors: Vec<Vec<f32>> = if is_dropped {
+            factors.iter().map(|(a, _)| f32s(a).to_vec()).collect()
+        } else {
+            vec![factors.iter().flat_map(|(a, _)| f32s(a)).copied().collect()]
+        };
+        let columns: Vec<_> =
+            factors.iter().map(|data| RowsAsColumns { data, stride: input, depth: input, scale: 1.0 }).collect();
+        let mut column = 0;
         let parts: Vec<Part<'_, E>> = sources
             .iter()
             .zip(&columns)
-            .enumerate()
-            .map(|(pair, (source, columns))| Part {
-                column: ranks.first[pair],
-                columns: ranks.of_pair(pair),
-                terms: vec![Term { rows: rows(source), columns }],
-                bias: None,
+            .map(|(source, factor)| {
+                let (first, count) = (column, factor.data.len() / input);
+                column += count;
+                Part {
+                    column: first,
+                    columns: count,
+                    terms: vec![Term { rows: rows(source), columns: factor }],
+                    bias: None,
+                }
             })
             .collect();
         product(tokens, &parts, Epilogue::default(), OutputBuffer::f32(&mut low, ranks.total()));
