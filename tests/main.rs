@@ -37,6 +37,7 @@ mod merge_proof;
 mod model;
 mod ops;
 mod optimisers;
+mod preferences;
 mod preflight;
 mod pull;
 mod qlora;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::Device;
 use burnish::adapter::host::HostAdapter;
-use burnish::data::Encoded;
+use burnish::data::{Encoded, Judged};
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Batch, Decoder};
@@ -163,6 +163,7 @@ fn sequences(lengths: &[usize]) -> Vec<Encoded> {
         trained: (0..length).map(|position| position >= length / 3).collect(),
         untrained_turns: 0,
         weight: 1.0,
+        judged: Judged::Not,
     };
     lengths.iter().enumerate().map(sequence).collect()
 }
@@ -238,7 +239,7 @@ fn one_step(settings: &TrainSettings, micro_batches: &[Batch]) -> (StepReport, H
 }
 
 fn joined(sequences: &[Encoded], by: usize) -> Vec<Batch> {
-    sequences.chunks(by).map(|chunk| Batch::join(chunk.iter().map(Encoded::parts))).collect()
+    sequences.chunks(by).map(|chunk| Batch::join(chunk.iter().flat_map(Encoded::sequences))).collect()
 }
 
 #[test]

@@ -19,6 +19,7 @@ pub mod model;
 pub mod named;
 mod notices;
 pub mod outcome;
+pub mod preferences;
 pub mod prepare;
 pub mod probe;
 mod recorder;

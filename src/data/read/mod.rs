@@ -14,6 +14,7 @@ mod list;
 mod packed;
 #[cfg(feature = "tables")]
 mod parquet;
+mod preferences;
 mod rows;
 mod shape;
 mod turns;

@@ -337,7 +337,7 @@ impl Engine {
     fn advance(&mut self) -> Vec<Option<Vec<f32>>> {
         for index in 0..self.running.len() {
             let one = &self.running[index];
-            if one.fed > 0 && self.model.switches(one.fed, one.tokens.len()) {
+            if one.fed > 0 && self.model.switches(one.read_as, one.tokens.len()) {
                 let (past, chain) = (self.model.begin(), self.chain(one));
                 self.running[index].read_anew(past, chain);
             }
@@ -353,7 +353,7 @@ impl Engine {
             is_read.push(wants_logits);
             if count > 0 {
                 let new = &one.tokens[one.fed..one.fed + count];
-                one.fed += count;
+                (one.fed, one.read_as) = (one.fed + count, total);
                 pieces.push(Piece { new, past: &mut one.past, adapter: one.adapter.as_deref(), total, wants_logits });
             }
         }

@@ -25,6 +25,8 @@ pub(super) struct Running {
     pub(super) prompt_tokens: usize,
     /// Tokens that the model has seen.
     pub(super) fed: usize,
+    /// Tokens that were known when the model read the last: they chose the rotation of positions.
+    pub(super) read_as: usize,
     pub(super) past: Past,
     /// Tokens of the prompt that were in the cache when it began.
     pub(super) cached_prompt_tokens: usize,
@@ -59,6 +61,7 @@ impl Running {
             prompt_tokens: tokens.len(),
             tokens,
             fed: 0,
+            read_as: 0,
             past,
             cached_prompt_tokens: 0,
             chain: Chain::new(None, false),
@@ -75,7 +78,7 @@ impl Running {
     /// Begins with a past of `cached` tokens, whole blocks of this hash.
     pub(super) fn begin(&mut self, cached: usize, chain: Chain) {
         self.seconds_waiting = self.submitted.elapsed().as_secs_f64();
-        (self.fed, self.cached_prompt_tokens) = (cached, cached);
+        (self.fed, self.read_as, self.cached_prompt_tokens) = (cached, self.tokens.len(), cached);
         (self.chain, self.kept_blocks) = (chain, cached / BLOCK_TOKENS);
     }
 

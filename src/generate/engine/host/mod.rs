@@ -30,7 +30,12 @@ impl HostProjection {
         let matrix = projection.weight.matrix()?;
         let weight = match precision {
             Precision::Exact => Weight::AsStored(matrix.clone()),
-            Precision::Fast => Weight::Repacked(Arc::new(Panels::new(matrix))),
+            Precision::Fast => {
+                let panels = Panels::new(matrix);
+                // The pages of a mapped file are not needed any more, or only as rows of an embedding.
+                matrix.release();
+                Weight::Repacked(Arc::new(panels))
+            }
         };
         Some(Self { weight, bias: projection.bias.clone(), site: projection.site })
     }
