@@ -118,12 +118,7 @@ impl Running {
 
     /// Chooses the tokens that follow, by the logits after the last token and after each guess, as far as the guesses are right;
     /// whether the answer goes on.
-    pub(super) fn take_all(
-        &mut self,
-        logits: &[Vec<f32>],
-        totals: &mut Statistics,
-        events: &mut Vec<Event>,
-    ) -> bool {
+    pub(super) fn take_all(&mut self, logits: &[Vec<f32>], totals: &mut Statistics, events: &mut Vec<Event>) -> bool {
         let first_guess = self.next.len() + 1 - logits.len();
         let mut right = 0;
         for logits in logits {
