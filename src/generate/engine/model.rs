@@ -45,8 +45,8 @@ pub(super) struct Piece<'a> {
     pub(super) adapter: Option<&'a Attached>,
     /// Tokens of the sequence as far as it is known.
     pub(super) total: usize,
-    /// Whether the logits after the last token are wanted.
-    pub(super) wants_logits: bool,
+    /// The number of its last tokens after which logits are wanted: at most one, where [`Model::forgets`] says no.
+    pub(super) wanted: usize,
 }
 
 /// A model that continues sequences.
@@ -155,28 +155,47 @@ impl Model {
         if let (Some(host), None) = (&self.host, factors.and_then(AdapterFactors::tensors)) {
             let adapter = factors.and_then(AdapterFactors::host);
             let (total, mut past) = (prompt.len(), host.begin());
-            return host.mean_hidden(HostPiece { new: prompt, past: &mut past, adapter, total, wants_logits: false });
+            return host.mean_hidden(HostPiece { new: prompt, past: &mut past, adapter, total, wanted: 0 });
         }
         self.decoder.mean_hidden(prompt, factors.and_then(AdapterFactors::tensors))
     }
 
-    /// Feeds the pieces; the logits of those that want them, in order.
+    /// Whether tokens of a sequence can be forgotten again.
+    pub(super) fn forgets(past: &Past) -> bool {
+        match past {
+            #[cfg(feature = "cpu")]
+            Past::Paged(_) => true,
+            Past::Tensors(_) => false,
+        }
+    }
+
+    /// Forgets the tokens of a sequence from `length` on, where it [`forgets`](Self::forgets).
+    pub(super) fn truncate(past: &mut Past, length: usize) {
+        match past {
+            #[cfg(feature = "cpu")]
+            Past::Paged(caches) => HostModel::truncate(caches, length),
+            Past::Tensors(_) => {
+                let _ = length;
+            }
+        }
+    }
+
+    /// Feeds the pieces; the logits that they want, in order.
     pub(super) fn advance(&self, pieces: &mut [Piece<'_>]) -> Vec<Vec<f32>> {
         #[cfg(feature = "cpu")]
         if let Some(host) = &self.host {
             let on_host = pieces.iter_mut().filter_map(|piece| {
                 let Past::Paged(past) = &mut *piece.past else { return None };
                 let adapter = piece.adapter.and_then(|attached| attached.factors.host());
-                let Piece { new, total, wants_logits, .. } = *piece;
-                Some(HostPiece { new, past, adapter, total, wants_logits })
+                let Piece { new, total, wanted, .. } = *piece;
+                Some(HostPiece { new, past, adapter, total, wanted })
             });
             let mut on_host: Vec<HostPiece<'_>> = on_host.collect();
             let of_host = if on_host.is_empty() { Vec::new() } else { host.advance(&mut on_host) };
             let (mut of_host, mut of_tensors) = (of_host.into_iter(), self.advance_tensors(pieces).into_iter());
-            let wanting = pieces.iter().filter(|piece| piece.wants_logits);
-            let in_order = wanting.filter_map(|piece| match &*piece.past {
-                Past::Paged(_) => of_host.next(),
-                Past::Tensors(_) => of_tensors.next(),
+            let in_order = pieces.iter().flat_map(|piece| match &*piece.past {
+                Past::Paged(_) => of_host.by_ref().take(piece.wanted).collect::<Vec<_>>(),
+                Past::Tensors(_) => of_tensors.by_ref().take(piece.wanted).collect(),
             });
             return in_order.collect();
         }
@@ -199,7 +218,7 @@ impl Model {
                     Past::Paged(_) => continue,
                 });
                 new.push(piece.new);
-                places.push((place, piece.wants_logits));
+                places.push((place, piece.wanted > 0));
                 adapter = piece.adapter.and_then(|attached| attached.factors.tensors());
             }
             if new.is_empty() {
