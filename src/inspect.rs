@@ -199,16 +199,10 @@ fn data_file(path: &Path) -> Result<Data> {
     let rows = data::read(path, None)?;
     let (mut format, mut turns) = ("", None);
     for row in &rows {
-        format = match &row.example {
-            Example::PromptCompletion { .. } => data::Format::PromptCompletion,
-            Example::Alpaca { .. } => data::Format::Alpaca,
-            Example::Chat { messages, .. } => {
-                *turns.get_or_insert(0) += messages.len();
-                data::Format::Chat
-            }
-            Example::Text { .. } => data::Format::Text,
+        format = row.example.format().name();
+        if let Example::Chat { messages, .. } = row.example.plain() {
+            *turns.get_or_insert(0) += messages.len();
         }
-        .name();
     }
     let bytes = std::fs::metadata(path).map_err(|error| Error::read(path, &error))?.len();
     Ok(Data { path: path.to_owned(), format, examples: rows.len(), turns, bytes })

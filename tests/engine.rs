@@ -222,6 +222,27 @@ fn the_fast_kernels_stay_near_the_exact_ones() {
     }
 }
 
+#[test]
+fn guessed_tokens_change_no_answer() {
+    let _turn = turn();
+    let mut guessed = 0;
+    for (folder, _) in models() {
+        let decoder = load(&folder, Compute::F32);
+        let ids = Expected::read(&folder).ids();
+        // A tiny model repeats itself soon. With a bias that changes nothing, no token is guessed.
+        let request = greedy(&ids[..7], 60);
+        let bias = SamplerConfig { logit_bias: vec![(0, 0.0)], ..SamplerConfig::default() };
+        let plain = Request { sampler: bias, ..request.clone() };
+        let mut engine = engine(&decoder, options(Precision::Fast));
+        let without = answers(&mut engine, &[plain]).remove(0);
+        assert_eq!(engine.statistics().guessed_tokens, 0);
+        let with = answers(&mut engine, &[request]).remove(0);
+        assert_eq!(with.outcome(), without.outcome(), "{}", folder.display());
+        guessed += engine.statistics().guessed_tokens;
+    }
+    assert!(guessed > 100, "{guessed} guesses were right");
+}
+
 fn tiny() -> Decoder {
     load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/smollm.gguf"), Compute::F32)
 }
@@ -309,4 +330,43 @@ fn an_adapter_is_replaced_and_removed_without_losing_answers() {
     assert_eq!(finish(&mut engine)[&running].tokens, whole.tokens[1..]);
     engine.add_adapter("two", &tuned);
     assert_eq!(engine.adapter_names().collect::<Vec<_>>(), ["two"]);
+}
+
+/// The figure of docs/performance.md: `BURNISH_LOSS_BASE=base.gguf BURNISH_LOSS_TEXT=text.txt cargo test --release loss_of_the_fast`
+/// prints the mean loss of the text's first 400 tokens by both kernels. Without the two variables there is nothing to measure.
+#[test]
+fn loss_of_the_fast_kernels_on_a_text() {
+    let variables = ["BURNISH_LOSS_BASE", "BURNISH_LOSS_TEXT"].map(std::env::var_os);
+    let [Some(base), Some(text)] = variables else { return };
+    let _turn = turn();
+    let base = BaseFiles::open(Path::new(&base)).expect("a base");
+    let tokenizer = Tokenizer::of_base(&base).expect("a tokenizer");
+    let mut ids = tokenizer.encode(&std::fs::read_to_string(text).expect("a text")).expect("tokens");
+    ids.truncate(400);
+    let loss = |precision, compute, quant| {
+        let options = LoadOptions { device: Device::flex(), compute, quant };
+        let decoder = Decoder::load(&base, &options, |_, _| {}).expect("loaded");
+        let vocabulary = decoder.config().vocab_size;
+        let mut engine = Engine::new(decoder, &tokenizer, EngineOptions { precision, ..EngineOptions::default() });
+        let mut losses = Vec::new();
+        // The beginnings are kept, so that each request reads at most a block.
+        for end in 1..ids.len() {
+            let request = Request { log_probabilities: Some(vocabulary), ..greedy(&ids[..end], 1) };
+            engine.submit(request).expect("accepted");
+            while !engine.is_idle() {
+                for event in engine.step() {
+                    if let Event::Token { log_probability: Some(found), .. } = event {
+                        let token = found.likeliest.iter().find(|(token, _)| *token == ids[end]).expect("every token");
+                        losses.push(-token.1);
+                    }
+                }
+            }
+        }
+        assert_eq!(losses.len(), ids.len() - 1);
+        losses.iter().sum::<f64>() / losses.len() as f64
+    };
+    let exact = loss(Precision::Exact, Compute::F32, Quant::None);
+    let fast = loss(Precision::Fast, Compute::Bf16, Quant::Keep);
+    println!("{} tokens: loss {exact:.5} exact, {fast:.5} fast: {:+.3} %", ids.len(), 100.0 * (fast / exact - 1.0));
+    assert!((fast / exact - 1.0).abs() < 5e-3, "{fast} for {exact}");
 }

@@ -37,6 +37,7 @@ mod merge_proof;
 mod model;
 mod ops;
 mod optimisers;
+mod preferences;
 mod preflight;
 mod pull;
 mod qlora;
@@ -47,6 +48,8 @@ mod recipes;
 mod resume;
 mod runs;
 mod scores;
+#[cfg(feature = "serve")]
+mod serve;
 mod tables;
 mod templates;
 mod tidy;

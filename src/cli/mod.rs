@@ -3,6 +3,7 @@
 //! The result goes to stdout, and nothing else does; everything else goes to stderr. Exit codes: 0 done, 1 failed,
 //! 2 used wrongly (arguments, recipe, bad input), 128 + its number where a signal ended the work (130 SIGINT, 143 SIGTERM).
 
+mod chat;
 mod check;
 mod combine;
 mod data;
@@ -18,6 +19,8 @@ mod progress;
 mod prompts;
 mod pull;
 mod quantize;
+#[cfg(feature = "serve")]
+mod serve;
 mod terminal;
 mod train;
 
@@ -79,6 +82,9 @@ enum Command {
     Combine(combine::Arguments),
     Quantize(quantize::Arguments),
     Generate(generate::Arguments),
+    Chat(chat::Arguments),
+    #[cfg(feature = "serve")]
+    Serve(serve::Arguments),
     Inspect(inspect::Arguments),
 }
 
@@ -133,9 +139,8 @@ fn announce(effect: Effect) {
     let mut stderr = std::io::stderr();
     // A closed stderr leaves no place to report to.
     let _ = match (effect, interrupt::going_on()) {
-        (Effect::FinishesFirst, _) => {
-            writeln!(stderr, "\nstopping: the state is being saved; a second signal stops at once")
-        }
+        (Effect::FinishesFirst(""), _) => Ok(()),
+        (Effect::FinishesFirst(text), _) => writeln!(stderr, "\n{text}"),
         (Effect::EndsNow, Some(text)) => writeln!(stderr, "\ninterrupted; {text}"),
         (Effect::EndsNow, None) if stderr.is_terminal() => writeln!(stderr, "\ninterrupted"),
         (Effect::EndsNow, None) => Ok(()),
@@ -165,6 +170,9 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Export(arguments) => export::run(arguments, &cli.global, terminal),
         Command::Quantize(arguments) => quantize::run(arguments, terminal),
         Command::Generate(arguments) => generate::run(arguments, &cli.global, terminal),
+        Command::Chat(arguments) => chat::run(arguments, &cli.global, terminal),
+        #[cfg(feature = "serve")]
+        Command::Serve(arguments) => serve::run(arguments, &cli.global, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),
     };
     done.map(|()| Ending::Done)

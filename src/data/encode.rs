@@ -10,7 +10,7 @@ use super::chat::builtin::BuiltinTemplate;
 use super::chat::stand_ins::{Hidden, SpecialTexts, StandIns};
 use super::chat::template::ChatTemplate;
 use super::chat::{control, conversation, coverage, turns};
-use super::encoded::Encoded;
+use super::encoded::{Encoded, Judged};
 use super::example::{Example, Message, Role};
 use super::remark::Remark;
 use crate::error::{Error, Result};
@@ -45,7 +45,11 @@ impl Encoder {
         Self { vocabulary: rows, ..self }
     }
 
-    pub(super) fn check_ids(&self, ids: &[u32]) -> Result<()> {
+    /// Checks that the model has an embedding for every id.
+    ///
+    /// # Errors
+    /// Input: a token without one.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) else { return Ok(()) };
         let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
         let message = format!("token {id} {token:?} lies beyond the {} rows of the model's embedding", self.vocabulary);
@@ -130,6 +134,19 @@ impl Encoder {
                     self.completion(&alpaca::prompt(instruction, input, system.as_deref()), output)?
                 }
             },
+            Example::Preference { chosen, rejected } => {
+                let (chosen, of_chosen) = self.encode_with_remarks(chosen)?;
+                let (rejected, of_rejected) = self.encode_with_remarks(rejected)?;
+                remarks.extend(of_chosen);
+                let new: Vec<Remark> = of_rejected.into_iter().filter(|remark| !remarks.contains(remark)).collect();
+                remarks.extend(new);
+                chosen.above(rejected)
+            }
+            Example::Labelled { answered, is_desirable } => {
+                let (encoded, of_answer) = self.encode_with_remarks(answered)?;
+                remarks.extend(of_answer);
+                Encoded { judged: Judged::Labelled(*is_desirable), ..encoded }
+            }
         };
         self.check_ids(&encoded.ids)?;
         Ok((encoded, remarks))
@@ -149,20 +166,6 @@ impl Encoder {
         self.specials.find(text).is_some()
     }
 
-    /// Takes tokens from the left of the prompt until `max` are left; false if the prompt is too short for that.
-    pub(super) fn truncate(&self, encoded: &mut Encoded, max: usize) -> bool {
-        let keep_first = usize::from(encoded.ids.first().copied() == self.tokenizer.bos() && !encoded.ids.is_empty());
-        let excess = encoded.ids.len() - max;
-        let prompt = encoded.trained.iter().position(|trained| *trained).unwrap_or(encoded.ids.len());
-        // One token must stay before the first trained one, to predict it from.
-        if keep_first + excess + usize::from(keep_first == 0) > prompt {
-            return false;
-        }
-        encoded.ids.drain(keep_first..keep_first + excess);
-        encoded.trained.drain(keep_first..keep_first + excess);
-        true
-    }
-
     /// Ids of a conversation up to where the assistant's next answer begins.
     ///
     /// # Errors
@@ -172,7 +175,10 @@ impl Encoder {
     }
 
     /// [`Self::encode_prompt`] with tools that the assistant may call.
-    fn encode_prompt_with(&self, messages: &[Message], tools: Option<&Value>) -> Result<Vec<u32>> {
+    ///
+    /// # Errors
+    /// Those of [`Self::encode_prompt`].
+    pub fn encode_prompt_with(&self, messages: &[Message], tools: Option<&Value>) -> Result<Vec<u32>> {
         let Some(template) = &self.template else {
             return match messages {
                 [Message { role: Role::User, content, .. }] => {
@@ -222,7 +228,9 @@ impl Encoder {
                 }
             },
             Example::Chat { messages, tools } => from_messages(messages, tools.as_ref()),
-            Example::Text { .. } => Ok(None),
+            Example::Preference { chosen, .. } => self.prompt_and_answer(chosen),
+            Example::Labelled { answered, is_desirable: true } => self.prompt_and_answer(answered),
+            Example::Text { .. } | Example::Labelled { .. } => Ok(None),
         }
     }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::encode::Encoder;
-use super::encoded::Encoded;
+use super::encoded::{Encoded, Judged};
 use super::example::Row;
 use super::format::Format;
 use super::remark::{Remark, Remarks, Rows};
@@ -25,7 +25,7 @@ use crate::files::output::bounded::BoundedFolder;
 use crate::files::{hex, open};
 
 /// The first bytes of a file: its kind, and the version of the layout.
-const MAGIC: &[u8; 8] = b"BRNSET01";
+const MAGIC: &[u8; 8] = b"BRNSET02";
 /// The bytes of the checksum at the end.
 const SUM_BYTES: usize = 32;
 /// The most bytes of all files together.
@@ -43,6 +43,7 @@ struct Head {
     format: Option<String>,
     lengths: Vec<usize>,
     untrained_turns: Vec<usize>,
+    judged: Vec<Judged>,
     indices: Vec<usize>,
     dropped_long: usize,
     truncated: usize,
@@ -74,6 +75,7 @@ impl KeptSets {
             format: set.format.map(|format| format.name().to_owned()),
             lengths: set.sequences.iter().map(|sequence| sequence.ids.len()).collect(),
             untrained_turns: set.sequences.iter().map(|sequence| sequence.untrained_turns).collect(),
+            judged: set.sequences.iter().map(|sequence| sequence.judged).collect(),
             indices: set.indices.clone(),
             dropped_long: set.dropped_long,
             truncated: set.truncated,
@@ -118,7 +120,8 @@ fn parsed(bytes: &[u8], rows: &[Row]) -> Option<EncodedSet> {
     let tokens: usize = head.lengths.iter().sum();
     let (mut ids, mut masks) = rest.split_at_checked(tokens.checked_mul(size_of::<u32>())?)?;
     let (mut sequences, mut positions) = (Vec::with_capacity(head.lengths.len()), Vec::new());
-    for ((length, untrained_turns), index) in head.lengths.iter().zip(&head.untrained_turns).zip(&head.indices) {
+    let heads = head.lengths.iter().zip(&head.untrained_turns).zip(&head.judged).zip(&head.indices);
+    for (((length, untrained_turns), judged), index) in heads {
         let row = rows.get(*index)?;
         positions.push(row.position.clone());
         let (of_this, rest) = ids.split_at_checked(length * size_of::<u32>())?;
@@ -130,6 +133,7 @@ fn parsed(bytes: &[u8], rows: &[Row]) -> Option<EncodedSet> {
             trained: (0..*length).map(|at| mask[at / 8] >> (at % 8) & 1 == 1).collect(),
             untrained_turns: *untrained_turns,
             weight: row.weight,
+            judged: *judged,
         });
     }
     let mut remarks = Remarks::about(rows);
@@ -225,6 +229,7 @@ mod tests {
             trained: (0..length).map(|at| at % 3 != 0).collect(),
             untrained_turns: length % 2,
             weight: rows[row].weight,
+            judged: [Judged::Not, Judged::Labelled(false), Judged::Above(length / 2)][length % 3],
         };
         let sequences: Vec<Encoded> = lengths.map(sequence).into();
         let mut remarks = Remarks::about(&rows);

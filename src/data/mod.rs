@@ -27,7 +27,7 @@ pub use bare::ControlTokens;
 pub use chat::ChatTemplate;
 pub use columns::Columns;
 pub use encode::Encoder;
-pub use encoded::Encoded;
+pub use encoded::{Encoded, Judged};
 pub use example::{Example, Message, Role, Row};
 pub use format::Format;
 pub use paths::Paths;

@@ -121,11 +121,11 @@ impl Building<'_> {
             Err(error) => return self.problems.add(&row.position, &error),
         };
         said.extend(row.ignored.iter().map(|key| Remark::KeyIgnored { key: key.to_string() }));
-        let (length, max) = (encoded.ids.len(), self.max_seq_tokens);
+        let (length, max) = (encoded.longest_tokens(), self.max_seq_tokens);
         let fits = match self.policy {
             _ if length <= max => true,
             LongPolicy::Drop => false,
-            LongPolicy::TruncatePrompt => self.encoder.truncate(&mut encoded, max),
+            LongPolicy::TruncatePrompt => encoded.cut_prompt(self.encoder.tokenizer.bos(), max),
             LongPolicy::Error => {
                 let message = format!("has {length} tokens; at most {max} fit");
                 return self.problems.add(&row.position, &Error::input(Place::Nowhere, message));
@@ -136,7 +136,7 @@ impl Building<'_> {
         if !fits {
             set.dropped_long += 1;
             said.push(Remark::TooLong { max });
-        } else if trained == 0 {
+        } else if encoded.trained_by_sequence().any(|trained| trained == 0) {
             set.dropped_untrained += 1;
             said.push(Remark::NothingTrained);
         } else {

@@ -42,8 +42,8 @@ impl Importance {
     ) -> Result<Self> {
         let mut left = MAX_TOKENS;
         let (mut ids, mut lengths) = (Vec::new(), Vec::new());
-        for sequence in sequences {
-            let part = &sequence.ids[..sequence.ids.len().min(left)];
+        for (sequence, _) in sequences.iter().flat_map(Encoded::sequences) {
+            let part = &sequence[..sequence.len().min(left)];
             if !part.is_empty() {
                 ids.extend_from_slice(part);
                 lengths.push(part.len());

@@ -18,12 +18,12 @@ use std::path::Path;
 pub use crate::settings::Setting;
 pub use plan::{Base, Output, Plan, SampleSettings};
 
-use crate::data::Paths;
+use crate::data::{Format, Paths};
 use crate::error::{self, Error, Result};
 use crate::pull::Source;
 use crate::settings::tree::{self, Node, Place, Value};
-use crate::settings::{Describe, FromNode, Reader, Suggestions};
-use crate::train::EvalOn;
+use crate::settings::{Describe, FromNode, OrAuto, Reader, Suggestions, one_of};
+use crate::train::{EvalOn, ObjectiveKind};
 
 /// The largest recipe that is read, in bytes.
 const MAX_RECIPE_BYTES: u64 = 256 << 10;
@@ -128,7 +128,14 @@ impl Recipe {
     }
 
     fn read(&self, reader: &mut Reader) -> Option<Plan> {
-        let plan = Plan::from_node(&self.root, "", reader)?;
+        let mut plan = Plan::from_node(&self.root, "", reader)?;
+        if plan.train.objective == ObjectiveKind::Kto {
+            // Keys alone do not tell a label of this kind from any other column of that name.
+            let formats = plan.data.sources.iter_mut().map(|source| &mut source.format);
+            for format in formats.chain([&mut plan.data.format]).filter(|format| **format == OrAuto::Auto) {
+                *format = OrAuto::Given(Format::Labelled);
+            }
+        }
         self.check_contradictions(&plan, reader);
         Some(plan)
     }
@@ -155,6 +162,7 @@ impl Recipe {
             let message = "`train.eval_on` is \"exact_match\", which needs validation examples, and there are none";
             reader.problem_with_hint(&place, message, "give `data.valid` or `data.valid_fraction`");
         }
+        self.check_preferences(plan, reader);
         if train.early_stopping.is_some() && data.valid.is_none() && data.valid_fraction.is_none() {
             let place = self.place("train.early_stopping");
             let message = "`train.early_stopping` needs validation examples, and there are none";
@@ -189,6 +197,39 @@ impl Recipe {
                     None => reader.problem(&place, message),
                 }
             }
+        }
+    }
+
+    /// The settings that go together with the objective, and those that do not.
+    fn check_preferences(&self, plan: &Plan, reader: &mut Reader) {
+        let Plan { data, train, .. } = plan;
+        let objective = train.objective;
+        for (key, readers) in train.unread_by_objective() {
+            let readers: Vec<&str> = readers.iter().map(|kind| kind.name()).collect();
+            let readers = one_of(&readers);
+            let message =
+                format!("`{key}` does nothing under `train.objective = \"{objective}\"`: it belongs to {readers}");
+            reader.problem(&self.place(key), message);
+        }
+        if !objective.is_preference() {
+            return;
+        }
+        let refused = [
+            (
+                "train.label_smoothing",
+                train.label_smoothing > 0.0,
+                "`train.preference_smoothing` is that of preferences",
+            ),
+            (
+                "train.eval_on",
+                train.eval_on == EvalOn::ExactMatch,
+                "the loss of the objective chooses the best adapter",
+            ),
+            ("data.rehearsal", data.rehearsal.is_some(), "give general examples in `eval.guard` to see what they lose"),
+        ];
+        for (key, _, hint) in refused.into_iter().filter(|(_, is_given, _)| *is_given) {
+            let message = format!("`{key}` does not go with preferences, and `train.objective` is \"{objective}\"");
+            reader.problem_with_hint(&self.place(key), message, hint);
         }
     }
 

@@ -87,6 +87,7 @@ impl Question {
                 let last = messages.iter().rev().skip(1).find(|message| message.role != Role::Assistant);
                 last.map_or_else(String::new, |message| message.content.clone())
             }
+            Example::Preference { .. } | Example::Labelled { .. } => return Self::of(encoder, example.plain()),
             Example::Text { .. } => return Ok(None),
         };
         let calls = match example {

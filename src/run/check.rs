@@ -15,7 +15,7 @@ use crate::adapter::host::HostPair;
 use crate::bytes::Size;
 use crate::data::preflight::lengths::{LengthClass, histogram};
 use crate::data::preflight::{Code, Finding, Severity, Split, preflight};
-use crate::data::{EncodedSet, Encoder, Paths, Row, read};
+use crate::data::{Encoded, EncodedSet, Encoder, Paths, Row, read};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Place, Result, counted};
 use crate::pull::{self, Presence};
@@ -281,18 +281,23 @@ fn shown(number: usize, rows: &[Row], encoder: &Encoder) -> Result<Shown> {
         .ok_or_else(|| Error::input(Place::argument("--show"), format!("is {number}; expected 1 to {}", rows.len())))?;
     let encoded = encoder.encode(&row.example).map_err(|error| error.within(format_args!("example {number}")))?;
     let mut parts: Vec<ShownPart> = Vec::new();
-    let mut stream = TextStream::new(encoder.tokenizer(), false);
     let mut add = |text: String, trained: bool| match parts.last_mut() {
         Some(last) if last.trained == trained => last.text += &text,
         _ if text.is_empty() => {}
         _ => parts.push(ShownPart { text, trained }),
     };
     let mut last = false;
-    for (id, trained) in encoded.ids.iter().zip(&encoded.trained) {
-        add(stream.push(*id)?, *trained);
-        last = *trained;
+    for (number, (ids, trained)) in encoded.sequences().enumerate() {
+        if number > 0 {
+            add("\n\n(rejected)\n".to_owned(), false);
+        }
+        let mut stream = TextStream::new(encoder.tokenizer(), false);
+        for (id, trained) in ids.iter().zip(trained) {
+            add(stream.push(*id)?, *trained);
+            last = *trained;
+        }
+        add(stream.finish()?, last);
     }
-    add(stream.finish()?, last);
     Ok(Shown { number, place: row.position.to_string(), tokens: encoded.ids.len(), parts })
 }
 
@@ -302,7 +307,7 @@ impl SplitFacts {
             examples: set.sequences.len(),
             tokens: set.tokens,
             trained_tokens: set.trained_tokens,
-            longest_tokens: set.sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0),
+            longest_tokens: set.sequences.iter().map(Encoded::longest_tokens).max().unwrap_or(0),
             lengths: histogram(&set.sequences),
             left_out: set.dropped_long + set.dropped_untrained,
             truncated: set.truncated,

@@ -13,6 +13,7 @@ pub use report::{EvalReport, Group};
 
 use super::model::LoadedModel;
 use super::outcome::Validation;
+use super::preferences::check_shapes;
 use super::watch::Watch;
 use crate::data::{self, Columns, LongPolicy, Row, Shape};
 use crate::error::{Error, Place, Result};
@@ -22,6 +23,7 @@ use crate::eval::measure::{Measure, Shares, scores};
 use crate::eval::text::Extractor;
 use crate::files::atomic;
 use crate::nn::Adapter;
+use crate::train::ObjectiveKind;
 
 /// The measures beside the loss, and the examples that are measured.
 #[derive(Debug, Clone)]
@@ -101,6 +103,7 @@ impl EvalData {
             None => {
                 let shape = Shape { group: options.by.clone(), ..Shape::with_columns(options.columns.as_ref()) };
                 let mut rows = data::read(path, shape)?;
+                check_shapes(ObjectiveKind::Sft, &rows)?;
                 rows.truncate(most);
                 Rows::Examples(rows)
             }

@@ -46,6 +46,11 @@ impl<'a> Demand<'a> {
         let cached_in_evaluation = if longest > evaluate::TOKENS_AT_ONCE { longest } else { 0 };
         let together = || prompts.chunks(generate::SEQUENCES_AT_ONCE);
         let tokens = |prompts: &[Vec<u32>]| prompts.iter().map(Vec::len).sum::<usize>();
+        // The reference sees one training example after the other.
+        let referred = match train.objective().has_reference() {
+            true => lengths.first().map_or(0, |(length, _)| (*length).min(evaluate::TOKENS_AT_ONCE)),
+            false => 0,
+        };
         let prompted =
             together().map(tokens).max().unwrap_or(0).min(generate::PIECE_TOKENS + generate::SEQUENCES_AT_ONCE);
         let answered = together().map(|prompts| tokens(prompts) + prompts.len() * max_tokens).max().unwrap_or(0);
@@ -54,7 +59,7 @@ impl<'a> Demand<'a> {
             data,
             lengths,
             tokens: examples.tokens,
-            evaluated_tokens: evaluated.min(evaluate::TOKENS_AT_ONCE).max(prompted),
+            evaluated_tokens: evaluated.min(evaluate::TOKENS_AT_ONCE).max(prompted).max(referred),
             cached_tokens: cached_in_evaluation.max(answered),
             data_bytes: examples.bytes() + valid.bytes(),
         }
@@ -142,7 +147,7 @@ fn does_not_fit(limit: Size, least: &MemoryPlan) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Encoded;
+    use crate::data::{Encoded, Judged};
 
     fn demand<'a>(train: &'a TrainSettings, data: &'a DataSettings) -> Demand<'a> {
         let sequence = |length: usize| Encoded {
@@ -150,6 +155,7 @@ mod tests {
             trained: vec![true; length],
             untrained_turns: 0,
             weight: 1.0,
+            judged: Judged::Not,
         };
         let sequences: Vec<Encoded> = [5, 40, 20, 30].map(sequence).into();
         let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
@@ -175,7 +181,8 @@ mod tests {
     #[test]
     fn long_evaluations_and_samples_are_counted() {
         let (train, data) = (TrainSettings::default(), crate::data::settings::tests::over("t.jsonl", 50));
-        let sequence = Encoded { ids: vec![0; 5000], trained: vec![true; 5000], untrained_turns: 0, weight: 1.0 };
+        let (ids, trained) = (vec![0; 5000], vec![true; 5000]);
+        let sequence = Encoded { ids, trained, untrained_turns: 0, weight: 1.0, judged: Judged::Not };
         let valid = EncodedSet { sequences: vec![sequence], tokens: 5000, ..EncodedSet::default() };
         let counted = |valid: &EncodedSet, prompts: &[Vec<u32>]| {
             let demand = Demand::of(&train, &data, &EncodedSet::default(), valid, (prompts, 100));

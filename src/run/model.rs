@@ -89,14 +89,30 @@ impl ModelChoice {
     pub fn load_for_answers(&self, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<LoadedModel> {
         let device = device::open(choice)?;
         let (base, adapter) = self.open(watch)?;
-        let (mut quant, mut compute) = (self.quant(&base, adapter.as_ref())?, self.compute(adapter.as_ref(), &device)?);
-        if is_processor(&device) {
-            compute = self.compute.unwrap_or(Compute::Bf16);
-            if self.quant.is_none() && quant == Quant::None && compute == Compute::Bf16 && base.files.is_gguf() {
-                quant = Quant::Keep;
-            }
+        let (quant, compute) = (self.quant(&base, adapter.as_ref())?, self.compute(adapter.as_ref(), &device)?);
+        let form = self.form_for_answers(&base, quant, compute, &device);
+        place(base, adapter, form, &device, watch)
+    }
+
+    /// The fast form where nobody asked for another one; `quant` and `compute` are what is used otherwise.
+    pub(super) fn form_for_answers(
+        &self,
+        base: &OpenBase,
+        quant: Quant,
+        compute: Compute,
+        device: &Device,
+    ) -> (Quant, Compute) {
+        if !is_processor(device) {
+            return (quant, compute);
         }
-        place(base, adapter, (quant, compute), &device, watch)
+        let compute = self.compute.unwrap_or(Compute::Bf16);
+        let is_fast = compute == Compute::Bf16 && base.files.is_gguf();
+        match quant {
+            Quant::None if self.quant.is_none() && is_fast => (Quant::Keep, compute),
+            // The scheme keeps blocks of a GGUF file, and this base is no GGUF file.
+            Quant::Keep if !base.files.is_gguf() => (Quant::None, compute),
+            quant => (quant, compute),
+        }
     }
 
     /// The precision asked for, or else that of the adapter's training, or else f32, as where `device` lacks what nobody asked for.

@@ -9,6 +9,7 @@ use super::held_out::HeldOut;
 use super::memory_fit::{Demand, fit_memory};
 use super::memory_plan::{MemoryPlan, moments};
 use super::notices::notices;
+use super::preferences;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, HostPair, provenance};
 use crate::bytes::Size;
@@ -22,7 +23,7 @@ use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
 use crate::pull;
 use crate::recipe::{Plan, Recipe};
-use crate::train::{Batching, Layout, Part};
+use crate::train::{Batching, Layout, Part, preference};
 
 /// All that a run needs, short of the weights.
 pub struct Prepared {
@@ -95,7 +96,7 @@ fn prepare_plan(
         OpenBase::open(&plan.base.model, &mut |event| watch.pull(event)).and_then(|base| base.for_data(&plan.data));
     watch.stage(Stage::ReadData);
     let (base, Examples { train, own, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
-    let format = train.first().map(|row| row.example.format());
+    let format = train.first().map(|row| row.example.plain().format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
     let mixed = mixed_shapes(&train);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
@@ -109,6 +110,10 @@ fn prepare_plan(
     train_rows.truncate(own);
     let ((_, mut start), (((train, valid), prompts), mut held_out)) = Error::both(start, encoded)?;
     held_out.choose(&plan, &base, &valid_rows, &valid)?;
+    let objective = plan.train.objective();
+    for examples in [&train, &valid].into_iter().chain(held_out.test.as_ref().map(|test| &test.set)) {
+        preference::evaluated(&*objective, &examples.sequences)?;
+    }
     let changing = if plan.data.augment.is_some() { changing(train_rows, &train)? } else { Vec::new() };
 
     let questions = held_out.questions.iter().chain(&held_out.scored).map(|question| &question.ids);
@@ -229,6 +234,8 @@ pub fn read_examples(plan: &Plan) -> Result<Examples> {
         (None, Some(fraction)) => split::split_valid(rows, fraction, plan.train.seed)?,
         (None, None) => (rows, Vec::new()),
     };
+    let fits = |rows: &[Row]| preferences::check_shapes(plan.train.objective, rows);
+    Error::both(fits(&train), fits(&valid))?;
     let own = train.len();
     if let Some(rehearsal) = plan.data.read_rehearsal(&train)? {
         train.extend(rehearsal.rows);
@@ -286,8 +293,8 @@ fn nothing_trained(names: String, set: &EncodedSet, limit: usize) -> Error {
 
 /// The examples that do not go the way of the first, through the chat template or bare, in words.
 fn mixed_shapes(rows: &[Row]) -> Option<String> {
-    let first = rows.first()?.example.format();
-    let is_other = |row: &&Row| row.example.format().uses_template() != first.uses_template();
+    let first = rows.first()?.example.plain().format();
+    let is_other = |row: &&Row| row.example.plain().format().uses_template() != first.uses_template();
     let others = rows.iter().filter(is_other).count();
     let are = if others == 1 { "is" } else { "are" };
     (others > 0).then(|| {

@@ -1,5 +1,6 @@
 //! The time of a run, estimated from a few of its steps.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Instant;
 
@@ -8,10 +9,11 @@ use serde::Serialize;
 
 use super::prepare::Prepared;
 use super::watch::{Stage, Watch};
+use crate::data::Encoded;
 use crate::error::Result;
 use crate::model::Batch;
 use crate::train::evaluate::evaluate;
-use crate::train::objective::Sft;
+use crate::train::reference::References;
 use crate::train::step::AdapterTrainer;
 
 /// Steps that are timed, after one that is not: the first pays for memory and for threads.
@@ -47,17 +49,21 @@ pub(super) fn probe(prepared: &Prepared, watch: &mut dyn Watch) -> Result<TimeEs
     watch.stage(Stage::Probe);
     let device = decoder.device().clone().autodiff();
     let adapter = prepared.start.attach(decoder.config(), &device)?;
-    let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), &plan.train, prepared.layout.recompute);
+    let mut trainer = AdapterTrainer::new(adapter, plan.train.objective(), &plan.train, prepared.layout.recompute);
     let sequences = &prepared.train.sequences;
+    let mut references = References::of(&decoder, &prepared.start, sequences, &*plan.train.objective())?;
     let steps = prepared.batching.steps(sequences, 0);
     let (mut tokens, mut seconds, mut timed) = (0usize, 0.0, 0usize);
     // A run of one step times that one.
     for (index, micro_batches) in steps.iter().cycle().take(STEPS + 1).enumerate() {
         let parts = prepared.layout.part.split(micro_batches, sequences);
-        let join = |part: &Vec<usize>| Batch::join(part.iter().map(|&index| sequences[index].parts()));
-        let batches: Vec<Batch> = parts.iter().map(join).collect();
+        let examples = |part: &Vec<usize>| part.iter().map(|&index| Cow::Borrowed(&sequences[index])).collect();
+        let examples: Vec<Vec<Cow<'_, Encoded>>> = parts.iter().map(examples).collect();
+        let join = |examples: &Vec<Cow<'_, Encoded>>| Batch::join(examples.iter().flat_map(|one| one.sequences()));
+        let batches: Vec<Batch> = examples.iter().map(join).collect();
         let began = Instant::now();
-        let report = trainer.step(&decoder, &batches, 0.0, index as u64);
+        let known = references.known(&trainer.adapter, &parts, &examples)?;
+        let report = trainer.step_knowing(&decoder, &batches, &known, 0.0, index as u64);
         if index > 0 {
             (tokens, seconds, timed) = (tokens + report.tokens, seconds + began.elapsed().as_secs_f64(), timed + 1);
         }

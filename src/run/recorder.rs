@@ -76,6 +76,10 @@ impl<'a> Recorder<'a> {
                     "step": step, "epoch": epoch, "loss": report.loss, "learning_rate": learning_rate,
                     "grad_norm": report.grad_norm, "tokens": report.tokens, "trained_tokens": report.trained_tokens,
                 });
+                if let (Some(margin), Some(accuracy)) = (report.rewards.margin(), report.rewards.accuracy()) {
+                    line["reward_margin"] = json!(margin);
+                    line["reward_accuracy"] = json!(accuracy);
+                }
                 if !report.is_finite() {
                     watch.notice(&bad_step(step, report.loss, report.grad_norm, &examples));
                     line["skipped"] = json!(true);
@@ -90,11 +94,27 @@ impl<'a> Recorder<'a> {
                 }));
                 self.folder.keep();
             }
-            Event::Evaluation { step, valid_loss, tokens, correct_tokens, exact_match, is_best, adapter } => {
+            Event::Evaluation {
+                step,
+                valid_loss,
+                tokens,
+                correct_tokens,
+                exact_match,
+                preferences,
+                is_best,
+                adapter,
+            } => {
                 let mut line = json!({
-                    "step": step, "valid_loss": valid_loss, "valid_tokens": tokens,
-                    "valid_token_accuracy": correct_tokens as f64 / tokens as f64, "is_best": is_best,
+                    "step": step, "valid_loss": valid_loss, "valid_tokens": tokens, "is_best": is_best,
                 });
+                match preferences {
+                    Some(preferences) => {
+                        let measures = json!(preferences);
+                        let measures = measures.as_object().into_iter().flatten().filter(|(name, _)| *name != "loss");
+                        measures.for_each(|(name, value)| line[format!("valid_{name}")] = value.clone());
+                    }
+                    None => line["valid_token_accuracy"] = json!(correct_tokens as f64 / tokens as f64),
+                }
                 if let Some(share) = exact_match {
                     line["valid_exact_match"] = json!(share);
                 }

@@ -12,8 +12,8 @@ use super::watch::Watch;
 use crate::data::Encoded;
 use crate::error::{Error, Result};
 use crate::files::versions::{Draft, Newest, Version, Versions};
-use crate::train::State;
 use crate::train::best::Evaluations;
+use crate::train::{State, preference};
 
 const EXTRAS_FILE: &str = "run.json";
 const METRICS_FILE: &str = "metrics.jsonl";
@@ -127,7 +127,9 @@ pub(super) fn newest(
     }
     let mut state = State::read(&version, &prepared.start)?;
     let measured = state.best.evaluations.losses_before.iter().map(|loss| loss.tokens);
-    let now = prepared.held_out.valid_at_steps(&prepared.valid).iter().map(Encoded::trained_tokens);
+    let valid = prepared.held_out.valid_at_steps(&prepared.valid);
+    let valid = preference::evaluated(&*prepared.plan.train.objective(), valid)?;
+    let now = valid.iter().flat_map(Encoded::trained_by_sequence);
     let is_other = found.iter().any(|found| found.change == Change::Data && found.name == "valid") || measured.ne(now);
     if is_other && !state.best.evaluations.losses_before.is_empty() {
         // Losses on other examples say nothing about these.

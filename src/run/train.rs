@@ -95,7 +95,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     let before = Extras { prompts, max_tokens, answers };
 
     // From here on a signal finds a run folder, and ends the run as a run ends.
-    let finishing = interrupt::finish_first();
+    let finishing = interrupt::finish_first("stopping: the state is being saved; a second signal stops at once");
     interrupt::set_going_on(Some(format!("`{command}` goes on")));
     let mut folder = folder.map_or_else(|| RunFolder::create(&dir), Ok)?;
     let mut record = record(recipe, choice, &prepared, folder.record_before());

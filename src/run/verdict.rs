@@ -1,7 +1,10 @@
 //! The verdicts of a run: the adapter against the base on the validation examples, the test examples and the guard.
 
+use std::borrow::Cow;
+
 use super::held_out::MeasuredSet;
 use super::outcome::Validation;
+use super::preferences;
 use super::prepare::Prepared;
 use super::watch::{Stage, Watch};
 use crate::data::Encoded;
@@ -9,8 +12,8 @@ use crate::error::Result;
 use crate::eval::loss::ExampleLoss;
 use crate::model::Decoder;
 use crate::nn::Adapter;
-use crate::train::Outcome;
 use crate::train::evaluate::evaluate;
+use crate::train::{Outcome, preference};
 
 /// A last loss above the base's by this factor is a divergence rather than a step too far.
 const DIVERGED: f64 = 1.5;
@@ -37,16 +40,33 @@ impl Verdicts {
         }
         watch.stage(Stage::Judge);
         let adapter = outcome.adapter.attach(decoder.config(), &prepared.device)?;
-        let mut measure = |name, set: &MeasuredSet| {
-            let (before, after) = base_and_adapter(decoder, &adapter, &set.set.sequences, watch)?;
-            Validation::of(name, (&before, &after), plan.train.seed, |index| set.place(index)).map(Some)
+        // Preferences are judged against the adapter that the run began with, their reference.
+        let reference = match plan.train.objective.is_preference() {
+            true => Some(prepared.start.attach(decoder.config(), &prepared.device)?),
+            false => None,
         };
-        let test = held_out.test.as_ref().map_or(Ok(None), |set| measure("test", set))?;
-        let guard = held_out.guard.as_ref().map_or(Ok(None), |set| measure("guard", set))?;
+        let objective = plan.train.objective();
+        let mut measure = |name, set: &MeasuredSet, reference: Option<&Adapter>| {
+            let sequences = match reference {
+                Some(_) => preference::evaluated(&*objective, &set.set.sequences)?,
+                None => Cow::Borrowed(&set.set.sequences[..]),
+            };
+            let losses = before_and_after(decoder, (reference, &adapter), &sequences, watch)?;
+            let losses = (&losses.0[..], &losses.1[..]);
+            let place = |index: usize| set.place(index);
+            match reference {
+                Some(_) => preferences::verdict(name, &plan.train, &set.set.sequences, losses, place),
+                None => Validation::of(name, losses, plan.train.seed, place),
+            }
+            .map(Some)
+        };
+        let test = held_out.test.as_ref().map_or(Ok(None), |set| measure("test", set, reference.as_ref()))?;
+        let guard = held_out.guard.as_ref().map_or(Ok(None), |set| measure("guard", set, None))?;
         let validation = match all_of_valid {
             true => {
-                let (before, after) = base_and_adapter(decoder, &adapter, &valid.sequences, watch)?;
-                Some(on_validation(prepared, outcome, (&before, &after))?)
+                let sequences = preference::evaluated(&*objective, &valid.sequences)?;
+                let (before, after) = before_and_after(decoder, (reference.as_ref(), &adapter), &sequences, watch)?;
+                Some(on_validation(prepared, outcome, &valid.sequences, (&before, &after))?)
             }
             false => by_training(prepared, outcome)?,
         };
@@ -59,20 +79,25 @@ fn by_training(prepared: &Prepared, outcome: &Outcome) -> Result<Option<Validati
     if outcome.valid_before.is_empty() {
         return Ok(None);
     }
-    on_validation(prepared, outcome, (&outcome.valid_before, &outcome.valid_after)).map(Some)
+    let measured = prepared.held_out.valid_at_steps(&prepared.valid);
+    on_validation(prepared, outcome, measured, (&outcome.valid_before, &outcome.valid_after)).map(Some)
 }
 
 /// The verdict on validation examples, with its reason and a remedy where no step was better than the base.
 fn on_validation(
     prepared: &Prepared,
     outcome: &Outcome,
-    (before, after): (&[ExampleLoss], &[ExampleLoss]),
+    measured: &[Encoded],
+    losses: (&[ExampleLoss], &[ExampleLoss]),
 ) -> Result<Validation> {
     let Prepared { plan, valid, .. } = prepared;
     // A part of the examples has places of its own, which nobody needs: their losses were finite while training.
     let place = |index: usize| valid.positions[index].to_string();
-    let mut validation = Validation::of("validation", (before, after), plan.train.seed, place)?;
-    validation.unmeasured_examples = valid.sequences.len() - after.len();
+    let mut validation = match plan.train.objective.is_preference() {
+        true => preferences::verdict("validation", &plan.train, measured, losses, place)?,
+        false => Validation::of("validation", losses, plan.train.seed, place)?,
+    };
+    validation.unmeasured_examples = valid.sequences.len() - measured.len();
     if let (0, 1.., Some(last)) = (outcome.best_step, outcome.steps, outcome.valid_last) {
         let (reason, advice) = no_step_was_better(validation.loss_before, last, plan.train.learning_rate);
         (validation.verdict_reason, validation.advice) = (Some(reason), Some(advice));
@@ -91,10 +116,10 @@ fn no_step_was_better(before: f64, last: f64, learning_rate: f64) -> (String, St
     (reason, advice)
 }
 
-/// The losses of base and adapter.
-fn base_and_adapter(
+/// The losses before and after the training, each with an adapter or with the base alone.
+fn before_and_after(
     decoder: &Decoder,
-    adapter: &Adapter,
+    (before, after): (Option<&Adapter>, &Adapter),
     sequences: &[Encoded],
     watch: &mut dyn Watch,
 ) -> Result<(Vec<ExampleLoss>, Vec<ExampleLoss>)> {
@@ -106,7 +131,7 @@ fn base_and_adapter(
         };
         evaluate(decoder, adapter, sequences, progress)
     };
-    Ok((measure(None, 0)?, measure(Some(adapter), sequences.len())?))
+    Ok((measure(before, 0)?, measure(Some(after), sequences.len())?))
 }
 
 #[cfg(test)]

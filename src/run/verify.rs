@@ -330,6 +330,7 @@ mod tests {
             trained: trained.to_vec(),
             untrained_turns: 0,
             weight: 1.0,
+            judged: crate::data::Judged::Not,
         };
         let texts = [text(&[5, 6, 7], &[true, false, true]), text(&[8], &[true]), text(&[], &[])];
         assert_eq!(following(&texts), [None, Some(7), None, None]);

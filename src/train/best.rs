@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::evaluate::evaluate;
 use super::event::Event;
 use super::fit::Job;
+use super::preference::{self, Preferences};
 use super::score::Score;
 use super::settings::EarlyStopping;
 use super::step::AdapterTrainer;
@@ -31,7 +32,7 @@ pub struct Evaluations {
     pub best_step: u64,
     /// Its measures; `None` before the first evaluation.
     pub best: Option<Score>,
-    /// Loss of each validation sequence before the first step.
+    /// Loss of each validation sequence before the first step: the reference, where the objective has one.
     pub losses_before: Vec<ExampleLoss>,
     /// The same with the best adapter.
     pub losses: Vec<ExampleLoss>,
@@ -68,16 +69,19 @@ impl BestSoFar {
             return Ok(true);
         }
         let adapter = trainer.adapter.valid();
-        let total = job.valid.len();
+        let objective = job.settings.objective();
+        let valid = preference::evaluated(&*objective, job.valid)?;
+        let valid = &valid[..];
+        let total = valid.len();
         let progress = &mut |done| watch(Event::Evaluating { step, done, total });
-        let losses = interrupt::cancellable(|| evaluate(job.decoder, Some(&adapter), job.valid, progress));
+        let losses = interrupt::cancellable(|| evaluate(job.decoder, Some(&adapter), valid, progress));
         let Some(losses) = losses.transpose()? else { return Ok(false) };
         // The validation data are others than those the run began with: the adapter that it began with is evaluated too.
         let before = match self.evaluations.losses_before.is_empty() && step > 0 {
             true => {
                 let start = job.start.attach(job.decoder.config(), job.decoder.device())?;
                 let progress = &mut |done| watch(Event::Evaluating { step, done, total });
-                let before = interrupt::cancellable(|| evaluate(job.decoder, Some(&start), job.valid, progress));
+                let before = interrupt::cancellable(|| evaluate(job.decoder, Some(&start), valid, progress));
                 let Some(before) = before.transpose()? else { return Ok(false) };
                 Some(before)
             }
@@ -91,21 +95,34 @@ impl BestSoFar {
             None => None,
         };
         let so_far = &mut self.evaluations;
+        if so_far.losses_before.is_empty() {
+            so_far.losses_before = before.unwrap_or_else(|| losses.clone());
+        }
+        let preferences = job.settings.objective.is_preference().then(|| {
+            let measured = preference::measure(&*objective, job.valid, &losses, &so_far.losses_before);
+            Preferences::of(&measured)
+        });
         let valid_loss = match (mean_loss(&losses, example_number), so_far.best) {
             // An adapter that has run away is no better than any other.
             (Err(_), Some(_)) => f64::INFINITY,
-            (valid_loss, _) => valid_loss?,
+            (valid_loss, _) => preferences.as_ref().map_or(valid_loss?, |preferences| preferences.loss),
         };
         let min_delta = job.settings.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
         let score = Score { exact_match, loss: valid_loss };
         let is_best = so_far.best.is_none_or(|best| score.is_better_than(best));
         let has_improved = so_far.best.is_none_or(|best| score.improves_by(best, min_delta));
-        if so_far.losses_before.is_empty() {
-            so_far.losses_before = before.unwrap_or_else(|| losses.clone());
-        }
         let tokens = losses.iter().map(|loss| loss.tokens).sum();
         let correct_tokens = losses.iter().map(|loss| loss.correct_tokens).sum();
-        watch(Event::Evaluation { step, valid_loss, tokens, correct_tokens, exact_match, is_best, adapter: &adapter })?;
+        watch(Event::Evaluation {
+            step,
+            valid_loss,
+            tokens,
+            correct_tokens,
+            exact_match,
+            preferences: preferences.as_ref(),
+            is_best,
+            adapter: &adapter,
+        })?;
         (so_far.last_step, so_far.last_loss) = (Some(step), Some(valid_loss));
         so_far.without_improvement = if has_improved { 0 } else { so_far.without_improvement + 1 };
         if is_best {

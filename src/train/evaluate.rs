@@ -10,8 +10,8 @@ use crate::ops::cross_entropy::Prediction;
 /// Tokens that go through the model at once. A longer sequence goes through it piece by piece, its past in a cache.
 pub const TOKENS_AT_ONCE: usize = 2048;
 
-/// The loss of each sequence, in order. `adapter` is on the decoder's device, without autodiff. `progress` gets the number of
-/// sequences done each time that some went through the model; its error ends the evaluation.
+/// The loss of each sequence, in order; a pair of preferences has two. `adapter` is on the decoder's device, without autodiff. `progress` gets the number of
+/// examples done each time that some went through the model; its error ends the evaluation.
 ///
 /// # Errors
 /// Those of `progress`.
@@ -35,18 +35,19 @@ pub fn evaluate_at_once(
     tokens_at_once: usize,
     progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<ExampleLoss>> {
-    let mut losses = Vec::with_capacity(sequences.len());
-    let mut rest = sequences;
+    let parts: Vec<(&[u32], &[bool])> = sequences.iter().flat_map(Encoded::sequences).collect();
+    let mut losses = Vec::with_capacity(parts.len());
+    let mut rest = parts.as_slice();
     while let Some(first) = rest.first() {
         let together = fitting(rest, tokens_at_once);
         let (these, after) = rest.split_at(together.max(1));
         let predictions = match together {
-            0 => in_pieces(decoder, adapter, first, tokens_at_once),
-            _ => decoder.predictions(&Batch::join(these.iter().map(Encoded::parts)), adapter),
+            0 => in_pieces(decoder, adapter, *first, tokens_at_once),
+            _ => decoder.predictions(&Batch::join(these.iter().copied()), adapter),
         };
         let mut left = predictions.as_slice();
-        losses.extend(these.iter().map(|sequence| {
-            let (of_sequence, of_others) = left.split_at(sequence.trained_tokens());
+        losses.extend(these.iter().map(|(_, trained)| {
+            let (of_sequence, of_others) = left.split_at(trained.iter().skip(1).filter(|trained| **trained).count());
             left = of_others;
             ExampleLoss {
                 loss_sum: of_sequence.iter().map(|token| f64::from(token.loss)).sum(),
@@ -55,16 +56,17 @@ pub fn evaluate_at_once(
             }
         }));
         rest = after;
-        progress(losses.len())?;
+        // All examples of a set have as many sequences.
+        progress(losses.len() * sequences.len() / parts.len())?;
     }
     Ok(losses)
 }
 
 /// The number of sequences, from the first on, that go through the model together; 0 if the first alone is too long.
-fn fitting(sequences: &[Encoded], tokens_at_once: usize) -> usize {
+fn fitting(sequences: &[(&[u32], &[bool])], tokens_at_once: usize) -> usize {
     let mut tokens = 0;
-    let fitting = sequences.iter().take_while(|sequence| {
-        tokens += sequence.ids.len();
+    let fitting = sequences.iter().take_while(|(ids, _)| {
+        tokens += ids.len();
         tokens <= tokens_at_once
     });
     fitting.count()
@@ -74,17 +76,17 @@ fn fitting(sequences: &[Encoded], tokens_at_once: usize) -> usize {
 fn in_pieces(
     decoder: &Decoder,
     adapter: Option<&Adapter>,
-    sequence: &Encoded,
+    (all_ids, trained): (&[u32], &[bool]),
     tokens_at_once: usize,
 ) -> Vec<Prediction> {
     let mut past = decoder.begin();
-    let mut predictions = Vec::with_capacity(sequence.trained_tokens());
-    for (index, ids) in sequence.ids.chunks(tokens_at_once).enumerate() {
+    let mut predictions = Vec::new();
+    for (index, ids) in all_ids.chunks(tokens_at_once).enumerate() {
         let first = index * tokens_at_once;
         // The state at a position predicts the next one, which may lie in the next piece.
         let targets: Vec<(u32, u32)> = (0..ids.len())
-            .filter(|row| sequence.trained.get(first + row + 1).is_some_and(|trained| *trained))
-            .map(|row| (row as u32, sequence.ids[first + row + 1]))
+            .filter(|row| trained.get(first + row + 1).is_some_and(|trained| *trained))
+            .map(|row| (row as u32, all_ids[first + row + 1]))
             .collect();
         predictions.extend(decoder.next_predictions(ids, &targets, &mut past, adapter));
     }

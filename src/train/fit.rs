@@ -7,11 +7,11 @@ use super::batching::{Batching, Layout};
 use super::best::BestSoFar;
 use super::checkpoint::{Progress, State};
 use super::event::Event;
-use super::objective::Sft;
 use super::peak_memory::peak_bytes;
+use super::reference::References;
 use super::score::ExactMatch;
 use super::settings::TrainSettings;
-use super::step::{AdapterTrainer, StepReport};
+use super::step::{AdapterTrainer, Known, StepReport};
 use crate::adapter::host::HostAdapter;
 use crate::data::{Augmenter, Encoded};
 use crate::error::{Error, Result};
@@ -108,6 +108,7 @@ struct Run<'a> {
     trainer: AdapterTrainer,
     best: BestSoFar,
     progress: Progress,
+    references: References<'a>,
     /// The steps of the epoch: their micro-batches.
     steps_of_epoch: Vec<Vec<Vec<usize>>>,
     /// The last state that was reported.
@@ -127,15 +128,16 @@ impl<'a> Run<'a> {
         let device = job.decoder.device().clone().autodiff();
         let start = job.state.map_or(job.start, |state| &state.adapter);
         let adapter = start.attach(job.decoder.config(), &device)?;
-        let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), job.settings, job.layout.recompute);
+        let mut trainer = AdapterTrainer::new(adapter, job.settings.objective(), job.settings, job.layout.recompute);
         let (mut best, mut progress) = (BestSoFar::new(job.start), Progress::default());
         if let Some(state) = job.state {
             trainer.optimiser.restore(&trainer.adapter, &state.optimiser)?;
             (best, progress) = (state.best.clone(), state.progress.clone());
         }
+        let references = References::of(job.decoder, job.start, job.train, &*job.settings.objective())?;
         let steps_of_epoch = job.batching.steps(job.train, progress.epoch);
         let saved = Reported { at: Instant::now(), step: progress.step, evaluated: best.evaluations.last_step };
-        Ok(Self { job, total_steps, trainer, best, progress, steps_of_epoch, saved })
+        Ok(Self { job, total_steps, trainer, best, progress, references, steps_of_epoch, saved })
     }
 
     /// Trains to the end of the run. Says whether the user ended it.
@@ -193,17 +195,27 @@ impl<'a> Run<'a> {
         let step = self.progress.step;
         let learning_rate = settings.schedule(self.total_steps).rate(step);
         let parts = layout.part.split(&self.steps_of_epoch[self.progress.steps_of_epoch], train);
-        let batches: Vec<Batch> = parts.iter().map(|part| join(part, train, augment, self.progress.epoch)).collect();
+        let of_epoch = |part: &Vec<usize>| of_epoch(part, train, augment, self.progress.epoch);
+        let examples: Vec<Vec<Cow<'_, Encoded>>> = parts.iter().map(of_epoch).collect();
+        let join = |examples: &Vec<Cow<'_, Encoded>>| Batch::join(examples.iter().flat_map(|one| one.sequences()));
+        let batches: Vec<Batch> = examples.iter().map(join).collect();
         // The adapter and the optimiser change at the end, where nothing is cancelled any more.
-        let trainer = &mut self.trainer;
-        let report =
-            interrupt::cancellable(|| trainer.step(decoder, &batches, learning_rate, seed_of(settings.seed, step)));
-        let Some(report) = report else { return Ok(false) };
+        let Self { trainer, references, .. } = self;
+        let report = interrupt::cancellable(|| {
+            let known = references.known(&trainer.adapter, &parts, &examples)?;
+            let known = Known { sequences: numbers(&parts, &examples), ..known };
+            Ok(trainer.step_knowing(decoder, &batches, &known, learning_rate, seed_of(settings.seed, step)))
+        });
+        let Some(report) = report.transpose()? else { return Ok(false) };
         let is_bad = !report.is_finite();
         let mut bad_sequences = Vec::new();
         if is_bad {
             let sequences = parts.concat();
-            bad_sequences = report.not_finite.iter().filter_map(|&place| sequences.get(place).copied()).collect();
+            // Of a pair, either sequence may be the bad one.
+            let of_each = batches.iter().map(|batch| batch.lengths.len()).sum::<usize>() / sequences.len().max(1);
+            let places = report.not_finite.iter().filter_map(|&place| sequences.get(place / of_each));
+            bad_sequences = places.copied().collect();
+            bad_sequences.dedup();
             if bad_sequences.is_empty() {
                 bad_sequences = sequences;
             }
@@ -272,11 +284,22 @@ fn seed_of(seed: u64, step: u64) -> u64 {
     seed.wrapping_add((step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-fn join(indices: &[usize], sequences: &[Encoded], augment: Option<&Augmenter<'_>>, epoch: u64) -> Batch {
+/// The numbers of the sequences of a step: those of an example are the same wherever it lies.
+fn numbers(parts: &[Vec<usize>], examples: &[Vec<Cow<'_, Encoded>>]) -> Vec<u64> {
+    let pairs = parts.iter().flatten().zip(examples.iter().flatten());
+    // An example has one sequence or two.
+    pairs.flat_map(|(index, example)| (2 * *index as u64..).take(example.sequences().count())).collect()
+}
+
+/// The sequences of an epoch at these indices.
+fn of_epoch<'a>(
+    indices: &[usize],
+    sequences: &'a [Encoded],
+    augment: Option<&Augmenter<'_>>,
+    epoch: u64,
+) -> Vec<Cow<'a, Encoded>> {
     let changed = |index: usize| augment.and_then(|augment| augment.sequence(epoch, index));
-    let of_epoch = indices.iter().map(|&index| changed(index).map_or(Cow::Borrowed(&sequences[index]), Cow::Owned));
-    let of_epoch: Vec<Cow<'_, Encoded>> = of_epoch.collect();
-    Batch::join(of_epoch.iter().map(|sequence| sequence.parts()))
+    indices.iter().map(|&index| changed(index).map_or(Cow::Borrowed(&sequences[index]), Cow::Owned)).collect()
 }
 
 /// The error of a run whose last steps were bad.

@@ -2,6 +2,7 @@
 //!
 //! A step is one update of the adapter: `accumulate_steps` micro-batches of `micro_batch_seqs` sequences.
 
+use super::objective::ObjectiveKind;
 use super::optimiser::OptimiserKind;
 use super::schedule::{Schedule, ScheduleKind};
 use super::score::EvalOn;
@@ -16,11 +17,30 @@ const MAX_STEPS: u64 = 1_000_000_000;
 section! {
     /// How the adapter is trained.
     TrainSettings {
+        /// The value that is minimised. All but `sft` need preferences: pairs of a chosen and a rejected answer, or for `kto`
+        /// answers with labels.
+        objective: ObjectiveKind = Take(ObjectiveKind::Sft), any();
+        /// The strength of the tie to the reference in `dpo`, `ipo` and `kto` (0.1 where it is not given), the weight of the odds ratio in `orpo`
+        /// (0.1), the scale of the rewards in `simpo` (2).
+        beta: Option<f64> = Take(None), optional(above(0.0, 1e3));
+        /// Under `dpo` and `simpo`: the probability that a preference in the data is wrong (conservative DPO, Mitchell 2023).
+        preference_smoothing: f64 = Take(0.0), below(0.0, 0.5);
+        /// Under `dpo` and `ipo`: the weight of the mean loss of a token of the chosen answers, which is added (Pang et al. 2024).
+        rpo_alpha: f64 = Take(0.0), between(0.0..=1e3);
+        /// Under `dpo`: log-probabilities are divided by the tokens of their answer; `beta` is then to be some ten times greater.
+        length_normalised: bool = Take(false), any();
+        /// Under `simpo`: the margin between the rewards of chosen and rejected answers that is aimed at (half of `beta` where it is
+        /// not given).
+        target_margin: Option<f64> = Take(None), optional(between(0.0..=1e3));
+        /// Under `kto`: the weight of desirable answers (1 where it is not given).
+        desirable_weight: Option<f64> = Take(None), optional(above(0.0, 1e3));
+        /// Under `kto`: the weight of undesirable answers (1 where it is not given).
+        undesirable_weight: Option<f64> = Take(None), optional(above(0.0, 1e3));
         /// Passes over the training examples.
         epochs: u64 = Take(1), between(1..=MAX_STEPS);
         /// Stop after this many steps, even within an epoch.
         max_steps: Option<u64> = Take(None), optional(between(1..=MAX_STEPS));
-        /// Sequences in one forward and backward pass.
+        /// Sequences in one forward and backward pass; a pair of preferences counts once.
         micro_batch_seqs: usize = Take(4), between(1..=65_536);
         /// Micro-batches whose gradients make one step; their sum is divided once, by the trained tokens.
         accumulate_steps: usize = Take(1), between(1..=65_536);

@@ -4,12 +4,12 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 
-use super::objective::{Objective, StepSize, by_sequence, weigh};
+use super::objective::{Facts, Objective, Rewards, StepSize, by_sequence, weigh};
 use super::optimiser::Optimiser;
 use super::settings::TrainSettings;
 use crate::model::decoder::Recompute;
 use crate::model::{Batch, Decoder};
-use crate::nn::{Adapter, Delta, Noise};
+use crate::nn::{Adapter, Delta, Noise, token_numbers};
 
 /// An adapter and its optimiser.
 pub struct AdapterTrainer {
@@ -19,7 +19,7 @@ pub struct AdapterTrainer {
     pub optimiser: Optimiser,
     /// Global norm that gradients are scaled down to; 0 for none.
     max_grad_norm: f64,
-    /// The noise of every step, but for its seed and place.
+    /// The noise of every step, but for its seed and the numbers of its tokens.
     noise: Noise,
     objective: Box<dyn Objective>,
     recompute: Recompute,
@@ -36,8 +36,21 @@ pub struct StepReport {
     pub tokens: usize,
     /// Tokens that loss was taken on.
     pub trained_tokens: usize,
+    /// The rewards of its examples, before the update; none under supervised fine-tuning.
+    pub rewards: Rewards,
     /// The sequences whose own loss is not finite, by their place in the step.
     pub not_finite: Vec<usize>,
+}
+
+/// The part of a step that its objective knows beside the losses.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// The facts of each sequence, by micro-batch; empty where the objective needs none.
+    pub facts: Vec<Vec<Facts>>,
+    /// [`StepSize::divergence`].
+    pub divergence: f64,
+    /// The number of each sequence of the step, which decides its noise; empty for their places in the step.
+    pub sequences: Vec<u64>,
 }
 
 impl StepReport {
@@ -71,29 +84,46 @@ impl AdapterTrainer {
         }
     }
 
-    /// One update from the objective over all `micro_batches`. `seed` decides the noise, which
-    /// belongs to the tokens of the step: it is the same however they are cut into micro-batches.
+    /// One update from the objective over all `micro_batches`. `seed` decides the noise, which belongs to the tokens of a sequence: it
+    /// is the same however sequences are cut into micro-batches.
     ///
     /// A loss or a gradient that is not finite is reported and changes nothing.
     pub fn step(&mut self, decoder: &Decoder, micro_batches: &[Batch], rate: f64, seed: u64) -> StepReport {
-        let size = StepSize::of(micro_batches);
+        self.step_knowing(decoder, micro_batches, &Known::default(), rate, seed)
+    }
+
+    /// [`Self::step`] for an objective that needs to know more than losses.
+    pub fn step_knowing(
+        &mut self,
+        decoder: &Decoder,
+        micro_batches: &[Batch],
+        known: &Known,
+        rate: f64,
+        seed: u64,
+    ) -> StepReport {
+        let size = StepSize { divergence: known.divergence, ..StepSize::of(micro_batches) };
         let StepSize { tokens, trained_tokens, .. } = size;
-        let mut report = StepReport { loss: 0.0, grad_norm: 0.0, tokens, trained_tokens, not_finite: Vec::new() };
+        let (rewards, not_finite) = (Rewards::default(), Vec::new());
+        let mut report = StepReport { loss: 0.0, grad_norm: 0.0, tokens, trained_tokens, rewards, not_finite };
         if trained_tokens == 0 {
             return report;
         }
         let mut sum = GradientsAccumulator::new();
-        let (mut first_token, mut first_sequence) = (0, 0);
-        for batch in micro_batches {
-            let noise = Noise { seed, first_token, ..self.noise };
-            first_token += batch.ids.len();
+        let by_place: Vec<u64> = (0..micro_batches.iter().map(|batch| batch.lengths.len() as u64).sum()).collect();
+        let numbers = if known.sequences.is_empty() { &by_place } else { &known.sequences };
+        let mut first_sequence = 0;
+        for (index, batch) in micro_batches.iter().enumerate() {
+            let facts = known.facts.get(index).map_or(&[][..], Vec::as_slice);
+            let tokens = token_numbers(&numbers[first_sequence..], &batch.lengths);
+            let noise = Noise { seed, tokens, ..self.noise.clone() };
             if batch.trained_tokens() > 0 {
                 let result = decoder.loss_and_gradients(batch, &self.adapter, noise, self.recompute, &mut |losses| {
-                    let sums = by_sequence(batch, losses);
+                    let sums = by_sequence(batch, losses, facts);
                     let is_bad = |index: &usize| !sums[*index].sum.is_finite();
                     report.not_finite.extend((0..sums.len()).filter(is_bad).map(|index| first_sequence + index));
-                    let (value, weights) = weigh(&*self.objective, &sums, &size);
-                    report.loss += value;
+                    let (share, weights) = weigh(&*self.objective, &sums, &size);
+                    report.loss += share.value;
+                    report.rewards.add(&share.rewards);
                     weights
                 });
                 sum.accumulate(&self.adapter, result.gradients);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burnish::data::Encoded;
+use burnish::data::{Encoded, Judged};
 use burnish::device::{self, DeviceChoice};
 use burnish::export::model::ModelPlan;
 use burnish::export::{GgufType, Importance};
@@ -20,7 +20,10 @@ use crate::cli::{json, refused, run, text, tiny_job, tiny_model};
 const Q_PROJ: &str = "model.layers.0.self_attn.q_proj.weight";
 
 fn examples() -> Vec<Encoded> {
-    let example = |ids: Vec<u32>| Encoded { trained: vec![true; ids.len()], ids, untrained_turns: 0, weight: 1.0 };
+    let example = |ids: Vec<u32>| {
+        let trained = vec![true; ids.len()];
+        Encoded { ids, trained, untrained_turns: 0, weight: 1.0, judged: Judged::Not }
+    };
     vec![example((3..40).collect()), example(vec![7; 9]), example(Vec::new())]
 }
 

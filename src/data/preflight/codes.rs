@@ -28,6 +28,23 @@ macro_rules! codes {
 }
 
 codes! {
+    IdenticalPair "D001" Warning
+        "chosen and rejected answer are the same"
+        "The pair says nothing, and a model that cannot tell the two apart keeps the loss of a coin there."
+        "Remove the row, or look up which answers were meant.";
+    SwappedPair "D002" Warning
+        "another row prefers the same two answers the other way round"
+        "The two rows pull in opposite directions; one of them is probably swapped."
+        "Decide which answer is better, and remove or turn round the other row.";
+    LengthBias "D003" Warning
+        "the chosen answers are the longer or the shorter ones by a rule"
+        "Length is the easiest difference to learn: the model learns to answer at greater or smaller length, whatever the content."
+        "Where length is not what you want to teach, add pairs in which the other length is the better one, or set `train.length_normalised` under `dpo`.";
+    OneLabel "D004" Error
+        "all answers have the same label"
+        "Without answers of the other kind there is nothing to tell apart, and the model only moves away from its reference."
+        "Add answers of the other kind, or learn the desirable ones with `train.objective = \"sft\"`.";
+
     ExactDuplicate "D101" Warning
         "the row is the same as an earlier one"
         "A row that stands there n times is trained n times as hard, and the model learns it by heart."

@@ -15,6 +15,7 @@ mod conversation;
 mod damage;
 mod duplicates;
 mod language;
+mod preferences;
 mod secrets;
 mod survey;
 mod tokens;
@@ -171,13 +172,15 @@ fn of_answers(views: &[View<'_>], digests: &[Digest], found: &mut Collector) {
         at_limit.into_iter().for_each(|index| found.row(Code::SameLength, longest.to_string(), views[index].position));
     }
     contradictions(views, digests, found);
+    preferences::findings(views, digests, found);
 }
 
 /// Rows of one prompt with different answers.
 fn contradictions(views: &[View<'_>], digests: &[Digest], found: &mut Collector) {
     let mut by_prompt: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
     for (index, digest) in digests.iter().enumerate() {
-        if let Some(prompt) = digest.prompt {
+        // Judged answers are several by nature.
+        if let Some(prompt) = digest.prompt.filter(|_| !views[index].is_preference()) {
             by_prompt.entry(prompt).or_default().push(index);
         }
     }

@@ -30,13 +30,32 @@ pub(super) struct View<'a> {
     pub(super) tools: Option<&'a Value>,
     /// Whether the row is a prompt with its completion, or a plain text.
     pub(super) is_bare: bool,
+    /// The last answer that is not preferred, where the row is a pair. It stands among the parts too, as [`Part::Other`].
+    pub(super) rejected: Option<&'a str>,
+    /// Whether the answer is desirable, where the row says so.
+    pub(super) label: Option<bool>,
 }
 
 impl<'a> View<'a> {
     pub(super) fn of(row: &'a Row) -> Self {
+        let mut view = Self::of_example(&row.position, row.example.plain());
+        match &row.example {
+            Example::Preference { rejected, .. } => {
+                let rejected = Self::of_example(&row.position, rejected);
+                view.parts.extend(rejected.answers().map(|answer| (Part::Other, answer)));
+                view.rejected = rejected.answers().last();
+            }
+            Example::Labelled { is_desirable, .. } => view.label = Some(*is_desirable),
+            _ => {}
+        }
+        view
+    }
+
+    /// The view of an example that is no preference.
+    fn of_example(position: &'a Position, example: &'a Example) -> Self {
         let (mut messages, mut tools_of_row): (&[Message], _) = (&[], None);
         let mut parts = Vec::new();
-        match &row.example {
+        match example {
             Example::PromptCompletion { prompt, completion } => {
                 parts.extend([(Part::Prompt, prompt.as_str()), (Part::Answer, completion)]);
             }
@@ -51,9 +70,10 @@ impl<'a> View<'a> {
                 turns.iter().for_each(|turn| add_turn(turn, &mut parts));
             }
             Example::Text { text } => parts.push((Part::Answer, text)),
+            Example::Preference { .. } | Example::Labelled { .. } => {}
         }
-        let is_bare = matches!(row.example, Example::PromptCompletion { .. } | Example::Text { .. });
-        Self { position: &row.position, parts, messages, tools: tools_of_row, is_bare }
+        let is_bare = matches!(example, Example::PromptCompletion { .. } | Example::Text { .. });
+        Self { position, parts, messages, tools: tools_of_row, is_bare, rejected: None, label: None }
     }
 
     /// The texts that are trained.
@@ -76,6 +96,11 @@ impl<'a> View<'a> {
     pub(super) fn last_prompt(&self) -> Option<&'a str> {
         let (before, _) = self.last_exchange()?;
         before.iter().rev().find(|(part, _)| *part == Part::Prompt).map(|(_, text)| *text)
+    }
+
+    /// Whether the row judges answers, of which several may belong to one prompt.
+    pub(super) fn is_preference(&self) -> bool {
+        self.rejected.is_some() || self.label.is_some()
     }
 
     pub(super) fn has_system(&self) -> bool {

@@ -14,10 +14,13 @@ mod list;
 mod packed;
 #[cfg(feature = "tables")]
 mod parquet;
+mod preferences;
 mod rows;
 mod shape;
 mod turns;
 mod unreadable;
+
+pub use turns::message_of;
 
 use std::path::Path;
 

@@ -24,6 +24,19 @@ pub(super) fn list(fields: &mut Fields, key: &str) -> Result<Vec<Message>, Strin
     turns.into_iter().enumerate().map(message).collect()
 }
 
+/// The message that an object spells, in OpenAI's form.
+///
+/// # Errors
+/// The reason why it is none, or why a part of it would go unread.
+pub fn message_of(turn: Map<String, Value>) -> Result<Message, String> {
+    let mut unread = Vec::new();
+    let message = message(turn, &mut unread)?;
+    match unread.first() {
+        Some(unread) => Err(format!("has {unread}, which nothing reads")),
+        None => Ok(message),
+    }
+}
+
 /// One turn; `unread` gets what nothing reads of it, in words.
 fn message(mut turn: Map<String, Value>, unread: &mut Vec<String>) -> Result<Message, String> {
     let (role, content) = match turn.contains_key("role") || !turn.contains_key("from") {

@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::error::Error;
 use crate::generate::run::Finish;
 use crate::generate::sample::{SamplerConfig, TokenLogProbability};
+use crate::text::Tokenizer;
 
 /// The number of a request. An engine gives each number once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +32,8 @@ pub struct Request {
     pub until: Option<Instant>,
     /// Whether control tokens show in the text.
     pub keeps_special: bool,
+    /// The tokenizer of the answer where it is not the engine's: an adapter may have been trained with one of its own.
+    pub tokenizer: Option<Tokenizer>,
 }
 
 impl Request {
@@ -46,6 +49,7 @@ impl Request {
             log_probabilities: None,
             until: None,
             keeps_special: false,
+            tokenizer: None,
         }
     }
 }
@@ -141,4 +145,6 @@ pub struct Statistics {
     pub cached_prompt_tokens: u64,
     /// Tokens of answers so far.
     pub answer_tokens: u64,
+    /// Those among them that were guessed, and so came without a step of their own.
+    pub guessed_tokens: u64,
 }

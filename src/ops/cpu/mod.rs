@@ -1,6 +1,6 @@
 //! The processor's kernels: instruction sets, packed products, and the bridge to Burn's autodiff.
 //!
-//! From the bottom: `isa`, `shared`, `rows`, `math`; `kernel` and `pack`; `pool`; `store`, `product` (with `streamed`, its order for
+//! From the bottom: `isa`, `shared`, `rows`, `math`; `kernel`, `transpose` and `pack`; `pool`; `store`, `product` (with `streamed`, its order for
 //! AMX), `reduce` and `matrix`; `decode`; `autograd` and `rowwise`, which know Burn's tensors.
 
 pub mod autograd;
@@ -19,3 +19,5 @@ pub(crate) mod shared;
 mod store;
 #[cfg(target_arch = "x86_64")]
 mod streamed;
+#[cfg(target_arch = "x86_64")]
+mod transpose;

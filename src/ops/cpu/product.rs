@@ -10,11 +10,11 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::thread::LocalKey;
 
-use super::isa::Isa;
-use super::kernel::{Element, PANEL, Tile, widened_tile, with_tiles};
+use super::isa::{Isa, vectorised};
+use super::kernel::{Element, LAID_DEPTH, PANEL, Tile, with_tiles};
 use super::pack::Columns;
 use super::pool;
-use super::rows::{OutputBuffer, OutputData, Rows};
+use super::rows::{OutputBuffer, OutputData, Rows, Stored};
 use super::shared::SharedMut;
 pub use super::store::Epilogue;
 use super::store::{StoredTile, Target, store_tile};
@@ -170,7 +170,8 @@ impl<E: Element, O: Element> Job<'_, E, O> {
         let columns = (self.part.columns - first).min(panels * PANEL);
         let strip_rows = E::rows_per_tile(self.isa);
         let packed = panels * depth * PANEL * size_of::<E>() / size_of::<f32>();
-        let strips = strip_rows * depth;
+        // Rows that are laid out are rounded up, those of each term.
+        let strips = strip_rows * (depth + self.part.terms.len() * LAID_DEPTH);
         with_scratch::<f32, ()>(packed + strips, |scratch| {
             let (packed, strips) = scratch.split_at_mut(packed);
             let packed: &mut [E] = bytemuck::cast_slice_mut(packed);
@@ -196,10 +197,14 @@ impl<E: Element, O: Element> Job<'_, E, O> {
             lefts.clear();
             for term in &self.part.terms {
                 let (depth, padded) = (term.columns.depth(), term.columns.padded_depth());
-                let (copy, after) = copy_rest.split_at_mut(strip_rows * padded);
-                lefts.push(if E::widens(self.isa) {
-                    let (strip, stride) = strip::<f32>(term.rows, row, rows, depth, padded, copy);
-                    Left::Wide(strip.as_ptr(), stride)
+                let (copy, after) = copy_rest.split_at_mut(strip_rows * padded.next_multiple_of(LAID_DEPTH));
+                lefts.push(if E::lays_out(self.isa) {
+                    let copy = &mut copy[..rows * padded.next_multiple_of(LAID_DEPTH)];
+                    match term.rows.from_row(row) {
+                        Rows::F32 { data, stride } => lay_out(data, stride, depth, copy),
+                        Rows::Bf16 { data, stride } => lay_out(data, stride, depth, copy),
+                    }
+                    Left::LaidOut(copy.as_ptr())
                 } else {
                     let copy = bytemuck::cast_slice_mut(copy);
                     let (strip, stride) = strip::<E>(term.rows, row, rows, depth, padded, copy);
@@ -213,14 +218,14 @@ impl<E: Element, O: Element> Job<'_, E, O> {
                     let depth = term.columns.padded_depth();
                     let columns = packed[offset + panel * depth * PANEL..][..depth * PANEL].as_ptr();
                     let sums = tile.0.as_mut_ptr();
-                    // SAFETY: `strip` gave `rows` rows of `depth` values, which stay where they are while this strip is
-                    // worked on; the panel is whole.
+                    // SAFETY: there are `rows` rows of `depth` values, which stay where they are while this strip is worked
+                    // on; the panel is whole.
                     unsafe {
                         match *left {
                             Left::Same(a, stride) => {
                                 E::tile(self.isa, rows, depth, a, stride, columns, sums, index > 0);
                             }
-                            Left::Wide(a, stride) => widened_tile(rows, depth, a, stride, columns, sums, index > 0),
+                            Left::LaidOut(a) => E::laid_out_tile(rows, depth, a, columns, sums, index > 0),
                         }
                     }
                     offset += panels * depth * PANEL;
@@ -234,11 +239,33 @@ impl<E: Element, O: Element> Job<'_, E, O> {
     }
 }
 
-/// A strip of rows in the format of the panels, or in f32, and the distance between its rows: where it lies, or copied where
-/// its format differs.
+/// A strip of rows.
 enum Left<E> {
+    /// In the format of the panels, and the distance between rows: where it lies, or copied where its format differs.
     Same(*const E, usize),
-    Wide(*const f32, usize),
+    /// In f32, as [`Element::laid_out_tile`] takes it.
+    LaidOut(*const f32),
+}
+
+vectorised! {
+    /// Lays rows out for [`Element::laid_out_tile`], as many as `copy` has room for; values beyond `depth` become zero.
+    fn lay_out<S: Stored>(data: &[S], stride: usize, depth: usize, copy: &mut [f32]) {
+        let rows = copy.len() / depth.next_multiple_of(LAID_DEPTH);
+        let (runs, _) = copy.as_chunks_mut::<LAID_DEPTH>();
+        for (k, runs) in (0..depth).step_by(LAID_DEPTH).zip(runs.chunks_exact_mut(rows)) {
+            for (row, to) in runs.iter_mut().enumerate() {
+                let values = &data[row * stride + k..][..LAID_DEPTH.min(depth - k)];
+                if let Some(values) = values.first_chunk::<LAID_DEPTH>() {
+                    for lane in 0..LAID_DEPTH {
+                        to[lane] = values[lane].to_f32();
+                    }
+                } else {
+                    to.fill(0.0);
+                    to.iter_mut().zip(values).for_each(|(to, value)| *to = value.to_f32());
+                }
+            }
+        }
+    }
 }
 
 /// `rows` rows from `row` on, `depth` values each and zeros up to `padded`, in the kernel's format, and the distance
@@ -333,5 +360,38 @@ mod tests {
             ones_by_terms(1, add, OutputBuffer::fresh_f32(fresh.spare_capacity_mut(), 40));
         }));
         assert!(caught.is_err());
+    }
+
+    #[test]
+    fn products_in_f32_multiply_and_add_in_the_order_of_the_depth() {
+        let (rows, columns, depths) = (29, 70, [45, 3]);
+        let value = |i: usize| ((i * 7919 % 2003) as f32 - 1001.0) / 1001.0;
+        let values = |count: usize| -> Vec<f32> { (0..count).map(value).collect() };
+        let lefts = depths.map(|depth| values(rows * depth + 5));
+        let rights = depths.map(|depth| values(depth * columns));
+        let views = [0, 1].map(|term| PlainColumns {
+            data: &rights[term][..],
+            stride: columns,
+            depth: depths[term],
+            scale: 1.0,
+        });
+        let terms = (0..2).map(|term| {
+            let rows = Rows::F32 { data: &lefts[term][term..], stride: depths[term] };
+            Term::<f32> { rows, columns: &views[term] }
+        });
+        let parts = [Part { column: 0, columns, terms: terms.collect(), bias: None }];
+        let mut sums = vec![0f32; rows * columns];
+        product(rows, &parts, Epilogue::default(), OutputBuffer::f32(&mut sums, columns));
+        for (at, &sum) in sums.iter().enumerate() {
+            let (row, column) = (at / columns, at % columns);
+            let expected = (0..2).fold(0f32, |sum, term| {
+                (0..depths[term]).fold(sum, |sum, k| {
+                    let (left, right) =
+                        (lefts[term][term + row * depths[term] + k], rights[term][k * columns + column]);
+                    if Isa::current() == Isa::Portable { sum + left * right } else { left.mul_add(right, sum) }
+                })
+            });
+            assert_eq!(sum.to_bits(), expected.to_bits(), "row {row}, column {column}: {sum} for {expected}");
+        }
     }
 }

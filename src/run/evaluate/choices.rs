@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, json};
 
 use super::{EvalOptions, Measured, System};
-use crate::data::{Encoded, Encoder, LongPolicy};
+use crate::data::{Encoded, Encoder, Judged, LongPolicy};
 use crate::error::{Error, Place, Result};
 use crate::eval::bootstrap::Share;
 use crate::eval::choices::{ChoicePrompt, ChoiceQuestion, chosen};
@@ -158,5 +158,5 @@ fn with_choice(encoder: &Encoder, prompt: &ChoicePrompt, choice: &str) -> Result
         return Err(Error::input("", "prompt and choice have no tokens apart; expected a prompt and then a choice"));
     }
     let trained = (0..ids.len()).map(|index| index >= context_tokens).collect();
-    Ok(Encoded { ids, trained, untrained_turns: 0, weight: 1.0 })
+    Ok(Encoded { ids, trained, untrained_turns: 0, weight: 1.0, judged: Judged::Not })
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::adapter::host::{HostAdapter, provenance};
-use crate::data::{self, Encoded, Encoder, LongPolicy, Paths, Row, Shape};
+use crate::data::{self, Encoded, Encoder, Judged, LongPolicy, Paths, Row, Shape};
 use crate::error::{Error, Result, counted};
 use crate::recipe::Recipe;
 use crate::run::prepare::{Examples, read_examples};
@@ -74,7 +74,8 @@ impl Texts {
         let encoded = |text: &&str| {
             let mut ids = encoder.encode_raw_prompt(text)?;
             ids.truncate(MAX_TOKENS / BUILT_IN.len());
-            Ok(Encoded { trained: vec![true; ids.len()], ids, untrained_turns: 0, weight: 1.0 })
+            let trained = vec![true; ids.len()];
+            Ok(Encoded { ids, trained, untrained_turns: 0, weight: 1.0, judged: Judged::Not })
         };
         Ok(Self { sequences: BUILT_IN.iter().map(encoded).collect::<Result<_>>()?, source: TextSource::BuiltIn })
     }
@@ -148,8 +149,10 @@ fn validation(encoder: &Encoder, folder: &Path, adapter: &HostAdapter) -> Result
 
 /// The first examples that fit into the tokens that are compared. A longer one is passed over, unless all are.
 fn chosen(encoder: &Encoder, rows: &[Row]) -> Result<Vec<Encoded>> {
-    let rows = &rows[..rows.len().min(MAX_ROWS)];
-    let encoded = encoder.encode_all(rows, usize::MAX, LongPolicy::Drop)?.sequences;
+    // Of a pair of preferences, the chosen answer.
+    let plain = |row: &Row| Row { example: row.example.plain().clone(), ..row.clone() };
+    let rows: Vec<Row> = rows.iter().take(MAX_ROWS).map(plain).collect();
+    let encoded = encoder.encode_all(&rows, usize::MAX, LongPolicy::Drop)?.sequences;
     let mut left = MAX_TOKENS;
     let fits = |example: &&Encoded| {
         let fits = example.ids.len() <= left;

@@ -1,9 +1,14 @@
 //! The input of a product: activations in f32, and rounded to int8 in blocks.
 
 use crate::ops::cpu::isa::vectorised;
+use crate::ops::cpu::pool;
+use crate::ops::cpu::shared::SharedMut;
 
 /// Values of a block that share a scale.
 pub(super) const BLOCK: usize = 32;
+
+/// Blocks that a task rounds: more than a row of most models.
+const BLOCKS_PER_TASK: usize = 512;
 
 /// The scale of a block of activations, and sums of its values.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -38,7 +43,13 @@ impl<'a> Input<'a> {
             input.scales = vec![BlockScale::default(); rows * columns / BLOCK];
             let (blocks, rest) = values.as_chunks::<BLOCK>();
             debug_assert!(rest.is_empty(), "whole blocks");
-            round(blocks, input.codes.as_chunks_mut::<BLOCK>().0, &mut input.scales);
+            let codes = SharedMut::new(input.codes.as_chunks_mut::<BLOCK>().0);
+            pool::for_each_chunk(&mut input.scales, BLOCKS_PER_TASK, |task, scales| {
+                let first = task * BLOCKS_PER_TASK;
+                // SAFETY: the codes of a block belong to the task that has its scale.
+                let codes = unsafe { codes.slice(first, scales.len()) };
+                round(&blocks[first..first + scales.len()], codes, scales);
+            });
         }
         input
     }

@@ -25,6 +25,8 @@ pub const MAX_ROWS: usize = 32;
 pub(super) const AMX_ROWS: usize = 16;
 /// The bf16 values of a row of such a register.
 pub(super) const AMX_DEPTH: usize = 32;
+/// Values of a row that lie together where rows are laid out.
+pub const LAID_DEPTH: usize = 16;
 #[cfg(target_arch = "x86_64")]
 const AVX512_ROWS: usize = avx512::ROWS;
 #[cfg(target_arch = "x86_64")]
@@ -112,10 +114,22 @@ pub trait Element: Stored {
         accumulate: bool,
     );
 
-    /// Whether the kernel wants rows in f32 beside panels of this format: [`widened_tile`].
-    fn widens(_: Isa) -> bool {
-        false
-    }
+    /// Whether products lay rows out for [`Element::laid_out_tile`].
+    fn lays_out(isa: Isa) -> bool;
+
+    /// [`Element::tile`] for rows in f32 that are laid out as `[depth / 16][rows][16]`.
+    ///
+    /// # Safety
+    /// The conditions of [`Element::tile`] but for `a`, which has `rows` rows of `depth` values, rounded up to 16; and
+    /// [`Element::lays_out`].
+    unsafe fn laid_out_tile(
+        rows: usize,
+        depth: usize,
+        a: *const f32,
+        panel: *const Self,
+        tile: *mut f32,
+        accumulate: bool,
+    );
 
     /// Whether products of many columns go through [`amx`] in the order of `streamed`: the format is bf16, then.
     fn streams(_: Isa) -> bool {
@@ -132,28 +146,6 @@ pub fn with_tiles<E: Element, R>(isa: Isa, work: impl FnOnce() -> R) -> R {
     }
     let _ = isa;
     work()
-}
-
-/// [`Element::tile`] for rows in f32: the kernel widens the panel.
-///
-/// # Safety
-/// The conditions of [`Element::tile`], and [`Element::widens`].
-pub unsafe fn widened_tile<E: Element>(
-    rows: usize,
-    depth: usize,
-    a: *const f32,
-    lda: usize,
-    panel: *const E,
-    tile: *mut f32,
-    accumulate: bool,
-) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: only bf16 is widened, with AVX-512; the caller vouches for the buffers.
-    unsafe {
-        avx512::widened_tile(rows, depth, a, lda, panel.cast(), tile, accumulate);
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("{rows} {depth} {a:?} {lda} {panel:?} {tile:?} {accumulate}: no kernel of this processor widens")
 }
 
 impl Element for f32 {
@@ -239,6 +231,29 @@ impl Element for f32 {
         }
         // SAFETY: as above.
         unsafe { portable::f32_tile(rows, depth, a, lda, panel, tile, accumulate) }
+    }
+
+    /// On Intel's processors, where it was measured: AMD's with AVX-512 use AVX512-BF16.
+    fn lays_out(isa: Isa) -> bool {
+        matches!(isa, Isa::Avx512 | Isa::Amx)
+    }
+
+    #[inline]
+    unsafe fn laid_out_tile(
+        rows: usize,
+        depth: usize,
+        a: *const f32,
+        panel: *const f32,
+        tile: *mut f32,
+        accumulate: bool,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has AVX-512; the caller vouches for the buffers.
+        unsafe {
+            avx512::f32_laid_out_tile(rows, depth, a, panel, tile, accumulate);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{rows} {depth} {a:?} {panel:?} {tile:?} {accumulate}: no other processor has AVX-512")
     }
 }
 
@@ -336,8 +351,27 @@ impl Element for bf16 {
         unsafe { portable::bf16_tile(rows, depth, a, lda, panel, tile, accumulate) }
     }
 
-    fn widens(isa: Isa) -> bool {
+    /// Where pairs of bf16 are not multiplied, they are widened.
+    fn lays_out(isa: Isa) -> bool {
         isa == Isa::Avx512
+    }
+
+    #[inline]
+    unsafe fn laid_out_tile(
+        rows: usize,
+        depth: usize,
+        a: *const f32,
+        panel: *const bf16,
+        tile: *mut f32,
+        accumulate: bool,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has AVX-512; the caller vouches for the buffers.
+        unsafe {
+            avx512::widened_tile(rows, depth, a, panel, tile, accumulate);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{rows} {depth} {a:?} {panel:?} {tile:?} {accumulate}: no other processor has AVX-512")
     }
 
     fn streams(isa: Isa) -> bool {

@@ -133,10 +133,17 @@ impl Columns<f32> for InputGradient<'_> {
     }
 
     fn pack(&self, first: usize, count: usize, depth: Range<usize>, panels: &mut [f32]) {
-        if let Storage::F32(bytes) = self.matrix.storage() {
-            let stride = self.matrix.columns();
-            let data = &cast::<f32>(bytes)[self.first * stride..];
-            return PlainColumns { data, stride, depth: self.count, scale: 1.0 }.pack(first, count, depth, panels);
+        let (stride, rows) = (self.matrix.columns(), self.count);
+        match self.matrix.storage() {
+            Storage::F32(bytes) => {
+                let data = &cast::<f32>(bytes)[self.first * stride..];
+                return PlainColumns { data, stride, depth: rows, scale: 1.0 }.pack(first, count, depth, panels);
+            }
+            Storage::Bf16(bytes) => {
+                let data = &cast::<bf16>(bytes)[self.first * stride..];
+                return PlainColumns { data, stride, depth: rows, scale: 1.0 }.pack(first, count, depth, panels);
+            }
+            _ => {}
         }
         let size = depth.len() * PANEL;
         self.rows_of(first, count, depth, |k, values| {

@@ -64,6 +64,17 @@ impl Matrix {
         self.columns
     }
 
+    /// Returns the memory of values in a mapped file to the system, which reads them again on the next access.
+    pub fn release(&self) {
+        match &self.storage {
+            Storage::F32(bytes) | Storage::F16(bytes) | Storage::Bf16(bytes) | Storage::Blocks(_, bytes) => {
+                bytes.release();
+            }
+            Storage::Nf4(tensor) => tensor.packed.release(),
+            Storage::Int8(tensor) => tensor.codes.release(),
+        }
+    }
+
     /// How it is stored.
     pub fn storage(&self) -> &Storage {
         &self.storage

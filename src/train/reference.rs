@@ -1,0 +1,107 @@
+//! The reference of an objective over preferences: the model as it was before the first step, which is the base where the adapter
+//! is a fresh one.
+//!
+//! Its log-probabilities are computed when an example comes for the first time, one example at a time, and stay in memory: a few
+//! bytes each. Alone in its pass, an example has the same values in every step and after every resumption.
+
+use std::borrow::Cow;
+
+use burn::module::Module;
+
+use super::evaluate::evaluate;
+use super::objective::{Facts, Objective};
+use super::preference::{divergence, mismatched};
+use super::step::Known;
+use crate::adapter::host::HostAdapter;
+use crate::data::{Encoded, Judged};
+use crate::error::Result;
+use crate::eval::loss::ExampleLoss;
+use crate::model::Decoder;
+use crate::nn::Adapter;
+
+/// The reference of a run, and what is known of it.
+pub struct References<'a> {
+    decoder: &'a Decoder,
+    /// The adapter before the first step; `None` for an objective without a reference.
+    adapter: Option<Adapter>,
+    /// The loss sums of the sequences of each training example, as far as they are known.
+    sums: Vec<Option<Vec<f64>>>,
+    /// The prompt of each training example with the answer to another prompt; empty for an objective that needs no divergence.
+    mismatched: Vec<Encoded>,
+    /// Their losses, as far as they are known.
+    of_mismatched: Vec<Option<ExampleLoss>>,
+}
+
+impl<'a> References<'a> {
+    /// The reference of a run over `train` that begins with `start`.
+    ///
+    /// # Errors
+    /// An adapter that does not fit; those of [`mismatched`].
+    pub fn of(decoder: &'a Decoder, start: &HostAdapter, train: &[Encoded], objective: &dyn Objective) -> Result<Self> {
+        let adapter = match objective.has_reference() {
+            true => Some(start.attach(decoder.config(), decoder.device())?),
+            false => None,
+        };
+        let mismatched = if objective.needs_divergence() { mismatched(train)? } else { Vec::new() };
+        let of_mismatched = vec![None; mismatched.len()];
+        Ok(Self { decoder, adapter, sums: vec![None; train.len()], mismatched, of_mismatched })
+    }
+
+    /// The part of a step that its objective knows beside the losses of the model with `adapter`: `indices` are those of the
+    /// training examples by micro-batch, `examples` the same as they are in this epoch.
+    ///
+    /// # Errors
+    /// None that an evaluation does not have.
+    pub fn known(
+        &mut self,
+        adapter: &Adapter,
+        indices: &[Vec<usize>],
+        examples: &[Vec<Cow<'_, Encoded>>],
+    ) -> Result<Known> {
+        let mut known = Known::default();
+        for (indices, examples) in indices.iter().zip(examples) {
+            let mut facts = Vec::new();
+            for (index, example) in indices.iter().zip(examples) {
+                let is_desirable = example.judged == Judged::Labelled(true);
+                let sums = self.sums_of(*index, example)?;
+                facts.extend(sums.into_iter().map(|reference| Facts { reference, is_desirable }));
+            }
+            known.facts.push(facts);
+        }
+        if !self.mismatched.is_empty() {
+            known.divergence = self.divergence(adapter, &indices.concat())?;
+        }
+        Ok(known)
+    }
+
+    /// The loss sums of the sequences of an example under the reference.
+    fn sums_of(&mut self, index: usize, example: &Cow<'_, Encoded>) -> Result<Vec<f64>> {
+        let Some(adapter) = &self.adapter else { return Ok(vec![0.0; example.sequences().count()]) };
+        if let (Cow::Borrowed(_), Some(sums)) = (example, &self.sums[index]) {
+            return Ok(sums.clone());
+        }
+        let losses = evaluate(self.decoder, Some(adapter), std::slice::from_ref(&**example), &mut |_| Ok(()))?;
+        let sums: Vec<f64> = losses.iter().map(|loss| loss.loss_sum).collect();
+        // An example that changes from epoch to epoch is another one the next time.
+        if matches!(example, Cow::Borrowed(_)) {
+            self.sums[index] = Some(sums.clone());
+        }
+        Ok(sums)
+    }
+
+    /// The estimate of the divergence of the model with `adapter` from the reference, over these examples.
+    fn divergence(&mut self, adapter: &Adapter, indices: &[usize]) -> Result<f64> {
+        let mut reference = Vec::with_capacity(indices.len());
+        for &index in indices {
+            if self.of_mismatched[index].is_none() {
+                let example = &self.mismatched[index..=index];
+                let losses = evaluate(self.decoder, self.adapter.as_ref(), example, &mut |_| Ok(()))?;
+                self.of_mismatched[index] = losses.first().copied();
+            }
+            reference.extend(self.of_mismatched[index]);
+        }
+        let of_step: Vec<Encoded> = indices.iter().map(|&index| self.mismatched[index].clone()).collect();
+        let losses = evaluate(self.decoder, Some(&adapter.valid()), &of_step, &mut |_| Ok(()))?;
+        Ok(divergence(&losses, &reference))
+    }
+}
