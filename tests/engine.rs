@@ -90,7 +90,8 @@ fn models() -> Vec<(PathBuf, Option<HostAdapter>)> {
         (folder, adapter)
     });
     let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
-    let variants = [("dora/adapter", "llama_gqa"), ("dora_bias/adapter", "llama_bias"), ("pissa/unconverted", "llama_gqa")];
+    let variants =
+        [("dora/adapter", "llama_gqa"), ("dora_bias/adapter", "llama_bias"), ("pissa/unconverted", "llama_gqa")];
     let variants = variants.map(|(adapter, base)| {
         let folder = fixture("models").join(base);
         let base = BaseFiles::open(&folder).expect("a base");
