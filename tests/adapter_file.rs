@@ -98,7 +98,8 @@ fn what_is_saved_equals_what_peft_saved() {
         let adapter = load(name);
         let base_name = PeftConfig::read(&fixture(name)).expect("a configuration").base_name;
         let dir = folder.path().join(name);
-        let options = SaveOptions { targets: &named(targets), base_name: base_name.as_deref(), rslora, ..SaveOptions::default() };
+        let options =
+            SaveOptions { targets: &named(targets), base_name: base_name.as_deref(), rslora, ..SaveOptions::default() };
         adapter.save(&dir, &options).expect("saved");
         assert_eq!(HostAdapter::load(&dir).expect("ours"), adapter, "{name}");
         let file = "adapter_model.safetensors";

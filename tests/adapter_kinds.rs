@@ -147,7 +147,10 @@ fn new_tokens_are_saved_and_merged() {
     let settings = ["--set", "adapter.new_tokens=['<|sum|>']", "--set", "train.max_steps=2"];
     let output = run(&folder, &[&["train", "recipe.toml"][..], &settings].concat());
     let said = text(&output.stderr);
-    assert!(output.status.success() && said.contains("GGUF-LoRA is ruled out: llama.cpp adds low-rank pairs"), "{said}");
+    assert!(
+        output.status.success() && said.contains("GGUF-LoRA is ruled out: llama.cpp adds low-rank pairs"),
+        "{said}"
+    );
     let tokenizer = burnish::text::Tokenizer::from_folder(&folder.path().join("runs/sums")).expect("a tokenizer");
     let id = tokenizer.token_to_id("<|sum|>").expect("the token");
     assert_eq!(tokenizer.encode("1<|sum|>2").expect("ids")[1], id);
@@ -186,7 +189,10 @@ fn settings_that_do_not_fit_are_refused() {
         (&["adapter.new_tokens=['a', 'a']"], "expected different texts that are not empty"),
         (&["adapter.targets=['q_proj', 'embed_tokens']", "adapter.new_tokens=['<x>']"], "beside another change"),
         (&["adapter.targets=['embed_tokens']", "adapter.dora=true"], "DoRA is for linear layers"),
-        (&["adapter.targets=['q_proj']", "adapter.modules_to_save=['self_attn']"], "`self_attn` is the name of no module"),
+        (
+            &["adapter.targets=['q_proj']", "adapter.modules_to_save=['self_attn']"],
+            "`self_attn` is the name of no module",
+        ),
     ] {
         let set: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
         let error = crate::cli::refused(&run(&folder, &[&["check", "recipe.toml"][..], &set].concat()));

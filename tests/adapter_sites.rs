@@ -58,11 +58,7 @@ fn choices_of_peft() -> Vec<(&'static str, &'static str, AdapterSpec)> {
                 ..spec(3, 9.0, Targets::named(["q_proj", "o_proj", "mlp.down_proj", "model.layers.0.mlp.up_proj"]))
             },
         ),
-        (
-            LLAMA,
-            "all_linear",
-            AdapterSpec { exclude: Some(pattern(r".*\.0\..*")), ..spec(2, 3.0, Targets::AllLinear) },
-        ),
+        (LLAMA, "all_linear", AdapterSpec { exclude: Some(pattern(r".*\.0\..*")), ..spec(2, 3.0, Targets::AllLinear) }),
         (
             NEOX,
             "neox_patterns",
@@ -119,7 +115,8 @@ fn a_saved_choice_selects_the_same_modules() {
         assert_eq!(HostAdapter::load_over(&dir, &base).expect("ours").pairs, adapter.pairs, "{name}");
         let names = |dir: &Path| -> Vec<String> {
             let file = SafeTensorsFile::open(&dir.join("adapter_model.safetensors")).expect("a file");
-            let mut pairs: Vec<String> = file.names().filter(|name| name.contains(".lora_")).map(str::to_owned).collect();
+            let mut pairs: Vec<String> =
+                file.names().filter(|name| name.contains(".lora_")).map(str::to_owned).collect();
             pairs.sort_unstable();
             pairs
         };

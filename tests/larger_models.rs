@@ -87,7 +87,8 @@ fn what_the_whole_says_holds_for_the_decoder() {
 #[test]
 fn targets_are_whole_paths() {
     let config = changed(|_| ()).expect("a configuration");
-    let names_of = |targets| AdapterSpec { rank: 1, targets, ..AdapterSpec::default() }.target_names(&config).expect("names");
+    let names_of =
+        |targets| AdapterSpec { rank: 1, targets, ..AdapterSpec::default() }.target_names(&config).expect("names");
     let names = names_of(Targets::named(["q_proj"]));
     assert_eq!(names, [0, 1].map(|layer| format!("model.language_model.layers.{layer}.self_attn.q_proj")));
     assert_eq!(names_of(Targets::AllLinear).len(), 14);

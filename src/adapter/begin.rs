@@ -134,7 +134,8 @@ impl AdapterSpec {
         }
         let mut pairs = found.pairs.iter().filter_map(|(module, pair)| Some((module, pair, fresh.pairs.get(module)?)));
         if errors.is_empty()
-            && let Some((module, pair, own)) = pairs.find(|(_, pair, own)| (pair.rank, pair.scale) != (own.rank, own.scale))
+            && let Some((module, pair, own)) =
+                pairs.find(|(_, pair, own)| (pair.rank, pair.scale) != (own.rank, own.scale))
         {
             let message = format!(
                 "gives {module} rank {} and scale {}; in {folder} it has rank {} and scale {}",

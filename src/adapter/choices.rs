@@ -106,7 +106,9 @@ impl<T: Copy + PartialEq> ByPattern<T> {
                     Some((other, different)) if different != *value => {
                         let module = paths.first().copied().unwrap_or_default();
                         let message = format!("`{other}` and `{written}` both match {module}, with different values");
-                        errors.push(problem(message).hint("a table has no order: let no two of its patterns match one module"));
+                        errors.push(
+                            problem(message).hint("a table has no order: let no two of its patterns match one module"),
+                        );
                         break;
                     }
                     _ => *found = Some((written, *value)),

@@ -271,7 +271,10 @@ impl HostAdapter {
         let sizes = self.pairs.iter().map(|(module, pair)| (module.as_str(), (pair.input, pair.output)));
         errors.extend(check_sizes("adapter", sizes, base).err());
         errors.extend(self.check_rows(base));
-        errors.extend(check_whole("adapter", self.whole.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])), base).err());
+        errors.extend(
+            check_whole("adapter", self.whole.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])), base)
+                .err(),
+        );
         Error::none_of(errors, ())
     }
 
@@ -287,7 +290,10 @@ impl HostAdapter {
             let place = format!("adapter: {module}");
             let is_tied_head = base.tied_head && *module == base.names.head;
             if is_tied_head || ![base.names.embedding, base.names.head].contains(&module.as_str()) {
-                errors.push(Error::input(&place, "has rows of tokens, and is neither the embedding nor a head of its own"));
+                errors.push(Error::input(
+                    &place,
+                    "has rows of tokens, and is neither the embedding nor a head of its own",
+                ));
             } else if values.len() != rows.ids.len() * base.hidden_size {
                 let expected = rows.ids.len() * base.hidden_size;
                 let message = format!("has {} values in its rows; expected {expected}", values.len());

@@ -24,8 +24,8 @@ use crate::model::BaseFiles;
 use crate::model::folder::{check_folder_name, write_configs};
 use crate::quant::Quant;
 
-use plan::{Plan, Planned};
 pub use plan::{Change, Changes};
+use plan::{Plan, Planned};
 pub use source::Source;
 
 /// The weights that the adapter is added to.

@@ -102,7 +102,10 @@ impl AdapterSpec {
     /// Input: every name, layer or pattern that selects nothing; a rank above the smaller side of a projection; no site at all.
     pub fn adapted(&self, config: &ModelConfig) -> Result<Vec<AdaptedSite>> {
         let sites = config.sites();
-        Error::both(Error::both(self.check_names(config, &sites), self.check_layers(config)), self.check_excluded(config, &sites))?;
+        Error::both(
+            Error::both(self.check_names(config, &sites), self.check_layers(config)),
+            self.check_excluded(config, &sites),
+        )?;
         let chosen = self.chosen(config, sites)?;
         if chosen.is_empty() {
             return Err(Error::input(Place::setting("adapter.targets"), "take no projection of the base")
@@ -193,9 +196,9 @@ impl AdapterSpec {
             is_saved || is_bias && (self.bias == Bias::All || has_pair())
         };
         let tensors = config.whole_tensors();
-        let trained = tensors.iter().filter(|(_, tensor)| {
-            modules.get(tensor.module).is_some_and(|module| is_trained(module, tensor.is_bias))
-        });
+        let trained = tensors
+            .iter()
+            .filter(|(_, tensor)| modules.get(tensor.module).is_some_and(|module| is_trained(module, tensor.is_bias)));
         let trained: Vec<String> = trained.map(|(name, _)| name.clone()).collect();
         if self.bias != Bias::None && !trained.iter().any(|name| name.ends_with(".bias")) {
             let message = format!("is \"{}\", and there is no such bias in the base", self.bias);
@@ -293,8 +296,7 @@ fn check_each(key: &'static str, modules: &Modules, config: &ModelConfig, sites:
     let errors = unknown.into_iter().map(|finding| {
         let message = format!("{finding} of {}", config.family.class_name);
         let example = sites.first().map(|site| format!(", as in {}", site.module)).unwrap_or_default();
-        Error::input(Place::setting(key), message)
-            .hint(format!("there are {}{example}", existing(sites).join(", ")))
+        Error::input(Place::setting(key), message).hint(format!("there are {}{example}", existing(sites).join(", ")))
     });
     Error::none_of(errors.collect(), ())
 }

@@ -46,7 +46,9 @@ pub fn write_mlx(config: &ModelConfig, adapter: &HostAdapter, base_name: &str, o
         let (input, output) = (pair.input, pair.output);
         let (a, b) = match families::is_embedding(module) {
             true => ((vec![output, rank], pair.b.clone()), (vec![rank, input], pair.a.clone())),
-            false => ((vec![input, rank], transposed(&pair.a, rank)), (vec![rank, output], transposed(&pair.b, output))),
+            false => {
+                ((vec![input, rank], transposed(&pair.a, rank)), (vec![rank, output], transposed(&pair.b, output)))
+            }
         };
         tensors.insert(format!("{module}{MLX_A_SUFFIX}"), a);
         tensors.insert(format!("{module}{MLX_B_SUFFIX}"), b);
@@ -68,7 +70,9 @@ pub fn write_mlx(config: &ModelConfig, adapter: &HostAdapter, base_name: &str, o
     atomic::write_bytes(&staging.path().join(CONFIG_FILE), format!("{settings:#}\n").as_bytes())?;
     let found = HostAdapter::load(staging.path())?;
     if found.pairs != pairs || found.metadata != adapter.metadata {
-        return Err(Error::failed(out.display(), "reads back as another adapter").hint("nothing was kept; is the disk sound?"));
+        return Err(
+            Error::failed(out.display(), "reads back as another adapter").hint("nothing was kept; is the disk sound?")
+        );
     }
     staging.publish(out)?;
     Ok(ExportReport {

@@ -201,7 +201,14 @@ struct Loader<'a> {
 
 impl<'a> Loader<'a> {
     fn new(base: &'a BaseFiles, options: &'a LoadOptions, advance: &'a mut dyn FnMut()) -> Self {
-        Self { base, options, ropes: Ropes::new(base.config()), next_site: 0, next_norm: base.config().sites().len(), advance }
+        Self {
+            base,
+            options,
+            ropes: Ropes::new(base.config()),
+            next_site: 0,
+            next_norm: base.config().sites().len(),
+            advance,
+        }
     }
 
     /// The model without its layers. Its head is numbered after the sites in them, its norm after theirs.

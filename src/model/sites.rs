@@ -134,7 +134,8 @@ impl ModelConfig {
         };
         for layer in 0..self.layers {
             let block = self.block(layer);
-            let of_heads: Vec<&NormSpec> = block.attention.qk_norm.iter().flat_map(|norms| [&norms.q, &norms.k]).collect();
+            let of_heads: Vec<&NormSpec> =
+                block.attention.qk_norm.iter().flat_map(|norms| [&norms.q, &norms.k]).collect();
             for part in block.parts() {
                 let Part::Norm(spec) = part else { continue };
                 let kind = if of_heads.contains(&spec) { SiteKind::QkNorm } else { SiteKind::Norm };

@@ -162,9 +162,10 @@ fn trained_biases(group: &[&Projection], pass: &Pass<'_>) -> Option<Tensor<2>> {
     let adapter = pass.adapter?;
     let biases: Vec<Option<Tensor<2>>> = group.iter().map(|projection| adapter.bias(projection.site)).collect();
     let device = biases.iter().flatten().next()?.device();
-    let rows = group.iter().zip(biases).map(|(projection, bias)| {
-        bias.unwrap_or_else(|| Tensor::zeros([1, projection.weight.dims()[0]], &device))
-    });
+    let rows = group
+        .iter()
+        .zip(biases)
+        .map(|(projection, bias)| bias.unwrap_or_else(|| Tensor::zeros([1, projection.weight.dims()[0]], &device)));
     Some(Tensor::cat(rows.collect(), 1))
 }
 

@@ -19,8 +19,12 @@ impl Tokenizer {
     /// # Errors
     /// Input: files that cannot be read; a token that cannot have the next id.
     pub fn with_tokens(&self, texts: &[String]) -> Result<Self> {
-        let new: Vec<(u32, &String)> =
-            texts.iter().filter(|text| self.token_to_id(text).is_none()).zip(self.vocab_size() as u32..).map(|(text, id)| (id, text)).collect();
+        let new: Vec<(u32, &String)> = texts
+            .iter()
+            .filter(|text| self.token_to_id(text).is_none())
+            .zip(self.vocab_size() as u32..)
+            .map(|(text, id)| (id, text))
+            .collect();
         if new.is_empty() {
             return Ok(self.clone());
         }

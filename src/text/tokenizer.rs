@@ -84,7 +84,12 @@ impl Tokenizer {
     pub fn from_json(bytes: &[u8], name: &str) -> Result<Self> {
         let value = Self::parse(name, bytes)?;
         let text = value.to_string();
-        Self::build(name.into(), value, Surroundings::default(), Source::Written(vec![("tokenizer.json", text.into_bytes())]))
+        Self::build(
+            name.into(),
+            value,
+            Surroundings::default(),
+            Source::Written(vec![("tokenizer.json", text.into_bytes())]),
+        )
     }
 
     /// Builds a tokenizer from its JSON form and writes the files that [`Tokenizer::save`] will need.

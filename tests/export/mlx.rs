@@ -45,7 +45,11 @@ fn a_folder_for_mlx_has_the_same_update() {
         ),
         (llama("embedding"), json!(["self_attn.q_proj", "model.embed_tokens"]), 2),
         (neox("neox_layers"), json!(["attention.dense", "attention.query_key_value", "model.embed_out"]), 1),
-        (family("phi3_longrope"), json!(["mlp.down_proj", "mlp.gate_up_proj", "self_attn.o_proj", "self_attn.qkv_proj"]), 2),
+        (
+            family("phi3_longrope"),
+            json!(["mlp.down_proj", "mlp.gate_up_proj", "self_attn.o_proj", "self_attn.qkv_proj"]),
+            2,
+        ),
     ];
     for (number, ((base, peft), keys, layers)) in cases.into_iter().enumerate() {
         let base = BaseFiles::open(&base).expect("a base");
@@ -64,7 +68,11 @@ fn a_folder_for_mlx_has_the_same_update() {
         }
     }
     let file = SafeTensorsFile::open(&folder.path().join("6/adapters.safetensors")).expect("a file");
-    assert!(file.names().any(|name| name == "model.h.1.attention.dense.lora_a"), "{:?}", file.names().collect::<Vec<_>>());
+    assert!(
+        file.names().any(|name| name == "model.h.1.attention.dense.lora_a"),
+        "{:?}",
+        file.names().collect::<Vec<_>>()
+    );
 }
 
 /// The adapters that mlx-lm saved (tests/reference/make_mlx.py), with the logits that it computes.

@@ -79,7 +79,8 @@ impl Variant {
                 rank: a_shape[0],
                 input: a_shape[1],
                 output: b_shape[0],
-                scale: (self.spec.alpha / if self.spec.rslora { (a_shape[0] as f64).sqrt() } else { a_shape[0] as f64 }) as f32,
+                scale: (self.spec.alpha / if self.spec.rslora { (a_shape[0] as f64).sqrt() } else { a_shape[0] as f64 })
+                    as f32,
                 magnitude: self.spec.dora.then(|| tensor(values, "lora_magnitude_vector").1),
                 subtracted: self.spec.init.subtracts().then(|| Arc::new(beginning())),
             }

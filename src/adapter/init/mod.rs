@@ -115,7 +115,11 @@ impl AdapterSpec {
         if let Some(embedding) = sites.iter().find(|site| site.site.kind == SiteKind::Embedding) {
             let module = &embedding.site.module;
             if self.dora {
-                refuse("adapter.dora", format!("is true, and the adapter changes {module}"), "DoRA is for linear layers: leave it out");
+                refuse(
+                    "adapter.dora",
+                    format!("is true, and the adapter changes {module}"),
+                    "DoRA is for linear layers: leave it out",
+                );
             }
             if !matches!(self.init, Init::Kaiming | Init::Gaussian) {
                 let message = format!("is `{}`, and the adapter changes {module}", self.init);

@@ -94,7 +94,8 @@ impl<'a> Changes<'a> {
     /// # Errors
     /// Failed: one was not.
     pub fn finish(self) -> Result<()> {
-        let left: Vec<&str> = self.pairs.into_keys().chain(self.whole.into_keys()).chain(self.rows.into_keys()).collect();
+        let left: Vec<&str> =
+            self.pairs.into_keys().chain(self.whole.into_keys()).chain(self.rows.into_keys()).collect();
         match left.first() {
             None => Ok(()),
             Some(first) => {

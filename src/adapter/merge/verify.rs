@@ -117,7 +117,9 @@ fn stated(value: Option<f32>) -> Sum {
 /// A row of a changed tensor that is `weight` in the base.
 fn changed(weight: &[f32], change: Change<'_>, row: usize) -> Vec<Sum> {
     let columns = weight.len();
-    let of = |values: &[f32], row: usize| (0..columns).map(|column| stated(values.get(row * columns + column).copied())).collect();
+    let of = |values: &[f32], row: usize| {
+        (0..columns).map(|column| stated(values.get(row * columns + column).copied())).collect()
+    };
     match change {
         Change::Nothing => exact(weight, None, row),
         Change::Pair(pair) => exact(weight, Some(pair), row),

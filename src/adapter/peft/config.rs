@@ -88,7 +88,10 @@ impl PeftConfig {
             has_default_targets: object.get("target_modules").is_none_or(Value::is_null),
             excluded: fields.selection("exclude_modules"),
             layers: fields.layer_choice(),
-            saved: fields.value("modules_to_save").map(|value| fields.texts("modules_to_save", &value)).unwrap_or_default(),
+            saved: fields
+                .value("modules_to_save")
+                .map(|value| fields.texts("modules_to_save", &value))
+                .unwrap_or_default(),
             trains_biases: object.get("bias").and_then(Value::as_str).is_some_and(|which| which != "none"),
             tokens: fields.tokens(),
             ranks: fields.patterns("rank_pattern", |fields, key, value| fields.as_positive(key, value)),

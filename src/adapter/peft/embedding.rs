@@ -25,7 +25,15 @@ pub(super) fn pair_of(
     if b_rank != rank {
         errors.push(other_rank(place, HALVES[1], "[width, rank]", [input, b_rank], rank));
     }
-    errors.extend([&embedding_a, &embedding_b].into_iter().zip(HALVES).filter_map(|(tensor, half)| float(place, half, tensor).err()));
+    errors.extend(
+        [&embedding_a, &embedding_b]
+            .into_iter()
+            .zip(HALVES)
+            .filter_map(|(tensor, half)| float(place, half, tensor).err()),
+    );
     let scale = config.scale_of(module)? as f32;
-    Error::none_of(errors, PairHeader { a: embedding_b, b: embedding_a, rank, input, output, scale, magnitude: None, is_transposed: true })
+    Error::none_of(
+        errors,
+        PairHeader { a: embedding_b, b: embedding_a, rank, input, output, scale, magnitude: None, is_transposed: true },
+    )
 }

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use super::config::PeftConfig;
 use super::missing::{no_adapter, no_weights};
-use super::{embedding, mlx, tokens};
 use super::renaming::Renaming;
 use super::roles::{Role, refusals};
 use super::{CONFIG_FILE, PREFIX, WEIGHTS_FILE};
+use super::{embedding, mlx, tokens};
 use crate::adapter::base_modules::{check_sizes, check_whole, module_shapes};
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafeTensorsFile;
@@ -191,7 +191,8 @@ impl AdapterHeader {
         let renamed = self.pairs.iter().map(|(path, pair)| (self.renaming.in_base(path), (pair.input, pair.output)));
         let renamed: Vec<_> = renamed.collect();
         let sizes = check_sizes(&self.place, renamed.iter().map(|(module, sizes)| (module.as_str(), *sizes)), base);
-        let whole: Vec<_> = self.whole.iter().map(|(name, tensor)| (self.renaming.in_base(name), &tensor.shape)).collect();
+        let whole: Vec<_> =
+            self.whole.iter().map(|(name, tensor)| (self.renaming.in_base(name), &tensor.shape)).collect();
         let shapes = whole.iter().map(|(name, shape)| (name.as_str(), &shape[..]));
         Error::both(sizes, check_whole(&self.place, shapes, base)).map(drop)
     }

@@ -15,8 +15,8 @@ use super::header::{AdapterHeader, PairHeader, check_magnitude, float, matrix, r
 use super::renaming::Renaming;
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::error::{Error, Result};
-use crate::files::json::{self, shortened};
 use crate::files::RawTensor;
+use crate::files::json::{self, shortened};
 use crate::model::families;
 
 /// The name of the weights file in an adapter folder of mlx-lm.
@@ -55,12 +55,12 @@ impl MlxConfig {
             None => {}
             Some(Value::String(kind)) if kind == "lora" || kind == "dora" => {}
             Some(Value::String(kind)) if kind == "full" => {
-                fields.problem("`fine_tune_type` is \"full\": whole layers of the model cannot be applied as an adapter");
+                fields
+                    .problem("`fine_tune_type` is \"full\": whole layers of the model cannot be applied as an adapter");
             }
-            Some(other) => fields.problem(format!(
-                "`fine_tune_type` is {}; expected \"lora\" or \"dora\"",
-                shortened(&other)
-            )),
+            Some(other) => {
+                fields.problem(format!("`fine_tune_type` is {}; expected \"lora\" or \"dora\"", shortened(&other)))
+            }
         }
         let model = fields.optional_text("model");
         let mut errors = fields.errors;
@@ -135,7 +135,15 @@ pub(super) fn read(dir: &Path) -> Result<AdapterHeader> {
     let config = config.into_peft(&config_path.display().to_string(), pairs.keys().map(String::as_str));
     let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
     let (config, ()) = Error::both(config, Error::none_of(errors, ()))?;
-    Ok(AdapterHeader { config, place, pairs, whole: BTreeMap::new(), rows: BTreeMap::new(), renaming: Renaming::default(), metadata })
+    Ok(AdapterHeader {
+        config,
+        place,
+        pairs,
+        whole: BTreeMap::new(),
+        rows: BTreeMap::new(),
+        renaming: Renaming::default(),
+        metadata,
+    })
 }
 
 /// One pair, or everything that is wrong with it.
@@ -146,8 +154,10 @@ fn pair_of(place: &str, config: &MlxConfig, module: &str, parts: [Option<RawTens
     };
     let ([a_rows, a_rank], [b_rank, b_columns]) =
         Error::both(matrix(&place, "lora_a", &a), matrix(&place, "lora_b", &b))?;
-    let mut errors: Vec<Error> =
-        [("lora_a", &a), ("lora_b", &b)].into_iter().filter_map(|(half, tensor)| float(&place, half, tensor).err()).collect();
+    let mut errors: Vec<Error> = [("lora_a", &a), ("lora_b", &b)]
+        .into_iter()
+        .filter_map(|(half, tensor)| float(&place, half, tensor).err())
+        .collect();
     if (a_rank, b_rank) != (config.rank, config.rank) {
         let message = format!(
             "has `lora_a` of shape {:?} and `lora_b` of shape {:?}; expected [.., {rank}] and [{rank}, ..] for the rank in \
@@ -165,7 +175,9 @@ fn pair_of(place: &str, config: &MlxConfig, module: &str, parts: [Option<RawTens
     }
     // The factors of an embedding are applied to rows rather than to columns: `lora_a · lora_b` is the change itself.
     let pair = match is_embedding {
-        true => PairHeader { a: b, b: a, rank, input: b_columns, output: a_rows, scale, magnitude, is_transposed: false },
+        true => {
+            PairHeader { a: b, b: a, rank, input: b_columns, output: a_rows, scale, magnitude, is_transposed: false }
+        }
         false => PairHeader { a, b, rank, input: a_rows, output: b_columns, scale, magnitude, is_transposed: true },
     };
     Error::none_of(errors, pair)

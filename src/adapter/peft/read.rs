@@ -10,8 +10,8 @@ use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::adapter::host::{HostAdapter, HostPair, HostRows, HostTensor};
 use crate::error::{Error, Result};
 use crate::files::RawTensor;
-use crate::model::{BaseFiles, families};
 use crate::model::sites::TRANSFORMERS_HEAD;
+use crate::model::{BaseFiles, families};
 
 impl HostAdapter {
     /// Reads the adapter folder `dir`. The base that its configuration names is not followed.
@@ -41,7 +41,8 @@ impl AdapterHeader {
     /// Everything that [`read`](Self::read) refuses; pairs that do not fit the base; targeted modules without a pair.
     pub fn read_over(dir: &Path, base: &BaseFiles) -> Result<Self> {
         let mut header = Self::read(dir, |name, tensor| is_copy(base, name, tensor))?;
-        let paths: Vec<&str> = header.pairs.keys().chain(header.whole.keys()).chain(header.rows.keys()).map(String::as_str).collect();
+        let paths: Vec<&str> =
+            header.pairs.keys().chain(header.whole.keys()).chain(header.rows.keys()).map(String::as_str).collect();
         header.renaming = Renaming::of(&known_renamings(base), paths.into_iter());
         let header = header;
         let missing = header.missing_pairs(base.config())?;

@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::mlx::transposed;
 use super::{
-    A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, MAGNITUDE_SUFFIX, PREFIX, ROWS_SUFFIX, WEIGHTS_FILE,
+    A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, MAGNITUDE_SUFFIX, PREFIX, ROWS_SUFFIX,
+    WEIGHTS_FILE,
 };
 use crate::adapter::host::{HostAdapter, HostPair, HostRows, HostTensor};
 use crate::adapter::spec::Bias;

@@ -77,12 +77,7 @@ fn log_probabilities(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets,
 }
 
 /// `[targets, vocabulary]`, with a trained head.
-fn trained_log_probabilities(
-    hidden: Tensor<2>,
-    head: Tensor<2>,
-    targets: &Targets,
-    softcap: Option<f32>,
-) -> Tensor<2> {
+fn trained_log_probabilities(hidden: Tensor<2>, head: Tensor<2>, targets: &Targets, softcap: Option<f32>) -> Tensor<2> {
     let logits = rows_of_targets(hidden, targets).cast(DType::F32).matmul(head.transpose());
     activation::log_softmax(capped(logits, softcap), 1)
 }
