@@ -278,7 +278,7 @@ impl HostAdapter {
         Error::none_of(errors, ())
     }
 
-    /// What is wrong with the rows of tokens for a base of this shape.
+    /// Every problem with the rows of tokens for a base of this shape.
     fn check_rows(&self, base: &ModelConfig) -> Vec<Error> {
         let Some(rows) = &self.rows else { return Vec::new() };
         let mut errors = Vec::new();

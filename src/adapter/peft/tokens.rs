@@ -20,7 +20,7 @@ fn ids_of<'a>(config: &'a PeftConfig, module: &str) -> Option<&'a [u32]> {
     config.tokens.iter().find(|(end, _)| is_of(end)).map(|(_, ids)| ids.as_slice())
 }
 
-/// What is wrong with the rows in a file.
+/// Every problem with the rows in a file.
 pub(super) fn check(place: &str, config: &PeftConfig, rows: &BTreeMap<String, RawTensor>) -> Vec<Error> {
     let mut errors = Vec::new();
     for (module, tensor) in rows {
