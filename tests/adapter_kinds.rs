@@ -127,7 +127,7 @@ fn a_run_with_each_choice_goes_on_and_is_merged() {
         let base = base.to_str().expect("UTF-8");
         let of = ["--base", base, "--adapter", "whole", "--compute", "f32"];
         let scored = json(&run(&folder, &[&["eval", "--data", "valid.jsonl", "--json"][..], &of].concat()));
-        let merged = json(&run(&folder, &[&["merge", "--out", "merged", "--json"][..], &of].concat()));
+        let merged = json(&run(&folder, &[&["merge", "--out", "merged", "--type", "f32", "--json"][..], &of].concat()));
         assert!(merged["agreement"].is_object(), "{name}: {merged}");
         let alone = ["eval", "--data", "valid.jsonl", "--json", "--base", "merged", "--compute", "f32"];
         let again = json(&run(&folder, &alone));

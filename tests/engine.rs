@@ -160,7 +160,7 @@ fn an_answer_does_not_depend_on_pieces_other_requests_or_kept_prefixes() {
                 ..greedy(prompt, 6)
             };
             // 78 tokens: a whole block and more.
-            let long = [&ids[..60], &ids[..18]].concat();
+            let long: Vec<u32> = ids.iter().copied().cycle().take(78).collect();
             let requests = [
                 of(None, &ids[..23], None),
                 of(Some("tuned"), &ids[..23], None),

@@ -268,7 +268,7 @@ impl Decoder {
         let frozen = burn::module::Module::valid(adapter);
         let untracked = Pass { adapter: Some(&frozen), ..*pass };
         let lowest = self.lowest_adapted_layer(adapter);
-        let mut x = self.embed(&batch.ids, &batch.lengths, pass);
+        let mut x = self.embed(&batch.ids, &batch.lengths, &untracked);
         let mut inputs = Vec::with_capacity(self.layers.len());
         for (index, layer) in self.layers.iter().enumerate() {
             if index >= lowest {

@@ -111,7 +111,7 @@ fn a_line_that_cannot_be_answered_is_exit_code_2() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_stops_the_answer_and_not_the_program() {
-    use std::io::Read;
+    use std::io::{BufRead, BufReader, Read};
 
     let folder = tempfile::tempdir().expect("a folder");
     let mut command = burnish(&folder);
@@ -124,17 +124,18 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
         .expect("the program starts");
     let mut stdin = child.stdin.take().expect("stdin");
     stdin.write_all("x\n/new\n".repeat(100).as_bytes()).expect("written");
-    let mut stdout = child.stdout.take().expect("stdout");
-    let mut first = [0; 1];
-    stdout.read_exact(&mut first).expect("the first answer");
+    let mut stdout = BufReader::new(child.stdout.take().expect("stdout"));
+    let mut rest = String::new();
     for _ in 0..3 {
-        // A second signal before the first is heard would end the program at once.
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        stdout.read_line(&mut rest).expect("an answer");
         // SAFETY: sends a signal to the child, which answers all the time.
         assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
+        // A second signal before the first is heard would end the program at once.
+        for _ in 0..3 {
+            stdout.read_line(&mut rest).expect("an answer");
+        }
     }
     drop(stdin);
-    let mut rest = String::new();
     stdout.read_to_string(&mut rest).expect("the other answers");
     assert!(child.wait().expect("it ends").success());
     assert!(rest.contains("\"stopped\":true") && rest.contains("\"stopped\":false"), "{rest}");

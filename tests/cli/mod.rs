@@ -361,8 +361,8 @@ fn sizes_have_units_and_numbers_signs() {
 #[test]
 fn a_run_folder_that_cannot_be_filled_is_not_left() {
     let folder = tiny_job();
-    // No file may grow beyond a few kilobytes: the recipe is written, the tokenizer is not.
-    let script = "ulimit -f 8; trap '' XFSZ; exec \"$0\" train recipe.toml";
+    // No file may grow beyond 8 KiB: the recipe is written, the tokenizer is not.
+    let script = "ulimit -f 16; trap '' XFSZ; exec \"$0\" train recipe.toml";
     let mut command = burnish(&folder);
     let (program, environment) = (command.get_program().to_owned(), command.get_envs());
     let environment: Vec<_> = environment.map(|(key, value)| (key.to_owned(), value.map(ToOwned::to_owned))).collect();
