@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::adapter::peft::{AdapterHeader, CONFIG_FILE, PairHeader, WEIGHTS_FILE, no_adapter};
+use crate::adapter::peft::{AdapterHeader, CONFIG_FILE, WEIGHTS_FILE, no_adapter};
 use crate::data::{self, Example};
 use crate::error::{Error, Result, counted, printable};
 use crate::files::json;
@@ -286,7 +286,7 @@ fn adapter(path: &Path) -> Result<Adapter> {
         rslora: config.rslora,
         dora: config.dora,
         base: config.base_name.clone(),
-        parameters: header.pairs.values().map(PairHeader::values).sum(),
+        parameters: header.parameters(),
         targets,
         notices: header.notices(None)?,
         provenance: header.metadata,

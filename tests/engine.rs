@@ -41,7 +41,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// What must not depend on anything else.
+    /// The parts that must not depend on anything else.
     fn outcome(&self) -> (&[u32], &[u64], &str, Option<Finish>) {
         (&self.tokens, &self.log_probabilities, &self.text, self.finish)
     }

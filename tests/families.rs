@@ -8,12 +8,12 @@ use burn::tensor::Device;
 use burnish::adapter::host::HostAdapter;
 use burnish::adapter::merge::{MergeOptions, merge};
 use burnish::adapter::peft::SaveOptions;
-use burnish::adapter::spec::Targets;
+use burnish::adapter::spec::{AdapterSpec, Targets};
 use burnish::files::FloatType;
 use burnish::files::safetensors::SafeTensorsFile;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::Compute;
-use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig, SiteKind};
+use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig, Site, SiteKind};
 use burnish::nn::Noise;
 use burnish::train::TrainSettings;
 use burnish::train::objective::Sft;
@@ -187,8 +187,9 @@ fn batch(sequences: &Value) -> Batch {
 /// Saves the adapter and compares its file with PEFT's factors, name for name.
 fn compare_factors(folder: &Path, ours: &HostAdapter, decoder: &Decoder) {
     let out = tempfile::tempdir().expect("a folder");
-    let targets = Targets::AllLinear.names(decoder.config()).expect("names");
-    let options = SaveOptions { targets: &targets, base_name: None, revision: None, rslora: false };
+    let spec = AdapterSpec { rank: 1, targets: Targets::AllLinear, ..AdapterSpec::default() };
+    let targets = spec.target_names(decoder.config()).expect("names");
+    let options = SaveOptions { targets: &targets, ..SaveOptions::default() };
     ours.save(out.path(), &options).expect("saved");
     assert_eq!(HostAdapter::load(out.path()).expect("ours"), *ours, "{}", folder.display());
     let file = SafeTensorsFile::open(&out.path().join("adapter_model.safetensors")).expect("ours");
@@ -214,18 +215,22 @@ fn choices_of_targets_are_those_of_peft() {
         let theirs: Vec<&str> =
             peft["target_modules"].as_array().expect("names").iter().filter_map(Value::as_str).collect();
         let sites = config.sites();
+        let spec = |targets| AdapterSpec { rank: 1, targets, ..AdapterSpec::default() };
+        let taken = |targets: Targets| -> Vec<String> {
+            let adapted = spec(targets).adapted(&config).expect("sites");
+            adapted.into_iter().map(|adapted| adapted.site.module).collect()
+        };
+        let those = |takes: &dyn Fn(&Site) -> bool| -> Vec<String> {
+            sites.iter().filter(|site| takes(site)).map(|site| site.module.clone()).collect()
+        };
         for targets in [Targets::AllLinear, Targets::Attention] {
-            let names = Targets::Named(targets.names(&config).expect("names"));
-            for site in &sites {
-                assert_eq!(names.takes(site), targets.takes(site), "{}: {}", folder.display(), site.module);
-            }
+            let names = spec(targets.clone()).target_names(&config).expect("names");
+            assert_eq!(taken(Targets::named(names.iter().map(String::as_str))), taken(targets), "{}", folder.display());
         }
-        for site in &sites {
-            let taken = theirs.iter().any(|name| site.is_named(name));
-            assert_eq!(Targets::AllLinear.takes(site), taken, "{}: {}", folder.display(), site.module);
-            assert_eq!(Targets::Attention.takes(site), site.kind == SiteKind::Attention);
-        }
-        let error = Targets::named(["q_prj"]).names(&config).expect_err("no such module");
+        let peft = those(&|site| theirs.iter().any(|name| config.is_named(site, name)));
+        assert_eq!(taken(Targets::AllLinear), peft, "{}", folder.display());
+        assert_eq!(taken(Targets::Attention), those(&|site| site.kind == SiteKind::Attention));
+        let error = spec(Targets::named(["q_prj"])).adapted(&config).expect_err("no such module");
         let existing = sites[0].name();
         assert!(error.to_string().contains("`q_prj`") && error.to_string().contains(existing), "{error}");
     }

@@ -103,14 +103,14 @@ fn what_is_not_plain_lora_is_named() {
     tensors.push(named(&format!("base_model.model.{Q0}.lora_magnitude_vector.default.weight"), &[32]));
     tensors.push(named(&format!("base_model.model.{V1}.lora_magnitude_vector.weight"), &[16]));
     tensors.push(named(&format!("base_model.model.{Q0}.lora_B.bias"), &[32]));
-    tensors.push(named("base_model.model.model.embed_tokens.lora_embedding_A", &[4, 96]));
+    tensors.push(named("base_model.model.model.other_embed.lora_embedding_A", &[4, 96]));
     tensors.push(named("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", &[1, 32]));
     tensors.push(named("base_model.model.lm_head.weight", &[96, 32]));
     tensors.push(named(&format!("base_model.model.{Q0}.lora_A.default.weight"), &[4, 32]));
     tensors.push(named("something.else", &[4]));
-    let config = config_with(r#""r":4"#, r#""r":4,"use_qalora":true,"modules_to_save":["lm_head"],"lora_bias":true"#);
+    let config = config_with(r#""r":4"#, r#""r":4,"use_qalora":true,"layer_replication":[[0,1]],"lora_bias":true"#);
     let text = refusal(&config, &sound());
-    for what in ["use_qalora", "modules_to_save", "lora_bias"] {
+    for what in ["use_qalora", "layer_replication", "lora_bias"] {
         assert!(text.contains(what), "{what}: {text}");
     }
     let both = refusal(&config, &tensors);
@@ -125,7 +125,7 @@ fn what_is_not_plain_lora_is_named() {
         "lora_magnitude_vector.default.weight (and 1 more): a DoRA magnitude",
         "a bias of the low-rank pair",
         "adapter on an embedding",
-        "trained tokens",
+        "has rows of tokens, which `trainable_token_indices` does not name",
         "wholly trained module",
         "raw state dictionary",
         "something.else: not named as PEFT",
@@ -255,7 +255,10 @@ fn biases_that_a_base_does_not_have_are_not_trained_ones() {
         );
         let mut tensors = sound();
         tensors.push(named(&format!("base_model.model.{V1}.bias"), &[16]));
-        assert!(refusal(&config, &tensors).contains("a trained bias"));
+        assert!(refusal(CONFIG, &tensors).contains("a trained bias, though the configuration trains none"));
+        let error = load(&config, &tensors).expect("a trained bias").check_against(base().config());
+        let error = error.expect_err("the base has none").to_string();
+        assert!(error.contains(&format!("{V1}.bias")) && error.contains("none of the base"), "{error}");
     }
 }
 

@@ -2,7 +2,9 @@
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "tests write files and print figures")]
 
 mod adapter_file;
+mod adapter_kinds;
 mod adapter_open;
+mod adapter_sites;
 mod answers;
 mod augment;
 mod cards;

@@ -227,6 +227,26 @@ fn a_tied_head_stays_tied_and_is_untied_where_it_is_adapted() {
     assert_eq!(json(&folder.path().join("merged/config.json"))["tie_word_embeddings"], false);
 }
 
+/// PEFT leaves the head alone where the embedding is adapted, so that the two part.
+#[test]
+fn a_tied_head_keeps_its_matrix_where_the_embedding_is_adapted() {
+    let (base, adapter) = (base("llama_tied"), adapter("embedding_tied"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let report = merged(folder.path(), &base, &adapter, MergeOptions::default()).expect("merged");
+    assert!(report.untied_head && report.modules == 3);
+    let (before, after) = (tensors(base.path()), tensors(&folder.path().join("merged")));
+    let embedding = &before["model.embed_tokens.weight"].2;
+    assert_eq!(embedding, &after["lm_head.weight"].2);
+    let pair = &adapter.pairs["model.embed_tokens"];
+    assert_close(&f32s(&after["model.embed_tokens.weight"].2), &sum(&f32s(embedding), pair), "embed_tokens");
+    let expected = crate::model::Expected::read(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/adapters/embedding_tied"),
+    );
+    let decoder = crate::model::load(&folder.path().join("merged"), burnish::model::load::Compute::F32);
+    let found = crate::model::logits(&decoder, &expected.ids(), None);
+    assert!(crate::model::largest_difference(&found, &expected.floats("logits")) <= 1e-4);
+}
+
 #[test]
 fn large_models_come_in_shards_with_an_index() {
     let (base, adapter) = (base("llama_gqa"), adapter("seven"));

@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use burnish::adapter::host::HostAdapter;
-use burnish::adapter::init::Init;
 use burnish::adapter::merge::{MergeBase, MergeOptions};
-use burnish::adapter::spec::{AdapterSpec, Targets};
+use burnish::adapter::spec::AdapterSpec;
 use burnish::device::{self, DeviceChoice};
 use burnish::export::{ExportOptions, GgufType};
 use burnish::files::FloatType;
@@ -30,16 +29,7 @@ pub fn examination(base: &OpenBase) -> Examination {
 
 /// An adapter over attention whose update is `strength` times the same random one.
 pub fn adapter(base: &OpenBase, strength: f32) -> HostAdapter {
-    let spec = AdapterSpec {
-        rank: 4,
-        alpha: 8.0,
-        dropout: 0.0,
-        targets: Targets::Attention,
-        rslora: false,
-        dora: false,
-        init: Init::Kaiming,
-        from: None,
-    };
+    let spec = AdapterSpec { rank: 4, alpha: 8.0, ..AdapterSpec::default() };
     let mut adapter = spec.initialise(&base.files, Quant::None, 1).expect("an adapter");
     for (number, pair) in adapter.pairs.values_mut().enumerate() {
         for (index, value) in pair.b.iter_mut().enumerate() {

@@ -7,8 +7,8 @@ use burn::tensor::{DType, Device};
 use burnish::adapter::host::HostAdapter;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
-use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig};
-use burnish::nn::Noise;
+use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig, SiteKind};
+use burnish::nn::{Delta, Noise};
 use burnish::ops::cpu::isa::Isa;
 
 /// The instruction set is a setting of the whole process: tests that change it take turns.
@@ -171,17 +171,41 @@ fn adapters_written_by_peft_give_its_logits_losses_and_gradients() {
                 let sites = decoder.config().sites();
                 assert_eq!(sites.len(), decoder.sites());
                 let adapted = sites.iter().enumerate().filter_map(|(number, site)| Some((site, trainable.at(number)?)));
+                let adapted = adapted.filter(|(_, delta)| !matches!(delta, Delta::Rows(_)));
                 assert_eq!(adapted.clone().count(), adapter.pairs.len());
                 for (site, delta) in adapted {
                     let module = &site.module;
-                    for (parameter, name) in delta.parameters().zip(["lora_A", "lora_B"]) {
-                        let gradient = result.gradients.remove::<2>(parameter.id).expect("a gradient");
+                    let names = match site.kind {
+                        // Transposed, the factors change places.
+                        SiteKind::Embedding => ["lora_embedding_B", "lora_embedding_A"],
+                        _ => ["lora_A", "lora_B"],
+                    };
+                    for (parameter, name) in delta.parameters().zip(names) {
+                        let mut gradient = result.gradients.remove::<2>(parameter.id).expect("a gradient");
+                        if site.kind == SiteKind::Embedding {
+                            gradient = gradient.transpose();
+                        }
                         let gradient: Vec<f32> = gradient.into_data().iter::<f32>().collect();
                         let wanted = expected.floats(&format!("grad.{module}.{name}"));
                         let scale = wanted.iter().fold(0f32, |largest, value| largest.max(value.abs()));
                         let difference = largest_difference(&gradient, &wanted) / scale;
                         assert!(difference <= 1e-4, "{place} {recompute:?}: {module}.{name} {difference} of {scale}");
                     }
+                }
+                // In the order in which they were attached.
+                let rows = trainable.deltas.iter().filter_map(|delta| match delta {
+                    Delta::Rows(rows) => Some(&rows.values),
+                    _ => None,
+                });
+                let modules = adapter.rows.iter().flat_map(|rows| rows.values.keys());
+                let rows = modules.map(|module| format!("{module}.rows")).zip(rows);
+                for (name, parameter) in adapter.whole.keys().cloned().zip(&trainable.whole).chain(rows) {
+                    let gradient = result.gradients.remove::<2>(parameter.id).expect("a gradient");
+                    let gradient: Vec<f32> = gradient.into_data().iter::<f32>().collect();
+                    let wanted = expected.floats(&format!("grad.{name}"));
+                    let scale = wanted.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+                    let difference = largest_difference(&gradient, &wanted) / scale;
+                    assert!(difference <= 1e-4, "{place} {recompute:?}: {name} {difference} of {scale}");
                 }
             }
         }

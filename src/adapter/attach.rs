@@ -3,10 +3,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::host::HostAdapter;
+use super::host::{HostAdapter, HostRows, HostTensor};
 use crate::error::Result;
-use crate::model::ModelConfig;
-use crate::nn::{Adapter, Delta, Dora, LowRank};
+use crate::model::sites::WholeTensor;
+use crate::model::{ModelConfig, SiteKind};
+use crate::nn::{Adapter, Delta, Dora, LowRank, Rows};
 
 impl HostAdapter {
     /// Puts the factors on `device`; on an autodiff device they are parameters.
@@ -15,17 +16,16 @@ impl HostAdapter {
     /// Input: a pair that does not fit the model.
     pub fn attach(&self, config: &ModelConfig, device: &Device) -> Result<Adapter> {
         self.check_against(config)?;
-        let mut adapter = Adapter { deltas: Vec::new(), by_site: Vec::new() };
+        let mut adapter = Adapter::default();
+        let tensor = |values: &[f32], rows, columns, device: &Device| {
+            Tensor::<2>::from_data(TensorData::new(values.to_vec(), [rows, columns]), device)
+        };
+        let parameter = |values: &[f32], rows, columns| Param::from_tensor(tensor(values, rows, columns, device));
+        let frozen = device.clone().inner();
         for site in config.sites() {
             let pair = self.pairs.get(&site.module);
             adapter.by_site.push(pair.map(|_| adapter.deltas.len()));
             if let Some(pair) = pair {
-                let tensor = |values: &[f32], rows, columns, device: &Device| {
-                    Tensor::<2>::from_data(TensorData::new(values.to_vec(), [rows, columns]), device)
-                };
-                let parameter =
-                    |values: &[f32], rows, columns| Param::from_tensor(tensor(values, rows, columns, device));
-                let frozen = device.clone().inner();
                 let low_rank = LowRank {
                     a: parameter(&pair.a, pair.rank, pair.input),
                     b: parameter(&pair.b, pair.output, pair.rank),
@@ -41,6 +41,31 @@ impl HostAdapter {
                 });
             }
         }
+        if let Some(HostRows { ids, values }) = &self.rows {
+            let selection = Rows::selection(ids, config.vocab_size, device);
+            for (module, values) in values {
+                for (site, delta) in config.sites().iter().zip(&mut adapter.by_site) {
+                    // A tied head has the rows of the embedding.
+                    let is_tied = config.tied_head && site.kind == SiteKind::Head && module == config.names.embedding;
+                    if is_tied || site.module == *module {
+                        *delta = Some(adapter.deltas.len());
+                    }
+                }
+                adapter.deltas.push(Delta::Rows(Rows {
+                    values: parameter(values, ids.len(), config.hidden_size),
+                    ids: ids.clone(),
+                    selection: selection.clone(),
+                }));
+            }
+        }
+        let known = config.whole_tensors();
+        for (name, HostTensor { shape, values }) in &self.whole {
+            let Some(WholeTensor { module, is_bias, .. }) = known.get(name) else { continue };
+            let by_module = if *is_bias { &mut adapter.biases } else { &mut adapter.weights };
+            by_module.insert(*module, adapter.whole.len());
+            let columns = shape.last().copied().unwrap_or(1);
+            adapter.whole.push(parameter(values, values.len() / columns.max(1), columns));
+        }
         Ok(adapter)
     }
 
@@ -49,17 +74,31 @@ impl HostAdapter {
         let trained = trained.valid();
         let mut adapter = self.clone();
         for (number, site) in config.sites().iter().enumerate() {
-            let (Some(delta), Some(pair)) = (trained.at(number), adapter.pairs.get_mut(&site.module)) else { continue };
-            let values = |parameter: &Param<Tensor<2>>| parameter.val().into_data().iter::<f32>().collect();
-            let low_rank = match delta {
-                Delta::LowRank(low_rank) => low_rank,
-                Delta::Dora(dora) => {
-                    pair.magnitude = Some(values(&dora.magnitude));
-                    &dora.pair
+            let Some(delta) = trained.at(number) else { continue };
+            let (low_rank, magnitude) = match delta {
+                Delta::LowRank(low_rank) => (low_rank, None),
+                Delta::Dora(dora) => (&dora.pair, Some(values_of(&dora.magnitude))),
+                Delta::Rows(rows) => {
+                    let own = adapter.rows.as_mut().and_then(|own| own.values.get_mut(&site.module));
+                    if let Some(own) = own {
+                        *own = values_of(&rows.values);
+                    }
+                    continue;
                 }
             };
-            (pair.a, pair.b) = (values(&low_rank.a), values(&low_rank.b));
+            let Some(pair) = adapter.pairs.get_mut(&site.module) else { continue };
+            (pair.a, pair.b) = (values_of(&low_rank.a), values_of(&low_rank.b));
+            pair.magnitude = magnitude;
+        }
+        // In the order in which `attach` made them.
+        for (tensor, matrix) in adapter.whole.values_mut().zip(&trained.whole) {
+            tensor.values = values_of(matrix);
         }
         adapter
     }
+}
+
+/// The values of a matrix on the host.
+fn values_of(matrix: &Param<Tensor<2>>) -> Vec<f32> {
+    matrix.val().into_data().iter::<f32>().collect()
 }

@@ -1,10 +1,10 @@
 //! An adapter on the host: its low-rank pairs in f32, its settings, and what it came from.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::base_modules::check_sizes;
+use super::base_modules::{check_sizes, check_whole};
 use crate::data::{ControlTokens, Format};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
@@ -111,11 +111,34 @@ impl HostPair {
     }
 }
 
-/// An adapter on the host, with everything that its folder holds.
+/// A tensor of the base that is trained as a whole.
 #[derive(Debug, Clone, PartialEq)]
+pub struct HostTensor {
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Row-major, in the place of the base's values.
+    pub values: Vec<f32>,
+}
+
+/// Rows of the embedding, and of the head where it has a matrix of its own, that are trained in the place of the base's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostRows {
+    /// The tokens.
+    pub ids: Vec<u32>,
+    /// By module path: the rows of the tokens, one after another.
+    pub values: BTreeMap<String, Vec<f32>>,
+}
+
+/// An adapter on the host, with everything that its folder holds.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct HostAdapter {
     /// By module path (`model.layers.0.self_attn.q_proj`, `lm_head`).
     pub pairs: BTreeMap<String, HostPair>,
+    /// The tensors of the base that are trained as wholes, by name (`model.norm.weight`): those of the modules to save, and
+    /// biases.
+    pub whole: BTreeMap<String, HostTensor>,
+    /// Trained rows of some tokens.
+    pub rows: Option<HostRows>,
     /// The rank where no pattern gives another one.
     pub rank: usize,
     /// The numerator of the scale where no pattern gives another one.
@@ -180,6 +203,52 @@ impl HostAdapter {
         self.metadata.insert(provenance::DATA_FORMAT.to_owned(), format.name().to_owned());
     }
 
+    /// Whether the head of a model, tied to the embedding, needs a matrix of its own once this adapter is merged: it changes one of
+    /// the two, as PEFT applies it, and not the other.
+    pub fn unties_head(&self, config: &ModelConfig) -> bool {
+        let changes =
+            |module: &str| self.pairs.contains_key(module) || self.whole.contains_key(&format!("{module}.weight"));
+        config.tied_head && (changes(config.names.head) || changes(config.names.embedding))
+    }
+
+    /// Every vector that is trained, with a name of its own.
+    pub fn vectors(&self) -> impl Iterator<Item = (String, &Vec<f32>)> {
+        let pairs = self.pairs.iter().flat_map(|(module, pair)| {
+            let factors = [("a", &pair.a), ("b", &pair.b)].into_iter();
+            let parts = factors.chain(pair.magnitude.as_ref().map(|magnitude| ("magnitude", magnitude)));
+            parts.map(move |(part, values)| (format!("{module}.{part}"), values))
+        });
+        let whole = self.whole.iter().map(|(name, tensor)| (name.clone(), &tensor.values));
+        let rows = self.rows.iter().flat_map(|rows| &rows.values);
+        pairs.chain(whole).chain(rows.map(|(module, values)| (format!("{module}.rows"), values)))
+    }
+
+    /// [`Self::vectors`], to be changed.
+    pub fn vectors_mut(&mut self) -> impl Iterator<Item = (String, &mut Vec<f32>)> {
+        let pairs = self.pairs.iter_mut().flat_map(|(module, pair)| {
+            let factors = [("a", &mut pair.a), ("b", &mut pair.b)].into_iter();
+            let parts = factors.chain(pair.magnitude.as_mut().map(|magnitude| ("magnitude", magnitude)));
+            parts.map(move |(part, values)| (format!("{module}.{part}"), values))
+        });
+        let whole = self.whole.iter_mut().map(|(name, tensor)| (name.clone(), &mut tensor.values));
+        let rows = self.rows.iter_mut().flat_map(|rows| &mut rows.values);
+        pairs.chain(whole).chain(rows.map(|(module, values)| (format!("{module}.rows"), values)))
+    }
+
+    /// Number of trained values.
+    pub fn parameters(&self) -> usize {
+        self.vectors().map(|(_, values)| values.len()).sum()
+    }
+
+    /// The modules that are changed: those with a pair, and those of which a tensor is trained in part or as a whole.
+    pub fn modules(&self) -> usize {
+        let whole = self.whole.keys().filter_map(|name| name.rsplit_once('.'));
+        let rows = self.rows.iter().flat_map(|rows| rows.values.keys());
+        let modules: BTreeSet<&str> =
+            self.pairs.keys().chain(rows).map(String::as_str).chain(whole.map(|(module, _)| module)).collect();
+        modules.len()
+    }
+
     /// The same adapter without subtracted pairs, which no other program knows ([`HostPair::without_subtraction`]); its rank is
     /// twice as large if there are any.
     pub fn without_subtraction(&self) -> Cow<'_, Self> {
@@ -187,7 +256,7 @@ impl HostAdapter {
             return Cow::Borrowed(self);
         }
         let pairs = self.pairs.iter().map(|(module, pair)| (module.clone(), pair.without_subtraction().into_owned()));
-        Cow::Owned(Self { pairs: pairs.collect(), rank: 2 * self.rank, metadata: self.metadata.clone(), ..*self })
+        Cow::Owned(Self { pairs: pairs.collect(), rank: 2 * self.rank, ..self.clone() })
     }
 
     /// Whether every pair has its module in a base of this shape, with the right sizes.
@@ -201,6 +270,39 @@ impl HostAdapter {
             .collect();
         let sizes = self.pairs.iter().map(|(module, pair)| (module.as_str(), (pair.input, pair.output)));
         errors.extend(check_sizes("adapter", sizes, base).err());
+        errors.extend(self.check_rows(base));
+        errors.extend(
+            check_whole("adapter", self.whole.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])), base)
+                .err(),
+        );
         Error::none_of(errors, ())
+    }
+
+    /// Every problem with the rows of tokens for a base of this shape.
+    fn check_rows(&self, base: &ModelConfig) -> Vec<Error> {
+        let Some(rows) = &self.rows else { return Vec::new() };
+        let mut errors = Vec::new();
+        if let Some(id) = rows.ids.iter().find(|id| **id as usize >= base.vocab_size) {
+            let message = format!("has a row for token {id}; the base has {} tokens", base.vocab_size);
+            errors.push(Error::input("adapter", message));
+        }
+        for (module, values) in &rows.values {
+            let place = format!("adapter: {module}");
+            let is_tied_head = base.tied_head && *module == base.names.head;
+            if is_tied_head || ![base.names.embedding, base.names.head].contains(&module.as_str()) {
+                errors.push(Error::input(
+                    &place,
+                    "has rows of tokens, and is neither the embedding nor a head of its own",
+                ));
+            } else if values.len() != rows.ids.len() * base.hidden_size {
+                let expected = rows.ids.len() * base.hidden_size;
+                let message = format!("has {} values in its rows; expected {expected}", values.len());
+                errors.push(Error::input(&place, message));
+            }
+            if self.pairs.contains_key(module) || self.whole.contains_key(&format!("{module}.weight")) {
+                errors.push(Error::input(&place, "has rows of tokens beside another change of the same matrix"));
+            }
+        }
+        errors
     }
 }

@@ -24,8 +24,8 @@ use crate::model::BaseFiles;
 use crate::model::folder::{check_folder_name, write_configs};
 use crate::quant::Quant;
 
+pub use plan::{Change, Changes};
 use plan::{Plan, Planned};
-pub use product::adapt_row;
 pub use source::Source;
 
 /// The weights that the adapter is added to.
@@ -71,7 +71,7 @@ impl Default for MergeOptions {
 /// The outcome of a merge, and of the comparison after it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MergeReport {
-    /// Modules that have a low-rank pair.
+    /// Modules that the adapter changes.
     pub modules: usize,
     /// Of these, the ones of which a value as stored differs from the base's. A pair that is zero changes none, nor does an
     /// update below the rounding of the stored type.
@@ -152,7 +152,7 @@ pub fn stage(
     write_tokenizer(staging.path())?;
     let checked = verify::reread(&source, &plan, &sha256, staging.path())?;
     let report = MergeReport {
-        modules: adapter.pairs.len(),
+        modules: adapter.modules(),
         modules_changed,
         tensors: plan.shards.entries().count(),
         files: plan.shards.files(),
@@ -198,7 +198,7 @@ fn check(base: &BaseFiles, adapter: &HostAdapter, out: &Path, options: &MergeOpt
 /// A tensor as it goes into the file.
 struct Merged {
     tensor: RawTensor,
-    /// Whether a low-rank pair changed a value of it.
+    /// Whether the adapter changed a value of it.
     is_changed: bool,
 }
 
@@ -207,18 +207,26 @@ fn merged_tensor(source: &Source<'_>, planned: &Planned<'_>) -> Result<Merged> {
     let Entry { header, origin } = planned;
     let tensor = source.tensor(&origin.source)?;
     let dtype = origin.float_type.dtype();
-    if origin.pair.is_none() && tensor.dtype == dtype {
+    if matches!(origin.change, Change::Nothing) && tensor.dtype == dtype {
         return Ok(Merged { tensor, is_changed: false });
     }
     let mut values = tensor.to_f32()?;
     drop(tensor);
     let mut bytes = origin.float_type.encode(&values);
     let mut is_changed = false;
-    if let Some(pair) = origin.pair {
-        product::adapt(&mut values, pair);
-        let sums = origin.float_type.encode(&values);
-        is_changed = sums != bytes;
-        bytes = sums;
+    match origin.change {
+        Change::Nothing => {}
+        Change::Pair(pair) => product::adapt(&mut values, pair),
+        Change::Whole(_) | Change::Rows(..) => {
+            let columns = if let [_, columns] = *header.shape { columns } else { 1 };
+            let rows = values.chunks_mut(columns.max(1)).enumerate();
+            rows.for_each(|(index, row)| origin.change.apply_to_row(row, index));
+        }
+    }
+    if !matches!(origin.change, Change::Nothing) {
+        let changed = origin.float_type.encode(&values);
+        is_changed = changed != bytes;
+        bytes = changed;
     }
     let bytes = bytes.into();
     let stored = RawTensor { dtype, shape: header.shape.clone(), bytes };

@@ -3,6 +3,7 @@
 pub mod attach;
 mod base_modules;
 pub mod begin;
+mod choices;
 pub mod combine;
 pub mod host;
 pub mod init;

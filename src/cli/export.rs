@@ -26,7 +26,7 @@ pub(super) struct Arguments {
     /// The format
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Format,
-    /// The file to write, or the folder for Ollama; it must not exist
+    /// The file to write, or the folder for Ollama or mlx-lm; it must not exist
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// Type of the weights [default: as in the base; f32 for a base that bitsandbytes packed]
@@ -50,6 +50,8 @@ enum Format {
     GgufLora,
     /// A folder with a GGUF file and a Modelfile, for Ollama
     Ollama,
+    /// The adapter alone as a folder for mlx-lm
+    Mlx,
 }
 
 /// The file that was written.
@@ -75,8 +77,9 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             let write = if arguments.format == Format::Gguf { run::export::gguf } else { run::export::ollama };
             write(&base, adapter, out, &options, importance.as_ref(), examination)?
         }
-        (Format::GgufLora, Some(adapter)) => arguments.gguf_lora(&base, adapter)?,
-        (Format::GgufLora, None) => {
+        (Format::GgufLora, Some(adapter)) => arguments.alone("gguf-lora", &base, adapter, run::export::gguf_lora)?,
+        (Format::Mlx, Some(adapter)) => arguments.alone("mlx", &base, adapter, run::export::mlx)?,
+        (Format::GgufLora | Format::Mlx, None) => {
             return Err(Error::input(Place::argument("--adapter"), "is missing")
                 .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
         }
@@ -85,7 +88,14 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
 }
 
 impl Arguments {
-    fn gguf_lora(&self, base: &OpenBase, adapter: &HostAdapter) -> Result<run::export::Exported> {
+    /// Has `write` write the adapter without its base.
+    fn alone(
+        &self,
+        format: &str,
+        base: &OpenBase,
+        adapter: &HostAdapter,
+        write: fn(&OpenBase, &HostAdapter, &Path) -> Result<ExportReport>,
+    ) -> Result<run::export::Exported> {
         let given = [
             ("--type", self.gguf_type.is_some()),
             ("--split-size", self.split_size.is_some()),
@@ -95,11 +105,11 @@ impl Arguments {
         let errors = given.into_iter().filter(|(_, is_given)| *is_given).map(|(argument, _)| {
             Error::input(
                 Place::argument(argument),
-                "does not go with `--format gguf-lora`, which is one small file in f32",
+                format!("does not go with `--format {format}`, which is one small file of weights in f32"),
             )
         });
         Error::none_of(errors.collect(), ())?;
-        let report = run::export::gguf_lora(base, adapter, &self.out)?;
+        let report = write(base, adapter, &self.out)?;
         Ok(run::export::Exported { report, agreement: None })
     }
 }

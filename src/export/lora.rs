@@ -11,6 +11,7 @@ use super::check;
 use super::model::ExportReport;
 use super::types::GgufType;
 use crate::adapter::host::{HostAdapter, HostPair};
+use crate::adapter::peft::transposed;
 use crate::error::{Error, Place, Result};
 use crate::files::Dtype;
 use crate::files::gguf::write::write;
@@ -99,8 +100,21 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
     let head_module = head.module.clone();
     linears.insert(head_module.clone(), head);
     let mut factors = Vec::new();
-    let mut errors = Vec::new();
+    let mut errors = Vec::from_iter(refuse_whole(adapter, "llama.cpp adds low-rank pairs only"));
     for (module, pair) in &adapter.pairs {
+        if module == config.names.embedding {
+            match config.tied_head {
+                true => {
+                    let message = "shares its matrix with the head: llama.cpp would change both";
+                    errors.push(
+                        Error::input(Place::tensor("adapter", module), message)
+                            .hint("`merge --format gguf` gives the head a matrix of its own"),
+                    );
+                }
+                false => factors.extend(embedding_factors(pair, alpha_of(pair) / alpha)),
+            }
+            continue;
+        }
         let Some(linear) = linears.get(module) else {
             errors.push(Error::failed(module, "is no module of the base"));
             continue;
@@ -124,6 +138,26 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
         factors.extend(pair_factors(linear, pair, alpha_of(pair) / alpha)?);
     }
     Error::none_of(errors, factors)
+}
+
+/// The error for tensors that are trained as wholes, and for rows of tokens.
+pub(super) fn refuse_whole(adapter: &HostAdapter, reason: &str) -> Option<Error> {
+    let rows = adapter.rows.iter().flat_map(|rows| rows.values.keys());
+    let name = adapter.whole.keys().chain(rows).next()?;
+    let message = format!("is trained in part or as a whole: {reason}");
+    let error = Error::input(Place::tensor("adapter", name), message);
+    Some(error.hint("`burnish merge` puts it into the model"))
+}
+
+/// The factors of the embedding, which llama.cpp has transposed (`src/llama-adapter.cpp`, `token_embd`): `[tokens, rank]` and
+/// `[width, rank]`.
+fn embedding_factors(pair: &HostPair, factor: f64) -> [Factor; 2] {
+    let info = |half: &str, shape| TensorInfo { name: format!("token_embd.weight.{half}"), dtype: Dtype::F32, shape };
+    let b = transposed(&pair.a, pair.rank).into_iter().map(|value| (f64::from(value) * factor) as f32).collect();
+    [
+        Factor { info: info("lora_a", vec![pair.output, pair.rank]), values: pair.b.clone() },
+        Factor { info: info("lora_b", vec![pair.input, pair.rank]), values: b },
+    ]
 }
 
 /// Whether llama.cpp's file of the base has a tensor of the head.

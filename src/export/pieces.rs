@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::importance::Importance;
 use super::model::{Content, Planned};
-use crate::adapter::merge::{Source, adapt_row};
+use crate::adapter::merge::Source;
 use crate::error::{Error, Place, Result};
 use crate::files::gguf::write::TensorWriter;
 use crate::files::{Dtype, FloatType, RawTensor};
@@ -25,7 +25,7 @@ pub(super) fn write(
     writer: &mut TensorWriter<'_>,
 ) -> Result<()> {
     let Planned { info, content } = planned;
-    let (hf_name, rows, pair, offset) = match content {
+    let (hf_name, rows, change, offset) = match content {
         Content::Values(values) => return writer.write(&float::encode_f32(values)),
         Content::Stored => {
             let gguf = source.base.gguf().ok_or_else(|| Error::failed(&info.name, "has no file to come from"))?;
@@ -35,7 +35,7 @@ pub(super) fn write(
             tensor.bytes.release();
             return Ok(());
         }
-        Content::Rows { source, rows, pair, offset } => (source, rows, *pair, *offset),
+        Content::Rows { source, rows, change, offset } => (source, rows, *change, *offset),
     };
     let tensor = source.tensor(hf_name)?;
     tensor.check_size()?;
@@ -51,9 +51,7 @@ pub(super) fn write(
         let mut values = vec![0.0; rows.len() * columns];
         values.par_chunks_mut(columns).zip(rows).for_each(|(values, row)| {
             tensor.decode(row * columns, values);
-            if let Some(pair) = pair {
-                adapt_row(values, pair, *row);
-            }
+            change.apply_to_row(values, *row);
             if offset != 0.0 {
                 values.iter_mut().for_each(|value| *value += offset);
             }

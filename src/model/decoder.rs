@@ -5,12 +5,14 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::batch::Batch;
 use super::config::{EmbeddingMultiplier, ModelConfig};
+use crate::nn::projection::project;
 use crate::nn::{Adapter, Layer, Noise, Norm, Pass, Projection};
 use crate::ops::attention::Cache;
 use crate::ops::backward_from::backward_from;
-use crate::ops::cross_entropy::{Prediction, capped, cross_entropy, predictions};
+use crate::ops::cross_entropy::{
+    Prediction, Targets, capped, cross_entropy, predictions, trained_cross_entropy, trained_predictions,
+};
 use crate::ops::frozen::FrozenWeight;
-use crate::ops::linear::linear;
 use crate::settings::choice;
 
 choice! {
@@ -71,15 +73,14 @@ impl Decoder {
         &self.device
     }
 
-    /// Number of sites: projections that can be adapted, the head last.
+    /// Number of sites: projections that can be adapted, then the head, then the embedding.
     pub fn sites(&self) -> usize {
-        self.head.site + 1
+        self.embedding_site() + 1
     }
 
-    /// The sites of a layer.
-    fn sites_of(&self, layer: usize) -> std::ops::Range<usize> {
-        let start = |layer: usize| self.layers.get(layer).map_or(self.head.site, Layer::first_site);
-        start(layer)..start(layer + 1)
+    /// The number of the embedding among the sites.
+    pub fn embedding_site(&self) -> usize {
+        self.head.site + 1
     }
 
     /// Hidden states before the final norm, `[tokens, hidden]`.
@@ -91,6 +92,9 @@ impl Decoder {
     /// `[tokens, hidden]`. The noise of training is added to the rows themselves, before a family's multiplier.
     pub(super) fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
         let mut rows = self.embedding.rows(ids, &self.device);
+        if let Some(adapter) = pass.adapter {
+            rows = adapter.embed(self.embedding_site(), rows, ids, &self.embedding);
+        }
         let shape = rows.dims();
         if let Some(noise) = pass.noise.and_then(|noise| noise.of_embeddings(lengths, shape[1])) {
             let device = rows.device();
@@ -117,8 +121,8 @@ impl Decoder {
 
     /// The input of the head: the last hidden states, normalised. A factor on the logits is taken here, since the head
     /// is linear.
-    fn normed(&self, x: Tensor<2>) -> Tensor<2> {
-        let x = self.norm.forward(x);
+    fn normed(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        let x = self.norm.forward(x, pass);
         match self.config.logit_multiplier {
             Some(multiplier) => x.mul_scalar(multiplier),
             None => x,
@@ -129,7 +133,25 @@ impl Decoder {
     /// the label smoothing of training.
     fn token_losses(&self, x: Tensor<2>, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
         let smoothing = pass.noise.map_or(0.0, |noise| noise.label_smoothing);
-        cross_entropy(self.normed(x), &self.head.in_pass(pass), &batch.targets(), self.logit_softcap(), smoothing)
+        let (x, targets, softcap) = (self.normed(x, pass), batch.targets(), self.logit_softcap());
+        match self.trained_head(pass) {
+            Some(weight) => trained_cross_entropy(x, weight, &targets, softcap, smoothing),
+            None => cross_entropy(x, &self.head.in_pass(pass), &targets, softcap, smoothing),
+        }
+    }
+
+    /// The matrix of the head, where it is trained as a whole.
+    fn trained_head(&self, pass: &Pass<'_>) -> Option<Tensor<2>> {
+        pass.adapter.and_then(|adapter| adapter.weight(self.head.site))
+    }
+
+    /// The prediction of each target from the hidden states before the final norm.
+    fn predicted(&self, x: Tensor<2>, targets: &Targets, pass: &Pass<'_>) -> Vec<Prediction> {
+        let (x, softcap) = (self.normed(x, pass), self.logit_softcap());
+        match self.trained_head(pass) {
+            Some(weight) => trained_predictions(x, weight, targets, softcap),
+            None => predictions(x, &self.head.in_pass(pass), targets, softcap),
+        }
     }
 
     fn logit_softcap(&self) -> Option<f32> {
@@ -138,14 +160,14 @@ impl Decoder {
 
     /// Logits of hidden states before the final norm, `[tokens, vocabulary]`.
     pub(super) fn head_logits(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        capped(linear(self.normed(x), &[self.head.in_pass(pass)], None), self.logit_softcap())
+        capped(project(self.normed(x, pass), &[&self.head], None, pass), self.logit_softcap())
     }
 
     /// The prediction of each trained token of the batch, in order.
     pub fn predictions(&self, batch: &Batch, adapter: Option<&Adapter>) -> Vec<Prediction> {
         let pass = Pass { adapter, ..Pass::default() };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
-        predictions(self.normed(x), &self.head.in_pass(&pass), &batch.targets(), self.logit_softcap())
+        self.predicted(x, &batch.targets(), &pass)
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
@@ -157,8 +179,9 @@ impl Decoder {
 
     /// The mean over a sequence of the hidden states after the final norm, `[hidden]`.
     pub fn mean_hidden(&self, ids: &[u32], adapter: Option<&Adapter>) -> Vec<f32> {
-        let x = self.hidden(ids, &[ids.len()], &Pass { adapter, ..Pass::default() });
-        self.norm.forward(x).cast(DType::F32).mean_dim(0).into_data().iter::<f32>().collect()
+        let pass = Pass { adapter, ..Pass::default() };
+        let x = self.hidden(ids, &[ids.len()], &pass);
+        self.norm.forward(x, &pass).cast(DType::F32).mean_dim(0).into_data().iter::<f32>().collect()
     }
 
     /// The past of a sequence that has not begun.
@@ -199,7 +222,7 @@ impl Decoder {
         if targets.is_empty() {
             return Vec::new();
         }
-        predictions(self.normed(x), &self.head.in_pass(&pass), targets, self.logit_softcap())
+        self.predicted(x, targets, &pass)
     }
 
     /// Hidden states of new tokens before the final norm, `[tokens, hidden]`; their keys and values join the past.
@@ -258,39 +281,42 @@ impl Decoder {
         let losses = self.token_losses(end.clone(), batch, pass);
         let (losses, mut tape) = weighed(losses, weigh);
         let mut upstream = end.grad_remove(&mut tape);
-        collect(&mut gradients, &mut tape, adapter, self.head.site..self.head.site + 1);
+        collect(&mut gradients, &mut tape, adapter);
         drop((end, tape));
-        for (index, layer) in self.layers.iter().enumerate().skip(lowest).rev() {
+        for layer in self.layers.iter().skip(lowest).rev() {
             let (Some(input), Some(known)) = (inputs.pop(), upstream.take()) else { break };
             let input = input.autodiff().require_grad();
             let y = layer.forward(input.clone(), &batch.lengths, pass);
             let mut tape = backward_from(y, known);
             upstream = input.grad_remove(&mut tape);
-            collect(&mut gradients, &mut tape, adapter, self.sites_of(index));
+            collect(&mut gradients, &mut tape, adapter);
+        }
+        if let (true, Some(known)) = (adapter.changes(self.embedding_site()), upstream) {
+            let mut tape = backward_from(self.embed(&batch.ids, &batch.lengths, pass), known);
+            collect(&mut gradients, &mut tape, adapter);
         }
         LossAndGradients { losses, gradients }
     }
 
-    /// The first layer that is adapted; the number of layers if only the head is.
+    /// The first layer that gradients have to reach: 0 where the embedding is adapted, the number of layers if only the head is.
     fn lowest_adapted_layer(&self, adapter: &Adapter) -> usize {
-        let first = adapter.by_site.iter().position(Option::is_some).unwrap_or(self.head.site);
-        (0..self.layers.len()).find(|&layer| first < self.sites_of(layer).end).unwrap_or(self.layers.len())
+        if adapter.changes(self.embedding_site()) {
+            return 0;
+        }
+        let is_changed = |layer: &Layer| layer.modules().any(|module| adapter.changes(module));
+        self.layers.iter().position(is_changed).unwrap_or(self.layers.len())
     }
 }
 
-/// Moves the gradients of the deltas at `sites` from a tape.
-fn collect(
-    gradients: &mut GradientsParams,
-    tape: &mut burn::tensor::Gradients,
-    adapter: &Adapter,
-    sites: std::ops::Range<usize>,
-) {
-    for delta in sites.filter_map(|site| adapter.at(site)) {
-        for parameter in delta.parameters() {
-            if let Some(gradient) = parameter.val().grad_remove(tape) {
-                gradients.register(parameter.id, gradient);
-            }
-        }
+/// Moves the gradients of an adapter's matrices from a tape. A matrix that several tapes use gets their sum.
+fn collect(gradients: &mut GradientsParams, tape: &mut burn::tensor::Gradients, adapter: &Adapter) {
+    for matrix in adapter.matrices() {
+        let Some(gradient) = matrix.val().grad_remove(tape) else { continue };
+        let sum = match gradients.remove::<2>(matrix.id) {
+            Some(other) => other + gradient,
+            None => gradient,
+        };
+        gradients.register(matrix.id, sum);
     }
 }
 

@@ -67,6 +67,9 @@ pub fn write_configs(
     if says.is_none_or(|says| says != matrix_dtype.torch_name()) {
         object.insert(key.to_owned(), Value::from(matrix_dtype.torch_name()));
     }
+    if object.get("vocab_size").and_then(Value::as_u64).is_some_and(|size| size < base.config().vocab_size as u64) {
+        object.insert("vocab_size".to_owned(), json!(base.config().vocab_size));
+    }
     edit(object);
     write_json(&folder.join(CONFIG), &config)?;
     if base.is_gguf() {

@@ -79,7 +79,6 @@ impl Decoder {
         let mut loader = Loader::new(base, options, &mut advance);
         let mut decoder = loader.ends()?;
         decoder.layers = (0..base.config().layers).map(|layer| loader.layer(layer)).collect::<Result<_>>()?;
-        decoder.head.site = loader.next_site;
         Ok(decoder)
     }
 
@@ -144,7 +143,7 @@ impl Decoder {
         options.check()?;
         let mut advance = || {};
         let mut loader = Loader::new(base, options, &mut advance);
-        let mut decoder = loader.ends()?;
+        let decoder = loader.ends()?;
         let mut hidden: Vec<Tensor<2>> = passes.iter().map(|pass| decoder.embed(ids, lengths, pass)).collect();
         for layer in 0..base.config().layers {
             let layer = loader.layer(layer)?;
@@ -152,7 +151,6 @@ impl Decoder {
             drop(layer);
             base.release();
         }
-        decoder.head.site = loader.next_site;
         Ok((decoder, hidden))
     }
 }
@@ -195,25 +193,36 @@ struct Loader<'a> {
     ropes: Ropes<'a>,
     /// The number of the next projection.
     next_site: usize,
+    /// The number of the next norm.
+    next_norm: usize,
     /// Called after each tensor.
     advance: &'a mut dyn FnMut(),
 }
 
 impl<'a> Loader<'a> {
     fn new(base: &'a BaseFiles, options: &'a LoadOptions, advance: &'a mut dyn FnMut()) -> Self {
-        Self { base, options, ropes: Ropes::new(base.config()), next_site: 0, advance }
+        Self {
+            base,
+            options,
+            ropes: Ropes::new(base.config()),
+            next_site: 0,
+            next_norm: base.config().sites().len(),
+            advance,
+        }
     }
 
-    /// The model without its layers. The site of its head is numbered after theirs.
+    /// The model without its layers. Its head is numbered after the sites in them, its norm after theirs.
     fn ends(&mut self) -> Result<Decoder> {
         let config = self.base.config();
         let embedding = self.weight(&config.embedding_name())?;
-        let norm = self.norm(config.final_norm())?;
+        let norm = Norm { number: config.modules().len() - 1, ..self.norm(config.final_norm())? };
+        // The embedding is the last site.
+        let site = config.sites().len() - 2;
         let head = match config.tied_head {
-            true => Projection { weight: embedding.clone(), bias: None, site: 0 },
-            false => self.projection(config.head())?,
+            true => Projection { weight: embedding.clone(), bias: None, site },
+            false => Projection { site, ..self.projection(config.head())? },
         };
-        self.next_site = 0;
+        (self.next_site, self.next_norm) = (0, config.sites().len());
         let (config, device) = (config.clone(), self.options.device.clone());
         Ok(Decoder { config, device, compute: dtype(self.options.compute), embedding, layers: Vec::new(), norm, head })
     }
@@ -248,7 +257,9 @@ impl Build<LinearSpec, NormSpec> for Loader<'_> {
             weight.iter_mut().for_each(|value| *value += spec.style.offset);
         }
         let bias = spec.style.bias.then(|| self.vector(&format!("{}.bias", spec.module))).transpose()?;
-        Ok(Norm { kind: spec.style.kind, weight, bias, eps: spec.eps })
+        let number = self.next_norm;
+        self.next_norm += 1;
+        Ok(Norm { kind: spec.style.kind, weight, offset: spec.style.offset, bias, eps: spec.eps, number })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::block::{Block, MlpInput, Residual};
+use super::block::{Block, MlpInput, Part, Residual};
 use super::norm::Norm;
 use super::projection::{Pass, Projection, project};
 use crate::interrupt;
@@ -33,9 +33,12 @@ impl Layer {
         Self { block, qk_norm, geometry }
     }
 
-    /// The number of its first site.
-    pub fn first_site(&self) -> usize {
-        self.block.attention.qkv.projections()[0].site
+    /// The numbers of its modules.
+    pub fn modules(&self) -> impl Iterator<Item = usize> {
+        self.block.parts().into_iter().map(|part| match part {
+            Part::Attention(projection) | Part::Mlp(projection) => projection.site,
+            Part::Norm(norm) => norm.number,
+        })
     }
 
     /// Runs whole sequences of these `lengths`, laid end to end.
@@ -67,7 +70,7 @@ impl Layer {
     /// Queries, keys and values before rotation, `[tokens, geometry.qkv_width()]`.
     fn qkv(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
         interrupt::check();
-        let h = normed(self.block.before_attention.as_ref(), x);
+        let h = normed(self.block.before_attention.as_ref(), x, pass);
         let group: Vec<&Projection> = self.block.attention.qkv.projections().iter().collect();
         let qkv = project(h, &group, None, pass);
         match &self.qk_norm {
@@ -94,7 +97,7 @@ impl Layer {
     /// `residual + mlp(norm(x))`.
     fn feed_forward(&self, x: Tensor<2>, residual: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
         let mlp = &self.block.mlp;
-        let h = normed(self.block.before_mlp.as_ref(), x);
+        let h = normed(self.block.before_mlp.as_ref(), x, pass);
         let group: Vec<&Projection> = mlp.input.projections().iter().collect();
         let projected = project(h, &group, None, pass);
         let inner = match mlp.input {
@@ -116,7 +119,7 @@ impl Layer {
         if norm.is_none() && self.block.residual_multiplier.is_none() {
             return project(x, &[projection], Some(residual), pass);
         }
-        let y = normed(norm, project(x, &[projection], None, pass));
+        let y = normed(norm, project(x, &[projection], None, pass), pass);
         match self.block.residual_multiplier {
             Some(multiplier) => residual + y.mul_scalar(multiplier),
             None => residual + y,
@@ -124,9 +127,9 @@ impl Layer {
     }
 }
 
-fn normed(norm: Option<&Norm>, x: Tensor<2>) -> Tensor<2> {
+fn normed(norm: Option<&Norm>, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
     match norm {
-        Some(norm) => norm.forward(x),
+        Some(norm) => norm.forward(x, pass),
         None => x,
     }
 }

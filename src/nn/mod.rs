@@ -6,7 +6,7 @@ pub mod layer;
 pub mod norm;
 pub mod projection;
 
-pub use adapter::{Adapter, Delta, Dora, LowRank};
+pub use adapter::{Adapter, Delta, Dora, LowRank, Rows};
 pub use block::Block;
 pub use layer::Layer;
 pub use norm::{Norm, NormKind};

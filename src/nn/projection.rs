@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use super::adapter::{Adapter, Delta};
 use crate::ops::frozen::FrozenWeight;
@@ -88,8 +88,9 @@ pub struct Projection {
 impl Projection {
     /// The projection as `ops::linear` takes it, with its low-rank pair if the pass has one for it.
     pub fn in_pass<'a>(&'a self, pass: &Pass<'_>) -> Projected<'a> {
-        let (pair, dora) = match pass.adapter.and_then(|adapter| adapter.at(self.site)) {
-            None => (None, None),
+        let delta = pass.adapter.and_then(|adapter| adapter.at(self.site));
+        let (pair, dora) = match delta {
+            None | Some(Delta::Rows(_)) => (None, None),
             Some(Delta::LowRank(pair)) => (Some(pair), None),
             Some(Delta::Dora(dora)) => (Some(&dora.pair), Some(dora)),
         };
@@ -101,8 +102,29 @@ impl Projection {
             });
             LowRankPair { a, b, scale: pair.scale, dropout }
         });
+        let rows = match delta {
+            Some(Delta::Rows(rows)) => Some(rows.pair(&self.weight)),
+            _ => None,
+        };
         let column_scale = dora.map(|dora| dora.column_scale(&self.weight));
-        Projected { weight: &self.weight, bias: self.bias.as_deref(), low_rank, column_scale }
+        let trains_bias = pass.adapter.is_some_and(|adapter| adapter.bias(self.site).is_some());
+        let bias = self.bias.as_deref().filter(|_| !trains_bias);
+        Projected { weight: &self.weight, bias, low_rank: low_rank.or(rows), column_scale }
+    }
+
+    /// `x·Wᵀ` with a trained weight, plus the bias unless that is trained too.
+    ///
+    /// # Shapes
+    /// - `x`: `[tokens, in]`
+    /// - `weight`: `[out, in]` in f32
+    /// - output: `[tokens, out]` in the number format of `x`
+    fn with_weight(&self, weight: Tensor<2>, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        let (device, format) = (x.device(), x.dtype());
+        let y = x.matmul(weight.cast(format).transpose());
+        match self.in_pass(pass).bias {
+            Some(bias) => y + Tensor::<1>::from_data(TensorData::from(bias), &device).cast(format).unsqueeze(),
+            None => y,
+        }
     }
 }
 
@@ -111,8 +133,40 @@ pub fn project(x: Tensor<2>, group: &[&Projection], residual: Option<Tensor<2>>,
     if let Some(observer) = pass.observer {
         observer.inputs(&x, &group.iter().map(|projection| projection.site).collect::<Vec<_>>());
     }
-    let group: Vec<_> = group.iter().map(|projection| projection.in_pass(pass)).collect();
-    linear(x, &group, residual)
+    let trained = |projection: &Projection| pass.adapter.and_then(|adapter| adapter.weight(projection.site));
+    let y = match group.iter().any(|projection| trained(projection).is_some()) {
+        false => {
+            let group: Vec<_> = group.iter().map(|projection| projection.in_pass(pass)).collect();
+            linear(x, &group, residual)
+        }
+        true => {
+            let outputs = group.iter().map(|projection| match trained(projection) {
+                Some(weight) => projection.with_weight(weight, x.clone(), pass),
+                None => linear(x.clone(), &[projection.in_pass(pass)], None),
+            });
+            let y = Tensor::cat(outputs.collect(), 1);
+            residual.into_iter().fold(y, |y, residual| y + residual)
+        }
+    };
+    match trained_biases(group, pass) {
+        Some(biases) => {
+            let format = y.dtype();
+            y + biases.cast(format)
+        }
+        None => y,
+    }
+}
+
+/// The trained biases of a group, `[1, Σ out]`, 0 for a projection without; `None` if there is no such bias.
+fn trained_biases(group: &[&Projection], pass: &Pass<'_>) -> Option<Tensor<2>> {
+    let adapter = pass.adapter?;
+    let biases: Vec<Option<Tensor<2>>> = group.iter().map(|projection| adapter.bias(projection.site)).collect();
+    let device = biases.iter().flatten().next()?.device();
+    let rows = group
+        .iter()
+        .zip(biases)
+        .map(|(projection, bias)| bias.unwrap_or_else(|| Tensor::zeros([1, projection.weight.dims()[0]], &device)));
+    Some(Tensor::cat(rows.collect(), 1))
 }
 
 /// A seed of its own for every (step, site); the noise on the embeddings takes a site that no model has.

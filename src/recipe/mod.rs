@@ -18,6 +18,7 @@ use std::path::Path;
 pub use crate::settings::Setting;
 pub use plan::{Base, Output, Plan, SampleSettings};
 
+use crate::adapter::spec::{Modules, Targets};
 use crate::data::{Format, Paths};
 use crate::error::{self, Error, Result};
 use crate::pull::Source;
@@ -184,6 +185,10 @@ impl Recipe {
                 let place = self.element_place("adapter.targets", index);
                 reader.problem(&place, format!("`adapter.targets` names {target} twice"));
             }
+        }
+        if adapter.layers.is_some() && matches!(adapter.targets, Targets::Modules(Modules::Pattern(_))) {
+            let message = "`adapter.layers` does not go with a regular expression in `adapter.targets`, as in PEFT";
+            reader.problem_with_hint(&self.place("adapter.layers"), message, "let the expression name the layers");
         }
         if let Some(control) = plan.base.model.chars().find(|symbol| symbol.is_control()) {
             let message = format!("`base.model`: the control character {control:?} cannot stand in a name or path");

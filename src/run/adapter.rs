@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::base::OpenBase;
 use crate::adapter::host::{HostAdapter, provenance};
-use crate::adapter::peft::AdapterHeader;
+use crate::adapter::peft::{AdapterHeader, PeftConfig};
 use crate::data::Encoder;
 use crate::error::{Error, Result};
 use crate::files::{json, open};
@@ -31,6 +31,10 @@ impl OpenAdapter {
     /// # Errors
     /// Input: what reading the adapter or its tokenizer says; the adapter names another base, unless `force`.
     pub fn open(folder: &Path, base: &mut OpenBase, force: bool) -> Result<Self> {
+        let tokens = PeftConfig::vocabulary_of(folder).unwrap_or_default();
+        if tokens > base.files.config().vocab_size {
+            base.files = base.files.clone().with_vocabulary(tokens);
+        }
         let header = AdapterHeader::read_over(folder, &base.files)?;
         if !force {
             check_base(folder, &header, base)?;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
+use crate::adapter::begin::TrainedToken;
 use crate::data::chat::builtin::with_chosen_template;
 use crate::data::{DataSettings, Encoder};
 use crate::error::{Error, Place, Result, counted};
@@ -50,6 +51,28 @@ impl OpenBase {
         }
         self.encoder.read_control_tokens(settings.control_tokens);
         Ok(self)
+    }
+
+    /// The same base with the tokens of `texts`: its tokenizer, its embedding and its head grow by those that it does not have. Returns
+    /// the tokens in the order of `texts`.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::with_tokens`].
+    pub fn with_tokens(mut self, texts: &[String]) -> Result<(Self, Vec<TrainedToken>)> {
+        let before = self.encoder.tokenizer().clone();
+        let tokenizer = before.with_tokens(texts)?;
+        let token = |text: &String| {
+            let id = tokenizer.token_to_id(text);
+            let id = id.ok_or_else(|| Error::failed(tokenizer.place(), format!("has no token {text:?}")))?;
+            Ok(TrainedToken { id, is_new: before.token_to_id(text).is_none() })
+        };
+        let tokens: Vec<TrainedToken> = texts.iter().map(token).collect::<Result<_>>()?;
+        if let Some(largest) = tokens.iter().filter(|token| token.is_new).map(|token| token.id).max() {
+            self.files = self.files.with_vocabulary(largest as usize + 1);
+            let place = self.path().display().to_string();
+            self.encoder = Encoder::of(tokenizer, &place)?.for_vocabulary(self.files.config().vocab_size);
+        }
+        Ok((self, tokens))
     }
 
     /// The folder or file of the model.

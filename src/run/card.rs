@@ -149,6 +149,11 @@ impl Card<'_> {
             true => ("", String::new(), ""),
             false => (", BitsAndBytesConfig", format!("packed = {config}\n"), ", quantization_config=packed"),
         };
+        // PEFT loads rows of tokens into a base that has rows for them.
+        let grow = match self.prepared.start.rows {
+            Some(_) => "base.resize_token_embeddings(max(len(tokenizer), base.config.vocab_size))\n",
+            None => "",
+        };
         let encode = match self.prepared.form {
             PromptForm::Conversation => {
                 "messages = [{\"role\": \"user\", \"content\": \"...\"}]\nprompt = tokenizer.apply_chat_template(\n    \
@@ -160,8 +165,8 @@ impl Card<'_> {
             "\n### transformers and PEFT\n\n```python\nfrom peft import PeftModel\n\
              from transformers import AutoModelForCausalLM, AutoTokenizer{import}\n\n\
              folder = \".\"  # this folder, or its name on the hub\n{set}\
-             base = AutoModelForCausalLM.from_pretrained(\"{base}\"{passed})\n\
-             model = PeftModel.from_pretrained(base, folder)\ntokenizer = AutoTokenizer.from_pretrained(folder)\n{encode}\
+             base = AutoModelForCausalLM.from_pretrained(\"{base}\"{passed})\ntokenizer = AutoTokenizer.from_pretrained(folder)\n\
+             {grow}model = PeftModel.from_pretrained(base, folder)\n{encode}\
              answer = model.generate(**prompt, max_new_tokens=256)\n\
              print(tokenizer.decode(answer[0][prompt[\"input_ids\"].shape[1] :], skip_special_tokens=True))\n```\n"
         )

@@ -11,7 +11,6 @@ use super::notices::{has_no_end, notices_of_run};
 use super::prepare::{Examples, Prepared, prepare, read_examples};
 use super::probe::{TimeEstimate, probe};
 use super::watch::{Stage, Watch};
-use crate::adapter::host::HostPair;
 use crate::bytes::Size;
 use crate::data::preflight::lengths::{LengthClass, histogram};
 use crate::data::preflight::{Code, Finding, Severity, Split, preflight};
@@ -325,7 +324,7 @@ impl RunFacts {
             valid: (!prepared.valid.sequences.is_empty()).then(|| SplitFacts::of(&prepared.valid)),
             seen_in_training: prepared.seen_in_training,
             base_parameters: prepared.base.files.config().parameters(),
-            adapter_parameters: prepared.start.pairs.values().map(HostPair::parameters).sum(),
+            adapter_parameters: prepared.start.parameters(),
             chat_template: prepared.base.encoder.has_template(),
             memory: prepared.memory,
             memory_bytes: prepared.memory.total(),

@@ -53,7 +53,7 @@ pub fn combine(folders: &[PathBuf], out: &Path, options: &CombineOptions) -> Res
         targets: &targets(&configs, &combined),
         base_name: configs.iter().find_map(|config| config.base_name.as_deref()),
         revision: None,
-        rslora: false,
+        ..SaveOptions::default()
     };
     combined.save(staging.path(), &save)?;
     notices.extend(save_tokenizer(folders, staging.path())?);

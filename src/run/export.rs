@@ -11,6 +11,7 @@ use crate::data::{self, LongPolicy, Shape};
 use crate::error::{Error, Place, Result};
 use crate::export::importance::{Importance, MAX_TOKENS};
 use crate::export::lora::write_lora;
+use crate::export::mlx::write_mlx;
 use crate::export::model::ModelPlan;
 use crate::export::ollama;
 use crate::export::{ExportOptions, ExportReport};
@@ -73,6 +74,14 @@ pub fn importance(
 /// Those of [`write_lora`].
 pub fn gguf_lora(base: &OpenBase, adapter: &HostAdapter, out: &Path) -> Result<ExportReport> {
     write_lora(base.files.config(), adapter, &base.short_name(), out)
+}
+
+/// Writes `adapter` in mlx-lm's own format to the folder `out`.
+///
+/// # Errors
+/// Those of [`write_mlx`].
+pub fn mlx(base: &OpenBase, adapter: &HostAdapter, out: &Path) -> Result<ExportReport> {
+    write_mlx(base.files.config(), adapter, &base.hub_name(), out)
 }
 
 /// Writes `base`, with `adapter` folded in where there is one, as a folder for Ollama at `out`; `examination` as in [`gguf`].

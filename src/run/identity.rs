@@ -173,11 +173,12 @@ fn sha256(text: impl AsRef<[u8]>) -> String {
 /// The SHA-256 of an adapter's values and scales.
 fn adapter_sha256(adapter: &HostAdapter) -> String {
     let mut hash = Sha256::new();
-    for (module, pair) in &adapter.pairs {
-        hash.update(module.as_bytes());
-        for value in [pair.scale].iter().chain(&pair.a).chain(&pair.b).chain(pair.magnitude.iter().flatten()) {
-            hash.update(value.to_le_bytes());
-        }
+    for pair in adapter.pairs.values() {
+        hash.update(pair.scale.to_le_bytes());
+    }
+    for (name, values) in adapter.vectors() {
+        hash.update(name.as_bytes());
+        values.iter().for_each(|value| hash.update(value.to_le_bytes()));
     }
     hex::encode(&hash.finalize())
 }

@@ -72,12 +72,11 @@ impl MemoryPlan {
         let config = base.config();
         let weights = base.tensor_names().map(|name| options.bytes_of(base, name) as u64).sum();
         let loading = base.tensor_names().map(|name| base.stored_bytes(name) as u64).max().unwrap_or(0);
-        let parameters: u64 = adapter.pairs.values().map(|pair| pair.parameters() as u64).sum();
         let subtracted = adapter.pairs.values().filter_map(|pair| pair.subtracted.as_deref()).flatten();
         let subtracted: u64 = subtracted.map(|factor| factor.len() as u64).sum();
         // Factors on the host (as they started, and the best so far) and on the device, gradient, moments. Those that are
         // subtracted once on the host, and on the device by themselves, beside the others, and with a gradient.
-        let adapter_bytes = 4 * (parameters * 4 + moments(adapter, work.optimiser) + subtracted * 4);
+        let adapter_bytes = 4 * (adapter.parameters() as u64 * 4 + moments(adapter, work.optimiser) + subtracted * 4);
         let layers = Layers { config, adapter, compute: options.compute };
         let (activations, working) = layers.step(work);
         let threads = rayon::current_num_threads() as u64;
@@ -100,6 +99,11 @@ pub(super) fn moments(adapter: &HostAdapter, optimiser: OptimiserKind) -> u64 {
         let magnitude = pair.magnitude.as_ref().map(|magnitude| vec![magnitude.len()]);
         [vec![pair.rank, pair.input], vec![pair.output, pair.rank]].into_iter().chain(magnitude)
     });
+    let rows = adapter.rows.iter().flat_map(|rows| {
+        let count = rows.ids.len().max(1);
+        rows.values.values().map(move |values| vec![count, values.len() / count])
+    });
+    let shapes = shapes.chain(adapter.whole.values().map(|tensor| tensor.shape.clone())).chain(rows);
     shapes.map(|shape| optimiser.kept_values(&shape) as u64).sum()
 }
 
@@ -132,7 +136,9 @@ impl Layers<'_> {
     }
 
     fn is_adapted(&self, layer: usize) -> bool {
-        self.groups(&self.config.block(layer)).iter().any(|group| self.ranks(group) > 0)
+        let within = format!("{}.{layer}.", self.config.names.layers);
+        self.adapter.whole.keys().any(|name| name.starts_with(&within))
+            || self.groups(&self.config.block(layer)).iter().any(|group| self.ranks(group) > 0)
     }
 
     /// The projections of a layer, those that share their input together.
@@ -195,7 +201,8 @@ impl Layers<'_> {
     /// Logits of a chunk and the gradient of the last hidden states.
     fn head(&self, work: &Workload) -> u64 {
         let (hidden, vocabulary) = (self.config.hidden_size as u64, self.config.vocab_size as u64);
-        let chunk = match self.have_magnitudes(&[self.config.head()]) {
+        let is_whole = self.adapter.whole.contains_key(&self.config.head_name());
+        let chunk = match is_whole || self.have_magnitudes(&[self.config.head()]) {
             // Scores before and after the scaling, their logarithms, and the gradients of these, of all targets at once.
             true => 5 * work.trained_tokens,
             false => targets_per_chunk(self.config.vocab_size).min(work.trained_tokens),
@@ -222,7 +229,10 @@ impl Layers<'_> {
     fn step(&self, work: &Workload) -> (u64, u64) {
         let tokens = work.tokens as u64;
         let layers = self.config.layers;
-        let lowest = (0..layers).find(|&layer| self.is_adapted(layer)).unwrap_or(layers);
+        let adapts_embedding = self.adapter.pairs.contains_key(self.config.names.embedding)
+            || self.adapter.whole.contains_key(&self.config.embedding_name())
+            || self.adapter.rows.is_some();
+        let lowest = (0..layers).find(|&layer| adapts_embedding || self.is_adapted(layer)).unwrap_or(layers);
         let (kept, working) = match work.recompute {
             Recompute::None => {
                 let kept: u64 = (lowest..layers).map(|layer| self.kept(layer)).sum();

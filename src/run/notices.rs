@@ -18,13 +18,7 @@ pub(super) fn notices_of_run(prepared: &Prepared) -> Vec<String> {
 
 /// The facts of the run that rule exports out.
 pub(super) fn facts(prepared: &Prepared) -> Facts<'_> {
-    let config = prepared.base.files.config();
-    let pairs = &prepared.start.pairs;
-    Facts {
-        config,
-        changes_head: pairs.contains_key(&config.head().module),
-        has_magnitudes: pairs.values().any(|pair| pair.magnitude.is_some()),
-    }
+    Facts { config: prepared.base.files.config(), adapter: &prepared.start }
 }
 
 /// Whether the answers of the run have no end that could be trained.

@@ -11,7 +11,7 @@ use super::memory_plan::{MemoryPlan, moments};
 use super::notices::notices;
 use super::preferences;
 use super::watch::{Stage, Watch};
-use crate::adapter::host::{HostAdapter, HostPair, provenance};
+use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
 use crate::data::kept::KeptSets;
 use crate::data::{Augmenter, DataSet, EncodedSet, Example, Paths, Row, split};
@@ -92,16 +92,19 @@ fn prepare_plan(
 ) -> Result<Prepared> {
     let device = device::open(choice)?;
     watch.stage(Stage::OpenBase);
-    let base =
-        OpenBase::open(&plan.base.model, &mut |event| watch.pull(event)).and_then(|base| base.for_data(&plan.data));
+    let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event))
+        .and_then(|base| base.with_tokens(&plan.adapter.new_tokens))
+        .and_then(|(base, tokens)| Ok((base.for_data(&plan.data)?, tokens)));
     watch.stage(Stage::ReadData);
-    let (base, Examples { train, own, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
+    let ((base, tokens), Examples { train, own, valid, train_sha256, valid_sha256 }) =
+        Error::both(base, read_examples(&plan))?;
     let format = train.first().map(|row| row.example.plain().format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
     let mixed = mixed_shapes(&train);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
-    let start = Error::both(precise, plan.adapter.begin(&base.files, plan.base.quant, plan.train.seed));
+    let begun = plan.adapter.begin(&base.files, plan.base.quant, &tokens, plan.train.seed);
+    let start = Error::both(precise, begun);
     watch.stage(Stage::Encode);
     let sets = encode(&plan, &base, &train, &valid, &mut |done, total| watch.encoding(done, total));
     let encoded = Error::both(sets, encode_prompts(&plan, &base, form));
@@ -189,9 +192,9 @@ impl Prepared {
     /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
     /// each holds two adapters and the moments, beside the one that is being written and the one that was resumed from.
     pub fn disk_bytes(&self) -> u64 {
-        let parameters: usize = self.start.pairs.values().map(HostPair::parameters).sum();
-        let checkpoint = 2 * parameters as u64 + moments(&self.start, self.plan.train.optimiser);
-        4 * (2 * parameters as u64 + checkpoint * (self.plan.train.keep_checkpoints as u64 + 2))
+        let parameters = self.start.parameters() as u64;
+        let checkpoint = 2 * parameters + moments(&self.start, self.plan.train.optimiser);
+        4 * (2 * parameters + checkpoint * (self.plan.train.keep_checkpoints as u64 + 2))
     }
 }
 

@@ -14,7 +14,7 @@ use super::recorder::Recorder;
 use super::resume::{self, Extras, Start};
 use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
-use crate::adapter::host::{HostPair, provenance};
+use crate::adapter::host::provenance;
 use crate::adapter::peft::SaveOptions;
 use crate::bytes::Size;
 use crate::data::EncodedSet;
@@ -106,12 +106,15 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
 
     watch.stage(Stage::Train);
     let (hub_name, revision) = (prepared.base.hub_name(), prepared.base.hub_revision());
-    let targets = plan.adapter.targets.names(prepared.base.files.config())?;
+    let config = prepared.base.files.config();
+    let targets = plan.adapter.target_names(config)?;
     let options = SaveOptions {
         targets: &targets,
         base_name: Some(&hub_name),
         revision: revision.as_deref(),
         rslora: plan.adapter.rslora,
+        bias: plan.adapter.bias,
+        head: Some(config.names.head),
     };
     let state = checkpoint.map(|found| found.state);
     let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, &decoder), options);
@@ -220,7 +223,7 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
         stopped_early: outcome.stopped_early,
         interrupted: outcome.interrupted,
         resume: None,
-        parameters: outcome.adapter.pairs.values().map(HostPair::parameters).sum(),
+        parameters: outcome.adapter.parameters(),
         tokens_per_second: outcome.tokens_per_second,
         peak_bytes: peak_memory::peak_bytes(),
         planned_bytes: (*choice == DeviceChoice::Cpu).then(|| prepared.memory.total()),

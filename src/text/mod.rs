@@ -4,6 +4,7 @@
 //! (`check`), because the crate underneath panics on some broken files. A GGUF vocabulary is rewritten into
 //! that JSON form (`gguf`).
 
+mod added;
 mod check;
 mod folder;
 mod gguf;

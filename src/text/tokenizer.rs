@@ -47,7 +47,7 @@ struct Inner {
 #[derive(Clone)]
 pub(super) enum Source {
     Folder(PathBuf),
-    Written(Vec<(&'static str, String)>),
+    Written(Vec<(&'static str, Vec<u8>)>),
 }
 
 /// The tokens with a name of their own, as text.
@@ -84,7 +84,12 @@ impl Tokenizer {
     pub fn from_json(bytes: &[u8], name: &str) -> Result<Self> {
         let value = Self::parse(name, bytes)?;
         let text = value.to_string();
-        Self::build(name.into(), value, Surroundings::default(), Source::Written(vec![("tokenizer.json", text)]))
+        Self::build(
+            name.into(),
+            value,
+            Surroundings::default(),
+            Source::Written(vec![("tokenizer.json", text.into_bytes())]),
+        )
     }
 
     /// Builds a tokenizer from its JSON form and writes the files that [`Tokenizer::save`] will need.
@@ -362,6 +367,10 @@ impl Tokenizer {
 
     pub(super) fn source(&self) -> &Source {
         &self.0.source
+    }
+
+    pub(super) fn surroundings(&self) -> &Surroundings {
+        &self.0.surroundings
     }
 }
 

@@ -80,12 +80,7 @@ impl State {
         })?;
         let mut tensors: BTreeMap<String, &[f32]> = BTreeMap::new();
         for (prefix, adapter) in [(CURRENT, &self.adapter), (BEST, &self.best.adapter)] {
-            for (module, pair) in &adapter.pairs {
-                tensors.insert(format!("{prefix}{module}.a"), &pair.a);
-                tensors.insert(format!("{prefix}{module}.b"), &pair.b);
-                tensors
-                    .extend(pair.magnitude.as_ref().map(|values| (format!("{prefix}{module}.magnitude"), &values[..])));
-            }
+            tensors.extend(adapter.vectors().map(|(name, values)| (format!("{prefix}{name}"), &values[..])));
         }
         tensors.extend(self.optimiser.tensors.iter().map(|(name, values)| (format!("{OPTIMISER}{name}"), &values[..])));
         let header = |(name, values): (&String, &&[f32])| TensorHeader {
@@ -115,18 +110,14 @@ impl State {
         let values = |name: &str| file.tensor(name)?.to_f32();
         let adapter = |prefix: &str| -> Result<HostAdapter> {
             let mut adapter = start.clone();
-            for (module, pair) in &mut adapter.pairs {
-                let factors = [("a", &mut pair.a), ("b", &mut pair.b)].into_iter();
-                for (part, trained) in factors.chain(pair.magnitude.as_mut().map(|magnitude| ("magnitude", magnitude)))
-                {
-                    let name = format!("{prefix}{module}.{part}");
-                    let saved = values(&name)?;
-                    if saved.len() != trained.len() {
-                        let message = format!("has {} values; the adapter has {}", saved.len(), trained.len());
-                        return Err(Error::input(Place::tensor(&path, name), message));
-                    }
-                    *trained = saved;
+            for (name, vector) in adapter.vectors_mut() {
+                let name = format!("{prefix}{name}");
+                let saved = values(&name)?;
+                if saved.len() != vector.len() {
+                    let message = format!("has {} values; the adapter has {}", saved.len(), vector.len());
+                    return Err(Error::input(Place::tensor(&path, name), message));
                 }
+                *vector = saved;
             }
             Ok(adapter)
         };

@@ -9,7 +9,7 @@ use super::optimiser::Optimiser;
 use super::settings::TrainSettings;
 use crate::model::decoder::Recompute;
 use crate::model::{Batch, Decoder};
-use crate::nn::{Adapter, Delta, Noise, token_numbers};
+use crate::nn::{Adapter, Noise, token_numbers};
 
 /// An adapter and its optimiser.
 pub struct AdapterTrainer {
@@ -145,7 +145,7 @@ impl AdapterTrainer {
         if self.max_grad_norm == 0.0 || factor >= 1.0 {
             return gradients;
         }
-        for parameter in self.adapter.deltas.iter().flat_map(Delta::parameters) {
+        for parameter in self.adapter.matrices() {
             if let Some(gradient) = gradients.remove::<2>(parameter.id) {
                 gradients.register(parameter.id, gradient.mul_scalar(factor));
             }

@@ -3,6 +3,7 @@
 mod feasible;
 mod importance;
 mod lora;
+mod mlx;
 mod ollama;
 mod refused;
 mod vocabulary;

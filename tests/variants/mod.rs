@@ -79,7 +79,8 @@ impl Variant {
                 rank: a_shape[0],
                 input: a_shape[1],
                 output: b_shape[0],
-                scale: self.spec.scale() as f32,
+                scale: (self.spec.alpha / if self.spec.rslora { (a_shape[0] as f64).sqrt() } else { a_shape[0] as f64 })
+                    as f32,
                 magnitude: self.spec.dora.then(|| tensor(values, "lora_magnitude_vector").1),
                 subtracted: self.spec.init.subtracts().then(|| Arc::new(beginning())),
             }
@@ -88,8 +89,7 @@ impl Variant {
             pairs: modules.map(|module| (module.to_owned(), pair(module))).collect(),
             rank: self.spec.rank,
             alpha: self.spec.alpha,
-            dropout: 0.0,
-            metadata: BTreeMap::new(),
+            ..HostAdapter::default()
         }
     }
 
@@ -111,16 +111,7 @@ impl Variant {
 }
 
 fn spec() -> AdapterSpec {
-    AdapterSpec {
-        rank: 4,
-        alpha: 8.0,
-        dropout: 0.0,
-        targets: Targets::AllLinear,
-        rslora: false,
-        dora: false,
-        init: Init::Kaiming,
-        from: None,
-    }
+    AdapterSpec { rank: 4, alpha: 8.0, targets: Targets::AllLinear, ..AdapterSpec::default() }
 }
 
 fn logits_with(decoder: &Decoder, adapter: &HostAdapter, ids: &[u32]) -> Vec<f32> {

@@ -105,7 +105,7 @@ fn predictions_with_a_scaled_head_are_the_losses_of_training() {
 #[test]
 fn settings_that_contradict_each_other_are_named() {
     let base = Variant::named("pissa").base();
-    let refused = |spec: AdapterSpec| spec.begin(&base, Quant::None, 0).expect_err("refused").to_string();
+    let refused = |spec: AdapterSpec| spec.begin(&base, Quant::None, &[], 0).expect_err("refused").to_string();
     let error = refused(AdapterSpec { dora: true, dropout: 0.1, ..spec() });
     assert!(error.contains("adapter.dropout: is 0.1") && error.contains("DoRA"), "{error}");
     for init in [Init::Pissa, Init::Olora] {
@@ -117,9 +117,9 @@ fn settings_that_contradict_each_other_are_named() {
     let dora = Variant::named("dora");
     let from = Some(dora.folder.join("adapter"));
     let like = AdapterSpec { from, ..dora.spec.clone() };
-    let found = like.begin(&dora.base(), Quant::None, 0).expect("the adapter itself");
+    let found = like.begin(&dora.base(), Quant::None, &[], 0).expect("the adapter itself");
     assert_eq!(found.pairs, dora.saved().expect("PEFT's").pairs);
-    let refused = |spec: AdapterSpec| spec.begin(&dora.base(), Quant::None, 0).expect_err("refused").to_string();
+    let refused = |spec: AdapterSpec| spec.begin(&dora.base(), Quant::None, &[], 0).expect_err("refused").to_string();
     let error = refused(AdapterSpec { dora: false, ..like.clone() });
     assert!(error.contains("adapter.dora: is false") && error.contains("set it to true"), "{error}");
     let error = refused(AdapterSpec { init: Init::Pissa, ..like });
@@ -150,7 +150,7 @@ fn magnitudes_are_refused_by_name_where_they_have_no_place() {
     let mut mixed = adapter;
     mixed.pairs.values_mut().take(1).for_each(|pair| pair.magnitude = None);
     let targets: Vec<String> = mixed.pairs.keys().cloned().collect();
-    let options = SaveOptions { targets: &targets, base_name: None, revision: None, rslora: false };
+    let options = SaveOptions { targets: &targets, ..SaveOptions::default() };
     let error = mixed.save(&folder.path().join("mixed"), &options).expect_err("refused").to_string();
     assert!(error.contains("has no magnitude"), "{error}");
 }

@@ -58,7 +58,7 @@ fn trained_variants_compute_what_they_do_in_peft() {
         let trained = variant.trained();
         let targets: Vec<String> = trained.pairs.keys().cloned().collect();
         let rslora = variant.spec.rslora;
-        let options = SaveOptions { targets: &targets, base_name: None, revision: None, rslora };
+        let options = SaveOptions { targets: &targets, rslora, ..SaveOptions::default() };
         trained.save(written.path(), &options).expect("written");
         let again = HostAdapter::load_over(written.path(), &variant.base()).expect("our own");
         let ids = expected.ids();
@@ -121,7 +121,7 @@ fn a_plain_file_of_a_subtracted_pair_has_twice_the_rank_and_the_same_scale() {
         let trained = variant.trained();
         let targets: Vec<String> = trained.pairs.keys().cloned().collect();
         let rslora = variant.spec.rslora;
-        let options = SaveOptions { targets: &targets, base_name: None, revision: None, rslora };
+        let options = SaveOptions { targets: &targets, rslora, ..SaveOptions::default() };
         trained.save(folder.path(), &options).expect("written");
         let config = std::fs::read_to_string(folder.path().join("adapter_config.json")).expect("a configuration");
         let config: Value = serde_json::from_str(&config).expect("JSON");

@@ -123,6 +123,12 @@ pub fn combine(adapters: &[(String, HostAdapter)], options: &CombineOptions) -> 
         ["burnish.base_sha256", "burnish.quant"].iter().filter_map(|key| check_shared(adapters, key).err()).collect();
     errors.extend(adapters.iter().filter_map(|(place, adapter)| check_is_plain(place, adapter).err()));
     errors.extend(modules.iter().filter_map(|module| check_pairs(adapters, module, method).err()));
+    errors.extend(adapters.iter().filter_map(|(place, adapter)| {
+        let rows = adapter.rows.iter().flat_map(|rows| rows.values.keys());
+        let name = adapter.whole.keys().chain(rows).next()?;
+        let message = "is trained in part or as a whole, which cannot be combined";
+        Some(Error::input(format_args!("{place}: tensor {name}"), message))
+    }));
     Error::none_of(errors, ())?;
 
     let largest = adapters.iter().flat_map(|(_, adapter)| adapter.pairs.values()).map(|pair| pair.rank).max();
@@ -155,7 +161,7 @@ pub fn combine(adapters: &[(String, HostAdapter)], options: &CombineOptions) -> 
         };
         first.metadata.iter().filter(is_shared).map(|(key, value)| (key.clone(), value.clone())).collect()
     });
-    Ok(HostAdapter { pairs, rank, alpha: rank as f64, dropout: 0.0, metadata: shared })
+    Ok(HostAdapter { pairs, rank, alpha: rank as f64, metadata: shared, ..HostAdapter::default() })
 }
 
 /// Whether an adapter has nothing but low-rank pairs. PEFT drops the magnitudes of DoRA in silence here.

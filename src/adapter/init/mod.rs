@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::host::{HostAdapter, HostPair};
 use super::merge::{MergeBase, Source};
-use super::spec::AdapterSpec;
+use super::spec::{AdaptedSite, AdapterSpec};
 use crate::error::{Error, Place, Result};
 use crate::model::{BaseFiles, Site, SiteKind};
 use crate::quant::Quant;
@@ -70,24 +70,21 @@ impl AdapterSpec {
     /// Input: a target that the model does not have; a rank above the smaller side of a projection, or an odd one for orthogonal
     /// factors; dropout where it has no meaning; a weight that cannot be read, where the values are made from it.
     pub fn initialise(&self, base: &BaseFiles, quant: Quant, seed: u64) -> Result<HostAdapter> {
-        let config = base.config();
-        let mut adapter = HostAdapter {
-            pairs: Default::default(),
-            rank: self.rank,
-            alpha: self.alpha,
-            dropout: self.dropout,
-            metadata: Default::default(),
-        };
-        self.targets.names(config)?;
-        let sites: Vec<Site> = config.sites().into_iter().filter(|site| self.targets.takes(site)).collect();
-        self.check(&sites)?;
+        let mut adapter =
+            HostAdapter { rank: self.rank, alpha: self.alpha, dropout: self.dropout, ..HostAdapter::default() };
+        let adapted = self.adapted(base.config())?;
+        self.check(&adapted)?;
         // An adapter over packed weights sees these decoded; a decomposition is that of the weights as they were before.
         let original = Source { base, weights: MergeBase::Original };
         let seen = Source { base, weights: MergeBase::Dequantized(quant) };
         let mut generator = ChaCha8Rng::seed_from_u64(seed);
-        for site in sites {
-            let (rank, output, input, scale) = (self.rank, site.rows, site.columns, self.scale() as f32);
+        for AdaptedSite { site, rank, scale } in adapted {
+            let (output, input, scale) = (site.rows, site.columns, scale as f32);
             let [a, b] = match self.init {
+                // As PEFT has it for an embedding.
+                Init::Kaiming | Init::Gaussian if site.kind == SiteKind::Embedding => {
+                    random::normal_factor(&mut generator, rank, output, input)
+                }
                 Init::Kaiming => random::kaiming(&mut generator, rank, output, input),
                 Init::Gaussian => random::gaussian(&mut generator, rank, output, input),
                 Init::Orthogonal => random::orthogonal(&mut generator, rank, output, input),
@@ -105,18 +102,29 @@ impl AdapterSpec {
     }
 
     /// Whether adapters of these sites can have the settings.
-    fn check(&self, sites: &[Site]) -> Result<()> {
+    fn check(&self, sites: &[AdaptedSite]) -> Result<()> {
         let mut problems = Vec::new();
         let mut refuse = |key: &'static str, message: String, hint: &str| {
             problems.push(Error::input(Place::setting(key), message).hint(hint));
         };
-        if let Some(site) = sites.iter().find(|site| self.rank > site.rows.min(site.columns)) {
-            let (path, output, input) = (&site.module, site.rows, site.columns);
-            let message = format!("is {}, above the {} of {path} ({output} x {input})", self.rank, output.min(input));
-            refuse("adapter.rank", message, "set a smaller rank");
-        } else if self.init == Init::Orthogonal && !self.rank.is_multiple_of(2) {
-            let message = format!("is {}; `init = \"orthogonal\"` splits it into two halves", self.rank);
+        let odd = sites.iter().find(|site| !site.rank.is_multiple_of(2));
+        if let (Some(odd), Init::Orthogonal) = (odd, self.init) {
+            let message = format!("is {}; `init = \"orthogonal\"` splits it into two halves", odd.rank);
             refuse("adapter.rank", message, "set an even rank");
+        }
+        if let Some(embedding) = sites.iter().find(|site| site.site.kind == SiteKind::Embedding) {
+            let module = &embedding.site.module;
+            if self.dora {
+                refuse(
+                    "adapter.dora",
+                    format!("is true, and the adapter changes {module}"),
+                    "DoRA is for linear layers: leave it out",
+                );
+            }
+            if !matches!(self.init, Init::Kaiming | Init::Gaussian) {
+                let message = format!("is `{}`, and the adapter changes {module}", self.init);
+                refuse("adapter.init", message, "an embedding begins with `kaiming` or `gaussian`");
+            }
         }
         let without_dropout = match (self.dora, self.init) {
             (true, _) => {

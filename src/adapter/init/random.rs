@@ -18,6 +18,12 @@ pub(super) fn gaussian(generator: &mut ChaCha8Rng, rank: usize, output: usize, i
     [a, vec![0.0; output * rank]]
 }
 
+/// `A` standard normal, `B` zero (PEFT's `reset_lora_parameters` of an embedding, whose factors have their names exchanged).
+pub(super) fn normal_factor(generator: &mut ChaCha8Rng, rank: usize, output: usize, input: usize) -> [Vec<f32>; 2] {
+    let a = (0..rank * input).map(|_| normal(generator) as f32).collect();
+    [a, vec![0.0; output * rank]]
+}
+
 /// Normal combinations, a tenth as large, of one half of an orthonormal basis for the columns of `A` and of the other half for the
 /// rows of `B`, so that `B · A` is zero (PEFT's `orthogonal_init`). The rank is even.
 pub(super) fn orthogonal(generator: &mut ChaCha8Rng, rank: usize, output: usize, input: usize) -> [Vec<f32>; 2] {

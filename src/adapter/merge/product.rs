@@ -14,7 +14,7 @@ pub(super) fn adapt(weight: &mut [f32], pair: &HostPair) {
 }
 
 /// Changes row `index` of a weight as its pair says.
-pub fn adapt_row(row: &mut [f32], pair: &HostPair, index: usize) {
+pub(super) fn adapt_row(row: &mut [f32], pair: &HostPair, index: usize) {
     adapt_with(row, pair, index, &mut vec![0.0; pair.input]);
 }
 

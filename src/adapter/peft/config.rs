@@ -42,6 +42,13 @@ pub struct PeftConfig {
     pub(super) has_default_targets: bool,
     pub(super) excluded: Option<Selection>,
     pub(super) layers: Option<LayerChoice>,
+    /// `modules_to_save`: ends of the paths of modules that are saved as wholes.
+    pub(super) saved: Vec<String>,
+    /// Whether `bias` says that biases are trained.
+    pub(super) trains_biases: bool,
+    /// `trainable_token_indices`: by the end of a module's path, the tokens whose rows are trained; the embedding has no path in a
+    /// configuration that only lists tokens.
+    pub(super) tokens: Vec<(Option<String>, Vec<u32>)>,
     pub(super) ranks: Vec<(Pattern, usize)>,
     pub(super) alphas: Vec<(Pattern, f64)>,
 }
@@ -51,6 +58,13 @@ impl PeftConfig {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG_FILE);
         Self::from_json(&path.display().to_string(), &json::read(&path)?)
+    }
+
+    /// The tokens that a base needs rows for where the adapter in the folder `dir` trains rows of them; `None` where it trains none or
+    /// cannot be read.
+    pub fn vocabulary_of(dir: &Path) -> Option<usize> {
+        let tokens = Self::read(dir).ok()?.tokens;
+        tokens.iter().flat_map(|(_, ids)| ids).max().map(|id| *id as usize + 1)
     }
 
     /// Takes a configuration from JSON; `place` is named in errors.
@@ -74,6 +88,12 @@ impl PeftConfig {
             has_default_targets: object.get("target_modules").is_none_or(Value::is_null),
             excluded: fields.selection("exclude_modules"),
             layers: fields.layer_choice(),
+            saved: fields
+                .value("modules_to_save")
+                .map(|value| fields.texts("modules_to_save", &value))
+                .unwrap_or_default(),
+            trains_biases: object.get("bias").and_then(Value::as_str).is_some_and(|which| which != "none"),
+            tokens: fields.tokens(),
             ranks: fields.patterns("rank_pattern", |fields, key, value| fields.as_positive(key, value)),
             alphas: fields.patterns("alpha_pattern", |fields, key, value| fields.as_number(key, value)),
         };
@@ -90,6 +110,11 @@ impl PeftConfig {
         {
             return Ok(false);
         }
+        // A module that is saved as a whole gets no pair, nor does anything inside it.
+        let within = format!(".{module}.");
+        if self.saved.iter().any(|saved| within.contains(&format!(".{saved}."))) {
+            return Ok(false);
+        }
         if !self.named("target_modules", self.targets.matches(module))? {
             return Ok(false);
         }
@@ -100,6 +125,14 @@ impl PeftConfig {
             }
             _ => Ok(true),
         }
+    }
+
+    /// Whether PEFT would train the tensor `name` as a whole: it is one of a saved module, or a bias where biases are trained.
+    pub(super) fn trains_whole(&self, name: &str) -> bool {
+        // The end of a path, dots or not (`_set_trainable`).
+        let is_saved = |module: &str| self.saved.iter().any(|saved| module.ends_with(saved.as_str()));
+        let Some((module, parameter)) = name.rsplit_once('.') else { return false };
+        is_saved(module) || (parameter == "bias" && self.trains_biases)
     }
 
     /// The rank of `module`: the first pattern that matches, or `r`.
@@ -202,7 +235,7 @@ mod tests {
     fn every_problem_is_reported() {
         let error = parse(
             r#"{"peft_type":"LOHA","r":0,"lora_alpha":"x","use_dora":1,"bias":"some","lora_dropout":2,
-                "modules_to_save":["lm_head"],"target_modules":"(","init_lora_weights":"pissa_niter_4"}"#,
+                "modules_to_save":[1],"target_modules":"(","init_lora_weights":"pissa_niter_4"}"#,
         )
         .unwrap_err();
         let text = error.to_string();

@@ -20,8 +20,7 @@ impl Fields<'_> {
             Some(Value::String(task)) if task == "CAUSAL_LM" => {}
             Some(other) => self.wrong_type("task_type", "\"CAUSAL_LM\"", &other),
         }
-        // A base without biases has none to train, whatever is said here; those of another stand in the file of weights,
-        // where they are refused.
+        // A base without biases has none to train, whatever is said here.
         match self.value("bias") {
             None => {}
             Some(Value::String(which)) if ["none", "all", "lora_only"].contains(&which.as_str()) => {}
@@ -63,11 +62,9 @@ impl Fields<'_> {
 /// Initialisations that leave the base as it is.
 const HARMLESS_INITS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
-/// Keys that, unless null, false, empty or `"none"`, ask for arithmetic beyond `W + scale * B * A`.
-const NOT_APPLICABLE: [(&str, &str); 12] = [
+/// Keys that, unless null, false, empty or `"none"`, ask for arithmetic beyond `W + scale * B * A` and whole tensors.
+const NOT_APPLICABLE: [(&str, &str); 10] = [
     ("lora_bias", "biases of the low-rank pair"),
-    ("modules_to_save", "wholly trained modules"),
-    ("trainable_token_indices", "trained tokens"),
     ("layer_replication", "repeated layers"),
     ("target_parameters", "adapters on bare parameters"),
     ("use_qalora", "QALoRA's pooling"),

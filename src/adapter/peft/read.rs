@@ -4,19 +4,21 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::header::{AdapterHeader, PairHeader, and_more};
+use super::mlx::{self, transposed};
 use super::renaming::Renaming;
 use super::{CONFIG_FILE, WEIGHTS_FILE};
-use crate::adapter::host::{HostAdapter, HostPair};
+use crate::adapter::host::{HostAdapter, HostPair, HostRows, HostTensor};
 use crate::error::{Error, Result};
 use crate::files::RawTensor;
-use crate::model::BaseFiles;
+use crate::model::sites::TRANSFORMERS_HEAD;
+use crate::model::{BaseFiles, families};
 
 impl HostAdapter {
     /// Reads the adapter folder `dir`. The base that its configuration names is not followed.
     ///
     /// # Errors
-    /// Everything wrong with the folder, in one error: what cannot be applied (biases,
-    /// `modules_to_save`, …), halves of pairs, ranks and shapes that disagree, numbers that are not finite.
+    /// Everything wrong with the folder, in one error: what cannot be applied (`lora_bias`, `target_parameters`, …), halves of pairs,
+    /// ranks and shapes that disagree, numbers that are not finite.
     pub fn load(dir: &Path) -> Result<Self> {
         AdapterHeader::read(dir, |_, _| false)?.decode()
     }
@@ -39,11 +41,20 @@ impl AdapterHeader {
     /// Everything that [`read`](Self::read) refuses; pairs that do not fit the base; targeted modules without a pair.
     pub fn read_over(dir: &Path, base: &BaseFiles) -> Result<Self> {
         let mut header = Self::read(dir, |name, tensor| is_copy(base, name, tensor))?;
-        header.renaming = Renaming::of(&known_renamings(base), header.pairs.keys().map(String::as_str));
+        let paths: Vec<&str> =
+            header.pairs.keys().chain(header.whole.keys()).chain(header.rows.keys()).map(String::as_str).collect();
+        header.renaming = Renaming::of(&known_renamings(base), paths.into_iter());
         let header = header;
         let missing = header.missing_pairs(base.config())?;
         // Before any value is read: what fits the base is no larger than the base allows.
         let mut errors = Vec::from_iter(header.check_against(base.config()).err());
+        if mlx::is_mlx(dir)
+            && base.config().tied_head
+            && let Some(module) = header.pairs.keys().find(|module| families::is_embedding(module))
+        {
+            let message = "changes the embedding, and in mlx-lm the head that is tied to it, which cannot be applied";
+            errors.push(Error::input(format_args!("{}: module {module}", header.place), message));
+        }
         if let Some((first, rest)) = missing.split_first() {
             let more = and_more(rest.len());
             errors.push(Error::input(
@@ -89,36 +100,54 @@ impl AdapterHeader {
     }
 
     fn values(self) -> Result<HostAdapter> {
-        let Self { config, place, pairs, renaming, metadata } = self;
+        let Self { config, place, pairs, whole, rows, renaming, metadata } = self;
+        let rows = renaming.apply(&place, rows)?;
+        let whole = renaming.apply(&place, whole)?;
         let pairs = renaming.apply(&place, pairs)?;
         let mut errors = Vec::new();
         let mut decoded = BTreeMap::new();
-        for (module, PairHeader { a, b, rank, input, output, scale, magnitude }) in pairs {
+        for (module, PairHeader { a, b, rank, input, output, scale, magnitude, is_transposed }) in pairs {
             let place = format!("{place}: module {module}");
             let magnitude = magnitude.map(|tensor| numbers(&place, "lora_magnitude_vector", &tensor)).transpose();
             let factors = Error::both(numbers(&place, "lora_A", &a), numbers(&place, "lora_B", &b));
             match Error::both(factors, magnitude) {
                 Ok(((a, b), magnitude)) => {
+                    let (a, b) = if is_transposed { (transposed(&a, input), transposed(&b, rank)) } else { (a, b) };
                     let pair = HostPair { a, b, rank, input, output, scale, magnitude, subtracted: None };
                     decoded.insert(module, pair);
                 }
                 Err(error) => errors.push(error),
             }
         }
+        let mut tensors = BTreeMap::new();
+        for (name, tensor) in whole {
+            match numbers(&place, &name, &tensor) {
+                Ok(values) => drop(tensors.insert(name, HostTensor { shape: tensor.shape, values })),
+                Err(error) => errors.push(error),
+            }
+        }
+        let mut of_tokens = BTreeMap::new();
+        for (module, tensor) in rows {
+            match numbers(&format!("{place}: module {module}"), "trainable_tokens_delta", &tensor) {
+                Ok(values) => drop(of_tokens.insert(module, values)),
+                Err(error) => errors.push(error),
+            }
+        }
+        let ids = config.tokens.first().map(|(_, ids)| ids.clone());
+        let rows = ids.filter(|_| !of_tokens.is_empty()).map(|ids| HostRows { ids, values: of_tokens });
         let (rank, alpha, dropout) = (config.rank, config.alpha, config.dropout);
-        Error::none_of(errors, HostAdapter { pairs: decoded, rank, alpha, dropout, metadata })
+        Error::none_of(errors, HostAdapter { pairs: decoded, whole: tensors, rows, rank, alpha, dropout, metadata })
     }
 }
 
-/// Beginnings of module paths that transformers has or had in place of those of the base's own checkpoints.
+/// Beginnings of module paths that transformers has or had, or that mlx-lm has, in place of those of the base's own checkpoints.
 fn known_renamings(base: &BaseFiles) -> Vec<(&'static str, &'static str)> {
-    const USUAL_HEAD: &str = "lm_head";
     let family = base.config().family;
     let mut known = family.stored_prefixes.to_vec();
-    // transformers 5 calls the head so in every family (`conversion_mapping.py`).
-    if family.names.head != USUAL_HEAD {
-        known.push((USUAL_HEAD, family.names.head));
+    if family.names.head != TRANSFORMERS_HEAD {
+        known.push((TRANSFORMERS_HEAD, family.names.head));
     }
+    known.extend(family.mlx_prefixes);
     known
 }
 

@@ -195,7 +195,7 @@ impl Engine {
         }
         self.requests_so_far += 1;
         let id = RequestId(self.requests_so_far);
-        let past = self.model.begin();
+        let past = self.model.begin(attached.as_deref());
         self.waiting.push_back(Running::new(id, request, (attached, sampler, past), &self.tokenizer, (tokens, bytes)));
         Ok(id)
     }
@@ -300,7 +300,7 @@ impl Engine {
             let start = self.chain(&next);
             let (blocks, chain) = self.prefixes.find(start, &next.tokens[..next.prompt_tokens - 1]);
             if !blocks.is_empty() {
-                next.past = self.model.begin_with(&blocks);
+                next.past = self.model.begin_with(&blocks, next.adapter.as_deref());
             }
             next.begin(blocks.len() * BLOCK_TOKENS, chain);
             self.totals.prompt_tokens += next.prompt_tokens as u64;
@@ -343,13 +343,13 @@ impl Engine {
         for index in 0..self.running.len() {
             let one = &self.running[index];
             if one.fed > 0 && self.model.switches(one.read_as, one.tokens.len()) {
-                let (past, chain) = (self.model.begin(), self.chain(one));
+                let (past, chain) = (self.model.begin(one.adapter.as_deref()), self.chain(one));
                 self.running[index].read_anew(past, chain);
             }
         }
         let mut room = self.options.piece_tokens.max(1);
         // Rows of guesses are nearly free as long as all rows of a step are few.
-        let guesses = if self.model.forgets() { GUESSED_ROWS / self.running.len().max(1) } else { 0 };
+        let guesses = GUESSED_ROWS / self.running.len().max(1);
         let (mut pieces, mut wanted) = (Vec::new(), Vec::with_capacity(self.running.len()));
         for one in &mut self.running {
             let (missing, total) = (one.tokens.len() - one.fed, one.tokens.len());
@@ -358,7 +358,7 @@ impl Engine {
             room -= count.min(room);
             one.next = one.tokens[one.fed..one.fed + count].to_vec();
             (one.fed, one.read_as) = (one.fed + count, total);
-            if missing == 1 {
+            if missing == 1 && Model::forgets(&one.past) {
                 let most = guesses.saturating_sub(1).min(one.most_guesses());
                 let guessed = one.lookup.guess(&one.tokens, most);
                 if !self.model.switches(total, total + guessed.len()) {

@@ -12,7 +12,8 @@ use crate::nn::Adapter;
 #[cfg(feature = "cpu")]
 use crate::ops::attention::PagedCache;
 
-/// An adapter as the engine holds it.
+/// An adapter as the engine holds it. The kernels of inference take low-rank pairs on projections; sequences with any other adapter
+/// go through the decoder.
 pub(super) struct Attached {
     /// Differs from that of every other adapter of the engine, those of the past included.
     pub(super) number: u64,
@@ -71,30 +72,31 @@ impl Model {
 
     pub(super) fn attach(&self, adapter: &Adapter, number: u64) -> Attached {
         #[cfg(feature = "cpu")]
-        if self.host.is_some() {
+        if self.host.is_some() && adapter.whole.is_empty() && !adapter.changes(self.decoder.embedding_site()) {
             return Attached { number, factors: AdapterFactors::Host(HostFactors::new(adapter, &self.decoder)) };
         }
         Attached { number, factors: AdapterFactors::Tensors(adapter.clone()) }
     }
 
-    /// The past of a sequence that has not begun.
-    pub(super) fn begin(&self) -> Past {
+    /// The past of a sequence with this adapter that has not begun.
+    pub(super) fn begin(&self, adapter: Option<&Attached>) -> Past {
         #[cfg(feature = "cpu")]
-        if let Some(host) = &self.host {
+        if let (Some(host), None) = (&self.host, adapter.and_then(|attached| attached.factors.tensors())) {
             return Past::Paged(host.begin());
         }
+        let _ = adapter;
         Past::Tensors(self.decoder.begin())
     }
 
-    /// The past of a sequence that begins with these blocks.
-    pub(super) fn begin_with(&self, blocks: &[Arc<Block>]) -> Past {
+    /// The past of a sequence with this adapter that begins with these blocks.
+    pub(super) fn begin_with(&self, blocks: &[Arc<Block>], adapter: Option<&Attached>) -> Past {
         #[cfg(feature = "cpu")]
-        if let Some(host) = &self.host {
+        if let (Some(host), None) = (&self.host, adapter.and_then(|attached| attached.factors.tensors())) {
             let pages: Vec<_> = blocks.iter().map(|block| block.pages.clone()).collect();
             return Past::Paged(host.begin_with(&pages));
         }
         let _ = blocks;
-        self.begin()
+        self.begin(adapter)
     }
 
     /// Block `number` of 64 tokens of a sequence, if all of it is still there.
@@ -150,7 +152,7 @@ impl Model {
     pub(super) fn embed(&self, prompt: &[u32], adapter: Option<&Attached>) -> Vec<f32> {
         let factors = adapter.map(|attached| &attached.factors);
         #[cfg(feature = "cpu")]
-        if let Some(host) = &self.host {
+        if let (Some(host), None) = (&self.host, factors.and_then(AdapterFactors::tensors)) {
             let adapter = factors.and_then(AdapterFactors::host);
             let (total, mut past) = (prompt.len(), host.begin());
             return host.mean_hidden(HostPiece { new: prompt, past: &mut past, adapter, total, wanted: 0 });
@@ -158,15 +160,16 @@ impl Model {
         self.decoder.mean_hidden(prompt, factors.and_then(AdapterFactors::tensors))
     }
 
-    /// Whether tokens can be forgotten again.
-    pub(super) fn forgets(&self) -> bool {
-        #[cfg(feature = "cpu")]
-        return self.host.is_some();
-        #[cfg(not(feature = "cpu"))]
-        false
+    /// Whether tokens of a sequence can be forgotten again.
+    pub(super) fn forgets(past: &Past) -> bool {
+        match past {
+            #[cfg(feature = "cpu")]
+            Past::Paged(_) => true,
+            Past::Tensors(_) => false,
+        }
     }
 
-    /// Forgets the tokens of a sequence from `length` on, where the model [`forgets`](Self::forgets).
+    /// Forgets the tokens of a sequence from `length` on, where it [`forgets`](Self::forgets).
     pub(super) fn truncate(past: &mut Past, length: usize) {
         match past {
             #[cfg(feature = "cpu")]
@@ -187,12 +190,19 @@ impl Model {
                 let Piece { new, total, wanted, .. } = *piece;
                 Some(HostPiece { new, past, adapter, total, wanted })
             });
-            return host.advance(&mut on_host.collect::<Vec<_>>());
+            let mut on_host: Vec<HostPiece<'_>> = on_host.collect();
+            let of_host = if on_host.is_empty() { Vec::new() } else { host.advance(&mut on_host) };
+            let (mut of_host, mut of_tensors) = (of_host.into_iter(), self.advance_tensors(pieces).into_iter());
+            let in_order = pieces.iter().flat_map(|piece| match &*piece.past {
+                Past::Paged(_) => of_host.by_ref().take(piece.wanted).collect::<Vec<_>>(),
+                Past::Tensors(_) => of_tensors.by_ref().take(piece.wanted).collect(),
+            });
+            return in_order.collect();
         }
         self.advance_tensors(pieces)
     }
 
-    /// Feeds the pieces, those of each adapter at once.
+    /// Feeds the pieces whose past is in tensors, those of each adapter at once.
     fn advance_tensors(&self, pieces: &mut [Piece<'_>]) -> Vec<Vec<f32>> {
         let mut logits = vec![None; pieces.len()];
         let number = |piece: &Piece<'_>| piece.adapter.map(|adapter| adapter.number);
@@ -210,6 +220,9 @@ impl Model {
                 new.push(piece.new);
                 places.push((place, piece.wanted > 0));
                 adapter = piece.adapter.and_then(|attached| attached.factors.tensors());
+            }
+            if new.is_empty() {
+                continue;
             }
             let after = self.decoder.next_logits(&new, &mut pasts, adapter);
             for ((place, is_wanted), after) in places.into_iter().zip(after) {

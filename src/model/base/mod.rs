@@ -3,6 +3,7 @@
 mod differences;
 mod fingerprint;
 mod gguf;
+mod grown;
 mod index;
 mod missing;
 mod weight;
@@ -33,6 +34,8 @@ pub struct BaseFiles {
     tensors: Vec<TensorSpec>,
     /// Index into `tensors` by Hugging Face name: a file may have ten thousand layers.
     by_name: HashMap<String, usize>,
+    /// The rows of the embedding in its file.
+    stored_vocabulary: usize,
     source: Source,
 }
 
@@ -65,7 +68,8 @@ impl BaseFiles {
         };
         let tensors = config.tensors();
         let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.hf.clone(), index)).collect();
-        let base = Self { path: path.to_owned(), config, tensors, by_name, source };
+        let stored_vocabulary = config.vocab_size;
+        let base = Self { path: path.to_owned(), config, tensors, by_name, stored_vocabulary, source };
         base.check_tensors()?;
         Ok(base)
     }
@@ -150,13 +154,13 @@ impl BaseFiles {
                     Storage::Dense => {
                         let tensor = file.tensor(hf_name)?;
                         tensor.check_finite(format_args!("{}: tensor {hf_name}", file.place()))?;
-                        Ok(StoredWeight::Dense(tensor))
+                        Ok(StoredWeight::Dense(self.grown(hf_name, tensor)))
                     }
                 }
             }
             Source::Gguf(gguf) => {
                 let tensor = self.spec(hf_name).ok_or_else(|| self.unknown(hf_name))?;
-                gguf::read(gguf, tensor).map(StoredWeight::Dense)
+                Ok(StoredWeight::Dense(self.grown(hf_name, gguf::read(gguf, tensor)?)))
             }
         }
     }

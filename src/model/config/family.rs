@@ -25,6 +25,8 @@ pub struct Family {
     pub names: OuterNames,
     /// Beginnings of names in checkpoints, and what transformers puts in their place.
     pub stored_prefixes: &'static [(&'static str, &'static str)],
+    /// Beginnings of module paths in mlx-lm, and those of the base's own checkpoints in their place.
+    pub mlx_prefixes: &'static [(&'static str, &'static str)],
     /// The larger models that hold a decoder of this family.
     pub larger_models: &'static [LargerModel],
     /// Whether a tensor of this Hugging Face name has no use in the decoder.

@@ -20,6 +20,7 @@ pub static GEMMA3: Family = Family {
     norm: NormStyle::RMS_PLUS_ONE,
     names: OuterNames::USUAL,
     stored_prefixes: &[("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head.")],
+    mlx_prefixes: &[],
     larger_models: &[LargerModel {
         class_name: "Gemma3ForConditionalGeneration",
         model_type: "gemma3",

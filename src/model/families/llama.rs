@@ -21,6 +21,7 @@ pub(super) const FAMILY: Family = Family {
     norm: NormStyle::RMS,
     names: OuterNames::USUAL,
     stored_prefixes: &[],
+    mlx_prefixes: &[],
     larger_models: &[],
     ignores: |_| false,
     from_json,

@@ -53,6 +53,12 @@ pub fn is_head(module: &str) -> bool {
     all_names().any(|names| names.head == module)
 }
 
+/// Whether a module of this path is the embedding in some family, in a larger model around the decoder as well.
+pub fn is_embedding(module: &str) -> bool {
+    let name = |path: &str| path.rsplit('.').next().map(str::to_owned);
+    all_names().any(|names| name(names.embedding) == name(module))
+}
+
 /// Whether a tensor of this name is the weight of the embedding or of the head in some family.
 pub fn is_embedding_or_head(name: &str) -> bool {
     let module = name.strip_suffix(".weight");

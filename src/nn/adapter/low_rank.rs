@@ -3,6 +3,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+use super::select_rows;
+
 /// One low-rank pair: the update of the weight is `scale · B · A`.
 #[derive(Module, Debug)]
 pub struct LowRank {
@@ -31,5 +33,17 @@ impl LowRank {
         let Some(subtracted) = &self.subtracted else { return [a, b] };
         let [a_0, b_0] = subtracted.clone().map(|factor| if a.is_autodiff() { factor.autodiff() } else { factor });
         [Tensor::cat(vec![a - a_0.clone(), a_0], 0), Tensor::cat(vec![b.clone(), b - b_0], 1)]
+    }
+}
+
+impl LowRank {
+    /// `rows + scale · B[ids] · A`: the embeddings of the tokens `ids` where the pair changes the embedding. As in PEFT, nothing is
+    /// dropped.
+    ///
+    /// # Shapes
+    /// - `rows`, output: `[ids, width]` in f32
+    pub fn embed(&self, rows: Tensor<2>, ids: &[u32]) -> Tensor<2> {
+        let change = select_rows(self.b.val(), ids).matmul(self.a.val()).mul_scalar(self.scale);
+        if change.is_autodiff() { rows.autodiff() + change } else { rows + change }
     }
 }

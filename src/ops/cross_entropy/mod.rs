@@ -75,6 +75,38 @@ fn has_kernel(head: &Projected<'_>) -> bool {
     head.weight.matrix().is_some() && head.column_scale.is_none()
 }
 
+/// [`cross_entropy`] with a trained head, in plain tensor code on every device: the logits of all targets are held at once.
+///
+/// # Shapes
+/// - `hidden`: `[tokens, width]`
+/// - `head`: `[vocabulary, width]` in f32
+/// - output: `[targets, 1]` in f32, in the order of the targets
+pub fn trained_cross_entropy(
+    hidden: Tensor<2>,
+    head: Tensor<2>,
+    targets: &Targets,
+    softcap: Option<f32>,
+    smoothing: f32,
+) -> Tensor<2> {
+    reference::trained_cross_entropy(hidden, head, targets, softcap, smoothing)
+}
+
+/// [`predictions`] with a trained head, some targets at a time.
+///
+/// # Shapes
+/// - `hidden`: `[tokens, width]`
+/// - `head`: `[vocabulary, width]` in f32
+pub fn trained_predictions(
+    hidden: Tensor<2>,
+    head: Tensor<2>,
+    targets: &Targets,
+    softcap: Option<f32>,
+) -> Vec<Prediction> {
+    let chunks = targets.chunks(targets_per_chunk(head.dims()[0]));
+    let of_chunk = |targets| reference::trained_predictions(hidden.clone(), head.clone(), targets, softcap);
+    chunks.flat_map(of_chunk).collect()
+}
+
 /// `cap · tanh(logits / cap)`, or the logits themselves without a cap.
 ///
 /// # Shapes

@@ -214,10 +214,10 @@ impl ModuleMapper for Walk<'_> {
     }
 }
 
-/// The shape of a parameter, for the rules: that of a vector where it is one that lies in a row, as a DoRA magnitude.
+/// The shape of a parameter, for the rules: that of a vector where it is one that lies in a row, as a DoRA magnitude, a norm or a bias.
 fn shape_of(path: &[String], dims: &[usize]) -> Vec<usize> {
     match dims {
-        [1, length] if path.last().is_some_and(|name| name == "magnitude") => vec![*length],
+        [1, length] if path.iter().any(|name| name == "magnitude" || name == "whole") => vec![*length],
         _ => dims.to_vec(),
     }
 }

@@ -17,7 +17,7 @@ const TASKS_PER_THREAD: usize = 4;
 /// A frozen weight `[rows, columns]` for inference.
 #[derive(Clone)]
 pub enum Weight {
-    /// As the file stores it, for products in f32.
+    /// The form of the file, for products in f32.
     AsStored(Arc<Matrix>),
     /// Repacked.
     Repacked(Arc<Panels>),
