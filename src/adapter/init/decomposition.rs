@@ -9,24 +9,27 @@ use crate::adapter::svd::{Columns, orthonormal, truncated};
 
 /// Directions beyond the rank that the search keeps, so that those within it come out sooner (Halko et al. 2011, section 4.2).
 const MORE_DIRECTIONS: usize = 8;
-/// The search for values to begin with ends where a pass adds less than this share to the squared singular values.
-pub(super) const NEAR: f64 = 1e-7;
-/// The same for values that have to be those of another decomposition: the rounding of f32 ends the search.
-pub(super) const EXACT: f64 = 1e-12;
-/// The most passes: reached by weights whose singular values hardly differ, where any of them are as good.
-const MAX_PASSES: usize = 64;
+/// The end of a search: it makes at most so many passes, and stops where one adds less than a share to the squared singular values.
+pub(super) struct Search {
+    passes: usize,
+    negligible: f64,
+}
+
+/// For values to begin with (PEFT's `pissa_niter_16`).
+pub(super) const NEAR: Search = Search { passes: 16, negligible: 1e-7 };
+/// For values that have to be those of another decomposition: the rounding of f32 ends the search.
+pub(super) const EXACT: Search = Search { passes: 64, negligible: 1e-12 };
 /// Columns of the weight whose sums one task takes.
 const COLUMNS: usize = 64;
 
 /// `A = √(S/s)·Vᵀ` and `B = U·√(S/s)` of the `rank` largest singular values of a weight `[out, in]`, so that `s · B · A` is the
-/// best approximation of that rank (Meng et al. 2024, "PiSSA"; PEFT's `pissa_init`). Found by subspace iteration, until a pass
-/// adds a `negligible` share.
+/// best approximation of that rank (Meng et al. 2024, "PiSSA"; PEFT's `pissa_init`). Found by subspace iteration.
 pub(super) fn pissa(
     weight: &[f32],
     input: usize,
     rank: usize,
     scale: f32,
-    negligible: f64,
+    search: Search,
     generator: &mut ChaCha8Rng,
 ) -> [Vec<f32>; 2] {
     let output = weight.len() / input;
@@ -34,13 +37,13 @@ pub(super) fn pissa(
     let mut right: Vec<f32> = (0..input * directions).map(|_| uniform(generator, 1.0)).collect();
     let mut found = 0.0;
     let mut left = Vec::new();
-    for _ in 0..MAX_PASSES {
+    for _ in 0..search.passes {
         let (basis, _) = orthonormal(columns_of(&times(weight, input, &right, directions), directions));
         directions = basis.len();
         left = transposed(&basis, output);
         right = transposed_times(weight, input, &left, directions);
         let before = std::mem::replace(&mut found, right.iter().map(|value| f64::from(*value).powi(2)).sum());
-        if found - before <= negligible * found {
+        if found - before <= search.negligible * found {
             break;
         }
     }
