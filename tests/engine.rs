@@ -80,7 +80,7 @@ fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
     Request { max_tokens, log_probabilities: Some(0), ..Request::new(prompt.to_vec()) }
 }
 
-/// Every tiny model, with PEFT's adapter where there is one.
+/// Every tiny model, with PEFT's adapter where there is one, and adapters of every kind.
 fn models() -> Vec<(PathBuf, Option<HostAdapter>)> {
     let folders = fixtures("families").into_iter().chain(fixtures("models"));
     let with_adapter = folders.map(|folder| {
@@ -89,7 +89,16 @@ fn models() -> Vec<(PathBuf, Option<HostAdapter>)> {
         let adapter = adapter.is_dir().then(|| HostAdapter::load_over(&adapter, &base).expect("PEFT's adapter"));
         (folder, adapter)
     });
-    with_adapter.collect()
+    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    let variants =
+        [("dora/adapter", "llama_gqa"), ("dora_bias/adapter", "llama_bias"), ("pissa/unconverted", "llama_gqa")];
+    let variants = variants.map(|(adapter, base)| {
+        let folder = fixture("models").join(base);
+        let base = BaseFiles::open(&folder).expect("a base");
+        let adapter = HostAdapter::load_over(&fixture("variants").join(adapter), &base).expect("PEFT's adapter");
+        (folder, Some(adapter))
+    });
+    with_adapter.chain(variants).collect()
 }
 
 fn attached(decoder: &Decoder, adapter: &HostAdapter) -> Adapter {
@@ -212,6 +221,27 @@ fn the_fast_kernels_stay_near_the_exact_ones() {
             assert!(distance(&fast) < 5e-2, "{} {quant}: {}", folder.display(), distance(&fast));
         }
     }
+}
+
+#[test]
+fn guessed_tokens_change_no_answer() {
+    let _turn = turn();
+    let mut guessed = 0;
+    for (folder, _) in models() {
+        let decoder = load(&folder, Compute::F32);
+        let ids = Expected::read(&folder).ids();
+        // A tiny model repeats itself soon. With a bias that changes nothing, no token is guessed.
+        let request = greedy(&ids[..7], 60);
+        let bias = SamplerConfig { logit_bias: vec![(0, 0.0)], ..SamplerConfig::default() };
+        let plain = Request { sampler: bias, ..request.clone() };
+        let mut engine = engine(&decoder, options(Precision::Fast));
+        let without = answers(&mut engine, &[plain]).remove(0);
+        assert_eq!(engine.statistics().guessed_tokens, 0);
+        let with = answers(&mut engine, &[request]).remove(0);
+        assert_eq!(with.outcome(), without.outcome(), "{}", folder.display());
+        guessed += engine.statistics().guessed_tokens;
+    }
+    assert!(guessed > 100, "{guessed} guesses were right");
 }
 
 fn tiny() -> Decoder {

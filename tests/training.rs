@@ -9,10 +9,10 @@ use burnish::data::{Encoded, Judged};
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Batch, Decoder};
-use burnish::nn::Noise;
+use burnish::nn::{Noise, token_numbers};
 use burnish::train::evaluate::{evaluate, evaluate_at_once};
 use burnish::train::objective::Sft;
-use burnish::train::step::{AdapterTrainer, StepReport};
+use burnish::train::step::{AdapterTrainer, Known, StepReport};
 use burnish::train::{Batching, Event, Job, Layout, Part, Schedule, ScheduleKind, TrainSettings, fit};
 use serde_json::Value;
 
@@ -238,6 +238,19 @@ fn one_step(settings: &TrainSettings, micro_batches: &[Batch]) -> (StepReport, H
     (report, run.start.with_values(decoder.config(), &trainer.adapter.valid()))
 }
 
+/// A model, and a trainer of an adapter that changes something and has dropout.
+fn trainer_with_dropout(settings: &TrainSettings) -> (Decoder, AdapterTrainer) {
+    let run = Run::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training/seven_and_head"));
+    let decoder = load(&run.base, Compute::F32);
+    let mut start = HostAdapter { dropout: 0.3, ..run.start };
+    for pair in start.pairs.values_mut() {
+        pair.b.iter_mut().enumerate().for_each(|(index, value)| *value = (index % 7) as f32 * 0.05 - 0.15);
+    }
+    let adapter = start.attach(decoder.config(), &decoder.device().clone().autodiff()).expect("fits");
+    let trainer = AdapterTrainer::new(adapter, Box::new(Sft), settings, Recompute::None);
+    (decoder, trainer)
+}
+
 fn joined(sequences: &[Encoded], by: usize) -> Vec<Batch> {
     sequences.chunks(by).map(|chunk| Batch::join(chunk.iter().flat_map(Encoded::sequences))).collect()
 }
@@ -271,8 +284,31 @@ fn smoothing_and_noise_change_training_and_no_evaluation() {
 }
 
 #[test]
+fn noise_belongs_to_an_example_and_not_to_its_place_in_the_step() {
+    let _turn = turn();
+    let all = sequences(&[12, 20, 9, 15]);
+    let settings = TrainSettings { neftune_alpha: 5.0, ..TrainSettings::default() };
+    let step = |order: [usize; 4], numbers: [u64; 4], by: usize| {
+        let (decoder, mut trainer) = trainer_with_dropout(&settings);
+        let ordered: Vec<Encoded> = order.iter().map(|index| all[*index].clone()).collect();
+        {
+            let known = Known { sequences: numbers.to_vec(), ..Known::default() };
+            trainer.step_knowing(&decoder, &joined(&ordered, by), &known, 1e-3, 7).loss
+        }
+    };
+    let first = step([0, 1, 2, 3], [0, 1, 2, 3], 4);
+    for (order, numbers, by) in [([3, 1, 0, 2], [3, 1, 0, 2], 4), ([1, 0, 3, 2], [1, 0, 3, 2], 2)] {
+        let other = step(order, numbers, by);
+        assert!((other - first).abs() < 1e-5, "{other} and {first}");
+    }
+    let renumbered = step([0, 1, 2, 3], [5, 1, 2, 3], 4);
+    assert!((renumbered - first).abs() > 1e-4, "another example has other noise: {renumbered} and {first}");
+}
+
+#[test]
 fn the_noise_on_embeddings_has_the_size_of_the_paper() {
-    let noise = Noise { seed: 3, embedding_alpha: 5.0, ..Noise::default() };
+    let tokens = token_numbers(&[9, 4], &[50, 200]);
+    let noise = Noise { seed: 3, embedding_alpha: 5.0, tokens, ..Noise::default() };
     let values = noise.of_embeddings(&[50, 200], 32).expect("noise");
     for (length, values) in [(50, &values[..50 * 32]), (200, &values[50 * 32..])] {
         let bound = 5.0 / (length as f32 * 32.0).sqrt();
@@ -282,7 +318,7 @@ fn the_noise_on_embeddings_has_the_size_of_the_paper() {
         assert!((square.sqrt() / (bound / 3f32.sqrt()) - 1.0).abs() < 0.05, "{length}");
     }
     // The second sequence as a batch of its own.
-    let rest = Noise { first_token: 50, ..noise }.of_embeddings(&[200], 32).expect("noise");
+    let rest = Noise { tokens: token_numbers(&[4], &[200]), ..noise }.of_embeddings(&[200], 32).expect("noise");
     assert_eq!(rest, values[50 * 32..]);
     assert!(Noise::default().of_embeddings(&[5], 32).is_none());
 }

@@ -105,7 +105,7 @@ fn project(weight: &FrozenWeight, tokens: usize, device: &Device) -> Vec<Vec<f32
         Tensor::<2>::from_data(data, &device.clone().autodiff()).require_grad()
     };
     let [x, a, b, residual] = [leaf(tokens, input, 1), leaf(3, input, 2), leaf(out, 3, 3), leaf(tokens, out, 4)];
-    let dropout = Some(Dropout { probability: 0.25, seed: 5 });
+    let dropout = Some(Dropout { probability: 0.25, seed: 5, tokens: (0..tokens as u64).collect() });
     let low_rank = Some(LowRankPair { a: a.clone(), b: b.clone(), scale: 0.5, dropout });
     let bias = values(out, 6);
     let group = [

@@ -220,11 +220,14 @@ impl Decoder {
         &self,
         batch: &Batch,
         adapter: &Adapter,
-        noise: Noise,
+        mut noise: Noise,
         recompute: Recompute,
         weigh: &mut Weigh<'_>,
     ) -> LossAndGradients {
-        let pass = Pass { adapter: Some(adapter), noise: Some(noise), ..Pass::default() };
+        if noise.tokens.is_empty() {
+            noise.tokens = (0..batch.ids.len() as u64).collect();
+        }
+        let pass = Pass { adapter: Some(adapter), noise: Some(&noise), ..Pass::default() };
         match recompute {
             Recompute::None => {
                 let losses = self.token_losses(self.hidden(&batch.ids, &batch.lengths, &pass), batch, &pass);

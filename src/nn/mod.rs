@@ -10,4 +10,4 @@ pub use adapter::{Adapter, Delta, Dora, LowRank};
 pub use block::Block;
 pub use layer::Layer;
 pub use norm::{Norm, NormKind};
-pub use projection::{Noise, Observer, Pass, Projection};
+pub use projection::{Noise, Observer, Pass, Projection, token_numbers};

@@ -1,6 +1,7 @@
 //! A projection by a frozen weight, and what one pass through the model carries.
 
 use std::fmt;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
@@ -8,18 +9,28 @@ use super::adapter::{Adapter, Delta};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::{Dropout, LowRankPair, Projected, linear, uniform};
 
-/// The noise of a batch in training, label smoothing included. It belongs to the tokens of a step, however the step is cut into
-/// batches.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+/// The noise of a batch in training, label smoothing included. It belongs to the tokens of an example in a step, however the step is
+/// cut into batches and wherever the example lies in it.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Noise {
     /// Differs from step to step.
     pub seed: u64,
-    /// Tokens of the step that come before this batch.
-    pub first_token: usize,
+    /// The number of each token of the batch ([`token_numbers`]); empty for their places in the batch.
+    pub tokens: Arc<[u64]>,
     /// The strength α of the noise on the embeddings; 0 for none.
     pub embedding_alpha: f32,
     /// The share of every target that is spread evenly over the vocabulary; 0 for none.
     pub label_smoothing: f32,
+}
+
+/// The numbers of the tokens of sequences of these `lengths`, by the number of the example that each is: the same for a token of
+/// an example in every batch.
+pub fn token_numbers(examples: &[u64], lengths: &[usize]) -> Arc<[u64]> {
+    let of_example = |(example, length): (&u64, &usize)| {
+        let first = example << 32;
+        first..first + *length as u64
+    };
+    examples.iter().zip(lengths).flat_map(of_example).collect()
 }
 
 impl Noise {
@@ -27,20 +38,19 @@ impl Noise {
     /// `None` where there is none.
     ///
     /// Jain et al. 2024, "NEFTune: Noisy Embeddings Improve Instruction Finetuning".
-    pub fn of_embeddings(self, lengths: &[usize], width: usize) -> Option<Vec<f32>> {
+    pub fn of_embeddings(&self, lengths: &[usize], width: usize) -> Option<Vec<f32>> {
         if self.embedding_alpha == 0.0 {
             return None;
         }
         let seed = mix(self.seed, u64::MAX);
-        let mut noise = Vec::with_capacity(lengths.iter().sum::<usize>() * width);
-        let mut next = (self.first_token * width) as u64;
-        for &length in lengths {
-            let bound = self.embedding_alpha / ((length * width) as f32).sqrt();
-            let end = next + (length * width) as u64;
-            noise.extend((next..end).map(|element| bound * (2.0 * uniform(seed, element) - 1.0)));
-            next = end;
-        }
-        Some(noise)
+        let bounds = lengths
+            .iter()
+            .flat_map(|&length| std::iter::repeat_n(self.embedding_alpha / ((length * width) as f32).sqrt(), length));
+        let of_token = |(token, bound): (&u64, f32)| {
+            let first = token.wrapping_mul(width as u64);
+            (0..width as u64).map(move |column| bound * (2.0 * uniform(seed, first.wrapping_add(column)) - 1.0))
+        };
+        Some(self.tokens.iter().zip(bounds).flat_map(of_token).collect())
     }
 }
 
@@ -61,7 +71,7 @@ pub struct Pass<'a> {
     /// The adapter that is added; `None` runs the base alone.
     pub adapter: Option<&'a Adapter>,
     /// The noise of training; `None` when not training.
-    pub noise: Option<Noise>,
+    pub noise: Option<&'a Noise>,
 }
 
 /// A frozen projection at a site of the model. Whether it is adapted is a property of the pass.
@@ -86,8 +96,8 @@ impl Projection {
         let low_rank = pair.map(|pair| {
             let [a, b] = pair.factors();
             let dropout = pass.noise.filter(|_| pair.dropout > 0.0).map(|noise| {
-                let dropout = Dropout { probability: pair.dropout, seed: mix(noise.seed, self.site as u64) };
-                dropout.from_element((noise.first_token * self.weight.dims()[1]) as u64)
+                let seed = mix(noise.seed, self.site as u64);
+                Dropout { probability: pair.dropout, seed, tokens: noise.tokens.clone() }
             });
             LowRankPair { a, b, scale: pair.scale, dropout }
         });

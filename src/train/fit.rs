@@ -11,7 +11,7 @@ use super::peak_memory::peak_bytes;
 use super::reference::References;
 use super::score::ExactMatch;
 use super::settings::TrainSettings;
-use super::step::{AdapterTrainer, StepReport};
+use super::step::{AdapterTrainer, Known, StepReport};
 use crate::adapter::host::HostAdapter;
 use crate::data::{Augmenter, Encoded};
 use crate::error::{Error, Result};
@@ -203,6 +203,7 @@ impl<'a> Run<'a> {
         let Self { trainer, references, .. } = self;
         let report = interrupt::cancellable(|| {
             let known = references.known(&trainer.adapter, &parts, &examples)?;
+            let known = Known { sequences: numbers(&parts, &examples), ..known };
             Ok(trainer.step_knowing(decoder, &batches, &known, learning_rate, seed_of(settings.seed, step)))
         });
         let Some(report) = report.transpose()? else { return Ok(false) };
@@ -281,6 +282,13 @@ impl<'a> Run<'a> {
 /// The seed of the noise in a step, counted from 0.
 fn seed_of(seed: u64, step: u64) -> u64 {
     seed.wrapping_add((step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+/// The numbers of the sequences of a step: those of an example are the same wherever it lies.
+fn numbers(parts: &[Vec<usize>], examples: &[Vec<Cow<'_, Encoded>>]) -> Vec<u64> {
+    let pairs = parts.iter().flatten().zip(examples.iter().flatten());
+    // An example has one sequence or two.
+    pairs.flat_map(|(index, example)| (2 * *index as u64..).take(example.sequences().count())).collect()
 }
 
 /// The sequences of an epoch at these indices.

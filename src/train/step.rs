@@ -9,7 +9,7 @@ use super::optimiser::Optimiser;
 use super::settings::TrainSettings;
 use crate::model::decoder::Recompute;
 use crate::model::{Batch, Decoder};
-use crate::nn::{Adapter, Delta, Noise};
+use crate::nn::{Adapter, Delta, Noise, token_numbers};
 
 /// An adapter and its optimiser.
 pub struct AdapterTrainer {
@@ -19,7 +19,7 @@ pub struct AdapterTrainer {
     pub optimiser: Optimiser,
     /// Global norm that gradients are scaled down to; 0 for none.
     max_grad_norm: f64,
-    /// The noise of every step, but for its seed and place.
+    /// The noise of every step, but for its seed and the numbers of its tokens.
     noise: Noise,
     objective: Box<dyn Objective>,
     recompute: Recompute,
@@ -49,6 +49,8 @@ pub struct Known {
     pub facts: Vec<Vec<Facts>>,
     /// [`StepSize::divergence`].
     pub divergence: f64,
+    /// The number of each sequence of the step, which decides its noise; empty for their places in the step.
+    pub sequences: Vec<u64>,
 }
 
 impl StepReport {
@@ -82,8 +84,8 @@ impl AdapterTrainer {
         }
     }
 
-    /// One update from the objective over all `micro_batches`. `seed` decides the noise, which
-    /// belongs to the tokens of the step: it is the same however they are cut into micro-batches.
+    /// One update from the objective over all `micro_batches`. `seed` decides the noise, which belongs to the tokens of a sequence: it
+    /// is the same however sequences are cut into micro-batches.
     ///
     /// A loss or a gradient that is not finite is reported and changes nothing.
     pub fn step(&mut self, decoder: &Decoder, micro_batches: &[Batch], rate: f64, seed: u64) -> StepReport {
@@ -107,11 +109,13 @@ impl AdapterTrainer {
             return report;
         }
         let mut sum = GradientsAccumulator::new();
-        let (mut first_token, mut first_sequence) = (0, 0);
+        let by_place: Vec<u64> = (0..micro_batches.iter().map(|batch| batch.lengths.len() as u64).sum()).collect();
+        let numbers = if known.sequences.is_empty() { &by_place } else { &known.sequences };
+        let mut first_sequence = 0;
         for (index, batch) in micro_batches.iter().enumerate() {
             let facts = known.facts.get(index).map_or(&[][..], Vec::as_slice);
-            let noise = Noise { seed, first_token, ..self.noise };
-            first_token += batch.ids.len();
+            let tokens = token_numbers(&numbers[first_sequence..], &batch.lengths);
+            let noise = Noise { seed, tokens, ..self.noise.clone() };
             if batch.trained_tokens() > 0 {
                 let result = decoder.loss_and_gradients(batch, &self.adapter, noise, self.recompute, &mut |losses| {
                     let sums = by_sequence(batch, losses, facts);

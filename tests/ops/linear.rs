@@ -33,7 +33,11 @@ fn linear_with_and_without_low_rank_pairs_bias_residual_and_dropout() {
                             a: leaves[1 + 2 * index].clone(),
                             b: leaves[2 + 2 * index].clone(),
                             scale: 1.5,
-                            dropout: probability.map(|probability| Dropout { probability, seed: 3 + index as u64 }),
+                            dropout: probability.map(|probability| Dropout {
+                                probability,
+                                seed: 3 + index as u64,
+                                tokens: (0..tokens as u64).collect(),
+                            }),
                         }),
                         column_scale: None,
                     })

@@ -4,6 +4,7 @@ mod attention;
 mod cross_entropy;
 mod decode;
 mod linear;
+mod pages;
 mod row_by_row;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};

@@ -6,12 +6,15 @@
 //! The rows of all of them go through each weight at once, whatever adapter each has. On the processor an answer does not depend
 //! on what else runs, bit for bit.
 //!
+//! Where the last tokens of a greedy answer stood before, those after them are guessed and checked in the same step (`lookup`).
+//!
 //! The bytes of the keys and values that a request can come to need are set aside before it begins: it waits until there are as
 //! many, and is refused where there never will be. Bytes that no running request needs keep beginnings of earlier sequences
 //! (`prefix`), which later requests share.
 
 #[cfg(feature = "cpu")]
 mod host;
+mod lookup;
 mod model;
 mod prefix;
 mod request;
@@ -38,6 +41,8 @@ use crate::text::Tokenizer;
 
 /// Sequences that are decoded together, unless an option says otherwise: each weight is read once for all of them.
 pub const SEQUENCES_AT_ONCE: usize = 16;
+/// Tokens of a step, guesses included, up to which tokens are guessed.
+const GUESSED_ROWS: usize = 8;
 /// Prompt tokens of a step, unless an option says otherwise.
 pub const PIECE_TOKENS: usize = 256;
 
@@ -247,16 +252,18 @@ impl Engine {
         let logits = self.advance();
         let mut going_on = Vec::with_capacity(self.running.len());
         for (mut one, logits) in std::mem::take(&mut self.running).into_iter().zip(logits) {
-            let is_going_on = match logits {
-                // A prompt of which a part is still to be read.
-                None => true,
-                Some(logits) => one.take(&logits, &mut self.totals, &mut events),
-            };
+            // Without logits a part of the prompt is still to be read.
+            let is_going_on = logits.is_empty() || one.take_all(&logits, &mut self.totals, &mut events);
+            if logits.len() > 1 {
+                Model::truncate(&mut one.past, one.fed);
+            }
+            self.keep_blocks(&mut one);
             if is_going_on {
                 going_on.push(one);
             }
         }
         self.running = going_on;
+        self.shrink_prefixes(self.reserved_bytes());
         events
     }
 
@@ -315,26 +322,24 @@ impl Engine {
         self.prefixes.shrink_to(most / self.model.block_bytes().max(1));
     }
 
-    /// Keeps the blocks that a step has completed, and lets go of what no query needs any more.
-    fn keep_blocks(&mut self) {
-        for one in &mut self.running {
-            while (one.kept_blocks + 1) * BLOCK_TOKENS <= one.fed {
-                let first = one.kept_blocks * BLOCK_TOKENS;
-                one.chain = one.chain.with(&one.tokens[first..first + BLOCK_TOKENS]);
-                one.kept_blocks += 1;
-                if !self.prefixes.has(one.chain)
-                    && let Some(block) = self.model.block(&one.past, one.kept_blocks - 1)
-                {
-                    self.prefixes.keep(one.chain, block);
-                }
+    /// Keeps the blocks of a sequence that a step has completed, and lets go of what no query needs any more.
+    fn keep_blocks(&mut self, one: &mut Running) {
+        while (one.kept_blocks + 1) * BLOCK_TOKENS <= one.fed {
+            let first = one.kept_blocks * BLOCK_TOKENS;
+            one.chain = one.chain.with(&one.tokens[first..first + BLOCK_TOKENS]);
+            one.kept_blocks += 1;
+            if !self.prefixes.has(one.chain)
+                && let Some(block) = self.model.block(&one.past, one.kept_blocks - 1)
+            {
+                self.prefixes.keep(one.chain, block);
             }
-            self.model.forget(&mut one.past);
         }
-        self.shrink_prefixes(self.reserved_bytes());
+        self.model.forget(&mut one.past);
     }
 
-    /// Feeds the model; for each running sequence the logits after its last token, or `None` while its prompt is being read.
-    fn advance(&mut self) -> Vec<Option<Vec<f32>>> {
+    /// Feeds the model; for each running sequence the logits after its last token and after each guess, or none while its prompt is
+    /// being read.
+    fn advance(&mut self) -> Vec<Vec<Vec<f32>>> {
         for index in 0..self.running.len() {
             let one = &self.running[index];
             if one.fed > 0 && self.model.switches(one.read_as, one.tokens.len()) {
@@ -343,25 +348,33 @@ impl Engine {
             }
         }
         let mut room = self.options.piece_tokens.max(1);
-        let (mut pieces, mut is_read) = (Vec::new(), Vec::with_capacity(self.running.len()));
+        // Rows of guesses are nearly free as long as all rows of a step are few.
+        let guesses = if self.model.forgets() { GUESSED_ROWS / self.running.len().max(1) } else { 0 };
+        let (mut pieces, mut wanted) = (Vec::new(), Vec::with_capacity(self.running.len()));
         for one in &mut self.running {
             let (missing, total) = (one.tokens.len() - one.fed, one.tokens.len());
             // The last token of an answer always goes through.
             let count = if missing == 1 { 1 } else { missing.min(room) };
             room -= count.min(room);
-            let wants_logits = count == missing;
-            is_read.push(wants_logits);
+            one.next = one.tokens[one.fed..one.fed + count].to_vec();
+            (one.fed, one.read_as) = (one.fed + count, total);
+            if missing == 1 {
+                let most = guesses.saturating_sub(1).min(one.most_guesses());
+                let guessed = one.lookup.guess(&one.tokens, most);
+                if !self.model.switches(total, total + guessed.len()) {
+                    one.next.extend_from_slice(guessed);
+                }
+            }
+            wanted.push(if count == missing { one.next.len() + 1 - count } else { 0 });
             if count > 0 {
-                let new = &one.tokens[one.fed..one.fed + count];
-                (one.fed, one.read_as) = (one.fed + count, total);
-                pieces.push(Piece { new, past: &mut one.past, adapter: one.adapter.as_deref(), total, wants_logits });
+                let (new, past, adapter) = (one.next.as_slice(), &mut one.past, one.adapter.as_deref());
+                pieces.push(Piece { new, past, adapter, total, wanted: wanted[wanted.len() - 1] });
             }
         }
         if pieces.is_empty() {
             return Vec::new();
         }
         let mut logits = self.model.advance(&mut pieces).into_iter();
-        self.keep_blocks();
-        is_read.into_iter().map(|is_read| if is_read { logits.next() } else { None }).collect()
+        wanted.into_iter().map(|wanted| logits.by_ref().take(wanted).collect()).collect()
     }
 }

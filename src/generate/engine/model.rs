@@ -44,8 +44,8 @@ pub(super) struct Piece<'a> {
     pub(super) adapter: Option<&'a Attached>,
     /// Tokens of the sequence as far as it is known.
     pub(super) total: usize,
-    /// Whether the logits after the last token are wanted.
-    pub(super) wants_logits: bool,
+    /// The number of its last tokens after which logits are wanted: at most one, where [`Model::forgets`] says no.
+    pub(super) wanted: usize,
 }
 
 /// A model that continues sequences.
@@ -153,20 +153,39 @@ impl Model {
         if let Some(host) = &self.host {
             let adapter = factors.and_then(AdapterFactors::host);
             let (total, mut past) = (prompt.len(), host.begin());
-            return host.mean_hidden(HostPiece { new: prompt, past: &mut past, adapter, total, wants_logits: false });
+            return host.mean_hidden(HostPiece { new: prompt, past: &mut past, adapter, total, wanted: 0 });
         }
         self.decoder.mean_hidden(prompt, factors.and_then(AdapterFactors::tensors))
     }
 
-    /// Feeds the pieces; the logits of those that want them, in order.
+    /// Whether tokens can be forgotten again.
+    pub(super) fn forgets(&self) -> bool {
+        #[cfg(feature = "cpu")]
+        return self.host.is_some();
+        #[cfg(not(feature = "cpu"))]
+        false
+    }
+
+    /// Forgets the tokens of a sequence from `length` on, where the model [`forgets`](Self::forgets).
+    pub(super) fn truncate(past: &mut Past, length: usize) {
+        match past {
+            #[cfg(feature = "cpu")]
+            Past::Paged(caches) => HostModel::truncate(caches, length),
+            Past::Tensors(_) => {
+                let _ = length;
+            }
+        }
+    }
+
+    /// Feeds the pieces; the logits that they want, in order.
     pub(super) fn advance(&self, pieces: &mut [Piece<'_>]) -> Vec<Vec<f32>> {
         #[cfg(feature = "cpu")]
         if let Some(host) = &self.host {
             let on_host = pieces.iter_mut().filter_map(|piece| {
                 let Past::Paged(past) = &mut *piece.past else { return None };
                 let adapter = piece.adapter.and_then(|attached| attached.factors.host());
-                let Piece { new, total, wants_logits, .. } = *piece;
-                Some(HostPiece { new, past, adapter, total, wants_logits })
+                let Piece { new, total, wanted, .. } = *piece;
+                Some(HostPiece { new, past, adapter, total, wanted })
             });
             return host.advance(&mut on_host.collect::<Vec<_>>());
         }
@@ -189,7 +208,7 @@ impl Model {
                     Past::Paged(_) => continue,
                 });
                 new.push(piece.new);
-                places.push((place, piece.wants_logits));
+                places.push((place, piece.wanted > 0));
                 adapter = piece.adapter.and_then(|attached| attached.factors.tensors());
             }
             let after = self.decoder.next_logits(&new, &mut pasts, adapter);

@@ -145,4 +145,6 @@ pub struct Statistics {
     pub cached_prompt_tokens: u64,
     /// Tokens of answers so far.
     pub answer_tokens: u64,
+    /// Those among them that were guessed, and so came without a step of their own.
+    pub guessed_tokens: u64,
 }

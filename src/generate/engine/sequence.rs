@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::lookup::Lookup;
 use super::model::{Attached, Past};
 use super::prefix::{BLOCK_TOKENS, Chain};
 use super::request::{Event, Request, RequestId, Statistics, Usage};
@@ -33,6 +34,9 @@ pub(super) struct Running {
     /// The hash of the blocks that are complete, and their number.
     pub(super) chain: Chain,
     pub(super) kept_blocks: usize,
+    /// The tokens of this step that the model has not seen, guesses after the last included.
+    pub(super) next: Vec<u32>,
+    pub(super) lookup: Lookup,
     /// The most tokens that it can come to have.
     most_tokens: usize,
     /// Bytes of the cache that they need.
@@ -66,6 +70,8 @@ impl Running {
             cached_prompt_tokens: 0,
             chain: Chain::new(None, false),
             kept_blocks: 0,
+            next: Vec::new(),
+            lookup: Lookup::default(),
             most_tokens,
             reserved_bytes,
             submitted: Instant::now(),
@@ -104,8 +110,34 @@ impl Running {
         self.request.until.is_some_and(|until| now >= until).then_some(Finish::Time)
     }
 
+    /// The most tokens that can be guessed: none where the choice of a token is not the greatest logit alone.
+    pub(super) fn most_guesses(&self) -> usize {
+        let is_greedy = self.request.sampler.temperature == 0.0 && self.request.sampler.leaves_logits();
+        if is_greedy { self.most_tokens.saturating_sub(self.tokens.len() + 1) } else { 0 }
+    }
+
+    /// Chooses the tokens that follow, by the logits after the last token and after each guess, as far as the guesses are right;
+    /// whether the answer goes on.
+    pub(super) fn take_all(&mut self, logits: &[Vec<f32>], totals: &mut Statistics, events: &mut Vec<Event>) -> bool {
+        let first_guess = self.next.len() + 1 - logits.len();
+        let mut right = 0;
+        for logits in logits {
+            if !self.take(logits, totals, events) {
+                return false;
+            }
+            if self.next.get(first_guess + right) != self.tokens.last() {
+                break;
+            }
+            right += 1;
+        }
+        self.fed += right;
+        totals.guessed_tokens += right as u64;
+        self.lookup.learn(logits.len() - 1, right);
+        true
+    }
+
     /// Chooses the next token from the logits after the last; whether the answer goes on.
-    pub(super) fn take(&mut self, logits: &[f32], totals: &mut Statistics, events: &mut Vec<Event>) -> bool {
+    fn take(&mut self, logits: &[f32], totals: &mut Statistics, events: &mut Vec<Event>) -> bool {
         match self.try_take(logits, totals, events) {
             Ok(None) => true,
             Ok(Some(finish)) => {

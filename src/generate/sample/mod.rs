@@ -84,7 +84,7 @@ impl SamplerConfig {
     }
 
     /// Whether the logits are used as the model gives them.
-    fn leaves_logits(&self) -> bool {
+    pub(super) fn leaves_logits(&self) -> bool {
         self.repetition_penalty == 1.0
             && self.frequency_penalty == 0.0
             && self.presence_penalty == 0.0

@@ -47,7 +47,7 @@ pub fn linear(x: Tensor<2>, group: &[Projected<'_>], residual: Option<Tensor<2>>
     let members = group.iter().map(|projected| Member {
         weight: projected.weight.matrix().expect("the caller checked").clone(),
         bias: projected.bias.map(<[f32]>::to_vec),
-        pair: projected.low_rank.as_ref().map(|pair| (pair.scale, pair.dropout)),
+        pair: projected.low_rank.as_ref().map(|pair| (pair.scale, pair.dropout.clone())),
     });
     let kernel = Group { members: members.collect(), has_residual: residual.is_some() };
     let pairs = group.iter().filter_map(|projected| projected.low_rank.as_ref());
@@ -106,7 +106,7 @@ impl Group {
     fn laid_out(&self) -> impl Iterator<Item = (&Member, usize, Option<usize>)> {
         let (mut column, mut pairs) = (0, 0);
         self.members.iter().map(move |member| {
-            let here = (member, column, member.pair.map(|_| pairs));
+            let here = (member, column, member.pair.as_ref().map(|_| pairs));
             column += member.weight.rows();
             pairs += usize::from(member.pair.is_some());
             here
@@ -130,12 +130,12 @@ impl Group {
         let updates: Vec<_> = self
             .laid_out()
             .map(|(member, _, pair)| {
-                let ((scale, _), pair) = (member.pair?, pair?);
+                let ((scale, _), pair) = (member.pair.as_ref()?, pair?);
                 let columns = RowsAsColumns {
                     data: f32s(&factors[pair].1),
                     stride: ranks.of_pair(pair),
                     depth: ranks.of_pair(pair),
-                    scale,
+                    scale: *scale,
                 };
                 Some((ranks.rows(&low, pair), columns))
             })
@@ -209,8 +209,8 @@ impl Group {
 
     /// The input of the low-rank pair of each adapted member: `drop(x)`.
     fn low_sources(&self, x: &FlexTensor) -> Vec<FlexTensor> {
-        let pairs = self.members.iter().filter_map(|member| member.pair);
-        pairs.map(|(_, dropout)| dropout.map_or_else(|| x.clone(), |dropout| dropped(x, dropout))).collect()
+        let pairs = self.members.iter().filter_map(|member| member.pair.as_ref());
+        pairs.map(|(_, dropout)| dropout.as_ref().map_or_else(|| x.clone(), |dropout| dropped(x, dropout))).collect()
     }
 
     /// The input's gradient if wanted, and `(dA, dB)` of each pair.
@@ -231,12 +231,18 @@ impl Group {
             let sources = self.low_sources(x);
             let mut outers = Vec::new();
             for (member, column, pair) in self.laid_out() {
-                let (Some(pair), Some((scale, _))) = (pair, member.pair) else { continue };
+                let (Some(pair), Some((scale, _))) = (pair, &member.pair) else { continue };
                 let (first, rank) = (ranks.first[pair], ranks.of_pair(pair));
                 let left = |low| (&Vec::as_slice(low)[first..], ranks.total());
                 let (x, g) = (rows(&sources[pair]), rows(gradient).from_column(column));
                 outers.push(Outer { left: left(&low_gradient), rank, right: x, width: input, scale: 1.0 });
-                outers.push(Outer { left: left(&saved.low), rank, right: g, width: member.weight.rows(), scale });
+                outers.push(Outer {
+                    left: left(&saved.low),
+                    rank,
+                    right: g,
+                    width: member.weight.rows(),
+                    scale: *scale,
+                });
             }
             let mut sums = sum_outers(&outers).into_iter();
             for (pair, (_, b)) in saved.factors.iter().enumerate() {
@@ -257,9 +263,9 @@ impl Group {
         let adapted: Vec<_> = self
             .laid_out()
             .filter_map(|(member, column, pair)| {
-                let ((scale, _), pair) = (member.pair?, pair?);
+                let ((scale, _), pair) = (member.pair.as_ref()?, pair?);
                 let (data, stride) = (f32s(&saved.factors[pair].1), ranks.of_pair(pair));
-                Some((pair, column, PlainColumns { data, stride, depth: member.weight.rows(), scale }))
+                Some((pair, column, PlainColumns { data, stride, depth: member.weight.rows(), scale: *scale }))
             })
             .collect();
         let parts: Vec<Part<'_, E>> = adapted
@@ -295,7 +301,7 @@ impl Group {
         let mut dropped: Option<Vec<f32>> = None;
         let mut updates = Vec::new();
         for (member, _, pair) in self.laid_out() {
-            let (Some(pair), Some((_, dropout))) = (pair, member.pair) else { continue };
+            let (Some(pair), Some((_, dropout))) = (pair, &member.pair) else { continue };
             let data = f32s(&saved.factors[pair].0);
             let columns = PlainColumns { data, stride: input, depth: ranks.of_pair(pair), scale: 1.0 };
             let low = ranks.rows(low_gradient, pair);
@@ -307,7 +313,7 @@ impl Group {
             let mut share = vec![0f32; tokens * input];
             let part = Part::whole(input, Term::<E> { rows: low, columns: &columns });
             product(tokens, &part, Epilogue::default(), OutputBuffer::f32(&mut share, input));
-            for_each_row(&mut share, input, 0, |row, share, _| apply_dropout(share, dropout, (row * input) as u64));
+            for_each_row(&mut share, input, 0, |row, share, _| apply_dropout(share, dropout.of_row(row, input)));
             match &mut dropped {
                 Some(sum) => add_rows(sum, input, Rows::F32 { data: &share, stride: input }),
                 None => dropped = Some(share),
@@ -366,10 +372,10 @@ fn add_rows(sums: &mut [f32], width: usize, values: Rows<'_>) {
 }
 
 /// `drop(x)` in f32.
-fn dropped(x: &FlexTensor, dropout: Dropout) -> FlexTensor {
+fn dropped(x: &FlexTensor, dropout: &Dropout) -> FlexTensor {
     let [tokens, width] = dims(x);
     map_rows(DType::F32, tokens, width, |row, out, _| {
         rows(x).read(row, 0, out);
-        apply_dropout(out, dropout, (row * width) as u64);
+        apply_dropout(out, dropout.of_row(row, width));
     })
 }

@@ -25,7 +25,7 @@ pub(in crate::ops) fn project(x: Tensor<2>, projected: &Projected<'_>, rows: &[u
     let format = x.dtype();
     let mut y = projected.weight.times_transposed(x.clone());
     if let Some(pair) = &projected.low_rank {
-        let input = match pair.dropout {
+        let input = match &pair.dropout {
             Some(dropout) => drop(x, dropout, rows),
             None => x,
         };
@@ -42,10 +42,13 @@ pub(in crate::ops) fn project(x: Tensor<2>, projected: &Projected<'_>, rows: &[u
     }
 }
 
-fn drop(x: Tensor<2>, dropout: Dropout, rows: &[u32]) -> Tensor<2> {
+fn drop(x: Tensor<2>, dropout: &Dropout, rows: &[u32]) -> Tensor<2> {
     let width = x.dims()[1];
-    let of_row = |row: u32| (0..width as u64).map(move |column| dropout.factor(u64::from(row) * width as u64 + column));
-    let factors: Vec<f32> = rows.iter().flat_map(|&row| of_row(row)).collect();
+    let of_row = |row: &u32| {
+        let dropout = dropout.of_row(*row as usize, width);
+        (0..width as u64).map(move |column| dropout.factor(column))
+    };
+    let factors: Vec<f32> = rows.iter().flat_map(of_row).collect();
     let factors = Tensor::<2>::from_data(TensorData::new(factors, [rows.len(), width]), &x.device());
     let dtype = x.dtype();
     x * factors.cast(dtype)

@@ -63,8 +63,8 @@ pub(super) struct HostPiece<'a> {
     pub(super) adapter: Option<&'a HostFactors>,
     /// Tokens of the sequence as far as it is known.
     pub(super) total: usize,
-    /// Whether the logits after its last token are wanted.
-    pub(super) wants_logits: bool,
+    /// The number of its last tokens after which logits are wanted.
+    pub(super) wanted: usize,
 }
 
 impl HostModel {
@@ -100,6 +100,11 @@ impl HostModel {
         self.layers.iter().enumerate().map(of_layer).collect()
     }
 
+    /// Forgets the tokens of a sequence from `length` on.
+    pub(super) fn truncate(past: &mut [PagedCache], length: usize) {
+        past.iter_mut().for_each(|cache| cache.truncate(length));
+    }
+
     /// Lets go of the pages that a sequence needs no more.
     pub(super) fn forget(&self, past: &mut [PagedCache]) {
         for (cache, layer) in past.iter_mut().zip(&self.layers) {
@@ -121,16 +126,14 @@ impl HostModel {
         self.layers.iter().map(|layer| PagedCache::page_bytes(&layer.geometry, self.format)).sum()
     }
 
-    /// Feeds the pieces; the logits of those that want them, in order.
+    /// Feeds the pieces; the logits that they want, in order.
     pub(super) fn advance(&self, pieces: &mut [HostPiece<'_>]) -> Vec<Vec<f32>> {
         let x = self.hidden_states(pieces);
         let (mut last, mut adapters, mut end) = (Vec::new(), Vec::new(), 0);
         for piece in pieces.iter() {
             end += piece.new.len();
-            if piece.wants_logits {
-                last.extend_from_slice(&x[(end - 1) * self.hidden..end * self.hidden]);
-                adapters.push(piece.adapter);
-            }
+            last.extend_from_slice(&x[(end - piece.wanted) * self.hidden..end * self.hidden]);
+            adapters.extend(std::iter::repeat_n(piece.adapter, piece.wanted));
         }
         if last.is_empty() {
             return Vec::new();

@@ -1,9 +1,11 @@
 //! Attention over pages: new queries against everything that their sequence holds.
 //!
-//! The softmax runs along the pages from the first to the last (Milakov and Gimelshein 2018, "Online normalizer calculation for
-//! softmax"): each page is taken as a whole, positions that a query does not see with the weight 0. So the result of a query depends on
-//! nothing but its own sequence, bit for bit, however tokens are cut into pieces.
+//! The softmax runs along the pages of a segment from the first to the last (Milakov and Gimelshein 2018, "Online normalizer calculation
+//! for softmax"), and the segments are joined in their order: several threads can work on one query. Each page is taken as a whole, positions
+//! that a query does not see with the weight 0. So the result of a query depends on nothing but its own sequence, bit for bit,
+//! however tokens are cut into pieces.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
@@ -19,8 +21,8 @@ use crate::quant::Compute;
 
 /// Queries and heads that go through a page together.
 pub(super) const ROWS: usize = 4;
-/// Queries of a task.
-const QUERIES_PER_TASK: usize = 16;
+/// Pages of a segment.
+const SEGMENT_PAGES: usize = 4;
 
 /// Scores or weights of the positions of a page.
 pub(super) type PageRow = [f32; PAGE_POSITIONS];
@@ -58,41 +60,84 @@ pub fn paged_attention(
             piece.cache.push(keys, values, geometry, format);
         }
     }
+    let parts = parts(pieces, geometry);
+    let (qkv, pieces) = (&*qkv, &*pieces);
+    let target = SharedMut::new(out);
+    let segment = |part: &Part, number: usize| {
+        let piece = &pieces[part.piece];
+        let past = piece.cache.length() - piece.count;
+        let query = |&(query, head): &(usize, usize)| Query {
+            values: &qkv[(part.start + query) * width + head * dim..][..dim],
+            position: past + query,
+        };
+        let queries: Vec<Query<'_>> = part.rows.iter().map(query).collect();
+        let pages = number * SEGMENT_PAGES..(number + 1) * SEGMENT_PAGES;
+        match format {
+            Compute::F32 => attend::<f32>(&queries, piece.cache, part.kv_head, pages, geometry),
+            Compute::Bf16 => attend::<bf16>(&queries, piece.cache, part.kv_head, pages, geometry),
+        }
+    };
+    let put = |part: &Part, mixed: &Mixed| {
+        let rows = mixed.values.chunks_exact(padded(dim)).zip(&mixed.states);
+        for (&(query, head), (values, state)) in part.rows.iter().zip(rows) {
+            // SAFETY: this head of this token belongs to this part alone.
+            let out = unsafe { target.slice((part.start + query) * q_width + head * dim, dim) };
+            out.iter_mut().zip(values).for_each(|(out, value)| *out = value / state.sum);
+        }
+    };
+    if parts.len() >= 4 * pool::threads() {
+        pool::for_each(parts.len(), |index| {
+            let part = &parts[index];
+            let mut mixed = segment(part, part.segments.start);
+            for number in part.segments.clone().skip(1) {
+                mixed.join(&segment(part, number), padded(dim));
+            }
+            put(part, &mixed);
+        });
+        return;
+    }
+    // Few queries: their segments are shared out.
+    let tasks: Vec<(&Part, usize)> =
+        parts.iter().flat_map(|part| part.segments.clone().map(move |number| (part, number))).collect();
+    let mut mixed = pool::map(tasks.len(), |task| segment(tasks[task].0, tasks[task].1)).into_iter();
+    for part in &parts {
+        let Some(mut first) = mixed.next() else { return };
+        mixed.by_ref().take(part.segments.len() - 1).for_each(|next| first.join(&next, padded(dim)));
+        put(part, &first);
+    }
+}
+
+/// Queries of one key head that go through the pages together.
+struct Part {
+    /// The index of their piece, and its first token.
+    piece: usize,
+    start: usize,
+    kv_head: usize,
+    /// Token of the piece and query head, at most [`ROWS`].
+    rows: Vec<(usize, usize)>,
+    /// The segments that one of them sees.
+    segments: Range<usize>,
+}
+
+fn parts(pieces: &[PagedPiece<'_>], geometry: &Geometry) -> Vec<Part> {
     let group = geometry.heads / geometry.kv_heads;
-    let (mut tasks, mut start) = (Vec::new(), 0);
+    let (mut parts, mut start) = (Vec::new(), 0);
     for (index, piece) in pieces.iter().enumerate() {
-        for first in (0..piece.count).step_by(QUERIES_PER_TASK) {
-            let queries = first..(first + QUERIES_PER_TASK).min(piece.count);
-            tasks.extend((0..geometry.kv_heads).map(|kv_head| (index, start, queries.clone(), kv_head)));
+        let past = piece.cache.length() - piece.count;
+        for kv_head in 0..geometry.kv_heads {
+            let heads = kv_head * group..(kv_head + 1) * group;
+            let rows: Vec<(usize, usize)> =
+                (0..piece.count).flat_map(|query| heads.clone().map(move |head| (query, head))).collect();
+            parts.extend(rows.chunks(ROWS).map(|rows| {
+                let (first, last) = (past + rows[0].0, past + rows[rows.len() - 1].0);
+                let positions = SEGMENT_PAGES * PAGE_POSITIONS;
+                let segments = geometry.first_key(first) / positions..last / positions + 1;
+                Part { piece: index, start, kv_head, rows: rows.to_vec(), segments }
+            }));
         }
         start += piece.count;
     }
-    let target = SharedMut::new(out);
-    let pieces = &*pieces;
-    pool::for_each(tasks.len(), |task| {
-        let (index, start, queries, kv_head) = &tasks[task];
-        let piece = &pieces[*index];
-        let past = piece.cache.length() - piece.count;
-        let heads = kv_head * group..(kv_head + 1) * group;
-        let rows: Vec<(usize, usize)> =
-            queries.clone().flat_map(|query| heads.clone().map(move |head| (query, head))).collect();
-        for rows in rows.chunks(ROWS) {
-            let query = |(query, head): (usize, usize)| Query {
-                values: &qkv[(start + query) * width + head * dim..][..dim],
-                position: past + query,
-            };
-            let queries: Vec<Query<'_>> = rows.iter().map(|row| query(*row)).collect();
-            let mixed = match format {
-                Compute::F32 => attend::<f32>(&queries, piece.cache, *kv_head, geometry),
-                Compute::Bf16 => attend::<bf16>(&queries, piece.cache, *kv_head, geometry),
-            };
-            for (&(query, head), mixed) in rows.iter().zip(mixed.chunks_exact(padded(dim))) {
-                // SAFETY: this head of this token belongs to this task alone.
-                let out = unsafe { target.slice((start + query) * q_width + head * dim, dim) };
-                out.copy_from_slice(&mixed[..dim]);
-            }
-        }
-    });
+    parts
 }
 
 /// Brings the columns into the order `[q | k | v]` and turns queries and keys to their positions.
@@ -102,8 +147,9 @@ fn rotate(qkv: &mut [f32], pieces: &[PagedPiece<'_>], geometry: &Geometry) {
     let places: Vec<(usize, Option<Arc<RopeTable>>)> = pieces
         .iter()
         .flat_map(|piece| {
-            let table = geometry.rope.as_ref().map(|rope| rope.table(piece.total));
-            (piece.cache.length()..piece.cache.length() + piece.count).map(move |position| (position, table.clone()))
+            let end = piece.cache.length() + piece.count;
+            let table = geometry.rope.as_ref().map(|rope| rope.table(piece.total.max(end)));
+            (piece.cache.length()..end).map(move |position| (position, table.clone()))
         })
         .collect();
     let turn = |index: usize, row: &mut [f32]| {
@@ -157,8 +203,38 @@ struct Softmax {
     sum: f32,
 }
 
-/// The mixed values of at most [`ROWS`] queries of one key head, `[queries, padded head_dim]`.
-fn attend<E: PageElement>(queries: &[Query<'_>], cache: &PagedCache, kv_head: usize, geometry: &Geometry) -> Vec<f32> {
+/// Values of a segment, weighed and summed.
+struct Mixed {
+    /// `[queries, padded head_dim]`, not yet divided by the sum of the weights.
+    values: Vec<f32>,
+    states: [Softmax; ROWS],
+}
+
+impl Mixed {
+    /// Joins the next segment, rows of `width` values, to those before.
+    fn join(&mut self, next: &Self, width: usize) {
+        let rows = self.values.chunks_exact_mut(width).zip(next.values.chunks_exact(width));
+        for ((values, more), (state, further)) in rows.zip(self.states.iter_mut().zip(&next.states)) {
+            // A segment without any position that the query sees.
+            if further.greatest == f32::NEG_INFINITY {
+                continue;
+            }
+            let greatest = if further.greatest > state.greatest { further.greatest } else { state.greatest };
+            let (factor, other) = (exp(state.greatest - greatest), exp(further.greatest - greatest));
+            values.iter_mut().zip(more).for_each(|(value, more)| *value = *value * factor + more * other);
+            *state = Softmax { greatest, sum: state.sum * factor + further.sum * other };
+        }
+    }
+}
+
+/// The mixed values of at most [`ROWS`] queries of one key head over some pages.
+fn attend<E: PageElement>(
+    queries: &[Query<'_>],
+    cache: &PagedCache,
+    kv_head: usize,
+    pages: Range<usize>,
+    geometry: &Geometry,
+) -> Mixed {
     let (dim, row) = (geometry.head_dim, padded(geometry.head_dim));
     let mut mixed = vec![0f32; queries.len() * row];
     let mut states = [Softmax { greatest: f32::NEG_INFINITY, sum: 0.0 }; ROWS];
@@ -166,7 +242,7 @@ fn attend<E: PageElement>(queries: &[Query<'_>], cache: &PagedCache, kv_head: us
     let seen = |query: &Query<'_>| geometry.first_key(query.position)..query.position + 1;
     let first = queries.iter().map(|query| seen(query).start / PAGE_POSITIONS).min().unwrap_or(0);
     let last = queries.iter().map(|query| query.position / PAGE_POSITIONS).max().unwrap_or(0);
-    for number in first..=last {
+    for number in pages.start.max(first)..pages.end.min(last + 1) {
         let Some(page) = cache.page(number) else { continue };
         let head = &E::numbers(page)[kv_head * head_size(dim)..][..head_size(dim)];
         let (keys, values) = head.split_at(PAGE_POSITIONS * dim);
@@ -186,10 +262,7 @@ fn attend<E: PageElement>(queries: &[Query<'_>], cache: &PagedCache, kv_head: us
         }
         mix(values, row, &scores, &factors, &mut mixed);
     }
-    for (mixed, state) in mixed.chunks_exact_mut(row).zip(states) {
-        mixed.iter_mut().for_each(|value| *value /= state.sum);
-    }
-    mixed
+    Mixed { values: mixed, states }
 }
 
 vectorised! {

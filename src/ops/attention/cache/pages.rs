@@ -12,7 +12,8 @@ use crate::quant::Compute;
 /// Positions of a page.
 pub const PAGE_POSITIONS: usize = 64;
 
-/// Keys and values of 64 positions in one layer, for all key heads. A position that is not written yet holds zeros.
+/// Keys and values of 64 positions in one layer, for all key heads. A position that is not written holds zeros, or what was
+/// forgotten.
 ///
 /// Of each head first its keys, `[head_dim, 64]`, so that the scores of neighbouring positions lie side by side; then its values,
 /// `[64, head_dim]`, rows padded to whole vectors.
@@ -128,6 +129,12 @@ impl PagedCache {
             PageData::F32(numbers) => put(numbers, keys, values, at, geometry.head_dim),
             PageData::Bf16(numbers) => put(numbers, keys, values, at, geometry.head_dim),
         }
+    }
+
+    /// Forgets the positions from `length` on.
+    pub fn truncate(&mut self, length: usize) {
+        self.length = length;
+        self.pages.truncate(length.div_ceil(PAGE_POSITIONS).saturating_sub(self.first));
     }
 
     /// Lets go of the pages that no query at `position` or later sees.
