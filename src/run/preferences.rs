@@ -189,16 +189,19 @@ mod tests {
         lengths.iter().map(pair).collect()
     }
 
-    fn losses(sums: impl IntoIterator<Item = f64>) -> Vec<ExampleLoss> {
-        sums.into_iter().map(|loss_sum| ExampleLoss { loss_sum, tokens: 4, correct_tokens: 0 }).collect()
+    /// The losses of the answers of pairs with these lengths.
+    fn losses(lengths: &[(usize, usize)], sums: impl IntoIterator<Item = f64>) -> Vec<ExampleLoss> {
+        let tokens = lengths.iter().flat_map(|&(chosen, rejected)| [chosen, rejected]);
+        let loss = |(loss_sum, tokens)| ExampleLoss { loss_sum, tokens, correct_tokens: 0 };
+        sums.into_iter().zip(tokens).map(loss).collect()
     }
 
     /// The verdict of DPO on pairs of these lengths, each sum changed from 10 by the training.
     fn judged(lengths: &[(usize, usize)], changes: impl Fn(usize) -> [f64; 2]) -> Validation {
         let settings = TrainSettings { objective: ObjectiveKind::Dpo, ..TrainSettings::default() };
         let after: Vec<f64> = (0..lengths.len()).flat_map(|index| changes(index).map(|by| 10.0 + by)).collect();
-        let before = losses(vec![10.0; after.len()]);
-        verdict("test", &settings, &pairs(lengths), (&before, &losses(after)), |index| index.to_string())
+        let before = losses(lengths, vec![10.0; after.len()]);
+        verdict("test", &settings, &pairs(lengths), (&before, &losses(lengths, after)), |index| index.to_string())
             .expect("finite")
     }
 

@@ -58,6 +58,8 @@ def load(base):
 
 
 def logits(model, ids):
+    # Without dropout.
+    model.eval()
     return np.array(model(mx.array(ids)[None])[0].astype(mx.float32))
 
 
