@@ -72,6 +72,7 @@ choice! {
     }
 }
 
+#[expect(clippy::derivable_impls, reason = "`choice!` declares no default")]
 impl Default for Bias {
     fn default() -> Self {
         Self::None

@@ -192,7 +192,11 @@ mod tests {
         assert_eq!(counted(&EncodedSet::default(), &[]), (0, 0));
         assert_eq!(counted(&valid, &[]), (2048, 5000), "what does not go through at once has a cache");
         let prompts = vec![vec![0; 200]; 17];
-        assert_eq!(counted(&EncodedSet::default(), &prompts), (256 + 16, 16 * 300), "a piece of a prompt, and 16 answers at once");
+        assert_eq!(
+            counted(&EncodedSet::default(), &prompts),
+            (256 + 16, 16 * 300),
+            "a piece of a prompt, and 16 answers at once"
+        );
     }
 
     #[test]

@@ -248,6 +248,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test makes its input")]
     fn a_file_of_keys_is_read_line_by_line() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("keys");

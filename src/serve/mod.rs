@@ -1,7 +1,7 @@
 //! The server: OpenAI's protocol, Ollama's in part, and a page, over one base and its adapters.
 //!
-//! A request passes [`routes`]' gate, becomes tokens, gets a place in the queue and goes to the thread that owns the engine
-//! ([`worker`]). The event loop computes nothing. No field of a request becomes a path or an address, and the server opens
+//! A request passes the gate of `routes`, becomes tokens, gets a place in the queue and goes to the thread that owns the engine
+//! (`worker`). The event loop computes nothing. No field of a request becomes a path or an address, and the server opens
 //! no connection.
 
 mod access;

@@ -204,5 +204,5 @@ fn version_of(folder: &Path) -> Version {
         let metadata = folder.join(name).metadata();
         metadata.map_or((None, 0), |metadata| (metadata.modified().ok(), metadata.len()))
     };
-    FILES.iter().map(|name| version(&name)).collect()
+    FILES.iter().map(version).collect()
 }

@@ -142,6 +142,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test makes its input")]
     fn votes_outlive_the_process() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("votes.jsonl");

@@ -75,6 +75,7 @@ impl<'a> References<'a> {
     }
 
     /// The loss sums of the sequences of an example under the reference.
+    #[expect(clippy::ptr_arg, reason = "a borrowed example is one that does not change")]
     fn sums_of(&mut self, index: usize, example: &Cow<'_, Encoded>) -> Result<Vec<f64>> {
         let Some(adapter) = &self.adapter else { return Ok(vec![0.0; example.sequences().count()]) };
         if let (Cow::Borrowed(_), Some(sums)) = (example, &self.sums[index]) {

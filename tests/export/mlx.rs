@@ -94,7 +94,9 @@ fn adapters_of_mlx_are_read() {
         let attached = adapter.attach(decoder.config(), decoder.device()).expect("attached");
         let found = logits(&decoder, &expected.ids(), Some(&attached));
         let difference = largest_difference(&found, &expected.floats("logits"));
-        assert!(difference <= 1e-3, "{name} is off by {difference}");
+        // For GPT-NeoX mlx-lm takes the approximation of GELU by a tanh, where transformers takes GELU.
+        let tolerance = if name == "gpt_neox" { 5e-3 } else { 1e-3 };
+        assert!(difference <= tolerance, "{name} is off by {difference}");
     }
 }
 

@@ -265,6 +265,7 @@ fn the_weights_of_another_merge_are_noticed() {
         adapter
     };
     for output in [Output::Folder, Output::Gguf] {
+        #[expect(clippy::type_complexity, reason = "a table that stands here only")]
         let wrong: [(&str, HostAdapter, Option<(OpenBase, tempfile::TempDir)>); 4] = [
             ("the update twice", adapter(&base, 0.6), None),
             ("no update", adapter(&base, 0.0), None),

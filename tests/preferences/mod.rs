@@ -223,7 +223,8 @@ fn a_pair_has_one_prompt_whatever_is_done_to_it() {
     let row = Row::new(Position::line("d.jsonl", 1), pair.clone());
     let whole = encoder.encode(&pair).expect("encodes");
     let max = whole.longest_tokens() - 10;
-    let cut = |max: usize| encoder.encode_all(&[row.clone()], max, LongPolicy::TruncatePrompt).expect("encodes");
+    let cut =
+        |max: usize| encoder.encode_all(std::slice::from_ref(&row), max, LongPolicy::TruncatePrompt).expect("encodes");
     let set = cut(max);
     assert_eq!((set.truncated, set.sequences[0].longest_tokens()), (1, max));
     let parts = |encoded: &burnish::data::Encoded| -> Vec<(Vec<u32>, Vec<u32>)> {

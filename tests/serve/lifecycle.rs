@@ -64,6 +64,7 @@ fn figures_count_requests_and_tokens() {
 }
 
 /// The program as a server, and the address at which it listens.
+#[expect(clippy::zombie_processes, reason = "the caller waits for it; a test that fails ends its own process")]
 fn started(folder: &TempDir, arguments: &[&str]) -> (Child, SocketAddr, BufReader<std::process::ChildStderr>) {
     let mut command = program(folder);
     command.args(["serve", "--port", "0", "--base"]).arg(tiny_model()).args(arguments);

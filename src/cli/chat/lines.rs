@@ -20,6 +20,7 @@ pub(super) enum Next {
 /// A line as its source has it.
 enum Line {
     Text(String),
+    #[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "only an editor hears Ctrl-C"))]
     Interrupted,
     End,
 }

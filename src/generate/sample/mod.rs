@@ -67,7 +67,8 @@ impl SamplerConfig {
         let (fraction, penalty) = (0.0..=1.0, -GREATEST_PENALTY..=GREATEST_PENALTY);
         let temperature = self.temperature == 0.0 || (LEAST_TEMPERATURE..=f64::MAX).contains(&self.temperature);
         let repetition = (f64::MIN_POSITIVE..=f64::MAX).contains(&self.repetition_penalty);
-        let bias = self.logit_bias.iter().map(|(_, bias)| *bias).find(|bias| !(bias.abs() <= GREATEST_BIAS));
+        let is_bias = |bias: f64| bias.abs() <= GREATEST_BIAS;
+        let bias = self.logit_bias.iter().map(|(_, bias)| *bias).find(|bias| !is_bias(*bias));
         let checks = [
             ("temperature", self.temperature, temperature, "0 (greedy), or at least 0.000001"),
             ("top_p", self.top_p, fraction.contains(&self.top_p), "from 0 to 1"),

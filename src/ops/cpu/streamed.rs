@@ -241,8 +241,8 @@ impl<E: Element, O: Element> Block<'_, E, O> {
             let (kept, packed) = scratch.split_at_mut(kept);
             let packed: &mut [E] = bytemuck::cast_slice_mut(packed);
             with_tiles::<E, _>(self.plan.isa, || {
-                for index in 0..sections.len() {
-                    self.pack(&sections[index], packed);
+                for (index, section) in sections.iter().enumerate() {
+                    self.pack(section, packed);
                     // SAFETY: AMX comes with AVX-512.
                     unsafe { self.multiply(index, packed, kept) };
                 }

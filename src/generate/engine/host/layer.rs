@@ -61,14 +61,14 @@ impl HostLayer {
     /// Runs new tokens, `x` `[tokens, hidden]`, in place; `adapters` has one for each.
     pub(super) fn forward(
         &self,
-        x: &mut Vec<f32>,
+        x: &mut [f32],
         adapters: &[Option<&HostFactors>],
         pieces: &mut [PagedPiece<'_>],
         format: Compute,
     ) {
         let width = x.len() / adapters.len();
         let rows = Rows { adapters, width };
-        let h = norm_rows(self.before_attention.as_ref(), x.clone(), width);
+        let h = norm_rows(self.before_attention.as_ref(), x.to_vec(), width);
         let mut qkv = rows.project(&h, &self.qkv);
         if let Some(norm) = &self.qk_norm {
             each_row(&mut qkv, self.geometry.qkv_width(), |row| norm.apply(row));

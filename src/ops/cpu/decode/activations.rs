@@ -67,14 +67,14 @@ vectorised! {
             let absmax = absmax.iter().fold(0f32, |most, value| if *value > most { *value } else { most });
             let inverse = if absmax > 0.0 { 127.0 / absmax } else { 0.0 };
             let mut halves = [0i32; 2];
-            for half in 0..2 {
+            for (half, total) in halves.iter_mut().enumerate() {
                 let mut sum = 0i32;
                 for i in half * BLOCK / 2..(half + 1) * BLOCK / 2 {
                     let code = rounded(values[i] * inverse);
                     codes[i] = code as i8;
                     sum += code;
                 }
-                halves[half] = sum;
+                *total = sum;
             }
             let unit = absmax / 127.0;
             *scale = BlockScale {

@@ -131,7 +131,7 @@ pub trait Element: Stored {
         accumulate: bool,
     );
 
-    /// Whether products of many columns go through [`amx`] in the order of `streamed`: the format is bf16, then.
+    /// Whether products of many columns go through the tiles of AMX in the order of `streamed`: the format is bf16, then.
     fn streams(_: Isa) -> bool {
         false
     }

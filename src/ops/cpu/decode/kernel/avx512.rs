@@ -53,6 +53,7 @@ unsafe fn rows<const COUNT: usize, const CODES: u8, const HALVES: bool>(job: &In
             }
             let a_scale = |row: usize| -> &BlockScale { &*job.a_scales.as_ptr().add(row * job.blocks + block) };
             if HALVES {
+                #[expect(clippy::needless_range_loop, reason = "three arrays have a part of this number")]
                 for part in 0..2 {
                     let scale = half(job.scales.as_ptr().add((2 * block + part) * 2 * ROWS));
                     let minimum = _mm512_mul_ps(scale, byte_offset);
