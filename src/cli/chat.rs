@@ -14,15 +14,13 @@ use self::command::{Command, HELP, Input};
 use self::lines::{Lines, Next};
 use self::session::{Reply, Session};
 use super::Global;
+use super::model::NamedForm;
 use super::terminal::Terminal;
-use super::train::TrainProgress;
 use crate::error::{Result, counted};
 use crate::generate::engine::{EngineOptions, Precision};
 use crate::generate::sample::SamplerConfig;
 use crate::interrupt;
-use crate::quant::{Compute, Quant};
-use crate::run::model::ModelChoice;
-use crate::run::named::{AdapterFolder, NamedModels};
+use crate::run::named::AdapterFolder;
 
 /// Talk with a model in the terminal
 #[derive(Debug, Args)]
@@ -58,17 +56,8 @@ pub(super) struct Arguments {
     /// Seed of the first answer; each further one has the next
     #[arg(long, default_value_t = 0, env = "BURNISH_SEED", value_name = "N")]
     seed: u64,
-    /// Precision of the frozen matrix products [default: bf16, with activations in int8 where the weights
-    /// are quantised]
-    #[arg(long, value_enum, value_name = "TYPE")]
-    compute: Option<Compute>,
-    /// Quantisation of the frozen weights in memory [default: as the adapters were trained, if they agree; or
-    /// else the blocks of a GGUF file]
-    #[arg(long, value_enum, value_name = "SCHEME")]
-    quant: Option<Quant>,
-    /// Use adapters although they were trained on another base
-    #[arg(long)]
-    force: bool,
+    #[command(flatten)]
+    form: NamedForm,
 }
 
 /// An answer as a JSON object.
@@ -95,14 +84,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         ..SamplerConfig::default()
     };
     sampler.check()?;
-    let choice = ModelChoice {
-        base: arguments.base.clone(),
-        adapter: None,
-        compute: arguments.compute,
-        quant: arguments.quant,
-        force: arguments.force,
-    };
-    let models = NamedModels::load(&choice, &arguments.adapter, &global.device, &mut TrainProgress::new(terminal))?;
+    let models = arguments.form.load(&arguments.base, &arguments.adapter, global, terminal)?;
     let options = EngineOptions::unbounded(Precision::of(models.loaded.compute));
     let mut session = Session::new(models, options, sampler, arguments.max_tokens, arguments.system.clone());
     let is_interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !global.json;

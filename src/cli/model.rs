@@ -14,6 +14,7 @@ use crate::error::{Error, Place, Result};
 use crate::export::{ExportOptions, GgufType, Importance};
 use crate::quant::{Compute, Quant};
 use crate::run::model::{LoadedModel, ModelChoice};
+use crate::run::named::{AdapterFolder, NamedModels};
 use crate::run::verify::{Examination, Hardware, Texts};
 use crate::run::{OpenBase, export};
 
@@ -70,6 +71,37 @@ impl Model {
     pub(super) fn hardware(&self, adapter: Option<&HostAdapter>, global: &Global) -> Result<Hardware> {
         let device = device::open(&global.device)?;
         Ok(Hardware { compute: self.choice().compute(adapter, &device)?, device })
+    }
+}
+
+/// The form in which a base and its adapters by name are held to answer.
+#[derive(Debug, Args)]
+pub(super) struct NamedForm {
+    /// Precision of the frozen matrix products [default: bf16, with activations in int8 where the weights
+    /// are quantised]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    compute: Option<Compute>,
+    /// Quantisation of the frozen weights in memory [default: as the adapters were trained, if they agree; or
+    /// else the blocks of a GGUF file]
+    #[arg(long, value_enum, value_name = "SCHEME")]
+    quant: Option<Quant>,
+    /// Use adapters although they were trained on another base
+    #[arg(long)]
+    force: bool,
+}
+
+impl NamedForm {
+    /// Loads the base and the adapters.
+    pub(super) fn load(
+        &self,
+        base: &str,
+        adapters: &[AdapterFolder],
+        global: &Global,
+        terminal: &Terminal,
+    ) -> Result<NamedModels> {
+        let Self { compute, quant, force } = *self;
+        let choice = ModelChoice { base: base.to_owned(), adapter: None, compute, quant, force };
+        NamedModels::load(&choice, adapters, &global.device, &mut TrainProgress::new(terminal))
     }
 }
 

@@ -7,15 +7,13 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::Global;
+use super::model::NamedForm;
 use super::terminal::Terminal;
-use super::train::TrainProgress;
 use crate::bytes::Size;
 use crate::error::{Error, Result};
 use crate::generate::engine::{EngineOptions, Precision};
 use crate::interrupt;
-use crate::quant::{Compute, Quant};
-use crate::run::model::ModelChoice;
-use crate::run::named::{AdapterFolder, NamedModels};
+use crate::run::named::AdapterFolder;
 use crate::serve::{Host, Keys, Limits, ServeOptions, serve};
 
 /// Answer over HTTP: OpenAI's protocol, Ollama's in part, and a page for the browser
@@ -58,28 +56,12 @@ pub(super) struct Arguments {
     /// Memory for the keys and values of running answers and kept prompts
     #[arg(long, default_value = "1GiB", value_name = "SIZE")]
     max_cache: Size,
-    /// Precision of the frozen matrix products [default: bf16, with activations in int8 where the weights
-    /// are quantised]
-    #[arg(long, value_enum, value_name = "TYPE")]
-    compute: Option<Compute>,
-    /// Quantisation of the frozen weights in memory [default: as the adapters were trained, if they agree; or
-    /// else the blocks of a GGUF file]
-    #[arg(long, value_enum, value_name = "SCHEME")]
-    quant: Option<Quant>,
-    /// Use adapters although they were trained on another base
-    #[arg(long)]
-    force: bool,
+    #[command(flatten)]
+    form: NamedForm,
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
     let keys = arguments.key_file.as_deref().map(Keys::read).transpose()?.unwrap_or_default();
-    let choice = ModelChoice {
-        base: arguments.base.clone(),
-        adapter: None,
-        compute: arguments.compute,
-        quant: arguments.quant,
-        force: arguments.force,
-    };
     let address = SocketAddr::new(arguments.host, arguments.port);
     if keys.is_empty() && !arguments.host.is_loopback() {
         // Before the weights are loaded; the server itself checks it, too.
@@ -89,7 +71,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         )
         .hint("give a file with a key by `--key-file`"));
     }
-    let models = NamedModels::load(&choice, &arguments.adapter, &global.device, &mut TrainProgress::new(terminal))?;
+    let models = arguments.form.load(&arguments.base, &arguments.adapter, global, terminal)?;
     let engine = EngineOptions {
         max_sequences: arguments.max_running.into(),
         max_cache_bytes: usize::try_from(arguments.max_cache.0).unwrap_or(usize::MAX),

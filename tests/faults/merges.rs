@@ -2,7 +2,7 @@
 //! caught, and leaves nothing.
 
 use std::cell::{Cell, RefCell};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -11,8 +11,8 @@ use burnish::adapter::host::HostAdapter;
 use burnish::adapter::merge::{MergeBase, MergeOptions};
 use burnish::error::{Error, Result};
 use burnish::export::{ExportOptions, GgufType};
-use burnish::files::output::disk::{self, Disk, DiskFile};
-use burnish::files::{FloatType, open};
+use burnish::files::FloatType;
+use burnish::files::output::disk::{self, Disk, DiskFile, System};
 use burnish::run::{OpenBase, export, merge};
 use safetensors::SafeTensors;
 
@@ -56,7 +56,7 @@ struct Shared(Rc<Faulty<'static>>);
 #[derive(Debug)]
 struct FaultyFile {
     disk: Shared,
-    file: File,
+    file: Box<dyn DiskFile>,
     path: PathBuf,
 }
 
@@ -74,11 +74,11 @@ impl Write for FaultyFile {
 impl DiskFile for FaultyFile {
     fn sync(&mut self) -> io::Result<()> {
         self.disk.0.take()?;
-        self.file.sync_all()
+        self.file.sync()
     }
 
     fn bytes(&self) -> io::Result<u64> {
-        let bytes = self.file.metadata()?.len();
+        let bytes = self.file.bytes()?;
         // The content changes when all has been looked at.
         if bytes > 50_000
             && let Some(tamper) = self.disk.0.tamper.borrow_mut().take()
@@ -92,45 +92,45 @@ impl DiskFile for FaultyFile {
 impl Disk for Shared {
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         self.0.take()?;
-        Ok(Box::new(FaultyFile { disk: self.clone(), file: File::create_new(path)?, path: path.to_owned() }))
+        Ok(Box::new(FaultyFile { disk: self.clone(), file: System.create(path)?, path: path.to_owned() }))
     }
 
     fn create_folder(&self, path: &Path) -> io::Result<()> {
         self.0.take()?;
-        fs::create_dir(path)
+        System.create_folder(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.0.take()?;
-        fs::rename(from, to)
+        System.rename(from, to)
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
+        System.remove_file(path)
     }
 
     fn remove_empty_folder(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir(path)
+        System.remove_empty_folder(path)
     }
 
     fn remove_folder(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir_all(path)
+        System.remove_folder(path)
     }
 
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
+        System.sync_folder(path)
     }
 
     fn exists(&self, path: &Path) -> bool {
-        path.symlink_metadata().is_ok()
+        System.exists(path)
     }
 
     fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
-        fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        System.names(folder)
     }
 
     fn read(&self, path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
-        open::read(path, max_bytes)
+        System.read(path, max_bytes)
     }
 }
 
