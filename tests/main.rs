@@ -12,6 +12,7 @@ mod check;
 mod chosen_templates;
 mod cli;
 mod combine;
+mod constrained;
 mod conversations;
 mod data;
 mod data_files;

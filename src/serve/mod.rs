@@ -9,6 +9,8 @@ mod calls;
 mod connections;
 mod failure;
 mod fields;
+mod forced_call;
+mod format;
 mod limits;
 mod metrics;
 mod models;
@@ -44,6 +46,8 @@ use worker::Worker;
 
 /// The bodies that lie in memory as values at once.
 const BODIES_AT_ONCE: usize = 4;
+/// The schemas that are prepared at once: fewer than the threads beside the event loop.
+const SCHEMAS_AT_ONCE: usize = 2;
 /// The time between two looks whether the server is to end.
 const LOOK: Duration = Duration::from_millis(50);
 /// The time for work beside the event loop at the end.
@@ -95,11 +99,14 @@ struct Server {
     host: Arc<dyn Host>,
     /// The positions of the model.
     positions: usize,
+    /// The logits of the model.
+    rows: usize,
     /// A place for each answer that runs or waits.
     places: Arc<Semaphore>,
     /// A place for each connection.
     connections: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
+    schemas: Arc<Semaphore>,
     is_ending: AtomicBool,
 }
 
@@ -125,12 +132,12 @@ pub fn serve(models: NamedModels, options: ServeOptions, host: Arc<dyn Host>) ->
     listener.set_nonblocking(true).map_err(|error| Error::failed("", format!("a socket fails: {error}")))?;
     let metrics = Arc::new(Metrics::default());
     let (decoder, tokenizer) = (models.loaded.decoder.clone(), models.base.encoder.tokenizer().clone());
-    let positions = decoder.config().max_positions;
+    let (positions, rows) = (decoder.config().max_positions, decoder.config().vocab_size);
     let make = Box::new(move || Engine::new(decoder.clone(), &tokenizer, engine.clone()));
     let (worker, thread) = Worker::start(make, metrics.clone())?;
     let models = Models::new(models, adapters, adapter_folder, worker.clone())?;
     let places = |count: usize| Arc::new(Semaphore::new(count));
-    let (answers, connections, bodies) = (places(limits.answers), places(limits.connections), places(BODIES_AT_ONCE));
+    let (answers, connections) = (places(limits.answers), places(limits.connections));
     let is_ending = AtomicBool::new(false);
     let server = Arc::new(Server {
         access,
@@ -141,9 +148,11 @@ pub fn serve(models: NamedModels, options: ServeOptions, host: Arc<dyn Host>) ->
         votes,
         host,
         positions,
+        rows,
         places: answers,
         connections,
-        bodies,
+        bodies: places(BODIES_AT_ONCE),
+        schemas: places(SCHEMAS_AT_ONCE),
         is_ending,
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()

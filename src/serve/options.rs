@@ -11,6 +11,7 @@ use super::models::ServedModel;
 use super::worker::Answers;
 use crate::data::Encoder;
 use crate::error::Result;
+use crate::generate::constraint::Constraint;
 use crate::generate::engine::Request;
 use crate::generate::sample::SamplerConfig;
 use crate::run::named::NamedModel;
@@ -31,6 +32,8 @@ pub(super) struct AnswerOptions {
     pub(super) likeliest: Option<usize>,
     /// Answers to each prompt.
     pub(super) choices: usize,
+    /// The format of the answers.
+    pub(super) constraint: Option<Constraint>,
 }
 
 impl AnswerOptions {
@@ -56,7 +59,7 @@ impl AnswerOptions {
         let choices = whole(fields.integer("n", 1..=CHOICES as i64)?).unwrap_or(1);
         let stop: Vec<String> = fields.texts("stop", STOP_STRINGS, STOP_BYTES)?;
         let stop = stop.into_iter().filter(|text| !text.is_empty()).collect();
-        Ok(Self { sampler, max_tokens, stop, likeliest: None, choices })
+        Ok(Self { sampler, max_tokens, stop, likeliest: None, choices, constraint: None })
     }
 }
 
@@ -138,6 +141,7 @@ impl Server {
             end_tokens: model.named.end_tokens.clone(),
             stop: options.stop.clone(),
             log_probabilities: options.likeliest,
+            constraint: options.constraint.clone(),
             until: Some(until),
             tokenizer: Some(model.named.encoder.tokenizer().clone()),
             ..Request::new(prompt)
