@@ -336,7 +336,7 @@ def isolation(arguments):
     listens = next(index for index, call in enumerate(calls) if " listen(" in call)
     serving = calls[listens:]
     opened = [call for call in serving if re.search(r" (open|openat|openat2|creat)\(", call)]
-    foreign = [call for call in opened if folder not in call]
+    foreign = [call for call in opened if folder not in call and str(arguments.base) not in call]
     connections = [call for call in serving if re.search(r" (connect|sendto|sendmsg)\(", call) and "sa_family=" in call]
     print(f"{len(serving)} calls on files and sockets while serving; {len(opened)} files opened, {len(opened) - len(foreign)} of them in the given folders")
     for call in [*foreign[:10], *connections[:10]]:

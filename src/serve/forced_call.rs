@@ -146,7 +146,13 @@ fn relocate(schema: &mut Value, place: &str, are_names: bool) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::data::Encoder;
+    use crate::model::BaseFiles;
+    use crate::run::answer::PromptForm;
+    use crate::text::Tokenizer;
 
     fn tool(name: &str, parameters: Value) -> Value {
         json!({ "type": "function", "function": { "name": name, "parameters": parameters } })
@@ -169,6 +175,27 @@ mod tests {
         assert_eq!(schema["anyOf"][1]["properties"]["name"]["const"], "g");
         assert_eq!(schema["anyOf"][1]["properties"]["parameters"]["$ref"], "#/$defs/1");
         assert_eq!(schema["$defs"]["0"], json!({ "type": "object" }));
+    }
+
+    #[test]
+    fn the_markup_of_a_call_is_that_of_the_template() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let base = BaseFiles::open(&fixtures.join("gguf/smollm.gguf")).expect("a base");
+        let tokenizer = Tokenizer::of_base(&base).expect("a tokenizer");
+        for (name, expected) in [
+            ("qwen2_5", Some(("<tool_call>\n", "arguments"))),
+            ("qwen3", Some(("<tool_call>\n", "arguments"))),
+            ("mistral_v3", Some(("[TOOL_CALLS] [", "arguments"))),
+            ("llama3_1", Some(("", "parameters"))),
+            ("zephyr", None),
+        ] {
+            let source = std::fs::read_to_string(fixtures.join(format!("templates/{name}.jinja"))).expect("a template");
+            let encoder = Encoder::of(tokenizer.with_chat_template(&source), name).expect("a template");
+            let form = PromptForm::Conversation;
+            let model = NamedModel { name: name.to_owned(), encoder, form, end_tokens: Vec::new() };
+            let expected = expected.map(|(beginning, arguments)| (beginning.to_owned(), arguments));
+            assert_eq!(markup(&model), expected, "{name}");
+        }
     }
 
     #[test]

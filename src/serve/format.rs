@@ -49,23 +49,23 @@ impl AnswerFormat {
 }
 
 impl Server {
-    /// Prepares the format of answers by a model, on a thread for blocking work.
-    pub(super) async fn constraint(
+    /// Prepares the format of `count` answers by a model, on a thread for blocking work; none where there is no format.
+    pub(super) async fn constraints(
         &self,
         model: &Arc<ServedModel>,
         format: Option<AnswerFormat>,
-    ) -> Outcome<Option<Constraint>> {
-        let Some(AnswerFormat { schema, field }) = format else { return Ok(None) };
+        count: usize,
+    ) -> Outcome<Vec<Constraint>> {
+        let Some(AnswerFormat { schema, field }) = format else { return Ok(Vec::new()) };
         let place = tokio::time::timeout(PREPARATION, self.schemas.clone().acquire_owned()).await;
         let place = place.map_err(|_| Failure::overloaded())?.map_err(|_| Failure::internal())?;
         let (model, rows) = (model.clone(), self.rows);
         let work = tokio::task::spawn_blocking(move || {
             let _place = place;
-            Constraint::json_schema(&model.vocabulary(rows)?, &schema)
+            Constraint::json_schema(&model.vocabulary(rows)?, &schema).map(|constraint| vec![constraint; count])
         });
         let done = tokio::time::timeout(PREPARATION, work).await;
         let done = done.map_err(|_| Failure::field(field, "has a schema that takes too long to prepare"))?;
-        let constraint = done.map_err(|_| Failure::internal())?;
-        constraint.map(Some).map_err(|error| Failure::of(&error, field))
+        done.map_err(|_| Failure::internal())?.map_err(|error| Failure::of(&error, field))
     }
 }

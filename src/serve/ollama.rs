@@ -72,7 +72,7 @@ fn options_of(fields: &mut Fields) -> Outcome<AnswerOptions> {
     let stop = stop.into_iter().filter(|text| !text.is_empty()).collect();
     options.finish()?;
     let max_tokens = whole(max_tokens);
-    Ok(AnswerOptions { sampler, max_tokens, stop, likeliest: None, choices: 1, constraint: None })
+    Ok(AnswerOptions { sampler, max_tokens, stop, likeliest: None, choices: 1 })
 }
 
 /// Ollama streams unless it is told not to.
@@ -99,7 +99,7 @@ fn format_of(fields: &mut Fields) -> Outcome<Option<AnswerFormat>> {
 /// `/api/chat`.
 pub(super) async fn chat(server: Arc<Server>, mut fields: Fields) -> Outcome<Response> {
     let model = model_of(&server, &mut fields)?;
-    let (mut options, streams) = (options_of(&mut fields)?, streams(&mut fields)?);
+    let (options, streams) = (options_of(&mut fields)?, streams(&mut fields)?);
     let conversation = Conversation::read(&mut fields)?;
     let format = format_of(&mut fields)?;
     if format.is_some() && conversation.has_tools() {
@@ -107,14 +107,13 @@ pub(super) async fn chat(server: Arc<Server>, mut fields: Fields) -> Outcome<Res
     }
     fields.finish()?;
     let (ids, format) = conversation.prepare(&model, format).await?;
-    options.constraint = server.constraint(&model, format).await?;
-    reply(&server, model, ids, &options, streams, Some(conversation.gate())).await
+    reply(&server, model, (ids, format), &options, streams, Some(conversation.gate())).await
 }
 
 /// `/api/generate`.
 pub(super) async fn generate(server: Arc<Server>, mut fields: Fields) -> Outcome<Response> {
     let model = model_of(&server, &mut fields)?;
-    let (mut options, streams) = (options_of(&mut fields)?, streams(&mut fields)?);
+    let (options, streams) = (options_of(&mut fields)?, streams(&mut fields)?);
     let format = format_of(&mut fields)?;
     let prompt = fields.text("prompt")?.unwrap_or_default();
     let system = fields.text("system")?.filter(|system| !system.is_empty());
@@ -133,21 +132,21 @@ pub(super) async fn generate(server: Arc<Server>, mut fields: Fields) -> Outcome
         (false, None) => named.prompt(&[Message::user(prompt)], None),
     });
     let ids = ids.await?;
-    options.constraint = server.constraint(&model, format).await?;
-    reply(&server, model, ids, &options, streams, None).await
+    reply(&server, model, (ids, format), &options, streams, None).await
 }
 
 /// Sends an answer; `gate` stands for a message rather than a plain text.
 async fn reply(
     server: &Server,
     model: Arc<ServedModel>,
-    ids: Vec<u32>,
+    (ids, format): (Vec<u32>, Option<AnswerFormat>),
     options: &AnswerOptions,
     streams: bool,
     gate: Option<CallGate>,
 ) -> Outcome<Response> {
     let started = Instant::now();
-    let answers = server.answer(&model, vec![ids], options).await?;
+    let constraints = server.constraints(&model, format, 1).await?;
+    let answers = server.answer(&model, vec![ids], options, constraints).await?;
     let mut lines = Lines { model, gate, started };
     if streams {
         return Ok(stream::response(answers, lines, Framing::Lines));

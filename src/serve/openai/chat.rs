@@ -167,9 +167,9 @@ pub(in crate::serve) async fn answer(server: Arc<Server>, mut fields: Fields) ->
     fields.finish()?;
     let model = server.models.get(&model)?;
     let (ids, format) = conversation.prepare(&model, format).await?;
-    options.constraint = server.constraint(&model, format).await?;
-    let answers = server.answer(&model, vec![ids], &options).await?;
     let count = options.choices;
+    let constraints = server.constraints(&model, format, count).await?;
+    let answers = server.answer(&model, vec![ids], &options, constraints).await?;
     let head = Head::new("chatcmpl-", &model.named.name);
     if delivery.streams {
         let gates = (0..count).map(|_| conversation.gate()).collect();
