@@ -7,6 +7,7 @@ requests    Generated requests, half of them bodies made from valid ones, half r
             and no valid answer that is not as its format says. (503 stands for too many connections, and 429 for a full queue, by design.)
 departures  Clients that leave at a random byte of their request or of the answer: afterwards every place is free again.
 overload    As many clients as there are places, then requests at ten times the rate that these reached: the accepted ones' 99th percentile.
+            Needs a --base whose answers take longer than these clients do: SmolLM2, say.
 isolation   Requests of every kind under strace: while it serves, the program opens no file but the adapter's and the votes', and no connection.
 
 In all of them `/healthz` answers within 100 ms (99.9th percentile, on an idle machine; the greatest time is printed), and the memory after the
@@ -290,7 +291,7 @@ async def phases(server, seconds, watch):
         watch.note()
         await asyncio.sleep(0.01)
     await asyncio.gather(*tasks)
-    return (calm, of_calm, rate), (loaded, of_loaded, sent / seconds)
+    return (calm, of_calm, rate), (loaded, of_loaded, sum(of_loaded.values()) / (time.perf_counter() - begun))
 
 
 def overload(server, arguments):

@@ -102,9 +102,7 @@ pub(super) async fn chat(server: Arc<Server>, mut fields: Fields) -> Outcome<Res
     let (options, streams) = (options_of(&mut fields)?, streams(&mut fields)?);
     let conversation = Conversation::read(&mut fields)?;
     let format = format_of(&mut fields)?;
-    if format.is_some() && conversation.has_tools() {
-        return Err(Failure::unsupported("format", "beside `tools`, which the model may call instead"));
-    }
+    conversation.check_format(format.as_ref())?;
     fields.finish()?;
     let (ids, format) = conversation.prepare(&model, format).await?;
     reply(&server, model, (ids, format), &options, streams, Some(conversation.gate())).await

@@ -50,11 +50,6 @@ impl Conversation {
         Ok(Self { messages, tools: tools.map(Value::Array), names, forced: None })
     }
 
-    /// Whether the model may call a tool.
-    pub(in crate::serve) fn has_tools(&self) -> bool {
-        self.tools.is_some()
-    }
-
     /// Does as a request's `tool_choice` says.
     fn choose_tools(&mut self, choice: Option<Value>) -> Outcome<()> {
         let Some(choice) = choice else { return Ok(()) };
@@ -70,12 +65,11 @@ impl Conversation {
     }
 
     /// Refuses a format of answers that may be calls instead.
-    fn check_format(&self, asked: Option<&AnswerFormat>) -> Outcome<()> {
-        let may_call = self.has_tools() && self.forced.is_none();
-        match asked.filter(|_| may_call) {
+    pub(in crate::serve) fn check_format(&self, format: Option<&AnswerFormat>) -> Outcome<()> {
+        let may_call = self.tools.is_some() && self.forced.is_none();
+        match format.filter(|_| may_call) {
             Some(format) => {
-                let reason = "beside `tools` that the model may call instead; `tool_choice` can be `none` or `required`";
-                Err(Failure::unsupported(format.field, reason))
+                Err(Failure::unsupported(format.field, "it stands beside `tools`, which the model may call instead"))
             }
             None => Ok(()),
         }
