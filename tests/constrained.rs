@@ -1,5 +1,6 @@
 //! Answers that are held to a JSON schema: random tiny models, whose answers are rubbish otherwise, give valid texts.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,12 @@ use crate::model::{load, turn};
 /// A schema, and whether a value is as it says.
 pub type Case = (Value, fn(&Value) -> bool);
 
+/// Whether a value is a whole number, as 2 and 2.0 are, within a range.
+fn is_whole(value: &Value, range: RangeInclusive<i64>) -> bool {
+    let whole = value.as_f64().filter(|number| number.fract() == 0.0);
+    whole.is_some_and(|number| range.contains(&(number as i64)))
+}
+
 /// Schemas whose texts are short, whatever a model chooses.
 pub fn cases() -> Vec<Case> {
     let person = json!({
@@ -35,14 +42,13 @@ pub fn cases() -> Vec<Case> {
     let city = json!({ "type": "object", "properties": { "code": { "pattern": "^[A-Z]{2}$", "type": "string" } }, "required": ["code"], "additionalProperties": false });
     vec![
         (person, |value| {
-            let age = value["age"].as_i64();
-            value["name"].as_str().is_some_and(|name| name.chars().count() <= 8) && age.is_some_and(|age| (0..=120).contains(&age))
+            value["name"].as_str().is_some_and(|name| name.chars().count() <= 8) && is_whole(&value["age"], 0..=120)
         }),
         (json!({ "enum": ["red", "green", "blue"] }), |value| ["red", "green", "blue"].iter().any(|one| value == one)),
         (json!({ "type": "boolean" }), Value::is_boolean),
         (json!({ "type": "array", "items": { "type": "integer", "minimum": -5, "maximum": 5 }, "minItems": 2, "maxItems": 4 }), |value| {
             let items = value.as_array().expect("a list");
-            (2..=4).contains(&items.len()) && items.iter().all(|item| item.as_i64().is_some_and(|item| item.abs() <= 5))
+            (2..=4).contains(&items.len()) && items.iter().all(|item| is_whole(item, -5..=5))
         }),
         (json!({ "const": { "a": [1, null], "é\n": "\"" } }), |value| *value == json!({ "a": [1, null], "é\n": "\"" })),
         (json!({ "anyOf": [{ "type": "null" }, { "type": "string", "pattern": "^[a-z]{3}$" }] }), |value| {
@@ -67,13 +73,13 @@ pub fn cases() -> Vec<Case> {
             value.as_str().is_some_and(|text| text.parse::<std::net::Ipv4Addr>().is_ok())
         }),
         (json!({ "type": ["integer", "null"], "minimum": 1, "maximum": 9 }), |value| {
-            value.is_null() || value.as_i64().is_some_and(|number| (1..=9).contains(&number))
+            value.is_null() || is_whole(value, 1..=9)
         }),
         (json!({ "$defs": { "city": city }, "type": "array", "items": { "$ref": "#/$defs/city" }, "minItems": 1, "maxItems": 2 }), |value| {
             value.as_array().expect("a list").iter().all(|city| city["code"].as_str().is_some_and(|code| code.len() == 2))
         }),
         (json!({ "allOf": [{ "type": "integer", "minimum": 10 }, { "maximum": 12 }] }), |value| {
-            value.as_i64().is_some_and(|number| (10..=12).contains(&number))
+            is_whole(value, 10..=12)
         }),
     ]
 }
@@ -157,8 +163,8 @@ fn guessed_tokens_change_no_answer_with_a_format() {
     let _turn = turn();
     let (decoder, _, vocabulary) = model("gguf/smollm.gguf");
     let schemas = [
-        json!({ "type": "array", "items": { "const": "alpha" }, "minItems": 12, "maxItems": 12 }),
-        json!({ "type": "array", "items": { "enum": [true, "yes", 17] }, "minItems": 15, "maxItems": 15 }),
+        json!({ "type": "string", "pattern": "^(alpha, ){12}$" }),
+        json!({ "type": "string", "pattern": "^((yes|no|17) ){15}$" }),
     ];
     let mut guessed = 0;
     for schema in schemas {

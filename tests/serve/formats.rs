@@ -112,7 +112,7 @@ fn formats_that_cannot_be_held_are_refused_by_name() {
 }
 
 /// A template that shows tools, short enough for the tiny model's positions, with calls in markup of its own.
-const TEMPLATE: &str = "{% for tool in tools %}{{ tool.function.name }};{% endfor %}{% for message in messages %}<|im_start|>\
+const TEMPLATE: &str = "{% for tool in tools or [] %}{{ tool.function.name }};{% endfor %}{% for message in messages %}<|im_start|>\
     {% if message.tool_calls %}{% for call in message.tool_calls %}~~{\"name\": \"{{ call.function.name }}\", \"parameters\": \
     {{ call.function.arguments | tojson }}}~~{% endfor %}{% else %}{{ message.content }}{% endif %}<|im_end|>{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>{% endif %}";

@@ -105,8 +105,11 @@ fn failed(message: &str) -> Error {
     Error::input("", format!("the answer cannot be held to its format any further: {}", reason(message)))
 }
 
-/// The library's reason, without what it says of its own state.
+/// The library's reason, without what it says of its own state: the first line, and the last one where the first announces it.
 fn reason(message: &str) -> String {
-    let line = message.lines().next().unwrap_or_default();
-    line.strip_prefix("panic: ").unwrap_or(line).chars().take(MAX_REASON).collect()
+    let (first, rest) = message.split_once('\n').unwrap_or((message, ""));
+    let first = first.strip_prefix("panic: ").unwrap_or(first);
+    let announced = rest.lines().last().filter(|_| first.ends_with(':')).unwrap_or_default();
+    let announced = announced.strip_prefix("error: ").unwrap_or(announced);
+    format!("{first} {announced}").trim_end().chars().take(MAX_REASON).collect()
 }
