@@ -228,7 +228,8 @@ fn schemas_that_cannot_be_held_are_refused_with_the_reason_and_soon() {
         (json!({ "type": "string", "format": "phone number" }), "phone number"),
         (json!({ "type": "object", "patternProperties": { "^a": {}, "b$": {} } }), "disjoint"),
         (json!({ "type": "array", "minItems": 1_000_000_000 }), "minItems"),
-        (json!({ "allOf": product }), "too"),
+        (json!({ "allOf": product }), "too large"),
+        (json!({ "allOf": vec![json!({ "type": "string", "pattern": "a.*b" }); 60] }), "60 patterns"),
     ] {
         let begun = Instant::now();
         let error = Constraint::json_schema(&vocabulary, &schema).expect_err("refused");

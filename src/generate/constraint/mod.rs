@@ -4,6 +4,7 @@
 //! may come from anyone, so its size is checked before (`schema`), the library's work on it is limited, and its recursion gets a
 //! stack of its own. White space between the parts of a text is limited, too: a model that is unsure may write it for ever.
 
+mod merged;
 mod schema;
 mod vocabulary;
 
@@ -48,20 +49,27 @@ impl Constraint {
     /// # Errors
     /// Input: a schema that is too large, is no schema, has keywords that cannot be held to, or describes nothing.
     pub fn json_schema(vocabulary: &Vocabulary, schema: &Value) -> Result<Self> {
-        schema::check(schema)?;
-        let mut schema = schema.clone();
-        schema[OPTIONS] = json!({ "whitespace_flexible": false, "whitespace_pattern": WHITE_SPACE });
-        let vocabulary = vocabulary.clone();
-        let prepare = move || {
-            let parser = vocabulary.factory().create_parser(TopLevelGrammar::from_json_schema(schema));
-            let mut matcher = Matcher::new(parser);
-            // The first choice of an answer is the costliest one as a rule: what is too complex is refused here.
-            matcher.compute_mask().map(|_| matcher)
-        };
+        let (vocabulary, schema) = (vocabulary.clone(), schema.clone());
+        let prepare = move || Self::prepare(&vocabulary, schema);
         let thread = std::thread::Builder::new().name("schema".to_owned()).stack_size(STACK_BYTES).spawn(prepare);
         let thread = thread.map_err(|error| Error::failed("", format!("a thread cannot be started: {error}")))?;
-        let outcome = thread.join().map_err(|_| Error::input("", "the schema cannot be prepared"))?;
-        outcome.map(Self).map_err(|error| Error::input("", reason(&error.to_string())))
+        thread.join().map_err(|_| Error::input("", "the schema cannot be prepared"))?
+    }
+
+    fn prepare(vocabulary: &Vocabulary, mut schema: Value) -> Result<Self> {
+        schema::check(&schema)?;
+        merged::check(&schema)?;
+        schema[OPTIONS] = json!({ "whitespace_flexible": false, "whitespace_pattern": WHITE_SPACE });
+        let parser = vocabulary.factory().create_parser(TopLevelGrammar::from_json_schema(schema));
+        let mut matcher = Matcher::new(parser);
+        // What is too complex for the first choice is refused before an answer begins.
+        match matcher.compute_mask() {
+            Ok(_) => Ok(Self(matcher)),
+            Err(error) => {
+                let message = format!("the schema cannot be held to: {}", reason(&error.to_string()));
+                Err(Error::input("", message))
+            }
+        }
     }
 
     /// The logits with those of the tokens that cannot follow at negative infinity. An end token can follow where the text may end.
@@ -108,7 +116,12 @@ fn failed(message: &str) -> Error {
 /// The library's reason, without what it says of its own state: the first line, and the last one where the first announces it.
 fn reason(message: &str) -> String {
     let (first, rest) = message.split_once('\n').unwrap_or((message, ""));
-    let first = first.strip_prefix("panic: ").unwrap_or(first);
+    // An option of the library that is not offered.
+    let first = first.split(" Enable 'coerce_one_of'").next().unwrap_or_default();
+    let first = match first.strip_prefix("panic: ").unwrap_or(first) {
+        "NoExtensionBias" => "no token can come next",
+        first => first,
+    };
     let announced = rest.lines().last().filter(|_| first.ends_with(':')).unwrap_or_default();
     let announced = announced.strip_prefix("error: ").unwrap_or(announced);
     format!("{first} {announced}").trim_end().chars().take(MAX_REASON).collect()

@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 const MAX_BYTES: usize = 128 << 10;
 /// The most values in it, lists and objects counted.
 const MAX_VALUES: usize = 10_000;
+/// The most properties in it, and the most names that are required: the grammar's rows grow with them.
+const MAX_PROPERTIES: usize = 2000;
 /// The most items or properties that it may ask for by number.
 const MAX_COUNT: u64 = 1000;
 /// The longest text that it may ask for by number.
@@ -25,6 +27,8 @@ const MAX_NAME_PATTERNS: usize = 32;
 #[derive(Default)]
 struct Counts {
     values: usize,
+    properties: usize,
+    required: usize,
     patterns: usize,
     name_patterns: usize,
 }
@@ -46,6 +50,11 @@ pub(super) fn check(schema: &Value) -> Result<()> {
 
 fn wrong(message: String) -> Error {
     Error::input("", format!("the schema {message}"))
+}
+
+fn at_most_properties(count: usize, what: &str) -> Result<()> {
+    let message = || format!("has more than {MAX_PROPERTIES} {what}");
+    if count > MAX_PROPERTIES { Err(wrong(message())) } else { Ok(()) }
 }
 
 impl Counts {
@@ -78,6 +87,14 @@ impl Counts {
             return Err(wrong(format!("has `{key}` {value}; at most {most} is taken")));
         }
         match (key, value) {
+            ("properties", Value::Object(fields)) => {
+                self.properties += fields.len();
+                at_most_properties(self.properties, "properties")
+            }
+            ("required", Value::Array(names)) => {
+                self.required += names.len();
+                at_most_properties(self.required, "required properties")
+            }
             ("pattern", Value::String(pattern)) => self.add_pattern(pattern),
             ("patternProperties", Value::Object(fields)) => {
                 self.name_patterns += fields.len();
@@ -121,6 +138,8 @@ mod tests {
             (json!({ "maxLength": 1e300 }), "`maxLength` 1e+300"),
             (json!({ "pattern": "a".repeat(3000) }), "a pattern of 3000 bytes"),
             (json!({ "anyOf": vec![json!({ "pattern": "a" }); 129] }), "more than 128 patterns"),
+            (json!({ "properties": many(2001) }), "more than 2000 properties"),
+            (json!({ "required": vec!["a"; 2001] }), "more than 2000 required properties"),
             (json!({ "patternProperties": many(33) }), "more than 32 patterns of names"),
         ] {
             let error = check(&schema).expect_err(reason);

@@ -16,7 +16,7 @@ const MAX_TOKEN_BYTES: usize = 256;
 /// step, 20 items a microsecond, 1 to 2 kB a state.
 fn limits() -> ParserLimits {
     ParserLimits {
-        max_items_in_row: 2000,
+        max_items_in_row: 9000,
         initial_lexer_fuel: 1_000_000,
         step_lexer_fuel: 200_000,
         step_max_items: 50_000,
