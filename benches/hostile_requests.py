@@ -1,5 +1,6 @@
 """Requests that mean no good, for `hostile_clients.py`: bodies made from valid ones, and raw bytes of HTTP."""
 
+import copy
 import json
 
 
@@ -18,7 +19,7 @@ def odd(rng, depth=0):
         if rng.random() < 0.5:
             return [odd(rng, depth + 1) for _ in range(rng.randrange(5))]
         return {rng.choice(["type", "a", "", "$ref", "content", "role"]): odd(rng, depth + 1) for _ in range(rng.randrange(5))}
-    return rng.choice(ODD)
+    return copy.deepcopy(rng.choice(ODD))
 
 
 def schema(rng, depth=0):
@@ -26,7 +27,8 @@ def schema(rng, depth=0):
     if rng.random() < 0.06:
         return odd(rng)
     inner = lambda: schema(rng, depth + 1)
-    many = rng.choice([1, 2, 3, 3, 40])
+    # Wide only where it is not deep: the generator ends, too.
+    many = rng.choice([1, 2, 3]) if depth < 2 else rng.choice([1, 2, 3, 40])
     number = lambda: rng.choice([0, 1, 2, 3, 5, 50, 1000, 10**9, -1, 1.5])
     leaves = [
         lambda: {"type": rng.choice(["string", "integer", "number", "boolean", "null", "object", "array", "odd", ["null", "string"]])},
@@ -35,7 +37,7 @@ def schema(rng, depth=0):
         lambda: {"type": "string", "format": rng.choice(["date-time", "email", "uuid", "uri", "odd"])},
         lambda: {"type": "integer", "minimum": number(), "maximum": number()},
         lambda: {"type": "number", "multipleOf": rng.choice([1, 0.1, 0, 1e-300, 7.77]), "minimum": rng.choice([0, -1e300, 1e-300])},
-        lambda: {"enum": [rng.choice(ODD) for _ in range(many)]},
+        lambda: {"enum": [odd(rng) for _ in range(many)]},
         lambda: {"const": odd(rng)},
         lambda: {"$ref": rng.choice(["#", "#/$defs/a", "#/properties/a", "http://127.0.0.1:1/", "file:///etc/passwd", "#/%24defs/a"])},
     ]
@@ -44,7 +46,7 @@ def schema(rng, depth=0):
         lambda: {"type": "array", "items": inner(), "minItems": number(), "maxItems": number()},
         lambda: {"type": "array", "prefixItems": [inner() for _ in range(many)]},
         lambda: {rng.choice(["anyOf", "oneOf", "allOf"]): [inner() for _ in range(many)]},
-        lambda: {"allOf": [{"anyOf": [inner() for _ in range(many)]} for _ in range(many)]},
+        lambda: {"allOf": [{"anyOf": [inner() for _ in range(many)]} for _ in range(3)]},
         lambda: {"type": "object", "patternProperties": {rng.choice(["^a", "b$", "(", ".*"]): inner() for _ in range(2)}},
         lambda: {"$defs": {"a": inner()}, "$ref": "#/$defs/a"},
         lambda: {"not": inner()},
@@ -84,7 +86,7 @@ def change(rng, value):
             places.append((one, key))
             if isinstance(one[key], (dict, list)):
                 pending.append(one[key])
-    if not places:
+    if not places or len(places) > 3000:
         return
     one, key = rng.choice(places)
     match rng.randrange(4):
@@ -93,7 +95,7 @@ def change(rng, value):
         case 1 if isinstance(one, dict):
             one[rng.choice(["odd", "n", "stop", "seed", "content", "role", "$ref", "x" * 300])] = odd(rng)
         case 2 if isinstance(one, list):
-            one.extend([one[key]] * rng.choice([1, 30]))
+            one.extend(copy.deepcopy(one[key]) for _ in range(rng.choice([1, 30])))
         case _:
             one[key] = odd(rng)
 
