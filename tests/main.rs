@@ -46,6 +46,7 @@ mod qlora;
 mod real_templates;
 mod recipe;
 mod recipes;
+mod report;
 #[cfg(unix)]
 mod resume;
 mod runs;

@@ -19,10 +19,13 @@ mod progress;
 mod prompts;
 mod pull;
 mod quantize;
+mod report;
 #[cfg(feature = "serve")]
 mod serve;
 mod terminal;
 mod train;
+#[cfg(feature = "serve")]
+mod ui;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -85,6 +88,9 @@ enum Command {
     Chat(chat::Arguments),
     #[cfg(feature = "serve")]
     Serve(serve::Arguments),
+    Report(report::Arguments),
+    #[cfg(feature = "serve")]
+    Ui(ui::Arguments),
     Inspect(inspect::Arguments),
 }
 
@@ -173,6 +179,9 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Chat(arguments) => chat::run(arguments, &cli.global, terminal),
         #[cfg(feature = "serve")]
         Command::Serve(arguments) => serve::run(arguments, &cli.global, terminal),
+        Command::Report(arguments) => report::run(arguments, &cli.global, terminal),
+        #[cfg(feature = "serve")]
+        Command::Ui(arguments) => ui::run(arguments, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),
     };
     done.map(|()| Ending::Done)
