@@ -118,7 +118,11 @@ fn tell_apart(runs: &mut [RunFiles]) {
 
 fn write_page(path: &Path, page: &str, terminal: &Terminal) -> Result<()> {
     atomic::write_bytes(path, page.as_bytes())?;
-    if terminal.is_json() { terminal.json(&json!({ "page": path })) } else { terminal.line(&path.display().to_string()) }
+    if terminal.is_json() {
+        terminal.json(&json!({ "page": path }))
+    } else {
+        terminal.line(&path.display().to_string())
+    }
 }
 
 fn write_events(runs: &[RunFiles], folder: &Path, terminal: &Terminal) -> Result<()> {

@@ -120,7 +120,9 @@ fn row(index: usize, run: &RunFiles) -> Row {
         name: run.name.clone(),
         state: run.state.name(),
         verdict: super::sentence::sentence(run).verdict,
-        loss_before: validation["loss_before"].as_f64().or_else(|| losses().find(|(_, step)| *step == 0).map(|one| one.0)),
+        loss_before: validation["loss_before"]
+            .as_f64()
+            .or_else(|| losses().find(|(_, step)| *step == 0).map(|one| one.0)),
         loss: validation["loss_after"].as_f64().or(best.map(|one| one.0)),
         best_step: outcome["best_step"].as_u64().or(best.map(|one| one.1)),
         steps: run.last_step(),
@@ -141,7 +143,8 @@ fn losses(run: &RunFiles) -> Option<Losses<'_>> {
     let losses = &run.details.value["losses"];
     let tokens = losses["tokens"].as_array()?.iter().map(Value::as_f64);
     let sums = losses["after"].as_array()?.iter().map(Value::as_f64);
-    let shares: Option<Vec<Share>> = sums.zip(tokens).map(|(sum, weight)| Some(Share { sum: sum?, weight: weight? })).collect();
+    let shares: Option<Vec<Share>> =
+        sums.zip(tokens).map(|(sum, weight)| Some(Share { sum: sum?, weight: weight? })).collect();
     Some(Losses { split: losses["split"].as_str()?, shares: shares.filter(|shares| !shares.is_empty())? })
 }
 
@@ -205,7 +208,18 @@ impl Comparison {
     /// The rows of the comparison as a table.
     pub fn table(&self) -> Table {
         let mut table = Table::new(&[
-            "run", "state", "verdict", "base", "loss", "against the first", "interval", "best at", "steps", "seconds", "tokens/s", "peak",
+            "run",
+            "state",
+            "verdict",
+            "base",
+            "loss",
+            "against the first",
+            "interval",
+            "best at",
+            "steps",
+            "seconds",
+            "tokens/s",
+            "peak",
         ]);
         let loss = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
         for row in &self.runs {

@@ -158,7 +158,9 @@ mod tests {
         assert!(page.len() < 400 << 10, "{} bytes", page.len());
         // The names of the namespaces are no addresses.
         let page = page.replace("http://www.w3.org/2000/svg", "");
-        for elsewhere in ["http://", "https://", "//cdn", " src=", "@import", "url(", "innerHTML", "outerHTML", " style=\""] {
+        for elsewhere in
+            ["http://", "https://", "//cdn", " src=", "@import", "url(", "innerHTML", "outerHTML", " style=\""]
+        {
             assert!(!page.contains(elsewhere), "{elsewhere}");
         }
         for call in ["eval(", "Function(", "document.write", "insertAdjacentHTML"] {

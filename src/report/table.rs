@@ -25,7 +25,8 @@ impl Table {
     /// The table as CSV (RFC 4180). A cell that a spreadsheet would take for a formula begins with an apostrophe.
     pub fn csv(&self) -> String {
         let cell = |text: &String| {
-            let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']) && text.parse::<f64>().is_err() && text != "-";
+            let is_formula =
+                text.starts_with(['=', '+', '-', '@', '\t', '\r']) && text.parse::<f64>().is_err() && text != "-";
             let text = if is_formula { format!("'{text}") } else { text.clone() };
             match text.contains(['"', ',', '\n', '\r']) {
                 true => format!("\"{}\"", text.replace('"', "\"\"")),

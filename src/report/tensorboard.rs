@@ -197,8 +197,8 @@ mod tests {
     fn a_scalar_has_the_bytes_of_tensorboard() {
         // Made by TensorBoard 2.21: Event(wall_time=1.5, step=300, summary=Summary(value=[Value(tag="a/b", simple_value=0.25)])).
         let expected = [
-            0x09, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f, 0x10, 0xac, 0x02, 0x2a, 0x0c, 0x0a, 0x0a, 0x0a, 0x03, b'a', b'/', b'b', 0x15,
-            0, 0, 0x80, 0x3e,
+            0x09, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f, 0x10, 0xac, 0x02, 0x2a, 0x0c, 0x0a, 0x0a, 0x0a, 0x03, b'a', b'/', b'b',
+            0x15, 0, 0, 0x80, 0x3e,
         ];
         assert_eq!(event(1.5, Some(300), &field_bytes(5, &scalar("a/b", 0.25))), expected);
     }

@@ -140,11 +140,8 @@ impl<'a> Recorder<'a> {
     }
 
     /// Measures what the report of a run that has come to its end tells.
-    ///
-    /// # Errors
-    /// Those of [`Reporter::measure_outcome`].
-    pub(super) fn measure_outcome(&mut self, outcome: &Outcome) -> Result<()> {
-        self.report.measure_outcome(outcome, self.decoder, &mut self.samples)
+    pub(super) fn measure_outcome(&mut self, outcome: &Outcome) {
+        self.report.measure_outcome(outcome, self.decoder, &mut self.samples);
     }
 
     /// Writes the report by the files as they are now.

@@ -3,15 +3,16 @@
 //! Whatever needs the model is measured here, within the share of time that samples have; the page itself is made of the run folder's
 //! files ([`crate::report`]).
 
-mod measures;
+mod examples;
+mod losses;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde_json::Value;
 
-use measures::{Ablation, Lengths, Losses, Rendered, TokenLosses, ablate, chosen, lengths, losses, rendered};
+use examples::{Lengths, Rendered, lengths, rendered};
+use losses::{Ablation, Losses, TokenLosses, ablate, chosen, losses};
 
 use super::folder::RunFolder;
 use super::prepare::Prepared;
@@ -19,7 +20,7 @@ use super::samples::Samples;
 use super::watch::Watch;
 use crate::adapter::map::{ModuleUpdate, map};
 use crate::data::Encoded;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::Decoder;
 use crate::nn::Adapter;
@@ -120,16 +121,7 @@ impl<'a> Reporter<'a> {
     }
 
     /// Measures what a run that has come to its end can tell: the losses of its examples, the map of the adapter, the parts of it.
-    ///
-    /// # Errors
-    /// Input: the base or the adapter cannot be read any more.
-    pub(super) fn measure_outcome(
-        &mut self,
-        outcome: &Outcome,
-        decoder: &Decoder,
-        samples: &mut Samples<'_>,
-    ) -> Result<()> {
-        let Prepared { plan, base, device, .. } = self.prepared;
+    pub(super) fn measure_outcome(&mut self, outcome: &Outcome, decoder: &Decoder, samples: &mut Samples<'_>) {
         match losses(self.prepared, outcome) {
             Ok(losses) => self.details.losses = Some(losses),
             Err(reason) => drop(self.details.left_out.insert("losses", reason)),
@@ -138,34 +130,53 @@ impl<'a> Reporter<'a> {
             for part in ["adapter", "modules"] {
                 self.details.left_out.insert(part, "the run was interrupted".to_owned());
             }
-            return Ok(());
+            return;
         }
-        let adapter = outcome.adapter.attach(decoder.config(), device)?;
+        match outcome.adapter.attach(decoder.config(), &self.prepared.device) {
+            Ok(adapter) => self.measure_adapter(outcome, decoder, &adapter, samples),
+            Err(error) => drop(self.details.left_out.insert("modules", error.to_string())),
+        }
+        match self.map(outcome, samples) {
+            Ok(updates) if updates.is_empty() => {
+                self.details.left_out.insert("adapter", "the adapter has no low-rank pairs".to_owned());
+            }
+            Ok(updates) => self.details.adapter = Some(updates),
+            Err(error) => drop(self.details.left_out.insert("adapter", error.to_string())),
+        }
+    }
+
+    /// Measures the token losses of the best adapter, where they are not known, and its parts.
+    fn measure_adapter(
+        &mut self,
+        outcome: &Outcome,
+        decoder: &Decoder,
+        adapter: &Adapter,
+        samples: &mut Samples<'_>,
+    ) {
         let is_measured = |tokens: &TokenLosses| tokens.after_step == Some(outcome.best_step);
         if let (Some(pass), Some(false)) = (self.pass, self.details.tokens.as_ref().map(is_measured)) {
             let left = samples.left(outcome.steps);
-            samples.charge(self.measure_tokens(outcome.best_step, decoder, &adapter, (pass, left)));
+            samples.charge(self.measure_tokens(outcome.best_step, decoder, adapter, (pass, left)));
         }
-        self.ablate(outcome.steps, decoder, &adapter, samples);
+        self.ablate(outcome.steps, decoder, adapter, samples);
+    }
 
+    /// The map of the best adapter.
+    fn map(&self, outcome: &Outcome, samples: &mut Samples<'_>) -> Result<Vec<ModuleUpdate>> {
+        let Prepared { plan, base, .. } = self.prepared;
         let began = Instant::now();
         let budget = samples.left(outcome.steps);
-        let updates = map(&outcome.adapter, &base.files, plan.base.quant, &|| began.elapsed() < budget)?;
+        let updates = map(&outcome.adapter, &base.files, plan.base.quant, &|| began.elapsed() < budget);
         samples.charge(began.elapsed());
-        if updates.is_empty() {
-            self.details.left_out.insert("adapter", "the adapter has no low-rank pairs".to_owned());
-        } else {
-            self.details.adapter = Some(updates);
-        }
-        Ok(())
+        updates
     }
 
     /// Writes `report.json` and `report.html`; the first failure is reported.
     pub(super) fn write(&mut self, folder: &RunFolder, watch: &mut dyn Watch) {
         let began = Instant::now();
-        let written = serde_json::to_value(&self.details)
-            .map_err(|error| crate::error::Error::failed(DETAILS_FILE, error.to_string()))
-            .and_then(|details: Value| folder.write(DETAILS_FILE, &details.to_string()))
+        let written = serde_json::to_string(&self.details)
+            .map_err(|error| Error::failed(DETAILS_FILE, error.to_string()))
+            .and_then(|details| folder.write(DETAILS_FILE, &details))
             .and_then(|()| folder.write(PAGE_FILE, &page::of_folder(folder.path())?));
         if let (Err(error), false) = (written, self.is_warned) {
             watch.notice(&format!("warning: the report is not written: {error}; training goes on"));
@@ -197,7 +208,10 @@ impl<'a> Reporter<'a> {
         let Some(tokens) = &mut self.details.tokens else { return Duration::ZERO };
         let passes = if tokens.is_measured() { 1 } else { 2 };
         if pass * passes > left {
-            self.details.left_out.insert("tokens", NO_TIME.to_owned());
+            // What an earlier step gave is kept: the page names the step.
+            if !tokens.is_measured() {
+                self.details.left_out.insert("tokens", NO_TIME.to_owned());
+            }
             return Duration::ZERO;
         }
         let began = Instant::now();

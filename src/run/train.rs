@@ -153,7 +153,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
             outcome.adapter.save(recorder.folder.path(), &options)?;
         }
     }
-    recorder.measure_outcome(&outcome)?;
+    recorder.measure_outcome(&outcome);
     recorder.folder.write(CARD_FILE, &card(&prepared, &report, &targets))?;
     record["outcome"] = json!(report);
     recorder.folder.write_record(&record)?;

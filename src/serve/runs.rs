@@ -200,7 +200,10 @@ fn look(folder: &Path, runs: &Runs, host: &dyn Host, sender: &watch::Sender<Stri
             let stamp = stamp(path);
             if rows.get(name).is_none_or(|(known, _)| *known != stamp) {
                 let row = RunFiles::read(path).ok().map(|run| row(&RunFiles { name: name.clone(), ..run }, &stamp));
-                rows.insert(name.clone(), (stamp, row.unwrap_or_else(|| json!({ "name": name, "state": "unreadable" }))));
+                rows.insert(
+                    name.clone(),
+                    (stamp, row.unwrap_or_else(|| json!({ "name": name, "state": "unreadable" }))),
+                );
             }
         }
         let mut list: Vec<&Value> = rows.values().map(|(_, row)| row).collect();

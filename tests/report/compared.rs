@@ -25,7 +25,8 @@ fn runs_are_compared_on_the_examples_that_both_saw() {
     let shares = |name: &str| -> Vec<Share> {
         let details = fs::read(folder.path().join("runs").join(name).join("report.json")).expect("details");
         let losses = serde_json::from_slice::<Value>(&details).expect("JSON")["losses"].clone();
-        let numbers = |key: &str| losses[key].as_array().expect("numbers").iter().filter_map(Value::as_f64).collect::<Vec<_>>();
+        let numbers =
+            |key: &str| losses[key].as_array().expect("numbers").iter().filter_map(Value::as_f64).collect::<Vec<_>>();
         numbers("after").into_iter().zip(numbers("tokens")).map(|(sum, weight)| Share { sum, weight }).collect()
     };
     let expected = bootstrap::compare(&shares("long"), &shares("short"), Better::Lower, 0);
@@ -35,7 +36,8 @@ fn runs_are_compared_on_the_examples_that_both_saw() {
     }
     assert!(paired["difference"].as_f64() > Some(0.0), "{paired}");
 
-    let keys: Vec<&str> = compared["settings"].as_array().expect("settings").iter().filter_map(|one| one["key"].as_str()).collect();
+    let keys: Vec<&str> =
+        compared["settings"].as_array().expect("settings").iter().filter_map(|one| one["key"].as_str()).collect();
     assert_eq!(keys, ["eval.max_examples", "train.epochs", "train.max_steps"]);
     let table = text(&run(&folder, &[&["report"][..], &runs].concat()).stdout);
     let first = table.lines().nth(1).expect("a row");

@@ -80,8 +80,10 @@ pub fn write_run(dir: &std::path::Path) {
     fs::write(dir.join("timings.jsonl"), "{\"step\":1,\"time\":\"<script>\",\"seconds\":1.0,\"tokens\":9,\"tokens_per_second\":9.0,\"peak_bytes\":1000}\n").expect("written");
     fs::write(dir.join("samples.jsonl"), texts(&samples)).expect("written");
     fs::write(dir.join("recipe.toml"), PAYLOADS.join("\n")).expect("written");
-    fs::write(dir.join("README.md"), format!("# x\n\n## Use\n\n{}\n\n### {}\n\n```sh\n{}\n```\n", at(0), at(4), at(1))).expect("written");
-    let named: serde_json::Map<String, Value> = PAYLOADS.iter().map(|payload| ((*payload).to_owned(), json!(payload))).collect();
+    fs::write(dir.join("README.md"), format!("# x\n\n## Use\n\n{}\n\n### {}\n\n```sh\n{}\n```\n", at(0), at(4), at(1)))
+        .expect("written");
+    let named: serde_json::Map<String, Value> =
+        PAYLOADS.iter().map(|payload| ((*payload).to_owned(), json!(payload))).collect();
     let record = json!({
         "burnish": at(0), "build": at(1), "started": at(2), "finished": at(5), "resumed": PAYLOADS, "overrides": PAYLOADS,
         "plan": {"adapter": {"rank": at(3), "alpha": at(4)}, "train": {"objective": at(6)}, "base": {"quant": at(7)}, "own": named},
@@ -131,7 +133,12 @@ fn nothing_of_a_run_becomes_markup() {
         let data = island(&page);
         let index = data["runs"].as_array().expect("runs").iter().position(|run| run["name"] == name).expect("the run");
         let run_data = &data["runs"][index];
-        let read: Vec<&str> = run_data["details"]["rendered"][0]["tokens"].as_array().expect("tokens").iter().filter_map(Value::as_str).collect();
+        let read: Vec<&str> = run_data["details"]["rendered"][0]["tokens"]
+            .as_array()
+            .expect("tokens")
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
         assert_eq!(read, PAYLOADS, "and every text is what it was");
         assert_eq!(run_data["samples"].as_array().map(Vec::len), Some(100));
         let title = page.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>")).expect("a title").0;

@@ -64,7 +64,11 @@ fn a_page_has_the_numbers_of_the_run_and_every_part() {
     let said = run_data["sentence"]["text"].as_str().expect("a sentence");
     let expected = format!(
         "over 15 validation examples the mean loss fell from {:.4} to {:.4}, a difference of {:+.4} with a 95% interval from {:+.4} to {:+.4}",
-        number("loss_before"), number("loss_after"), number("difference"), number("low"), number("high")
+        number("loss_before"),
+        number("loss_after"),
+        number("difference"),
+        number("low"),
+        number("high")
     );
     assert!(said.contains(&expected), "{said}");
     assert_eq!(run_data["missing"], serde_json::json!([]));
@@ -80,7 +84,8 @@ fn a_page_has_the_numbers_of_the_run_and_every_part() {
     let texts: Vec<&str> = rendered["tokens"].as_array().expect("tokens").iter().filter_map(Value::as_str).collect();
     let trained = rendered["trained"].as_array().expect("a mask");
     assert!(texts.concat().contains("1 and 1 is 2"), "{texts:?}");
-    let masked: String = texts.iter().zip(trained).filter(|(_, trained)| **trained == true).map(|(text, _)| *text).collect();
+    let masked: String =
+        texts.iter().zip(trained).filter(|(_, trained)| **trained == true).map(|(text, _)| *text).collect();
     assert!(masked.starts_with('2'), "the completion and the end: {masked}");
     let tokens = &details["tokens"];
     assert_eq!(tokens["after_step"], report["best_step"]);
@@ -91,7 +96,9 @@ fn a_page_has_the_numbers_of_the_run_and_every_part() {
     assert!(sum("after") < sum("before"), "it learned: {tokens}");
     let modules = details["adapter"].as_array().expect("a map");
     assert_eq!(modules.len(), 6, "three modules in two layers");
-    assert!(modules.iter().all(|one| one["update_norm"].as_f64() > Some(0.0) && one["weight_norm"].as_f64() > Some(0.0)));
+    assert!(
+        modules.iter().all(|one| one["update_norm"].as_f64() > Some(0.0) && one["weight_norm"].as_f64() > Some(0.0))
+    );
     let parts = |key: &str| details["modules"][key].as_array().map(Vec::len);
     assert_eq!((parts("by_name"), parts("by_layer"), parts("by_module")), (Some(3), Some(2), Some(6)));
     let losses = &details["losses"];
@@ -141,7 +148,10 @@ fn a_run_that_broke_off_has_a_page_that_says_so() {
     let run_data = &data["runs"][0];
     assert_eq!(run_data["state"], "broken off");
     let said = run_data["sentence"]["text"].as_str().expect("a sentence");
-    assert!(said.starts_with("The run broke off after 4 steps without an outcome; the lowest validation loss"), "{said}");
+    assert!(
+        said.starts_with("The run broke off after 4 steps without an outcome; the lowest validation loss"),
+        "{said}"
+    );
     let missing = run_data["missing"].to_string();
     for file in ["report.json", "timings.jsonl"] {
         assert!(missing.contains(&format!("{file} is not there")), "{missing}");
@@ -169,7 +179,10 @@ fn a_run_without_time_or_validation_leaves_parts_out_and_says_why() {
     }
     let data = page_of(&folder.path().join("runs/blind"));
     let said = data["runs"][0]["sentence"]["text"].as_str().expect("a sentence");
-    assert_eq!(said, "Nothing says whether the adapter is better than the base: the run of 12 steps had no validation examples.");
+    assert_eq!(
+        said,
+        "Nothing says whether the adapter is better than the base: the run of 12 steps had no validation examples."
+    );
     assert!(data["runs"][0]["details"]["adapter"].is_array());
 }
 
@@ -189,7 +202,11 @@ fn the_share_of_time_holds_for_samples_and_report_together() {
     for part in ["tokens", "modules"] {
         let is_there = details[part].is_object();
         let is_measured = part != "tokens" || !details[part]["after_step"].is_null();
-        assert!((is_there && is_measured) != details["left_out"][part].is_string(), "{took:?} {part}: {}", details["left_out"]);
+        assert!(
+            (is_there && is_measured) != details["left_out"][part].is_string(),
+            "{took:?} {part}: {}",
+            details["left_out"]
+        );
     }
 }
 

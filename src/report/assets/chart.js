@@ -137,7 +137,7 @@ class Chart {
   read() {
     const { step } = this.group;
     const found = this.series.map((one) => [one, one.points[step === null ? one.points.length - 1 : nearest(one.points, step)]]);
-    const shown = found.filter(([one]) => !one.faint || this.series.length === 1);
+    const shown = found.filter(([one]) => !one.unnamed);
     const place = step === null ? "last" : "step " + whole(step);
     this.readout.replaceChildren(element("span", { class: "place" }, place), ...shown.map(([one, point]) =>
       element("span", {}, this.series.length > 1 ? one.name + " " : "", element("b", {}, this.format(point[1])))));

@@ -20,7 +20,10 @@ function live() {
     const all = await get("/api/data?" + new URLSearchParams(names.map((name) => ["run", name])));
     const [left, top] = [scrollX, scrollY];
     if (all.runs.length) show(all, true);
-    else at("main").replaceChildren(element("header", { class: "hero" }, element("p", { class: "kicker" }, "burnish"), element("h1", {}, "No run yet"), element("p", { class: "sentence" }, "A run appears here once it begins.")));
+    else {
+      at("links").replaceChildren();
+      at("main").replaceChildren(element("header", { class: "hero" }, element("p", { class: "kicker" }, "burnish"), element("h1", {}, "No run yet"), element("p", { class: "sentence" }, "A run appears here once it begins.")));
+    }
     scrollTo({ left, top, behavior: "instant" });
     drawn = names.join("\n");
   }
