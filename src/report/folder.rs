@@ -222,19 +222,24 @@ fn state(path: &Path, record: &Value) -> RunState {
     let outcome = &record["outcome"];
     let is_held = || lock::check_free(&path.join("run.lock")).is_err();
     if outcome.is_object() {
-        let verdict_waits = outcome["validation"].is_null() && outcome["interrupted"] == false;
-        return match () {
-            // A run without validation data has no verdict either: it holds the lock for a moment only.
-            () if verdict_waits && has_validation(record) && is_held() => RunState::Measuring,
-            () if outcome["interrupted"] == true => RunState::Interrupted,
-            () if outcome["stopped_early"] == true => RunState::StoppedEarly,
-            () => RunState::Finished,
+        let verdict_waits =
+            outcome["validation"].is_null() && outcome["interrupted"] == false && has_validation(record);
+        return if verdict_waits && is_held() {
+            RunState::Measuring
+        } else if outcome["interrupted"] == true {
+            RunState::Interrupted
+        } else if outcome["stopped_early"] == true {
+            RunState::StoppedEarly
+        } else {
+            RunState::Finished
         };
     }
-    match () {
-        () if record["error"].is_string() => RunState::Failed,
-        () if is_held() => RunState::Training,
-        () => RunState::BrokenOff,
+    if record["error"].is_string() {
+        RunState::Failed
+    } else if is_held() {
+        RunState::Training
+    } else {
+        RunState::BrokenOff
     }
 }
 

@@ -140,7 +140,7 @@ fn field_bytes(number: u64, content: &[u8]) -> Vec<u8> {
 }
 
 fn key(number: u64, kind: u64) -> Vec<u8> {
-    varint(number << 3 | kind)
+    varint((number << 3) | kind)
 }
 
 /// A number in groups of seven bits, the lowest first.
@@ -172,7 +172,7 @@ fn masked(bytes: &[u8]) -> u32 {
 /// CRC-32C (Castagnoli), bit by bit: an event has a few dozen bytes.
 fn crc32c(bytes: &[u8]) -> u32 {
     let of_byte = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 })
     };
     !bytes.iter().fold(u32::MAX, of_byte)
 }

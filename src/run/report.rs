@@ -146,13 +146,7 @@ impl<'a> Reporter<'a> {
     }
 
     /// Measures the token losses of the best adapter, where they are not known, and its parts.
-    fn measure_adapter(
-        &mut self,
-        outcome: &Outcome,
-        decoder: &Decoder,
-        adapter: &Adapter,
-        samples: &mut Samples<'_>,
-    ) {
+    fn measure_adapter(&mut self, outcome: &Outcome, decoder: &Decoder, adapter: &Adapter, samples: &mut Samples<'_>) {
         let is_measured = |tokens: &TokenLosses| tokens.after_step == Some(outcome.best_step);
         if let (Some(pass), Some(false)) = (self.pass, self.details.tokens.as_ref().map(is_measured)) {
             let left = samples.left(outcome.steps);

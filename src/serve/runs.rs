@@ -162,14 +162,16 @@ async fn events(State(runs): State<Shared>) -> Response {
             if sender.send(Bytes::from(event)).await.is_err() {
                 return;
             }
-            loop {
-                match tokio::time::timeout(KEEP_ALIVE, list.changed()).await {
-                    Ok(Ok(())) => break,
-                    // The server ends.
-                    Ok(Err(_)) => return,
-                    Err(_) if sender.send(Bytes::from_static(b": waiting\n\n")).await.is_err() => return,
-                    Err(_) => {}
+            let mut changed = tokio::time::timeout(KEEP_ALIVE, list.changed()).await;
+            while changed.is_err() {
+                if sender.send(Bytes::from_static(b": waiting\n\n")).await.is_err() {
+                    return;
                 }
+                changed = tokio::time::timeout(KEEP_ALIVE, list.changed()).await;
+            }
+            if let Ok(Err(_)) = changed {
+                // The server ends.
+                return;
             }
         }
     });

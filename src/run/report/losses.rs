@@ -156,7 +156,9 @@ pub(super) fn ablate(
     for (number, site) in decoder.config().modules().into_iter().enumerate() {
         if adapter.changes(number) {
             names.entry(site.name().to_owned()).or_default().push(number);
-            site.layer.map(|layer| layers.entry(layer).or_default().push(number));
+            if let Some(layer) = site.layer {
+                layers.entry(layer).or_default().push(number);
+            }
             modules.push((site.module, vec![number]));
         }
     }
