@@ -8,7 +8,7 @@ use super::island;
 use crate::cli::{run, text, tiny_job};
 
 /// Texts that have run in some page or other.
-const PAYLOADS: [&str; 50] = [
+const PAYLOADS: &[&str] = &[
     "<script>alert(1)</script>",
     "</script><script>alert(2)</script>",
     "</SCRIPT ><SCRIPT>alert(3)</SCRIPT>",
@@ -65,7 +65,7 @@ const PAYLOADS: [&str; 50] = [
 pub fn write_run(dir: &std::path::Path) {
     fs::create_dir_all(dir).expect("made");
     let at = |index: usize| PAYLOADS[index % PAYLOADS.len()];
-    let metrics: Vec<Value> = (0..20)
+    let metrics: Vec<Value> = (0..20u32)
         .map(|step| match step % 5 {
             0 => json!({"step": step, "valid_loss": 2.0 - 0.01 * f64::from(step), "valid_tokens": 9, "is_best": true, at(step as usize): at(3)}),
             _ => json!({"step": step, "epoch": 0, "loss": 2.5, "learning_rate": 1e-4, "grad_norm": 1.0, "tokens": 9, "trained_tokens": 4}),

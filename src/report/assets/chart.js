@@ -51,7 +51,8 @@ function thinned(points, [from, to], columns) {
 
 /// A mean that forgets, for noisy curves.
 function smoothed(points) {
-  const weight = Math.min(0.97, Math.max(0, 1 - 8 / Math.max(points.length, 8)));
+  const span = Math.max(1, Math.min(100, points.length / 20));
+  const weight = 1 - 2 / (span + 1);
   let [sum, total] = [0, 0];
   return points.filter((point) => isNumber(point[1])).map(([step, value]) => {
     [sum, total] = [weight * sum + value, weight * total + 1];
@@ -111,7 +112,10 @@ class Chart {
     const y = (value) => MARGIN.top + (1 - (value - low) / (high - low)) * inner.height;
     Object.assign(this, { x, y, range, inner });
     const axis = drawn("g", { class: "axis", "aria-hidden": "true" });
-    for (const value of ticks(low, high, Math.max(2, Math.round(inner.height / 45)))) {
+    // Bytes are counted by powers of 1,024.
+    const unit = this.format === bytes && high >= 1024 ? 1024 ** Math.floor(Math.log(high) / Math.log(1024)) : 1;
+    for (const mark of ticks(low / unit, high / unit, Math.max(2, Math.round(inner.height / 45)))) {
+      const value = mark * unit;
       axis.append(drawn("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: y(value), y2: y(value) }),
         drawn("text", { x: MARGIN.left - 8, y: y(value) + 4, "text-anchor": "end" }, this.format(value)));
     }

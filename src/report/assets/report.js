@@ -44,7 +44,7 @@ function layerTable(caption, items, value, show, isSigned) {
   const layers = [...new Set(items.filter((item) => item.layer !== null).map((item) => item.layer))].sort((a, b) => a - b);
   const most = Math.max(...items.map((item) => Math.abs(value(item) ?? 0)), 1e-300);
   const cell = (item) => {
-    const span = element("span", { class: "heat" + (isSigned && value(item) < 0 ? " less" : "") }, item ? show(value(item)) : "");
+    const span = element("span", { class: "heat" + (isSigned && value(item) > 0 ? " helps" : "") }, item ? show(value(item)) : "");
     if (item) span.style.setProperty("--share", `${Math.round((58 * Math.abs(value(item) ?? 0)) / most)}%`);
     return span;
   };
@@ -82,14 +82,14 @@ function contributions(run) {
     const most = Math.max(...parts.map((part) => Math.abs(part.loss - measured.loss)), 1e-300);
     return parts.map((part) => {
       const change = part.loss - measured.loss;
-      const bar = element("span", { class: "amount" + (change < 0 ? " less" : "") });
+      const bar = element("span", { class: "amount" + (change < 0 ? " harms" : "") });
       bar.style.setProperty("--share", `${(100 * Math.abs(change)) / most}%`);
       return [name(part.part), fixed(part.loss), signed(change), bar];
     });
   };
   const names = ["part", "loss without it", "change", ""];
   const made = [element("p", {}, `The mean loss over ${counted(measured.tokens, "token")} of ${counted(measured.examples, "validation example")} is ${fixed(measured.loss)} with the whole adapter. Without the adapter at a part it would be:`),
-    element("p", { class: "note" }, "A rise says that the part helps. The examples are few: small changes say nothing."),
+    element("p", { class: "note" }, "A rise says that the part helps, a fall that the rest does better alone. The examples are few: small changes say nothing."),
     table("Loss without a kind of module", names, rows(measured.by_name, (part) => part), "figures bars-in")];
   if (measured.by_layer.length) made.push(table("Loss without a layer", names, rows(measured.by_layer, (part) => "layer " + part), "figures bars-in"));
   else made.push(element("p", { class: "absent" }, "By layer: left out, `sample.time_share` left no time for it."));
@@ -119,12 +119,16 @@ function provenance(run) {
   const record = run.record;
   if (!record) return [element("p", { class: "absent" }, "Not in this report: run.json is not there.")];
   const examples = (set) => set && `${counted(set.examples, "example")}, ${whole(set.tokens)} tokens, ${whole(set.trained_tokens)} trained`;
+  const named = (key) => {
+    const words = key.replace("burnish.", "").replaceAll("_", " ").replace(" sha256", ", SHA-256");
+    return words.charAt(0).toUpperCase() + words.slice(1);
+  };
   const rows = [
     ["Started", moment(record.started)], ["Finished", record.finished && moment(record.finished)], ["Resumed", (record.resumed ?? []).map(moment).join(", ")],
     ["Base", record.base?.name], ["Base, SHA-256", record.base?.sha256], ["Training data", examples(record.data?.train)], ["Training data, SHA-256", record.data?.train_sha256],
     ["Validation data", examples(record.data?.valid)], ["Validation data, SHA-256", record.data?.valid_sha256], ["Device", record.device], ["Processor", record.processor],
     ["Instruction set", record.instruction_set], ["Threads", record.threads], ["burnish", record.burnish], ["Program, hash", record.build],
-    ...Object.entries(record.provenance ?? {}).filter(([key]) => !["base_sha256", "data_sha256", "valid_sha256", "version", "build", "verdict"].includes(key.replace("burnish.", ""))).map(([key, value]) => [key.replace("burnish.", "").replaceAll("_", " ").replace("sha256", "SHA-256"), value]),
+    ...Object.entries(record.provenance ?? {}).filter(([key]) => !["base_sha256", "data_sha256", "valid_sha256", "version", "build", "verdict"].includes(key.replace("burnish.", ""))).map(([key, value]) => [named(key), value]),
     ["Command to go on", record.outcome?.resume], ["Error", record.error],
   ].filter(([, value]) => value !== undefined && value !== null && value !== "");
   return [element("dl", { class: "facts-list" }, rows.map(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))])),
@@ -153,7 +157,7 @@ function comparisonOf(all, live) {
   const ordered = comparison.runs.map((row) => runs[row.index]);
   const rows = comparison.runs.map((row) => {
     const paired = row.against_first.paired;
-    const against = paired ? `${signed(paired.difference)} (${signed(paired.low)} to ${signed(paired.high)}), ${paired.verdict}` : row.against_first.not;
+    const against = paired ? element("span", {}, signed(paired.difference), element("small", {}, `${signed(paired.low)} to ${signed(paired.high)}: ${paired.verdict}`)) : element("small", {}, row.against_first.not);
     return [live ? element("a", { href: "?" + new URLSearchParams([["run", row.name]]) }, row.name) : row.name, row.state, row.verdict ? element("span", { class: "pill " + VERDICTS[row.verdict] }, MARKS[row.verdict]) : "–", fixed(row.loss_before), fixed(row.loss), against,
       row.best_step ?? "–", whole(row.steps), duration(row.seconds), short(row.tokens_per_second), bytes(row.peak_bytes)];
   });

@@ -183,7 +183,7 @@ function data(run) {
       element("p", { class: "tokens text", tabindex: 0, role: "region", "aria-label": "Tokens of " + example.place }, example.tokens.map((token, place) => element(example.trained[place] ? "mark" : "span", {}, visible(token)))),
       example.cut ? element("p", { class: "note" }, counted(example.cut, "more token")) : ""];
     const trained = example.trained.filter(Boolean).length;
-    const title = `${example.place}: ${counted(example.tokens.length + example.cut, "token")}, ${whole(trained)} of the shown ones trained`;
+    const title = `${example.place}: ${counted(example.tokens.length + example.cut, "token")}, ${whole(trained)}${example.cut ? " of the first " + whole(example.tokens.length) : ""} trained`;
     return index === 0 ? element("div", { class: "card" }, element("h3", {}, title), show()) : folded(title, show);
   });
   if (!histograms.length && !examples.length) return [leftOut(run, "lengths", "report.json has no lengths")];

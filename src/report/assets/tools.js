@@ -31,7 +31,7 @@ function short(value) {
   if (!isNumber(value)) return "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e6 || size < 1e-3) return value.toExponential(2).replace("e+", "e");
+  if (size >= 1e6 || size < 1e-3) return value.toExponential(2).replace(/\.?0*e\+?/, "e");
   if (size >= 1000) return Math.round(value).toLocaleString("en");
   return String(Number(value.toPrecision(4)));
 }
@@ -132,7 +132,16 @@ function difference(before, after) {
 }
 
 /// A list of `difference` as text, different parts in elements `name`.
-const marked = (parts, name) => parts.map(([differs, text]) => (differs && text.trim() ? element(name, {}, text) : text));
+function marked(parts, name) {
+  const whole = [];
+  parts.forEach(([differs, text], index) => {
+    // A space between two words that differ belongs to them.
+    const joins = !differs && !text.trim() && index > 0 && index + 1 < parts.length;
+    const last = whole[whole.length - 1];
+    if (last && last[0] === (differs || joins)) last[1] += text; else whole.push([differs || joins, text]);
+  });
+  return whole.map(([differs, text]) => (differs && text.trim() ? element(name, {}, text) : text));
+}
 
 /// The part of Markdown that model cards have: headings, paragraphs, blocks of code.
 function markdown(text, level) {

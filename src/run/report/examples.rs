@@ -6,8 +6,8 @@ use crate::data::{Encoded, EncodedSet};
 use crate::run::prepare::Prepared;
 
 /// Training examples that are shown with their masks, and their tokens.
-const RENDERED: usize = 3;
-const RENDERED_TOKENS: usize = 1024;
+const RENDERED: usize = 12;
+const RENDERED_TOKENS: usize = 512;
 /// Bars of a histogram, at most.
 const BARS: usize = 32;
 
