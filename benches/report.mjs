@@ -65,7 +65,7 @@ for (const run of runs) {
     await page.screenshot({ path: `${pictures}/${name}-${scheme}.png`, fullPage: true });
     await sound(`${name}, ${scheme}`, page);
     if (scheme === "light") {
-      const data = await page.evaluate(() => JSON.parse(document.getElementById("data").textContent).runs[0].metrics);
+      const data = await page.evaluate(() => JSON.parse(document.getElementById("island").textContent).runs[0].metrics);
       check(`${name}: the data is metrics.jsonl`, JSON.stringify(data) === JSON.stringify(lines), "differs");
       const losses = lines.filter((line) => "learning_rate" in line && typeof line.loss === "number");
       if (losses.length) {

@@ -24,7 +24,7 @@ pub fn train_into(folder: &TempDir, dir: &str, settings: &[&str]) -> Value {
 
 /// The data in a page.
 pub fn island(page: &str) -> Value {
-    let (_, rest) = page.split_once("<script type=\"application/json\" id=\"data\">").expect("the data");
+    let (_, rest) = page.split_once("<script type=\"application/json\" id=\"island\">").expect("the data");
     let (data, _) = rest.split_once("</script>").expect("its end");
     serde_json::from_str(data).expect("JSON")
 }

@@ -213,7 +213,7 @@ function themes() {
 
 function begin() {
   at("side").append(element("p", { class: "brand" }, "burnish"), element("ul", { id: "links" }), element("div", { id: "live" }), themes());
-  const all = JSON.parse(at("data").textContent);
+  const all = JSON.parse(at("island").textContent);
   if (all.live) live(); else show(all, false);
 }
 
