@@ -11,9 +11,14 @@ use super::table::Table;
 use crate::bytes::Size;
 use crate::error::printable;
 use crate::eval::bootstrap::{self, Better, Share, Verdict};
+use crate::files::hex;
 
 /// The seed of the resamples.
 const SEED: u64 = 0;
+/// The reason why a run is not compared with another.
+const UNKNOWN: &str = "the losses of single examples are not known";
+/// The characters of a hash that are shown.
+const HASH_CHARACTERS: usize = 12;
 /// Settings that differ between any two runs and say nothing.
 const PASSED_OVER: &[&str] = &["output.dir"];
 
@@ -22,6 +27,8 @@ const PASSED_OVER: &[&str] = &["output.dir"];
 pub struct Comparison {
     /// The runs: those with a validation loss by that loss, then the others in the order in which they were given.
     pub runs: Vec<Row>,
+    /// The run that the others are compared with, the best of which single examples are known.
+    pub reference: Option<String>,
     /// The settings and origins that differ between them.
     pub settings: Vec<Setting>,
 }
@@ -51,15 +58,15 @@ pub struct Row {
     pub tokens_per_second: Option<f64>,
     /// The peak of resident memory.
     pub peak_bytes: Option<u64>,
-    /// Its loss against that of the first run.
-    pub against_first: Against,
+    /// Its loss against that of the reference.
+    pub against: Against,
 }
 
-/// A run against the first one.
+/// A run against the reference.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Against {
-    /// The difference of the losses, this run less the first one, with its 95% interval.
+    /// The difference of the losses, this run less the reference, with its 95% interval.
     Paired(Paired),
     /// The reason why there is none.
     Not(String),
@@ -94,15 +101,17 @@ pub fn compare(runs: &[RunFiles]) -> Comparison {
     let mut rows: Vec<Row> = runs.iter().enumerate().map(|(index, run)| row(index, run)).collect();
     // The sort is stable.
     rows.sort_by(|a, b| a.loss.unwrap_or(f64::INFINITY).total_cmp(&b.loss.unwrap_or(f64::INFINITY)));
-    let first = rows.first().map(|row| row.index);
+    // The best run of which single examples are known; one that broke off has none.
+    let reference = rows.iter().map(|row| row.index).find(|index| losses(&runs[*index]).is_some());
     for row in &mut rows {
-        row.against_first = match first {
-            Some(first) if first != row.index => against(&runs[row.index], &runs[first]),
-            _ => Against::Not("is the first".to_owned()),
+        row.against = match reference {
+            Some(reference) if reference == row.index => Against::Not("the others are compared with it".to_owned()),
+            Some(reference) => against(&runs[row.index], &runs[reference]),
+            None => Against::Not(UNKNOWN.to_owned()),
         };
     }
     let settings = differing(&rows.iter().map(|row| settings(&runs[row.index])).collect::<Vec<_>>());
-    Comparison { runs: rows, settings }
+    Comparison { runs: rows, reference: reference.map(|index| runs[index].name.clone()), settings }
 }
 
 fn row(index: usize, run: &RunFiles) -> Row {
@@ -129,7 +138,7 @@ fn row(index: usize, run: &RunFiles) -> Row {
         seconds,
         tokens_per_second: (seconds > 0.0).then(|| tokens / seconds),
         peak_bytes: timings.values().filter_map(|line| line["peak_bytes"].as_u64()).max(),
-        against_first: Against::Not(String::new()),
+        against: Against::Not(String::new()),
     }
 }
 
@@ -148,9 +157,9 @@ fn losses(run: &RunFiles) -> Option<Losses<'_>> {
     Some(Losses { split: losses["split"].as_str()?, shares: shares.filter(|shares| !shares.is_empty())? })
 }
 
-fn against(run: &RunFiles, first: &RunFiles) -> Against {
-    let (Some(own), Some(other)) = (losses(run), losses(first)) else {
-        return Against::Not("the losses of single examples are not known".to_owned());
+fn against(run: &RunFiles, reference: &RunFiles) -> Against {
+    let (Some(own), Some(other)) = (losses(run), losses(reference)) else {
+        return Against::Not(UNKNOWN.to_owned());
     };
     if own.split != other.split || own.shares.len() != other.shares.len() {
         return Against::Not("measured on other examples".to_owned());
@@ -207,23 +216,14 @@ fn differing(runs: &[BTreeMap<String, Value>]) -> Vec<Setting> {
 impl Comparison {
     /// The rows of the comparison as a table.
     pub fn table(&self) -> Table {
+        let against = format!("against {}", self.reference.as_deref().unwrap_or("another"));
         let mut table = Table::new(&[
-            "run",
-            "state",
-            "verdict",
-            "base",
-            "loss",
-            "against the first",
-            "interval",
-            "best at",
-            "steps",
-            "seconds",
-            "tokens/s",
+            "run", "state", "verdict", "base", "loss", &against, "interval", "best at", "steps", "seconds", "tokens/s",
             "peak",
         ]);
         let loss = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
         for row in &self.runs {
-            let (against, interval) = match &row.against_first {
+            let (against, interval) = match &row.against {
                 Against::Paired(Paired { difference, low, high, verdict, .. }) => {
                     (format!("{difference:+.4}"), format!("{low:+.4} to {high:+.4}: {verdict}"))
                 }
@@ -259,6 +259,7 @@ impl fmt::Display for Comparison {
         let mut table = Table::new(&names);
         for Setting { key, values } in &self.settings {
             let shown = |value: &Value| match value {
+                Value::String(text) if hex::is_hexadecimal(text, 32) => format!("{}…", &text[..HASH_CHARACTERS]),
                 Value::String(text) => printable(text).into_owned(),
                 Value::Null => "-".to_owned(),
                 value => value.to_string(),

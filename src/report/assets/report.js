@@ -90,7 +90,7 @@ function contributions(run) {
   const names = ["part", "loss without it", "change", ""];
   const made = [element("p", {}, `The mean loss over ${counted(measured.tokens, "token")} of ${counted(measured.examples, "validation example")} is ${fixed(measured.loss)} with the whole adapter. Without the adapter at a part it would be:`),
     element("p", { class: "note" }, "A rise says that the part helps, a fall that the rest does better alone. The examples are few: small changes say nothing."),
-    table("Loss without a kind of module", names, rows(measured.by_name, (part) => part), "figures bars-in")];
+    table("Loss without a kind of module", names, rows([...measured.by_name].sort((a, b) => b.loss - a.loss), (part) => part), "figures bars-in")];
   if (measured.by_layer.length) made.push(table("Loss without a layer", names, rows(measured.by_layer, (part) => "layer " + part), "figures bars-in"));
   else made.push(element("p", { class: "absent" }, "By layer: left out, `sample.time_share` left no time for it."));
   if (measured.by_module.length) {
@@ -156,8 +156,8 @@ function comparisonOf(all, live) {
   const { comparison, runs } = all;
   const ordered = comparison.runs.map((row) => runs[row.index]);
   const rows = comparison.runs.map((row) => {
-    const paired = row.against_first.paired;
-    const against = paired ? element("span", {}, signed(paired.difference), element("small", {}, `${signed(paired.low)} to ${signed(paired.high)}: ${paired.verdict}`)) : element("small", {}, row.against_first.not);
+    const paired = row.against.paired;
+    const against = paired ? element("span", {}, signed(paired.difference), element("small", {}, `${signed(paired.low)} to ${signed(paired.high)}: ${paired.verdict}`)) : element("small", {}, row.against.not);
     return [live ? element("a", { href: "?" + new URLSearchParams([["run", row.name]]) }, row.name) : row.name, row.state, row.verdict ? element("span", { class: "pill " + VERDICTS[row.verdict] }, MARKS[row.verdict]) : "–", fixed(row.loss_before), fixed(row.loss), against,
       row.best_step ?? "–", whole(row.steps), duration(row.seconds), short(row.tokens_per_second), bytes(row.peak_bytes)];
   });
@@ -167,8 +167,8 @@ function comparisonOf(all, live) {
   return {
     head: element("header", { class: "hero" }, element("p", { class: "kicker" }, "burnish · comparison"), element("h1", {}, counted(runs.length, "run")), element("p", { class: "sentence" }, text)),
     sections: [
-      ["runs", "Runs", () => [element("p", { class: "note" }, "The best first. The interval is that of the difference to the first run, by a paired bootstrap over the examples that both were measured on."),
-        table("Runs", ["run", "state", "verdict", "base", "loss", "against the first", "best at", "steps", "training", "tokens/s", "peak"], rows, "figures wide")], comparison.runs],
+      ["runs", "Runs", () => [element("p", { class: "note" }, "The best first. The interval is that of the difference to the best run of which single examples are known, by a paired bootstrap over the examples that both were measured on."),
+        table("Runs", ["run", "state", "verdict", "base", "loss", "against " + (comparison.reference ?? "another"), "best at", "steps", "training", "tokens/s", "peak"], rows, "figures wide")], comparison.runs],
       ["curves", "Curves", () => curves(ordered), curvesKey(ordered)],
       ["settings", "Settings that differ", () => (settings.length ? [table("Settings", ["setting", ...ordered.map((run) => run.name)], settings, "wide")] : [element("p", {}, "None.")]), comparison.settings],
     ],

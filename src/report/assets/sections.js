@@ -16,7 +16,8 @@ const IS_LATER = "it is measured at the end of a run";
 function hero(run) {
   const { plan, base, started } = run.record ?? {};
   const facts = [
-    base?.name, plan && `rank ${plan.adapter?.rank}, alpha ${plan.adapter?.alpha}`, plan?.train?.objective && plan.train.objective !== "sft" ? plan.train.objective : "",
+    // Of a path the last part: the whole one stands below.
+    base?.name && String(base.name).split(/[\\/]/).pop(), plan && `rank ${plan.adapter?.rank}, alpha ${plan.adapter?.alpha}`, plan?.train?.objective && plan.train.objective !== "sft" ? plan.train.objective : "",
     plan?.base?.quant && plan.base.quant !== "none" ? plan.base.quant : plan?.base?.compute, started && moment(started),
   ].filter(Boolean);
   const kind = VERDICTS[run.sentence.verdict] ?? "";
