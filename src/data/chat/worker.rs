@@ -71,7 +71,7 @@ struct Clock {
 /// The value of a clock that does not run.
 const IDLE: u64 = u64::MAX;
 
-/// What a thread of a template renders with.
+/// The means of a thread of a template.
 #[derive(Clone, Copy)]
 struct Here {
     program: *const Program,
