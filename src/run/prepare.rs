@@ -116,6 +116,7 @@ fn prepare_plan(
     train_rows.truncate(own);
     let ((_, mut start), (((train, valid), prompts), mut held_out)) = Error::both(start, encoded)?;
     held_out.choose(&plan, &base, &valid_rows, &valid)?;
+    plan.train.label_weights.of(&labels, &train.sequences)?;
     let objective = plan.train.objective();
     for examples in [&train, &valid].into_iter().chain(held_out.test.as_ref().map(|test| &test.set)) {
         preference::evaluated(&*objective, &examples.sequences)?;
