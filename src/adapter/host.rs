@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::base_modules::{check_sizes, check_whole};
 use crate::data::{ControlTokens, Format};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::model::ModelConfig;
 use crate::quant::{Compute, Quant};
 
@@ -275,6 +275,17 @@ impl HostAdapter {
         }
         let pairs = self.pairs.iter().map(|(module, pair)| (module.clone(), pair.without_subtraction().into_owned()));
         Cow::Owned(Self { pairs: pairs.collect(), rank: 2 * self.rank, ..self.clone() })
+    }
+
+    /// Checks that the adapter gives text, as answers, merging and exports need it; a classifier gives labels. `place` is that of the adapter.
+    ///
+    /// # Errors
+    /// Input: it is a classifier.
+    pub fn check_gives_text(&self, place: impl Into<Place>) -> Result<()> {
+        let Some(HostClassifier { labels, .. }) = &self.classifier else { return Ok(()) };
+        let message = format!("is a classifier of the labels {}: it gives no text", labels.join(", "));
+        let hint = "`burnish predict` gives the labels of texts, `burnish eval` measures it";
+        Err(Error::input(place, message).hint(hint))
     }
 
     /// Whether every pair has its module in a base of this shape, with the right sizes.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::base::OpenBase;
-use crate::adapter::host::{HostAdapter, HostClassifier, provenance};
+use crate::adapter::host::{HostAdapter, provenance};
 use crate::adapter::peft::{AdapterHeader, PeftConfig};
 use crate::data::Encoder;
 use crate::error::{Error, Result};
@@ -51,17 +51,6 @@ impl OpenAdapter {
         base.encoder.set_labels(labels.unwrap_or_default());
         Ok(Self { adapter, notices })
     }
-}
-
-/// Whether an adapter gives text, as answers, merging and exports need it; a classifier gives labels.
-///
-/// # Errors
-/// Input: it is a classifier.
-pub fn check_gives_text(folder: &Path, adapter: &HostAdapter) -> Result<()> {
-    let Some(HostClassifier { labels, .. }) = &adapter.classifier else { return Ok(()) };
-    let message = format!("is a classifier of the labels {}: it gives no text", labels.join(", "));
-    let hint = "`burnish predict` gives the labels of texts, `burnish eval` measures it";
-    Err(Error::input(folder, message).hint(hint))
 }
 
 /// Whether the adapter names `base` as the one that it was trained on, or none.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 
-use super::adapter::{OpenAdapter, check_gives_text};
+use super::adapter::OpenAdapter;
 use super::base::OpenBase;
 use super::watch::Watch;
 use crate::adapter::host::HostAdapter;
@@ -61,11 +61,11 @@ impl ModelChoice {
     /// Opens the base and the adapter, which gives text; their weights are not loaded yet.
     ///
     /// # Errors
-    /// Those of [`OpenBase::open`], [`OpenAdapter::open`] and [`check_gives_text`].
+    /// Those of [`OpenBase::open`], [`OpenAdapter::open`] and [`HostAdapter::check_gives_text`].
     pub fn open(&self, watch: &mut dyn Watch) -> Result<(OpenBase, Option<HostAdapter>)> {
         let (base, adapter) = self.open_of_any_task(watch)?;
         if let (Some(folder), Some(adapter)) = (&self.adapter, &adapter) {
-            check_gives_text(folder, adapter)?;
+            adapter.check_gives_text(folder)?;
         }
         Ok((base, adapter))
     }
@@ -94,7 +94,7 @@ impl ModelChoice {
     /// blocks of a GGUF file as they are.
     ///
     /// # Errors
-    /// Those of [`Self::load`] and [`check_gives_text`].
+    /// Those of [`Self::load`] and [`HostAdapter::check_gives_text`].
     pub fn load_for_answers(&self, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<LoadedModel> {
         let device = device::open(choice)?;
         let (base, adapter) = self.open(watch)?;
