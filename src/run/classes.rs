@@ -35,9 +35,8 @@ pub(super) fn sorted<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<String> {
     let mut labels: Vec<String> = rows.filter_map(label).collect();
     let number = |label: &String| label.parse::<i64>().ok();
     labels.sort_unstable_by(|a, b| match (number(a), number(b)) {
-        (Some(a), Some(b)) => a.cmp(&b),
-        (None, None) => a.cmp(b),
-        (a, b) => b.is_some().cmp(&a.is_some()),
+        (Some(x), Some(y)) => x.cmp(&y).then_with(|| a.cmp(b)),
+        (x, y) => y.is_some().cmp(&x.is_some()).then_with(|| a.cmp(b)),
     });
     labels.dedup();
     labels
