@@ -351,15 +351,22 @@ ZH = dict(
 
 def rows(lists, held_out, count, generator, separator):
     """`count` different messages, the departments in turn."""
-    seen, found = set(), []
+    seen, found, around = set(), [], dict(openings=set(), closings=set())
     labels = list(lists["problems"])
     while len(found) < count:
         label = labels[len(found) % len(labels)]
         problems = lists["problems"][label]
         problems = problems[-HELD_OUT:] if held_out else problems[:-HELD_OUT]
         # Every problem comes as often as any other.
-        problem = problems[len(found) // len(labels) % len(problems)].format(place=generator.choice(lists["places"]))
-        opening, closing = generator.choice(lists["openings"]), generator.choice(lists["closings"])
+        wording = problems[len(found) // len(labels) % len(problems)]
+        # Nor with the same words around it.
+        opening, closing = (
+            generator.choice(sorted(set(lists[part]) - {text for text, of in around[part] if of == wording}))
+            for part in ("openings", "closings")
+        )
+        around["openings"].add((opening, wording))
+        around["closings"].add((closing, wording))
+        problem = wording.format(place=generator.choice(lists["places"]))
         if separator:
             problem = problem if opening.endswith((",", ":")) else problem[0].upper() + problem[1:]
             problem += "" if problem.endswith("?") else "."
