@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use burnish::data::{Format, jsonl};
 use burnish::data::preflight::catalogue::page;
 use burnish::data::preflight::{Code, Finding, Severity, Split, preflight};
+use burnish::data::{Format, jsonl};
 use serde_json::{Value, json};
 
 /// The findings about the texts of some rows, beside those about the size of the file.

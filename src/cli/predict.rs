@@ -18,7 +18,9 @@ const MAX_STDIN_BYTES: u64 = 1 << 30;
 
 /// Give texts labels, with the probability of each: an object a line
 #[derive(Debug, Args)]
-#[command(after_help = "The adapter is a classifier: one that `train.objective = \"classify\"` made, or PEFT's SEQ_CLS.")]
+#[command(
+    after_help = "The adapter is a classifier: one that `train.objective = \"classify\"` made, or PEFT's SEQ_CLS."
+)]
 pub(super) struct Arguments {
     /// A data file with the key or column `text`, or - for stdin: JSON objects, or a text on each line
     #[arg(value_name = "FILE")]

@@ -10,8 +10,8 @@ use crate::nn::{Adapter, Layer, Noise, Norm, Pass, Projection};
 use crate::ops::attention::Cache;
 use crate::ops::backward_from::backward_from;
 use crate::ops::cross_entropy::{
-    Prediction, Targets, capped, cross_entropy, predictions, trained_cross_entropy,
-    trained_log_probabilities, trained_predictions,
+    Prediction, Targets, capped, cross_entropy, predictions, trained_cross_entropy, trained_log_probabilities,
+    trained_predictions,
 };
 use crate::ops::frozen::FrozenWeight;
 use crate::settings::choice;

@@ -221,7 +221,8 @@ impl Recipe {
             return self.check_classification(plan, reader);
         }
         if data.labels.is_some() {
-            let message = format!("`data.labels` does nothing under `train.objective = \"{objective}\"`: it belongs to classify");
+            let message =
+                format!("`data.labels` does nothing under `train.objective = \"{objective}\"`: it belongs to classify");
             reader.problem(&self.place("data.labels"), message);
         }
         if !objective.is_preference() {
@@ -261,7 +262,11 @@ impl Recipe {
         }
         if train.eval_on == EvalOn::Accuracy && data.valid.is_none() && data.valid_fraction.is_none() {
             let message = "`train.eval_on` is \"accuracy\", which needs validation examples, and there are none";
-            reader.problem_with_hint(&self.place("train.eval_on"), message, "give `data.valid` or `data.valid_fraction`");
+            reader.problem_with_hint(
+                &self.place("train.eval_on"),
+                message,
+                "give `data.valid` or `data.valid_fraction`",
+            );
         }
     }
 

@@ -97,8 +97,7 @@ impl Classifiers<'_> {
 impl fmt::Display for ClassVerdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Comparison { before, after, difference, low, high, .. } = self.accuracy;
-        let [before, after, difference, low, high] =
-            [before, after, difference, low, high].map(|share| 100.0 * share);
+        let [before, after, difference, low, high] = [before, after, difference, low, high].map(|share| 100.0 * share);
         write!(
             f,
             "  accuracy {before:.1}% -> {after:.1}% ({difference:+.1}%, 95% interval {low:+.1}% to {high:+.1}%)\n{}",

@@ -18,8 +18,8 @@ use super::outcome::Validation;
 use super::watch::Watch;
 use crate::data::{self, Columns, Format, LongPolicy, Row, Shape};
 use crate::error::{Error, Place, Result};
-use crate::eval::classes::ClassReport;
 use crate::eval::choices::{ChoiceQuestion, read as read_choices};
+use crate::eval::classes::ClassReport;
 use crate::eval::loss::{ExampleLoss, perplexity};
 use crate::eval::measure::{Measure, Shares, scores};
 use crate::eval::text::Extractor;
@@ -197,7 +197,8 @@ pub fn evaluate(
     watch: &mut dyn Watch,
 ) -> Result<EvalReport> {
     let systems = systems(model);
-    let classifier = model.adapter.as_ref().and_then(|adapter| adapter.classifier.as_ref()).zip(model.attached.as_ref());
+    let classifier =
+        model.adapter.as_ref().and_then(|adapter| adapter.classifier.as_ref()).zip(model.attached.as_ref());
     let measured = match &data.rows {
         Rows::Classes(rows) => match classifier {
             Some(classifier) => classes::measure(model, classifier, &data.path, rows, options, watch)?,
@@ -207,7 +208,8 @@ pub fn evaluate(
             }
         },
         _ if classifier.is_some() => {
-            let message = "does not hold texts with labels, and the adapter is a classifier: it gives labels and no text";
+            let message =
+                "does not hold texts with labels, and the adapter is a classifier: it gives labels and no text";
             return Err(Error::input(&*data.path, message).hint("the keys are `text` and `label`"));
         }
         Rows::Pairs(rows) => pairs::measure(model, &systems, &data.path, rows, options, watch)?,

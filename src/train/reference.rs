@@ -40,12 +40,7 @@ impl<'a> References<'a> {
     ///
     /// # Errors
     /// An adapter that does not fit; those of [`mismatched`] and of [`LabelWeights::of`](super::label_weights::LabelWeights::of).
-    pub fn of(
-        decoder: &'a Decoder,
-        start: &HostAdapter,
-        train: &[Encoded],
-        settings: &TrainSettings,
-    ) -> Result<Self> {
+    pub fn of(decoder: &'a Decoder, start: &HostAdapter, train: &[Encoded], settings: &TrainSettings) -> Result<Self> {
         let objective = settings.objective();
         let adapter = match objective.has_reference() {
             true => Some(start.attach(decoder.config(), decoder.device())?),

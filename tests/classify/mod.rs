@@ -78,7 +78,8 @@ fn a_job_measures_its_labels_and_its_adapter_gives_them() {
     assert!(classes["accuracy"]["after"].as_f64() > Some(0.9), "{classes:#}");
     let after = &classes["after"];
     assert!(after["accuracy"]["low"].is_f64() && after["macro_f1"]["high"].is_f64());
-    let names: Vec<&str> = after["labels"].as_array().expect("labels").iter().filter_map(|one| one["label"].as_str()).collect();
+    let names: Vec<&str> =
+        after["labels"].as_array().expect("labels").iter().filter_map(|one| one["label"].as_str()).collect();
     assert_eq!(names, ["fruit", "metal", "weather"]);
     let row_sums: Vec<u64> = after["confusion"]
         .as_array()
@@ -88,10 +89,15 @@ fn a_job_measures_its_labels_and_its_adapter_gives_them() {
         .collect();
     assert_eq!(row_sums, [7, 7, 7]);
 
-    let config: Value = serde_json::from_slice(&fs::read(runs.join("adapter_config.json")).expect("read")).expect("JSON");
+    let config: Value =
+        serde_json::from_slice(&fs::read(runs.join("adapter_config.json")).expect("read")).expect("JSON");
     assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("SEQ_CLS"), &json!(["score"])));
     let card = fs::read_to_string(runs.join("README.md")).expect("a card");
-    assert!(card.contains("pipeline_tag: text-classification") && card.contains("labels = [\"fruit\",\"metal\",\"weather\"]"), "{card}");
+    assert!(
+        card.contains("pipeline_tag: text-classification")
+            && card.contains("labels = [\"fruit\",\"metal\",\"weather\"]"),
+        "{card}"
+    );
 
     let measured = object(&run(
         &folder,
@@ -115,7 +121,9 @@ fn a_job_measures_its_labels_and_its_adapter_gives_them() {
         let probabilities = one["probabilities"].as_object().expect("probabilities");
         assert_eq!(probabilities.keys().collect::<Vec<_>>(), ["fruit", "metal", "weather"]);
         let sum: f64 = probabilities.values().filter_map(Value::as_f64).sum();
-        assert!((sum - 1.0).abs() < 1e-5 && probabilities[one["label"].as_str().expect("a label")] == one["probability"]);
+        assert!(
+            (sum - 1.0).abs() < 1e-5 && probabilities[one["label"].as_str().expect("a label")] == one["probability"]
+        );
     }
     predict_reads_texts_of_every_kind(&folder, base, &predicted);
     other_commands_refuse(&folder, base);
@@ -163,7 +171,10 @@ fn other_commands_refuse(folder: &TempDir, base: &str) {
     ] {
         let (command, rest) = arguments.split_first().expect("a command");
         let error = refused(&run(folder, &[&[*command, "--base", base, "--adapter", "runs/sums"], rest].concat()));
-        assert!(error.contains("runs/sums: is a classifier of the labels fruit, metal, weather: it gives no text"), "{command}: {error}");
+        assert!(
+            error.contains("runs/sums: is a classifier of the labels fruit, metal, weather: it gives no text"),
+            "{command}: {error}"
+        );
         assert!(error.contains("`burnish predict`"), "{error}");
     }
     #[cfg(feature = "serve")]
@@ -276,7 +287,10 @@ fn bad_labels_and_settings_are_refused_by_name() {
         assert!(error.contains(said), "{row}: {error}");
     }
     for (settings, said) in [
-        (&["data.labels=[\"fruit\", \"metal\"]"][..], "the label \"weather\" is unknown; expected \"fruit\", \"metal\""),
+        (
+            &["data.labels=[\"fruit\", \"metal\"]"][..],
+            "the label \"weather\" is unknown; expected \"fruit\", \"metal\"",
+        ),
         (&["data.labels=[\"fruit\"]"], "two or more different texts"),
         (&["train.label_weights={ fruits = 2 }"], "gives a weight to \"fruits\"; the labels are fruit, metal, weather"),
         (&["train.label_weights={ fruit = 0 }"], "`train.label_weights`"),
@@ -303,7 +317,8 @@ fn bad_labels_and_settings_are_refused_by_name() {
 fn a_check_finds_the_defects_of_labels() {
     let folder = job();
     let row = |text: &str, label: &str| format!("{}\n", json!({ "text": text, "label": label }));
-    let mut rows: Vec<String> = (0..40).map(|number| row(&format!("the {number}th plum of the year"), "fruit")).collect();
+    let mut rows: Vec<String> =
+        (0..40).map(|number| row(&format!("the {number}th plum of the year"), "fruit")).collect();
     rows.push(row("iron and steel", "metal"));
     rows.push(row("a stone of a plum", "fruit"));
     rows.push(row("a stone of a plum", "metal"));
@@ -314,16 +329,16 @@ fn a_check_finds_the_defects_of_labels() {
     let found = |settings: &[&str]| -> Vec<(String, String)> {
         let report = object(&run(&folder, &with(&["check", "recipe.toml", "--json"], settings)));
         let findings = report["findings"].as_array().expect("findings").clone();
-        findings.iter().map(|finding| (finding["code"].as_str().expect("a code").to_owned(), finding.to_string())).collect()
+        findings
+            .iter()
+            .map(|finding| (finding["code"].as_str().expect("a code").to_owned(), finding.to_string()))
+            .collect()
     };
     let defects = found(&settings);
     let text_of = |code: &str| defects.iter().find(|(found, _)| found == code).map(|(_, text)| text.clone());
-    for (code, said) in [
-        ("D005", "2 of `metal`, 42 of `fruit`"),
-        ("D006", "`weather`"),
-        ("D103", "defects.jsonl"),
-        ("D701", "64"),
-    ] {
+    for (code, said) in
+        [("D005", "2 of `metal`, 42 of `fruit`"), ("D006", "`weather`"), ("D103", "defects.jsonl"), ("D701", "64")]
+    {
         let text = text_of(code).unwrap_or_else(|| panic!("{code}: {defects:#?}"));
         assert!(text.contains(said), "{code}: {text}");
     }

@@ -63,7 +63,8 @@ fn replayed(name: &str, texts_at_once: usize, recompute: Recompute) -> Vec<Strin
     let start = HostAdapter::load(&fixture("start")).expect("an adapter");
     let decoder = load(&base(), Compute::F32);
     let given = case["weights"].as_array().map(|weights| {
-        let weight = |(number, weight): (usize, &Value)| (format!("LABEL_{number}"), weight.as_f64().expect("a number"));
+        let weight =
+            |(number, weight): (usize, &Value)| (format!("LABEL_{number}"), weight.as_f64().expect("a number"));
         weights.iter().enumerate().map(weight).collect()
     });
     let settings = TrainSettings {
@@ -95,7 +96,9 @@ fn replayed(name: &str, texts_at_once: usize, recompute: Recompute) -> Vec<Strin
     let trained = trainer.adapter.valid();
     let ours = start.with_values(decoder.config(), &trained);
     let theirs = Expected::read_file(&fixture(&format!("{name}.safetensors")));
-    let pairs = ours.pairs.iter().flat_map(|(module, pair)| [("lora_A", &pair.a), ("lora_B", &pair.b)].map(|(factor, values)| (format!("{module}.{factor}"), values)));
+    let pairs = ours.pairs.iter().flat_map(|(module, pair)| {
+        [("lora_A", &pair.a), ("lora_B", &pair.b)].map(|(factor, values)| (format!("{module}.{factor}"), values))
+    });
     let score = ours.classifier.iter().map(|classifier| ("score".to_owned(), &classifier.weight));
     for (tensor, values) in pairs.chain(score) {
         let off = relative_distance(values, &theirs.floats(&tensor));
@@ -104,8 +107,7 @@ fn replayed(name: &str, texts_at_once: usize, recompute: Recompute) -> Vec<Strin
         }
     }
     let classified = classify(&decoder, &trained, &train, &mut |_| Ok(())).expect("measured");
-    let found: Vec<f32> =
-        classified.iter().flat_map(|one| &one.log_probabilities).map(|value| *value as f32).collect();
+    let found: Vec<f32> = classified.iter().flat_map(|one| &one.log_probabilities).map(|value| *value as f32).collect();
     let expected = theirs.floats("log_probabilities");
     assert_eq!(found.len(), expected.len());
     let worst = found.iter().zip(&expected).map(|(found, expected)| (found - expected).abs()).fold(0.0, f32::max);
@@ -156,7 +158,10 @@ fn the_files_of_peft_are_read_and_written() {
     let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(str::to_owned);
     named.save(folder.path(), &SaveOptions { targets: &targets, ..SaveOptions::default() }).expect("saved");
     let config = json(&folder.path().join("adapter_config.json"));
-    assert_eq!((config["task_type"].as_str(), &config["modules_to_save"]), (Some("SEQ_CLS"), &serde_json::json!(["score"])));
+    assert_eq!(
+        (config["task_type"].as_str(), &config["modules_to_save"]),
+        (Some("SEQ_CLS"), &serde_json::json!(["score"]))
+    );
     let names = |path: &Path| -> Vec<String> {
         let bytes = fs::read(path.join("adapter_model.safetensors")).expect("weights");
         let file = safetensors::SafeTensors::deserialize(&bytes).expect("valid");

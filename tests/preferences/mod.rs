@@ -199,7 +199,9 @@ fn eval_measures_pairs_with_the_base_beside_the_adapter() {
         (found.as_f64().expect("a number") - expected.as_f64().expect("a number")).abs() < 1e-4
     };
     // The same log-probabilities and rewards as in the verdict of the run.
-    for (name, key) in [("chosen_log_probability", "preferred_log_probability"), ("rejected_log_probability", "other_log_probability")] {
+    for (name, key) in
+        [("chosen_log_probability", "preferred_log_probability"), ("rejected_log_probability", "other_log_probability")]
+    {
         let against = &scores[name]["against_base"];
         assert!(close(&against["before"], &preferences["before"][key]), "{name}: {against}");
         assert!(close(&against["after"], &preferences["after"][key]), "{name}: {against}");
@@ -209,7 +211,10 @@ fn eval_measures_pairs_with_the_base_beside_the_adapter() {
     let margin = &scores["margin"]["against_base"];
     let gained = margin["difference"].as_f64().expect("a number");
     // Of rewards the margin is β times as large.
-    assert!((0.1 * gained - preferences["after"]["reward_margin"].as_f64().expect("a margin")).abs() < 1e-4, "{margin}");
+    assert!(
+        (0.1 * gained - preferences["after"]["reward_margin"].as_f64().expect("a margin")).abs() < 1e-4,
+        "{margin}"
+    );
     assert!(margin["low"].as_f64() < Some(gained) && Some(gained) < margin["high"].as_f64());
     assert!(scores["accuracy"]["against_base"]["verdict"].is_string() && report.get("loss").is_none());
     let each = fs::read_to_string(folder.path().join("each.jsonl")).expect("written");

@@ -119,7 +119,8 @@ fn settings_that_contradict_each_other_are_named() {
     let like = AdapterSpec { from, ..dora.spec.clone() };
     let found = like.begin(&dora.base(), Quant::None, &[], &[], 0).expect("the adapter itself");
     assert_eq!(found.pairs, dora.saved().expect("PEFT's").pairs);
-    let refused = |spec: AdapterSpec| spec.begin(&dora.base(), Quant::None, &[], &[], 0).expect_err("refused").to_string();
+    let refused =
+        |spec: AdapterSpec| spec.begin(&dora.base(), Quant::None, &[], &[], 0).expect_err("refused").to_string();
     let error = refused(AdapterSpec { dora: false, ..like.clone() });
     assert!(error.contains("adapter.dora: is false") && error.contains("set it to true"), "{error}");
     let error = refused(AdapterSpec { init: Init::Pissa, ..like });

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{CONFIG_FILE, SEQ_CLS};
 use super::fields::Fields;
 use super::patterns::{LayerChoice, Pattern, Selection, first_match};
+use super::{CONFIG_FILE, SEQ_CLS};
 use crate::adapter::init::Init;
 use crate::error::{Error, Result};
 use crate::files::json;

@@ -129,7 +129,8 @@ impl AdapterHeader {
         match &score {
             Some(score) => errors.extend(matrix(&place, SCORE, score).err()),
             None if config.is_classifier => {
-                let message = format!("has no `{PREFIX}{SCORE}.weight`, and {CONFIG_FILE} says `task_type` = \"{SEQ_CLS}\"");
+                let message =
+                    format!("has no `{PREFIX}{SCORE}.weight`, and {CONFIG_FILE} says `task_type` = \"{SEQ_CLS}\"");
                 errors.push(Error::input(&place, message));
             }
             None => {}
@@ -210,7 +211,8 @@ impl AdapterHeader {
         let shapes = whole.iter().map(|(name, shape)| (name.as_str(), &shape[..]));
         let score = match self.score.as_ref().map(|score| score.shape.as_slice()) {
             Some(&[labels, width]) if width != base.hidden_size => {
-                let message = format!("is a head of {labels} labels over {width} values; the base has {}", base.hidden_size);
+                let message =
+                    format!("is a head of {labels} labels over {width} values; the base has {}", base.hidden_size);
                 Err(Error::input(format_args!("{}: module {SCORE}", self.place), message))
             }
             _ => Ok(()),

@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::mlx::transposed;
 use super::{
-    A_SUFFIX, B_SUFFIX, CAUSAL_LM, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, MAGNITUDE_SUFFIX, PREFIX, ROWS_SUFFIX,
-    SEQ_CLS, WEIGHTS_FILE,
+    A_SUFFIX, B_SUFFIX, CAUSAL_LM, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, MAGNITUDE_SUFFIX, PREFIX,
+    ROWS_SUFFIX, SEQ_CLS, WEIGHTS_FILE,
 };
 use crate::adapter::host::{HostAdapter, HostClassifier, HostPair, HostRows, HostTensor, SCORE, provenance};
 use crate::adapter::spec::Bias;
