@@ -10,6 +10,7 @@ mod augment;
 mod cards;
 mod check;
 mod chosen_templates;
+mod classify;
 mod cli;
 mod combine;
 mod conversations;

@@ -15,6 +15,7 @@ mod inspect;
 mod merge;
 mod model;
 mod panic;
+mod predict;
 mod progress;
 mod prompts;
 mod pull;
@@ -80,6 +81,7 @@ enum Command {
                             docs/recipe.md explains every setting.")]
     Train(train::TrainArguments),
     Eval(eval::Arguments),
+    Predict(predict::Arguments),
     Merge(merge::Arguments),
     Export(export::Arguments),
     Combine(combine::Arguments),
@@ -171,6 +173,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Pull(arguments) => pull::run(arguments, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
+        Command::Predict(arguments) => predict::run(arguments, &cli.global, terminal),
         Command::Combine(arguments) => combine::run(arguments, terminal),
         Command::Merge(arguments) => merge::run(arguments, &cli.global, terminal),
         Command::Export(arguments) => export::run(arguments, &cli.global, terminal),

@@ -241,7 +241,7 @@ impl Watch for TrainProgress<'_> {
             }
             Event::Step { step, report, seconds, .. } => self.step(step, report, seconds),
             Event::Evaluating { done, total, .. } => self.evaluating(done, total),
-            Event::Evaluation { step, valid_loss, exact_match, preferences, is_best, .. } => {
+            Event::Evaluation { step, valid_loss, exact_match, preferences, classes, is_best, .. } => {
                 let best = if is_best && step > 0 { ", the best so far" } else { "" };
                 let exact = exact_match.map_or(String::new(), |share| format!(", exact match {:.1}%", 100.0 * share));
                 let rewards = preferences.map_or(String::new(), |preferences| {
@@ -249,7 +249,10 @@ impl Watch for TrainProgress<'_> {
                         preferences.reward_margin.map_or(String::new(), |margin| format!(", margin {margin:.4}"));
                     format!(", reward accuracy {:.1}%{margin}", 100.0 * preferences.reward_accuracy)
                 });
-                self.line(&format!("step {step}: validation loss {valid_loss:.4}{rewards}{exact}{best}"));
+                let labels = classes.map_or(String::new(), |classes| {
+                    format!(", accuracy {:.1}%, macro F1 {:.1}%", 100.0 * classes.accuracy, 100.0 * classes.macro_f1)
+                });
+                self.line(&format!("step {step}: validation loss {valid_loss:.4}{rewards}{labels}{exact}{best}"));
             }
             Event::Stopped { step, evaluations_without_improvement } => {
                 let evaluations = evaluations_without_improvement;

@@ -107,20 +107,20 @@ impl<'a> Recorder<'a> {
                 correct_tokens,
                 exact_match,
                 preferences,
+                classes,
                 is_best,
                 adapter,
             } => {
                 let mut line = json!({
                     "step": step, "valid_loss": valid_loss, "valid_tokens": tokens, "is_best": is_best,
                 });
-                match preferences {
-                    Some(preferences) => {
-                        let measures = json!(preferences);
-                        let measures = measures.as_object().into_iter().flatten().filter(|(name, _)| *name != "loss");
-                        measures.for_each(|(name, value)| line[format!("valid_{name}")] = value.clone());
-                    }
-                    None => line["valid_token_accuracy"] = json!(correct_tokens as f64 / tokens as f64),
-                }
+                let measures = match (preferences, classes) {
+                    (Some(preferences), _) => json!(preferences),
+                    (None, Some(classes)) => json!(classes),
+                    (None, None) => json!({ "token_accuracy": correct_tokens as f64 / tokens as f64 }),
+                };
+                let measures = measures.as_object().into_iter().flatten().filter(|(name, _)| *name != "loss");
+                measures.for_each(|(name, value)| line[format!("valid_{name}")] = value.clone());
                 if let Some(share) = exact_match {
                     line["valid_exact_match"] = json!(share);
                 }

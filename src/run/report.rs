@@ -76,9 +76,14 @@ impl<'a> Reporter<'a> {
     pub(super) fn begin(prepared: &'a Prepared) -> Self {
         let (examples, places) = chosen(prepared);
         let mut details = Details { lengths: lengths(prepared), rendered: rendered(prepared), ..Details::default() };
-        match examples.is_empty() {
-            true => drop(details.left_out.insert("tokens", "there are no validation examples".to_owned())),
-            false => details.tokens = Some(TokenLosses::unmeasured(prepared, &examples, places)),
+        let reason = match (examples.is_empty(), &prepared.start.classifier) {
+            (true, _) => Some("there are no validation examples"),
+            (false, Some(_)) => Some("a classifier gives labels, and no tokens"),
+            (false, None) => None,
+        };
+        match reason {
+            Some(reason) => drop(details.left_out.insert("tokens", reason.to_owned())),
+            None => details.tokens = Some(TokenLosses::unmeasured(prepared, &examples, places)),
         }
         Self {
             prepared,
@@ -105,9 +110,7 @@ impl<'a> Reporter<'a> {
             Event::Begin { .. } => self.write(folder, watch),
             Event::Evaluation { step, is_best, adapter, .. } => {
                 if is_best || self.pass.is_none() {
-                    let by_steps = self.step_seconds.map(|seconds| seconds * self.tokens() as f64);
-                    let estimate = self.pass.or(by_steps.map(Duration::from_secs_f64));
-                    let estimate = estimate.unwrap_or_else(|| samples.evaluating(self.tokens()));
+                    let estimate = self.estimate().unwrap_or_else(|| samples.evaluating(self.tokens()));
                     let left = samples.left(step);
                     let spent = self.measure_tokens(step, decoder, adapter, (estimate, left));
                     samples.charge(spent);
@@ -148,7 +151,7 @@ impl<'a> Reporter<'a> {
     /// Measures the token losses of the best adapter, where they are not known, and its parts.
     fn measure_adapter(&mut self, outcome: &Outcome, decoder: &Decoder, adapter: &Adapter, samples: &mut Samples<'_>) {
         let is_measured = |tokens: &TokenLosses| tokens.after_step == Some(outcome.best_step);
-        if let (Some(pass), Some(false)) = (self.pass, self.details.tokens.as_ref().map(is_measured)) {
+        if let (Some(pass), Some(false)) = (self.estimate(), self.details.tokens.as_ref().map(is_measured)) {
             let left = samples.left(outcome.steps);
             samples.charge(self.measure_tokens(outcome.best_step, decoder, adapter, (pass, left)));
         }
@@ -190,6 +193,12 @@ impl<'a> Reporter<'a> {
         self.examples.iter().map(|example| example.ids.len()).sum()
     }
 
+    /// The time of a pass over the examples: measured, or by the time of a step.
+    fn estimate(&self) -> Option<Duration> {
+        let by_steps = self.step_seconds.map(|seconds| seconds * self.tokens() as f64);
+        self.pass.or(by_steps.map(Duration::from_secs_f64))
+    }
+
     /// Measures the token losses of the base, once, and of `adapter`, where a pass fits into what is left of the time. The time
     /// that it took.
     fn measure_tokens(
@@ -225,7 +234,7 @@ impl<'a> Reporter<'a> {
     /// Measures the parts of the adapter, as far as the time goes.
     fn ablate(&mut self, steps: u64, decoder: &Decoder, adapter: &Adapter, samples: &mut Samples<'_>) {
         let began = Instant::now();
-        let ablated = match self.pass {
+        let ablated = match self.estimate().filter(|_| !self.examples.is_empty()) {
             Some(pass) => {
                 let budget = samples.left(steps);
                 interrupt::cancellable(|| ablate(decoder, adapter, &self.examples, pass, budget)).flatten()

@@ -17,10 +17,11 @@ use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::provenance;
 use crate::adapter::peft::SaveOptions;
+use crate::allocator;
 use crate::bytes::Size;
 use crate::data::EncodedSet;
 use crate::device::{self, DeviceChoice};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::files::space;
 use crate::files::versions::Versions;
 use crate::interrupt;
@@ -64,6 +65,10 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     interrupt::set_going_on(goes_on.then(|| format!("nothing is lost: `{command}` goes on")));
     let prepared = prepare(recipe, choice, *max_memory, watch)?;
     let plan = &prepared.plan;
+    if let Some([label]) = prepared.start.classifier.as_ref().map(|classifier| classifier.labels.as_slice()) {
+        let message = format!("has the label {label:?} alone: there is nothing to tell apart");
+        return Err(located(Error::input(Place::setting("data.train"), message)));
+    }
     if !goes_on {
         space::check(&dir, prepared.disk_bytes())?;
     }
@@ -108,6 +113,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     prepared.base.encoder.tokenizer().save(folder.path())?;
 
     watch.stage(Stage::Train);
+    allocator::give_back_freed_memory();
     let (hub_name, revision) = (prepared.base.hub_name(), prepared.base.hub_revision());
     let config = prepared.base.files.config();
     let targets = plan.adapter.target_names(config)?;

@@ -211,6 +211,24 @@ fn the_share_of_time_holds_for_samples_and_report_together() {
 }
 
 #[test]
+fn a_classifier_has_a_page_without_tokens() {
+    let folder = tiny_job();
+    let rows: Vec<String> = (0..24)
+        .map(|number| format!("{{\"text\": \"number {number}\", \"label\": \"{}\"}}\n", ["even", "odd"][number % 2]))
+        .collect();
+    for name in ["train.jsonl", "valid.jsonl"] {
+        fs::write(folder.path().join(name), rows.concat()).expect("written");
+    }
+    train_into(&folder, "runs/labels", &["train.objective=classify", "sample.prompts=[]"]);
+    let data = page_of(&folder.path().join("runs/labels"));
+    let details = &data["runs"][0]["details"];
+    assert_eq!(details["left_out"]["tokens"], "a classifier gives labels, and no tokens");
+    assert!(details["modules"]["by_module"].is_array() && details["losses"]["after"].is_array(), "{details}");
+    let last = details["rendered"][0]["tokens"].as_array().and_then(|tokens| tokens.last()).expect("a token");
+    assert_eq!(last, " → even");
+}
+
+#[test]
 fn a_run_on_preferences_has_a_page() {
     let folder = tiny_job();
     let pair = |a: usize, b: usize| {

@@ -61,6 +61,8 @@ function tiles(run) {
   if (validation) {
     all.push(tile("Validation loss", `${fixed(validation.loss_before, 3)} → ${fixed(validation.loss_after, 3)}`, `${signed((100 * validation.difference) / validation.loss_before, 1)}%`));
     if (isNumber(validation.token_accuracy_after)) all.push(tile("Token accuracy", `${percent(validation.token_accuracy_before)} → ${percent(validation.token_accuracy_after)}`, counted(validation.tokens, "token")));
+    const labelled = validation.classes?.accuracy;
+    if (labelled) all.push(tile("Accuracy", `${percent(labelled.before)} → ${percent(labelled.after)}`, `95% interval ${signed(100 * labelled.low, 1)}% to ${signed(100 * labelled.high, 1)}%`));
     if (isNumber(validation.perplexity_after)) all.push(tile("Perplexity", `${short(validation.perplexity_before)} → ${short(validation.perplexity_after)}`, counted(validation.examples, "example")));
     if (validation.preferences) Object.entries(validation.preferences).filter(([, value]) => isNumber(value)).slice(0, 3).forEach(([name, value]) => all.push(tile(name.replaceAll("_", " "), short(value))));
   } else if (evaluations.length) {
@@ -95,7 +97,7 @@ function curves(runs) {
   });
   const validation = each((run, index) => [{ name: named(run, "validation"), points: column(evaluationsOf(run), "valid_loss"), colour: colour(index, 0), dots: true }]);
   const of = (lines, key) => each((run, index) => [{ name: named(run, key), points: column(lines(run), key), colour: colour(index, 0) }]);
-  const accuracy = each((run, index) => [{ name: named(run, "accuracy"), points: column(evaluationsOf(run), "valid_token_accuracy"), colour: colour(index, 2), dots: true }]);
+  const evaluated = (key, name) => each((run, index) => [{ name: named(run, name), points: column(evaluationsOf(run), key), colour: colour(index, 2), dots: true }]);
   const rewards = each((run, index) => [{ name: named(run, "reward accuracy"), points: column(stepsOf(run), "reward_accuracy"), colour: colour(index, 2) }]);
   const memory = each((run, index) => {
     const timings = timingsOf(run);
@@ -110,7 +112,10 @@ function curves(runs) {
     ? [new Chart({ title: "Loss", note: "Mean loss over the trained tokens, in nats.", series: [...training, ...validation], group })]
     : [new Chart({ title: "Validation loss", series: validation, group }), new Chart({ title: "Training loss", note: "Smoothed; the faint lines are the steps.", series: training, group })];
   charts.push(
-    new Chart({ title: "Token accuracy", note: "Share of the validation tokens that the model finds likeliest.", series: accuracy, group, format: (value) => percent(value) }),
+    new Chart({ title: "Token accuracy", note: "Share of the validation tokens that the model finds likeliest.", series: evaluated("valid_token_accuracy", "accuracy"), group, format: (value) => percent(value) }),
+    new Chart({ title: "Accuracy", note: "Share of the validation examples that get their label.", series: evaluated("valid_accuracy", "accuracy"), group, format: (value) => percent(value) }),
+    new Chart({ title: "Macro F1", note: "Mean over the labels.", series: evaluated("valid_macro_f1", "macro F1"), group, format: (value) => percent(value) }),
+    new Chart({ title: "Exact match", note: "Share of the answered validation prompts.", series: evaluated("valid_exact_match", "exact match"), group, format: (value) => percent(value) }),
     new Chart({ title: "Reward accuracy", series: rewards, group, format: (value) => percent(value) }),
     new Chart({ title: "Learning rate", series: of(stepsOf, "learning_rate"), group, fromZero: true }),
     new Chart({ title: "Norm of the gradient", series: of(stepsOf, "grad_norm"), group, fromZero: true }),

@@ -76,12 +76,13 @@ pub(super) fn rendered(prepared: &Prepared) -> Vec<Rendered> {
     let shown = shown.filter_map(|(example, position)| {
         let (ids, trained) = example.sequences().next()?;
         let kept = ids.len().min(RENDERED_TOKENS);
-        Some(Rendered {
-            place: position.to_string(),
-            tokens: texts(prepared, &ids[..kept]),
-            trained: trained[..kept].to_vec(),
-            cut: ids.len() - kept,
-        })
+        let mut tokens = texts(prepared, &ids[..kept]);
+        if let (Some(classifier), true, Some(last)) = (&prepared.start.classifier, kept == ids.len(), tokens.last_mut())
+        {
+            // The number of the label stands in the place of a token.
+            *last = format!(" → {}", classifier.labels.get(example.label()).map_or("", String::as_str));
+        }
+        Some(Rendered { place: position.to_string(), tokens, trained: trained[..kept].to_vec(), cut: ids.len() - kept })
     });
     shown.collect()
 }
