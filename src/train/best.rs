@@ -3,18 +3,21 @@
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
-use super::evaluate::evaluate;
+use super::evaluate::{classify, evaluate};
 use super::event::Event;
 use super::fit::Job;
 use super::preference::{self, Preferences};
-use super::score::Score;
+use super::score::{EvalOn, Score};
 use super::settings::EarlyStopping;
 use super::step::AdapterTrainer;
 use crate::adapter::host::HostAdapter;
+use crate::data::Encoded;
 use crate::error::Result;
+use crate::eval::classes::{ClassFigures, Classified, figures};
 use crate::eval::loss::{ExampleLoss, example_number, mean_loss};
 use crate::files::json::exact;
 use crate::interrupt;
+use crate::nn::Adapter;
 
 /// The best adapter so far: the one with the best validation score, or the last one without validation data.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +46,19 @@ pub struct Evaluations {
     pub last_loss: Option<f64>,
     /// Steps done at the last evaluation, or without validation data at the last time that the adapter was kept.
     pub last_step: Option<u64>,
+}
+
+/// The losses of the validation examples `valid`, and of a classifier of so many labels its measures.
+fn measured(
+    job: &Job<'_>,
+    adapter: &Adapter,
+    valid: &[Encoded],
+    labels: Option<usize>,
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<(Vec<ExampleLoss>, Option<ClassFigures>)> {
+    let Some(labels) = labels else { return Ok((evaluate(job.decoder, Some(adapter), valid, progress)?, None)) };
+    let classified = classify(job.decoder, adapter, valid, progress)?;
+    Ok((classified.iter().map(Classified::loss).collect(), Some(figures(&classified, labels))))
 }
 
 impl BestSoFar {
@@ -74,8 +90,9 @@ impl BestSoFar {
         let valid = &valid[..];
         let total = valid.len();
         let progress = &mut |done| watch(Event::Evaluating { step, done, total });
-        let losses = interrupt::cancellable(|| evaluate(job.decoder, Some(&adapter), valid, progress));
-        let Some(losses) = losses.transpose()? else { return Ok(false) };
+        let labels = job.start.classifier.as_ref().map(|classifier| classifier.labels.len());
+        let measured = interrupt::cancellable(|| measured(job, &adapter, valid, labels, progress));
+        let Some((losses, classes)) = measured.transpose()? else { return Ok(false) };
         // The validation data are others than those the run began with: the adapter that it began with is evaluated too.
         let before = match self.evaluations.losses_before.is_empty() && step > 0 {
             true => {
@@ -108,7 +125,8 @@ impl BestSoFar {
             (valid_loss, _) => preferences.as_ref().map_or(valid_loss?, |preferences| preferences.loss),
         };
         let min_delta = job.settings.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
-        let score = Score { exact_match, loss: valid_loss };
+        let accuracy = classes.map(|classes| classes.accuracy).filter(|_| job.settings.eval_on == EvalOn::Accuracy);
+        let score = Score { share: exact_match.or(accuracy), loss: valid_loss };
         let is_best = so_far.best.is_none_or(|best| score.is_better_than(best));
         let has_improved = so_far.best.is_none_or(|best| score.improves_by(best, min_delta));
         let tokens = losses.iter().map(|loss| loss.tokens).sum();
@@ -120,6 +138,7 @@ impl BestSoFar {
             correct_tokens,
             exact_match,
             preferences: preferences.as_ref(),
+            classes: classes.as_ref(),
             is_best,
             adapter: &adapter,
         })?;
