@@ -46,13 +46,21 @@ pub fn cases() -> Vec<Case> {
         }),
         (json!({ "enum": ["red", "green", "blue"] }), |value| ["red", "green", "blue"].iter().any(|one| value == one)),
         (json!({ "type": "boolean" }), Value::is_boolean),
-        (json!({ "type": "array", "items": { "type": "integer", "minimum": -5, "maximum": 5 }, "minItems": 2, "maxItems": 4 }), |value| {
-            let items = value.as_array().expect("a list");
-            (2..=4).contains(&items.len()) && items.iter().all(|item| is_whole(item, -5..=5))
+        (
+            json!({ "type": "array", "items": { "type": "integer", "minimum": -5, "maximum": 5 }, "minItems": 2, "maxItems": 4 }),
+            |value| {
+                let items = value.as_array().expect("a list");
+                (2..=4).contains(&items.len()) && items.iter().all(|item| is_whole(item, -5..=5))
+            },
+        ),
+        (json!({ "const": { "a": [1, null], "é\n": "\"" } }), |value| {
+            *value == json!({ "a": [1, null], "é\n": "\"" })
         }),
-        (json!({ "const": { "a": [1, null], "é\n": "\"" } }), |value| *value == json!({ "a": [1, null], "é\n": "\"" })),
         (json!({ "anyOf": [{ "type": "null" }, { "type": "string", "pattern": "^[a-z]{3}$" }] }), |value| {
-            value.is_null() || value.as_str().is_some_and(|text| text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_lowercase()))
+            value.is_null()
+                || value
+                    .as_str()
+                    .is_some_and(|text| text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_lowercase()))
         }),
         (json!({ "type": "object", "properties": optional, "additionalProperties": false }), |value| {
             let fields = value.as_object().expect("an object");
@@ -75,9 +83,16 @@ pub fn cases() -> Vec<Case> {
         (json!({ "type": ["integer", "null"], "minimum": 1, "maximum": 9 }), |value| {
             value.is_null() || is_whole(value, 1..=9)
         }),
-        (json!({ "$defs": { "city": city }, "type": "array", "items": { "$ref": "#/$defs/city" }, "minItems": 1, "maxItems": 2 }), |value| {
-            value.as_array().expect("a list").iter().all(|city| city["code"].as_str().is_some_and(|code| code.len() == 2))
-        }),
+        (
+            json!({ "$defs": { "city": city }, "type": "array", "items": { "$ref": "#/$defs/city" }, "minItems": 1, "maxItems": 2 }),
+            |value| {
+                value
+                    .as_array()
+                    .expect("a list")
+                    .iter()
+                    .all(|city| city["code"].as_str().is_some_and(|code| code.len() == 2))
+            },
+        ),
         (json!({ "allOf": [{ "type": "integer", "minimum": 10 }, { "maximum": 12 }] }), |value| {
             is_whole(value, 10..=12)
         }),
@@ -130,7 +145,8 @@ fn a_random_model_of_any_vocabulary_gives_valid_texts() {
             for answer in answers(&mut engine, &[request(1), request(2), request(3)]) {
                 let ended = [Some(Finish::Complete), Some(Finish::EndToken)].contains(&answer.finish);
                 assert!(ended, "{file}: {schema}: {:?} {:?}", answer.finish, answer.text);
-                let value: Value = serde_json::from_str(&answer.text).unwrap_or_else(|error| panic!("{error}: {:?}", answer.text));
+                let value: Value =
+                    serde_json::from_str(&answer.text).unwrap_or_else(|error| panic!("{error}: {:?}", answer.text));
                 assert!(is_valid(&value), "{file}: {schema}: {value}");
             }
         }
@@ -141,12 +157,15 @@ fn a_random_model_of_any_vocabulary_gives_valid_texts() {
 fn an_answer_with_a_format_does_not_depend_on_other_requests() {
     let _turn = turn();
     let (decoder, tokenizer, vocabulary) = model("gguf/smollm.gguf");
-    let mut requests: Vec<Request> = (1..).zip(cases()).map(|(seed, (schema, _))| Request {
-        sampler: if seed % 3 == 0 { SamplerConfig::default() } else { warm(seed, &tokenizer) },
-        end_tokens: tokenizer.eos_tokens(),
-        constraint: Some(held(&vocabulary, &schema)),
-        ..greedy(&[7, 8, 9], 60)
-    }).collect();
+    let mut requests: Vec<Request> = (1..)
+        .zip(cases())
+        .map(|(seed, (schema, _))| Request {
+            sampler: if seed % 3 == 0 { SamplerConfig::default() } else { warm(seed, &tokenizer) },
+            end_tokens: tokenizer.eos_tokens(),
+            constraint: Some(held(&vocabulary, &schema)),
+            ..greedy(&[7, 8, 9], 60)
+        })
+        .collect();
     requests.push(greedy(&[7, 8, 9], 20));
     for precision in [Precision::Exact, Precision::Fast] {
         let new = || engine(&decoder, options(precision));
@@ -174,7 +193,12 @@ fn guessed_tokens_change_no_answer_with_a_format() {
         let plain = Request { sampler: bias, ..request.clone() };
         let mut engine = engine(&decoder, options(Precision::Fast));
         let without = answers(&mut engine, &[plain]).remove(0);
-        assert_eq!((engine.statistics().guessed_tokens, without.finish), (0, Some(Finish::Complete)), "{}", without.text);
+        assert_eq!(
+            (engine.statistics().guessed_tokens, without.finish),
+            (0, Some(Finish::Complete)),
+            "{}",
+            without.text
+        );
         let with = answers(&mut engine, &[request]).remove(0);
         assert_eq!(with.outcome(), without.outcome());
         guessed += engine.statistics().guessed_tokens;
@@ -191,7 +215,8 @@ fn limits_stop_strings_and_biases_act_within_a_format() {
     let request = Request { constraint: Some(long), ..greedy(&[7, 8, 9], 9) };
     let cut = answers(&mut engine, std::slice::from_ref(&request)).remove(0);
     assert_eq!((cut.finish, cut.tokens.len()), (Some(Finish::Length), 9));
-    let stopped = answers(&mut engine, &[Request { stop: vec!["pha".to_owned()], max_tokens: 40, ..request }]).remove(0);
+    let stopped =
+        answers(&mut engine, &[Request { stop: vec!["pha".to_owned()], max_tokens: 40, ..request }]).remove(0);
     assert!(stopped.finish == Some(Finish::Stop) && stopped.text.ends_with("\"al"), "{stopped:?}");
     let one_of = held(&vocabulary, &json!({ "enum": [true, false] }));
     for (word, other) in [("true", "false"), ("false", "true")] {
@@ -209,8 +234,12 @@ fn limits_stop_strings_and_biases_act_within_a_format() {
 #[test]
 fn schemas_that_cannot_be_held_are_refused_with_the_reason_and_soon() {
     let (_, _, vocabulary) = model("gguf/smollm.gguf");
-    let nested = |depth: usize| (0..depth).fold(json!({ "type": "null" }), |inner, _| json!({ "type": "array", "items": inner }));
-    let options = |count: usize| -> Vec<Value> { (0..count).map(|index| json!({ "properties": { format!("a{index}"): { "minLength": index } } })).collect() };
+    let nested = |depth: usize| {
+        (0..depth).fold(json!({ "type": "null" }), |inner, _| json!({ "type": "array", "items": inner }))
+    };
+    let options = |count: usize| -> Vec<Value> {
+        (0..count).map(|index| json!({ "properties": { format!("a{index}"): { "minLength": index } } })).collect()
+    };
     let product: Vec<Value> = (0..12).map(|_| json!({ "anyOf": options(12) })).collect();
     for (schema, reason) in [
         (json!({ "$ref": "http://127.0.0.1:1/schema.json" }), "http://127.0.0.1:1/schema.json"),
@@ -238,7 +267,8 @@ fn schemas_that_cannot_be_held_are_refused_with_the_reason_and_soon() {
         assert!(error.to_string().contains(reason) && error.to_string().len() < 1000, "{schema}: {error}");
     }
     // What is large or strange and can be held is held.
-    let node = json!({ "type": "object", "properties": { "next": { "anyOf": [{ "$ref": "#" }, { "type": "null" }] } } });
+    let node =
+        json!({ "type": "object", "properties": { "next": { "anyOf": [{ "$ref": "#" }, { "type": "null" }] } } });
     let many: Vec<String> = (0..3000).map(|index| format!("value {index}")).collect();
     let properties: Value = (0..1500).map(|index| (format!("a{index}"), json!({ "type": "integer" }))).collect();
     for schema in [

@@ -203,7 +203,10 @@ mod tests {
         let tools = [tool("f", Value::Null), tool("g", json!({}))];
         let named = |name: &str| json!({ "type": "function", "function": { "name": name } });
         assert_eq!(ForcedCall::read(&tools, &named("g")).expect("one").0.len(), 1);
-        assert_eq!(ForcedCall::read(&tools, &json!("required")).expect("two").0[0].parameters["additionalProperties"], false);
+        assert_eq!(
+            ForcedCall::read(&tools, &json!("required")).expect("two").0[0].parameters["additionalProperties"],
+            false
+        );
         for choice in [named("h"), json!("any"), json!({ "type": "function" }), json!({ "type": "allowed_tools" })] {
             assert!(ForcedCall::read(&tools, &choice).is_err(), "{choice}");
         }

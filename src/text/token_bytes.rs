@@ -111,9 +111,12 @@ mod tests {
 
     #[test]
     fn the_bytes_of_the_tokens_of_a_text_are_those_of_the_text() {
-        for (file, is_sentence_piece) in
-            [("gguf/smollm.gguf", false), ("gguf/qwen2.gguf", false), ("gguf/llama_bpe.gguf", false), ("gguf/spm.gguf", true)]
-        {
+        for (file, is_sentence_piece) in [
+            ("gguf/smollm.gguf", false),
+            ("gguf/qwen2.gguf", false),
+            ("gguf/llama_bpe.gguf", false),
+            ("gguf/spm.gguf", true),
+        ] {
             let tokenizer = Tokenizer::of_base(&BaseFiles::open(&fixture(file)).expect("a base")).expect("a tokenizer");
             let bytes = tokenizer.token_bytes().expect("bytes");
             assert_eq!(bytes.len(), tokenizer.vocab_size());

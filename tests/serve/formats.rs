@@ -19,7 +19,10 @@ fn asking_for(schema: &Value, more: Value) -> Value {
     let fields = body.as_object_mut().expect("an object");
     let described = json!({ "name": "answer", "schema": schema, "strict": true });
     fields.insert("response_format".to_owned(), json!({ "type": "json_schema", "json_schema": described }));
-    fields.extend([("temperature", json!(1)), ("max_tokens", json!(90)), ("logit_bias", bias.into())].map(|(key, value)| (key.to_owned(), value)));
+    fields.extend(
+        [("temperature", json!(1)), ("max_tokens", json!(90)), ("logit_bias", bias.into())]
+            .map(|(key, value)| (key.to_owned(), value)),
+    );
     fields.extend(more.as_object().expect("an object").clone());
     body
 }
@@ -32,7 +35,8 @@ fn answers_are_valid_streamed_or_not_and_each_is_as_alone() {
         let whole = server.post("/v1/chat/completions", &body);
         assert_eq!(whole.status, 200, "{schema}: {}", whole.body);
         let whole = whole.json();
-        let streamed = server.post("/v1/chat/completions", &asking_for(&schema, json!({ "n": 2, "seed": seed, "stream": true })));
+        let streamed =
+            server.post("/v1/chat/completions", &asking_for(&schema, json!({ "n": 2, "seed": seed, "stream": true })));
         let chunks = streamed.events();
         for index in 0..2 {
             let choice = &whole["choices"][index];
@@ -41,7 +45,8 @@ fn answers_are_valid_streamed_or_not_and_each_is_as_alone() {
             let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{schema}: {error}: {text}"));
             assert!(is_valid(&value), "{schema}: {text}");
             let of_index = chunks.iter().filter(|chunk| chunk["choices"][0]["index"] == index);
-            let pieces: String = of_index.filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
+            let pieces: String =
+                of_index.filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
             assert_eq!(pieces, text, "{schema}");
             let alone = asking_for(&schema, json!({ "seed": seed + index }));
             assert_eq!(content(&server.post("/v1/chat/completions", &alone).json()), text, "{schema}");
@@ -68,7 +73,9 @@ fn an_object_is_an_object_and_a_cut_answer_says_so() {
         let answer = server.post("/api/generate", &asked).json();
         let text = answer["response"].as_str().expect("a text");
         assert!(text.starts_with('{') || (text == "\"red\"" && answer["done_reason"] == "stop"), "{answer}");
-        let (Value::Object(mut chat), messages) = (asked, json!([{ "role": "user", "content": "x" }])) else { panic!() };
+        let (Value::Object(mut chat), messages) = (asked, json!([{ "role": "user", "content": "x" }])) else {
+            panic!()
+        };
         chat.shift_remove("prompt");
         chat.insert("messages".to_owned(), messages);
         assert_eq!(server.post("/api/chat", &chat.into()).json()["done_reason"], answer["done_reason"]);
@@ -104,7 +111,9 @@ fn formats_that_cannot_be_held_are_refused_by_name() {
         assert!(param.starts_with("response_format"), "{error}");
         assert!(error["message"].as_str().is_some_and(|message| message.contains(reason)), "{reason}: {error}");
     }
-    let body = asking(BASE, "x").to_string().replace("\"temperature\"", &format!("\"response_format\": {}, \"temperature\"", nested(10_000)));
+    let body = asking(BASE, "x")
+        .to_string()
+        .replace("\"temperature\"", &format!("\"response_format\": {}, \"temperature\"", nested(10_000)));
     assert_eq!(client::post(server.address, "/v1/chat/completions", &body).status, 400);
     let body = json!({ "model": BASE, "messages": [{ "role": "user", "content": "x" }], "format": "yaml" });
     assert_eq!(server.post("/api/chat", &body).status, 400);
@@ -143,7 +152,8 @@ fn a_demanded_call_has_valid_arguments() {
     };
     let named = |name: &str| json!({ "type": "function", "function": { "name": name } });
     let check = |call: &Value| {
-        let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().expect("a text")).expect("JSON");
+        let arguments: Value =
+            serde_json::from_str(call["function"]["arguments"].as_str().expect("a text")).expect("JSON");
         let is_small = |key: &str| arguments[key].as_u64().is_some_and(|number| number <= 9);
         match call["function"]["name"].as_str() {
             Some("add") => assert!(is_small("a") && is_small("b"), "{call}"),
@@ -163,7 +173,8 @@ fn a_demanded_call_has_valid_arguments() {
         check(&calls[0]);
         called.push(calls[0]["function"]["name"].clone());
         let events = ask(json!("required"), json!({ "seed": seed, "stream": true })).events();
-        let call = events.iter().find_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array()).expect("calls");
+        let call =
+            events.iter().find_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array()).expect("calls");
         assert_eq!(call[0]["function"], calls[0]["function"]);
     }
     assert!(called.contains(&json!("add")) && called.contains(&json!("now")), "{called:?}");
@@ -184,10 +195,17 @@ fn a_demanded_call_has_valid_arguments() {
         (json!("any"), json!({})),
         (json!("required"), json!({ "tools": [] })),
         (json!("auto"), json!({ "response_format": { "type": "json_object" } })),
-        (json!("required"), json!({ "tools": [tool("odd", &json!({ "type": "object", "properties": { "a": { "not": {} } } }))] })),
+        (
+            json!("required"),
+            json!({ "tools": [tool("odd", &json!({ "type": "object", "properties": { "a": { "not": {} } } }))] }),
+        ),
     ] {
         let answer = ask(choice.clone(), more);
         let param = answer.json()["error"]["param"].as_str().expect("a field").to_owned();
-        assert!(answer.status == 400 && ["tool_choice", "tools", "response_format"].contains(&param.as_str()), "{choice}: {}", answer.body);
+        assert!(
+            answer.status == 400 && ["tool_choice", "tools", "response_format"].contains(&param.as_str()),
+            "{choice}: {}",
+            answer.body
+        );
     }
 }

@@ -19,7 +19,9 @@ pub(super) fn check(schema: &Value) -> Result<()> {
     let weight = Schemas { root: schema, known: HashMap::new() }.weigh(schema);
     let most = weight.most();
     match most > MOST {
-        true => Err(Error::input("", format!("the schema merges {most} patterns and formats; at most {MOST} are taken"))),
+        true => {
+            Err(Error::input("", format!("the schema merges {most} patterns and formats; at most {MOST} are taken")))
+        }
         false => Ok(()),
     }
 }
@@ -71,7 +73,8 @@ impl<'a> Schemas<'a> {
         }
         let mut all = own.and(parts);
         for key in ["properties", "patternProperties"] {
-            all = all.and(fields.get(key).and_then(Value::as_object).map_or(Weight::default(), |named| self.named(named)));
+            all = all
+                .and(fields.get(key).and_then(Value::as_object).map_or(Weight::default(), |named| self.named(named)));
         }
         for option in ["anyOf", "oneOf"] {
             all = all.and(fields.get(option).map_or(Weight::default(), |options| self.any_of(options)));
@@ -79,7 +82,9 @@ impl<'a> Schemas<'a> {
         for part in fields.get("allOf").and_then(Value::as_array).into_iter().flatten() {
             all = all.and(self.weigh(part));
         }
-        all.and(fields.get("$ref").and_then(Value::as_str).map_or(Weight::default(), |reference| self.referred(reference)))
+        all.and(
+            fields.get("$ref").and_then(Value::as_str).map_or(Weight::default(), |reference| self.referred(reference)),
+        )
     }
 
     /// The greatest weight among a list, or that of one schema.
@@ -118,11 +123,13 @@ mod tests {
         let date = || json!({ "type": "string", "format": "date" });
         let dates = |count: usize| (0..count).map(|index| (format!("a{index}"), date())).collect::<Value>();
         let object = |count: usize| json!({ "type": "object", "properties": dates(count) });
-        let merged = json!({ "allOf": [object(9), object(9), { "$ref": "#/$defs/more" }], "$defs": { "more": object(9) } });
+        let merged =
+            json!({ "allOf": [object(9), object(9), { "$ref": "#/$defs/more" }], "$defs": { "more": object(9) } });
         for schema in [object(20), merged.clone(), json!({ "anyOf": vec![date(); 20] }), json!({ "items": merged })] {
             assert!(check(&schema).is_ok(), "{schema}");
         }
-        let chain = (0..7).map(|index| (format!("d{index}"), json!({ "pattern": "a", "$ref": format!("#/$defs/d{}", index + 1) })));
+        let chain = (0..7)
+            .map(|index| (format!("d{index}"), json!({ "pattern": "a", "$ref": format!("#/$defs/d{}", index + 1) })));
         let circle = json!({ "pattern": "a", "anyOf": [{ "$ref": "#" }] });
         assert!(check(&circle).is_ok());
         for schema in [

@@ -113,7 +113,9 @@ impl Counts {
             return Err(wrong(format!("has more than {MAX_PATTERNS} patterns")));
         }
         match pattern.len() > MAX_PATTERN_BYTES {
-            true => Err(wrong(format!("has a pattern of {} bytes; at most {MAX_PATTERN_BYTES} are taken", pattern.len()))),
+            true => {
+                Err(wrong(format!("has a pattern of {} bytes; at most {MAX_PATTERN_BYTES} are taken", pattern.len())))
+            }
             false => Ok(()),
         }
     }
@@ -127,7 +129,8 @@ mod tests {
 
     #[test]
     fn sizes_are_limited_and_properties_are_no_keywords() {
-        let properties = json!({ "maxItems": { "type": "integer" }, "pattern": { "type": "string", "maxLength": 65_536 } });
+        let properties =
+            json!({ "maxItems": { "type": "integer" }, "pattern": { "type": "string", "maxLength": 65_536 } });
         assert!(check(&json!({ "type": "object", "properties": properties, "maxProperties": 1000 })).is_ok());
         let many = |count: usize| (0..count).map(|index| (format!("a{index}"), json!(true))).collect::<Value>();
         for (schema, reason) in [
