@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 
 /// Renders and encodes: the one path for training, evaluation and generation.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Encoder {
     pub(super) tokenizer: Tokenizer,
     template: Option<ChatTemplate>,

@@ -16,6 +16,7 @@ use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::provenance;
 use crate::adapter::peft::SaveOptions;
+use crate::allocator;
 use crate::bytes::Size;
 use crate::data::EncodedSet;
 use crate::device::{self, DeviceChoice};
@@ -109,6 +110,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     prepared.base.encoder.tokenizer().save(folder.path())?;
 
     watch.stage(Stage::Train);
+    allocator::give_back_freed_memory();
     let (hub_name, revision) = (prepared.base.hub_name(), prepared.base.hub_revision());
     let config = prepared.base.files.config();
     let targets = plan.adapter.target_names(config)?;
