@@ -26,12 +26,14 @@ mod train;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
 
 use crate::device::DeviceChoice;
 use crate::error::{Error, Place, Result};
 use crate::interrupt::{self, Effect};
+use crate::train::parallel::launch::{self, Launched};
 use terminal::{Colour, Terminal};
 
 /// Fine-tune LLaMA-family language models with LoRA and QLoRA.
@@ -119,8 +121,21 @@ pub fn main() -> ExitCode {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::Unfit) => ExitCode::from(2),
         Err(error) => {
-            terminal.error(&error);
+            report_among_ranks(&terminal, error.clone());
+            launch::abort(error.exit_code());
             ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Reports an error. Of several ranks the first does so at once: most errors are those of all, and its end ends them.
+fn report_among_ranks(terminal: &Terminal, error: Error) {
+    const LATER: Duration = Duration::from_secs(2);
+    match Launched::of_this_process().filter(|launched| launched.rank > 0) {
+        None => terminal.error(&error),
+        Some(launched) => {
+            std::thread::sleep(LATER);
+            terminal.error(&error.within(launched.name().as_str()));
         }
     }
 }
@@ -180,10 +195,10 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
 
 /// Sizes the pool of the kernels, and that of everything else.
 fn use_threads(threads: Option<u16>) -> Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
+    let Some(threads) = threads.map(usize::from).or_else(launch::threads) else { return Ok(()) };
     #[cfg(feature = "cpu")]
-    crate::ops::cpu::pool::use_threads(threads.into());
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
+    crate::ops::cpu::pool::use_threads(threads);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     pool.map_err(|error| {
         Error::failed(Place::argument("--threads"), format!("{threads} threads cannot be started: {error}"))
     })

@@ -22,6 +22,7 @@ pub mod outcome;
 pub mod preferences;
 pub mod prepare;
 pub mod probe;
+mod ranks;
 mod recorder;
 pub mod resume;
 pub mod samples;

@@ -12,6 +12,7 @@ use super::watch::{Stage, Watch};
 use crate::data::Encoded;
 use crate::error::Result;
 use crate::model::Batch;
+use crate::train::Alone;
 use crate::train::evaluate::evaluate;
 use crate::train::reference::References;
 use crate::train::step::AdapterTrainer;
@@ -62,7 +63,7 @@ pub(super) fn probe(prepared: &Prepared, watch: &mut dyn Watch) -> Result<TimeEs
         let join = |examples: &Vec<Cow<'_, Encoded>>| Batch::join(examples.iter().flat_map(|one| one.sequences()));
         let batches: Vec<Batch> = examples.iter().map(join).collect();
         let began = Instant::now();
-        let known = references.known(&trainer.adapter, &parts, &examples)?;
+        let known = references.known(&Alone, &trainer.adapter, &parts, &examples, false)?.unwrap_or_default();
         let report = trainer.step_knowing(&decoder, &batches, &known, 0.0, index as u64);
         if index > 0 {
             (tokens, seconds, timed) = (tokens + report.tokens, seconds + began.elapsed().as_secs_f64(), timed + 1);

@@ -2,8 +2,9 @@
 
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::evaluate::evaluate;
+use super::evaluate::evaluate_cancellable;
 use super::event::Event;
 use super::fit::Job;
 use super::preference::{self, Preferences};
@@ -11,10 +12,11 @@ use super::score::Score;
 use super::settings::EarlyStopping;
 use super::step::AdapterTrainer;
 use crate::adapter::host::HostAdapter;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::loss::{ExampleLoss, example_number, mean_loss};
 use crate::files::json::exact;
 use crate::interrupt;
+use crate::nn::Adapter;
 
 /// The best adapter so far: the one with the best validation score, or the last one without validation data.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,27 +75,34 @@ impl BestSoFar {
         let valid = preference::evaluated(&*objective, job.valid)?;
         let valid = &valid[..];
         let total = valid.len();
-        let progress = &mut |done| watch(Event::Evaluating { step, done, total });
-        let losses = interrupt::cancellable(|| evaluate(job.decoder, Some(&adapter), valid, progress));
-        let Some(losses) = losses.transpose()? else { return Ok(false) };
+        let mut evaluate = |adapter: &Adapter| {
+            let progress = &mut |done| watch(Event::Evaluating { step, done, total });
+            evaluate_cancellable(job.ranks, job.decoder, Some(adapter), valid, progress)
+        };
+        let Some(losses) = evaluate(&adapter)? else { return Ok(false) };
         // The validation data are others than those the run began with: the adapter that it began with is evaluated too.
         let before = match self.evaluations.losses_before.is_empty() && step > 0 {
             true => {
                 let start = job.start.attach(job.decoder.config(), job.decoder.device())?;
-                let progress = &mut |done| watch(Event::Evaluating { step, done, total });
-                let before = interrupt::cancellable(|| evaluate(job.decoder, Some(&start), valid, progress));
-                let Some(before) = before.transpose()? else { return Ok(false) };
+                let Some(before) = evaluate(&start)? else { return Ok(false) };
                 Some(before)
             }
             false => None,
         };
         let exact_match = match job.exact_match {
-            Some(measure) => match interrupt::cancellable(|| measure.share(&adapter)) {
-                Some(share) => Some(share?),
-                None => return Ok(false),
-            },
+            Some(measure) => {
+                let own = interrupt::cancellable(|| measure.exact(job.ranks, &adapter)).transpose()?;
+                let mut counts = [i64::from(own.is_none()), own.unwrap_or_default() as i64];
+                job.ranks.sum(&mut counts);
+                let [cancelled, exact] = counts;
+                if cancelled > 0 {
+                    return Ok(false);
+                }
+                Some(exact as f64 / measure.prompts() as f64)
+            }
             None => None,
         };
+        check_same_adapter(job, step, trainer)?;
         let so_far = &mut self.evaluations;
         if so_far.losses_before.is_empty() {
             so_far.losses_before = before.unwrap_or_else(|| losses.clone());
@@ -149,4 +158,23 @@ impl BestSoFar {
         self.evaluations.best_step = step;
         watch(Event::Best { step, adapter: &self.adapter })
     }
+}
+
+/// Compares the adapters of all ranks, which every decision from here on is computed from.
+///
+/// # Errors
+/// Failed: that of another rank is not the one of rank 0.
+fn check_same_adapter(job: &Job<'_>, step: u64, trainer: &AdapterTrainer) -> Result<()> {
+    if job.ranks.count() == 1 {
+        return Ok(());
+    }
+    let mut hash = Sha256::new();
+    for matrix in trainer.adapter.matrices() {
+        hash.update(matrix.val().into_data().as_bytes());
+    }
+    let hashes = job.ranks.gather(&hash.finalize());
+    let Some(other) = hashes.iter().position(|hash| *hash != hashes[0]) else { return Ok(()) };
+    let message = format!("the adapter differs from that of {}, from the same sums", job.ranks.name(0));
+    Err(Error::failed(format!("step {step} on {}", job.ranks.name(other)), message)
+        .hint("processors of different kinds may round differently: train on machines of one kind"))
 }
