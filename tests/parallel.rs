@@ -240,3 +240,59 @@ fn ranks_without_mpi_are_refused_and_never_run_by_themselves() {
         assert!(alone.status.success(), "{}", text(&alone.stderr));
     }
 }
+
+/// A file of docs/cluster.
+fn cluster_file(name: &str) -> String {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cluster").join(name);
+    fs::read_to_string(path).expect("it is there")
+}
+
+#[test]
+fn the_manifest_starts_a_rank_on_each_worker() {
+    let manifest = cluster_file("mpijob.yaml");
+    let (_, command) = manifest.split_once("command: [").expect("the launcher's command");
+    let command = command.split_once(']').expect("its end").0;
+    let words: Vec<&str> = command.split(',').map(|word| word.trim().trim_matches('"')).collect();
+    let burnish = words.iter().position(|word| *word == "burnish").expect("burnish");
+    burnish::cli::command().try_get_matches_from(&words[burnish..]).expect("arguments that exist");
+    let (_, workers) = manifest.split_once("Worker:").expect("workers");
+    let replicas = workers.split_once("replicas: ").expect("replicas").1.split_whitespace().next();
+    let place = words.iter().position(|word| *word == "-n").expect("-n");
+    assert_eq!(Some(words[place + 1]), replicas);
+    let place = words.iter().position(|word| *word == "--threads").expect("--threads");
+    assert!(workers.contains(&format!("limits: {{cpu: \"{}\"", words[place + 1])));
+}
+
+/// Runs docs/cluster/train.sbatch with commands of Slurm that only report; the exit code of `srun` is `code`.
+#[cfg(unix)]
+fn submitted(code: &str, restarts: &str) -> (Option<i32>, String) {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("folder");
+    for (name, exit) in [("srun", code), ("scontrol", "0")] {
+        let path = folder.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\necho {name} \"$@\"\nexit {exit}\n")).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
+    }
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").expect("a path"));
+    let mut script = std::process::Command::new("bash");
+    script.args(["docs/cluster/train.sbatch", "my recipe.toml", "--set", "train.seed=1"]);
+    script.current_dir(env!("CARGO_MANIFEST_DIR")).env("PATH", path).env("SLURM_JOB_ID", "77");
+    script.env("SLURM_CPUS_PER_TASK", "8").env("SLURM_RESTART_COUNT", restarts);
+    let output = script.output().expect("bash");
+    (output.status.code(), String::from_utf8(output.stdout).expect("UTF-8"))
+}
+
+#[cfg(unix)]
+#[test]
+fn the_batch_script_queues_a_run_again_until_it_has_come_to_its_end() {
+    let train = "srun --mpi=pmix --kill-on-bad-exit=1 --cpus-per-task=8 burnish train my recipe.toml --resume --threads 8 \
+                 --set train.seed=1\n";
+    let requeued = format!("{train}scontrol requeue 77\n");
+    assert_eq!(submitted("0", "0"), (Some(0), train.to_owned()));
+    assert_eq!(submitted("143", "3"), (Some(0), requeued.clone()), "asked to stop: it goes on");
+    assert_eq!(submitted("1", "0"), (Some(0), requeued), "a machine died");
+    assert_eq!(submitted("2", "0"), (Some(2), train.to_owned()), "used wrongly: the next try is no better");
+    assert_eq!(submitted("1", "20"), (Some(1), train.to_owned()), "tried often enough");
+    let arguments = ["burnish", "train", "recipe.toml", "--resume", "--threads", "8", "--set", "train.seed=1"];
+    burnish::cli::command().try_get_matches_from(arguments).expect("arguments that exist");
+}
