@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # The claim is the time-out and five seconds.
 GRACE = 5
 TIMEOUT = 3
-# Ranks outnumber cores: they yield. A stop takes a second by default, after which mpirun kills.
-MPIRUN = ["mpirun", "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1",
-          "--mca", "odls_base_sigkill_timeout", "30"]
+# Ranks outnumber cores: they yield.
+MPIRUN = ["mpirun", "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
+# The seconds from SIGTERM to SIGKILL: one by default.
+PATIENT = ["--mca", "odls_base_sigkill_timeout", "10"]
 TRANSPORTS = {"shared memory": [], "TCP": ["--mca", "btl", "self,tcp"]}
 KINDS = {"LoRA": ["adapter.dropout=0.2"], "NF4": ["base.quant=nf4", "base.compute=bf16", "adapter.targets=all-linear"]}
 
@@ -208,7 +209,7 @@ def failed_ranks(job):
 
 def asked_to_stop(job):
     settings = ["adapter.dropout=0.2", "train.epochs=60"]
-    process = job.start(4, job.train("asked", settings))
+    process = job.start(4, job.train("asked", settings), PATIENT)
     job.wait_for("asked", 20, process)
     process.send_signal(signal.SIGTERM)
     output, seconds = job.ended("asked", process, 20)
