@@ -1,7 +1,7 @@
 //! The ranks that the environment asks for: a launcher has started this process several times, and each is to know the others.
 
 use super::{Alone, ParallelSettings, Ranks};
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Result};
 
 /// The variables in which launchers tell a process how many were started together, and which of them it is: Open MPI, MPICH and its
 /// kin, MVAPICH, a job step of Slurm, torchrun.
@@ -86,7 +86,7 @@ fn join_launched(
     let message = format!(
         "{count} processes were started together ({variable}), and this burnish is built without MPI: each would train by itself"
     );
-    Err(Error::input(Place::Nowhere, message)
+    Err(Error::input("", message)
         .hint("build it with `cargo build --release --features mpi` (docs/distributed.md), or start one process"))
 }
 
