@@ -145,8 +145,12 @@ fn gather(world: &SimpleCommunicator, bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut lengths = vec![0i32; index(world.size())];
     let length = i32::try_from(bytes.len()).expect("what ranks tell each other is shorter than 2 GiB");
     world.all_gather_into(&length, &mut lengths[..]);
+    let mut begins = Vec::with_capacity(lengths.len());
     let mut end = 0;
-    let begins: Vec<i32> = lengths.iter().map(|length| std::mem::replace(&mut end, end + length)).collect();
+    for length in &lengths {
+        begins.push(end);
+        end += length;
+    }
     let mut all = vec![0u8; index(end)];
     world.all_gather_varcount_into(bytes, &mut PartitionMut::new(&mut all[..], &lengths[..], &begins[..]));
     begins.iter().zip(&lengths).map(|(&begin, &length)| all[index(begin)..index(begin + length)].to_vec()).collect()
