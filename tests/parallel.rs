@@ -140,14 +140,17 @@ fn results(folder: &TempDir, dir: &str) -> (String, String, Value) {
 }
 
 fn same_on_any_number_of_ranks(settings: &[&str]) {
-    let folder = tiny_job();
-    trained(&folder, "alone", settings, 1, Start::Fresh);
-    let alone = results(&folder, "alone");
+    same_in(&tiny_job(), settings);
+}
+
+fn same_in(folder: &TempDir, settings: &[&str]) {
+    trained(folder, "alone", settings, 1, Start::Fresh);
+    let alone = results(folder, "alone");
     assert!(alone.1.lines().count() > 6 && alone.2["loss_after"].is_f64(), "{}", alone.1);
     for count in [2, 4] {
         let dir = format!("ranks{count}");
-        trained(&folder, &dir, settings, count, Start::Fresh);
-        assert_eq!(results(&folder, &dir), alone, "{count} ranks");
+        trained(folder, &dir, settings, count, Start::Fresh);
+        assert_eq!(results(folder, &dir), alone, "{count} ranks");
     }
 }
 
@@ -176,6 +179,22 @@ fn ranks_train_the_adapter_of_one_process_over_nf4() {
 fn ranks_train_the_adapter_of_one_process_packed_and_by_exact_answers() {
     let packed = ["data.packing=true", "data.max_seq_tokens=16", "train.epochs=6"];
     same_on_any_number_of_ranks(&[&packed[..], &["train.eval_on=\"exact_match\""]].concat());
+}
+
+#[test]
+fn ranks_train_the_adapter_of_one_process_by_answers_with_labels() {
+    let folder = tiny_job();
+    for name in ["train.jsonl", "valid.jsonl"] {
+        let path = folder.path().join(name);
+        let rows = fs::read_to_string(&path).expect("rows");
+        let labelled = rows.lines().enumerate().map(|(index, row)| {
+            let is_desirable = index % 3 > 0;
+            format!("{}, \"label\": {is_desirable}}}\n", row.trim_end_matches('}'))
+        });
+        fs::write(&path, labelled.collect::<String>()).expect("written");
+    }
+    // It compares with a reference, and estimates a divergence by answers to other prompts: both are shared.
+    same_in(&folder, &["train.objective=\"kto\"", "train.epochs=3"]);
 }
 
 #[test]
