@@ -274,7 +274,7 @@ fn the_manifest_starts_a_rank_on_each_worker() {
     let words: Vec<&str> = command.split(',').map(|word| word.trim().trim_matches('"')).collect();
     let burnish = words.iter().position(|word| *word == "burnish").expect("burnish");
     burnish::cli::command().try_get_matches_from(&words[burnish..]).expect("arguments that exist");
-    let (_, workers) = manifest.split_once("Worker:").expect("workers");
+    let (_, workers) = manifest.split_once("\n    Worker:\n").expect("workers");
     let replicas = workers.split_once("replicas: ").expect("replicas").1.split_whitespace().next();
     let place = words.iter().position(|word| *word == "-n").expect("-n");
     assert_eq!(Some(words[place + 1]), replicas);
