@@ -25,8 +25,10 @@ GRACE = 5
 TIMEOUT = 3
 # Ranks outnumber cores: they yield.
 MPIRUN = ["mpirun", "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
-# The seconds from SIGTERM to SIGKILL: one by default.
-PATIENT = ["--mca", "odls_base_sigkill_timeout", "10"]
+# The seconds from a signal to mpirun to SIGTERM for the ranks, and from there to SIGKILL: one by default.
+PATIENT = ["--mca", "odls_base_sigkill_timeout", "2"]
+# A run that is long enough to be killed in its midst.
+LONG = ["adapter.dropout=0.2", "train.epochs=400"]
 TRANSPORTS = {"shared memory": [], "TCP": ["--mca", "btl", "self,tcp"]}
 KINDS = {"LoRA": ["adapter.dropout=0.2"], "NF4": ["base.quant=nf4", "base.compute=bf16", "adapter.targets=all-linear"]}
 
@@ -62,10 +64,12 @@ class Job:
             micro_batch_seqs = 2
             accumulate_steps = 4
             learning_rate = 1e-2
-            eval_steps = 5
+            eval_steps = 50
             checkpoint_steps = 5
             [parallel]
             timeout_seconds = {TIMEOUT}
+            [sample]
+            valid_prompts = 0
             [output]
             dir = "runs"
             """)
@@ -160,13 +164,12 @@ def equal_adapters(job):
 
 
 def killed_ranks(job, kills, generator):
-    settings = ["adapter.dropout=0.2", "train.epochs=60"]
-    job.done(1, job.train("whole", settings))
+    job.done(1, job.train("whole", LONG))
     done = 0
     while done < kills:
         shutil.rmtree(job.folder / "runs/killed", ignore_errors=True)
         ranks = generator.choice([2, 4])
-        process = job.start(ranks, job.train("killed", settings, ["--resume"]))
+        process = job.start(ranks, job.train("killed", LONG, ["--resume"]))
         job.wait_for("killed", generator.randint(8, 150), process)
         victim = generator.randrange(ranks)
         process_id = job.processes("killed").get(victim)
@@ -176,7 +179,7 @@ def killed_ranks(job, kills, generator):
         os.kill(process_id, signal.SIGKILL)
         _, seconds = job.ended("killed", process, TIMEOUT + GRACE)
         other = generator.choice([count for count in (1, 2, 4) if count != ranks])
-        job.done(other, job.train("killed", settings, ["--resume"]))
+        job.done(other, job.train("killed", LONG, ["--resume"]))
         claim(job.adapter("killed") == job.adapter("whole"), f"{ranks} ranks, rank {victim} killed, {other} go on")
         done += 1
         print(f"{ranks} ranks, rank {victim} killed: all ended after {seconds:.1f} s; {other} went on to the same adapter", flush=True)
@@ -208,13 +211,12 @@ def failed_ranks(job):
 
 
 def asked_to_stop(job):
-    settings = ["adapter.dropout=0.2", "train.epochs=60"]
-    process = job.start(4, job.train("asked", settings), PATIENT)
-    job.wait_for("asked", 20, process)
+    process = job.start(4, job.train("asked", LONG), PATIENT)
+    job.wait_for("asked", 10, process)
     process.send_signal(signal.SIGTERM)
     output, seconds = job.ended("asked", process, 20)
     claim("stopping" in output and (job.folder / "runs/asked/checkpoints").is_dir(), output)
-    output = job.done(2, job.train("asked", settings, ["--resume"]))
+    output = job.done(2, job.train("asked", LONG, ["--resume"]))
     claim("going on from the checkpoint" in output, output)
     claim(job.adapter("asked") == job.adapter("whole"), "a run that was asked to stop and went on has the same adapter")
     print(f"SIGTERM on 4 ranks: the state was saved after {seconds:.1f} s; 2 went on to the same adapter", flush=True)
@@ -247,7 +249,15 @@ class Namespaces:
         (self.folder / "hosts").write_text("10.77.0.1 slots=1\n10.77.0.2 slots=1\n")
         return self
 
+    def end(self):
+        """Ends the processes in them: without a link, nobody else can."""
+        for host in self.HOSTS:
+            found = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True).stdout.split()
+            for process in found:
+                os.kill(int(process), signal.SIGKILL)
+
     def __exit__(self, *_):
+        self.end()
         for host in self.HOSTS:
             subprocess.run(["ip", "netns", "del", host], stderr=subprocess.DEVNULL)
         subprocess.run(["ip", "link", "del", "burnish0"], stderr=subprocess.DEVNULL)
@@ -271,16 +281,15 @@ def over_namespaces(job):
         print("LoRA, 2 × 2 over network namespaces: the adapter of 1 × 4", flush=True)
         process = job.start(2, job.train("cut", ["train.epochs=100000"]), [], machines.mpirun())
         job.wait_for("cut", 8, process)
-        began = time.monotonic()
         machines.cut("burnish2")
+        began = time.monotonic()
         while job.processes("cut") and time.monotonic() - began < TIMEOUT + GRACE:
             time.sleep(0.05)
         seconds = time.monotonic() - began
         left = job.processes("cut")
-        os.killpg(process.pid, signal.SIGKILL)
+        # mpirun waits for its daemon at the other end.
+        machines.end()
         output, _ = process.communicate()
-        for name in left.values():
-            os.kill(name, signal.SIGKILL)
         claim(not left, f"ranks are left {seconds:.1f} s after the link was cut: {left}:\n{output}")
         claim("rank 1 on burnish2 in step " in output, f"named:\n{output}")
         print(f"link cut: both ranks ended after {seconds:.1f} s (time-out {TIMEOUT} s), by name", flush=True)
