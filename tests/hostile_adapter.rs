@@ -275,7 +275,7 @@ fn configurations_that_are_no_lora_configuration_are_refused() {
         (r#"{"peft_type":"LORA","r":18446744073709551615}"#, "`r`"),
         (r#"{"peft_type":"LORA","lora_alpha":1e300}"#, "lora_alpha"),
         (r#"{"peft_type":"LORA","lora_alpha":1e999}"#, "adapter_config.json"),
-        (r#"{"peft_type":"LORA","task_type":"SEQ_CLS"}"#, "SEQ_CLS"),
+        (r#"{"peft_type":"LORA","task_type":"TOKEN_CLS"}"#, "TOKEN_CLS"),
         (r#"{"peft_type":"LORA","target_modules":7}"#, "target_modules"),
         (r#"{"peft_type":"LORA","rank_pattern":{"(":3,"q_proj":0}}"#, "rank_pattern.q_proj"),
     ] {

@@ -10,6 +10,7 @@ mod augment;
 mod cards;
 mod check;
 mod chosen_templates;
+mod classify;
 mod cli;
 mod combine;
 mod conversations;
@@ -47,6 +48,7 @@ mod qlora;
 mod real_templates;
 mod recipe;
 mod recipes;
+mod report;
 #[cfg(unix)]
 mod resume;
 mod runs;

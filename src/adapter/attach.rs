@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::host::{HostAdapter, HostRows, HostTensor};
+use super::host::{HostAdapter, HostClassifier, HostRows, HostTensor};
 use crate::error::Result;
 use crate::model::sites::WholeTensor;
 use crate::model::{ModelConfig, SiteKind};
@@ -66,6 +66,9 @@ impl HostAdapter {
             let columns = shape.last().copied().unwrap_or(1);
             adapter.whole.push(parameter(values, values.len() / columns.max(1), columns));
         }
+        adapter.score = self.classifier.as_ref().map(|HostClassifier { labels, weight }| {
+            parameter(weight, labels.len(), weight.len() / labels.len().max(1))
+        });
         Ok(adapter)
     }
 
@@ -93,6 +96,9 @@ impl HostAdapter {
         // In the order in which `attach` made them.
         for (tensor, matrix) in adapter.whole.values_mut().zip(&trained.whole) {
             tensor.values = values_of(matrix);
+        }
+        if let (Some(classifier), Some(score)) = (&mut adapter.classifier, &trained.score) {
+            classifier.weight = values_of(score);
         }
         adapter
     }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::host::{HostAdapter, HostRows, HostTensor};
-use super::init::Init;
+use super::init::{self, Init};
 use super::spec::AdapterSpec;
 use crate::error::{Error, Place, Result};
-use crate::model::BaseFiles;
+use crate::model::{BaseFiles, ModelConfig};
 use crate::quant::Quant;
 
 /// A token whose rows are trained.
@@ -51,14 +51,34 @@ fn first_rows(base: &BaseFiles, tokens: &[TrainedToken]) -> Result<Option<HostRo
     Ok(Some(HostRows { ids: tokens.iter().map(|token| token.id).collect(), values }))
 }
 
+/// Whether a classifier leaves alone the model's own head, which it does not use.
+fn check_head(adapter: &HostAdapter, config: &ModelConfig) -> Result<()> {
+    let head = config.names.head;
+    let is_changed = adapter.pairs.contains_key(head) || adapter.whole.contains_key(&config.head_name());
+    match is_changed {
+        true => {
+            let message = format!("take {head}, which a classifier does not use: it has a head of labels");
+            Err(Error::input(Place::setting("adapter.targets"), message).hint("leave it out"))
+        }
+        false => Ok(()),
+    }
+}
+
 impl AdapterSpec {
     /// The adapter before the first step of a run on `base`, of which the projections are packed by `quant`, and which has rows for
-    /// the `tokens` to be trained.
+    /// the `tokens` to be trained, and a head of `labels` where there are any.
     ///
     /// # Errors
     /// Those of [`AdapterSpec::initialise`], and of [`HostAdapter::load_over`] for one to begin with. Input: its rank, scale,
     /// kind or projections are not those of the settings; first values are asked for besides.
-    pub fn begin(&self, base: &BaseFiles, quant: Quant, tokens: &[TrainedToken], seed: u64) -> Result<HostAdapter> {
+    pub fn begin(
+        &self,
+        base: &BaseFiles,
+        quant: Quant,
+        tokens: &[TrainedToken],
+        labels: &[String],
+        seed: u64,
+    ) -> Result<HostAdapter> {
         if let (Some(folder), true) = (&self.from, self.init != Init::Kaiming) {
             let message =
                 format!("is `{}`, and `from` gives the values of the adapter in {}", self.init, folder.display());
@@ -72,12 +92,17 @@ impl AdapterSpec {
             fresh.whole.insert(name, HostTensor { values: tensor.to_f32()?, shape: tensor.shape });
         }
         fresh.rows = first_rows(base, tokens)?;
+        if !labels.is_empty() {
+            fresh.classifier = Some(init::classifier(labels, base.config().hidden_size, seed));
+            check_head(&fresh, base.config())?;
+        }
         fresh.check_against(base.config())?;
         let Some(folder) = &self.from else { return Ok(fresh) };
         let found = HostAdapter::load_over(folder, base)?;
         self.check_like(&fresh, &found, folder)?;
         // Dropout is a matter of training, and provenance that of another run.
-        Ok(HostAdapter { pairs: found.pairs, whole: found.whole, rows: found.rows, ..fresh })
+        let classifier = found.classifier.or(fresh.classifier);
+        Ok(HostAdapter { pairs: found.pairs, whole: found.whole, rows: found.rows, classifier, ..fresh })
     }
 
     /// Whether `found`, from `folder`, has the shape that the settings ask for, as `fresh` does.
@@ -131,6 +156,15 @@ impl AdapterSpec {
         if ids(fresh) != ids(found) {
             let message = format!("are tokens {:?}; the adapter in {folder} has rows for {:?}", ids(fresh), ids(found));
             errors.push(Error::input(Place::setting("adapter.new_tokens"), message));
+        }
+        // An adapter without a head of labels is a beginning for one with a new head.
+        if let Some(theirs) = found.classifier.as_ref().map(|classifier| &classifier.labels) {
+            let own = fresh.classifier.as_ref().map(|classifier| &classifier.labels);
+            if own != Some(theirs) {
+                let own = own.map_or_else(|| "none".to_owned(), |labels| labels.join(", "));
+                let message = format!("are {own}; the adapter in {folder} is a classifier of {}", theirs.join(", "));
+                errors.push(Error::input(Place::setting("data.labels"), message));
+            }
         }
         let mut pairs = found.pairs.iter().filter_map(|(module, pair)| Some((module, pair, fresh.pairs.get(module)?)));
         if errors.is_empty()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::base_modules::{check_sizes, check_whole};
 use crate::data::{ControlTokens, Format};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::model::ModelConfig;
 use crate::quant::{Compute, Quant};
 
@@ -34,6 +34,8 @@ pub mod provenance {
     pub const DATA_FORMAT: &str = "burnish.data_format";
     /// The reading of control tokens that the training data spells: `text` or `tokens`.
     pub const CONTROL_TOKENS: &str = "burnish.control_tokens";
+    /// The labels of a classifier in the order of their numbers, as a list in JSON; missing for any other adapter.
+    pub const LABELS: &str = "burnish.labels";
     /// The run's seed.
     pub const SEED: &str = "burnish.seed";
     /// The version that wrote the file.
@@ -44,6 +46,9 @@ pub mod provenance {
     /// its 95% interval, and the conclusion.
     pub const VERDICT: &str = "burnish.verdict";
 }
+
+/// The module of the head of labels, as transformers names it.
+pub const SCORE: &str = "score";
 
 /// A low-rank pair on the host, in f32.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -129,6 +134,15 @@ pub struct HostRows {
     pub values: BTreeMap<String, Vec<f32>>,
 }
 
+/// The head of a classifier, in f32: the logits of the labels are its product with the normed hidden state of the last token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostClassifier {
+    /// The labels, in the order of their numbers.
+    pub labels: Vec<String>,
+    /// `[labels, width]`, row-major.
+    pub weight: Vec<f32>,
+}
+
 /// An adapter on the host, with everything that its folder holds.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct HostAdapter {
@@ -139,6 +153,8 @@ pub struct HostAdapter {
     pub whole: BTreeMap<String, HostTensor>,
     /// Trained rows of some tokens.
     pub rows: Option<HostRows>,
+    /// The head of labels, where the adapter is a classifier.
+    pub classifier: Option<HostClassifier>,
     /// The rank where no pattern gives another one.
     pub rank: usize,
     /// The numerator of the scale where no pattern gives another one.
@@ -220,7 +236,8 @@ impl HostAdapter {
         });
         let whole = self.whole.iter().map(|(name, tensor)| (name.clone(), &tensor.values));
         let rows = self.rows.iter().flat_map(|rows| &rows.values);
-        pairs.chain(whole).chain(rows.map(|(module, values)| (format!("{module}.rows"), values)))
+        let score = self.classifier.iter().map(|classifier| (SCORE.to_owned(), &classifier.weight));
+        pairs.chain(whole).chain(rows.map(|(module, values)| (format!("{module}.rows"), values))).chain(score)
     }
 
     /// [`Self::vectors`], to be changed.
@@ -232,7 +249,8 @@ impl HostAdapter {
         });
         let whole = self.whole.iter_mut().map(|(name, tensor)| (name.clone(), &mut tensor.values));
         let rows = self.rows.iter_mut().flat_map(|rows| &mut rows.values);
-        pairs.chain(whole).chain(rows.map(|(module, values)| (format!("{module}.rows"), values)))
+        let score = self.classifier.iter_mut().map(|classifier| (SCORE.to_owned(), &mut classifier.weight));
+        pairs.chain(whole).chain(rows.map(|(module, values)| (format!("{module}.rows"), values))).chain(score)
     }
 
     /// Number of trained values.
@@ -259,6 +277,17 @@ impl HostAdapter {
         Cow::Owned(Self { pairs: pairs.collect(), rank: 2 * self.rank, ..self.clone() })
     }
 
+    /// Checks that the adapter gives text, as answers, merging and exports need it; a classifier gives labels. `place` is that of the adapter.
+    ///
+    /// # Errors
+    /// Input: it is a classifier.
+    pub fn check_gives_text(&self, place: impl Into<Place>) -> Result<()> {
+        let Some(HostClassifier { labels, .. }) = &self.classifier else { return Ok(()) };
+        let message = format!("is a classifier of the labels {}: it gives no text", labels.join(", "));
+        let hint = "`burnish predict` gives the labels of texts, `burnish eval` measures it";
+        Err(Error::input(place, message).hint(hint))
+    }
+
     /// Whether every pair has its module in a base of this shape, with the right sizes.
     ///
     /// # Errors
@@ -271,11 +300,23 @@ impl HostAdapter {
         let sizes = self.pairs.iter().map(|(module, pair)| (module.as_str(), (pair.input, pair.output)));
         errors.extend(check_sizes("adapter", sizes, base).err());
         errors.extend(self.check_rows(base));
+        errors.extend(self.check_classifier(base));
         errors.extend(
             check_whole("adapter", self.whole.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])), base)
                 .err(),
         );
         Error::none_of(errors, ())
+    }
+
+    /// The problem with the head of labels for a base of this shape.
+    fn check_classifier(&self, base: &ModelConfig) -> Option<Error> {
+        let HostClassifier { labels, weight } = self.classifier.as_ref()?;
+        let expected = labels.len() * base.hidden_size;
+        (weight.len() != expected || labels.is_empty()).then(|| {
+            let message =
+                format!("has {} values in the head of {} labels; expected {expected}", weight.len(), labels.len());
+            Error::input("adapter", message)
+        })
     }
 
     /// Every problem with the rows of tokens for a base of this shape.

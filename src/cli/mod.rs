@@ -15,14 +15,18 @@ mod inspect;
 mod merge;
 mod model;
 mod panic;
+mod predict;
 mod progress;
 mod prompts;
 mod pull;
 mod quantize;
+mod report;
 #[cfg(feature = "serve")]
 mod serve;
 mod terminal;
 mod train;
+#[cfg(feature = "serve")]
+mod ui;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -79,6 +83,7 @@ enum Command {
                             docs/recipe.md explains every setting.")]
     Train(train::TrainArguments),
     Eval(eval::Arguments),
+    Predict(predict::Arguments),
     Merge(merge::Arguments),
     Export(export::Arguments),
     Combine(combine::Arguments),
@@ -87,6 +92,9 @@ enum Command {
     Chat(chat::Arguments),
     #[cfg(feature = "serve")]
     Serve(serve::Arguments),
+    Report(report::Arguments),
+    #[cfg(feature = "serve")]
+    Ui(ui::Arguments),
     Inspect(inspect::Arguments),
 }
 
@@ -180,6 +188,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Pull(arguments) => pull::run(arguments, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
+        Command::Predict(arguments) => predict::run(arguments, &cli.global, terminal),
         Command::Combine(arguments) => combine::run(arguments, terminal),
         Command::Merge(arguments) => merge::run(arguments, &cli.global, terminal),
         Command::Export(arguments) => export::run(arguments, &cli.global, terminal),
@@ -188,6 +197,9 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Chat(arguments) => chat::run(arguments, &cli.global, terminal),
         #[cfg(feature = "serve")]
         Command::Serve(arguments) => serve::run(arguments, &cli.global, terminal),
+        Command::Report(arguments) => report::run(arguments, &cli.global, terminal),
+        #[cfg(feature = "serve")]
+        Command::Ui(arguments) => ui::run(arguments, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),
     };
     done.map(|()| Ending::Done)

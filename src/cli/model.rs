@@ -8,6 +8,7 @@ use super::Global;
 use super::terminal::Terminal;
 use super::train::TrainProgress;
 use crate::adapter::host::HostAdapter;
+use crate::adapter::peft::PeftConfig;
 use crate::data::{Columns, Shape};
 use crate::device;
 use crate::error::{Error, Place, Result};
@@ -45,6 +46,11 @@ impl Model {
     pub(super) fn choice(&self) -> ModelChoice {
         let Self { base, adapter, compute, quant, force } = self;
         ModelChoice { base: base.clone(), adapter: adapter.clone(), compute: *compute, quant: *quant, force: *force }
+    }
+
+    /// Whether the adapter is a classifier; false where it cannot be read, which opening it reports.
+    pub(super) fn is_classifier(&self) -> bool {
+        self.adapter.as_ref().is_some_and(|folder| PeftConfig::read(folder).is_ok_and(|config| config.is_classifier))
     }
 
     /// Opens the base and the adapter; their weights are not loaded yet.

@@ -58,6 +58,9 @@ pub(super) struct TrainArguments {
     /// Exit with code 1 unless the verdict suffices; a run that is interrupted has the exit code of the signal
     #[arg(long, value_enum, value_name = "VERDICT")]
     require: Option<Requirement>,
+    /// Give each line of metrics.jsonl to the stdin of this command of the shell, as a tracker's; its end does not end the run
+    #[arg(long, value_name = "COMMAND")]
+    log_to: Option<String>,
 }
 
 impl Arguments {
@@ -82,12 +85,12 @@ impl Arguments {
 }
 
 pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let TrainArguments { job, resume, accept_change, require } = arguments;
+    let TrainArguments { job, resume, accept_change, require, log_to } = arguments;
     let start = if *resume { Start::Resumed(accept_change) } else { Start::Fresh };
     let recipe = job.recipe()?;
     let on_loss = *terminal;
     let ranks = launch::join(&recipe.plan()?.parallel, move |error| on_loss.error(error))?;
-    let how = RunOptions { device: global.device, max_memory: job.max_memory, start, ranks: &*ranks };
+    let how = RunOptions { device: global.device, max_memory: job.max_memory, start, log_to: log_to.as_deref(), ranks: &*ranks };
     let report = match ranks.is_first() {
         true => {
             let report = train(&recipe, &how, &mut TrainProgress::new(terminal))?;
@@ -249,7 +252,7 @@ impl Watch for TrainProgress<'_> {
             }
             Event::Step { step, report, seconds, .. } => self.step(step, report, seconds),
             Event::Evaluating { done, total, .. } => self.evaluating(done, total),
-            Event::Evaluation { step, valid_loss, exact_match, preferences, is_best, .. } => {
+            Event::Evaluation { step, valid_loss, exact_match, preferences, classes, is_best, .. } => {
                 let best = if is_best && step > 0 { ", the best so far" } else { "" };
                 let exact = exact_match.map_or(String::new(), |share| format!(", exact match {:.1}%", 100.0 * share));
                 let rewards = preferences.map_or(String::new(), |preferences| {
@@ -257,7 +260,10 @@ impl Watch for TrainProgress<'_> {
                         preferences.reward_margin.map_or(String::new(), |margin| format!(", margin {margin:.4}"));
                     format!(", reward accuracy {:.1}%{margin}", 100.0 * preferences.reward_accuracy)
                 });
-                self.line(&format!("step {step}: validation loss {valid_loss:.4}{rewards}{exact}{best}"));
+                let labels = classes.map_or(String::new(), |classes| {
+                    format!(", accuracy {:.1}%, macro F1 {:.1}%", 100.0 * classes.accuracy, 100.0 * classes.macro_f1)
+                });
+                self.line(&format!("step {step}: validation loss {valid_loss:.4}{rewards}{labels}{exact}{best}"));
             }
             Event::Stopped { step, evaluations_without_improvement } => {
                 let evaluations = evaluations_without_improvement;

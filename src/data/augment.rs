@@ -83,6 +83,7 @@ impl Augmenter<'_> {
                     message.content = if number == 0 { self.worded(&text, draws) } else { text };
                 }
             }
+            Example::Class { text, .. } => *text = self.worded(&self.mistyped(text, draws), draws),
             Example::Text { .. } => return false,
         }
         true

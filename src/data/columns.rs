@@ -26,13 +26,13 @@ section! {
         system: Option<String> = Take(None), any();
         /// The tools that the assistant may call.
         tools: Option<String> = Take(None), any();
-        /// A text that is learned whole.
+        /// A text that is learned whole, or one that has a label.
         text: Option<String> = Take(None), any();
         /// The answer of two that is preferred, or a list of turns.
         chosen: Option<String> = Take(None), any();
         /// The other answer, or a list of turns.
         rejected: Option<String> = Take(None), any();
-        /// Whether an answer is desirable: true or false, 1 or 0.
+        /// Whether an answer is desirable: true or false, 1 or 0. Under `classify`: the label of the text.
         label: Option<String> = Take(None), any();
     }
 }

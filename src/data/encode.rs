@@ -17,12 +17,14 @@ use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 
 /// Renders and encodes: the one path for training, evaluation and generation.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Encoder {
     pub(super) tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     pub(super) specials: SpecialTexts,
     pub(super) control_tokens: ControlTokens,
+    /// The labels of texts, in the order of their numbers.
+    pub(super) labels: Vec<String>,
     /// Tokens that the model has an embedding for.
     vocabulary: usize,
 }
@@ -36,7 +38,8 @@ impl Encoder {
             None => tokenizer,
         };
         let specials = SpecialTexts::of(&tokenizer);
-        Self { tokenizer, template, specials, control_tokens: ControlTokens::Text, vocabulary: usize::MAX }
+        let (control_tokens, labels) = (ControlTokens::Text, Vec::new());
+        Self { tokenizer, template, specials, control_tokens, labels, vocabulary: usize::MAX }
     }
 
     /// The same for a model with an embedding of so many rows: a token beyond them is an error. A tokenizer may have more
@@ -77,7 +80,8 @@ impl Encoder {
     /// Those of [`Tokenizer::identity`].
     pub(super) fn identity(&self) -> Result<String> {
         let template = self.template.as_ref().map(ChatTemplate::identity);
-        Ok(format!("{}{template:?}{}{}", self.tokenizer.identity()?, self.control_tokens, self.vocabulary))
+        let Self { control_tokens, labels, vocabulary, .. } = self;
+        Ok(format!("{}{template:?}{control_tokens}{labels:?}{vocabulary}", self.tokenizer.identity()?))
     }
 
     /// Tokens that the model has an embedding for; `usize::MAX` where that is not known.
@@ -118,6 +122,10 @@ impl Encoder {
             Example::Text { text } => {
                 remarks.extend(self.spelled([text.as_str()], false));
                 self.plain_text(text)?
+            }
+            Example::Class { text, label } => {
+                remarks.extend(self.spelled([text.as_str()], false));
+                self.classified(text, label)?
             }
             Example::Chat { messages, tools } => match &self.template {
                 Some(template) => self.chat(messages, tools.as_ref(), template, &mut remarks)?,
@@ -230,7 +238,7 @@ impl Encoder {
             Example::Chat { messages, tools } => from_messages(messages, tools.as_ref()),
             Example::Preference { chosen, .. } => self.prompt_and_answer(chosen),
             Example::Labelled { answered, is_desirable: true } => self.prompt_and_answer(answered),
-            Example::Text { .. } | Example::Labelled { .. } => Ok(None),
+            Example::Text { .. } | Example::Class { .. } | Example::Labelled { .. } => Ok(None),
         }
     }
 

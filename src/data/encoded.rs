@@ -45,6 +45,12 @@ impl Encoded {
         }
     }
 
+    /// The number of its label, where it is a text with one ([`Example::Class`](super::Example::Class)): it stands in the place of
+    /// the last token.
+    pub fn label(&self) -> usize {
+        self.ids.last().map_or(0, |number| *number as usize)
+    }
+
     /// The tokens of its longest sequence.
     pub fn longest_tokens(&self) -> usize {
         self.sequences().map(|(ids, _)| ids.len()).max().unwrap_or(0)

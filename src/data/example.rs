@@ -147,6 +147,13 @@ pub enum Example {
         /// The text.
         text: String,
     },
+    /// A text with its label.
+    Class {
+        /// The text.
+        text: String,
+        /// The label.
+        label: String,
+    },
     /// Two answers to one prompt.
     Preference {
         /// The prompt with the preferred answer.
@@ -171,6 +178,7 @@ impl Example {
             Example::Alpaca { .. } => Format::Alpaca,
             Example::Chat { .. } => Format::Chat,
             Example::Text { .. } => Format::Text,
+            Example::Class { .. } => Format::Class,
             Example::Preference { .. } => Format::Preference,
             Example::Labelled { .. } => Format::Labelled,
         }

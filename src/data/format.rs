@@ -10,6 +10,9 @@ choice! {
         /// `{"prompt", "completion", "label"}`: an answer and whether it is desirable. Never detected: it is named, or follows from
         /// `train.objective`.
         Labelled = "labelled",
+        /// `{"text", "label"}`: a text and its label, a text or a whole number. Never detected: it is named, or follows from
+        /// `train.objective`.
+        Class = "class",
         /// `{"prompt", "completion"}`.
         PromptCompletion = "prompt-completion",
         /// `{"instruction", "input", "output"}`.
@@ -31,7 +34,7 @@ impl Format {
     pub(super) fn of_keys(has: impl Fn(&str) -> bool) -> Option<Self> {
         Self::ALL.into_iter().find(|format| match format {
             Format::Preference => has("chosen") && has("rejected"),
-            Format::Labelled => false,
+            Format::Labelled | Format::Class => false,
             Format::PromptCompletion => has("prompt") && has("completion"),
             Format::Alpaca => has("instruction"),
             Format::Chat => has("messages") || has("conversations"),

@@ -141,18 +141,19 @@ pub fn compare(before: &[Share], after: &[Share], better: Better, seed: u64) -> 
 
 /// The mean of as many examples as there are, drawn with replacement.
 fn resampled_mean(differences: &[Share], seed: u64, resample: u64) -> f64 {
+    mean(draws(seed, resample, differences.len()).map(|index| &differences[index]))
+}
+
+/// The indices of a resample of `count` examples: as many, drawn with replacement.
+pub(super) fn draws(seed: u64, resample: u64, count: usize) -> impl Iterator<Item = usize> {
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
     rng.set_stream(resample);
-    let drawn = differences.iter().filter_map(|_| {
-        // 64 random bits over the number of examples: the bias is below 2^-32 for any set that fits in memory.
-        let index = (u128::from(rng.next_u64()) * differences.len() as u128) >> 64;
-        differences.get(index as usize)
-    });
-    mean(drawn)
+    // 64 random bits over the number of examples: the bias is below 2^-32 for any set that fits in memory.
+    (0..count).map(move |_| ((u128::from(rng.next_u64()) * count as u128) >> 64) as usize)
 }
 
 /// The value below which `share` of `sorted` lies, interpolated linearly (numpy's default).
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub(super) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let position = share * sorted.len().saturating_sub(1) as f64;
     let below = sorted.get(position.floor() as usize).copied().unwrap_or_default();
     let above = sorted.get(position.ceil() as usize).copied().unwrap_or_default();

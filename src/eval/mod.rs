@@ -2,6 +2,7 @@
 
 pub mod bootstrap;
 pub mod choices;
+pub mod classes;
 pub mod loss;
 pub mod measure;
 pub mod settings;

@@ -74,7 +74,7 @@ pub struct Row {
 use Feasible::{As, No, Yes};
 
 /// Every choice.
-pub const TABLE: [Row; 13] = [
+pub const TABLE: [Row; 14] = [
     Row {
         choice: "low-rank pairs on projections",
         holds: |_| true,
@@ -183,6 +183,15 @@ pub const TABLE: [Row; 13] = [
         peft: As("over a base with rows for them: `resize_token_embeddings(len(tokenizer))`"),
         folder: Yes,
         gguf: Yes,
+        gguf_lora: No("llama.cpp adds low-rank pairs only"),
+        mlx: No("mlx-lm reads low-rank pairs only"),
+    },
+    Row {
+        choice: "a head of labels (`objective = \"classify\"`)",
+        holds: |facts| facts.adapter.classifier.is_some(),
+        peft: As("over the base's class for sequence classification, with as many labels"),
+        folder: No("a merged folder has the head of a language model, and this adapter has one of labels"),
+        gguf: No("llama.cpp has no tensor for this head of labels"),
         gguf_lora: No("llama.cpp adds low-rank pairs only"),
         mlx: No("mlx-lm reads low-rank pairs only"),
     },

@@ -140,8 +140,11 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
     Error::none_of(errors, factors)
 }
 
-/// The error for tensors that are trained as wholes, and for rows of tokens.
+/// The error for tensors that are trained as wholes, for rows of tokens, and for heads of labels.
 pub(super) fn refuse_whole(adapter: &HostAdapter, reason: &str) -> Option<Error> {
+    if let Err(error) = adapter.check_gives_text("adapter") {
+        return Some(error);
+    }
     let rows = adapter.rows.iter().flat_map(|rows| rows.values.keys());
     let name = adapter.whole.keys().chain(rows).next()?;
     let message = format!("is trained in part or as a whole: {reason}");

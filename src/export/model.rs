@@ -270,6 +270,7 @@ fn plan_tensors<'a>(
 ) -> Result<(Vec<Planned<'a>>, bool)> {
     let config = base.config();
     let head = config.head();
+    adapter.map_or(Ok(()), |adapter| adapter.check_gives_text("adapter"))?;
     let mut changes = Changes::of(adapter);
     let mut specs: Vec<(TensorSpec, String)> =
         config.tensors().into_iter().map(|spec| (spec.clone(), spec.hf)).collect();

@@ -10,7 +10,8 @@ use crate::nn::{Adapter, Layer, Noise, Norm, Pass, Projection};
 use crate::ops::attention::Cache;
 use crate::ops::backward_from::backward_from;
 use crate::ops::cross_entropy::{
-    Prediction, Targets, capped, cross_entropy, predictions, trained_cross_entropy, trained_predictions,
+    Prediction, Targets, capped, cross_entropy, predictions, trained_cross_entropy, trained_log_probabilities,
+    trained_predictions,
 };
 use crate::ops::frozen::FrozenWeight;
 use crate::settings::choice;
@@ -133,6 +134,9 @@ impl Decoder {
     /// the label smoothing of training.
     fn token_losses(&self, x: Tensor<2>, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
         let smoothing = pass.noise.map_or(0.0, |noise| noise.label_smoothing);
+        if let Some(score) = score_head(pass) {
+            return trained_cross_entropy(self.norm.forward(x, pass), score, &batch.targets(), None, smoothing);
+        }
         let (x, targets, softcap) = (self.normed(x, pass), batch.targets(), self.logit_softcap());
         match self.trained_head(pass) {
             Some(weight) => trained_cross_entropy(x, weight, &targets, softcap, smoothing),
@@ -147,6 +151,9 @@ impl Decoder {
 
     /// The prediction of each target from the hidden states before the final norm.
     fn predicted(&self, x: Tensor<2>, targets: &Targets, pass: &Pass<'_>) -> Vec<Prediction> {
+        if let Some(score) = score_head(pass) {
+            return trained_predictions(self.norm.forward(x, pass), score, targets, None);
+        }
         let (x, softcap) = (self.normed(x, pass), self.logit_softcap());
         match self.trained_head(pass) {
             Some(weight) => trained_predictions(x, weight, targets, softcap),
@@ -168,6 +175,36 @@ impl Decoder {
         let pass = Pass { adapter, ..Pass::default() };
         let x = self.hidden(&batch.ids, &batch.lengths, &pass);
         self.predicted(x, &batch.targets(), &pass)
+    }
+
+    /// The logarithm of the probability of each label by the score head of `adapter`, for each trained token of the batch, which stands
+    /// for a label.
+    pub fn label_log_probabilities(&self, batch: &Batch, adapter: &Adapter) -> Vec<Vec<f64>> {
+        let pass = Pass { adapter: Some(adapter), ..Pass::default() };
+        let x = self.hidden(&batch.ids, &batch.lengths, &pass);
+        self.of_labels(x, &batch.targets(), &pass)
+    }
+
+    /// [`Self::label_log_probabilities`] of new tokens of one sequence (at least one), at these rows of them.
+    pub fn next_label_log_probabilities(
+        &self,
+        new: &[u32],
+        targets: &[(u32, u32)],
+        sequence: &mut Sequence,
+        adapter: &Adapter,
+    ) -> Vec<Vec<f64>> {
+        let pass = Pass { adapter: Some(adapter), ..Pass::default() };
+        let x = self.next_hidden(&[new], &mut [sequence], &pass);
+        if targets.is_empty() { Vec::new() } else { self.of_labels(x, targets, &pass) }
+    }
+
+    /// The logarithm of the probability of each label at each target, from the hidden states before the final norm.
+    fn of_labels(&self, x: Tensor<2>, targets: &Targets, pass: &Pass<'_>) -> Vec<Vec<f64>> {
+        let Some(score) = score_head(pass) else { return Vec::new() };
+        let labels = score.dims()[0];
+        let all = trained_log_probabilities(self.norm.forward(x, pass), score, targets, None).into_data();
+        let values: Vec<f64> = all.iter::<f64>().collect();
+        values.chunks(labels.max(1)).map(<[f64]>::to_vec).collect()
     }
 
     /// Logits of every position, `[tokens, vocabulary]`: for comparisons, not for training.
@@ -306,6 +343,11 @@ impl Decoder {
         let is_changed = |layer: &Layer| layer.modules().any(|module| adapter.changes(module));
         self.layers.iter().position(is_changed).unwrap_or(self.layers.len())
     }
+}
+
+/// The head of labels, where the adapter is a classifier.
+fn score_head(pass: &Pass<'_>) -> Option<Tensor<2>> {
+    pass.adapter.and_then(|adapter| adapter.score.as_ref()).map(|score| score.val())
 }
 
 /// Moves the gradients of an adapter's matrices from a tape. A matrix that several tapes use gets their sum.

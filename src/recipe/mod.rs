@@ -130,11 +130,12 @@ impl Recipe {
 
     fn read(&self, reader: &mut Reader) -> Option<Plan> {
         let mut plan = Plan::from_node(&self.root, "", reader)?;
-        if plan.train.objective == ObjectiveKind::Kto {
-            // Keys alone do not tell a label of this kind from any other column of that name.
+        // Keys alone do not tell a label of these kinds from any other column of that name.
+        let labelled = plan.train.objective.data_format().filter(|format| *format != Format::Preference);
+        if let Some(labelled) = labelled {
             let formats = plan.data.sources.iter_mut().map(|source| &mut source.format);
             for format in formats.chain([&mut plan.data.format]).filter(|format| **format == OrAuto::Auto) {
-                *format = OrAuto::Given(Format::Labelled);
+                *format = OrAuto::Given(labelled);
             }
         }
         self.check_contradictions(&plan, reader);
@@ -216,6 +217,14 @@ impl Recipe {
                 format!("`{key}` does nothing under `train.objective = \"{objective}\"`: it belongs to {readers}");
             reader.problem(&self.place(key), message);
         }
+        if objective == ObjectiveKind::Classify {
+            return self.check_classification(plan, reader);
+        }
+        if data.labels.is_some() {
+            let message =
+                format!("`data.labels` does nothing under `train.objective = \"{objective}\"`: it belongs to classify");
+            reader.problem(&self.place("data.labels"), message);
+        }
         if !objective.is_preference() {
             return;
         }
@@ -235,6 +244,29 @@ impl Recipe {
         for (key, _, hint) in refused.into_iter().filter(|(_, is_given, _)| *is_given) {
             let message = format!("`{key}` does not go with preferences, and `train.objective` is \"{objective}\"");
             reader.problem_with_hint(&self.place(key), message, hint);
+        }
+    }
+
+    /// The settings that do not go together with a classifier, which gives no text.
+    fn check_classification(&self, plan: &Plan, reader: &mut Reader) {
+        let Plan { data, train, eval, sample, .. } = plan;
+        let refused = [
+            ("train.eval_on", train.eval_on == EvalOn::ExactMatch, "`accuracy` chooses by the right labels"),
+            ("data.rehearsal", data.rehearsal.is_some(), "its examples have no labels"),
+            ("eval.guard", eval.guard.is_some(), "`data.test` takes further texts with labels"),
+            ("sample.prompts", !sample.prompts.is_empty(), "`burnish predict` gives the labels of texts"),
+        ];
+        for (key, _, hint) in refused.into_iter().filter(|(_, is_given, _)| *is_given) {
+            let message = format!("`{key}` does not go with a classifier, which gives no text");
+            reader.problem_with_hint(&self.place(key), message, hint);
+        }
+        if train.eval_on == EvalOn::Accuracy && data.valid.is_none() && data.valid_fraction.is_none() {
+            let message = "`train.eval_on` is \"accuracy\", which needs validation examples, and there are none";
+            reader.problem_with_hint(
+                &self.place("train.eval_on"),
+                message,
+                "give `data.valid` or `data.valid_fraction`",
+            );
         }
     }
 

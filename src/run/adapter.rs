@@ -47,6 +47,8 @@ impl OpenAdapter {
             notices.push(format!("{place}: {notice}"));
         }
         base.encoder.read_control_tokens(adapter.control_tokens()?);
+        let labels = adapter.classifier.as_ref().map(|classifier| classifier.labels.clone());
+        base.encoder.set_labels(labels.unwrap_or_default());
         Ok(Self { adapter, notices })
     }
 }

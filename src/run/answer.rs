@@ -88,7 +88,7 @@ impl Question {
                 last.map_or_else(String::new, |message| message.content.clone())
             }
             Example::Preference { .. } | Example::Labelled { .. } => return Self::of(encoder, example.plain()),
-            Example::Text { .. } => return Ok(None),
+            Example::Text { .. } | Example::Class { .. } => return Ok(None),
         };
         let calls = match example {
             Example::Chat { messages, .. } => messages.last().map(calls_of_turn).unwrap_or_default(),

@@ -25,6 +25,8 @@ pub(super) const UNPUBLISHED: &str = "\
 checkpoints/
 metrics.jsonl
 recipe.toml
+report.html
+report.json
 run.json
 run.lock
 samples.jsonl
@@ -54,7 +56,8 @@ impl Card<'_> {
         lines.push("library_name: peft".to_owned());
         let licence = licence::of_base(&self.prepared.base.files);
         lines.extend(licence.iter().map(|(key, value)| format!("{key}: {}", quoted(value))));
-        lines.extend(["pipeline_tag: text-generation", "tags:"].map(str::to_owned));
+        let task = if self.labels().is_some() { "text-classification" } else { "text-generation" };
+        lines.extend([format!("pipeline_tag: {task}"), "tags:".to_owned()]);
         lines.extend(
             self.repository.map(|repository| format!("- {}", quoted(&format!("base_model:adapter:{repository}")))),
         );
@@ -79,8 +82,33 @@ impl Card<'_> {
         text
     }
 
+    /// The labels of a classifier.
+    fn labels(&self) -> Option<&[String]> {
+        self.prepared.start.classifier.as_ref().map(|classifier| classifier.labels.as_slice())
+    }
+
+    /// How to load a classifier of `labels`.
+    fn use_of_labels(&self, labels: &[String]) -> String {
+        let (base, name) = (self.repository.unwrap_or("BASE"), self.name_of_base());
+        let names = serde_json::json!(labels);
+        format!(
+            "## Use\n\nThe adapter gives texts one of {} labels.\n\n### transformers and PEFT\n\n```python\nfrom peft import PeftModel\n\
+             from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n\
+             folder = \".\"  # this folder, or its name on the hub\nlabels = {names}\n\
+             base = AutoModelForSequenceClassification.from_pretrained(\n    \"{base}\", num_labels=len(labels), \
+             id2label=dict(enumerate(labels))\n)\ntokenizer = AutoTokenizer.from_pretrained(folder)\n\
+             model = PeftModel.from_pretrained(base, folder)\n\
+             logits = model(**tokenizer(\"...\", return_tensors=\"pt\")).logits\nprint(labels[logits[0].argmax()])\n```\n\n\
+             ### burnish\n\n```sh\necho \"...\" | burnish predict - --base {name} --adapter .\n```\n",
+            labels.len()
+        )
+    }
+
     /// How to load the adapter in each consumer that can take it.
     fn use_of_it(&self) -> String {
+        if let Some(labels) = self.labels() {
+            return self.use_of_labels(labels);
+        }
         let facts = facts(self.prepared);
         let mut text = String::from("## Use\n\n");
         text += match self.prepared.form {

@@ -16,7 +16,7 @@ use super::watch::{Stage, Watch};
 use crate::bytes::Size;
 use crate::data::preflight::lengths::{LengthClass, histogram};
 use crate::data::preflight::{Code, Finding, Severity, Split, preflight};
-use crate::data::{Encoded, EncodedSet, Encoder, Paths, Row, read};
+use crate::data::{Encoded, EncodedSet, Encoder, Example, Paths, Row, read};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Place, Result, counted};
 use crate::pull::{self, Presence};
@@ -293,16 +293,25 @@ fn shown(number: usize, rows: &[Row], encoder: &Encoder) -> Result<Shown> {
         _ => parts.push(ShownPart { text, trained }),
     };
     let mut last = false;
+    let label = match &row.example {
+        Example::Class { label, .. } => Some(label),
+        _ => None,
+    };
     for (number, (ids, trained)) in encoded.sequences().enumerate() {
         if number > 0 {
             add("\n\n(rejected)\n".to_owned(), false);
         }
         let mut stream = TextStream::new(encoder.tokenizer(), false);
-        for (id, trained) in ids.iter().zip(trained) {
+        // The number of a label stands in the place of a token.
+        let tokens = ids.len() - usize::from(label.is_some());
+        for (id, trained) in ids[..tokens].iter().zip(trained) {
             add(stream.push(*id)?, *trained);
             last = *trained;
         }
         add(stream.finish()?, last);
+    }
+    if let Some(label) = label {
+        add(format!("\n\n(label)\n{label}"), true);
     }
     Ok(Shown { number, place: row.position.to_string(), tokens: encoded.ids.len(), parts })
 }

@@ -58,11 +58,20 @@ impl ModelChoice {
         Self { adapter: Some(folder.into()), ..self }
     }
 
-    /// Opens the base and the adapter; their weights are not loaded yet.
+    /// Opens the base and the adapter, which gives text; their weights are not loaded yet.
     ///
     /// # Errors
-    /// Those of [`OpenBase::open`] and [`OpenAdapter::open`].
+    /// Those of [`OpenBase::open`], [`OpenAdapter::open`] and [`HostAdapter::check_gives_text`].
     pub fn open(&self, watch: &mut dyn Watch) -> Result<(OpenBase, Option<HostAdapter>)> {
+        let (base, adapter) = self.open_of_any_task(watch)?;
+        if let (Some(folder), Some(adapter)) = (&self.adapter, &adapter) {
+            adapter.check_gives_text(folder)?;
+        }
+        Ok((base, adapter))
+    }
+
+    /// [`Self::open`], whether the adapter gives text or labels.
+    fn open_of_any_task(&self, watch: &mut dyn Watch) -> Result<(OpenBase, Option<HostAdapter>)> {
         let mut base = OpenBase::open(&self.base, &mut |event| watch.pull(event))?;
         let Some(folder) = &self.adapter else { return Ok((base, None)) };
         let OpenAdapter { adapter, notices } = OpenAdapter::open(folder, &mut base, self.force)?;
@@ -70,13 +79,13 @@ impl ModelChoice {
         Ok((base, Some(adapter)))
     }
 
-    /// Opens and loads everything.
+    /// Opens and loads everything, whether the adapter gives text or labels.
     ///
     /// # Errors
-    /// Those of [`Self::open`], of the device and of loading; the base cannot be held as asked for.
+    /// Those of [`OpenBase::open`], [`OpenAdapter::open`], of the device and of loading; the base cannot be held as asked for.
     pub fn load(&self, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<LoadedModel> {
         let device = device::open(choice)?;
-        let (base, adapter) = self.open(watch)?;
+        let (base, adapter) = self.open_of_any_task(watch)?;
         let form = (self.quant(&base, adapter.as_ref())?, self.compute(adapter.as_ref(), &device)?);
         place(base, adapter, form, &device, watch)
     }
@@ -85,7 +94,7 @@ impl ModelChoice {
     /// blocks of a GGUF file as they are.
     ///
     /// # Errors
-    /// Those of [`Self::load`].
+    /// Those of [`Self::load`] and [`HostAdapter::check_gives_text`].
     pub fn load_for_answers(&self, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<LoadedModel> {
         let device = device::open(choice)?;
         let (base, adapter) = self.open(watch)?;

@@ -206,6 +206,7 @@ type Opened = (NamedModel, HostAdapter, Vec<String>);
 fn open(path: &str, AdapterFolder { name, folder }: &AdapterFolder, force: bool) -> Result<Opened> {
     let mut base = OpenBase::open(path, &mut |_| {})?;
     let OpenAdapter { adapter, notices } = OpenAdapter::open(folder, &mut base, force)?;
+    adapter.check_gives_text(folder)?;
     let format = adapter.data_format().map_err(|error| error.within(folder))?;
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
     Ok((NamedModel::new(name.clone(), base.encoder, form, base.files.config()), adapter, notices))

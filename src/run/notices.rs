@@ -23,6 +23,9 @@ pub(super) fn facts(prepared: &Prepared) -> Facts<'_> {
 
 /// Whether the answers of the run have no end that could be trained.
 pub(super) fn has_no_end(prepared: &Prepared) -> bool {
+    if prepared.start.classifier.is_some() {
+        return false;
+    }
     let encoder = &prepared.base.encoder;
     let ends = if prepared.form == PromptForm::Bare { encoder.tokenizer().eos_tokens() } else { encoder.stop_tokens() };
     ends.is_empty()

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::classes::ClassVerdict;
 use super::preferences::PreferenceVerdict;
 use crate::bytes::Size;
 use crate::error::{Error, Place, Result, counted, printable};
@@ -131,7 +132,7 @@ pub struct Validation {
     /// `exp` of the mean loss with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub perplexity_after: Option<f64>,
-    /// Trained tokens.
+    /// Trained tokens; of a classifier, labels.
     pub tokens: usize,
     /// Share of the trained tokens than which the base found no other likelier; none for preferences.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,6 +143,9 @@ pub struct Validation {
     /// The measures of preferences, where the examples are such.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preferences: Option<PreferenceVerdict>,
+    /// The measures of labels, where the adapter is a classifier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<ClassVerdict>,
     /// Examples.
     pub examples: usize,
     /// Examples of the set that were not measured.
@@ -195,6 +199,7 @@ impl Validation {
             token_accuracy_before: None,
             token_accuracy_after: None,
             preferences: None,
+            classes: None,
             examples: comparison.examples,
             unmeasured_examples: 0,
             difference: comparison.difference,
@@ -252,7 +257,8 @@ impl fmt::Display for Validation {
         if let (Some(before), Some(after)) = (self.token_accuracy_before, self.token_accuracy_after) {
             write!(f, ", token accuracy {:.1}% -> {:.1}%", 100.0 * before, 100.0 * after)?;
         }
-        write!(f, " over {}", counted(self.tokens, "token"))?;
+        let unit = if self.classes.is_some() { "text" } else { "token" };
+        write!(f, " over {}", counted(self.tokens, unit))?;
         if self.unmeasured_examples > 0 {
             write!(f, " of {} of {} examples", self.examples, self.examples + self.unmeasured_examples)?;
         }
@@ -260,7 +266,8 @@ impl fmt::Display for Validation {
         write!(f, " ({difference:+.4}, 95% interval {low:+.4} to {high:+.4}): {}", verdict.name())?;
         self.verdict_reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))?;
         self.advice.as_ref().map_or(Ok(()), |advice| write!(f, "; {advice}"))?;
-        self.preferences.as_ref().map_or(Ok(()), |preferences| write!(f, "\n{preferences}"))
+        self.preferences.as_ref().map_or(Ok(()), |preferences| write!(f, "\n{preferences}"))?;
+        self.classes.as_ref().map_or(Ok(()), |classes| write!(f, "\n{classes}"))
     }
 }
 

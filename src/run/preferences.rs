@@ -19,19 +19,22 @@ use crate::train::{ObjectiveKind, TrainSettings};
 pub(super) fn check_shapes(objective: ObjectiveKind, rows: &[Row]) -> Result<()> {
     let is_other = |row: &&Row| match objective.data_format() {
         Some(format) => row.example.format() != format,
-        None => matches!(row.example, Example::Preference { .. } | Example::Labelled { .. }),
+        None => {
+            matches!(row.example, Example::Preference { .. } | Example::Labelled { .. } | Example::Class { .. })
+        }
     };
     let Some(first) = rows.iter().find(is_other) else { return Ok(()) };
     let others = rows.iter().filter(is_other).count();
     let (found, rest) = (first.example.format(), others - 1);
     let more = if rest > 0 { format!(", and so are {rest} more") } else { String::new() };
     let (expected, hint) = match objective.data_format() {
-        Some(format) => {
-            (format!("`{format}`"), "the keys are `prompt`, `chosen`, `rejected`, or for \"kto\" `completion`, `label`")
-        }
+        Some(format) => (
+            format!("`{format}`"),
+            "the keys are `prompt`, `chosen`, `rejected`, for \"kto\" `completion`, `label`, for \"classify\" `text`, `label`",
+        ),
         None => (
             "examples to learn from".to_owned(),
-            "preferences are for training, with `train.objective = \"dpo\"` or another that compares answers",
+            "preferences and labels need a `train.objective` that takes them, as \"dpo\" or \"classify\"",
         ),
     };
     let message = format!("is read as `{found}`{more}; the objective `{objective}` takes {expected}");

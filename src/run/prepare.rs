@@ -4,6 +4,7 @@ use burn::tensor::Device;
 
 use super::answer::PromptForm;
 use super::base::OpenBase;
+use super::classes;
 use super::exact_match;
 use super::held_out::HeldOut;
 use super::memory_fit::{Demand, fit_memory};
@@ -96,14 +97,16 @@ fn prepare_plan(
         .and_then(|base| base.with_tokens(&plan.adapter.new_tokens))
         .and_then(|(base, tokens)| Ok((base.for_data(&plan.data)?, tokens)));
     watch.stage(Stage::ReadData);
-    let ((base, tokens), Examples { train, own, valid, train_sha256, valid_sha256 }) =
+    let ((mut base, tokens), Examples { train, own, valid, train_sha256, valid_sha256 }) =
         Error::both(base, read_examples(&plan))?;
+    let labels = classes::labels(&plan, train.iter().chain(&valid));
+    base.encoder.set_labels(labels.clone());
     let format = train.first().map(|row| row.example.plain().format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
     let mixed = mixed_shapes(&train);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
-    let begun = plan.adapter.begin(&base.files, plan.base.quant, &tokens, plan.train.seed);
+    let begun = plan.adapter.begin(&base.files, plan.base.quant, &tokens, &labels, plan.train.seed);
     let start = Error::both(precise, begun);
     watch.stage(Stage::Encode);
     let sets = encode(&plan, &base, &train, &valid, &mut |done, total| watch.encoding(done, total));
@@ -113,6 +116,7 @@ fn prepare_plan(
     train_rows.truncate(own);
     let ((_, mut start), (((train, valid), prompts), mut held_out)) = Error::both(start, encoded)?;
     held_out.choose(&plan, &base, &valid_rows, &valid)?;
+    plan.train.label_weights.of(&labels, &train.sequences)?;
     let objective = plan.train.objective();
     for examples in [&train, &valid].into_iter().chain(held_out.test.as_ref().map(|test| &test.set)) {
         preference::evaluated(&*objective, &examples.sequences)?;

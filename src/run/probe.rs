@@ -95,7 +95,7 @@ pub(super) fn probe(prepared: &Prepared, ranks: &dyn Ranks, watch: &mut dyn Watc
     let adapter = prepared.start.attach(decoder.config(), &device)?;
     let mut trainer = AdapterTrainer::new(adapter, plan.train.objective(), &plan.train, prepared.layout.recompute);
     let sequences = &prepared.train.sequences;
-    let mut references = References::of(&decoder, &prepared.start, sequences, &*plan.train.objective())?;
+    let mut references = References::of(&decoder, &prepared.start, sequences, &plan.train)?;
     let steps = prepared.batching.steps(sequences, 0);
     let (mut tokens, mut seconds, mut timed) = (0usize, 0.0, 0usize);
     // A run of one step times that one.

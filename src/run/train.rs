@@ -8,6 +8,7 @@ use super::exact_match::Answered;
 use super::folder::{RunFolder, now, resume_command};
 use super::held_out::MeasuredSet;
 use super::identity::{identity, instruction_set};
+use super::log_command::LogCommand;
 use super::outcome::{Sample, TrainReport};
 use super::prepare::{Prepared, prepare};
 use super::recorder::Recorder;
@@ -17,10 +18,11 @@ use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::provenance;
 use crate::adapter::peft::SaveOptions;
+use crate::allocator;
 use crate::bytes::Size;
 use crate::data::EncodedSet;
 use crate::device::{self, DeviceChoice};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::files::space;
 use crate::files::versions::Versions;
 use crate::interrupt;
@@ -39,13 +41,15 @@ pub struct RunOptions<'a> {
     pub max_memory: Option<Size>,
     /// How the run begins.
     pub start: Start<'a>,
+    /// A command of the shell that gets each line of the metrics on its stdin.
+    pub log_to: Option<&'a str>,
     /// The processes that train together, of which each does this job.
     pub ranks: &'a dyn Ranks,
 }
 
 impl Default for RunOptions<'_> {
     fn default() -> Self {
-        Self { device: DeviceChoice::default(), max_memory: None, start: Start::default(), ranks: &Alone }
+        Self { device: DeviceChoice::default(), max_memory: None, start: Start::default(), log_to: None, ranks: &Alone }
     }
 }
 
@@ -55,7 +59,7 @@ impl Default for RunOptions<'_> {
 /// Those of [`prepare`], before a weight is loaded; a run folder that does not suit `start`; those of training. A run that has
 /// recorded a step keeps its folder.
 pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Result<TrainReport> {
-    let RunOptions { device: choice, max_memory, start, ranks } = how;
+    let RunOptions { device: choice, max_memory, start, log_to, ranks } = how;
     let dir = recipe.plan()?.output.dir;
     let command = resume_command(&dir) + &options(choice, *max_memory);
     let located = |error| recipe.locate(error);
@@ -71,6 +75,10 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     interrupt::set_going_on(goes_on.then(|| format!("nothing is lost: `{command}` goes on")));
     let prepared = prepare(recipe, choice, *max_memory, watch)?;
     let plan = &prepared.plan;
+    if let Some([label]) = prepared.start.classifier.as_ref().map(|classifier| classifier.labels.as_slice()) {
+        let message = format!("has the label {label:?} alone: there is nothing to tell apart");
+        return Err(located(Error::input(Place::setting("data.train"), message)));
+    }
     if !goes_on && ranks.is_first() {
         space::check(&dir, prepared.disk_bytes())?;
     }
@@ -125,6 +133,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     prepared.base.encoder.tokenizer().save(folder.path())?;
 
     watch.stage(Stage::Train);
+    allocator::give_back_freed_memory();
     let (hub_name, revision) = (prepared.base.hub_name(), prepared.base.hub_revision());
     let config = prepared.base.files.config();
     let targets = plan.adapter.target_names(config)?;
@@ -137,6 +146,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         head: Some(config.names.head),
     };
     let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, &decoder), options);
+    recorder.log = log_to.map(LogCommand::start).transpose()?;
     let outcome = fit_among(*ranks, Some(&mut recorder), &prepared, &decoder, state.as_ref(), watch);
     drop(state);
     let mut outcome = outcome.inspect_err(|error| {
@@ -144,6 +154,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         record["finished"] = json!(now());
         record["error"] = json!(error.to_string());
         let _ = recorder.folder.write_record(&record);
+        recorder.write_report(watch);
     })?;
     let mut report = report(&prepared, choice, &outcome);
     report.resume = outcome.interrupted.then_some(command);
@@ -167,9 +178,11 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
             outcome.adapter.save(recorder.folder.path(), &options)?;
         }
     }
+    recorder.measure_outcome(&outcome);
     recorder.folder.write(CARD_FILE, &card(&prepared, &report, &targets))?;
     record["outcome"] = json!(report);
     recorder.folder.write_record(&record)?;
+    recorder.write_report(watch);
     Ok(report)
 }
 
@@ -265,12 +278,17 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
         parameters: outcome.adapter.parameters(),
         tokens_per_second: outcome.tokens_per_second,
         peak_bytes: peak_memory::peak_bytes(),
-        planned_bytes: (*choice == DeviceChoice::Cpu).then(|| prepared.memory.total()),
+        planned_bytes: planned_bytes(prepared, choice),
         validation: None,
         test: None,
         guard: None,
         samples: Vec::new(),
     }
+}
+
+/// The planned peak of the process; none where the model lies in another memory.
+fn planned_bytes(prepared: &Prepared, choice: &DeviceChoice) -> Option<u64> {
+    (*choice == DeviceChoice::Cpu).then(|| prepared.memory.total())
 }
 
 /// The contents of `run.json` as far as they are known before the first step. `before` is what the file held so far.
@@ -299,6 +317,7 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared, mut befor
         "provenance": prepared.start.metadata,
         "layout": layout,
         "memory_plan": memory,
+        "planned_bytes": planned_bytes(prepared, choice),
         "data": {
             "train_sha256": train_sha256, "valid_sha256": valid_sha256, "format": train.format,
             "train": describe(train), "valid": describe(valid),

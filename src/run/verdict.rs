@@ -2,12 +2,14 @@
 
 use std::borrow::Cow;
 
+use super::classes::Classifiers;
 use super::held_out::MeasuredSet;
 use super::outcome::Validation;
 use super::preferences;
 use super::prepare::Prepared;
 use super::watch::{Stage, Watch};
-use crate::data::Encoded;
+use crate::adapter::host::HostAdapter;
+use crate::data::{Encoded, EncodedSet};
 use crate::error::Result;
 use crate::eval::loss::ExampleLoss;
 use crate::model::Decoder;
@@ -38,6 +40,10 @@ impl Verdicts {
         outcome: &Outcome,
         watch: &mut dyn Watch,
     ) -> Result<Self> {
+        // The losses of a classifier, which training has measured, do not tell the labels that it gave.
+        if let (Some(classifier), false) = (&outcome.adapter.classifier, outcome.interrupted) {
+            return Self::of_classifier(prepared, decoder, &classifier.labels, outcome, watch);
+        }
         let Prepared { plan, held_out, valid, .. } = prepared;
         let measured = [&held_out.test, &held_out.guard];
         let all_of_valid = held_out.valid_at_steps(valid).len() < valid.sequences.len();
@@ -80,6 +86,32 @@ impl Verdicts {
     }
 }
 
+impl Verdicts {
+    /// The verdicts on a classifier with these labels.
+    fn of_classifier(
+        prepared: &Prepared,
+        decoder: &Decoder,
+        labels: &[String],
+        outcome: &Outcome,
+        watch: &mut dyn Watch,
+    ) -> Result<Self> {
+        let Prepared { plan, held_out, valid, .. } = prepared;
+        watch.stage(Stage::Judge);
+        let attached = |adapter: &HostAdapter| adapter.attach(decoder.config(), &prepared.device);
+        let (before, after) = (&attached(&prepared.start)?, &attached(&outcome.adapter)?);
+        let classifiers = Classifiers { decoder, labels, before, after };
+        let mut verdict = |name, set: &EncodedSet| {
+            let total = 2 * set.sequences.len();
+            let place = |index: usize| set.positions[index].to_string();
+            classifiers.verdict(name, &set.sequences, plan.train.seed, place, &mut |done| watch.evaluating(done, total))
+        };
+        let validation = (!valid.sequences.is_empty()).then(|| verdict("validation", valid)).transpose()?;
+        let test = held_out.test.as_ref().map(|test| verdict("test", &test.set)).transpose()?;
+        let validation = validation.map(|validation| with_advice(validation, outcome, plan.train.learning_rate));
+        Ok(Self { validation, test, guard: None })
+    }
+}
+
 /// The verdict by the losses that were measured while training.
 fn by_training(prepared: &Prepared, outcome: &Outcome) -> Result<Option<Validation>> {
     if outcome.valid_before.is_empty() {
@@ -104,11 +136,18 @@ fn on_validation(
         false => Validation::of("validation", losses, plan.train.seed, place)?,
     };
     validation.unmeasured_examples = valid.sequences.len() - measured.len();
-    if let (0, 1.., Some(last)) = (outcome.best_step, outcome.steps, outcome.valid_last) {
-        let (reason, advice) = no_step_was_better(validation.loss_before, last, plan.train.learning_rate);
-        (validation.verdict_reason, validation.advice) = (Some(reason), Some(advice));
+    Ok(with_advice(validation, outcome, plan.train.learning_rate))
+}
+
+/// The verdict with its reason and a remedy, where no step was better than the base.
+fn with_advice(validation: Validation, outcome: &Outcome, learning_rate: f64) -> Validation {
+    match (outcome.best_step, outcome.steps, outcome.valid_last) {
+        (0, 1.., Some(last)) => {
+            let (reason, advice) = no_step_was_better(validation.loss_before, last, learning_rate);
+            Validation { verdict_reason: Some(reason), advice: Some(advice), ..validation }
+        }
+        _ => validation,
     }
-    Ok(validation)
 }
 
 /// The reason of a verdict where no evaluation was better than the base, and a remedy.

@@ -17,6 +17,7 @@ mod openai;
 mod options;
 mod page;
 mod routes;
+mod runs;
 mod stream;
 mod votes;
 mod worker;
@@ -35,6 +36,7 @@ use crate::run::named::{AdapterFolder, NamedModels};
 
 pub use access::Keys;
 pub use limits::Limits;
+pub use runs::watch_runs;
 
 use access::Access;
 use metrics::Metrics;
@@ -118,11 +120,7 @@ pub fn serve(models: NamedModels, options: ServeOptions, host: Arc<dyn Host>) ->
     let ServeOptions { address, keys, hosts, origins, adapters, adapter_folder, votes, engine, limits } = options;
     let access = Access::new(address, keys, &hosts, &origins)?;
     let votes = votes.as_deref().map(Votes::open).transpose()?;
-    let taken = |error: std::io::Error| {
-        Error::input("--port", format!("{address} cannot be listened at: {error}")).because(error)
-    };
-    let listener = TcpListener::bind(address).map_err(taken)?;
-    listener.set_nonblocking(true).map_err(|error| Error::failed("", format!("a socket fails: {error}")))?;
+    let listener = listen(address)?;
     let metrics = Arc::new(Metrics::default());
     let (decoder, tokenizer) = (models.loaded.decoder.clone(), models.base.encoder.tokenizer().clone());
     let positions = decoder.config().max_positions;
@@ -146,34 +144,58 @@ pub fn serve(models: NamedModels, options: ServeOptions, host: Arc<dyn Host>) ->
         bodies,
         is_ending,
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(4)
-        .thread_name("http")
-        .enable_all()
-        .build()
-        .map_err(|error| Error::failed("", format!("threads cannot be started: {error}")))?;
-    let outcome = runtime.block_on(run(listener, server));
+    let runtime = runtime()?;
+    let (limits, places) = (server.limits.clone(), server.connections.clone());
+    let (router, host) = (routes::router(server.clone()), server.host.clone());
+    let at_end = move || server.is_ending.store(true, std::sync::atomic::Ordering::Relaxed);
+    let outcome = runtime.block_on(accept(listener, router, (limits, places), host, at_end));
     runtime.shutdown_timeout(LAST_WORK);
     // The last way to the engine is gone now: its thread ends after the step that it is at.
     let _ = thread.join();
     outcome
 }
 
-async fn run(listener: TcpListener, server: Arc<Server>) -> Result<()> {
+/// A socket that listens at `address`.
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let taken = |error: std::io::Error| {
+        Error::input("--port", format!("{address} cannot be listened at: {error}")).because(error)
+    };
+    let listener = TcpListener::bind(address).map_err(taken)?;
+    listener.set_nonblocking(true).map_err(|error| Error::failed("", format!("a socket fails: {error}")))?;
+    Ok(listener)
+}
+
+/// The threads of a server.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(4)
+        .thread_name("http")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("", format!("threads cannot be started: {error}")))
+}
+
+/// Answers connections by `router` until the host ends; `at_end` is called then.
+async fn accept(
+    listener: TcpListener,
+    router: axum::Router,
+    limits: (Limits, Arc<Semaphore>),
+    host: Arc<dyn Host>,
+    at_end: impl FnOnce() + Send + 'static,
+) -> Result<()> {
     let failed = |error: std::io::Error| Error::failed("", format!("the socket fails: {error}"));
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-    server.host.ready(listener.local_addr().map_err(failed)?);
+    host.ready(listener.local_addr().map_err(failed)?);
     let (end, ending) = watch::channel(false);
-    let watched = server.clone();
     tokio::spawn(async move {
-        while !watched.host.is_ending() {
+        while !host.is_ending() {
             tokio::time::sleep(LOOK).await;
         }
-        watched.is_ending.store(true, std::sync::atomic::Ordering::Relaxed);
+        at_end();
         // Where nobody listens, everything has ended.
         let _ = end.send(true);
     });
-    connections::serve(listener, routes::router(server.clone()), server, ending).await;
+    connections::serve(listener, router, limits, ending).await;
     Ok(())
 }

@@ -4,15 +4,17 @@ use burn::module::Module;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::evaluate::evaluate_cancellable;
+use super::evaluate::{classify_cancellable, evaluate_cancellable};
 use super::event::Event;
 use super::fit::Job;
 use super::preference::{self, Preferences};
-use super::score::Score;
+use super::score::{EvalOn, Score};
 use super::settings::EarlyStopping;
 use super::step::AdapterTrainer;
 use crate::adapter::host::HostAdapter;
+use crate::data::Encoded;
 use crate::error::{Error, Result};
+use crate::eval::classes::{ClassFigures, Classified, figures};
 use crate::eval::loss::{ExampleLoss, example_number, mean_loss};
 use crate::files::json::exact;
 use crate::interrupt;
@@ -47,6 +49,27 @@ pub struct Evaluations {
     pub last_step: Option<u64>,
 }
 
+/// The losses of the validation examples `valid`, and of a classifier of so many labels its measures; `None`, on every rank, where
+/// one of them was asked to stop.
+fn measured(
+    job: &Job<'_>,
+    adapter: &Adapter,
+    valid: &[Encoded],
+    labels: Option<usize>,
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Option<(Vec<ExampleLoss>, Option<ClassFigures>)>> {
+    let Job { ranks, decoder, .. } = *job;
+    let Some(labels) = labels else {
+        let losses = evaluate_cancellable(ranks, decoder, Some(adapter), valid, progress)?;
+        return Ok(losses.map(|losses| (losses, None)));
+    };
+    let classified = classify_cancellable(ranks, decoder, adapter, valid, progress)?;
+    Ok(classified.map(|classified| {
+        let losses = classified.iter().map(Classified::loss).collect();
+        (losses, Some(figures(&classified, labels)))
+    }))
+}
+
 impl BestSoFar {
     /// No evaluation yet.
     pub(super) fn new(start: &HostAdapter) -> Self {
@@ -75,16 +98,16 @@ impl BestSoFar {
         let valid = preference::evaluated(&*objective, job.valid)?;
         let valid = &valid[..];
         let total = valid.len();
-        let mut evaluate = |adapter: &Adapter| {
-            let progress = &mut |done| watch(Event::Evaluating { step, done, total });
-            evaluate_cancellable(job.ranks, job.decoder, Some(adapter), valid, progress)
+        let labels = job.start.classifier.as_ref().map(|classifier| classifier.labels.len());
+        let mut measured = |adapter: &Adapter| {
+            measured(job, adapter, valid, labels, &mut |done| watch(Event::Evaluating { step, done, total }))
         };
-        let Some(losses) = evaluate(&adapter)? else { return Ok(false) };
+        let Some((losses, classes)) = measured(&adapter)? else { return Ok(false) };
         // The validation data are others than those the run began with: the adapter that it began with is evaluated too.
         let before = match self.evaluations.losses_before.is_empty() && step > 0 {
             true => {
                 let start = job.start.attach(job.decoder.config(), job.decoder.device())?;
-                let Some(before) = evaluate(&start)? else { return Ok(false) };
+                let Some((before, _)) = measured(&start)? else { return Ok(false) };
                 Some(before)
             }
             false => None,
@@ -117,7 +140,8 @@ impl BestSoFar {
             (valid_loss, _) => preferences.as_ref().map_or(valid_loss?, |preferences| preferences.loss),
         };
         let min_delta = job.settings.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
-        let score = Score { exact_match, loss: valid_loss };
+        let accuracy = classes.map(|classes| classes.accuracy).filter(|_| job.settings.eval_on == EvalOn::Accuracy);
+        let score = Score { share: exact_match.or(accuracy), loss: valid_loss };
         let is_best = so_far.best.is_none_or(|best| score.is_better_than(best));
         let has_improved = so_far.best.is_none_or(|best| score.improves_by(best, min_delta));
         let tokens = losses.iter().map(|loss| loss.tokens).sum();
@@ -129,6 +153,7 @@ impl BestSoFar {
             correct_tokens,
             exact_match,
             preferences: preferences.as_ref(),
+            classes: classes.as_ref(),
             is_best,
             adapter: &adapter,
         })?;

@@ -4,6 +4,7 @@ use super::checkpoint::State;
 use super::preference::Preferences;
 use super::step::StepReport;
 use crate::adapter::host::HostAdapter;
+use crate::eval::classes::ClassFigures;
 use crate::nn::Adapter;
 
 /// The events of a run, in order.
@@ -58,6 +59,8 @@ pub enum Event<'a> {
         exact_match: Option<f64>,
         /// The measures of preferences, where the objective compares answers.
         preferences: Option<&'a Preferences>,
+        /// The measures of labels, where the adapter is a classifier.
+        classes: Option<&'a ClassFigures>,
         /// Whether it is the best adapter so far.
         is_best: bool,
         /// The adapter that was evaluated, on the decoder's device.

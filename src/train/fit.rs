@@ -136,7 +136,7 @@ impl<'a> Run<'a> {
             trainer.optimiser.restore(&trainer.adapter, &state.optimiser)?;
             (best, progress) = (state.best.clone(), state.progress.clone());
         }
-        let references = References::of(job.decoder, job.start, job.train, &*job.settings.objective())?;
+        let references = References::of(job.decoder, job.start, job.train, job.settings)?;
         let steps_of_epoch = job.batching.steps(job.train, progress.epoch);
         let saved = Reported { at: Instant::now(), step: progress.step, evaluated: best.evaluations.last_step };
         Ok(Self { job, total_steps, trainer, best, progress, references, steps_of_epoch, saved })

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod evaluate;
 pub mod event;
 pub mod fit;
+pub mod label_weights;
 pub mod objective;
 pub mod optimiser;
 pub mod parallel;

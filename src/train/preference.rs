@@ -138,7 +138,7 @@ pub fn measure(
         let sums = pairs.map(|(loss, reference)| SequenceLoss {
             sum: loss.loss_sum,
             tokens: loss.tokens,
-            facts: Facts { reference: reference.loss_sum, is_desirable },
+            facts: Facts { reference: reference.loss_sum, is_desirable, ..Facts::default() },
         });
         let sums: Vec<SequenceLoss> = sums.collect();
         let share = objective.share(&sums, &StepSize::of_example(&sums, divergence));

@@ -1,5 +1,5 @@
-//! The reference of an objective over preferences: the model as it was before the first step, which is the base where the adapter
-//! is a fresh one.
+//! The part of an objective that is known beside the losses of a step: the reference of an objective over preferences, and the weights of
+//! labels. The reference is the model as it was before the first step, which is the base where the adapter is a fresh one.
 //!
 //! Its log-probabilities are computed when an example comes for the first time, one example at a time, and stay in memory: a few
 //! bytes each. Alone in its pass, an example has the same values in every step and after every resumption.
@@ -8,10 +8,11 @@ use std::borrow::Cow;
 
 use burn::module::Module;
 
-use super::evaluate::{evaluate, evaluate_cancellable, exchanged};
-use super::objective::{Facts, Objective};
+use super::evaluate::{evaluate, evaluate_cancellable, exchanged, loss, numbers};
+use super::objective::Facts;
 use super::parallel::Ranks;
 use super::preference::{divergence, mismatched};
+use super::settings::TrainSettings;
 use super::step::Known;
 use crate::adapter::host::HostAdapter;
 use crate::data::{Encoded, Judged};
@@ -21,7 +22,7 @@ use crate::interrupt;
 use crate::model::Decoder;
 use crate::nn::Adapter;
 
-/// The reference of a run, and what is known of it.
+/// The reference of a run and the weights of its labels, as far as its objective has them.
 pub struct References<'a> {
     decoder: &'a Decoder,
     /// The adapter before the first step; `None` for an objective without a reference.
@@ -32,21 +33,26 @@ pub struct References<'a> {
     mismatched: Vec<Encoded>,
     /// Their losses, as far as they are known.
     of_mismatched: Vec<Option<ExampleLoss>>,
+    /// The weight of each label; empty for an objective without labels.
+    label_weights: Vec<f64>,
 }
 
 impl<'a> References<'a> {
     /// The reference of a run over `train` that begins with `start`.
     ///
     /// # Errors
-    /// An adapter that does not fit; those of [`mismatched`].
-    pub fn of(decoder: &'a Decoder, start: &HostAdapter, train: &[Encoded], objective: &dyn Objective) -> Result<Self> {
+    /// An adapter that does not fit; those of [`mismatched`] and of [`LabelWeights::of`](super::label_weights::LabelWeights::of).
+    pub fn of(decoder: &'a Decoder, start: &HostAdapter, train: &[Encoded], settings: &TrainSettings) -> Result<Self> {
+        let objective = settings.objective();
         let adapter = match objective.has_reference() {
             true => Some(start.attach(decoder.config(), decoder.device())?),
             false => None,
         };
+        let labels = start.classifier.as_ref().map(|classifier| classifier.labels.as_slice());
+        let label_weights = labels.map_or(Ok(Vec::new()), |labels| settings.label_weights.of(labels, train))?;
         let mismatched = if objective.needs_divergence() { mismatched(train)? } else { Vec::new() };
         let of_mismatched = vec![None; mismatched.len()];
-        Ok(Self { decoder, adapter, sums: vec![None; train.len()], mismatched, of_mismatched })
+        Ok(Self { decoder, adapter, sums: vec![None; train.len()], mismatched, of_mismatched, label_weights })
     }
 
     /// The part of a step that its objective knows beside the losses of the model with `adapter`: `indices` are those of the
@@ -83,7 +89,8 @@ impl<'a> References<'a> {
         for (index, example) in indices.iter().zip(examples) {
             let is_desirable = example.judged == Judged::Labelled(true);
             let sums = self.sums_of(*index, example)?;
-            facts.extend(sums.into_iter().map(|reference| Facts { reference, is_desirable }));
+            let weight = self.label_weights.get(example.label()).copied().unwrap_or(1.0);
+            facts.extend(sums.into_iter().map(|reference| Facts { reference, is_desirable, weight }));
         }
         Ok(facts)
     }
@@ -118,15 +125,16 @@ impl<'a> References<'a> {
         unknown.dedup();
         let mine = unknown.iter().enumerate().filter(|(place, _)| ranks.is_mine(*place));
         let one = |(_, &index): (usize, &usize)| {
-            evaluate(self.decoder, self.adapter.as_ref(), &self.mismatched[index..=index], &mut |_| Ok(()))
+            let losses = evaluate(self.decoder, self.adapter.as_ref(), &self.mismatched[index..=index], &mut |_| Ok(()))?;
+            Ok(losses.iter().map(numbers).collect::<Vec<_>>())
         };
         let own = match goes_on {
             true => interrupt::cancellable(|| mine.map(one).collect::<Result<Vec<_>>>()).transpose()?,
             false => None,
         };
         let Some(found) = exchanged(ranks, unknown.len(), own) else { return Ok(None) };
-        for (index, losses) in unknown.into_iter().zip(found) {
-            self.of_mismatched[index] = losses.first().copied();
+        for (index, numbers) in unknown.into_iter().zip(found) {
+            self.of_mismatched[index] = Some(loss(&numbers));
         }
         let reference: Vec<ExampleLoss> = indices.iter().filter_map(|&index| self.of_mismatched[index]).collect();
         let of_step: Vec<Encoded> = indices.iter().map(|&index| self.mismatched[index].clone()).collect();

@@ -10,7 +10,7 @@ use burnish::files::hex::sha256_of_file;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::cli::{json, refused, run, text, tiny_job};
+use crate::cli::{json, refused, run, text, tiny_job, tiny_model};
 use crate::conversations::{CHATML, encoder};
 
 /// A recipe's settings on the command line.
@@ -181,6 +181,58 @@ fn settings_and_data_that_do_not_go_with_the_objective_are_refused_by_name() {
     assert!(error.contains("all examples have the same prompt"), "{error}");
     let error = refused(&run(&folder, &["eval", "--base", "x", "--data", "train.jsonl"]));
     assert!(!error.is_empty());
+}
+
+/// `eval` compares the answers of pairs by likelihood, the base beside the adapter.
+#[test]
+fn eval_measures_pairs_with_the_base_beside_the_adapter() {
+    let folder = job();
+    let trained = json(&run(&folder, &["train", "recipe.toml", "--json"]));
+    let base = tiny_model();
+    let base = base.to_str().expect("a path");
+    let arguments = ["eval", "--base", base, "--data", "valid.jsonl", "--json"];
+    let with_adapter = [&arguments[..], &["--adapter", "runs/sums", "--out", "each.jsonl"]].concat();
+    let report = json(&run(&folder, &with_adapter));
+    let scores = &report["scores"];
+    let preferences = &trained["validation"]["preferences"];
+    let close = |found: &Value, expected: &Value| {
+        (found.as_f64().expect("a number") - expected.as_f64().expect("a number")).abs() < 1e-4
+    };
+    // The same log-probabilities and rewards as in the verdict of the run.
+    for (name, key) in
+        [("chosen_log_probability", "preferred_log_probability"), ("rejected_log_probability", "other_log_probability")]
+    {
+        let against = &scores[name]["against_base"];
+        assert!(close(&against["before"], &preferences["before"][key]), "{name}: {against}");
+        assert!(close(&against["after"], &preferences["after"][key]), "{name}: {against}");
+    }
+    assert!(close(&scores["reward_accuracy"]["value"], &preferences["after"]["reward_accuracy"]));
+    assert_eq!(scores["reward_accuracy"]["against_base"]["before"], 0.5);
+    let margin = &scores["margin"]["against_base"];
+    let gained = margin["difference"].as_f64().expect("a number");
+    // Of rewards the margin is β times as large.
+    assert!(
+        (0.1 * gained - preferences["after"]["reward_margin"].as_f64().expect("a margin")).abs() < 1e-4,
+        "{margin}"
+    );
+    assert!(margin["low"].as_f64() < Some(gained) && Some(gained) < margin["high"].as_f64());
+    assert!(scores["accuracy"]["against_base"]["verdict"].is_string() && report.get("loss").is_none());
+    let each = fs::read_to_string(folder.path().join("each.jsonl")).expect("written");
+    let first: Value = serde_json::from_str(each.lines().next().expect("a pair")).expect("JSON");
+    assert_eq!((each.lines().count(), &first["place"]), (15, &Value::from("valid.jsonl:1")));
+    for key in ["margin", "base_margin", "margin_gain", "chosen_log_probability", "base_accuracy", "chosen_tokens"] {
+        assert!(first[key].is_number(), "{key}: {first}");
+    }
+    let gain = first["margin"].as_f64().expect("a number") - first["base_margin"].as_f64().expect("a number");
+    assert!((first["margin_gain"].as_f64().expect("a number") - gain).abs() < 1e-9);
+
+    let alone = json(&run(&folder, &arguments));
+    assert!(alone["scores"].get("reward_accuracy").is_none() && alone["scores"]["margin"]["value"].is_f64());
+    assert_eq!(alone["scores"]["margin"]["value"], margin["before"]);
+    let required = [&with_adapter[..6], &["--adapter", "runs/sums", "--require", "not-worse"]].concat();
+    assert!(run(&folder, &required).status.success());
+    let error = refused(&run(&folder, &[&arguments[..5], &["--generate"]].concat()));
+    assert!(error.contains("holds pairs of preferences"), "{error}");
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn replayed(name: &str, case: &Value, examples_at_once: usize, recompute: Recomp
     let settings = settings(case);
     let train = examples(&json("data.json"), settings.objective == ObjectiveKind::Kto);
     let objective = settings.objective();
-    let mut references = References::of(&decoder, &start, &train, &*objective).expect("a reference");
+    let mut references = References::of(&decoder, &start, &train, &settings).expect("a reference");
     let adapter = start.attach(decoder.config(), &decoder.device().clone().autodiff()).expect("fits");
     let mut trainer = AdapterTrainer::new(adapter, objective, &settings, recompute);
     let mut problems = Vec::new();

@@ -105,7 +105,7 @@ fn predictions_with_a_scaled_head_are_the_losses_of_training() {
 #[test]
 fn settings_that_contradict_each_other_are_named() {
     let base = Variant::named("pissa").base();
-    let refused = |spec: AdapterSpec| spec.begin(&base, Quant::None, &[], 0).expect_err("refused").to_string();
+    let refused = |spec: AdapterSpec| spec.begin(&base, Quant::None, &[], &[], 0).expect_err("refused").to_string();
     let error = refused(AdapterSpec { dora: true, dropout: 0.1, ..spec() });
     assert!(error.contains("adapter.dropout: is 0.1") && error.contains("DoRA"), "{error}");
     for init in [Init::Pissa, Init::Olora] {
@@ -117,9 +117,10 @@ fn settings_that_contradict_each_other_are_named() {
     let dora = Variant::named("dora");
     let from = Some(dora.folder.join("adapter"));
     let like = AdapterSpec { from, ..dora.spec.clone() };
-    let found = like.begin(&dora.base(), Quant::None, &[], 0).expect("the adapter itself");
+    let found = like.begin(&dora.base(), Quant::None, &[], &[], 0).expect("the adapter itself");
     assert_eq!(found.pairs, dora.saved().expect("PEFT's").pairs);
-    let refused = |spec: AdapterSpec| spec.begin(&dora.base(), Quant::None, &[], 0).expect_err("refused").to_string();
+    let refused =
+        |spec: AdapterSpec| spec.begin(&dora.base(), Quant::None, &[], &[], 0).expect_err("refused").to_string();
     let error = refused(AdapterSpec { dora: false, ..like.clone() });
     assert!(error.contains("adapter.dora: is false") && error.contains("set it to true"), "{error}");
     let error = refused(AdapterSpec { init: Init::Pissa, ..like });

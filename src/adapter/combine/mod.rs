@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 
-use super::host::{HostAdapter, HostPair};
+use super::host::{HostAdapter, HostPair, SCORE};
 use super::svd;
 use crate::error::{Error, Place, Result, counted};
 use crate::settings::choice;
@@ -125,7 +125,8 @@ pub fn combine(adapters: &[(String, HostAdapter)], options: &CombineOptions) -> 
     errors.extend(modules.iter().filter_map(|module| check_pairs(adapters, module, method).err()));
     errors.extend(adapters.iter().filter_map(|(place, adapter)| {
         let rows = adapter.rows.iter().flat_map(|rows| rows.values.keys());
-        let name = adapter.whole.keys().chain(rows).next()?;
+        let score = adapter.classifier.iter().map(|_| SCORE);
+        let name = adapter.whole.keys().chain(rows).map(String::as_str).chain(score).next()?;
         let message = "is trained in part or as a whole, which cannot be combined";
         Some(Error::input(format_args!("{place}: tensor {name}"), message))
     }));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::host::{HostAdapter, HostPair};
+use super::host::{HostAdapter, HostClassifier, HostPair};
 use super::merge::{MergeBase, Source};
 use super::spec::{AdaptedSite, AdapterSpec};
 use crate::error::{Error, Place, Result};
@@ -140,6 +140,16 @@ impl AdapterSpec {
         }
         Error::none_of(problems, ())
     }
+}
+
+/// The stream of the seed that begins a head of labels: not that of the factors, which it leaves as they are.
+const SCORE_STREAM: u64 = 1;
+
+/// The head of `labels` before the first step, for hidden states of this width.
+pub(super) fn classifier(labels: &[String], width: usize, seed: u64) -> HostClassifier {
+    let mut generator = ChaCha8Rng::seed_from_u64(seed);
+    generator.set_stream(SCORE_STREAM);
+    HostClassifier { labels: labels.to_vec(), weight: random::score(&mut generator, labels.len() * width) }
 }
 
 /// The weight of a site, that of the embedding for a tied head.

@@ -46,6 +46,12 @@ pub(super) fn orthogonal(generator: &mut ChaCha8Rng, rank: usize, output: usize,
     [a, rows_of_b.concat().into_iter().map(|value| value as f32).collect()]
 }
 
+/// Normal with a standard deviation of 0.02, the usual `initializer_range` of transformers, by which a new head of labels begins.
+pub(super) fn score(generator: &mut ChaCha8Rng, values: usize) -> Vec<f32> {
+    const DEVIATION: f64 = 0.02;
+    (0..values).map(|_| (DEVIATION * normal(generator)) as f32).collect()
+}
+
 /// A value from `[-bound, bound)`: a multiple of `2⁻²²·bound`, from the upper 23 bits of the next 32.
 ///
 /// The generator and this are all that decides an adapter's first values by default, so that a seed gives the same ones on every

@@ -120,6 +120,7 @@ impl<'a> Plan<'a> {
     pub fn new(base: &BaseFiles, adapter: &'a HostAdapter, options: &MergeOptions) -> Result<Self> {
         let config = base.config();
         let untied_head = adapter.unties_head(config);
+        adapter.check_gives_text("adapter")?;
         let mut changes = Changes::of(Some(adapter));
         let mut planned = Vec::new();
         for name in base.tensor_names() {

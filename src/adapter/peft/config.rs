@@ -8,9 +8,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::CONFIG_FILE;
 use super::fields::Fields;
 use super::patterns::{LayerChoice, Pattern, Selection, first_match};
+use super::{CONFIG_FILE, SEQ_CLS};
 use crate::adapter::init::Init;
 use crate::error::{Error, Result};
 use crate::files::json;
@@ -34,6 +34,8 @@ pub struct PeftConfig {
     pub dora: bool,
     /// `init_lora_weights`, where it takes the product of the first factors from the base: PEFT does so again as it loads.
     pub subtracted: Option<Init>,
+    /// `task_type` is `SEQ_CLS`: the adapter has a head of labels.
+    pub is_classifier: bool,
     /// `base_model_name_or_path`. To be shown, never followed.
     pub base_name: Option<String>,
     place: String,
@@ -82,6 +84,7 @@ impl PeftConfig {
             rslora: fields.boolean("use_rslora", false),
             dora: fields.boolean("use_dora", false),
             subtracted: fields.subtracted(),
+            is_classifier: object.get("task_type").and_then(Value::as_str) == Some(SEQ_CLS),
             base_name: fields.optional_text("base_model_name_or_path"),
             place: place.to_owned(),
             targets: fields.selection("target_modules").unwrap_or_else(default_targets),

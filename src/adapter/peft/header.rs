@@ -8,9 +8,10 @@ use super::config::PeftConfig;
 use super::missing::{no_adapter, no_weights};
 use super::renaming::Renaming;
 use super::roles::{Role, refusals};
-use super::{CONFIG_FILE, PREFIX, WEIGHTS_FILE};
+use super::{CLASSIFIER_MODULES, CONFIG_FILE, PREFIX, SEQ_CLS, WEIGHTS_FILE};
 use super::{embedding, mlx, tokens};
 use crate::adapter::base_modules::{check_sizes, check_whole, module_shapes};
+use crate::adapter::host::SCORE;
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafeTensorsFile;
 use crate::files::{Dtype, RawTensor};
@@ -27,6 +28,8 @@ pub struct AdapterHeader {
     pub whole: BTreeMap<String, RawTensor>,
     /// The trained rows of some tokens, by module path as it stands in the file.
     pub rows: BTreeMap<String, RawTensor>,
+    /// The head of labels, `[labels, width]`, where the adapter is a classifier.
+    pub score: Option<RawTensor>,
     /// From the paths in the file to those of the base.
     pub(super) renaming: Renaming,
     /// `burnish.…` from the file of weights.
@@ -110,7 +113,7 @@ impl AdapterHeader {
         let (wholes, tensors): (BTreeMap<_, _>, BTreeMap<_, _>) =
             tensors.into_iter().partition(|(name, _)| Role::of(name).whole(&config).is_some());
         let whole = wholes.iter().filter_map(|(name, tensor)| Some((Role::of(name).whole(&config)?, tensor.clone())));
-        let whole: BTreeMap<String, RawTensor> = whole.collect();
+        let mut whole: BTreeMap<String, RawTensor> = whole.collect();
         errors.extend(whole.iter().filter_map(|(name, tensor)| float(&place, name, tensor).err()));
         let rows = tensors.iter().filter_map(|(name, tensor)| match Role::of(name) {
             Role::Rows(module) => Some((module.to_owned(), tensor.clone())),
@@ -122,8 +125,19 @@ impl AdapterHeader {
         if pairs.is_empty() && errors.is_empty() {
             errors.push(Error::input(&place, "holds no low-rank pair"));
         }
+        let score = if config.is_classifier { whole.remove(&format!("{SCORE}.weight")) } else { None };
+        match &score {
+            Some(score) => errors.extend(matrix(&place, SCORE, score).err()),
+            None if config.is_classifier => {
+                let message =
+                    format!("has no `{PREFIX}{SCORE}.weight`, and {CONFIG_FILE} says `task_type` = \"{SEQ_CLS}\"");
+                errors.push(Error::input(&place, message));
+            }
+            None => {}
+        }
         let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
-        Error::none_of(errors, Self { config, place, pairs, whole, rows, renaming: Renaming::default(), metadata })
+        let renaming = Renaming::default();
+        Error::none_of(errors, Self { config, place, pairs, whole, rows, score, renaming, metadata })
     }
 
     /// The configuration.
@@ -134,7 +148,7 @@ impl AdapterHeader {
     /// Number of values.
     pub fn parameters(&self) -> usize {
         let pairs: usize = self.pairs.values().map(PairHeader::values).sum();
-        pairs + self.whole.values().chain(self.rows.values()).map(RawTensor::elements).sum::<usize>()
+        pairs + self.whole.values().chain(self.rows.values()).chain(&self.score).map(RawTensor::elements).sum::<usize>()
     }
 
     /// Remarks for the user, a sentence each: pairs that change nothing, and entries of the configuration without effect.
@@ -166,7 +180,8 @@ impl AdapterHeader {
         let adapted: Vec<&str> = self.pairs.keys().map(String::as_str).collect();
         let in_file = |module: String| self.renaming.in_file(&module);
         let modules = base.map(|base| module_shapes(base).into_keys().map(in_file).collect::<Vec<_>>());
-        let whole: Vec<&str> = self.whole.keys().filter_map(|name| Some(name.rsplit_once('.')?.0)).collect();
+        let whole = self.whole.keys().filter_map(|name| Some(name.rsplit_once('.')?.0));
+        let whole: Vec<&str> = whole.chain(self.score.iter().flat_map(|_| CLASSIFIER_MODULES)).collect();
         let unused = self.config.unused_entries(&adapted, &whole, modules.as_deref())?;
         notices.extend(unused.iter().take(MAX_UNUSED).map(|entry| format!("{CONFIG_FILE}: {entry}")));
         if let Some(more @ 1..) = unused.len().checked_sub(MAX_UNUSED) {
@@ -194,7 +209,15 @@ impl AdapterHeader {
         let whole: Vec<_> =
             self.whole.iter().map(|(name, tensor)| (self.renaming.in_base(name), &tensor.shape)).collect();
         let shapes = whole.iter().map(|(name, shape)| (name.as_str(), &shape[..]));
-        Error::both(sizes, check_whole(&self.place, shapes, base)).map(drop)
+        let score = match self.score.as_ref().map(|score| score.shape.as_slice()) {
+            Some(&[labels, width]) if width != base.hidden_size => {
+                let message =
+                    format!("is a head of {labels} labels over {width} values; the base has {}", base.hidden_size);
+                Err(Error::input(format_args!("{}: module {SCORE}", self.place), message))
+            }
+            _ => Ok(()),
+        };
+        Error::both(Error::both(sizes, check_whole(&self.place, shapes, base)), score).map(drop)
     }
 }
 

@@ -141,6 +141,7 @@ pub(super) fn read(dir: &Path) -> Result<AdapterHeader> {
         pairs,
         whole: BTreeMap::new(),
         rows: BTreeMap::new(),
+        score: None,
         renaming: Renaming::default(),
         metadata,
     })

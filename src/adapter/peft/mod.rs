@@ -24,10 +24,19 @@ pub use missing::no_adapter;
 pub use mlx::{MLX_A_SUFFIX, MLX_B_SUFFIX, MLX_MAGNITUDE_SUFFIX, MLX_WEIGHTS_FILE, transposed};
 pub use write::SaveOptions;
 
+use crate::adapter::host::SCORE;
+
 /// The name of the configuration file in an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The name of the weights file in an adapter folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// `task_type` of an adapter that gives text.
+const CAUSAL_LM: &str = "CAUSAL_LM";
+/// `task_type` of a classifier.
+const SEQ_CLS: &str = "SEQ_CLS";
+/// The modules that PEFT adds to `modules_to_save` of every classifier; an architecture has one of them.
+const CLASSIFIER_MODULES: [&str; 2] = ["classifier", SCORE];
 
 /// The prefix of every module path in PEFT's files.
 const PREFIX: &str = "base_model.model.";

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::{CAUSAL_LM, SEQ_CLS};
 use crate::adapter::init::Init;
 use crate::error::Error;
 use crate::files::json::shortened;
@@ -17,8 +18,8 @@ impl Fields<'_> {
         }
         match self.value("task_type") {
             None => {}
-            Some(Value::String(task)) if task == "CAUSAL_LM" => {}
-            Some(other) => self.wrong_type("task_type", "\"CAUSAL_LM\"", &other),
+            Some(Value::String(task)) if task == CAUSAL_LM || task == SEQ_CLS => {}
+            Some(other) => self.wrong_type("task_type", "\"CAUSAL_LM\" or \"SEQ_CLS\"", &other),
         }
         // A base without biases has none to train, whatever is said here.
         match self.value("bias") {

@@ -7,7 +7,7 @@ use super::header::{AdapterHeader, PairHeader, and_more};
 use super::mlx::{self, transposed};
 use super::renaming::Renaming;
 use super::{CONFIG_FILE, WEIGHTS_FILE};
-use crate::adapter::host::{HostAdapter, HostPair, HostRows, HostTensor};
+use crate::adapter::host::{HostAdapter, HostClassifier, HostPair, HostRows, HostTensor, SCORE, provenance};
 use crate::error::{Error, Result};
 use crate::files::RawTensor;
 use crate::model::sites::TRANSFORMERS_HEAD;
@@ -100,7 +100,7 @@ impl AdapterHeader {
     }
 
     fn values(self) -> Result<HostAdapter> {
-        let Self { config, place, pairs, whole, rows, renaming, metadata } = self;
+        let Self { config, place, pairs, whole, rows, score, renaming, metadata } = self;
         let rows = renaming.apply(&place, rows)?;
         let whole = renaming.apply(&place, whole)?;
         let pairs = renaming.apply(&place, pairs)?;
@@ -135,8 +135,11 @@ impl AdapterHeader {
         }
         let ids = config.tokens.first().map(|(_, ids)| ids.clone());
         let rows = ids.filter(|_| !of_tokens.is_empty()).map(|ids| HostRows { ids, values: of_tokens });
+        let classifier = score.map(|score| classifier(&place, &score, &metadata)).transpose();
+        let classifier = classifier.map_err(|error| errors.push(error)).ok().flatten();
         let (rank, alpha, dropout) = (config.rank, config.alpha, config.dropout);
-        Error::none_of(errors, HostAdapter { pairs: decoded, whole: tensors, rows, rank, alpha, dropout, metadata })
+        let adapter = HostAdapter { pairs: decoded, whole: tensors, rows, classifier, rank, alpha, dropout, metadata };
+        Error::none_of(errors, adapter)
     }
 }
 
@@ -162,6 +165,21 @@ fn is_copy(base: &BaseFiles, name: &str, tensor: &RawTensor) -> bool {
             true => own.bytes[..] == tensor.bytes[..],
             false => own.to_f32().is_ok_and(|own| tensor.to_f32().is_ok_and(|copy| own == copy)),
         })
+}
+
+/// The head of labels with their names: those in the metadata, else `LABEL_0`, `LABEL_1`, …, as transformers names them.
+fn classifier(place: &str, score: &RawTensor, metadata: &BTreeMap<String, String>) -> Result<HostClassifier> {
+    let weight = numbers(place, SCORE, score)?;
+    let count = score.shape.first().copied().unwrap_or_default();
+    let labels = match metadata.get(provenance::LABELS) {
+        None => (0..count).map(|number| format!("LABEL_{number}")).collect(),
+        Some(text) => serde_json::from_str::<Vec<String>>(text).unwrap_or_default(),
+    };
+    if labels.len() != count {
+        let message = format!("has a head of {count} labels, and `{}` names {}", provenance::LABELS, labels.len());
+        return Err(Error::input(place, message));
+    }
+    Ok(HostClassifier { labels, weight })
 }
 
 /// The values in f32, all finite.

@@ -9,10 +9,10 @@ use serde_json::{Map, Value, json};
 
 use super::mlx::transposed;
 use super::{
-    A_SUFFIX, B_SUFFIX, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, MAGNITUDE_SUFFIX, PREFIX, ROWS_SUFFIX,
-    WEIGHTS_FILE,
+    A_SUFFIX, B_SUFFIX, CAUSAL_LM, CONFIG_FILE, EMBEDDING_A_SUFFIX, EMBEDDING_B_SUFFIX, MAGNITUDE_SUFFIX, PREFIX,
+    ROWS_SUFFIX, SEQ_CLS, WEIGHTS_FILE,
 };
-use crate::adapter::host::{HostAdapter, HostPair, HostRows, HostTensor};
+use crate::adapter::host::{HostAdapter, HostClassifier, HostPair, HostRows, HostTensor, SCORE, provenance};
 use crate::adapter::spec::Bias;
 use crate::error::{Error, Result};
 use crate::files::safetensors::{self, TensorHeader};
@@ -104,6 +104,13 @@ impl HostAdapter {
             values.insert(name.clone(), numbers.into());
             headers.push(TensorHeader { name, dtype: Dtype::F32, shape: shape.clone() });
         }
+        if let Some(HostClassifier { labels, weight }) = &self.classifier {
+            metadata.insert(provenance::LABELS.to_owned(), json!(labels).to_string());
+            let name = format!("{PREFIX}{SCORE}.weight");
+            values.insert(name.clone(), weight.into());
+            let shape = vec![labels.len(), weight.len() / labels.len().max(1)];
+            headers.push(TensorHeader { name, dtype: Dtype::F32, shape });
+        }
         if let Some(HostRows { ids, values: rows }) = &self.rows {
             for (module, numbers) in rows {
                 let name = format!("{PREFIX}{}{ROWS_SUFFIX}", options.path(module));
@@ -136,7 +143,8 @@ impl HostAdapter {
             }
         }
         let weights = self.whole.keys().filter_map(|name| name.strip_suffix(".weight"));
-        let saved: Vec<&str> = weights.map(|module| options.path(module)).collect();
+        let score = self.classifier.iter().map(|_| SCORE);
+        let saved: Vec<&str> = weights.map(|module| options.path(module)).chain(score).collect();
         let mut config = json!({
             "alpha_pattern": alphas,
             "base_model_name_or_path": options.base_name,
@@ -154,7 +162,7 @@ impl HostAdapter {
             "rank_pattern": ranks,
             "revision": options.revision,
             "target_modules": options.targets,
-            "task_type": "CAUSAL_LM",
+            "task_type": if self.classifier.is_some() { SEQ_CLS } else { CAUSAL_LM },
         });
         if let Some(HostRows { ids, values }) = &self.rows {
             let ids = values.keys().map(|module| (options.path(module).to_owned(), json!(ids)));

@@ -41,9 +41,17 @@ codes! {
         "Length is the easiest difference to learn: the model learns to answer at greater or smaller length, whatever the content."
         "Where length is not what you want to teach, add pairs in which the other length is the better one, or set `train.length_normalised` under `dpo`.";
     OneLabel "D004" Error
-        "all answers have the same label"
-        "Without answers of the other kind there is nothing to tell apart, and the model only moves away from its reference."
-        "Add answers of the other kind, or learn the desirable ones with `train.objective = \"sft\"`.";
+        "all examples have the same label"
+        "Without examples of another kind there is nothing to tell apart."
+        "Add examples with other labels; of answers with labels, learn the desirable ones with `train.objective = \"sft\"`.";
+    RareLabel "D005" Warning
+        "a label has at most a tenth of the examples of another"
+        "The model learns to give the frequent label whenever in doubt, and the accuracy hides it."
+        "Add examples of the rare label, or set `train.label_weights = \"balanced\"`; judge by the macro F1.";
+    UnseenLabel "D006" Warning
+        "the validation row has a label that no training row has"
+        "The label is never learned, so the row counts as wrong whatever is trained."
+        "Correct the label where it is misspelt, or add training rows with it.";
 
     ExactDuplicate "D101" Warning
         "the row is the same as an earlier one"

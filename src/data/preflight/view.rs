@@ -34,6 +34,8 @@ pub(super) struct View<'a> {
     pub(super) rejected: Option<&'a str>,
     /// Whether the answer is desirable, where the row says so.
     pub(super) label: Option<bool>,
+    /// The label of the text, where the row is a text with one. It stands among the parts too, as [`Part::Answer`].
+    pub(super) class: Option<&'a str>,
 }
 
 impl<'a> View<'a> {
@@ -46,6 +48,7 @@ impl<'a> View<'a> {
                 view.rejected = rejected.answers().last();
             }
             Example::Labelled { is_desirable, .. } => view.label = Some(*is_desirable),
+            Example::Class { label, .. } => view.class = Some(label),
             _ => {}
         }
         view
@@ -70,10 +73,11 @@ impl<'a> View<'a> {
                 turns.iter().for_each(|turn| add_turn(turn, &mut parts));
             }
             Example::Text { text } => parts.push((Part::Answer, text)),
+            Example::Class { text, label } => parts.extend([(Part::Prompt, text.as_str()), (Part::Answer, label)]),
             Example::Preference { .. } | Example::Labelled { .. } => {}
         }
         let is_bare = matches!(example, Example::PromptCompletion { .. } | Example::Text { .. });
-        Self { position, parts, messages, tools: tools_of_row, is_bare, rejected: None, label: None }
+        Self { position, parts, messages, tools: tools_of_row, is_bare, rejected: None, label: None, class: None }
     }
 
     /// The texts that are trained.

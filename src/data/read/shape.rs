@@ -21,7 +21,21 @@ pub(super) fn example(format: Format, fields: &mut Fields) -> Result<Example, St
         Format::Text => Ok(Example::Text { text: fields.text("text")? }),
         Format::Preference => preferences::pair(fields),
         Format::Labelled => preferences::labelled(fields),
+        Format::Class => class(fields),
     }
+}
+
+/// A text and its label, which is a text or a whole number.
+fn class(fields: &mut Fields) -> Result<Example, String> {
+    let key = fields.columns.name("label");
+    let text = fields.text("text")?;
+    let label = match fields.take("label") {
+        Some(Value::String(label)) if !label.trim().is_empty() => label,
+        Some(Value::Number(label)) if !label.is_f64() => label.to_string(),
+        Some(other) => return Err(format!("`{key}` is {}; expected a text or a whole number", shown(&other))),
+        None => return Err(format!("`{key}` is missing; expected the label of the text, a text or a whole number")),
+    };
+    Ok(Example::Class { text, label })
 }
 
 /// A conversation of these turns, with the system text and the tools that stand beside them.

@@ -68,6 +68,8 @@ pub struct Adapter {
     /// The same of its bias.
     #[module(skip)]
     pub biases: BTreeMap<usize, usize>,
+    /// The head of a classifier, `[labels, width]`, in the place of the model's own head.
+    pub score: Option<Param<Tensor<2>>>,
 }
 
 impl Adapter {
@@ -106,7 +108,7 @@ impl Adapter {
 
     /// Every trainable matrix, in a fixed order.
     pub fn matrices(&self) -> impl Iterator<Item = &Param<Tensor<2>>> {
-        self.deltas.iter().flat_map(Delta::parameters).chain(&self.whole)
+        self.deltas.iter().flat_map(Delta::parameters).chain(&self.whole).chain(&self.score)
     }
 
     /// Number of trainable values.

@@ -76,8 +76,13 @@ fn log_probabilities(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets,
     activation::log_softmax(capped(logits, softcap), 1)
 }
 
-/// `[targets, vocabulary]`, with a trained head.
-fn trained_log_probabilities(hidden: Tensor<2>, head: Tensor<2>, targets: &Targets, softcap: Option<f32>) -> Tensor<2> {
+/// See [`trained_log_probabilities`](super::trained_log_probabilities).
+pub fn trained_log_probabilities(
+    hidden: Tensor<2>,
+    head: Tensor<2>,
+    targets: &Targets,
+    softcap: Option<f32>,
+) -> Tensor<2> {
     let logits = rows_of_targets(hidden, targets).cast(DType::F32).matmul(head.transpose());
     activation::log_softmax(capped(logits, softcap), 1)
 }

@@ -29,25 +29,7 @@ pub(super) fn measure(
     options: &EvalOptions,
     watch: &mut dyn Watch,
 ) -> Result<Measured> {
-    let positions = model.decoder.config().max_positions;
-    let limit = options.max_seq_tokens.unwrap_or(positions).min(positions);
-    let set = model.base.encoder.encode_all(rows, limit, options.overlong)?;
-    set.notices.iter().for_each(|text| watch.notice(text));
-    shape_differs(model, &set, watch)?;
-    if set.sequences.is_empty() {
-        return Err(Error::input(path, format!("no example has a token to evaluate and at most {limit} tokens")));
-    }
-    let rows = kept(rows, &set.positions);
-    let places: Vec<String> = set.positions.iter().map(Position::to_string).collect();
-    let mut measured = Measured {
-        groups: rows.iter().map(|row| row.group.clone()).collect(),
-        records: vec![Map::new(); rows.len()],
-        shares: Vec::new(),
-        losses: Vec::new(),
-        left_out: set.dropped_long + set.dropped_untrained,
-        truncated: set.truncated,
-        places,
-    };
+    let (set, rows, mut measured) = encoded(model, path, rows, options, watch)?;
     let total = systems.len() * set.sequences.len();
     for (index, system) in systems.iter().enumerate() {
         let first = index * set.sequences.len();
@@ -59,7 +41,7 @@ pub(super) fn measure(
         add_losses(&mut measured, system, losses);
     }
     if options.generate {
-        let questions = questions(model, &rows, &measured.places, limit, options)?;
+        let questions = questions(model, &rows, &measured.places, limit(model, options), options)?;
         if questions.iter().all(Option::is_none) {
             return Err(Error::input(path, "no example has an answer to compare with")
                 .hint("--generate needs prompts with completions, Alpaca examples or conversations"));
@@ -76,6 +58,39 @@ pub(super) fn measure(
         }
     }
     Ok(measured)
+}
+
+/// The longest sequence, in tokens.
+fn limit(model: &LoadedModel, options: &EvalOptions) -> usize {
+    let positions = model.decoder.config().max_positions;
+    options.max_seq_tokens.unwrap_or(positions).min(positions)
+}
+
+/// The examples of `rows` as far as they fit, their rows, and a place for their figures.
+pub(super) fn encoded<'r>(
+    model: &LoadedModel,
+    path: &Path,
+    rows: &'r [Row],
+    options: &EvalOptions,
+    watch: &mut dyn Watch,
+) -> Result<(EncodedSet, Vec<&'r Row>, Measured)> {
+    let limit = limit(model, options);
+    let set = model.base.encoder.encode_all(rows, limit, options.overlong)?;
+    set.notices.iter().for_each(|text| watch.notice(text));
+    shape_differs(model, &set, watch)?;
+    if set.sequences.is_empty() {
+        return Err(Error::input(path, format!("no example has a token to evaluate and at most {limit} tokens")));
+    }
+    let rows = kept(rows, &set.positions);
+    let measured = Measured {
+        places: set.positions.iter().map(Position::to_string).collect(),
+        groups: rows.iter().map(|row| row.group.clone()).collect(),
+        records: vec![Map::new(); rows.len()],
+        left_out: set.dropped_long + set.dropped_untrained,
+        truncated: set.truncated,
+        ..Measured::default()
+    };
+    Ok((set, rows, measured))
 }
 
 /// Says so where the adapter was trained on prompts of another form.

@@ -1,5 +1,6 @@
 //! The choice of the objective, and the settings that belong to each.
 
+use super::classify::Classify;
 use super::dpo::{Dpo, PairLoss};
 use super::kto::Kto;
 use super::orpo::Orpo;
@@ -7,7 +8,8 @@ use super::simpo::SimPo;
 use super::{Objective, Sft};
 use crate::data::Format;
 use crate::settings::choice;
-use crate::train::TrainSettings;
+use crate::train::label_weights::LabelWeights;
+use crate::train::{EvalOn, TrainSettings};
 
 choice! {
     /// The value that training minimises.
@@ -24,6 +26,8 @@ choice! {
         Kto = "kto",
         /// Simple preference optimisation (Meng et al. 2024): pairs, without a reference.
         SimPo = "simpo",
+        /// Classification: the cross entropy of the labels of texts, with a head of labels over the last token.
+        Classify = "classify",
     }
 }
 
@@ -31,8 +35,8 @@ choice! {
 type Special = (&'static str, fn(&TrainSettings) -> bool, &'static [ObjectiveKind]);
 
 /// The settings that only some objectives read.
-const SPECIAL: [Special; 7] = {
-    use ObjectiveKind::{Dpo, Ipo, Kto, Orpo, SimPo};
+const SPECIAL: [Special; 9] = {
+    use ObjectiveKind::{Classify, Dpo, Ipo, Kto, Orpo, SimPo};
     [
         ("train.beta", |train| train.beta.is_some(), &[Dpo, Ipo, Orpo, Kto, SimPo]),
         ("train.preference_smoothing", |train| train.preference_smoothing > 0.0, &[Dpo, SimPo]),
@@ -41,19 +45,22 @@ const SPECIAL: [Special; 7] = {
         ("train.target_margin", |train| train.target_margin.is_some(), &[SimPo]),
         ("train.desirable_weight", |train| train.desirable_weight.is_some(), &[Kto]),
         ("train.undesirable_weight", |train| train.undesirable_weight.is_some(), &[Kto]),
+        ("train.label_weights", |train| train.label_weights != LabelWeights::Equal, &[Classify]),
+        ("train.eval_on", |train| train.eval_on == EvalOn::Accuracy, &[Classify]),
     ]
 };
 
 impl ObjectiveKind {
     /// Whether it compares answers, or judges them.
     pub fn is_preference(self) -> bool {
-        self != Self::Sft
+        !matches!(self, Self::Sft | Self::Classify)
     }
 
-    /// The shape that the training examples must have; `None` for any that is no preference.
+    /// The shape that the training examples must have; `None` for any that has no label and is no preference.
     pub fn data_format(self) -> Option<Format> {
         match self {
             Self::Sft => None,
+            Self::Classify => Some(Format::Class),
             Self::Kto => Some(Format::Labelled),
             Self::Dpo | Self::Ipo | Self::Orpo | Self::SimPo => Some(Format::Preference),
         }
@@ -72,6 +79,7 @@ impl TrainSettings {
         let (smoothing, length_normalised) = (self.preference_smoothing, self.length_normalised);
         match self.objective {
             ObjectiveKind::Sft => Box::new(Sft),
+            ObjectiveKind::Classify => Box::new(Classify),
             ObjectiveKind::Dpo => {
                 let loss = PairLoss::Sigmoid { smoothing, length_normalised };
                 Box::new(Dpo { beta, loss, rpo_alpha: self.rpo_alpha })

@@ -6,6 +6,7 @@
 //!
 //! In a micro-batch of preferences, the sequences alternate: chosen, rejected, chosen, … A pair is never cut.
 
+pub mod classify;
 pub mod dpo;
 pub mod kind;
 pub mod kto;
@@ -31,12 +32,20 @@ pub struct SequenceLoss {
 }
 
 /// The facts about a sequence beside its loss.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Facts {
     /// `−Σ ln p` over its trained tokens under the reference; 0 for an objective without one.
     pub reference: f64,
     /// The label of an answer that is judged alone: whether it is desirable.
     pub is_desirable: bool,
+    /// The weight of its label, where it is a text with one; else 1.
+    pub weight: f64,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Self { reference: 0.0, is_desirable: false, weight: 1.0 }
+    }
 }
 
 impl SequenceLoss {

@@ -45,7 +45,7 @@ pub(super) fn mean_over_pairs(
 }
 
 /// 1 for a positive difference, 0 for a negative one, one half for none.
-pub(super) fn draw_counts_half(difference: f64) -> f64 {
+pub fn draw_counts_half(difference: f64) -> f64 {
     match difference {
         0.0 => 0.5,
         difference => f64::from(u8::from(difference > 0.0)),
@@ -77,7 +77,7 @@ pub(super) mod tests {
     /// Two pairs, with labels for objectives over single answers.
     pub(in super::super) fn losses() -> Vec<SequenceLoss> {
         let loss = |sum: f64, tokens: usize, reference: f64, is_desirable: bool| {
-            let facts = Facts { reference, is_desirable };
+            let facts = Facts { reference, is_desirable, ..Facts::default() };
             SequenceLoss { sum, tokens, facts }
         };
         vec![loss(6.0, 4, 7.5, true), loss(9.0, 3, 8.0, false), loss(3.5, 5, 3.0, false), loss(2.0, 2, 2.5, true)]
