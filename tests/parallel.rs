@@ -198,6 +198,22 @@ fn ranks_train_the_adapter_of_one_process_by_answers_with_labels() {
 }
 
 #[test]
+fn ranks_train_the_classifier_of_one_process() {
+    let folder = tiny_job();
+    for name in ["train.jsonl", "valid.jsonl"] {
+        let rows = (0..24).map(|index| {
+            let label = ["odd", "even", "third"][index % 3];
+            format!("{{\"text\": \"{index} and {} is {label}\", \"label\": \"{label}\"}}\n", index * 7)
+        });
+        fs::write(folder.path().join(name), rows.collect::<String>()).expect("written");
+    }
+    let path = folder.path().join("recipe.toml");
+    let text = fs::read_to_string(&path).expect("a recipe");
+    fs::write(&path, text.replace("prompts = [\"1 and 2 is \"]\n", "")).expect("written");
+    same_in(&folder, &["train.objective=\"classify\"", "train.eval_on=\"accuracy\"", "train.epochs=3"]);
+}
+
+#[test]
 fn a_run_goes_on_with_another_number_of_ranks() {
     let folder = tiny_job();
     let path = folder.path().join("recipe.toml");

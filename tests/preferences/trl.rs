@@ -12,8 +12,7 @@ use burnish::model::decoder::Recompute;
 use burnish::model::load::Compute;
 use burnish::train::reference::References;
 use burnish::train::step::AdapterTrainer;
-use burnish::train::Alone;
-use burnish::train::{ObjectiveKind, TrainSettings};
+use burnish::train::{Alone, ObjectiveKind, TrainSettings};
 use serde_json::Value;
 
 use crate::model::{load, turn};
