@@ -90,7 +90,11 @@ class Job:
 
     def done(self, ranks, command, options=(), mpirun=MPIRUN, code=0):
         process = self.start(ranks, command, options, mpirun)
-        output, _ = process.communicate(timeout=120)
+        try:
+            output, _ = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         claim(process.returncode == code, f"exit code {code} of {' '.join(command)}, not {process.returncode}:\n{output}")
         return output
 
