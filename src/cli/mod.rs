@@ -7,6 +7,7 @@ mod chat;
 mod check;
 mod combine;
 mod data;
+mod doctor;
 mod eval;
 mod explain;
 mod export;
@@ -22,6 +23,7 @@ mod pull;
 mod quantize;
 #[cfg(feature = "serve")]
 mod serve;
+mod shell;
 mod terminal;
 mod train;
 
@@ -88,6 +90,10 @@ enum Command {
     #[cfg(feature = "serve")]
     Serve(serve::Arguments),
     Inspect(inspect::Arguments),
+    Doctor(doctor::Arguments),
+    Completions(shell::CompletionsArguments),
+    Man(shell::ManArguments),
+    Schema(shell::SchemaArguments),
 }
 
 /// The command line as clap has it: every command with its arguments.
@@ -162,6 +168,10 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
     });
     let done = match &cli.command {
         Command::Check(arguments) => return check::run(arguments, &cli.global, terminal),
+        Command::Doctor(_) => return doctor::run(&cli.global, terminal),
+        Command::Completions(arguments) => shell::completions(arguments, terminal),
+        Command::Man(arguments) => shell::man(arguments, terminal),
+        Command::Schema(_) => shell::schema(terminal),
         Command::Explain(arguments) => explain::run(arguments, terminal),
         Command::Data(arguments) => data::run(arguments, terminal),
         Command::Pull(arguments) => pull::run(arguments, terminal),

@@ -7,6 +7,7 @@ mod card;
 pub mod check;
 pub mod classes;
 pub mod combine;
+pub mod doctor;
 pub mod evaluate;
 mod exact_match;
 pub mod export;

@@ -3,6 +3,7 @@
 mod chat;
 mod exports;
 mod fetching;
+mod shell;
 #[cfg(unix)]
 pub mod signals;
 
