@@ -21,7 +21,8 @@ fn every_shipped_recipe_trains_two_steps() {
     let folder = tiny_job();
     let pairs = "{\"prompt\": \"1 and 2 is \", \"chosen\": \"3\", \"rejected\": \"4\"}\n".repeat(12);
     fs::write(folder.path().join("pairs.jsonl"), pairs).expect("written");
-    let labels = "{\"text\": \"1 and 2\", \"label\": \"odd\"}\n{\"text\": \"1 and 3\", \"label\": \"even\"}\n".repeat(6);
+    let labels =
+        "{\"text\": \"1 and 2\", \"label\": \"odd\"}\n{\"text\": \"1 and 3\", \"label\": \"even\"}\n".repeat(6);
     fs::write(folder.path().join("labels.jsonl"), labels).expect("written");
     let base = format!("base.model={:?}", tiny_model());
     for recipe in recipes {

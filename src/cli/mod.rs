@@ -12,6 +12,7 @@ mod eval;
 mod explain;
 mod export;
 mod generate;
+mod init;
 mod inspect;
 mod merge;
 mod model;
@@ -73,6 +74,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::Arguments),
+    Init(init::Arguments),
     Check(check::Arguments),
     Explain(explain::Arguments),
     Data(data::Arguments),
@@ -172,6 +174,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Completions(arguments) => shell::completions(arguments, terminal),
         Command::Man(arguments) => shell::man(arguments, terminal),
         Command::Schema(_) => shell::schema(terminal),
+        Command::Init(arguments) => init::run(arguments, &cli.global, terminal),
         Command::Explain(arguments) => explain::run(arguments, terminal),
         Command::Data(arguments) => data::run(arguments, terminal),
         Command::Pull(arguments) => pull::run(arguments, terminal),

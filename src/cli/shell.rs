@@ -43,7 +43,10 @@ pub(super) fn man(arguments: &ManArguments, terminal: &Terminal) -> Result<()> {
 fn write_pages(command: &clap::Command, name: &str, folder: &Path) -> Result<usize> {
     let path = folder.join(format!("{name}.1"));
     let mut page = Vec::new();
-    clap_mangen::Man::new(command.clone()).title(name).render(&mut page).map_err(|error| Error::write(&path, &error))?;
+    clap_mangen::Man::new(command.clone())
+        .title(name)
+        .render(&mut page)
+        .map_err(|error| Error::write(&path, &error))?;
     atomic::write_bytes(&path, &page)?;
     let mut pages = 1;
     for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
@@ -57,6 +60,7 @@ fn write_pages(command: &clap::Command, name: &str, folder: &Path) -> Result<usi
 pub(super) struct SchemaArguments {}
 
 pub(super) fn schema(terminal: &Terminal) -> Result<()> {
-    let text = serde_json::to_string_pretty(&recipe::schema()).map_err(|error| Error::failed("schema", error.to_string()))?;
+    let text =
+        serde_json::to_string_pretty(&recipe::schema()).map_err(|error| Error::failed("schema", error.to_string()))?;
     terminal.print(&(text + "\n"))
 }

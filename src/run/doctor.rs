@@ -63,7 +63,8 @@ impl Health {
 pub fn health(choice: &DeviceChoice) -> Result<Health> {
     let opened = device::open(choice)?;
     let cache = cache_folder()?;
-    let is_on = |name: &str| variable(name).is_some_and(|value| !matches!(value.as_str(), "0" | "false" | "no" | "off"));
+    let is_on =
+        |name: &str| variable(name).is_some_and(|value| !matches!(value.as_str(), "0" | "false" | "no" | "off"));
     let existing = cache.ancestors().find(|folder| folder.is_dir());
     Ok(Health {
         version: env!("CARGO_PKG_VERSION"),
@@ -85,8 +86,15 @@ pub fn health(choice: &DeviceChoice) -> Result<Health> {
 /// A line of Linux's account of its memory, in bytes.
 fn memory(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kibibytes: u64 = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()?;
+    let kibibytes: u64 =
+        text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()?;
     Some(kibibytes << 10)
+}
+
+/// The memory that a run may take: what is available, or less where a container sets a limit. `None` where the system does not
+/// say.
+pub fn usable_memory() -> Option<u64> {
+    [memory("MemAvailable:"), limit()].into_iter().flatten().min()
 }
 
 /// The limit of this process's control group; `None` where there is none.
@@ -163,6 +171,10 @@ impl fmt::Display for Health {
             None => writeln!(f)?,
         }
         writeln!(f, "cache       {}, {} free", self.cache.display(), size(self.cache_free_bytes))?;
-        write!(f, "network     {}", if self.offline { "left alone (HF_HUB_OFFLINE)" } else { "used to fetch bases only" })
+        write!(
+            f,
+            "network     {}",
+            if self.offline { "left alone (HF_HUB_OFFLINE)" } else { "used to fetch bases only" }
+        )
     }
 }

@@ -14,6 +14,7 @@ pub mod export;
 pub mod folder;
 pub mod held_out;
 pub mod identity;
+pub mod init;
 pub mod memory_fit;
 pub mod memory_plan;
 pub mod merge;

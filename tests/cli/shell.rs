@@ -125,7 +125,12 @@ fn recipes_name_their_schema_and_follow_it() {
     found.sort();
     let places: Vec<&str> = found.iter().map(|found| found.split(':').next().expect("a place")).collect();
     let expected = [
-        ".adapter.rank", ".adapter.targets", ".base.model", ".data.format", ".output.dir", ".train.epoch",
+        ".adapter.rank",
+        ".adapter.targets",
+        ".base.model",
+        ".data.format",
+        ".output.dir",
+        ".train.epoch",
         ".train.learning_rate",
     ];
     assert_eq!(places, expected, "{found:?}");
