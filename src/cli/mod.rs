@@ -22,6 +22,7 @@ mod progress;
 mod prompts;
 mod pull;
 mod quantize;
+mod recipes;
 #[cfg(feature = "serve")]
 mod serve;
 mod shell;
@@ -92,6 +93,7 @@ enum Command {
     #[cfg(feature = "serve")]
     Serve(serve::Arguments),
     Inspect(inspect::Arguments),
+    Recipes(recipes::Arguments),
     Doctor(doctor::Arguments),
     Completions(shell::CompletionsArguments),
     Man(shell::ManArguments),
@@ -175,6 +177,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Man(arguments) => shell::man(arguments, terminal),
         Command::Schema(_) => shell::schema(terminal),
         Command::Init(arguments) => init::run(arguments, &cli.global, terminal),
+        Command::Recipes(arguments) => recipes::run(arguments, terminal),
         Command::Explain(arguments) => explain::run(arguments, terminal),
         Command::Data(arguments) => data::run(arguments, terminal),
         Command::Pull(arguments) => pull::run(arguments, terminal),

@@ -11,6 +11,7 @@
 
 mod aliases;
 mod plan;
+pub mod shipped;
 
 use std::fs;
 use std::path::Path;

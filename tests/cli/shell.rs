@@ -1,11 +1,11 @@
-//! Completions, manual pages, the schema of recipes and `doctor`.
+//! Completions, manual pages, `doctor`, the recipes that come with the program and their schema.
 
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{json as result, run, text};
+use super::{json as result, refused, run, text};
 
 #[test]
 fn shells_complete_every_command() {
@@ -134,4 +134,24 @@ fn recipes_name_their_schema_and_follow_it() {
         ".train.learning_rate",
     ];
     assert_eq!(places, expected, "{found:?}");
+}
+
+#[test]
+fn every_recipe_of_the_repository_comes_with_the_program() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let listed = result(&run(&folder, &["recipes", "list", "--json"]));
+    let listed: Vec<&str> =
+        listed.as_array().expect("a list").iter().filter_map(|entry| entry["name"].as_str()).collect();
+    let entries = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes")).expect("recipes");
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("a recipe").path()).collect();
+    paths.sort();
+    let names: Vec<&str> = paths.iter().filter_map(|path| path.file_stem()?.to_str()).collect();
+    assert_eq!(listed, names);
+    for (name, path) in names.iter().zip(&paths) {
+        let shown = text(&run(&folder, &["recipes", "show", name]).stdout);
+        assert_eq!(shown, fs::read_to_string(path).expect("a recipe"));
+    }
+    let told = text(&run(&folder, &["recipes", "list"]).stdout);
+    assert!(told.lines().all(|line| line.split_whitespace().count() > 3), "every recipe says what it is for: {told}");
+    assert!(refused(&run(&folder, &["recipes", "show", "nothing"])).contains("quickstart"));
 }
