@@ -13,6 +13,7 @@ mod chosen_templates;
 mod classify;
 mod cli;
 mod combine;
+mod constrained;
 mod conversations;
 mod data;
 mod data_files;
@@ -47,6 +48,7 @@ mod qlora;
 mod real_templates;
 mod recipe;
 mod recipes;
+mod report;
 #[cfg(unix)]
 mod resume;
 mod runs;

@@ -23,11 +23,14 @@ mod prompts;
 mod pull;
 mod quantize;
 mod recipes;
+mod report;
 #[cfg(feature = "serve")]
 mod serve;
 mod shell;
 mod terminal;
 mod train;
+#[cfg(feature = "serve")]
+mod ui;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -92,6 +95,9 @@ enum Command {
     Chat(chat::Arguments),
     #[cfg(feature = "serve")]
     Serve(serve::Arguments),
+    Report(report::Arguments),
+    #[cfg(feature = "serve")]
+    Ui(ui::Arguments),
     Inspect(inspect::Arguments),
     Recipes(recipes::Arguments),
     Doctor(doctor::Arguments),
@@ -192,6 +198,9 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Chat(arguments) => chat::run(arguments, &cli.global, terminal),
         #[cfg(feature = "serve")]
         Command::Serve(arguments) => serve::run(arguments, &cli.global, terminal),
+        Command::Report(arguments) => report::run(arguments, &cli.global, terminal),
+        #[cfg(feature = "serve")]
+        Command::Ui(arguments) => ui::run(arguments, terminal),
         Command::Inspect(arguments) => inspect::run(arguments, terminal),
     };
     done.map(|()| Ending::Done)

@@ -57,6 +57,9 @@ pub(super) struct TrainArguments {
     /// Exit with code 1 unless the verdict suffices; a run that is interrupted has the exit code of the signal
     #[arg(long, value_enum, value_name = "VERDICT")]
     require: Option<Requirement>,
+    /// Give each line of metrics.jsonl to the stdin of this command of the shell, as a tracker's; its end does not end the run
+    #[arg(long, value_name = "COMMAND")]
+    log_to: Option<String>,
 }
 
 impl Arguments {
@@ -81,10 +84,10 @@ impl Arguments {
 }
 
 pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let TrainArguments { job, resume, accept_change, require } = arguments;
+    let TrainArguments { job, resume, accept_change, require, log_to } = arguments;
     let start = if *resume { Start::Resumed(accept_change) } else { Start::Fresh };
     let progress = &mut TrainProgress::new(terminal);
-    let how = RunOptions { device: global.device, max_memory: job.max_memory, start };
+    let how = RunOptions { device: global.device, max_memory: job.max_memory, start, log_to: log_to.as_deref() };
     let report = train(&job.recipe()?, &how, progress)?;
     terminal.result(&report)?;
     // A run that was interrupted has the exit code of its signal: it is not at the end that is to be judged.

@@ -8,6 +8,7 @@ use super::exact_match::Answered;
 use super::folder::{RunFolder, now, resume_command};
 use super::held_out::MeasuredSet;
 use super::identity::{identity, instruction_set};
+use super::log_command::LogCommand;
 use super::outcome::{Sample, TrainReport};
 use super::prepare::{Prepared, prepare};
 use super::recorder::Recorder;
@@ -39,6 +40,8 @@ pub struct RunOptions<'a> {
     pub max_memory: Option<Size>,
     /// How the run begins.
     pub start: Start<'a>,
+    /// A command of the shell that gets each line of the metrics on its stdin.
+    pub log_to: Option<&'a str>,
 }
 
 /// Trains as `recipe` says and writes its run folder, or goes on with the run that is in it.
@@ -47,7 +50,7 @@ pub struct RunOptions<'a> {
 /// Those of [`prepare`], before a weight is loaded; a run folder that does not suit `start`; those of training. A run that has
 /// recorded a step keeps its folder.
 pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Result<TrainReport> {
-    let RunOptions { device: choice, max_memory, start } = how;
+    let RunOptions { device: choice, max_memory, start, log_to } = how;
     let dir = recipe.plan()?.output.dir;
     let command = resume_command(&dir) + &options(choice, *max_memory);
     let located = |error| recipe.locate(error);
@@ -124,6 +127,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     };
     let state = checkpoint.map(|found| found.state);
     let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, &decoder), options);
+    recorder.log = log_to.map(LogCommand::start).transpose()?;
     let outcome = fit_into(&mut recorder, &prepared, &decoder, state.as_ref(), watch);
     drop(state);
     let mut outcome = outcome.inspect_err(|error| {
@@ -131,6 +135,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         record["finished"] = json!(now());
         record["error"] = json!(error.to_string());
         let _ = recorder.folder.write_record(&record);
+        recorder.write_report(watch);
     })?;
     let mut report = report(&prepared, choice, &outcome);
     report.resume = outcome.interrupted.then_some(command);
@@ -154,9 +159,11 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
             outcome.adapter.save(recorder.folder.path(), &options)?;
         }
     }
+    recorder.measure_outcome(&outcome);
     recorder.folder.write(CARD_FILE, &card(&prepared, &report, &targets))?;
     record["outcome"] = json!(report);
     recorder.folder.write_record(&record)?;
+    recorder.write_report(watch);
     Ok(report)
 }
 
@@ -232,12 +239,17 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
         parameters: outcome.adapter.parameters(),
         tokens_per_second: outcome.tokens_per_second,
         peak_bytes: peak_memory::peak_bytes(),
-        planned_bytes: (*choice == DeviceChoice::Cpu).then(|| prepared.memory.total()),
+        planned_bytes: planned_bytes(prepared, choice),
         validation: None,
         test: None,
         guard: None,
         samples: Vec::new(),
     }
+}
+
+/// The planned peak of the process; none where the model lies in another memory.
+fn planned_bytes(prepared: &Prepared, choice: &DeviceChoice) -> Option<u64> {
+    (*choice == DeviceChoice::Cpu).then(|| prepared.memory.total())
 }
 
 /// The contents of `run.json` as far as they are known before the first step. `before` is what the file held so far.
@@ -266,6 +278,7 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared, mut befor
         "provenance": prepared.start.metadata,
         "layout": layout,
         "memory_plan": memory,
+        "planned_bytes": planned_bytes(prepared, choice),
         "data": {
             "train_sha256": train_sha256, "valid_sha256": valid_sha256, "format": train.format,
             "train": describe(train), "valid": describe(valid),
