@@ -13,6 +13,7 @@ mod chosen_templates;
 mod classify;
 mod cli;
 mod combine;
+mod constrained;
 mod conversations;
 mod data;
 mod data_files;

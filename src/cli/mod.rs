@@ -7,10 +7,12 @@ mod chat;
 mod check;
 mod combine;
 mod data;
+mod doctor;
 mod eval;
 mod explain;
 mod export;
 mod generate;
+mod init;
 mod inspect;
 mod merge;
 mod model;
@@ -20,9 +22,11 @@ mod progress;
 mod prompts;
 mod pull;
 mod quantize;
+mod recipes;
 mod report;
 #[cfg(feature = "serve")]
 mod serve;
+mod shell;
 mod terminal;
 mod train;
 #[cfg(feature = "serve")]
@@ -76,6 +80,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::Arguments),
+    Init(init::Arguments),
     Check(check::Arguments),
     Explain(explain::Arguments),
     Data(data::Arguments),
@@ -96,6 +101,11 @@ enum Command {
     #[cfg(feature = "serve")]
     Ui(ui::Arguments),
     Inspect(inspect::Arguments),
+    Recipes(recipes::Arguments),
+    Doctor(doctor::Arguments),
+    Completions(shell::CompletionsArguments),
+    Man(shell::ManArguments),
+    Schema(shell::SchemaArguments),
 }
 
 /// The command line as clap has it: every command with its arguments.
@@ -183,6 +193,12 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
     });
     let done = match &cli.command {
         Command::Check(arguments) => return check::run(arguments, &cli.global, terminal),
+        Command::Doctor(_) => return doctor::run(&cli.global, terminal),
+        Command::Completions(arguments) => shell::completions(arguments, terminal),
+        Command::Man(arguments) => shell::man(arguments, terminal),
+        Command::Schema(_) => shell::schema(terminal),
+        Command::Init(arguments) => init::run(arguments, &cli.global, terminal),
+        Command::Recipes(arguments) => recipes::run(arguments, terminal),
         Command::Explain(arguments) => explain::run(arguments, terminal),
         Command::Data(arguments) => data::run(arguments, terminal),
         Command::Pull(arguments) => pull::run(arguments, terminal),
