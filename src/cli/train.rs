@@ -90,7 +90,13 @@ pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Termin
     let recipe = job.recipe()?;
     let on_loss = *terminal;
     let ranks = launch::join(&recipe.plan()?.parallel, move |error| on_loss.error(error))?;
-    let how = RunOptions { device: global.device, max_memory: job.max_memory, start, log_to: log_to.as_deref(), ranks: &*ranks };
+    let how = RunOptions {
+        device: global.device,
+        max_memory: job.max_memory,
+        start,
+        log_to: log_to.as_deref(),
+        ranks: &*ranks,
+    };
     let report = match ranks.is_first() {
         true => {
             let report = train(&recipe, &how, &mut TrainProgress::new(terminal))?;

@@ -21,7 +21,8 @@ pub(super) fn check(ranks: &dyn Ranks, prepared: &Prepared, identity: &Value, wa
     same(ranks, prepared, identity)?;
     let micro_batches = prepared.plan.train.accumulate_steps;
     if micro_batches < count {
-        let message = format!("is {micro_batches}, and {count} ranks train together: a step has no micro-batch for each");
+        let message =
+            format!("is {micro_batches}, and {count} ranks train together: a step has no micro-batch for each");
         return Err(Error::input(Place::setting("train.accumulate_steps"), message).hint(format!(
             "`--set train.accumulate_steps={count}`, with a smaller `train.micro_batch_seqs` where the step is to stay as \
              large as it is"
@@ -56,6 +57,8 @@ fn same(ranks: &dyn Ranks, prepared: &Prepared, identity: &Value) -> Result<()> 
     });
     match Error::join(errors) {
         None => Ok(()),
-        Some(error) => Err(error.hint("every machine needs the same burnish, recipe, base and data, and one kind of processor")),
+        Some(error) => {
+            Err(error.hint("every machine needs the same burnish, recipe, base and data, and one kind of processor"))
+        }
     }
 }

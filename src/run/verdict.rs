@@ -77,7 +77,8 @@ impl Verdicts {
         let validation = match all_of_valid {
             true => {
                 let sequences = preference::evaluated(&*objective, &valid.sequences)?;
-                let (before, after) = before_and_after(ranks, decoder, (reference.as_ref(), &adapter), &sequences, watch)?;
+                let (before, after) =
+                    before_and_after(ranks, decoder, (reference.as_ref(), &adapter), &sequences, watch)?;
                 Some(on_validation(prepared, outcome, &valid.sequences, (&before, &after))?)
             }
             false => by_training(prepared, outcome)?,

@@ -125,11 +125,7 @@ pub(super) fn loss(numbers: &[f64]) -> ExampleLoss {
 
 /// The numbers of each sequence of `count` pieces of work, of which this rank has done its `own` in their order; `None`, on every
 /// rank, where one of them has not.
-pub(super) fn exchanged(
-    ranks: &dyn Ranks,
-    count: usize,
-    own: Option<Vec<Vec<Vec<f64>>>>,
-) -> Option<Vec<Vec<f64>>> {
+pub(super) fn exchanged(ranks: &dyn Ranks, count: usize, own: Option<Vec<Vec<Vec<f64>>>>) -> Option<Vec<Vec<f64>>> {
     if ranks.count() == 1 {
         return own.map(|pieces| pieces.concat());
     }

@@ -120,12 +120,14 @@ impl<'a> References<'a> {
         indices: &[usize],
         goes_on: bool,
     ) -> Result<Option<f64>> {
-        let mut unknown: Vec<usize> = indices.iter().copied().filter(|index| self.of_mismatched[*index].is_none()).collect();
+        let mut unknown: Vec<usize> =
+            indices.iter().copied().filter(|index| self.of_mismatched[*index].is_none()).collect();
         unknown.sort_unstable();
         unknown.dedup();
         let mine = unknown.iter().enumerate().filter(|(place, _)| ranks.is_mine(*place));
         let one = |(_, &index): (usize, &usize)| {
-            let losses = evaluate(self.decoder, self.adapter.as_ref(), &self.mismatched[index..=index], &mut |_| Ok(()))?;
+            let losses =
+                evaluate(self.decoder, self.adapter.as_ref(), &self.mismatched[index..=index], &mut |_| Ok(()))?;
             Ok(losses.iter().map(numbers).collect::<Vec<_>>())
         };
         let own = match goes_on {

@@ -52,9 +52,11 @@ impl MpiRanks {
         let (rank, count) = (index(world.rank()), index(world.size()));
         if count != launched.count {
             let Launched { variable, count: started, .. } = launched;
-            let message = format!("connects {count} of the {started} processes that were started together ({variable})");
-            return Err(Error::input(Place::from("MPI"), message)
-                .hint("start them with the `mpirun` of the MPI that burnish was built with, or with `srun --mpi=pmix`"));
+            let message =
+                format!("connects {count} of the {started} processes that were started together ({variable})");
+            return Err(Error::input(Place::from("MPI"), message).hint(
+                "start them with the `mpirun` of the MPI that burnish was built with, or with `srun --mpi=pmix`",
+            ));
         }
         if threading != Threading::Multiple {
             return Err(Error::failed("MPI", "has no support for calls from several threads (MPI_THREAD_MULTIPLE)")

@@ -175,7 +175,10 @@ impl Shared {
         while !self.is_over.load(Ordering::Relaxed) {
             std::thread::sleep(self.interval);
             if parent() != launcher {
-                lost(&Error::failed(Place::from(self.names[self.rank].as_str()), "the launcher that started it has ended"));
+                lost(&Error::failed(
+                    Place::from(self.names[self.rank].as_str()),
+                    "the launcher that started it has ended",
+                ));
             }
             // This process itself was stopped for a while, and has heard nobody.
             if looked.elapsed() > self.interval + STOPPED {
@@ -188,7 +191,9 @@ impl Shared {
             };
             let errors: Vec<Error> = watched.clone().filter(is_silent).map(|rank| self.silent(rank, timeout)).collect();
             if let Some(error) = Error::join(errors) {
-                lost(&error.hint("`--resume` goes on from the last checkpoint; parallel.timeout_seconds is the time that is waited"));
+                lost(&error.hint(
+                    "`--resume` goes on from the last checkpoint; parallel.timeout_seconds is the time that is waited",
+                ));
             }
         }
     }
