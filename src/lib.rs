@@ -3,7 +3,7 @@
 //! Read `docs/architecture.md` first. Modules in the order they build on each other (nothing imports upward):
 //! [`error`], [`bytes`], [`allocator`], [`device`], [`settings`], [`quant`], [`files`], [`interrupt`], [`ops`], [`nn`],
 //! [`model`], [`text`], [`data`], [`adapter`], [`export`], [`eval`], [`train`], [`generate`], [`pull`], [`recipe`], [`inspect`],
-//! [`run`], `serve`, [`cli`].
+//! [`report`], [`run`], `serve`, [`cli`].
 
 #![recursion_limit = "512"]
 
@@ -26,6 +26,7 @@ pub mod ops;
 pub mod pull;
 pub mod quant;
 pub mod recipe;
+pub mod report;
 pub mod run;
 #[cfg(feature = "serve")]
 pub mod serve;

@@ -7,6 +7,7 @@ mod choices;
 pub mod combine;
 pub mod host;
 pub mod init;
+pub mod map;
 pub mod merge;
 pub mod peft;
 pub mod spec;

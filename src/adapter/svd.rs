@@ -18,15 +18,8 @@ pub(super) type Columns = Vec<Vec<f64>>;
 /// The best approximation of a pair's product at `rank`: `B` holds the left singular vectors times the singular values, `A` the
 /// right singular vectors (as PEFT's `svd`). Beyond the rank of the product, the factors are zero.
 pub(super) fn truncated(pair: &HostPair, rank: usize) -> HostPair {
-    let HostPair { rank: inner, input, output, scale, .. } = *pair;
-    let b = (0..inner).map(|k| (0..output).map(|row| f64::from(pair.b[row * inner + k])).collect()).collect();
-    let a = pair.a.chunks(input.max(1)).map(|row| row.iter().map(|value| f64::from(*value)).collect()).collect();
-    let (left, in_left) = orthonormal(b);
-    let (right, in_right) = orthonormal(a);
-    // Column j of the small matrix: Σₖ in_left[k] · in_right[k][j].
-    let mut small: Columns = (0..right.len())
-        .map(|j| (0..left.len()).map(|i| (0..inner).map(|k| in_left[k][i] * in_right[k][j]).sum()).collect())
-        .collect();
+    let HostPair { input, output, scale, .. } = *pair;
+    let (left, right, mut small) = reduced(pair);
     let rotations = jacobi(&mut small);
     let mut order: Vec<(f64, usize)> = small.iter().map(|column| norm(column)).zip(0..).collect();
     order.sort_by(|(a, _), (b, _)| b.total_cmp(a));
@@ -44,6 +37,29 @@ pub(super) fn truncated(pair: &HostPair, rank: usize) -> HostPair {
         }
     }
     HostPair { a: new_a, b: new_b, rank, input, output, scale: 1.0, ..HostPair::default() }
+}
+
+/// The singular values of `scale · B · A`, largest first: as many as the pair has ranks, or fewer where its factors span less.
+pub(super) fn singular_values(pair: &HostPair) -> Vec<f64> {
+    let (_, _, mut small) = reduced(pair);
+    jacobi(&mut small);
+    let mut values: Vec<f64> = small.iter().map(|column| norm(column) * f64::from(pair.scale).abs()).collect();
+    values.sort_by(|a, b| b.total_cmp(a));
+    values
+}
+
+/// Orthonormal bases `P` of `B`'s columns and `Q` of `A`'s rows, and the small matrix `R · Sᵀ`, for `B = P · R` and `Aᵀ = Q · S`.
+fn reduced(pair: &HostPair) -> (Columns, Columns, Columns) {
+    let HostPair { rank: inner, input, output, .. } = *pair;
+    let b = (0..inner).map(|k| (0..output).map(|row| f64::from(pair.b[row * inner + k])).collect()).collect();
+    let a = pair.a.chunks(input.max(1)).map(|row| row.iter().map(|value| f64::from(*value)).collect()).collect();
+    let (left, in_left) = orthonormal(b);
+    let (right, in_right) = orthonormal(a);
+    // Column j of the small matrix: Σₖ in_left[k] · in_right[k][j].
+    let small = (0..right.len())
+        .map(|j| (0..left.len()).map(|i| (0..inner).map(|k| in_left[k][i] * in_right[k][j]).sum()).collect())
+        .collect();
+    (left, right, small)
 }
 
 /// An orthonormal basis of the columns' span, and the coordinates of each column in it (Gram and Schmidt, each projection

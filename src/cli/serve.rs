@@ -90,17 +90,28 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         limits: Limits { answers: arguments.max_answers.into(), ..Limits::default() },
     };
     let _finishing = interrupt::finish_first("ending: running answers are finished; a second signal ends at once");
-    serve(models, options, Arc::new(Owner { terminal: *terminal }))
+    serve(models, options, Arc::new(Owner { terminal: *terminal, serves_clients: true }))
 }
 
-/// The program around the server.
-struct Owner {
+/// The program around a server.
+pub(super) struct Owner {
     terminal: Terminal,
+    /// Whether other programs are clients, beside the page.
+    serves_clients: bool,
+}
+
+impl Owner {
+    /// The program around a server that has a page only.
+    pub(super) fn page(terminal: &Terminal) -> Self {
+        Self { terminal: *terminal, serves_clients: false }
+    }
 }
 
 impl Host for Owner {
     fn ready(&self, address: SocketAddr) {
-        self.terminal.message(format!("http://{address}/ is the page, http://{address}/v1 the address for clients"));
+        let clients = format!(", http://{address}/v1 the address for clients");
+        let clients = if self.serves_clients { clients.as_str() } else { "" };
+        self.terminal.message(format!("http://{address}/ is the page{clients}"));
     }
 
     fn line(&self, text: &str) {

@@ -25,6 +25,8 @@ pub(super) const UNPUBLISHED: &str = "\
 checkpoints/
 metrics.jsonl
 recipe.toml
+report.html
+report.json
 run.json
 run.lock
 samples.jsonl

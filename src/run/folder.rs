@@ -13,6 +13,7 @@ use crate::files::log::Log;
 use crate::files::output::disk;
 use crate::files::temporary::{self, MadeFolders, Tracked};
 use crate::files::{atomic, json, lock, space};
+use crate::report::{DETAILS_FILE, PAGE_FILE};
 use crate::text::FOLDER_FILES;
 
 const METRICS: &str = "metrics.jsonl";
@@ -246,8 +247,9 @@ fn add(log: &mut Log, line: &impl Serialize) -> Result<()> {
 
 /// Removes the files that a run writes; any other file belongs to the user.
 fn remove_files(folder: &Path) {
-    for name in
-        [METRICS, TIMINGS, RECIPE, RECORD, LOCK, "samples.jsonl", IGNORED, CARD_FILE].iter().chain(&FOLDER_FILES)
+    for name in [METRICS, TIMINGS, RECIPE, RECORD, LOCK, "samples.jsonl", IGNORED, CARD_FILE, DETAILS_FILE, PAGE_FILE]
+        .iter()
+        .chain(&FOLDER_FILES)
     {
         let _ = std::fs::remove_file(folder.join(name));
     }

@@ -12,11 +12,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::Server;
-use super::limits::{HEADER_BYTES, HEADERS};
+use super::limits::{HEADER_BYTES, HEADERS, Limits};
 
 /// The answer to a connection beyond the limit.
 const FULL: &[u8] =
@@ -26,11 +25,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The time for the answer to a connection beyond the limit.
 const FULL_TIME: Duration = Duration::from_secs(1);
 
-/// Accepts connections until the server ends, and then waits until they are done, for as long as the limits have it.
+/// Accepts connections, for which there are `places`, until the server ends, and then waits until they are done, for as long as the limits have it.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
-    server: Arc<Server>,
+    (limits, places): (Limits, Arc<Semaphore>),
     mut ending: watch::Receiver<bool>,
 ) {
     loop {
@@ -41,11 +40,11 @@ pub(super) async fn serve(
         };
         // Tokens are small and go at once.
         let _ = stream.set_nodelay(true);
-        let Ok(permit) = server.connections.clone().try_acquire_owned() else {
+        let Ok(permit) = places.clone().try_acquire_owned() else {
             tokio::spawn(refuse(stream));
             continue;
         };
-        let (router, ending, limits) = (router.clone(), ending.clone(), server.limits.clone());
+        let (router, ending, limits) = (router.clone(), ending.clone(), limits.clone());
         tokio::spawn(async move {
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(limits.header_time);
@@ -64,9 +63,9 @@ pub(super) async fn serve(
         });
     }
     drop(listener);
-    let all = u32::try_from(server.limits.connections).unwrap_or(u32::MAX);
+    let all = u32::try_from(limits.connections).unwrap_or(u32::MAX);
     // Answers that take longer than the time to drain end with the runtime.
-    let _ = timeout(server.limits.drain_time, server.connections.acquire_many(all)).await;
+    let _ = timeout(limits.drain_time, places.acquire_many(all)).await;
 }
 
 /// The result of `work`, or `None` once the server ends.

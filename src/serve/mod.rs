@@ -9,6 +9,8 @@ mod calls;
 mod connections;
 mod failure;
 mod fields;
+mod forced_call;
+mod format;
 mod limits;
 mod metrics;
 mod models;
@@ -17,6 +19,7 @@ mod openai;
 mod options;
 mod page;
 mod routes;
+mod runs;
 mod stream;
 mod votes;
 mod worker;
@@ -35,6 +38,7 @@ use crate::run::named::{AdapterFolder, NamedModels};
 
 pub use access::Keys;
 pub use limits::Limits;
+pub use runs::watch_runs;
 
 use access::Access;
 use metrics::Metrics;
@@ -44,6 +48,8 @@ use worker::Worker;
 
 /// The bodies that lie in memory as values at once.
 const BODIES_AT_ONCE: usize = 4;
+/// The schemas that are prepared at once: fewer than the threads beside the event loop.
+const SCHEMAS_AT_ONCE: usize = 2;
 /// The time between two looks whether the server is to end.
 const LOOK: Duration = Duration::from_millis(50);
 /// The time for work beside the event loop at the end.
@@ -95,11 +101,14 @@ struct Server {
     host: Arc<dyn Host>,
     /// The positions of the model.
     positions: usize,
+    /// The logits of the model.
+    rows: usize,
     /// A place for each answer that runs or waits.
     places: Arc<Semaphore>,
     /// A place for each connection.
     connections: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
+    schemas: Arc<Semaphore>,
     is_ending: AtomicBool,
 }
 
@@ -118,19 +127,15 @@ pub fn serve(models: NamedModels, options: ServeOptions, host: Arc<dyn Host>) ->
     let ServeOptions { address, keys, hosts, origins, adapters, adapter_folder, votes, engine, limits } = options;
     let access = Access::new(address, keys, &hosts, &origins)?;
     let votes = votes.as_deref().map(Votes::open).transpose()?;
-    let taken = |error: std::io::Error| {
-        Error::input("--port", format!("{address} cannot be listened at: {error}")).because(error)
-    };
-    let listener = TcpListener::bind(address).map_err(taken)?;
-    listener.set_nonblocking(true).map_err(|error| Error::failed("", format!("a socket fails: {error}")))?;
+    let listener = listen(address)?;
     let metrics = Arc::new(Metrics::default());
     let (decoder, tokenizer) = (models.loaded.decoder.clone(), models.base.encoder.tokenizer().clone());
-    let positions = decoder.config().max_positions;
+    let (positions, rows) = (decoder.config().max_positions, decoder.config().vocab_size);
     let make = Box::new(move || Engine::new(decoder.clone(), &tokenizer, engine.clone()));
     let (worker, thread) = Worker::start(make, metrics.clone())?;
     let models = Models::new(models, adapters, adapter_folder, worker.clone())?;
     let places = |count: usize| Arc::new(Semaphore::new(count));
-    let (answers, connections, bodies) = (places(limits.answers), places(limits.connections), places(BODIES_AT_ONCE));
+    let (answers, connections) = (places(limits.answers), places(limits.connections));
     let is_ending = AtomicBool::new(false);
     let server = Arc::new(Server {
         access,
@@ -141,39 +146,65 @@ pub fn serve(models: NamedModels, options: ServeOptions, host: Arc<dyn Host>) ->
         votes,
         host,
         positions,
+        rows,
         places: answers,
         connections,
-        bodies,
+        bodies: places(BODIES_AT_ONCE),
+        schemas: places(SCHEMAS_AT_ONCE),
         is_ending,
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(4)
-        .thread_name("http")
-        .enable_all()
-        .build()
-        .map_err(|error| Error::failed("", format!("threads cannot be started: {error}")))?;
-    let outcome = runtime.block_on(run(listener, server));
+    let runtime = runtime()?;
+    let (limits, places) = (server.limits.clone(), server.connections.clone());
+    let (router, host) = (routes::router(server.clone()), server.host.clone());
+    let at_end = move || server.is_ending.store(true, std::sync::atomic::Ordering::Relaxed);
+    let outcome = runtime.block_on(accept(listener, router, (limits, places), host, at_end));
     runtime.shutdown_timeout(LAST_WORK);
     // The last way to the engine is gone now: its thread ends after the step that it is at.
     let _ = thread.join();
     outcome
 }
 
-async fn run(listener: TcpListener, server: Arc<Server>) -> Result<()> {
+/// A socket that listens at `address`.
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let taken = |error: std::io::Error| {
+        Error::input("--port", format!("{address} cannot be listened at: {error}")).because(error)
+    };
+    let listener = TcpListener::bind(address).map_err(taken)?;
+    listener.set_nonblocking(true).map_err(|error| Error::failed("", format!("a socket fails: {error}")))?;
+    Ok(listener)
+}
+
+/// The threads of a server.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(4)
+        .thread_name("http")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("", format!("threads cannot be started: {error}")))
+}
+
+/// Answers connections by `router` until the host ends; `at_end` is called then.
+async fn accept(
+    listener: TcpListener,
+    router: axum::Router,
+    limits: (Limits, Arc<Semaphore>),
+    host: Arc<dyn Host>,
+    at_end: impl FnOnce() + Send + 'static,
+) -> Result<()> {
     let failed = |error: std::io::Error| Error::failed("", format!("the socket fails: {error}"));
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-    server.host.ready(listener.local_addr().map_err(failed)?);
+    host.ready(listener.local_addr().map_err(failed)?);
     let (end, ending) = watch::channel(false);
-    let watched = server.clone();
     tokio::spawn(async move {
-        while !watched.host.is_ending() {
+        while !host.is_ending() {
             tokio::time::sleep(LOOK).await;
         }
-        watched.is_ending.store(true, std::sync::atomic::Ordering::Relaxed);
+        at_end();
         // Where nobody listens, everything has ended.
         let _ = end.send(true);
     });
-    connections::serve(listener, routes::router(server.clone()), server, ending).await;
+    connections::serve(listener, router, limits, ending).await;
     Ok(())
 }

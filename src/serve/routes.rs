@@ -102,14 +102,7 @@ async fn gate(State(server): State<Shared>, request: Request, next: Next) -> Res
         Ok(origin) => (next.run(request).await, origin),
     };
     let headers = response.headers_mut();
-    for (name, value) in [
-        (header::CACHE_CONTROL, "no-store"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::VARY, "origin"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
+    protect(headers);
     if let Some(origin) = origin {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
@@ -120,6 +113,18 @@ async fn gate(State(server): State<Shared>, request: Request, next: Next) -> Res
     server.host.line(&format!("{method} {path}: {status} after {} ms", time.as_millis()));
     server.metrics.request(path, status, time);
     response
+}
+
+/// Sets the headers that every response has.
+pub(super) fn protect(headers: &mut HeaderMap) {
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::VARY, "origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
 }
 
 impl Server {
