@@ -5,7 +5,7 @@
 // Exits with 1 where something fails.
 
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { embed, generateText, streamText } from "ai";
+import { embed, generateObject, generateText, jsonSchema, streamText } from "ai";
 import { Ollama } from "ollama";
 import OpenAI from "openai";
 
@@ -33,6 +33,19 @@ check("openai: error", error instanceof OpenAI.NotFoundError && error.code === "
 const tools = [{ type: "function", function: { name: "add", parameters: { type: "object", properties: {} } } }];
 const noTools = await openai.chat.completions.create({ ...ask, tools }).catch((caught) => caught);
 check("openai: tools are shown or refused", noTools.choices !== undefined || noTools.status === 400, noTools);
+const place = {
+  type: "object",
+  properties: { name: { type: "string", maxLength: 30 }, kind: { enum: ["city", "country"] } },
+  required: ["name", "kind"],
+  additionalProperties: false,
+};
+const isPlace = (text) => ["city", "country"].includes(JSON.parse(text).kind);
+const format = { type: "json_schema", json_schema: { name: "place", strict: true, schema: place } };
+const held = await openai.chat.completions.create({ ...ask, max_tokens: 80, response_format: format });
+check("openai: response_format", isPlace(held.choices[0].message.content) && held.choices[0].finish_reason === "stop", held);
+const called = await openai.chat.completions.create({ ...ask, max_tokens: 80, tools, tool_choice: "required" }).catch((caught) => caught);
+const call = called.choices?.[0].message.tool_calls?.[0].function;
+check("openai: a demanded call, or a template without tools", call ? call.name === "add" : /does not show tools/.test(called.message), called);
 const control = new AbortController();
 const left = await openai.chat.completions.create({ ...ask, max_tokens: 400, stream: true }, { signal: control.signal });
 for await (const _ of left) { control.abort(); break; }
@@ -47,6 +60,9 @@ const stream = streamText({ model: vercel(model), ...options });
 let pieces = "";
 for await (const piece of stream.textStream) pieces += piece;
 check("ai-sdk: stream", pieces === text && (await stream.usage).outputTokens > 0, pieces);
+const structured = createOpenAICompatible({ name: "burnish", baseURL: server + "/v1", supportsStructuredOutputs: true });
+const object = await generateObject({ model: structured(model), ...options, maxOutputTokens: 80, schema: jsonSchema(place) });
+check("ai-sdk: an object by a schema", isPlace(JSON.stringify(object.object)), object.object);
 const embedded = await embed({ model: vercel.textEmbeddingModel(model), value: "a dog" });
 check("ai-sdk: embedding", embedded.embedding.length > 10);
 const refused = await generateText({ model: vercel("none"), ...options }).catch((caught) => caught);
@@ -60,5 +76,7 @@ for await (const part of await ollama.chat({ model, messages, options: { tempera
 check("ollama: stream", lines === text, lines);
 const one = await ollama.generate({ model, prompt: messages[0].content, options: { temperature: 0, num_predict: 24 } });
 check("ollama: generate", one.response === text, one);
+const formatted = await ollama.chat({ model, messages, format: place, options: { temperature: 0, num_predict: 80 } });
+check("ollama: format", isPlace(formatted.message.content), formatted);
 check("ollama: list", (await ollama.list()).models[0].name === model);
 process.exit(failures ? 1 : 0);

@@ -2,14 +2,17 @@
 
     python benches/clients.py http://127.0.0.1:8080/v1 [KEY]
 
-Needs `pip install openai`. Checks chat, streams, log-probabilities, several answers, completions, embeddings, models, errors and a client
-that leaves; exits with 1 where something fails.
+Needs `pip install openai`. Checks chat, streams, log-probabilities, several answers, formats, tools, completions, embeddings, models, errors
+and a client that leaves; exits with 1 where something fails.
 """
 
 import asyncio
+import json
 import sys
+from typing import Literal
 
 import openai
+import pydantic
 
 url = sys.argv[1]
 key = sys.argv[2] if len(sys.argv) > 2 else "none"
@@ -57,6 +60,37 @@ answer = client.chat.completions.create(**ask, temperature=0, stop=[middle])
 stopped = (answer.choices[0].message.content, answer.choices[0].finish_reason)
 check("stop", stopped == (text[: text.index(middle)], "stop"), stopped)
 
+
+
+class Place(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=40)
+    kind: Literal["city", "country"]
+    inhabitants_in_millions: int | None = pydantic.Field(ge=0, le=2000)
+
+
+parsed = client.chat.completions.parse(**{**ask, "max_tokens": 120}, temperature=0, response_format=Place)
+check("response_format: a schema", isinstance(parsed.choices[0].message.parsed, Place), parsed)
+held = {"type": "json_schema", "json_schema": {"name": "place", "schema": Place.model_json_schema()}}
+with client.chat.completions.stream(**{**ask, "max_tokens": 120}, temperature=0, response_format=Place) as stream:
+    streamed = stream.get_final_completion().choices[0].message.content
+check("response_format: streamed", streamed == parsed.choices[0].message.content, streamed)
+answers = client.chat.completions.create(**{**ask, "max_tokens": 120}, n=3, seed=7, temperature=1.5, response_format=held)
+places = [Place.model_validate_json(choice.message.content) for choice in answers.choices]
+check("response_format: n at a high temperature", all(choice.finish_reason == "stop" for choice in answers.choices), places)
+answer = client.chat.completions.create(**{**ask, "max_tokens": 200}, temperature=0, response_format={"type": "json_object"})
+choice = answer.choices[0]
+whole = choice.finish_reason == "stop" and isinstance(json.loads(choice.message.content), dict)
+check("response_format: an object", whole or choice.finish_reason == "length", answer)
+
+parameters = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 30}}, "required": ["city"], "additionalProperties": False}
+tools = [{"type": "function", "function": {"name": "weather", "description": "The weather.", "parameters": parameters, "strict": True}}]
+try:
+    answer = client.chat.completions.create(**{**ask, "max_tokens": 100}, tools=tools, tool_choice="required", temperature=1)
+    call = answer.choices[0].message.tool_calls[0].function
+    check("a demanded call", call.name == "weather" and list(json.loads(call.arguments)) == ["city"], answer)
+except openai.BadRequestError as error:
+    check("tools are refused where the template does not show them", "does not show tools" in str(error), error)
+
 answer = client.completions.create(model=model, prompt=["One two three", "A B C"], max_tokens=6, temperature=0)
 check("completions", len(answer.choices) == 2 and all(choice.text for choice in answer.choices), answer)
 
@@ -66,7 +100,9 @@ check("embeddings", abs(dot(vectors[0], vectors[0]) - 1) < 1e-4 and dot(vectors[
 
 check("models.retrieve", client.models.retrieve(model).id == model)
 refused(openai.NotFoundError, "model_not_found", model="none")
-refused(openai.BadRequestError, "unsupported_parameter", response_format={"type": "json_object"})
+refused(openai.BadRequestError, "unsupported_parameter", response_format={"type": "grammar"})
+no_uniqueness = {"name": "x", "schema": {"type": "array", "uniqueItems": True}}
+refused(openai.BadRequestError, None, response_format={"type": "json_schema", "json_schema": no_uniqueness})
 refused(openai.BadRequestError, "unknown_parameter", extra_body={"frobnicate": 1})
 refused(openai.BadRequestError, "context_length_exceeded", messages=[{"role": "user", "content": "word " * 20000}])
 refused(openai.BadRequestError, None, temperature=5)

@@ -22,27 +22,27 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::of_base(&BaseFiles::open(&path).expect("a base")).expect("a tokenizer")
 }
 
-fn engine(decoder: &Decoder, options: EngineOptions) -> Engine {
+pub fn engine(decoder: &Decoder, options: EngineOptions) -> Engine {
     Engine::new(decoder.clone(), &tokenizer(), options)
 }
 
-fn options(precision: Precision) -> EngineOptions {
+pub fn options(precision: Precision) -> EngineOptions {
     EngineOptions { precision, ..EngineOptions::default() }
 }
 
 /// An answer with the bits of the log-probability of each token.
 #[derive(Debug, Clone, PartialEq, Default)]
-struct Answer {
-    tokens: Vec<u32>,
+pub struct Answer {
+    pub tokens: Vec<u32>,
     log_probabilities: Vec<u64>,
-    text: String,
-    finish: Option<Finish>,
+    pub text: String,
+    pub finish: Option<Finish>,
     usage: Usage,
 }
 
 impl Answer {
     /// The parts that must not depend on anything else.
-    fn outcome(&self) -> (&[u32], &[u64], &str, Option<Finish>) {
+    pub fn outcome(&self) -> (&[u32], &[u64], &str, Option<Finish>) {
         (&self.tokens, &self.log_probabilities, &self.text, self.finish)
     }
 }
@@ -70,13 +70,13 @@ fn finish(engine: &mut Engine) -> HashMap<RequestId, Answer> {
     answers
 }
 
-fn answers(engine: &mut Engine, requests: &[Request]) -> Vec<Answer> {
+pub fn answers(engine: &mut Engine, requests: &[Request]) -> Vec<Answer> {
     let ids: Vec<RequestId> = requests.iter().map(|one| engine.submit(one.clone()).expect("accepted")).collect();
     let mut answers = finish(engine);
     ids.iter().map(|id| answers.remove(id).expect("an answer")).collect()
 }
 
-fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
+pub fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
     Request { max_tokens, log_probabilities: Some(0), ..Request::new(prompt.to_vec()) }
 }
 

@@ -14,6 +14,8 @@ use super::terminal::Terminal;
 use super::train::TrainProgress;
 use crate::data::{self, Message};
 use crate::error::{Error, Place, Result, counted, printable};
+use crate::files::json;
+use crate::generate::constraint::Constraint;
 use crate::generate::engine::{EngineOptions, Precision};
 use crate::generate::run::{Finish, check_prompt};
 use crate::generate::sample::SamplerConfig;
@@ -80,6 +82,9 @@ pub(super) struct Arguments {
     /// A text that ends the answer and is no part of it; may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// A JSON schema that every answer is held to; it ends where it is complete
+    #[arg(long, value_name = "FILE")]
+    json_schema: Option<PathBuf>,
     /// Seed of the sampling: the same seed gives the same answer
     #[arg(long, default_value_t = 0, env = "BURNISH_SEED", value_name = "N")]
     seed: u64,
@@ -129,7 +134,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     };
     sampler.check()?;
     let (max_tokens, stop) = (arguments.max_tokens, arguments.stop.clone());
-    let answering = Answering { sampler, max_tokens, stop, until: None };
+    let schema = arguments.json_schema.as_deref().map(json::read).transpose()?;
+    let mut answering = Answering { sampler, max_tokens, stop, ..Answering::default() };
     let rows = arguments.data.as_ref().map(|path| data::read(path, None)).transpose()?;
     let prompts = match &arguments.prompts {
         Some(path) => prompts::of_file(path)?,
@@ -146,6 +152,10 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let mut answerer = Answerer::new(&model.decoder, &model.base.encoder, options);
     if let Some(adapter) = &model.attached {
         answerer.add_adapter(ADAPTER, adapter);
+    }
+    if let (Some(schema), Some(path)) = (schema, &arguments.json_schema) {
+        let constraint = Constraint::json_schema(&answerer.vocabulary()?, &schema);
+        answering.constraint = Some(constraint.map_err(|error| error.within(path))?);
     }
     let adapter = model.attached.as_ref().map(|_| ADAPTER);
     let ids: Vec<Vec<u32>> = asked.iter().map(|asked| asked.ids.clone()).collect();

@@ -12,6 +12,8 @@ pub enum Finish {
     EndToken,
     /// The text contains a stop string, before which it ends.
     Stop,
+    /// It is complete by the format that it is held to: nothing can follow.
+    Complete,
     /// It has as many tokens as were asked for, or as the model has positions for.
     Length,
     /// The time was up.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use crate::data::{Encoder, Example, Format, Message, Role};
 use crate::error::Result;
 use crate::eval::tool_calls::{ToolCall, calls_of_turn};
+use crate::generate::constraint::{Constraint, Vocabulary};
 use crate::generate::engine::{Engine, EngineOptions, Event, Precision, Request, Usage};
 use crate::generate::run::Finish;
 use crate::generate::sample::SamplerConfig;
@@ -108,6 +109,8 @@ pub struct Answering {
     pub max_tokens: usize,
     /// The texts before which an answer ends.
     pub stop: Vec<String>,
+    /// The format that answers are held to, of [`Answerer::vocabulary`].
+    pub constraint: Option<Constraint>,
     /// No token is begun after this moment.
     pub until: Option<Instant>,
 }
@@ -149,6 +152,14 @@ impl Answerer {
         Self { engine, end_tokens }
     }
 
+    /// The vocabulary for formats of answers.
+    ///
+    /// # Errors
+    /// Those of [`Engine::vocabulary`].
+    pub fn vocabulary(&self) -> Result<Vocabulary> {
+        self.engine.vocabulary(&self.end_tokens)
+    }
+
     /// Adds an adapter.
     pub fn add_adapter(&mut self, name: &str, adapter: &Adapter) {
         self.engine.add_adapter(name, adapter);
@@ -175,6 +186,7 @@ impl Answerer {
                 max_tokens: answering.max_tokens,
                 end_tokens: self.end_tokens.clone(),
                 stop: answering.stop.clone(),
+                constraint: answering.constraint.clone(),
                 until: answering.until,
                 ..Request::new(prompt.clone())
             };

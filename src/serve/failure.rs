@@ -129,6 +129,12 @@ impl Failure {
         Self { field: Some(field.to_owned()), ..Self::invalid(format!("`{field}`: {}", messages.join("; "))) }
     }
 
+    /// The failure of an answer that has begun: a format that turns out too complex is the request's.
+    pub(super) fn of_answer(error: &Error) -> Self {
+        let message = error.problems().first().map_or("", |problem| problem.message.as_str());
+        if error.kind() == Kind::Input { Self::invalid(message) } else { Self::internal() }
+    }
+
     /// OpenAI's object.
     pub(super) fn object(&self) -> Value {
         json!({ "error": { "message": self.message, "type": self.kind, "param": self.field, "code": self.code } })

@@ -9,6 +9,8 @@ mod calls;
 mod connections;
 mod failure;
 mod fields;
+mod forced_call;
+mod format;
 mod limits;
 mod metrics;
 mod models;
@@ -46,6 +48,8 @@ use worker::Worker;
 
 /// The bodies that lie in memory as values at once.
 const BODIES_AT_ONCE: usize = 4;
+/// The schemas that are prepared at once: fewer than the threads beside the event loop.
+const SCHEMAS_AT_ONCE: usize = 2;
 /// The time between two looks whether the server is to end.
 const LOOK: Duration = Duration::from_millis(50);
 /// The time for work beside the event loop at the end.
@@ -97,11 +101,14 @@ struct Server {
     host: Arc<dyn Host>,
     /// The positions of the model.
     positions: usize,
+    /// The logits of the model.
+    rows: usize,
     /// A place for each answer that runs or waits.
     places: Arc<Semaphore>,
     /// A place for each connection.
     connections: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
+    schemas: Arc<Semaphore>,
     is_ending: AtomicBool,
 }
 
@@ -123,12 +130,12 @@ pub fn serve(models: NamedModels, options: ServeOptions, host: Arc<dyn Host>) ->
     let listener = listen(address)?;
     let metrics = Arc::new(Metrics::default());
     let (decoder, tokenizer) = (models.loaded.decoder.clone(), models.base.encoder.tokenizer().clone());
-    let positions = decoder.config().max_positions;
+    let (positions, rows) = (decoder.config().max_positions, decoder.config().vocab_size);
     let make = Box::new(move || Engine::new(decoder.clone(), &tokenizer, engine.clone()));
     let (worker, thread) = Worker::start(make, metrics.clone())?;
     let models = Models::new(models, adapters, adapter_folder, worker.clone())?;
     let places = |count: usize| Arc::new(Semaphore::new(count));
-    let (answers, connections, bodies) = (places(limits.answers), places(limits.connections), places(BODIES_AT_ONCE));
+    let (answers, connections) = (places(limits.answers), places(limits.connections));
     let is_ending = AtomicBool::new(false);
     let server = Arc::new(Server {
         access,
@@ -139,9 +146,11 @@ pub fn serve(models: NamedModels, options: ServeOptions, host: Arc<dyn Host>) ->
         votes,
         host,
         positions,
+        rows,
         places: answers,
         connections,
-        bodies,
+        bodies: places(BODIES_AT_ONCE),
+        schemas: places(SCHEMAS_AT_ONCE),
         is_ending,
     });
     let runtime = runtime()?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use super::failure::{Failure, Outcome};
 use super::worker::Worker;
 use crate::error::{Error, Result};
+use crate::generate::constraint::Vocabulary;
 use crate::run::answer::PromptForm;
 use crate::run::named::{AdapterFolder, LoadedBase, NamedAdapter, NamedModel, NamedModels, check_name};
 
@@ -22,9 +23,26 @@ pub(super) struct ServedModel {
     pub(super) key: Option<String>,
     created: i64,
     worker: Worker,
+    /// The base, where this is an adapter.
+    base: Option<Arc<ServedModel>>,
+    /// The tokens for formats of answers, made when the first answer needs them.
+    vocabulary: OnceLock<Result<Vocabulary>>,
 }
 
 impl ServedModel {
+    /// The tokens for formats of answers by a model with so many logits. Adapters with the base's tokenizer share the base's.
+    ///
+    /// # Errors
+    /// Those of [`Vocabulary::new`].
+    pub(super) fn vocabulary(&self, rows: usize) -> Result<Vocabulary> {
+        let tokens = |model: &NamedModel| (model.encoder.tokenizer().sha256(), model.end_tokens.clone());
+        let made = self.vocabulary.get_or_init(|| match &self.base {
+            Some(base) if tokens(&base.named) == tokens(&self.named) => base.vocabulary(rows),
+            _ => Vocabulary::new(self.named.encoder.tokenizer(), &self.named.end_tokens, rows),
+        });
+        made.clone()
+    }
+
     /// Seconds since 1970 at which it was loaded.
     pub(super) fn created(&self) -> i64 {
         self.created
@@ -94,7 +112,15 @@ impl Models {
     ) -> Result<Self> {
         let NamedModels { loaded, base, adapters: opened } = models;
         let created = OffsetDateTime::now_utc().unix_timestamp();
-        let base = Arc::new(ServedModel { named: base, key: None, created, worker: worker.clone() });
+        let base = ServedModel {
+            named: base,
+            key: None,
+            created,
+            worker: worker.clone(),
+            base: None,
+            vocabulary: OnceLock::new(),
+        };
+        let base = Arc::new(base);
         let (adapters, versions, reloading) = (RwLock::default(), AtomicU64::new(0), Mutex::default());
         let models = Self { loaded, base, adapters, named, folder, worker, versions, reloading };
         for (adapter, source) in opened.into_iter().zip(&models.named) {
@@ -185,7 +211,8 @@ impl Models {
         self.worker.add(&key, attached)?;
         let name = model.name.clone();
         let created = OffsetDateTime::now_utc().unix_timestamp();
-        let served = ServedModel { named: model, key: Some(key), created, worker: self.worker.clone() };
+        let (worker, base) = (self.worker.clone(), Some(self.base.clone()));
+        let served = ServedModel { named: model, key: Some(key), created, worker, base, vocabulary: OnceLock::new() };
         let loaded = Loaded { model: Arc::new(served), version };
         self.adapters.write().unwrap_or_else(PoisonError::into_inner).insert(name, loaded);
         Ok(())

@@ -13,6 +13,7 @@ use super::Server;
 use super::calls::CallGate;
 use super::failure::{Failure, Outcome};
 use super::fields::Fields;
+use super::format::AnswerFormat;
 use super::limits::{STOP_BYTES, STOP_STRINGS};
 use super::models::ServedModel;
 use super::openai::chat::Conversation;
@@ -37,9 +38,7 @@ fn model_of(server: &Server, fields: &mut Fields) -> Outcome<Arc<ServedModel>> {
 /// The options of an answer, under Ollama's names and with its defaults.
 fn options_of(fields: &mut Fields) -> Outcome<AnswerOptions> {
     fields.without_effect(&["keep_alive"]);
-    let reason = "answers are not constrained to a format";
     fields.refuse(&[
-        ("format", json!(""), reason),
         ("think", json!(false), "the model has no such setting"),
         ("images", Value::Null, "the model reads text"),
         ("template", json!(""), "the model's own chat template is used"),
@@ -85,20 +84,35 @@ fn streams(fields: &mut Fields) -> Outcome<bool> {
     }
 }
 
+/// `format`: "json" stands for any object, an object is a schema.
+fn format_of(fields: &mut Fields) -> Outcome<Option<AnswerFormat>> {
+    let schema = match fields.value("format") {
+        None => return Ok(None),
+        Some(Value::String(text)) if text.is_empty() => return Ok(None),
+        Some(Value::String(text)) if text == "json" => json!({ "type": "object" }),
+        Some(schema @ Value::Object(_)) => schema,
+        Some(_) => return Err(Failure::field("format", "must be \"json\" or a schema")),
+    };
+    Ok(Some(AnswerFormat { schema, field: "format" }))
+}
+
 /// `/api/chat`.
 pub(super) async fn chat(server: Arc<Server>, mut fields: Fields) -> Outcome<Response> {
     let model = model_of(&server, &mut fields)?;
     let (options, streams) = (options_of(&mut fields)?, streams(&mut fields)?);
     let conversation = Conversation::read(&mut fields)?;
+    let format = format_of(&mut fields)?;
+    conversation.check_format(format.as_ref())?;
     fields.finish()?;
-    let ids = conversation.ids(&model).await?;
-    reply(&server, model, ids, &options, streams, Some(conversation.gate())).await
+    let (ids, format) = conversation.prepare(&model, format).await?;
+    reply(&server, model, (ids, format), &options, streams, Some(conversation.gate())).await
 }
 
 /// `/api/generate`.
 pub(super) async fn generate(server: Arc<Server>, mut fields: Fields) -> Outcome<Response> {
     let model = model_of(&server, &mut fields)?;
     let (options, streams) = (options_of(&mut fields)?, streams(&mut fields)?);
+    let format = format_of(&mut fields)?;
     let prompt = fields.text("prompt")?.unwrap_or_default();
     let system = fields.text("system")?.filter(|system| !system.is_empty());
     let is_raw = fields.flag("raw")?;
@@ -116,20 +130,21 @@ pub(super) async fn generate(server: Arc<Server>, mut fields: Fields) -> Outcome
         (false, None) => named.prompt(&[Message::user(prompt)], None),
     });
     let ids = ids.await?;
-    reply(&server, model, ids, &options, streams, None).await
+    reply(&server, model, (ids, format), &options, streams, None).await
 }
 
 /// Sends an answer; `gate` stands for a message rather than a plain text.
 async fn reply(
     server: &Server,
     model: Arc<ServedModel>,
-    ids: Vec<u32>,
+    (ids, format): (Vec<u32>, Option<AnswerFormat>),
     options: &AnswerOptions,
     streams: bool,
     gate: Option<CallGate>,
 ) -> Outcome<Response> {
     let started = Instant::now();
-    let answers = server.answer(&model, vec![ids], options).await?;
+    let constraints = server.constraints(&model, format, 1).await?;
+    let answers = server.answer(&model, vec![ids], options, constraints).await?;
     let mut lines = Lines { model, gate, started };
     if streams {
         return Ok(stream::response(answers, lines, Framing::Lines));
@@ -183,7 +198,8 @@ impl Lines {
     /// The line at the end, with counts, and times in nanoseconds.
     fn last(&self, text: String, calls: Vec<ToolCall>, finish: Finish, usage: &Usage) -> Value {
         let mut line = self.line(text, calls, true);
-        let reason = if matches!(finish, Finish::EndToken | Finish::Stop) { "stop" } else { "length" };
+        let is_stop = matches!(finish, Finish::EndToken | Finish::Stop | Finish::Complete);
+        let reason = if is_stop { "stop" } else { "length" };
         let nanoseconds = |seconds: f64| (seconds.max(0.0) * 1e9) as u64;
         line.insert("done_reason".to_owned(), reason.into());
         let times = [
@@ -217,8 +233,8 @@ impl Objects for Lines {
         lines
     }
 
-    fn failed(&self) -> Value {
-        json!({ "error": Failure::internal().message })
+    fn failed(&self, failure: &Failure) -> Value {
+        json!({ "error": failure.message })
     }
 }
 

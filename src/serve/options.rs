@@ -11,6 +11,7 @@ use super::models::ServedModel;
 use super::worker::Answers;
 use crate::data::Encoder;
 use crate::error::Result;
+use crate::generate::constraint::Constraint;
 use crate::generate::engine::Request;
 use crate::generate::sample::SamplerConfig;
 use crate::run::named::NamedModel;
@@ -110,13 +111,16 @@ pub(super) fn bare_ids(model: &NamedModel, text: &str) -> Result<Vec<u32>> {
 }
 
 impl Server {
-    /// Begins the answers to prompts, `options.choices` to each, with a place for each of them in the queue.
+    /// Begins the answers to prompts, `options.choices` to each, with a place for each of them in the queue. The first answers have the
+    /// formats `constraints`.
     pub(super) async fn answer(
         &self,
         model: &Arc<ServedModel>,
         prompts: Vec<Vec<u32>>,
         options: &AnswerOptions,
+        constraints: Vec<Constraint>,
     ) -> Outcome<Answers> {
+        let mut constraints = constraints.into_iter();
         let positions = self.positions;
         if let Some(prompt) = prompts.iter().find(|prompt| prompt.len() >= positions) {
             return Err(Failure::too_long(prompt.len(), positions));
@@ -128,7 +132,7 @@ impl Server {
         // The count is below the number of answers at once.
         let permit = self.places.clone().try_acquire_many_owned(count as u32).map_err(|_| Failure::overloaded())?;
         let until = Instant::now() + self.limits.answer_time;
-        let request = |prompt: Vec<u32>, choice: usize| Request {
+        let mut request = |prompt: Vec<u32>, choice: usize| Request {
             max_tokens: options.max_tokens.unwrap_or(USUAL_ANSWER_TOKENS).min(positions - prompt.len()),
             adapter: model.key.clone(),
             sampler: SamplerConfig {
@@ -138,6 +142,7 @@ impl Server {
             end_tokens: model.named.end_tokens.clone(),
             stop: options.stop.clone(),
             log_probabilities: options.likeliest,
+            constraint: constraints.next(),
             until: Some(until),
             tokenizer: Some(model.named.encoder.tokenizer().clone()),
             ..Request::new(prompt)

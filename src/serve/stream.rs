@@ -42,8 +42,8 @@ pub(super) trait Objects: Send + Unpin + 'static {
         Vec::new()
     }
     /// The object of a failure.
-    fn failed(&self) -> Value {
-        Failure::internal().object()
+    fn failed(&self, failure: &Failure) -> Value {
+        failure.object()
     }
 }
 
@@ -71,9 +71,9 @@ impl<O: Objects> ObjectStream<O> {
             Some((index, Update::Finished { text, finish, usage })) => {
                 self.objects.finished(index, text, finish, &usage)
             }
-            Some((_, Update::Failed)) => {
+            Some((_, Update::Failed(failure))) => {
                 self.has_ended = true;
-                vec![self.objects.failed()]
+                vec![self.objects.failed(&failure)]
             }
             None => {
                 self.has_ended = true;
@@ -154,7 +154,7 @@ pub(super) async fn collect(mut answers: Answers, count: usize) -> Outcome<Vec<C
                 texts[index] += &text;
                 ends[index] = Some((finish, usage));
             }
-            Update::Failed => return Err(Failure::internal()),
+            Update::Failed(failure) => return Err(failure),
         }
     }
     let all = texts.into_iter().zip(log_probabilities).zip(ends);

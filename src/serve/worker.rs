@@ -13,12 +13,16 @@ use std::thread::JoinHandle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::failure::Failure;
 use super::metrics::Metrics;
 use super::models::ServedModel;
 use crate::error::{Error, Result};
 use crate::generate::engine::{Engine, Event, Request, RequestId, Statistics, TokenLogProbability, Usage};
 use crate::generate::run::Finish;
 use crate::nn::Adapter;
+
+/// The stack of the engine's thread: formats of answers are expressions nested as deeply as a client likes.
+const STACK_BYTES: usize = 64 << 20;
 
 /// News of an answer.
 #[derive(Debug)]
@@ -28,7 +32,7 @@ pub(super) enum Update {
     /// The end, and the text that was held back until it.
     Finished { text: String, finish: Finish, usage: Usage },
     /// The answer cannot go on.
-    Failed,
+    Failed(Failure),
 }
 
 /// An update with the index of its answer in the request.
@@ -63,7 +67,8 @@ impl Worker {
         let statistics = Arc::new(Mutex::new(engine.statistics()));
         let (commands, received) = mpsc::channel();
         let shown = statistics.clone();
-        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("engine".to_owned()).stack_size(STACK_BYTES);
+        let thread = thread.spawn(move || {
             let (adapters, routes) = (BTreeMap::new(), HashMap::new());
             Owner { engine, make, adapters, routes, metrics, shown }.run(&received);
         });
@@ -152,13 +157,13 @@ impl Answers {
         let update = match self.receiver.poll_recv(context) {
             Poll::Pending => return Poll::Pending,
             // The thread has ended.
-            Poll::Ready(None) => (0, Update::Failed),
+            Poll::Ready(None) => (0, Update::Failed(Failure::internal())),
             Poll::Ready(Some(update)) => update,
         };
         match update.1 {
             Update::Token { .. } => {}
             Update::Finished { .. } => self.left -= 1,
-            Update::Failed => self.left = 0,
+            Update::Failed(_) => self.left = 0,
         }
         Poll::Ready(Some(update))
     }
@@ -264,7 +269,7 @@ impl Owner {
                 self.metrics.answer(&usage, finish == Finish::Cancelled);
                 (request, Update::Finished { text, finish, usage })
             }
-            Event::Failed { request, .. } => (request, Update::Failed),
+            Event::Failed { request, error } => (request, Update::Failed(Failure::of_answer(&error))),
         };
         let ends = !matches!(update, Update::Token { .. });
         let route = if ends { self.routes.remove(&id) } else { None };
@@ -277,7 +282,7 @@ impl Owner {
     /// Fails every answer and makes a new engine, after a panic that left this one in an unknown state.
     fn begin_anew(&mut self) {
         for (_, route) in self.routes.drain() {
-            let _ = route.updates.send((route.index, Update::Failed));
+            let _ = route.updates.send((route.index, Update::Failed(Failure::internal())));
         }
         self.engine = (self.make)();
         for (key, adapter) in &self.adapters {

@@ -11,6 +11,7 @@ mod gguf;
 mod save;
 mod stream;
 mod templates;
+mod token_bytes;
 mod tokenizer;
 
 pub(crate) use folder::FOLDER_FILES;

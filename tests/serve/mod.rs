@@ -1,6 +1,7 @@
 //! The server over loopback sockets, with a tiny model: its protocols, its limits, its life.
 
 mod client;
+mod formats;
 mod hostile;
 mod lifecycle;
 mod models;

@@ -38,7 +38,7 @@ fn errors_are_ollamas() {
     let server = Running::plain();
     for (body, status) in [
         (json!({ "model": "none", "messages": [] }), 404),
-        (json!({ "model": BASE, "messages": [{ "role": "user", "content": "x" }], "format": "json" }), 400),
+        (json!({ "model": BASE, "messages": [{ "role": "user", "content": "x" }], "format": "yaml" }), 400),
         (json!({ "model": BASE, "messages": [{ "role": "user", "content": "x" }], "options": { "mirostat": 1 } }), 400),
         (json!({ "model": BASE, "messages": [{ "role": "user", "content": "x", "images": ["aGk="] }] }), 400),
     ] {

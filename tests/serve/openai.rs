@@ -115,8 +115,8 @@ fn what_is_not_supported_is_refused_by_name() {
     let server = Running::plain();
     let tool = json!([{ "type": "function", "function": { "name": "add", "parameters": {} } }]);
     for (more, status, field, code) in [
-        (json!({ "response_format": { "type": "json_object" } }), 400, "response_format", "unsupported_parameter"),
-        (json!({ "tool_choice": "required", "tools": tool }), 400, "tool_choice", "unsupported_parameter"),
+        (json!({ "response_format": { "type": "grammar" } }), 400, "response_format", "unsupported_parameter"),
+        (json!({ "tool_choice": "any", "tools": tool }), 400, "tool_choice", "unsupported_parameter"),
         (json!({ "chat_template": "{{ x }}" }), 400, "chat_template", "unsupported_parameter"),
         (json!({ "audio": {} }), 400, "audio", "unsupported_parameter"),
         (json!({ "frobnicate": 1 }), 400, "frobnicate", "unknown_parameter"),

@@ -6,6 +6,9 @@
 //! The rows of all of them go through each weight at once, whatever adapter each has. On the processor an answer does not depend
 //! on what else runs, bit for bit.
 //!
+//! A request can hold its answer to a format ([`constraint`](super::constraint)): tokens that it does not admit are excluded before the
+//! choice.
+//!
 //! Where the last tokens of a greedy answer stood before, those after them are guessed and checked in the same step (`lookup`).
 //!
 //! The bytes of the keys and values that a request can come to need are set aside before it begins: it waits until there are as
@@ -29,6 +32,7 @@ use self::model::{Attached, Model, Piece};
 use self::prefix::{BLOCK_TOKENS, Chain, Prefixes};
 pub use self::request::{Event, Request, RequestId, Statistics, Usage};
 use self::sequence::Running;
+use super::constraint::Vocabulary;
 use super::run::{Finish, check_prompt};
 use super::sample::Sampler;
 pub use super::sample::TokenLogProbability;
@@ -156,6 +160,14 @@ impl Engine {
     /// The names of the adapters, in order.
     pub fn adapter_names(&self) -> impl Iterator<Item = &str> {
         self.adapters.keys().map(String::as_str)
+    }
+
+    /// The vocabulary for formats of answers that end with any of these tokens.
+    ///
+    /// # Errors
+    /// Those of [`Vocabulary::new`].
+    pub fn vocabulary(&self, end_tokens: &[u32]) -> Result<Vocabulary> {
+        Vocabulary::new(&self.tokenizer, end_tokens, self.decoder_config().vocab_size)
     }
 
     /// Bytes of the keys and values of a sequence of so many tokens.
@@ -359,10 +371,9 @@ impl Engine {
             one.next = one.tokens[one.fed..one.fed + count].to_vec();
             (one.fed, one.read_as) = (one.fed + count, total);
             if missing == 1 && Model::forgets(&one.past) {
-                let most = guesses.saturating_sub(1).min(one.most_guesses());
-                let guessed = one.lookup.guess(&one.tokens, most);
+                let guessed = one.guess(guesses.saturating_sub(1)).to_vec();
                 if !self.model.switches(total, total + guessed.len()) {
-                    one.next.extend_from_slice(guessed);
+                    one.next.extend(guessed);
                 }
             }
             wanted.push(if count == missing { one.next.len() + 1 - count } else { 0 });

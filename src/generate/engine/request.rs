@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::error::Error;
+use crate::generate::constraint::Constraint;
 use crate::generate::run::Finish;
 use crate::generate::sample::{SamplerConfig, TokenLogProbability};
 use crate::text::Tokenizer;
@@ -28,6 +29,8 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Log-probabilities of each token and of this many of the likeliest.
     pub log_probabilities: Option<usize>,
+    /// The format that the answer is held to; of a vocabulary with the model's rows and these end tokens.
+    pub constraint: Option<Constraint>,
     /// No token is begun after this moment.
     pub until: Option<Instant>,
     /// Whether control tokens show in the text.
@@ -47,6 +50,7 @@ impl Request {
             end_tokens: Vec::new(),
             stop: Vec::new(),
             log_probabilities: None,
+            constraint: None,
             until: None,
             keeps_special: false,
             tokenizer: None,

@@ -9,6 +9,7 @@ use super::prefix::{BLOCK_TOKENS, Chain};
 use super::request::{Event, Request, RequestId, Statistics, Usage};
 use super::text::AnswerText;
 use crate::error::Result;
+use crate::generate::constraint::Constraint;
 use crate::generate::run::Finish;
 use crate::generate::sample::{Sampler, TokenLogProbability};
 use crate::text::Tokenizer;
@@ -20,6 +21,8 @@ pub(super) struct Running {
     request: Request,
     pub(super) adapter: Option<Arc<Attached>>,
     sampler: Sampler,
+    /// The format of the answer, at the end of the answer so far.
+    constraint: Option<Constraint>,
     text: AnswerText,
     /// Prompt and answer.
     pub(super) tokens: Vec<u32>,
@@ -36,7 +39,7 @@ pub(super) struct Running {
     pub(super) kept_blocks: usize,
     /// The tokens of this step that the model has not seen, guesses after the last included.
     pub(super) next: Vec<u32>,
-    pub(super) lookup: Lookup,
+    lookup: Lookup,
     /// The most tokens that it can come to have.
     most_tokens: usize,
     /// Bytes of the cache that they need.
@@ -55,12 +58,13 @@ impl Running {
         (most_tokens, reserved_bytes): (usize, usize),
     ) -> Self {
         let tokens = std::mem::take(&mut request.prompt);
-        let own = request.tokenizer.take();
+        let (own, constraint) = (request.tokenizer.take(), request.constraint.take());
         let tokenizer = own.as_ref().unwrap_or(tokenizer);
         Self {
             id,
             adapter,
             sampler,
+            constraint,
             text: AnswerText::new(tokenizer, std::mem::take(&mut request.stop), request.keeps_special),
             prompt_tokens: tokens.len(),
             tokens,
@@ -111,9 +115,17 @@ impl Running {
     }
 
     /// The most tokens that can be guessed: none where the choice of a token is not the greatest logit alone.
-    pub(super) fn most_guesses(&self) -> usize {
+    fn most_guesses(&self) -> usize {
         let is_greedy = self.request.sampler.temperature == 0.0 && self.request.sampler.leaves_logits();
         if is_greedy { self.most_tokens.saturating_sub(self.tokens.len() + 1) } else { 0 }
+    }
+
+    /// Guesses of the tokens that follow, at most `most`.
+    pub(super) fn guess(&mut self, most: usize) -> &[u32] {
+        let guessed = self.lookup.guess(&self.tokens, most.min(self.most_guesses()));
+        // What the format does not admit is certainly wrong.
+        let admitted = self.constraint.as_mut().map_or(guessed.len(), |constraint| constraint.count_admitted(guessed));
+        &guessed[..admitted]
     }
 
     /// Chooses the tokens that follow, by the logits after the last token and after each guess, as far as the guesses are right;
@@ -154,12 +166,18 @@ impl Running {
     /// The reason why the answer ends with this token, if it does.
     fn try_take(&mut self, logits: &[f32], totals: &mut Statistics, events: &mut Vec<Event>) -> Result<Option<Finish>> {
         let (prompt, answer) = self.tokens.split_at(self.prompt_tokens);
-        let token = self.sampler.sample(logits, prompt, answer)?;
+        let token = match &mut self.constraint {
+            Some(constraint) => self.sampler.sample(&constraint.admitted(logits)?, prompt, answer)?,
+            None => self.sampler.sample(logits, prompt, answer)?,
+        };
         if !self.has_begun() {
             self.seconds_to_first_token = self.submitted.elapsed().as_secs_f64();
         }
         if self.request.end_tokens.contains(&token) {
             return Ok(Some(Finish::EndToken));
+        }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.advance(token)?;
         }
         let log_probability =
             self.request.log_probabilities.map(|likeliest| TokenLogProbability::of(logits, token, likeliest));
@@ -167,8 +185,10 @@ impl Running {
         events.push(Event::Token { request: self.id, token, text, log_probability });
         self.tokens.push(token);
         totals.answer_tokens += 1;
+        let is_complete = self.constraint.as_ref().is_some_and(Constraint::is_complete);
         let is_full = self.tokens.len() >= self.most_tokens;
-        Ok(if is_stopped { Some(Finish::Stop) } else { is_full.then_some(Finish::Length) })
+        let ends = [(is_stopped, Finish::Stop), (is_complete, Finish::Complete), (is_full, Finish::Length)];
+        Ok(ends.into_iter().find_map(|(ends, finish)| ends.then_some(finish)))
     }
 
     /// Reports the end of the answer.

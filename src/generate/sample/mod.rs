@@ -93,7 +93,7 @@ impl SamplerConfig {
     }
 }
 
-/// The log-probability of a token that was chosen, by the model alone: at temperature 1, without filters, penalties and bias.
+/// The log-probability of a token that was chosen, by the model alone: at temperature 1, without filters, penalties, bias and formats.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogProbability {
     /// The token.

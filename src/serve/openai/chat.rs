@@ -12,10 +12,13 @@ use crate::data::read::message_of;
 use crate::eval::tool_calls::ToolCall;
 use crate::generate::engine::{TokenLogProbability, Usage};
 use crate::generate::run::Finish;
+use crate::run::named::NamedModel;
 use crate::serve::Server;
 use crate::serve::calls::CallGate;
 use crate::serve::failure::{Failure, Outcome};
 use crate::serve::fields::Fields;
+use crate::serve::forced_call::ForcedCall;
+use crate::serve::format::AnswerFormat;
 use crate::serve::limits::{MESSAGES, TOOLS};
 use crate::serve::models::ServedModel;
 use crate::serve::options::{AnswerOptions, encoded, likeliest};
@@ -28,6 +31,8 @@ pub(in crate::serve) struct Conversation {
     tools: Option<Value>,
     /// Their names.
     names: Vec<String>,
+    /// The call that the answer has to be.
+    forced: Option<ForcedCall>,
 }
 
 impl Conversation {
@@ -42,28 +47,49 @@ impl Conversation {
         let messages = messages.collect::<Outcome<_>>()?;
         let tools = fields.list("tools", TOOLS)?.filter(|tools| !tools.is_empty());
         let names = tools.iter().flatten().map(tool_name).collect::<Outcome<_>>()?;
-        Ok(Self { messages, tools: tools.map(Value::Array), names })
+        Ok(Self { messages, tools: tools.map(Value::Array), names, forced: None })
     }
 
     /// Does as a request's `tool_choice` says.
     fn choose_tools(&mut self, choice: Option<Value>) -> Outcome<()> {
-        match choice.as_ref().map(Value::as_str) {
-            None | Some(Some("auto")) => Ok(()),
-            Some(Some("none")) => {
-                (self.tools, self.names) = (None, Vec::new());
-                Ok(())
+        let Some(choice) = choice else { return Ok(()) };
+        match choice.as_str() {
+            Some("auto") => {}
+            Some("none") => (self.tools, self.names) = (None, Vec::new()),
+            _ => {
+                let tools = self.tools.as_ref().and_then(Value::as_array);
+                self.forced = Some(ForcedCall::read(tools.map_or(&[], Vec::as_slice), &choice)?);
             }
-            Some(_) => Err(Failure::unsupported(
-                "tool_choice",
-                "the model decides whether it calls a tool; `auto` and `none` are known",
-            )),
+        }
+        Ok(())
+    }
+
+    /// Refuses a format of answers that may be calls instead.
+    pub(in crate::serve) fn check_format(&self, format: Option<&AnswerFormat>) -> Outcome<()> {
+        let may_call = self.tools.is_some() && self.forced.is_none();
+        match format.filter(|_| may_call) {
+            Some(format) => {
+                Err(Failure::unsupported(format.field, "it stands beside `tools`, which the model may call instead"))
+            }
+            None => Ok(()),
         }
     }
 
-    /// The tokens of the prompt.
-    pub(in crate::serve) async fn ids(&self, model: &Arc<ServedModel>) -> Outcome<Vec<u32>> {
-        let (messages, tools) = (self.messages.clone(), self.tools.clone());
-        encoded(model, "messages", move |named| named.prompt(&messages, tools.as_ref())).await
+    /// The tokens of the prompt, and the format of the answer: that of the call that it has to be, or else `format`.
+    pub(in crate::serve) async fn prepare(
+        &self,
+        model: &Arc<ServedModel>,
+        format: Option<AnswerFormat>,
+    ) -> Outcome<(Vec<u32>, Option<AnswerFormat>)> {
+        let (messages, tools, forced) = (self.messages.clone(), self.tools.clone(), self.forced.clone());
+        let work = move |named: &NamedModel| {
+            let mut ids = named.prompt(&messages, tools.as_ref())?;
+            let Some(forced) = forced else { return Ok((ids, format)) };
+            let (format, beginning) = forced.prepare(named)?;
+            ids.extend(beginning);
+            Ok((ids, Some(format)))
+        };
+        encoded(model, "messages", work).await
     }
 
     /// The part of an answer that is text, and the rest, which may hold calls.
@@ -108,6 +134,8 @@ pub(in crate::serve) async fn answer(server: Arc<Server>, mut fields: Fields) ->
     let model = fields.required("model", model)?;
     let mut conversation = Conversation::read(&mut fields)?;
     conversation.choose_tools(fields.value("tool_choice"))?;
+    let format = AnswerFormat::read(&mut fields)?;
+    conversation.check_format(format.as_ref())?;
     let mut options = AnswerOptions::read(&mut fields, &["max_tokens", "max_completion_tokens"])?;
     let alternatives = likeliest(&mut fields, "top_logprobs")?;
     options.likeliest = fields.flag("logprobs")?.then_some(alternatives.unwrap_or(0));
@@ -119,7 +147,6 @@ pub(in crate::serve) async fn answer(server: Arc<Server>, mut fields: Fields) ->
     take_fields_of_the_service(&mut fields);
     let text_alone = "answers are text";
     fields.refuse(&[
-        ("response_format", json!({ "type": "text" }), "answers are not constrained to a format"),
         ("functions", Value::Null, "`tools` took its place"),
         ("function_call", json!("none"), "`tools` and `tool_choice` took its place"),
         ("modalities", json!(["text"]), text_alone),
@@ -133,9 +160,10 @@ pub(in crate::serve) async fn answer(server: Arc<Server>, mut fields: Fields) ->
     ])?;
     fields.finish()?;
     let model = server.models.get(&model)?;
-    let ids = conversation.ids(&model).await?;
-    let answers = server.answer(&model, vec![ids], &options).await?;
+    let (ids, format) = conversation.prepare(&model, format).await?;
     let count = options.choices;
+    let constraints = server.constraints(&model, format, count).await?;
+    let answers = server.answer(&model, vec![ids], &options, constraints).await?;
     let head = Head::new("chatcmpl-", &model.named.name);
     if delivery.streams {
         let gates = (0..count).map(|_| conversation.gate()).collect();

@@ -82,7 +82,7 @@ pub(in crate::serve) async fn answer(server: Arc<Server>, mut fields: Fields) ->
     let prompts = input_ids(&mut fields, "prompt", &model).await?;
     fields.finish()?;
     let count = prompts.len() * options.choices;
-    let answers = server.answer(&model, prompts, &options).await?;
+    let answers = server.answer(&model, prompts, &options, Vec::new()).await?;
     let head = Head::new("cmpl-", &model.named.name);
     if delivery.streams {
         let lengths = vec![0; count];

@@ -41,7 +41,7 @@ fn identifier(prefix: &str) -> String {
 /// OpenAI's word for the end of an answer.
 fn finish_reason(finish: Finish) -> &'static str {
     match finish {
-        Finish::EndToken | Finish::Stop => "stop",
+        Finish::EndToken | Finish::Stop | Finish::Complete => "stop",
         Finish::Length | Finish::Time | Finish::Cancelled => "length",
     }
 }
