@@ -41,6 +41,7 @@ mod merge_proof;
 mod model;
 mod ops;
 mod optimisers;
+mod parallel;
 mod preferences;
 mod preflight;
 mod pull;

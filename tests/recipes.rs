@@ -21,12 +21,16 @@ fn every_shipped_recipe_trains_two_steps() {
     let folder = tiny_job();
     let pairs = "{\"prompt\": \"1 and 2 is \", \"chosen\": \"3\", \"rejected\": \"4\"}\n".repeat(12);
     fs::write(folder.path().join("pairs.jsonl"), pairs).expect("written");
+    let labels =
+        "{\"text\": \"1 and 2\", \"label\": \"odd\"}\n{\"text\": \"1 and 3\", \"label\": \"even\"}\n".repeat(6);
+    fs::write(folder.path().join("labels.jsonl"), labels).expect("written");
     let base = format!("base.model={:?}", tiny_model());
     for recipe in recipes {
         let name = recipe.file_stem().expect("a name").to_str().expect("UTF-8");
         let dir = format!("output.dir=out/{name}");
         let typed: toml::Table = fs::read_to_string(&recipe).expect("a recipe").parse().expect("TOML");
-        let (train, valid) = match typed["train"].get("objective") {
+        let (train, valid) = match typed["train"].get("objective").and_then(toml::Value::as_str) {
+            Some("classify") => ("data.train=labels.jsonl", "data.valid=labels.jsonl"),
             Some(_) => ("data.train=pairs.jsonl", "data.valid=pairs.jsonl"),
             None => ("data.train=train.jsonl", "data.valid=valid.jsonl"),
         };

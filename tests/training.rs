@@ -11,9 +11,9 @@ use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Batch, Decoder};
 use burnish::nn::{Noise, token_numbers};
 use burnish::train::evaluate::{evaluate, evaluate_at_once};
-use burnish::train::objective::Sft;
+use burnish::train::objective::{Objective, SequenceLoss, Sft, Share, StepSize};
 use burnish::train::step::{AdapterTrainer, Known, StepReport};
-use burnish::train::{Batching, Event, Job, Layout, Part, Schedule, ScheduleKind, TrainSettings, fit};
+use burnish::train::{Alone, Batching, Event, Job, Layout, Part, Schedule, ScheduleKind, TrainSettings, fit};
 use serde_json::Value;
 
 use crate::model::{fixtures, load, turn};
@@ -211,6 +211,7 @@ fn without_validation_data_the_adapter_is_reported_as_it_goes() {
         batching: Batching { micro_batch_seqs: 2, packed_tokens: None, accumulate_steps: 1, seed: 0 },
         layout: Layout { part: Part::MicroBatch, recompute: Recompute::None },
         state: None,
+        ranks: &Alone,
     };
     let mut kept = Vec::new();
     let outcome = fit(
@@ -268,6 +269,35 @@ fn accumulated_micro_batches_are_one_large_batch() {
         for (parts, whole) in [(parts.loss, whole.loss), (parts.grad_norm, whole.grad_norm)] {
             assert!((parts - whole).abs() <= 1e-6 * whole, "{by} at a time: {parts}, not {whole}");
         }
+    }
+}
+
+/// Supervised fine-tuning whose value is so many times as large.
+struct Times(f64);
+
+impl Objective for Times {
+    fn share(&self, losses: &[SequenceLoss], step: &StepSize) -> Share {
+        let Share { value, weights, rewards } = Sft.share(losses, step);
+        let weights = weights.into_iter().map(|weight| weight * self.0).collect();
+        Share { value: value * self.0, weights, rewards }
+    }
+}
+
+#[test]
+fn gradients_of_any_size_are_added_up() {
+    let _turn = turn();
+    let run = Run::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training/seven_and_head"));
+    let decoder = load(&run.base, Compute::F32);
+    let batches = joined(&sequences(&[12, 20, 7, 15]), 1);
+    let norm = |factor: f64| {
+        let adapter = run.start.attach(decoder.config(), &decoder.device().clone().autodiff()).expect("fits");
+        let settings = TrainSettings::default();
+        let mut trainer = AdapterTrainer::new(adapter, Box::new(Times(factor)), &settings, Recompute::None);
+        trainer.step(&decoder, &batches, 1e-3, 7).grad_norm / factor
+    };
+    let expected = norm(1.0);
+    for factor in [1e-6, 1e3, 1e9, 1e20] {
+        close(norm(factor), expected, 1e-6, &format!("{factor} times"));
     }
 }
 

@@ -164,6 +164,10 @@ impl Describe for Modules {
     fn expected() -> String {
         "a list of names of modules such as q_proj, or a regular expression".to_owned()
     }
+
+    fn schema() -> serde_json::Value {
+        serde_json::json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] })
+    }
 }
 
 impl FromNode for Targets {
@@ -182,6 +186,10 @@ impl FromNode for Targets {
 impl Describe for Targets {
     fn expected() -> String {
         format!("`{}`, `{}`, {}", Self::ATTENTION, Self::ALL_LINEAR, Modules::expected())
+    }
+
+    fn schema() -> serde_json::Value {
+        Modules::schema()
     }
 }
 
@@ -211,7 +219,11 @@ impl<T: FromNode> FromNode for ByPattern<T> {
     }
 }
 
-impl<T> Describe for ByPattern<T> {}
+impl<T: Describe> Describe for ByPattern<T> {
+    fn schema() -> serde_json::Value {
+        serde_json::json!({ "type": "object", "additionalProperties": T::schema() })
+    }
+}
 
 /// `limit` for every value.
 pub(super) fn each<T: 'static>(limit: Limit<T>) -> Limit<ByPattern<T>> {

@@ -10,6 +10,9 @@ use super::{Ending, Global};
 use crate::error::{Error, Place, Result, printable};
 use crate::recipe::Recipe;
 use crate::run::check::{CheckOptions, Report, Shown, check, check_file};
+use crate::run::watch::Watch;
+use crate::train::Ranks;
+use crate::train::parallel::launch;
 
 /// Find every problem with a recipe, its base and its data, before it is trained
 #[derive(Debug, Args)]
@@ -75,14 +78,44 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             }
             check_file(file)?
         }
-        _ => {
-            let options = CheckOptions { show: arguments.show, time: arguments.time };
-            let progress = &mut TrainProgress::new(terminal);
-            check(&arguments.recipe()?, &global.device, arguments.job.max_memory, options, progress)?
-        }
+        _ if arguments.time => return run_among_ranks(arguments, global, terminal),
+        _ => check_recipe(arguments, global, &arguments.recipe()?, None, &mut TrainProgress::new(terminal))?,
     };
     show(&report, terminal)?;
-    Ok(if report.is_worthless() { Ending::Unfit } else { Ending::Done })
+    Ok(ending(&report))
+}
+
+/// Checks a recipe and times its steps, with the processes that a launcher has started together.
+fn run_among_ranks(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<Ending> {
+    let recipe = arguments.recipe()?;
+    let on_loss = *terminal;
+    let ranks = launch::join(&recipe.plan()?.parallel, move |error| on_loss.error(error))?;
+    let report = match ranks.is_first() {
+        true => {
+            let progress = &mut TrainProgress::new(terminal);
+            let report = check_recipe(arguments, global, &recipe, Some(&*ranks), progress)?;
+            show(&report, terminal)?;
+            report
+        }
+        false => check_recipe(arguments, global, &recipe, Some(&*ranks), &mut ())?,
+    };
+    ranks.leave();
+    Ok(ending(&report))
+}
+
+fn check_recipe(
+    arguments: &Arguments,
+    global: &Global,
+    recipe: &Recipe,
+    time: Option<&dyn Ranks>,
+    watch: &mut dyn Watch,
+) -> Result<Report> {
+    let options = CheckOptions { show: arguments.show, time };
+    check(recipe, &global.device, arguments.job.max_memory, options, watch)
+}
+
+fn ending(report: &Report) -> Ending {
+    if report.is_worthless() { Ending::Unfit } else { Ending::Done }
 }
 
 fn show(report: &Report, terminal: &Terminal) -> Result<()> {

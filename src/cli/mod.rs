@@ -7,10 +7,12 @@ mod chat;
 mod check;
 mod combine;
 mod data;
+mod doctor;
 mod eval;
 mod explain;
 mod export;
 mod generate;
+mod init;
 mod inspect;
 mod merge;
 mod model;
@@ -20,9 +22,11 @@ mod progress;
 mod prompts;
 mod pull;
 mod quantize;
+mod recipes;
 mod report;
 #[cfg(feature = "serve")]
 mod serve;
+mod shell;
 mod terminal;
 mod train;
 #[cfg(feature = "serve")]
@@ -30,12 +34,14 @@ mod ui;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
 
 use crate::device::DeviceChoice;
 use crate::error::{Error, Place, Result};
 use crate::interrupt::{self, Effect};
+use crate::train::parallel::launch::{self, Launched};
 use terminal::{Colour, Terminal};
 
 /// Fine-tune LLaMA-family language models with LoRA and QLoRA.
@@ -74,6 +80,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::Arguments),
+    Init(init::Arguments),
     Check(check::Arguments),
     Explain(explain::Arguments),
     Data(data::Arguments),
@@ -94,6 +101,11 @@ enum Command {
     #[cfg(feature = "serve")]
     Ui(ui::Arguments),
     Inspect(inspect::Arguments),
+    Recipes(recipes::Arguments),
+    Doctor(doctor::Arguments),
+    Completions(shell::CompletionsArguments),
+    Man(shell::ManArguments),
+    Schema(shell::SchemaArguments),
 }
 
 /// The command line as clap has it: every command with its arguments.
@@ -127,8 +139,21 @@ pub fn main() -> ExitCode {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::Unfit) => ExitCode::from(2),
         Err(error) => {
-            terminal.error(&error);
+            report_among_ranks(&terminal, error.clone());
+            launch::abort(error.exit_code());
             ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Reports an error. Of several ranks the first does so at once: most errors are those of all, and its end ends them.
+fn report_among_ranks(terminal: &Terminal, error: Error) {
+    const LATER: Duration = Duration::from_secs(2);
+    match Launched::of_this_process().filter(|launched| launched.rank > 0) {
+        None => terminal.error(&error),
+        Some(launched) => {
+            std::thread::sleep(LATER);
+            terminal.error(&error.within(launched.name().as_str()));
         }
     }
 }
@@ -168,6 +193,12 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
     });
     let done = match &cli.command {
         Command::Check(arguments) => return check::run(arguments, &cli.global, terminal),
+        Command::Doctor(_) => return doctor::run(&cli.global, terminal),
+        Command::Completions(arguments) => shell::completions(arguments, terminal),
+        Command::Man(arguments) => shell::man(arguments, terminal),
+        Command::Schema(_) => shell::schema(terminal),
+        Command::Init(arguments) => init::run(arguments, &cli.global, terminal),
+        Command::Recipes(arguments) => recipes::run(arguments, terminal),
         Command::Explain(arguments) => explain::run(arguments, terminal),
         Command::Data(arguments) => data::run(arguments, terminal),
         Command::Pull(arguments) => pull::run(arguments, terminal),
@@ -192,10 +223,10 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
 
 /// Sizes the pool of the kernels, and that of everything else.
 fn use_threads(threads: Option<u16>) -> Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
+    let Some(threads) = threads.map(usize::from).or_else(launch::threads) else { return Ok(()) };
     #[cfg(feature = "cpu")]
-    crate::ops::cpu::pool::use_threads(threads.into());
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
+    crate::ops::cpu::pool::use_threads(threads);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     pool.map_err(|error| {
         Error::failed(Place::argument("--threads"), format!("{threads} threads cannot be started: {error}"))
     })

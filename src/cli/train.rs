@@ -21,6 +21,7 @@ use crate::run::samples::StepSample;
 use crate::run::train::{RunOptions, train};
 use crate::run::watch::{Stage, Watch};
 use crate::train::Event;
+use crate::train::parallel::launch;
 use crate::train::step::StepReport;
 
 /// A recipe, and the options that change the run it describes.
@@ -86,12 +87,28 @@ impl Arguments {
 pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Terminal) -> Result<()> {
     let TrainArguments { job, resume, accept_change, require, log_to } = arguments;
     let start = if *resume { Start::Resumed(accept_change) } else { Start::Fresh };
-    let progress = &mut TrainProgress::new(terminal);
-    let how = RunOptions { device: global.device, max_memory: job.max_memory, start, log_to: log_to.as_deref() };
-    let report = train(&job.recipe()?, &how, progress)?;
-    terminal.result(&report)?;
+    let recipe = job.recipe()?;
+    let on_loss = *terminal;
+    let ranks = launch::join(&recipe.plan()?.parallel, move |error| on_loss.error(error))?;
+    let how = RunOptions {
+        device: global.device,
+        max_memory: job.max_memory,
+        start,
+        log_to: log_to.as_deref(),
+        ranks: &*ranks,
+    };
+    let report = match ranks.is_first() {
+        true => {
+            let report = train(&recipe, &how, &mut TrainProgress::new(terminal))?;
+            terminal.result(&report)?;
+            report
+        }
+        false => train(&recipe, &how, &mut ())?,
+    };
     // A run that was interrupted has the exit code of its signal: it is not at the end that is to be judged.
-    require.filter(|_| !report.interrupted).map_or(Ok(()), |required| report.check(required))
+    require.filter(|_| !report.interrupted).map_or(Ok(()), |required| report.check(required))?;
+    ranks.leave();
+    Ok(())
 }
 
 /// Shows a run: a bar where stderr is a terminal, otherwise a line every few seconds.

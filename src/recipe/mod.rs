@@ -11,6 +11,7 @@
 
 mod aliases;
 mod plan;
+pub mod shipped;
 
 use std::fs;
 use std::path::Path;
@@ -352,6 +353,14 @@ pub fn resolved(plan: &Plan) -> Result<String> {
     }
     let text = toml::to_string(&table).map_err(failed)?;
     Ok(format!("# Every setting of this run, defaults and `--set` included.\n\n{text}"))
+}
+
+/// The JSON Schema of a recipe, for editors that complete and check TOML by one.
+pub fn schema() -> serde_json::Value {
+    let mut schema = Plan::schema();
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    schema["title"] = "A recipe of burnish".into();
+    schema
 }
 
 /// Every setting of a recipe, in the order of the plan.

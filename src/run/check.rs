@@ -6,10 +6,12 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::folder::RunFolder;
+use super::identity::identity;
 use super::memory_plan::MemoryPlan;
 use super::notices::{has_no_end, notices_of_run};
 use super::prepare::{Examples, Prepared, prepare, read_examples};
 use super::probe::{TimeEstimate, probe};
+use super::ranks;
 use super::watch::{Stage, Watch};
 use crate::bytes::Size;
 use crate::data::preflight::lengths::{LengthClass, histogram};
@@ -20,14 +22,15 @@ use crate::error::{Error, Place, Result, counted};
 use crate::pull::{self, Presence};
 use crate::recipe::{Plan, Recipe};
 use crate::text::TextStream;
+use crate::train::Ranks;
 
 /// The parts of a check that are not always wanted.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct CheckOptions {
+pub struct CheckOptions<'a> {
     /// The number of a training example to show, from 1.
     pub show: Option<usize>,
-    /// Whether a few steps are timed, for which the weights are loaded.
-    pub time: bool,
+    /// The processes that time a few steps together, for which the weights are loaded; `None` to time nothing.
+    pub time: Option<&'a dyn Ranks>,
 }
 
 /// The outcome of a check.
@@ -156,14 +159,14 @@ pub fn check(
     recipe: &Recipe,
     choice: &DeviceChoice,
     max_memory: Option<Size>,
-    options: CheckOptions,
+    options: CheckOptions<'_>,
     watch: &mut dyn Watch,
 ) -> Result<Report> {
     let plan = recipe.plan()?;
     if let Presence::Fetchable(fetches) = pull::look_up(&plan.base.model)? {
         let examples = read_examples(&plan).map_err(|error| recipe.locate(error))?;
         let mut report = of_texts(recipe, &plan, &examples);
-        if options.show.is_some() || options.time {
+        if options.show.is_some() || options.time.is_some() {
             let option = if options.show.is_some() { "--show" } else { "--time" };
             let error = Error::input(Place::argument(option), format!("needs the base {}", plan.base.model));
             return Err(error.hint(format!("`burnish pull {}` fetches {fetches}", plan.base.model)));
@@ -192,8 +195,12 @@ pub fn check(
     findings.sort_by_key(|finding| (finding.severity, finding.code));
     let shown = options.show.map(|number| shown(number, &examples.train, encoder)).transpose()?;
     let time = match options.time {
-        true => Some(probe(&prepared, watch).map_err(|error| recipe.locate(error))?),
-        false => None,
+        Some(ranks) => {
+            let same = ranks::check(ranks, &prepared, &identity(&prepared, choice), watch);
+            let time = same.and_then(|()| probe(&prepared, ranks, watch));
+            Some(time.map_err(|error| recipe.locate(error))?)
+        }
+        None => None,
     };
     let files = file_facts(&examples);
     Ok(Report { files, run: Some(RunFacts::of(&prepared)), to_fetch: None, findings, shown, time })

@@ -1,5 +1,7 @@
 //! The identity of a run: all that decides what it learns. A checkpoint keeps it, and a run that goes on must have the same.
 
+use std::fmt;
+
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -45,6 +47,7 @@ const NOT_COMPARED: &[&str] = &[
     "data.valid",
     "eval.guard",
     "output",
+    "parallel",
     "sample",
     "train.checkpoint_minutes",
     "train.checkpoint_steps",
@@ -60,8 +63,17 @@ pub struct Difference {
     pub change: Change,
     /// The thing that differs: a setting, a split of the data, or the kind itself.
     pub name: String,
-    /// The difference in words.
-    pub text: String,
+    /// The value of the checkpoint, in words.
+    pub was: String,
+    /// The value of now, in words.
+    pub is: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, was, is, .. } = self;
+        write!(f, "{name} was {was} and is {is}")
+    }
 }
 
 impl Difference {
@@ -127,8 +139,8 @@ pub fn differences(saved: &Value, now: &Value) -> Vec<Difference> {
         for name in names {
             let (was, is) = (saved.get(name), now.get(name));
             if was != is {
-                let text = format!("{name} was {} and is {}", in_words(was), in_words(is));
-                found.push(Difference { change, name: name.clone(), text });
+                let (was, is) = (in_words(was), in_words(is));
+                found.push(Difference { change, name: name.clone(), was, is });
             }
         }
     }
@@ -193,7 +205,7 @@ mod tests {
         let now = json!({ "recipe": { "train.epochs": "2", "train.seed": "0" }, "program": "0.2.0",
                           "data": { "train": "a", "valid": "0".repeat(64) } });
         let found = differences(&saved, &now);
-        let texts: Vec<&str> = found.iter().map(|difference| difference.text.as_str()).collect();
+        let texts: Vec<String> = found.iter().map(ToString::to_string).collect();
         assert_eq!(
             texts,
             [

@@ -84,6 +84,7 @@ impl<'a> Demand<'a> {
             cached_tokens: self.cached_tokens,
             recompute: layout.recompute,
             optimiser: self.train.optimiser,
+            has_sum: self.train.accumulate_steps > 1 || layout.part != Part::MicroBatch,
             data_bytes: self.data_bytes,
         }
     }

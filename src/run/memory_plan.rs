@@ -43,6 +43,8 @@ pub struct Workload {
     pub recompute: Recompute,
     /// The rule of the updates, which decides what is kept of each parameter.
     pub optimiser: OptimiserKind,
+    /// Whether a step has several parts, whose gradients are added up (`train/parallel/fixed.rs`).
+    pub has_sum: bool,
     /// Bytes of the encoded examples.
     pub data_bytes: u64,
 }
@@ -76,7 +78,9 @@ impl MemoryPlan {
         let subtracted: u64 = subtracted.map(|factor| factor.len() as u64).sum();
         // Factors on the host (as they started, and the best so far) and on the device, gradient, moments. Those that are
         // subtracted once on the host, and on the device by themselves, beside the others, and with a gradient.
-        let adapter_bytes = 4 * (adapter.parameters() as u64 * 4 + moments(adapter, work.optimiser) + subtracted * 4);
+        let parameters = adapter.parameters() as u64;
+        let sum = if work.has_sum { 8 * parameters } else { 0 };
+        let adapter_bytes = 4 * (parameters * 4 + moments(adapter, work.optimiser) + subtracted * 4) + sum;
         let layers = Layers { config, adapter, compute: options.compute };
         let (activations, working) = layers.step(work);
         let threads = rayon::current_num_threads() as u64;

@@ -10,11 +10,12 @@ use serde::Serialize;
 use super::prepare::Prepared;
 use super::watch::{Stage, Watch};
 use crate::data::Encoded;
-use crate::error::Result;
+use crate::error::{Result, counted};
 use crate::model::Batch;
-use crate::train::evaluate::evaluate;
+use crate::train::Ranks;
+use crate::train::evaluate::evaluate_among;
 use crate::train::reference::References;
-use crate::train::step::AdapterTrainer;
+use crate::train::step::{AdapterTrainer, Step};
 
 /// Steps that are timed, after one that is not: the first pays for memory and for threads.
 const STEPS: usize = 3;
@@ -34,13 +35,56 @@ pub struct TimeEstimate {
     pub tokens_per_second: f64,
     /// Steps that were timed.
     pub timed_steps: usize,
+    /// The exchange between ranks; `None` for one process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub communication: Option<Communication>,
 }
 
-/// Loads the weights, does a few steps of the run and a part of an evaluation, and keeps nothing of it.
+/// The exchange between ranks in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Communication {
+    /// Ranks.
+    pub ranks: usize,
+    /// Bytes of the sum that every rank brings and gets.
+    pub bytes: usize,
+    /// The time that adding it up takes, measured.
+    pub seconds: f64,
+    /// The same over the time of a step.
+    pub share: f64,
+    /// Steps of an epoch.
+    pub steps_per_epoch: usize,
+}
+
+impl Communication {
+    /// Adds up as many numbers as a step does, a few times.
+    fn measure(ranks: &dyn Ranks, prepared: &Prepared, step_seconds: f64, steps_per_epoch: usize) -> Self {
+        let mut numbers = vec![0; prepared.start.parameters()];
+        ranks.sum(&mut numbers);
+        let began = Instant::now();
+        (0..STEPS).for_each(|_| ranks.sum(&mut numbers));
+        let seconds = began.elapsed().as_secs_f64() / STEPS as f64;
+        let (ranks, bytes) = (ranks.count(), size_of_val(&numbers[..]));
+        Self { ranks, bytes, seconds, share: seconds / step_seconds, steps_per_epoch }
+    }
+}
+
+impl fmt::Display for Communication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ranks, bytes, seconds, share, steps_per_epoch } = *self;
+        let (megabytes, milliseconds, percent) = (bytes as f64 / 1e6, 1e3 * seconds, 100.0 * share);
+        write!(
+            f,
+            "{ranks} ranks: {milliseconds:.1} ms of a step are communication ({percent:.1}%, {megabytes:.1} MB); {} in an epoch",
+            counted(steps_per_epoch, "step")
+        )
+    }
+}
+
+/// Loads the weights, does a few steps of the run and a part of an evaluation, and keeps nothing of it. Every rank does so together.
 ///
 /// # Errors
 /// Those of loading; an adapter that does not fit.
-pub(super) fn probe(prepared: &Prepared, watch: &mut dyn Watch) -> Result<TimeEstimate> {
+pub(super) fn probe(prepared: &Prepared, ranks: &dyn Ranks, watch: &mut dyn Watch) -> Result<TimeEstimate> {
     let plan = &prepared.plan;
     watch.stage(Stage::LoadWeights);
     let decoder = prepared
@@ -62,12 +106,16 @@ pub(super) fn probe(prepared: &Prepared, watch: &mut dyn Watch) -> Result<TimeEs
         let join = |examples: &Vec<Cow<'_, Encoded>>| Batch::join(examples.iter().flat_map(|one| one.sequences()));
         let batches: Vec<Batch> = examples.iter().map(join).collect();
         let began = Instant::now();
-        let known = references.known(&trainer.adapter, &parts, &examples)?;
-        let report = trainer.step_knowing(&decoder, &batches, &known, 0.0, index as u64);
+        let known = references.known(ranks, &trainer.adapter, &parts, &examples, false)?.unwrap_or_default();
+        let step = Step { decoder: &decoder, micro_batches: &batches, known: &known, rate: 0.0, seed: index as u64 };
+        let report = trainer.step_among(ranks, &step, false);
         if index > 0 {
             (tokens, seconds, timed) = (tokens + report.tokens, seconds + began.elapsed().as_secs_f64(), timed + 1);
         }
-        if seconds > MAX_SECONDS {
+        // All ranks end after the same step.
+        let mut is_enough = [i64::from(ranks.is_first() && seconds > MAX_SECONDS)];
+        ranks.sum(&mut is_enough);
+        if is_enough[0] > 0 {
             break;
         }
     }
@@ -86,30 +134,35 @@ pub(super) fn probe(prepared: &Prepared, watch: &mut dyn Watch) -> Result<TimeEs
             let few: Vec<_> = few.cloned().collect();
             let few_tokens: usize = few.iter().map(|sequence| sequence.ids.len()).sum();
             let began = Instant::now();
-            evaluate(&decoder, Some(&trainer.adapter.valid()), &few, &mut |_| Ok(()))?;
+            evaluate_among(ranks, &decoder, Some(&trainer.adapter.valid()), &few, &mut |_| Ok(()))?;
             // Before the first step, every `eval_steps`, and after the last.
             let evaluations = 1 + prepared.total_steps.div_ceil(plan.train.eval_steps);
             began.elapsed().as_secs_f64() * valid_tokens as f64 / few_tokens.max(1) as f64 * evaluations as f64
         }
     };
+    let is_shared = ranks.count() > 1;
+    let step_seconds = seconds / timed as f64;
+    let communication = is_shared.then(|| Communication::measure(ranks, prepared, step_seconds, steps.len()));
     Ok(TimeEstimate {
         training_seconds: all_tokens / tokens_per_second,
         evaluation_seconds,
         tokens_per_second,
         timed_steps: timed,
+        communication,
     })
 }
 
 impl fmt::Display for TimeEstimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { training_seconds, evaluation_seconds, tokens_per_second, timed_steps } = *self;
+        let Self { training_seconds, evaluation_seconds, tokens_per_second, timed_steps, communication } = *self;
         let total = words(training_seconds + evaluation_seconds);
         write!(
             f,
             "about {total}: training {}, evaluations {} ({tokens_per_second:.0} tokens/s in {timed_steps} steps of this run)",
             words(training_seconds),
             words(evaluation_seconds)
-        )
+        )?;
+        communication.map_or(Ok(()), |communication| write!(f, "; {communication}"))
     }
 }
 

@@ -116,8 +116,7 @@ pub(super) fn newest(
         return Err(changed(&version, &refused));
     }
     for difference in &found {
-        let Difference { change, text, .. } = difference;
-        watch.notice(&format!("since the checkpoint the {change} has changed: {text}"));
+        watch.notice(&format!("since the checkpoint the {} has changed: {difference}", difference.change));
     }
     if found.iter().any(Difference::is_length) {
         watch.notice(&format!(
@@ -140,8 +139,8 @@ pub(super) fn newest(
 
 /// The error of a run that is another one than its checkpoint's.
 fn changed(version: &Version, refused: &[&Difference]) -> Error {
-    let errors = refused.iter().map(|Difference { change, text, .. }| {
-        Error::input(&*version.path, format!("the {change} has changed since this checkpoint: {text}"))
+    let errors = refused.iter().map(|found| {
+        Error::input(&*version.path, format!("the {} has changed since this checkpoint: {found}", found.change))
     });
     let mut kinds: Vec<String> = refused.iter().map(|found| format!("--accept-change {}", found.change)).collect();
     kinds.dedup();

@@ -11,8 +11,9 @@ use super::identity::{identity, instruction_set};
 use super::log_command::LogCommand;
 use super::outcome::{Sample, TrainReport};
 use super::prepare::{Prepared, prepare};
+use super::ranks;
 use super::recorder::Recorder;
-use super::resume::{self, Extras, Start};
+use super::resume::{self, Checkpoint, Extras, Start};
 use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::provenance;
@@ -28,11 +29,11 @@ use crate::interrupt;
 use crate::model::Decoder;
 use crate::nn::Adapter;
 use crate::recipe::{self, Recipe};
-use crate::train::{ExactMatch, Job, Outcome, State, fit, peak_memory};
+use crate::train::{Alone, ExactMatch, Job, Outcome, Ranks, State, fit, peak_memory};
 
 /// The place and the manner of a run, apart from its recipe: by default on the processor, in a new folder, with the memory that it
-/// takes.
-#[derive(Debug, Clone, Copy, Default)]
+/// takes, in one process.
+#[derive(Debug, Clone, Copy)]
 pub struct RunOptions<'a> {
     /// Where to compute.
     pub device: DeviceChoice,
@@ -42,19 +43,28 @@ pub struct RunOptions<'a> {
     pub start: Start<'a>,
     /// A command of the shell that gets each line of the metrics on its stdin.
     pub log_to: Option<&'a str>,
+    /// The processes that train together, of which each does this job.
+    pub ranks: &'a dyn Ranks,
 }
 
-/// Trains as `recipe` says and writes its run folder, or goes on with the run that is in it.
+impl Default for RunOptions<'_> {
+    fn default() -> Self {
+        Self { device: DeviceChoice::default(), max_memory: None, start: Start::default(), log_to: None, ranks: &Alone }
+    }
+}
+
+/// Trains as `recipe` says and writes its run folder, or goes on with the run that is in it. Of several ranks, the first writes.
 ///
 /// # Errors
 /// Those of [`prepare`], before a weight is loaded; a run folder that does not suit `start`; those of training. A run that has
 /// recorded a step keeps its folder.
 pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Result<TrainReport> {
-    let RunOptions { device: choice, max_memory, start, log_to } = how;
+    let RunOptions { device: choice, max_memory, start, log_to, ranks } = how;
     let dir = recipe.plan()?.output.dir;
     let command = resume_command(&dir) + &options(choice, *max_memory);
     let located = |error| recipe.locate(error);
     let (folder, accepted) = match start {
+        _ if !ranks.is_first() => (None, &[][..]),
         Start::Fresh => {
             RunFolder::check_free(&dir).map_err(located)?;
             (None, &[][..])
@@ -69,16 +79,18 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         let message = format!("has the label {label:?} alone: there is nothing to tell apart");
         return Err(located(Error::input(Place::setting("data.train"), message)));
     }
-    if !goes_on {
+    if !goes_on && ranks.is_first() {
         space::check(&dir, prepared.disk_bytes())?;
     }
     let identity = identity(&prepared, choice);
+    ranks::check(*ranks, &prepared, &identity, watch).map_err(located)?;
     let mut versions = Versions::open(&dir.join(RunFolder::CHECKPOINTS), plan.train.keep_checkpoints);
     let checkpoint = match goes_on {
         true => resume::newest(&mut versions, &prepared, &identity, accepted, watch)?,
         false => None,
     };
     match (&checkpoint, start) {
+        _ if !ranks.is_first() => {}
         (Some(found), _) => {
             watch.notice(&format!("going on from the checkpoint of step {}", found.state.progress.step))
         }
@@ -87,18 +99,25 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         }
         (None, Start::Fresh) => {}
     }
+    let (state, checkpoint) = match checkpoint {
+        Some(Checkpoint { state, extras, metrics }) => (Some(state), Some((extras, metrics))),
+        None => (None, None),
+    };
+    let state = State::broadcast(state, &prepared.start, *ranks)?;
 
     watch.stage(Stage::LoadWeights);
     let decoder = prepared
         .base
         .load(&prepared.device, plan.base.compute, plan.base.quant, |done, total| watch.loading(done, total))
         .map_err(located)?;
+    if !ranks.is_first() {
+        return follow(&prepared, choice, &decoder, state.as_ref(), *ranks);
+    }
+    let (extras, metrics) = checkpoint.unwrap_or_default();
     let (prompts, max_tokens) = (prepared.prompts.clone(), plan.sample.max_tokens);
-    let answered =
-        checkpoint.as_ref().filter(|found| found.extras.prompts == prompts && found.extras.max_tokens == max_tokens);
-    let answers = match answered {
-        Some(found) => found.extras.answers.clone(),
-        None => sampled(Stage::SampleBefore, &prepared, &decoder, None, watch)?,
+    let answers = match extras.prompts == prompts && extras.max_tokens == max_tokens {
+        true => extras.answers,
+        false => sampled(Stage::SampleBefore, &prepared, &decoder, None, watch)?,
     };
     let before = Extras { prompts, max_tokens, answers };
 
@@ -107,7 +126,8 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     interrupt::set_going_on(Some(format!("`{command}` goes on")));
     let mut folder = folder.map_or_else(|| RunFolder::create(&dir), Ok)?;
     let mut record = record(recipe, choice, &prepared, folder.record_before());
-    folder.set_metrics(checkpoint.as_ref().map_or(&[][..], |found| &found.metrics))?;
+    record["ranks"] = json!(ranks.count());
+    folder.set_metrics(&metrics)?;
     folder.write_recipe(&recipe::resolved(&recipe.plan()?)?)?;
     folder.write_record(&record)?;
     prepared.base.encoder.tokenizer().save(folder.path())?;
@@ -125,10 +145,9 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         bias: plan.adapter.bias,
         head: Some(config.names.head),
     };
-    let state = checkpoint.map(|found| found.state);
     let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, &decoder), options);
     recorder.log = log_to.map(LogCommand::start).transpose()?;
-    let outcome = fit_into(&mut recorder, &prepared, &decoder, state.as_ref(), watch);
+    let outcome = fit_among(*ranks, Some(&mut recorder), &prepared, &decoder, state.as_ref(), watch);
     drop(state);
     let mut outcome = outcome.inspect_err(|error| {
         // Why the run failed; where this cannot be written either, the error itself still says it.
@@ -145,7 +164,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
 
     // The outcome stands: a signal may end the process now.
     drop(finishing);
-    let verdicts = Verdicts::of(&prepared, &decoder, &outcome, watch)?;
+    let verdicts = Verdicts::of(*ranks, &prepared, &decoder, &outcome, watch)?;
     (report.validation, report.test, report.guard) = (verdicts.validation, verdicts.test, verdicts.guard);
     if !outcome.interrupted {
         let adapter = outcome.adapter.attach(decoder.config(), &prepared.device)?;
@@ -167,9 +186,26 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     Ok(report)
 }
 
-/// Trains; metrics, checkpoints and the best adapter go to the run folder as they come.
-fn fit_into(
-    recorder: &mut Recorder<'_>,
+/// The part of a rank that writes nothing.
+fn follow(
+    prepared: &Prepared,
+    choice: &DeviceChoice,
+    decoder: &Decoder,
+    state: Option<&State>,
+    ranks: &dyn Ranks,
+) -> Result<TrainReport> {
+    let finishing = interrupt::finish_first("");
+    let outcome = fit_among(ranks, None, prepared, decoder, state, &mut ())?;
+    drop(finishing);
+    let verdicts = Verdicts::of(ranks, prepared, decoder, &outcome, &mut ())?;
+    let Verdicts { validation, test, guard } = verdicts;
+    Ok(TrainReport { validation, test, guard, ..report(prepared, choice, &outcome) })
+}
+
+/// Trains; metrics, checkpoints and the best adapter go to the recorder, and so to the run folder, as they come.
+fn fit_among(
+    ranks: &dyn Ranks,
+    mut recorder: Option<&mut Recorder<'_>>,
     prepared: &Prepared,
     decoder: &Decoder,
     state: Option<&State>,
@@ -190,13 +226,16 @@ fn fit_into(
         batching: *batching,
         layout: *layout,
         state,
+        ranks,
     };
     let outcome = fit(&job, interrupt::requested, |event| {
         watch.event(&event);
-        recorder.take(&event, watch);
+        if let Some(recorder) = &mut recorder {
+            recorder.take(&event, watch);
+        }
         Ok(())
     });
-    let finished = recorder.finish();
+    let finished = recorder.map_or(Ok(()), Recorder::finish);
     let (outcome, ()) = Error::both(outcome, finished)?;
     Ok(outcome)
 }

@@ -14,8 +14,8 @@ use crate::error::Result;
 use crate::eval::loss::ExampleLoss;
 use crate::model::Decoder;
 use crate::nn::Adapter;
-use crate::train::evaluate::evaluate;
-use crate::train::{Outcome, preference};
+use crate::train::evaluate::evaluate_among;
+use crate::train::{Outcome, Ranks, preference};
 
 /// A last loss above the base's by this factor is a divergence rather than a step too far.
 const DIVERGED: f64 = 1.5;
@@ -33,7 +33,13 @@ impl Verdicts {
     ///
     /// # Errors
     /// Failed: a loss that is not finite.
-    pub(super) fn of(prepared: &Prepared, decoder: &Decoder, outcome: &Outcome, watch: &mut dyn Watch) -> Result<Self> {
+    pub(super) fn of(
+        ranks: &dyn Ranks,
+        prepared: &Prepared,
+        decoder: &Decoder,
+        outcome: &Outcome,
+        watch: &mut dyn Watch,
+    ) -> Result<Self> {
         // The losses of a classifier, which training has measured, do not tell the labels that it gave.
         if let (Some(classifier), false) = (&outcome.adapter.classifier, outcome.interrupted) {
             return Self::of_classifier(prepared, decoder, &classifier.labels, outcome, watch);
@@ -57,7 +63,7 @@ impl Verdicts {
                 Some(_) => preference::evaluated(&*objective, &set.set.sequences)?,
                 None => Cow::Borrowed(&set.set.sequences[..]),
             };
-            let losses = before_and_after(decoder, (reference, &adapter), &sequences, watch)?;
+            let losses = before_and_after(ranks, decoder, (reference, &adapter), &sequences, watch)?;
             let losses = (&losses.0[..], &losses.1[..]);
             let place = |index: usize| set.place(index);
             match reference {
@@ -71,7 +77,8 @@ impl Verdicts {
         let validation = match all_of_valid {
             true => {
                 let sequences = preference::evaluated(&*objective, &valid.sequences)?;
-                let (before, after) = before_and_after(decoder, (reference.as_ref(), &adapter), &sequences, watch)?;
+                let (before, after) =
+                    before_and_after(ranks, decoder, (reference.as_ref(), &adapter), &sequences, watch)?;
                 Some(on_validation(prepared, outcome, &valid.sequences, (&before, &after))?)
             }
             false => by_training(prepared, outcome)?,
@@ -157,6 +164,7 @@ fn no_step_was_better(before: f64, last: f64, learning_rate: f64) -> (String, St
 
 /// The losses before and after the training, each with an adapter or with the base alone.
 fn before_and_after(
+    ranks: &dyn Ranks,
     decoder: &Decoder,
     (before, after): (Option<&Adapter>, &Adapter),
     sequences: &[Encoded],
@@ -168,7 +176,7 @@ fn before_and_after(
             watch.evaluating(first + done, total);
             Ok(())
         };
-        evaluate(decoder, adapter, sequences, progress)
+        evaluate_among(ranks, decoder, adapter, sequences, progress)
     };
     Ok((measure(before, 0)?, measure(Some(after), sequences.len())?))
 }

@@ -2,8 +2,9 @@
 
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::evaluate::{classify, evaluate};
+use super::evaluate::{classify_cancellable, evaluate_cancellable};
 use super::event::Event;
 use super::fit::Job;
 use super::preference::{self, Preferences};
@@ -12,7 +13,7 @@ use super::settings::EarlyStopping;
 use super::step::AdapterTrainer;
 use crate::adapter::host::HostAdapter;
 use crate::data::Encoded;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::classes::{ClassFigures, Classified, figures};
 use crate::eval::loss::{ExampleLoss, example_number, mean_loss};
 use crate::files::json::exact;
@@ -48,17 +49,25 @@ pub struct Evaluations {
     pub last_step: Option<u64>,
 }
 
-/// The losses of the validation examples `valid`, and of a classifier of so many labels its measures.
+/// The losses of the validation examples `valid`, and of a classifier of so many labels its measures; `None`, on every rank, where
+/// one of them was asked to stop.
 fn measured(
     job: &Job<'_>,
     adapter: &Adapter,
     valid: &[Encoded],
     labels: Option<usize>,
     progress: &mut dyn FnMut(usize) -> Result<()>,
-) -> Result<(Vec<ExampleLoss>, Option<ClassFigures>)> {
-    let Some(labels) = labels else { return Ok((evaluate(job.decoder, Some(adapter), valid, progress)?, None)) };
-    let classified = classify(job.decoder, adapter, valid, progress)?;
-    Ok((classified.iter().map(Classified::loss).collect(), Some(figures(&classified, labels))))
+) -> Result<Option<(Vec<ExampleLoss>, Option<ClassFigures>)>> {
+    let Job { ranks, decoder, .. } = *job;
+    let Some(labels) = labels else {
+        let losses = evaluate_cancellable(ranks, decoder, Some(adapter), valid, progress)?;
+        return Ok(losses.map(|losses| (losses, None)));
+    };
+    let classified = classify_cancellable(ranks, decoder, adapter, valid, progress)?;
+    Ok(classified.map(|classified| {
+        let losses = classified.iter().map(Classified::loss).collect();
+        (losses, Some(figures(&classified, labels)))
+    }))
 }
 
 impl BestSoFar {
@@ -89,28 +98,34 @@ impl BestSoFar {
         let valid = preference::evaluated(&*objective, job.valid)?;
         let valid = &valid[..];
         let total = valid.len();
-        let progress = &mut |done| watch(Event::Evaluating { step, done, total });
         let labels = job.start.classifier.as_ref().map(|classifier| classifier.labels.len());
-        let measured = interrupt::cancellable(|| measured(job, &adapter, valid, labels, progress));
-        let Some((losses, classes)) = measured.transpose()? else { return Ok(false) };
+        let mut measured = |adapter: &Adapter| {
+            measured(job, adapter, valid, labels, &mut |done| watch(Event::Evaluating { step, done, total }))
+        };
+        let Some((losses, classes)) = measured(&adapter)? else { return Ok(false) };
         // The validation data are others than those the run began with: the adapter that it began with is evaluated too.
         let before = match self.evaluations.losses_before.is_empty() && step > 0 {
             true => {
                 let start = job.start.attach(job.decoder.config(), job.decoder.device())?;
-                let progress = &mut |done| watch(Event::Evaluating { step, done, total });
-                let before = interrupt::cancellable(|| evaluate(job.decoder, Some(&start), valid, progress));
-                let Some(before) = before.transpose()? else { return Ok(false) };
+                let Some((before, _)) = measured(&start)? else { return Ok(false) };
                 Some(before)
             }
             false => None,
         };
         let exact_match = match job.exact_match {
-            Some(measure) => match interrupt::cancellable(|| measure.share(&adapter)) {
-                Some(share) => Some(share?),
-                None => return Ok(false),
-            },
+            Some(measure) => {
+                let own = interrupt::cancellable(|| measure.exact(job.ranks, &adapter)).transpose()?;
+                let mut counts = [i64::from(own.is_none()), own.unwrap_or_default() as i64];
+                job.ranks.sum(&mut counts);
+                let [cancelled, exact] = counts;
+                if cancelled > 0 {
+                    return Ok(false);
+                }
+                Some(exact as f64 / measure.prompts() as f64)
+            }
             None => None,
         };
+        check_same_adapter(job, step, trainer)?;
         let so_far = &mut self.evaluations;
         if so_far.losses_before.is_empty() {
             so_far.losses_before = before.unwrap_or_else(|| losses.clone());
@@ -168,4 +183,23 @@ impl BestSoFar {
         self.evaluations.best_step = step;
         watch(Event::Best { step, adapter: &self.adapter })
     }
+}
+
+/// Compares the adapters of all ranks, which every decision from here on is computed from.
+///
+/// # Errors
+/// Failed: that of another rank is not the one of rank 0.
+fn check_same_adapter(job: &Job<'_>, step: u64, trainer: &AdapterTrainer) -> Result<()> {
+    if job.ranks.count() == 1 {
+        return Ok(());
+    }
+    let mut hash = Sha256::new();
+    for matrix in trainer.adapter.matrices() {
+        hash.update(matrix.val().into_data().as_bytes());
+    }
+    let hashes = job.ranks.gather(&hash.finalize());
+    let Some(other) = hashes.iter().position(|hash| *hash != hashes[0]) else { return Ok(()) };
+    let message = format!("the adapter differs from that of {}, from the same sums", job.ranks.name(0));
+    Err(Error::failed(format!("step {step} on {}", job.ranks.name(other)), message)
+        .hint("processors of different kinds may round differently: train on machines of one kind"))
 }

@@ -7,16 +7,16 @@ use super::batching::{Batching, Layout};
 use super::best::BestSoFar;
 use super::checkpoint::{Progress, State};
 use super::event::Event;
+use super::parallel::Ranks;
 use super::peak_memory::peak_bytes;
 use super::reference::References;
 use super::score::ExactMatch;
 use super::settings::TrainSettings;
-use super::step::{AdapterTrainer, Known, StepReport};
+use super::step::{AdapterTrainer, Known, Step, StepReport};
 use crate::adapter::host::HostAdapter;
 use crate::data::{Augmenter, Encoded};
 use crate::error::{Error, Result};
 use crate::eval::loss::ExampleLoss;
-use crate::interrupt;
 use crate::model::{Batch, Decoder};
 
 /// A training run: the base, the adapter to begin with, the examples, and how to train.
@@ -43,6 +43,8 @@ pub struct Job<'a> {
     pub layout: Layout,
     /// The state to go on from; `None` to begin.
     pub state: Option<&'a State>,
+    /// The processes that share the work; each of them calls [`fit`] with the same job.
+    pub ranks: &'a dyn Ranks,
 }
 
 /// The outcome of a run.
@@ -71,7 +73,7 @@ pub struct Outcome {
 }
 
 /// Trains `job.start`, or goes on from `job.state`, and returns the best adapter. `watch` sees every [`Event`]; its error ends the
-/// run. Once `stop` says so, the run ends after the step, or within it if the process was interrupted; its state is reported
+/// run. Once `stop` says so on one of the ranks, the run ends after the step, or within it if the process was interrupted; its state is reported
 /// first. A run that goes on from that state ends as if it had not been stopped.
 ///
 /// Without validation data, the adapter is reported every `eval_steps` steps, and before too many bad steps end the run.
@@ -164,7 +166,7 @@ impl<'a> Run<'a> {
             if self.is_due() {
                 self.report_state(watch)?;
             }
-            if stop() || !self.step(watch)? {
+            if !self.step(stop, watch)? {
                 break;
             }
         }
@@ -184,8 +186,8 @@ impl<'a> Run<'a> {
     }
 
     /// Makes the next step. `false` if the user asked to stop first: then nothing has changed.
-    fn step(&mut self, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<bool> {
-        let Job { decoder, train, augment, settings, batching, layout, .. } = *self.job;
+    fn step(&mut self, stop: &impl Fn() -> bool, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<bool> {
+        let Job { decoder, train, augment, settings, batching, layout, ranks, .. } = *self.job;
         while self.progress.steps_of_epoch >= self.steps_of_epoch.len() {
             self.progress.epoch += 1;
             self.progress.steps_of_epoch = 0;
@@ -199,14 +201,18 @@ impl<'a> Run<'a> {
         let examples: Vec<Vec<Cow<'_, Encoded>>> = parts.iter().map(of_epoch).collect();
         let join = |examples: &Vec<Cow<'_, Encoded>>| Batch::join(examples.iter().flat_map(|one| one.sequences()));
         let batches: Vec<Batch> = examples.iter().map(join).collect();
-        // The adapter and the optimiser change at the end, where nothing is cancelled any more.
         let Self { trainer, references, .. } = self;
-        let report = interrupt::cancellable(|| {
-            let known = references.known(&trainer.adapter, &parts, &examples)?;
-            let known = Known { sequences: numbers(&parts, &examples), ..known };
-            Ok(trainer.step_knowing(decoder, &batches, &known, learning_rate, seed_of(settings.seed, step)))
-        });
-        let Some(report) = report.transpose()? else { return Ok(false) };
+        ranks.begin_step(step + 1);
+        let known = references.known(ranks, &trainer.adapter, &parts, &examples, stop())?;
+        // Every rank comes to the sum of the step, be it to say that it stops.
+        let is_stopped = known.is_none();
+        let known = Known { sequences: numbers(&parts, &examples), ..known.unwrap_or_default() };
+        let seed = seed_of(settings.seed, step);
+        let step_of_ranks = Step { decoder, micro_batches: &batches, known: &known, rate: learning_rate, seed };
+        let report = trainer.step_among(ranks, &step_of_ranks, is_stopped);
+        if report.is_cancelled {
+            return Ok(false);
+        }
         let is_bad = !report.is_finite();
         let mut bad_sequences = Vec::new();
         if is_bad {
@@ -260,8 +266,11 @@ impl<'a> Run<'a> {
         by_steps || (settings.checkpoint_minutes > 0.0 && minutes >= settings.checkpoint_minutes)
     }
 
-    /// Reports the state, unless the last one was the same.
+    /// Reports the state, unless the last one was the same. Every rank has the same state: the first saves it.
     fn report_state(&mut self, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<()> {
+        if !self.job.ranks.is_first() {
+            return Ok(());
+        }
         let (step, evaluated) = (self.progress.step, self.best.evaluations.last_step);
         let is_first = self.job.state.is_none() && step == 0;
         if !is_first && (self.saved.step, self.saved.evaluated) == (step, evaluated) {

@@ -76,6 +76,13 @@ impl Describe for LabelWeights {
     fn expected() -> String {
         format!("`{}`, `{}` or a table from labels to numbers above 0", Self::EQUAL, Self::BALANCED)
     }
+
+    fn schema() -> serde_json::Value {
+        serde_json::json!({ "anyOf": [
+            { "enum": [Self::EQUAL, Self::BALANCED] },
+            { "type": "object", "additionalProperties": { "type": "number", "exclusiveMinimum": 0 } },
+        ] })
+    }
 }
 
 impl Serialize for LabelWeights {

@@ -8,8 +8,9 @@ use std::borrow::Cow;
 
 use burn::module::Module;
 
-use super::evaluate::evaluate;
+use super::evaluate::{evaluate, evaluate_cancellable, exchanged, loss, numbers};
 use super::objective::Facts;
+use super::parallel::Ranks;
 use super::preference::{divergence, mismatched};
 use super::settings::TrainSettings;
 use super::step::Known;
@@ -17,6 +18,7 @@ use crate::adapter::host::HostAdapter;
 use crate::data::{Encoded, Judged};
 use crate::error::Result;
 use crate::eval::loss::ExampleLoss;
+use crate::interrupt;
 use crate::model::Decoder;
 use crate::nn::Adapter;
 
@@ -54,31 +56,43 @@ impl<'a> References<'a> {
     }
 
     /// The part of a step that its objective knows beside the losses of the model with `adapter`: `indices` are those of the
-    /// training examples by micro-batch, `examples` the same as they are in this epoch.
+    /// training examples by micro-batch, `examples` the same as they are in this epoch. Of the micro-batches of other ranks, no facts
+    /// are known. `None` where this rank was asked to stop, before (`is_stopped`) or meanwhile.
     ///
     /// # Errors
     /// None that an evaluation does not have.
     pub fn known(
         &mut self,
+        ranks: &dyn Ranks,
         adapter: &Adapter,
         indices: &[Vec<usize>],
         examples: &[Vec<Cow<'_, Encoded>>],
-    ) -> Result<Known> {
-        let mut known = Known::default();
-        for (indices, examples) in indices.iter().zip(examples) {
-            let mut facts = Vec::new();
-            for (index, example) in indices.iter().zip(examples) {
-                let is_desirable = example.judged == Judged::Labelled(true);
-                let sums = self.sums_of(*index, example)?;
-                let weight = self.label_weights.get(example.label()).copied().unwrap_or(1.0);
-                facts.extend(sums.into_iter().map(|reference| Facts { reference, is_desirable, weight }));
-            }
-            known.facts.push(facts);
+        is_stopped: bool,
+    ) -> Result<Option<Known>> {
+        let mut facts = || {
+            let of_part = |(part, (indices, examples)): (usize, (&Vec<usize>, &Vec<Cow<'_, Encoded>>))| {
+                if ranks.is_mine(part) { self.facts(indices, examples) } else { Ok(Vec::new()) }
+            };
+            indices.iter().zip(examples).enumerate().map(of_part).collect::<Result<Vec<_>>>()
+        };
+        let facts = if is_stopped { None } else { interrupt::cancellable(&mut facts).transpose()? };
+        let divergence = match self.mismatched.is_empty() {
+            true => Some(0.0),
+            false => self.divergence(ranks, adapter, &indices.concat(), facts.is_some())?,
+        };
+        Ok(facts.zip(divergence).map(|(facts, divergence)| Known { facts, divergence, ..Known::default() }))
+    }
+
+    /// The facts of the sequences of a micro-batch.
+    fn facts(&mut self, indices: &[usize], examples: &[Cow<'_, Encoded>]) -> Result<Vec<Facts>> {
+        let mut facts = Vec::new();
+        for (index, example) in indices.iter().zip(examples) {
+            let is_desirable = example.judged == Judged::Labelled(true);
+            let sums = self.sums_of(*index, example)?;
+            let weight = self.label_weights.get(example.label()).copied().unwrap_or(1.0);
+            facts.extend(sums.into_iter().map(|reference| Facts { reference, is_desirable, weight }));
         }
-        if !self.mismatched.is_empty() {
-            known.divergence = self.divergence(adapter, &indices.concat())?;
-        }
-        Ok(known)
+        Ok(facts)
     }
 
     /// The loss sums of the sequences of an example under the reference.
@@ -97,19 +111,37 @@ impl<'a> References<'a> {
         Ok(sums)
     }
 
-    /// The estimate of the divergence of the model with `adapter` from the reference, over these examples.
-    fn divergence(&mut self, adapter: &Adapter, indices: &[usize]) -> Result<f64> {
-        let mut reference = Vec::with_capacity(indices.len());
-        for &index in indices {
-            if self.of_mismatched[index].is_none() {
-                let example = &self.mismatched[index..=index];
-                let losses = evaluate(self.decoder, self.adapter.as_ref(), example, &mut |_| Ok(()))?;
-                self.of_mismatched[index] = losses.first().copied();
-            }
-            reference.extend(self.of_mismatched[index]);
+    /// The estimate of the divergence of the model with `adapter` from the reference, over these examples; `None`, on every rank,
+    /// where one of them was asked to stop, before (`goes_on`) or meanwhile.
+    fn divergence(
+        &mut self,
+        ranks: &dyn Ranks,
+        adapter: &Adapter,
+        indices: &[usize],
+        goes_on: bool,
+    ) -> Result<Option<f64>> {
+        let mut unknown: Vec<usize> =
+            indices.iter().copied().filter(|index| self.of_mismatched[*index].is_none()).collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        let mine = unknown.iter().enumerate().filter(|(place, _)| ranks.is_mine(*place));
+        let one = |(_, &index): (usize, &usize)| {
+            let losses =
+                evaluate(self.decoder, self.adapter.as_ref(), &self.mismatched[index..=index], &mut |_| Ok(()))?;
+            Ok(losses.iter().map(numbers).collect::<Vec<_>>())
+        };
+        let own = match goes_on {
+            true => interrupt::cancellable(|| mine.map(one).collect::<Result<Vec<_>>>()).transpose()?,
+            false => None,
+        };
+        let Some(found) = exchanged(ranks, unknown.len(), own) else { return Ok(None) };
+        for (index, numbers) in unknown.into_iter().zip(found) {
+            self.of_mismatched[index] = Some(loss(&numbers));
         }
+        let reference: Vec<ExampleLoss> = indices.iter().filter_map(|&index| self.of_mismatched[index]).collect();
         let of_step: Vec<Encoded> = indices.iter().map(|&index| self.mismatched[index].clone()).collect();
-        let losses = evaluate(self.decoder, Some(&adapter.valid()), &of_step, &mut |_| Ok(()))?;
-        Ok(divergence(&losses, &reference))
+        let now = adapter.valid();
+        let losses = evaluate_cancellable(ranks, self.decoder, Some(&now), &of_step, &mut |_| Ok(()))?;
+        Ok(losses.map(|losses| divergence(&losses, &reference)))
     }
 }

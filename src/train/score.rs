@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::parallel::Ranks;
 use crate::error::Result;
 use crate::files::json::exact;
 use crate::nn::Adapter;
@@ -23,11 +24,14 @@ choice! {
 
 /// Answers validation prompts.
 pub trait ExactMatch: fmt::Debug {
-    /// The share of the prompts that `adapter` answers exactly.
+    /// The number of the prompts.
+    fn prompts(&self) -> usize;
+
+    /// The number of those prompts of this rank's share that `adapter` answers exactly.
     ///
     /// # Errors
     /// Failed: logits that are not numbers.
-    fn share(&self, adapter: &Adapter) -> Result<f64>;
+    fn exact(&self, ranks: &dyn Ranks, adapter: &Adapter) -> Result<usize>;
 }
 
 /// The measures of an adapter.

@@ -1,12 +1,13 @@
 //! One update of the adapter: micro-batches, one division by the trained tokens, clipping, the optimiser.
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::Tensor;
+use burn::optim::GradientsParams;
 
 use super::objective::{Facts, Objective, Rewards, StepSize, by_sequence, weigh};
 use super::optimiser::Optimiser;
+use super::parallel::fixed::{PartFigures, Scale, StepSum, Verdict};
+use super::parallel::{Alone, Ranks};
 use super::settings::TrainSettings;
+use crate::interrupt;
 use crate::model::decoder::Recompute;
 use crate::model::{Batch, Decoder};
 use crate::nn::{Adapter, Noise, token_numbers};
@@ -40,6 +41,23 @@ pub struct StepReport {
     pub rewards: Rewards,
     /// The sequences whose own loss is not finite, by their place in the step.
     pub not_finite: Vec<usize>,
+    /// Whether the user asked to stop before it was computed: then it has changed nothing.
+    pub is_cancelled: bool,
+}
+
+/// All that a step is computed from, beside the adapter.
+#[derive(Debug, Clone, Copy)]
+pub struct Step<'a> {
+    /// The frozen base.
+    pub decoder: &'a Decoder,
+    /// The parts of the step, those of other ranks included.
+    pub micro_batches: &'a [Batch],
+    /// The part that its objective knows beside the losses.
+    pub known: &'a Known,
+    /// The rate of the update.
+    pub rate: f64,
+    /// Decides the noise.
+    pub seed: u64,
 }
 
 /// The part of a step that its objective knows beside the losses.
@@ -101,42 +119,82 @@ impl AdapterTrainer {
         rate: f64,
         seed: u64,
     ) -> StepReport {
-        let size = StepSize { divergence: known.divergence, ..StepSize::of(micro_batches) };
+        self.step_among(&Alone, &Step { decoder, micro_batches, known, rate, seed }, false)
+    }
+
+    /// [`Self::step_knowing`] by several ranks, each of which computes its share of the micro-batches. A rank that was asked to stop,
+    /// before (`is_stopped`) or meanwhile, cancels the step on all of them.
+    pub fn step_among(&mut self, ranks: &dyn Ranks, step: &Step<'_>, is_stopped: bool) -> StepReport {
+        let size = StepSize { divergence: step.known.divergence, ..StepSize::of(step.micro_batches) };
         let StepSize { tokens, trained_tokens, .. } = size;
-        let (rewards, not_finite) = (Rewards::default(), Vec::new());
-        let mut report = StepReport { loss: 0.0, grad_norm: 0.0, tokens, trained_tokens, rewards, not_finite };
+        let mut report = StepReport {
+            loss: 0.0,
+            grad_norm: 0.0,
+            tokens,
+            trained_tokens,
+            rewards: Rewards::default(),
+            not_finite: Vec::new(),
+            is_cancelled: false,
+        };
+        let mut scale = Scale::default();
+        let sum = loop {
+            let empty = || StepSum::new(&self.adapter, step.micro_batches.len(), size.sequences, scale, ranks);
+            let computed = match is_stopped {
+                true => None,
+                false => interrupt::cancellable(|| self.compute(ranks, step, &size, empty())),
+            };
+            let mut sum = computed.unwrap_or_else(|| {
+                let mut sum = empty();
+                sum.cancel();
+                sum
+            });
+            match sum.over(ranks) {
+                Verdict::Good => break sum,
+                Verdict::Cancelled => return StepReport { is_cancelled: true, ..report },
+                Verdict::Again(larger) => scale = larger,
+            }
+        };
         if trained_tokens == 0 {
             return report;
         }
-        let mut sum = GradientsAccumulator::new();
-        let by_place: Vec<u64> = (0..micro_batches.iter().map(|batch| batch.lengths.len() as u64).sum()).collect();
+        for PartFigures { value, rewards } in sum.figures() {
+            report.loss += value;
+            report.rewards.add(&rewards);
+        }
+        report.not_finite = sum.not_finite();
+        let (gradients, norm) = sum.gradients(&self.adapter, step.decoder.device());
+        report.grad_norm = norm;
+        if report.is_finite() {
+            let gradients = self.clipped(gradients, report.grad_norm);
+            self.adapter = self.optimiser.step(step.rate, self.adapter.clone(), gradients);
+        }
+        report
+    }
+
+    /// The sum over the micro-batches of this rank, added to the empty `sum`.
+    fn compute(&self, ranks: &dyn Ranks, step: &Step<'_>, size: &StepSize, mut sum: StepSum) -> StepSum {
+        let Step { decoder, micro_batches, known, seed, .. } = *step;
+        let by_place: Vec<u64> = (0..size.sequences as u64).collect();
         let numbers = if known.sequences.is_empty() { &by_place } else { &known.sequences };
         let mut first_sequence = 0;
         for (index, batch) in micro_batches.iter().enumerate() {
-            let facts = known.facts.get(index).map_or(&[][..], Vec::as_slice);
-            let tokens = token_numbers(&numbers[first_sequence..], &batch.lengths);
-            let noise = Noise { seed, tokens, ..self.noise.clone() };
-            if batch.trained_tokens() > 0 {
+            if batch.trained_tokens() > 0 && ranks.is_mine(index) {
+                let facts = known.facts.get(index).map_or(&[][..], Vec::as_slice);
+                let tokens = token_numbers(&numbers[first_sequence..], &batch.lengths);
+                let noise = Noise { seed, tokens, ..self.noise.clone() };
                 let result = decoder.loss_and_gradients(batch, &self.adapter, noise, self.recompute, &mut |losses| {
                     let sums = by_sequence(batch, losses, facts);
-                    let is_bad = |index: &usize| !sums[*index].sum.is_finite();
-                    report.not_finite.extend((0..sums.len()).filter(is_bad).map(|index| first_sequence + index));
-                    let (share, weights) = weigh(&*self.objective, &sums, &size);
-                    report.loss += share.value;
-                    report.rewards.add(&share.rewards);
+                    let bad = (0..sums.len()).filter(|index| !sums[*index].sum.is_finite());
+                    bad.for_each(|index| sum.set_not_finite(first_sequence + index));
+                    let (share, weights) = weigh(&*self.objective, &sums, size);
+                    sum.set_figures(index, &PartFigures { value: share.value, rewards: share.rewards });
                     weights
                 });
-                sum.accumulate(&self.adapter, result.gradients);
+                sum.add(&self.adapter, result.gradients);
             }
             first_sequence += batch.lengths.len();
         }
-        let gradients = sum.grads();
-        report.grad_norm = global_norm(&self.adapter, &gradients);
-        if report.is_finite() {
-            let gradients = self.clipped(gradients, report.grad_norm);
-            self.adapter = self.optimiser.step(rate, self.adapter.clone(), gradients);
-        }
-        report
+        sum
     }
 
     /// `torch.nn.utils.clip_grad_norm_`: scaled by `max / (norm + 1e-6)` where that is below 1.
@@ -152,22 +210,4 @@ impl AdapterTrainer {
         }
         gradients
     }
-}
-
-/// `sqrt(Σ g²)` over every parameter, summed in f64.
-fn global_norm(adapter: &Adapter, gradients: &GradientsParams) -> f64 {
-    struct SquareSum<'a> {
-        gradients: &'a GradientsParams,
-        sum: f64,
-    }
-    impl ModuleVisitor for SquareSum<'_> {
-        fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
-            if let Some(gradient) = self.gradients.get::<D>(parameter.id) {
-                self.sum += gradient.into_data().iter::<f64>().map(|value| value * value).sum::<f64>();
-            }
-        }
-    }
-    let mut visitor = SquareSum { gradients, sum: 0.0 };
-    adapter.visit(&mut visitor);
-    visitor.sum.sqrt()
 }

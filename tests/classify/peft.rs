@@ -16,7 +16,7 @@ use burnish::train::evaluate::{classify, evaluate};
 use burnish::train::label_weights::LabelWeights;
 use burnish::train::reference::References;
 use burnish::train::step::AdapterTrainer;
-use burnish::train::{ObjectiveKind, TrainSettings};
+use burnish::train::{Alone, ObjectiveKind, TrainSettings};
 use serde_json::Value;
 
 use crate::model::{Expected, load, turn};
@@ -86,7 +86,8 @@ fn replayed(name: &str, texts_at_once: usize, recompute: Recompute) -> Vec<Strin
         let of_step: Vec<Vec<Cow<'_, Encoded>>> = parts.iter().map(of_part).collect();
         let join = |part: &Vec<Cow<'_, Encoded>>| Batch::join(part.iter().flat_map(|one| one.sequences()));
         let batches: Vec<Batch> = of_step.iter().map(join).collect();
-        let known = references.known(&trainer.adapter, &parts, &of_step).expect("known");
+        let known =
+            references.known(&Alone, &trainer.adapter, &parts, &of_step, false).expect("known").expect("to the end");
         let report = trainer.step_knowing(&decoder, &batches, &known, case["rate"].as_f64().expect("a rate"), 0);
         let theirs = step["loss"].as_f64().expect("a loss");
         if (report.loss - theirs).abs() > 1e-4 * theirs.max(1.0) {

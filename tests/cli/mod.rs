@@ -3,6 +3,8 @@
 mod chat;
 mod exports;
 mod fetching;
+mod init;
+mod shell;
 #[cfg(unix)]
 pub mod signals;
 

@@ -12,7 +12,7 @@ use burnish::model::decoder::Recompute;
 use burnish::model::load::Compute;
 use burnish::train::reference::References;
 use burnish::train::step::AdapterTrainer;
-use burnish::train::{ObjectiveKind, TrainSettings};
+use burnish::train::{Alone, ObjectiveKind, TrainSettings};
 use serde_json::Value;
 
 use crate::model::{load, turn};
@@ -98,7 +98,8 @@ fn replayed(name: &str, case: &Value, examples_at_once: usize, recompute: Recomp
         let of_step: Vec<Vec<Cow<'_, Encoded>>> = parts.iter().map(of_part).collect();
         let join = |part: &Vec<Cow<'_, Encoded>>| Batch::join(part.iter().flat_map(|one| one.sequences()));
         let batches: Vec<Batch> = of_step.iter().map(join).collect();
-        let known = references.known(&trainer.adapter, &parts, &of_step).expect("known");
+        let known =
+            references.known(&Alone, &trainer.adapter, &parts, &of_step, false).expect("known").expect("to the end");
         let report = trainer.step_knowing(&decoder, &batches, &known, case["rate"].as_f64().expect("a rate"), 0);
         let margins = (report.rewards.margin(), step["margin"].as_f64());
         let figures = [("loss", Some(report.loss), step["loss"].as_f64()), ("margin", margins.0, margins.1)];

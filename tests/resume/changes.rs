@@ -86,7 +86,7 @@ fn changed_files_and_settings_are_noticed() {
     let folder = begun();
     let planned = json_of(&run(&folder, &["check", "recipe.toml", "--json", "--set", "output.dir=other"]));
     let less = (planned["memory_bytes"].as_u64().expect("bytes") - 1).to_string();
-    refuses(&folder, "layout", &["--max-memory", &less], "sequences");
+    refuses(&folder, "layout", &["--max-memory", &less], "and is {\"part\":");
 }
 
 #[test]

@@ -158,8 +158,10 @@ function comparisonOf(all, live) {
   const rows = comparison.runs.map((row) => {
     const paired = row.against.paired;
     const against = paired ? element("span", {}, signed(paired.difference), element("small", {}, `${signed(paired.low)} to ${signed(paired.high)}: ${paired.verdict}`)) : element("small", {}, row.against.not);
-    return [live ? element("a", { href: "?" + new URLSearchParams([["run", row.name]]) }, row.name) : row.name, row.state, row.verdict ? element("span", { class: "pill " + VERDICTS[row.verdict] }, MARKS[row.verdict]) : "–", fixed(row.loss_before), fixed(row.loss), against,
-      row.best_step ?? "–", whole(row.steps), duration(row.seconds), short(row.tokens_per_second), bytes(row.peak_bytes)];
+    const under = (text, more) => element("span", {}, text, more ? element("small", {}, more) : "");
+    const name = live ? element("a", { href: "?" + new URLSearchParams([["run", row.name]]) }, row.name) : row.name;
+    return [under(name, row.state), row.verdict ? element("span", { class: "pill " + VERDICTS[row.verdict] }, MARKS[row.verdict]) : "–", under(fixed(row.loss), isNumber(row.loss_before) ? "from " + fixed(row.loss_before) : ""), against,
+      under(whole(row.steps), row.best_step === null ? "" : "best at " + whole(row.best_step)), under(short(row.tokens_per_second), duration(row.seconds)), bytes(row.peak_bytes)];
   });
   const first = comparison.runs[0];
   const text = isNumber(first.loss) ? `${first.name} has the lowest validation loss, ${fixed(first.loss)}.` : "No run has a validation loss.";
@@ -168,7 +170,7 @@ function comparisonOf(all, live) {
     head: element("header", { class: "hero" }, element("p", { class: "kicker" }, "burnish · comparison"), element("h1", {}, counted(runs.length, "run")), element("p", { class: "sentence" }, text)),
     sections: [
       ["runs", "Runs", () => [element("p", { class: "note" }, "The best first. The interval is that of the difference to the best run of which single examples are known, by a paired bootstrap over the examples that both were measured on."),
-        table("Runs", ["run", "state", "verdict", "base", "loss", "against " + (comparison.reference ?? "another"), "best at", "steps", "training", "tokens/s", "peak"], rows, "figures wide")], comparison.runs],
+        table("Runs", ["run", "verdict", "loss", "against " + (comparison.reference ?? "another"), "steps", "tokens/s", "peak"], rows, "figures wide")], comparison.runs],
       ["curves", "Curves", () => curves(ordered), curvesKey(ordered)],
       ["settings", "Settings that differ", () => (settings.length ? [table("Settings", ["setting", ...ordered.map((run) => run.name)], settings, "wide")] : [element("p", {}, "None.")]), comparison.settings],
     ],
