@@ -62,7 +62,7 @@ check("stop", stopped == (text[: text.index(middle)], "stop"), stopped)
 
 
 
-class Place(pydantic.BaseModel):
+class Place(pydantic.BaseModel, extra="forbid"):
     name: str = pydantic.Field(max_length=40)
     kind: Literal["city", "country"]
     inhabitants_in_millions: int | None = pydantic.Field(ge=0, le=2000)
