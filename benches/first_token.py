@@ -1,4 +1,4 @@
-"""The time from the start of `burnish serve` to the first token of a prompt of about 200 tokens, and of a second one with its beginning.
+"""The time from the start of `burnish serve` to the first token of a prompt of 200 tokens and some, and of a second one with its beginning.
 
     python benches/first_token.py BASE [--burnish target/release/burnish] [--runs 5]
 
@@ -45,8 +45,8 @@ def main():
     starts, firsts, seconds = [], [], []
     for _ in range(arguments.runs):
         with Server(arguments.burnish, arguments.base) as server:
-            at, first, tokens, _ = first_token(server, WORDS * 6 + "Where does the sand come from?")
-            _, second, _, cached = first_token(server, WORDS * 6 + "When does it come?")
+            at, first, tokens, _ = first_token(server, WORDS * 7 + "Where does the sand come from?")
+            _, second, _, cached = first_token(server, WORDS * 7 + "When does it come?")
         starts.append(at - server.began)
         firsts.append(first)
         seconds.append(second)

@@ -258,6 +258,7 @@ fn schemas_that_cannot_be_held_are_refused_with_the_reason_and_soon() {
         (json!({ "type": "object", "patternProperties": { "^a": {}, "b$": {} } }), "disjoint"),
         (json!({ "type": "array", "minItems": 1_000_000_000 }), "minItems"),
         (json!({ "allOf": product }), "too large"),
+        (json!({ "const": i64::MIN }), "-9223372036854775808"),
         (json!({ "allOf": vec![json!({ "type": "string", "pattern": "a.*b" }); 60] }), "60 patterns"),
     ] {
         let begun = Instant::now();

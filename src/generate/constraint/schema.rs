@@ -17,6 +17,8 @@ const MAX_PROPERTIES: usize = 2000;
 const MAX_COUNT: u64 = 1000;
 /// The longest text that it may ask for by number.
 const MAX_LENGTH: u64 = 65_536;
+/// The greatest magnitude of a number in it: beyond that of i64, ranges of whole numbers let the library recur without end.
+const MAX_NUMBER: f64 = 1e18;
 /// The most patterns, and the most bytes of one.
 const MAX_PATTERNS: usize = 128;
 const MAX_PATTERN_BYTES: usize = 2048;
@@ -65,6 +67,9 @@ impl Counts {
             return Err(wrong(format!("has more than {MAX_VALUES} values")));
         }
         match value {
+            Value::Number(number) if number.as_f64().is_none_or(|number| number.abs() > MAX_NUMBER) => {
+                Err(wrong(format!("has the number {number}; at most {MAX_NUMBER:e} in magnitude is taken")))
+            }
             Value::Array(items) => items.iter().try_for_each(|item| self.add(item)),
             Value::Object(fields) => fields.iter().try_for_each(|(key, value)| {
                 self.check_keyword(key, value)?;
@@ -138,6 +143,8 @@ mod tests {
             (json!({ "description": "x".repeat(200_000) }), "has 200018 bytes"),
             (json!({ "enum": vec![0; 10_000] }), "more than 10000 values"),
             (json!({ "items": { "minItems": 1001 } }), "`minItems` 1001"),
+            (json!({ "enum": [1, i64::MIN] }), "the number -9223372036854775808"),
+            (json!({ "maximum": 1e300 }), "the number 1e+300"),
             (json!({ "maxLength": 1e300 }), "`maxLength` 1e+300"),
             (json!({ "pattern": "a".repeat(3000) }), "a pattern of 3000 bytes"),
             (json!({ "anyOf": vec![json!({ "pattern": "a" }); 129] }), "more than 128 patterns"),
