@@ -16,7 +16,7 @@ use losses::{Ablation, Losses, TokenLosses, ablate, chosen, losses};
 
 use super::folder::RunFolder;
 use super::prepare::Prepared;
-use super::samples::Samples;
+use super::samples::{Samples, Taken};
 use super::watch::Watch;
 use crate::adapter::map::{ModuleUpdate, map};
 use crate::data::Encoded;
@@ -51,6 +51,9 @@ struct Details {
     /// The losses of single examples, for comparisons with other runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     losses: Option<Losses>,
+    /// The time that samples and report took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<Taken>,
     /// The reasons of missing parts, by key.
     left_out: BTreeMap<&'static str, String>,
 }
@@ -107,7 +110,7 @@ impl<'a> Reporter<'a> {
         watch: &mut dyn Watch,
     ) {
         match *event {
-            Event::Begin { .. } => self.write(folder, watch),
+            Event::Begin { .. } => samples.charge(self.write(folder, watch)),
             Event::Evaluation { step, is_best, adapter, .. } => {
                 if is_best || self.pass.is_none() {
                     let estimate = self.estimate().unwrap_or_else(|| samples.evaluating(self.tokens()));
@@ -115,9 +118,11 @@ impl<'a> Reporter<'a> {
                     let spent = self.measure_tokens(step, decoder, adapter, (estimate, left));
                     samples.charge(spent);
                 }
-                self.write_where_cheap(folder, watch);
+                samples.charge(self.write_where_cheap(folder, watch));
             }
-            Event::Best { .. } if self.prepared.valid.sequences.is_empty() => self.write_where_cheap(folder, watch),
+            Event::Best { .. } if self.prepared.valid.sequences.is_empty() => {
+                samples.charge(self.write_where_cheap(folder, watch));
+            }
             Event::Step { report, seconds, .. } => self.step_seconds = Some(seconds / report.tokens.max(1) as f64),
             Event::Best { .. } | Event::Evaluating { .. } | Event::Checkpoint { .. } | Event::Stopped { .. } => {}
         }
@@ -146,6 +151,7 @@ impl<'a> Reporter<'a> {
             Ok(updates) => self.details.adapter = Some(updates),
             Err(error) => drop(self.details.left_out.insert("adapter", error.to_string())),
         }
+        self.details.seconds = Some(samples.taken());
     }
 
     /// Measures the token losses of the best adapter, where they are not known, and its parts.
@@ -168,8 +174,8 @@ impl<'a> Reporter<'a> {
         updates
     }
 
-    /// Writes `report.json` and `report.html`; the first failure is reported.
-    pub(super) fn write(&mut self, folder: &RunFolder, watch: &mut dyn Watch) {
+    /// Writes `report.json` and `report.html`; the first failure is reported. The time that it took.
+    pub(super) fn write(&mut self, folder: &RunFolder, watch: &mut dyn Watch) -> Duration {
         let began = Instant::now();
         let written = serde_json::to_string(&self.details)
             .map_err(|error| Error::failed(DETAILS_FILE, error.to_string()))
@@ -180,11 +186,13 @@ impl<'a> Reporter<'a> {
             self.is_warned = true;
         }
         (self.written, self.cost) = (Some(Instant::now()), began.elapsed());
+        self.cost
     }
 
-    fn write_where_cheap(&mut self, folder: &RunFolder, watch: &mut dyn Watch) {
-        if self.written.is_none_or(|written| written.elapsed() >= self.cost * PAGE_INTERVALS) {
-            self.write(folder, watch);
+    fn write_where_cheap(&mut self, folder: &RunFolder, watch: &mut dyn Watch) -> Duration {
+        match self.written.is_none_or(|written| written.elapsed() >= self.cost * PAGE_INTERVALS) {
+            true => self.write(folder, watch),
+            false => Duration::ZERO,
         }
     }
 

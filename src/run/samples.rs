@@ -46,6 +46,17 @@ pub struct StepSample {
     pub finish: Finish,
 }
 
+/// Times of a run, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Taken {
+    /// The answers at evaluations.
+    pub samples: f64,
+    /// The measures and pages of the report.
+    pub report: f64,
+    /// The run from its first evaluation on.
+    pub run: f64,
+}
+
 /// The questions of at most `most` validation examples, chosen by the seed among those that `is_wanted`.
 ///
 /// # Errors
@@ -162,6 +173,15 @@ impl<'p> Samples<'p> {
         match self.prepared.plan.sample.time_share {
             1.0 => Duration::MAX,
             _ => self.budget(step).saturating_sub(self.spent + self.charged),
+        }
+    }
+
+    /// The time that answers and report took so far, and that of the run, in seconds.
+    pub fn taken(&self) -> Taken {
+        Taken {
+            samples: self.spent.as_secs_f64(),
+            report: self.charged.as_secs_f64(),
+            run: self.began.elapsed().as_secs_f64(),
         }
     }
 

@@ -195,16 +195,18 @@ fn the_share_of_time_holds_for_samples_and_report_together() {
     let mut arguments = vec!["train", "recipe.toml", "--json"];
     settings.iter().for_each(|setting| arguments.extend(["--set", setting]));
     json(&run(&folder, &arguments));
-    let took = began.elapsed();
+    let took = began.elapsed().as_secs_f64();
     let data = page_of(&folder.path().join("runs/sums"));
     let details = &data["runs"][0]["details"];
+    let seconds = |key: &str| details["seconds"][key].as_f64().expect("seconds");
+    assert!(seconds("run") <= took && seconds("samples") + seconds("report") < seconds("run"), "{details}");
     // Parts that did not fit are named; the others are whole.
     for part in ["tokens", "modules"] {
         let is_there = details[part].is_object();
         let is_measured = part != "tokens" || !details[part]["after_step"].is_null();
         assert!(
             (is_there && is_measured) != details["left_out"][part].is_string(),
-            "{took:?} {part}: {}",
+            "{took} s, {part}: {}",
             details["left_out"]
         );
     }

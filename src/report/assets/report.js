@@ -119,6 +119,7 @@ function provenance(run) {
   const record = run.record;
   if (!record) return [element("p", { class: "absent" }, "Not in this report: run.json is not there.")];
   const examples = (set) => set && `${counted(set.examples, "example")}, ${whole(set.tokens)} tokens, ${whole(set.trained_tokens)} trained`;
+  const taken = run.details?.seconds;
   const named = (key) => {
     const words = key.replace("burnish.", "").replaceAll("_", " ").replace(" sha256", ", SHA-256");
     return words.charAt(0).toUpperCase() + words.slice(1);
@@ -129,6 +130,7 @@ function provenance(run) {
     ["Validation data", examples(record.data?.valid)], ["Validation data, SHA-256", record.data?.valid_sha256], ["Device", record.device], ["Processor", record.processor],
     ["Instruction set", record.instruction_set], ["Threads", record.threads], ["burnish", record.burnish], ["Program, hash", record.build],
     ...Object.entries(record.provenance ?? {}).filter(([key]) => !["base_sha256", "data_sha256", "valid_sha256", "version", "build", "verdict"].includes(key.replace("burnish.", ""))).map(([key, value]) => [named(key), value]),
+    ["Samples and report", taken && `${percent((taken.samples + taken.report) / taken.run)} of the time (${duration(taken.samples)} and ${duration(taken.report)} of ${duration(taken.run)})`],
     ["Command to go on", record.outcome?.resume], ["Error", record.error],
   ].filter(([, value]) => value !== undefined && value !== null && value !== "");
   return [element("dl", { class: "facts-list" }, rows.map(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))])),
