@@ -1,4 +1,4 @@
-//! `burnish doctor`: what this machine offers, and a test of the kernels.
+//! `burnish doctor`: the facts about this machine, and a test of the kernels.
 
 use clap::Args;
 

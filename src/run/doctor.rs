@@ -1,4 +1,4 @@
-//! What this machine offers to burnish, and whether its kernels compute what they should.
+//! The facts about a machine that matter to burnish, and a test of its kernels.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -37,8 +37,8 @@ fn the_recipe_follows_the_data() {
     let many = recipe("many.jsonl", (0..2000).map(|n| format!("{{\"text\": \"{n} a b c\"}}\n")).collect());
     assert_eq!(many["train"]["epochs"].as_integer(), Some(1), "{many}");
     assert_eq!(many["data"]["valid_fraction"].as_float(), Some(0.05), "{many}");
-    let pair = "{\"prompt\": \"1 and 2 is \", \"chosen\": \"3\", \"rejected\": \"4\"}\n";
-    assert_eq!(recipe("pairs.jsonl", pair.repeat(30))["train"]["objective"].as_str(), Some("dpo"));
+    let pair = |n: usize| format!("{{\"prompt\": \"1 and {n} is \", \"chosen\": \"3\", \"rejected\": \"4\"}}\n");
+    assert_eq!(recipe("pairs.jsonl", (0..30).map(pair).collect())["train"]["objective"].as_str(), Some("dpo"));
     let none = run(&folder, &["init", "missing.jsonl", "--base", &base]);
     assert!(refused(&none).contains("missing.jsonl"), "{}", refused(&none));
     assert!(!folder.path().join("missing.toml").exists());

@@ -28,9 +28,10 @@ fn every_command_has_a_manual_page() {
     let page = |name: &str| fs::read_to_string(folder.path().join("pages/man1").join(name)).expect("a page");
     for command in burnish::cli::command().get_subcommands() {
         let about = command.get_about().expect("a sentence").to_string();
-        let first = about.split_whitespace().next().expect("a word");
+        // Manual pages write `\-` for a hyphen.
+        let first = about.split_whitespace().next().expect("a word").replace('-', "\\-");
         let text = page(&format!("burnish-{}.1", command.get_name()));
-        assert!(text.contains(".TH ") && text.contains(first), "{text}");
+        assert!(text.contains(".TH ") && text.contains(&first), "{text}");
     }
     assert!(page("burnish-data-clean.1").contains("dedupe"));
     // The same again replaces them.
@@ -49,7 +50,7 @@ fn doctor_finds_the_kernels_right() {
     assert!(told.contains("self-test   right") && told.contains("cache"), "{told}");
 }
 
-/// What of `value` a schema of the kinds that [`burnish::recipe::schema`] uses does not allow.
+/// The parts of `value` that a schema of the kinds that [`burnish::recipe::schema`] uses does not allow.
 fn mistakes(value: &Value, schema: &Value, place: &str, found: &mut Vec<String>) {
     if let Some(words) = schema["enum"].as_array() {
         found.extend((!words.contains(value)).then(|| format!("{place}: {value} is none of {words:?}")));
