@@ -11,11 +11,11 @@ use super::watch::{Stage, Watch};
 use crate::adapter::host::HostAdapter;
 use crate::data::{Encoded, EncodedSet};
 use crate::error::Result;
-use crate::eval::loss::ExampleLoss;
+use crate::eval::loss::{self, ExampleLoss};
 use crate::model::Decoder;
 use crate::nn::Adapter;
 use crate::train::evaluate::evaluate_among;
-use crate::train::{Outcome, Ranks, preference};
+use crate::train::{ObjectiveKind, Outcome, Ranks, preference};
 
 /// A last loss above the base's by this factor is a divergence rather than a step too far.
 const DIVERGED: f64 = 1.5;
@@ -132,9 +132,14 @@ fn on_validation(
     let Prepared { plan, valid, .. } = prepared;
     // A part of the examples has places of its own, which nobody needs: their losses were finite while training.
     let place = |index: usize| valid.positions[index].to_string();
-    let mut validation = match plan.train.objective.is_preference() {
-        true => preferences::verdict("validation", &plan.train, measured, losses, place)?,
-        false => Validation::of("validation", losses, plan.train.seed, place)?,
+    let (name, seed) = ("validation", plan.train.seed);
+    let mut validation = match plan.train.objective {
+        // The loss of a label has no perplexity.
+        ObjectiveKind::Classify => {
+            Validation::by(name, &loss::compare(losses.0, losses.1, seed, place)?, measured.len())
+        }
+        objective if objective.is_preference() => preferences::verdict(name, &plan.train, measured, losses, place)?,
+        _ => Validation::of(name, losses, seed, place)?,
     };
     validation.unmeasured_examples = valid.sequences.len() - measured.len();
     Ok(with_advice(validation, outcome, plan.train.learning_rate))

@@ -11,6 +11,7 @@ use burnish::files::hex::sha256_of_file;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::cli::signals::wait_for;
 use crate::cli::{burnish, json as object, refused, run, text, tiny_job, tiny_model};
 
 /// A recipe's settings on the command line.
@@ -231,6 +232,22 @@ fn a_resumed_run_ends_bit_for_bit_as_one_that_was_not_stopped() {
     trained(&cut, &[], &["train.max_steps=6"]);
     trained(&cut, &["--resume"], &[]);
     assert_eq!(results(&cut), results(&whole));
+}
+
+#[test]
+fn an_interrupted_classifier_is_judged_by_its_evaluations() {
+    let folder = job();
+    let mut command = burnish(&folder);
+    command.args(["train", "recipe.toml", "--set", "train.epochs=100000", "--json"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    wait_for(&folder.path().join("runs/sums/adapter_model.safetensors"));
+    // SAFETY: sends a signal to the child.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
+    let output = child.wait_with_output().expect("it ends");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let validation = &report["validation"];
+    assert_eq!((&report["interrupted"], &validation["tokens"]), (&json!(true), &json!(21)), "{}", text(&output.stderr));
+    assert!(validation["loss_after"].is_f64() && validation.get("perplexity_after").is_none(), "{validation}");
 }
 
 #[test]
