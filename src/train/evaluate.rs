@@ -159,12 +159,15 @@ pub(super) fn exchanged(ranks: &dyn Ranks, count: usize, own: Option<Vec<Vec<Vec
     Some(all)
 }
 
+/// The values of a decoder at the targets `(row of the piece, token id)` of a piece of a sequence.
+type OfPiece<'a, T> = &'a dyn Fn(&[u32], &[(u32, u32)], &mut Sequence) -> Vec<T>;
+
 /// The values of a decoder at the targets of sequences.
 struct OfTargets<'a, T> {
     /// Those of sequences that go through it together.
     together: &'a dyn Fn(&Batch) -> Vec<T>,
-    /// Those of a piece of a sequence, at the targets `(row of the piece, token id)`.
-    of_piece: &'a dyn Fn(&[u32], &[(u32, u32)], &mut Sequence) -> Vec<T>,
+    /// Those of a piece of a sequence.
+    of_piece: OfPiece<'a, T>,
 }
 
 /// Sequences by the pieces in which they go through the model, of which each rank does its share.
@@ -278,7 +281,7 @@ fn in_pieces<T>(
     decoder: &Decoder,
     (all_ids, trained): (&[u32], &[bool]),
     tokens_at_once: usize,
-    of_piece: &dyn Fn(&[u32], &[(u32, u32)], &mut Sequence) -> Vec<T>,
+    of_piece: OfPiece<'_, T>,
 ) -> Vec<T> {
     let mut past = decoder.begin();
     let mut values = Vec::new();
