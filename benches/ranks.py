@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # The claim is the time-out and five seconds.
 GRACE = 5
 TIMEOUT = 3
+# Seconds in which signs of life, which name the step, have come: they are sent five times a second.
+SIGNS = 1
 # Ranks outnumber cores: they yield.
 MPIRUN = ["mpirun", "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
 # The seconds from a signal to mpirun to SIGTERM for the ranks, and from there to SIGKILL: one by default.
@@ -194,6 +196,7 @@ def stopped_ranks(job):
         name = f"stopped-{victim}"
         process = job.start(2, job.train(name, ["train.epochs=100000"]))
         job.wait_for(name, 8, process)
+        time.sleep(SIGNS)
         os.kill(job.processes(name)[victim], signal.SIGSTOP)
         output, seconds = job.ended(name, process, TIMEOUT + GRACE)
         claim(f"rank {victim} on {os.uname().nodename} in step " in output and "no sign of life" in output, f"named:\n{output}")
@@ -263,8 +266,20 @@ class Namespaces:
     def __exit__(self, *_):
         self.end()
         for host in self.HOSTS:
+            # A namespace goes away in its own time; its link has to be gone at once.
+            subprocess.run(["ip", "link", "del", f"{host}b"], stderr=subprocess.DEVNULL)
             subprocess.run(["ip", "netns", "del", host], stderr=subprocess.DEVNULL)
         subprocess.run(["ip", "link", "del", "burnish0"], stderr=subprocess.DEVNULL)
+
+    @staticmethod
+    def can_be_made():
+        """Whether this user, in this container, may make them."""
+        if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"):
+            return False
+        probe = "ip netns add burnish1 && ip link add burnish0 type bridge && ip netns exec burnish1 unshare -u true"
+        is_made = subprocess.run(["bash", "-c", probe], stderr=subprocess.DEVNULL).returncode == 0
+        subprocess.run(["bash", "-c", "ip netns del burnish1; ip link del burnish0"], stderr=subprocess.DEVNULL)
+        return is_made
 
     def mpirun(self):
         options = ["--hostfile", str(self.folder / "hosts"), "--mca", "plm_rsh_agent", str(self.shell)]
@@ -285,6 +300,7 @@ def over_namespaces(job):
         print("LoRA, 2 × 2 over network namespaces: the adapter of 1 × 4", flush=True)
         process = job.start(2, job.train("cut", ["train.epochs=100000"]), [], machines.mpirun())
         job.wait_for("cut", 8, process)
+        time.sleep(SIGNS)
         machines.cut("burnish2")
         began = time.monotonic()
         while job.processes("cut") and time.monotonic() - began < TIMEOUT + GRACE:
@@ -308,7 +324,7 @@ def main():
         asked_to_stop(job)
         stopped_ranks(job)
         failed_ranks(job)
-        if not options.without_namespaces and os.geteuid() == 0 and shutil.which("ip") and shutil.which("unshare"):
+        if not options.without_namespaces and Namespaces.can_be_made():
             over_namespaces(job)
         else:
             print("without network namespaces", flush=True)
