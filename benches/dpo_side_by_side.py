@@ -20,7 +20,6 @@ plain training.
 
 import argparse
 import json
-import os
 import random
 import re
 import resource
@@ -30,6 +29,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from runs import measured_by
 
 TOOLS = ["trl", "dpo", "plain"]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -137,12 +138,7 @@ def measure_trl(options, data):
     for key in ["pairs", "prompt_tokens", "answer_tokens", "steps"]:
         command += ["--" + key.replace("_", "-"), str(getattr(options, key))]
     command += ["--child", str(data)]
-    threads = str(options.threads)
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    if done.returncode != 0:
-        return {"error": f"exit {done.returncode}: {done.stderr.strip()[-300:]}"}
-    return json.loads(done.stdout.splitlines()[-1])
+    return measured_by(command, options.threads)
 
 
 # --- burnish ----------------------------------------------------------------------------------------------------------

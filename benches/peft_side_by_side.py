@@ -39,6 +39,7 @@ import time
 from pathlib import Path
 
 import amx_state
+from runs import measured_by
 
 QV = ["q_proj", "v_proj"]
 SEVEN = QV + ["k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -230,11 +231,7 @@ def measure_peft(options, mode, workload, data, threads):
     if options.wikisql is not None:
         command += ["--wikisql", str(options.wikisql)]
     command += ["--child", mode, workload, str(data)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    if done.returncode != 0:
-        return {"error": f"exit {done.returncode}: {done.stderr.strip()[-300:]}"}
-    return json.loads(done.stdout.splitlines()[-1])
+    return measured_by(command, threads)
 
 
 # --- burnish ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Runs of burnish for the scripts that compare many of them: recipes, processes, and means with intervals."""
+"""Processes for the scripts that compare runs: recipes of burnish, other tools in Python, and means with intervals."""
 
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -87,3 +88,12 @@ def with_interval(values, sign=""):
     if len(values) < 2:
         return text
     return f"{text} ± {STUDENT_T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values)):.4f}"
+
+
+def measured_by(command, threads):
+    """The object that a measuring process prints last, or `{"error": …}`; PyTorch in it has so many threads."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    if done.returncode != 0:
+        return {"error": f"exit {done.returncode}: {done.stderr.strip()[-300:]}"}
+    return json.loads(done.stdout.splitlines()[-1])

@@ -68,6 +68,14 @@ pub fn load_on(device: &Device, path: &Path, compute: Compute) -> Decoder {
     Decoder::load(&base, &options, |_, _| {}).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// `‖a − b‖ / ‖b‖`.
+pub fn relative_distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square_sum = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    let difference = square_sum(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));
+    (difference / square_sum(&mut b.iter().map(|b| f64::from(*b))).max(1e-30)).sqrt()
+}
+
 pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter()

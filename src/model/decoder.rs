@@ -10,8 +10,7 @@ use crate::nn::{Adapter, Layer, Noise, Norm, Pass, Projection};
 use crate::ops::attention::Cache;
 use crate::ops::backward_from::backward_from;
 use crate::ops::cross_entropy::{
-    Prediction, Targets, capped, cross_entropy, predictions, trained_cross_entropy, trained_log_probabilities,
-    trained_predictions,
+    Prediction, Targets, capped, cross_entropy, predictions, reference, trained_cross_entropy, trained_predictions,
 };
 use crate::ops::frozen::FrozenWeight;
 use crate::settings::choice;
@@ -202,7 +201,7 @@ impl Decoder {
     fn of_labels(&self, x: Tensor<2>, targets: &Targets, pass: &Pass<'_>) -> Vec<Vec<f64>> {
         let Some(score) = score_head(pass) else { return Vec::new() };
         let labels = score.dims()[0];
-        let all = trained_log_probabilities(self.norm.forward(x, pass), score, targets, None).into_data();
+        let all = reference::trained_log_probabilities(self.norm.forward(x, pass), score, targets, None).into_data();
         let values: Vec<f64> = all.iter::<f64>().collect();
         values.chunks(labels.max(1)).map(<[f64]>::to_vec).collect()
     }

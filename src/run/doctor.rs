@@ -10,10 +10,11 @@ use super::identity::instruction_set;
 use crate::bytes::Size;
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
-use crate::files::cache_folder::{cache_folder, variable};
+use crate::files::cache_folder::cache_folder;
 use crate::files::space::free_bytes;
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::{self, Projected};
+use crate::pull::hub::Hub;
 
 /// The facts about a machine.
 #[derive(Debug, Serialize)]
@@ -63,8 +64,6 @@ impl Health {
 pub fn health(choice: &DeviceChoice) -> Result<Health> {
     let opened = device::open(choice)?;
     let cache = cache_folder()?;
-    let is_on =
-        |name: &str| variable(name).is_some_and(|value| !matches!(value.as_str(), "0" | "false" | "no" | "off"));
     let existing = cache.ancestors().find(|folder| folder.is_dir());
     Ok(Health {
         version: env!("CARGO_PKG_VERSION"),
@@ -78,7 +77,7 @@ pub fn health(choice: &DeviceChoice) -> Result<Health> {
         limit_bytes: limit(),
         cache_free_bytes: existing.and_then(free_bytes),
         cache,
-        offline: is_on("HF_HUB_OFFLINE") || is_on("TRANSFORMERS_OFFLINE"),
+        offline: Hub::from_env()?.offline,
         differences: [difference(&opened, DType::F32)?, difference(&opened, DType::BF16)?],
     })
 }

@@ -4,20 +4,14 @@ mod peft;
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
 use std::process::Stdio;
 
-use burnish::files::hex::sha256_of_file;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::cli::signals::wait_for;
+use crate::cli::with_settings::{a_cut_run_ends_alike, metrics, with};
 use crate::cli::{burnish, json as object, refused, run, text, tiny_job, tiny_model};
-
-/// A recipe's settings on the command line.
-fn with<'a>(arguments: &[&'a str], settings: &[&'a str]) -> Vec<&'a str> {
-    arguments.iter().copied().chain(settings.iter().flat_map(|setting| ["--set", setting])).collect()
-}
 
 const WORDS: [(&str, &str); 3] = [("plum", "fruit"), ("iron", "metal"), ("rain", "weather")];
 
@@ -45,11 +39,6 @@ fn job() -> TempDir {
         .replace("[sample]\nprompts = [\"1 and 2 is \"]\nmax_tokens = 4\n", "");
     write("recipe.toml", recipe);
     folder
-}
-
-fn metrics(folder: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
-    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 /// The objects on stdout, one a line.
@@ -216,22 +205,7 @@ fn a_resumed_run_ends_bit_for_bit_as_one_that_was_not_stopped() {
         "train.eval_on=accuracy",
         "train.label_weights=balanced",
     ];
-    let trained = |folder: &TempDir, arguments: &[&str], more: &[&str]| {
-        let arguments = [&["train", "recipe.toml", "--quiet"][..], arguments].concat();
-        let output = run(folder, &with(&arguments, &[&settings[..], more].concat()));
-        assert!(output.status.success(), "{}", text(&output.stderr));
-    };
-    let results = |folder: &TempDir| {
-        let runs = folder.path().join("runs/sums");
-        let about: Value = serde_json::from_slice(&fs::read(runs.join("run.json")).expect("read")).expect("JSON");
-        let adapter = sha256_of_file(&runs.join("adapter_model.safetensors")).expect("read");
-        (adapter, metrics(&runs), about["outcome"]["validation"].clone())
-    };
-    let (whole, cut) = (job(), job());
-    trained(&whole, &[], &[]);
-    trained(&cut, &[], &["train.max_steps=6"]);
-    trained(&cut, &["--resume"], &[]);
-    assert_eq!(results(&cut), results(&whole));
+    a_cut_run_ends_alike(job, &settings, 6);
 }
 
 #[test]

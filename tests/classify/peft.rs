@@ -19,7 +19,7 @@ use burnish::train::step::AdapterTrainer;
 use burnish::train::{Alone, ObjectiveKind, TrainSettings};
 use serde_json::Value;
 
-use crate::model::{Expected, load, turn};
+use crate::model::{Expected, load, relative_distance, turn};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/classify").join(name)
@@ -47,14 +47,6 @@ fn texts() -> Vec<Encoded> {
         Encoded { ids, trained, untrained_turns: 0, weight: 1.0, judged: Judged::Not }
     };
     data["texts"].as_array().expect("texts").iter().zip(labels).map(text).collect()
-}
-
-/// `‖a − b‖ / ‖b‖`.
-fn relative_distance(ours: &[f32], theirs: &[f32]) -> f64 {
-    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>();
-    assert_eq!(ours.len(), theirs.len());
-    let off = square(&mut ours.iter().zip(theirs).map(|(ours, theirs)| ours - theirs));
-    (off / square(&mut theirs.iter().copied())).sqrt()
 }
 
 /// The problems of a case, each micro-batch of which has `texts_at_once` texts.

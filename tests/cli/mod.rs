@@ -7,6 +7,7 @@ mod init;
 mod shell;
 #[cfg(unix)]
 pub mod signals;
+pub mod with_settings;
 
 use std::fs;
 use std::path::{Path, PathBuf};

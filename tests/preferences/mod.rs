@@ -3,20 +3,14 @@
 mod trl;
 
 use std::fs;
-use std::path::Path;
 
 use burnish::data::{Augment, Augmenter, Example, LongPolicy, Position, Row};
-use burnish::files::hex::sha256_of_file;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::cli::with_settings::{a_cut_run_ends_alike, metrics, with};
 use crate::cli::{json, refused, run, text, tiny_job, tiny_model};
 use crate::conversations::{CHATML, encoder};
-
-/// A recipe's settings on the command line.
-fn with<'a>(arguments: &[&'a str], settings: &[&'a str]) -> Vec<&'a str> {
-    arguments.iter().copied().chain(settings.iter().flat_map(|setting| ["--set", setting])).collect()
-}
 
 /// The tiny job over pairs whose chosen answer is the right sum; as labelled answers in `labelled.*.jsonl`. The validation examples are
 /// training examples too: a model of random weights learns nothing about others.
@@ -50,11 +44,6 @@ fn job() -> TempDir {
 
 const LABELLED: [&str; 3] =
     ["data.train=labelled.train.jsonl", "data.valid=labelled.valid.jsonl", "train.objective=kto"];
-
-fn metrics(folder: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
-    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
-}
 
 #[test]
 fn a_job_on_pairs_measures_rewards_and_says_so() {
@@ -93,22 +82,7 @@ fn a_resumed_run_ends_bit_for_bit_as_one_that_was_not_stopped() {
         ["train.checkpoint_steps=2", "train.accumulate_steps=2", "train.eval_steps=2", "train.schedule=constant"];
     for settings in [&["train.objective=dpo"][..], &LABELLED] {
         let settings = [settings, &common, &["train.epochs=3"]].concat();
-        let trained = |folder: &TempDir, arguments: &[&str], more: &[&str]| {
-            let arguments = [&["train", "recipe.toml", "--quiet"][..], arguments].concat();
-            let output = run(folder, &with(&arguments, &[&settings[..], more].concat()));
-            assert!(output.status.success(), "{}", text(&output.stderr));
-        };
-        let results = |folder: &TempDir| {
-            let runs = folder.path().join("runs/sums");
-            let about: Value = serde_json::from_slice(&fs::read(runs.join("run.json")).expect("read")).expect("JSON");
-            let adapter = sha256_of_file(&runs.join("adapter_model.safetensors")).expect("read");
-            (adapter, metrics(&runs), about["outcome"]["validation"].clone())
-        };
-        let (whole, cut) = (job(), job());
-        trained(&whole, &[], &[]);
-        trained(&cut, &[], &["train.max_steps=4"]);
-        trained(&cut, &["--resume"], &[]);
-        assert_eq!(results(&cut), results(&whole), "{settings:?}");
+        a_cut_run_ends_alike(job, &settings, 4);
     }
 }
 

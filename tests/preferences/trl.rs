@@ -15,7 +15,7 @@ use burnish::train::step::AdapterTrainer;
 use burnish::train::{Alone, ObjectiveKind, TrainSettings};
 use serde_json::Value;
 
-use crate::model::{load, turn};
+use crate::model::{load, relative_distance, turn};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -70,13 +70,6 @@ fn settings(case: &Value) -> TrainSettings {
         max_grad_norm: 0.0,
         ..TrainSettings::default()
     }
-}
-
-/// `‖a − b‖ / ‖b‖`.
-fn relative_distance(ours: &[f32], theirs: &[f32]) -> f64 {
-    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>();
-    let off = square(&mut ours.iter().zip(theirs).map(|(ours, theirs)| ours - theirs));
-    (off / square(&mut theirs.iter().copied())).sqrt()
 }
 
 /// The problems of a case, each micro-batch of which has `pairs_at_once` examples.

@@ -118,14 +118,6 @@ fn logits_with(decoder: &Decoder, adapter: &HostAdapter, ids: &[u32]) -> Vec<f32
     logits(decoder, ids, Some(&adapter.attach(decoder.config(), &Device::flex()).expect("fits")))
 }
 
-/// `‖a − b‖ / ‖b‖`.
-fn relative(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let square_sum = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
-    let difference = square_sum(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));
-    (difference / square_sum(&mut b.iter().map(|b| f64::from(*b))).max(1e-30)).sqrt()
-}
-
 /// `scale · (B · A − B₀ · A₀)`.
 fn change(pair: &HostPair) -> Vec<f32> {
     let mut change = vec![0.0; pair.output * pair.input];

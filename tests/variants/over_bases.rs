@@ -15,9 +15,9 @@ use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Decoder};
 use serde_json::Value;
 
-use super::{Variant, change, logits_with, relative, spec};
+use super::{Variant, change, logits_with, spec};
 use crate::cli::{run, text, tiny_job};
-use crate::model::{Expected, largest_difference, load, logits, turn};
+use crate::model::{Expected, largest_difference, load, logits, relative_distance, turn};
 
 /// The bases over which a variant runs: dense, and packed by each scheme.
 fn bases() -> Vec<(PathBuf, Quant)> {
@@ -81,7 +81,7 @@ fn bf16_compute_stays_near_f32_with_magnitudes() {
     let variant = Variant::named("dora");
     let expected = Expected::read(&variant.folder);
     let found = logits_with(&load(&variant.base, Compute::Bf16), &variant.trained(), &expected.ids());
-    let error = relative(&found, &expected.floats("logits"));
+    let error = relative_distance(&found, &expected.floats("logits"));
     assert!(error > 0.0 && error < 3e-2, "{error}");
 }
 
@@ -171,7 +171,7 @@ fn a_combined_pair_has_its_subtraction_in_it() {
     let both = [("one".to_owned(), trained.clone()), ("other".to_owned(), trained.clone())];
     let combined = combine(&both, &options).expect("combined");
     for (module, pair) in &combined.pairs {
-        assert!(relative(&change(pair), &change(&trained.pairs[module])) < 1e-4, "{module}");
+        assert!(relative_distance(&change(pair), &change(&trained.pairs[module])) < 1e-4, "{module}");
     }
 }
 

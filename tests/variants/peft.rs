@@ -8,8 +8,8 @@ use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, Quant};
 use serde_json::Value;
 
-use super::{Variant, change, logits_with, relative, tensors};
-use crate::model::{Expected, largest_difference, load, turn};
+use super::{Variant, change, logits_with, tensors};
+use crate::model::{Expected, largest_difference, load, relative_distance, turn};
 use crate::training::Run;
 
 #[test]
@@ -40,7 +40,7 @@ fn five_steps_of_each_variant_follow_torch_and_peft() {
                 assert_eq!(pair.magnitude.is_some(), variant.spec.dora);
                 let magnitudes = pair.magnitude.iter().zip(&wanted.magnitude);
                 for (ours, theirs) in [(&pair.a, &wanted.a), (&pair.b, &wanted.b)].into_iter().chain(magnitudes) {
-                    let error = relative(ours, theirs);
+                    let error = relative_distance(ours, theirs);
                     assert!(error <= 1e-3, "{} {recompute:?} {module}: {error}", variant.name);
                 }
             }
@@ -135,7 +135,7 @@ fn a_plain_file_of_a_subtracted_pair_has_twice_the_rank_and_the_same_scale() {
             let theirs = &theirs.pairs[module];
             assert_eq!((pair.rank, pair.a.len(), pair.b.len()), (theirs.rank, theirs.a.len(), theirs.b.len()));
             assert!((pair.scale - theirs.scale).abs() < 1e-6, "{name} {module}");
-            assert!(relative(&change(pair), &change(theirs)) < 1e-4, "{name} {module}");
+            assert!(relative_distance(&change(pair), &change(theirs)) < 1e-4, "{name} {module}");
         }
     }
 }
@@ -151,7 +151,7 @@ fn first_values_are_those_of_peft() {
             let wanted = &theirs.pairs[module];
             // Signs and directions of equal singular values are free; the product is not.
             let product = |pair: &HostPair| change(&HostPair { subtracted: None, ..pair.clone() });
-            let error = relative(&product(pair), &product(wanted));
+            let error = relative_distance(&product(pair), &product(wanted));
             assert!(error < 1e-2, "{name} {module}: {error}");
             let square = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
             for (ours, theirs) in [(&pair.a, &wanted.a), (&pair.b, &wanted.b)] {

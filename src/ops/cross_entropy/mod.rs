@@ -107,21 +107,6 @@ pub fn trained_predictions(
     chunks.flat_map(of_chunk).collect()
 }
 
-/// The logarithms of all probabilities at each target, by a trained head.
-///
-/// # Shapes
-/// - `hidden`: `[tokens, width]`
-/// - `head`: `[vocabulary, width]` in f32
-/// - output: `[targets, vocabulary]` in f32
-pub fn trained_log_probabilities(
-    hidden: Tensor<2>,
-    head: Tensor<2>,
-    targets: &Targets,
-    softcap: Option<f32>,
-) -> Tensor<2> {
-    reference::trained_log_probabilities(hidden, head, targets, softcap)
-}
-
 /// `cap · tanh(logits / cap)`, or the logits themselves without a cap.
 ///
 /// # Shapes

@@ -76,7 +76,12 @@ fn log_probabilities(hidden: Tensor<2>, head: &Projected<'_>, targets: &Targets,
     activation::log_softmax(capped(logits, softcap), 1)
 }
 
-/// See [`trained_log_probabilities`](super::trained_log_probabilities).
+/// The logarithms of all probabilities at each target, by a trained head.
+///
+/// # Shapes
+/// - `hidden`: `[tokens, width]`
+/// - `head`: `[vocabulary, width]` in f32
+/// - output: `[targets, vocabulary]` in f32
 pub fn trained_log_probabilities(
     hidden: Tensor<2>,
     head: Tensor<2>,
