@@ -2,8 +2,8 @@
 
     python benches/random_model.py --shape llama-3.1-8b --tokenizer FOLDER --out DIR
 
-FOLDER holds the tokenizer.json (and tokenizer_config.json) that is copied along; its vocabulary may be smaller than the
-model's. Weights are bf16, normal with a standard deviation of 0.02. Needs numpy only; 8B takes 16 GB of disk.
+FOLDER holds the tokenizer.json (and tokenizer_config.json) that is copied along; where its vocabulary is larger than the shape's,
+the model has a row for each of its tokens. Weights are bf16, normal with a standard deviation of 0.02. Needs numpy only; 8B takes 16 GB of disk.
 """
 
 import argparse
@@ -77,7 +77,10 @@ def main():
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    tokenizer = json.loads((options.tokenizer / "tokenizer.json").read_text())
+    last = max([*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])])
     shape = SHAPES[options.shape]
+    shape["vocab_size"] = max(shape["vocab_size"], last + 1)
     options.out.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (options.tokenizer / name).exists():
