@@ -27,6 +27,7 @@ mod report;
 #[cfg(feature = "serve")]
 mod serve;
 mod shell;
+mod sweep;
 mod terminal;
 mod train;
 #[cfg(feature = "serve")]
@@ -87,6 +88,7 @@ enum Command {
     #[command(after_help = "The adapter with the lowest validation loss stands in the run folder, in PEFT's format. \
                             docs/recipe.md explains every setting.")]
     Train(train::TrainArguments),
+    Sweep(sweep::Arguments),
     Eval(eval::Arguments),
     Predict(predict::Arguments),
     Merge(merge::Arguments),
@@ -203,6 +205,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Data(arguments) => data::run(arguments, terminal),
         Command::Pull(arguments) => pull::run(arguments, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
+        Command::Sweep(arguments) => sweep::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
         Command::Predict(arguments) => predict::run(arguments, &cli.global, terminal),
         Command::Combine(arguments) => combine::run(arguments, terminal),

@@ -18,7 +18,7 @@ macro_rules! shipped {
 
 /// All of them, by name.
 pub const SHIPPED: &[Shipped] =
-    shipped!["classify", "llama-3.1-8b-nf4", "preferences", "qlora-gguf", "qlora-nf4", "quickstart", "wikisql"];
+    shipped!["classify", "llama-3.1-8b-nf4", "preferences", "qlora-gguf", "qlora-nf4", "quickstart", "sweep", "wikisql"];
 
 impl Shipped {
     /// The sentence at its top.

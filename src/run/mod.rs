@@ -32,6 +32,8 @@ mod recorder;
 mod report;
 pub mod resume;
 pub mod samples;
+mod shared_base;
+pub mod sweep;
 pub mod train;
 mod verdict;
 pub mod verify;
@@ -39,3 +41,4 @@ pub mod watch;
 
 pub use adapter::OpenAdapter;
 pub use base::OpenBase;
+pub use shared_base::SharedBase;

@@ -20,10 +20,11 @@ use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
 use crate::files::hex;
 use crate::generate::run::check_prompt;
+use crate::model::Decoder;
 use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
 use crate::pull;
-use crate::recipe::{Plan, Recipe};
+use crate::recipe::{Base, Plan, Recipe};
 use crate::train::{Batching, Layout, Part, preference};
 
 /// All that a run needs, short of the weights.
@@ -82,6 +83,9 @@ pub fn prepare(
     let plan = recipe.plan()?;
     let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(error))?;
     notices(&prepared).iter().for_each(|notice| watch.notice(notice));
+    if recipe.has_sweep() {
+        watch.notice("[sweep] is left out: `burnish sweep` tries its values");
+    }
     Ok(prepared)
 }
 
@@ -181,6 +185,16 @@ fn prepare_plan(
 }
 
 impl Prepared {
+    /// Loads the weights of the base.
+    ///
+    /// # Errors
+    /// Those of [`OpenBase::load`].
+    pub(super) fn load(&self, watch: &mut dyn Watch) -> Result<Decoder> {
+        watch.stage(Stage::LoadWeights);
+        let Base { compute, quant, .. } = self.plan.base;
+        self.base.load(&self.device, compute, quant, |done, total| watch.loading(done, total))
+    }
+
     /// The changes of the training sequences, if the recipe asks for any.
     pub fn augmenter(&self) -> Option<Augmenter<'_>> {
         let Self { plan, base, changing, .. } = self;

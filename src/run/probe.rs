@@ -86,10 +86,7 @@ impl fmt::Display for Communication {
 /// Those of loading; an adapter that does not fit.
 pub(super) fn probe(prepared: &Prepared, ranks: &dyn Ranks, watch: &mut dyn Watch) -> Result<TimeEstimate> {
     let plan = &prepared.plan;
-    watch.stage(Stage::LoadWeights);
-    let decoder = prepared
-        .base
-        .load(&prepared.device, plan.base.compute, plan.base.quant, |done, total| watch.loading(done, total))?;
+    let decoder = prepared.load(watch)?;
     watch.stage(Stage::Probe);
     let device = decoder.device().clone().autodiff();
     let adapter = prepared.start.attach(decoder.config(), &device)?;
