@@ -3,6 +3,7 @@
 //! The result goes to stdout, and nothing else does; everything else goes to stderr. Exit codes: 0 done, 1 failed,
 //! 2 used wrongly (arguments, recipe, bad input), 128 + its number where a signal ended the work (130 SIGINT, 143 SIGTERM).
 
+mod advise;
 mod chat;
 mod check;
 mod combine;
@@ -81,6 +82,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::Arguments),
+    Advise(advise::Arguments),
     Init(init::Arguments),
     Check(check::Arguments),
     Explain(explain::Arguments),
@@ -199,6 +201,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Completions(arguments) => shell::completions(arguments, terminal),
         Command::Man(arguments) => shell::man(arguments, terminal),
         Command::Schema(_) => shell::schema(terminal),
+        Command::Advise(arguments) => advise::run(arguments, &cli.global, terminal),
         Command::Init(arguments) => init::run(arguments, &cli.global, terminal),
         Command::Recipes(arguments) => recipes::run(arguments, terminal),
         Command::Explain(arguments) => explain::run(arguments, terminal),

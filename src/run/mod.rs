@@ -1,6 +1,7 @@
 //! Whole jobs: the work of a command, without its arguments and its printing.
 
 pub mod adapter;
+pub mod advise;
 pub mod answer;
 pub mod base;
 mod card;

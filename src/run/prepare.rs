@@ -25,7 +25,7 @@ use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
 use crate::pull;
 use crate::recipe::{Base, Plan, Recipe};
-use crate::train::{Batching, Layout, Part, preference};
+use crate::train::{Batching, Layout, Part, TrainSettings, preference};
 
 /// All that a run needs, short of the weights.
 pub struct Prepared {
@@ -210,10 +210,15 @@ impl Prepared {
     /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
     /// each holds two adapters and the moments, beside the one that is being written and the one that was resumed from.
     pub fn disk_bytes(&self) -> u64 {
-        let parameters = self.start.parameters() as u64;
-        let checkpoint = 2 * parameters + moments(&self.start, self.plan.train.optimiser);
-        4 * (2 * parameters + checkpoint * (self.plan.train.keep_checkpoints as u64 + 2))
+        disk_bytes(&self.start, &self.plan.train)
     }
+}
+
+/// Room on the disk that a run takes at most, see [`Prepared::disk_bytes`].
+pub(super) fn disk_bytes(adapter: &HostAdapter, train: &TrainSettings) -> u64 {
+    let parameters = adapter.parameters() as u64;
+    let checkpoint = 2 * parameters + moments(adapter, train.optimiser);
+    4 * (2 * parameters + checkpoint * (train.keep_checkpoints as u64 + 2))
 }
 
 /// The examples of the sequences of `set`, which come in the order of the rows.

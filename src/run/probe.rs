@@ -164,7 +164,7 @@ impl fmt::Display for TimeEstimate {
 }
 
 /// A time in the unit that suits it.
-fn words(seconds: f64) -> String {
+pub(super) fn words(seconds: f64) -> String {
     match seconds {
         ..90.0 => format!("{seconds:.0} s"),
         ..5400.0 => format!("{:.0} min", seconds / 60.0),

@@ -24,6 +24,7 @@ use turns::{Circumstances, News, Task, take_turns};
 use super::SharedBase;
 use super::doctor::usable_memory;
 use super::folder::quoted;
+use super::init::MEMORY_SHARE;
 use super::outcome::TrainReport;
 use super::prepare::prepare;
 use super::train::options as run_options;
@@ -44,8 +45,6 @@ const PAGE_FILE: &str = "sweep.html";
 /// The recipe of the best trial.
 const BEST_FILE: &str = "best.toml";
 const LOCK: &str = "sweep.lock";
-/// The share of the available memory that trials may plan with.
-const MEMORY_SHARE: f64 = 0.8;
 /// Trials whose curves the page has.
 const MAX_CURVES: usize = 16;
 
@@ -405,8 +404,10 @@ impl Sweep<'_> {
         Ok(())
     }
 
+    /// Looks for a trial that has not failed.
+    ///
     /// # Errors
-    /// Failed: every trial failed.
+    /// Failed: there is none.
     fn check_any(&self) -> Result<()> {
         let errors = self.journal.trials.iter().map(|trial| Some((&trial.name, trial.error.as_ref()?)));
         match errors.collect::<Option<Vec<_>>>() {
