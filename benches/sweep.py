@@ -36,7 +36,7 @@ def show(title, report, seconds):
     print(f"{title}: {seconds:.1f} s; {report['sentence']}")
     for place, trial in enumerate(report["trials"], 1):
         values = ", ".join(f"{key} = {value}" for key, value in trial["values"].items())
-        print(f"  {place:2}  {trial['name']}  {trial['state']:8}  loss {trial['loss']:.4f}  "
+        print(f"  {place:2}  {trial['name']}  {trial['state']:8}  loss {trial['loss'] or float('nan'):.4f}  "
               f"{trial['steps']:4} of {trial['total_steps']} steps  {trial['seconds']:6.1f} s  {values}")
 
 

@@ -15,8 +15,10 @@ use crate::run::advise::{AdviseOptions, advise};
 
 /// Say which models can be fine-tuned here: memory, time, disk, and the one that is recommended
 #[derive(Debug, Args)]
-#[command(after_help = "Nothing is fetched, and a few made-up training steps are timed. Models whose tokenizer is on this machine count \
-                        tokens exactly; those of the others are estimated from the characters. docs/advise.md explains the figures.")]
+#[command(
+    after_help = "Nothing is fetched, and a few made-up training steps are timed. Models whose tokenizer is on this machine count \
+                        tokens exactly; those of the others are estimated from the characters. docs/advise.md explains the figures."
+)]
 pub(super) struct Arguments {
     /// The memory that a run may take, as 16GiB [default: four fifths of what is available]
     #[arg(long, value_name = "SIZE")]

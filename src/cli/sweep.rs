@@ -12,8 +12,10 @@ use crate::run::sweep::{SweepEvent, SweepOptions, sweep};
 
 /// Try values of settings, by the section [sweep] of a recipe, and rank them
 #[derive(Debug, Args)]
-#[command(after_help = "Each trial is a run in a folder of its own below the recipe's `output.dir`. Beside them stand sweep.html, a page, \
-                        and best.toml, the recipe of the best. docs/sweeps.md explains it.")]
+#[command(
+    after_help = "Each trial is a run in a folder of its own below the recipe's `output.dir`. Beside them stand sweep.html, a page, \
+                        and best.toml, the recipe of the best. docs/sweeps.md explains it."
+)]
 pub(super) struct Arguments {
     #[command(flatten)]
     job: train::Arguments,
@@ -61,7 +63,8 @@ fn show(terminal: &Terminal, event: &SweepEvent<'_>) {
             let loss = row.loss.map_or_else(|| "no loss".to_owned(), |loss| format!("validation loss {loss:.4}"));
             let error = row.error.as_ref().map_or_else(String::new, |error| format!(": {}", printable(error)));
             let (trial, state, steps, total, seconds) = (&row.name, row.state, row.steps, row.total_steps, row.seconds);
-            terminal.message(format_args!("{trial}: {state} at step {steps} of {total}, {loss}, {seconds:.0} s{error}"));
+            terminal
+                .message(format_args!("{trial}: {state} at step {steps} of {total}, {loss}, {seconds:.0} s{error}"));
         }
         SweepEvent::Compared(summary) => terminal.message(format_args!("{}\n{}", summary.table(), summary.sentence)),
     }

@@ -102,6 +102,7 @@ pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Termin
         start,
         log_to: log_to.as_deref(),
         ranks: &*ranks,
+        ..RunOptions::default()
     };
     let report = match ranks.is_first() {
         true => {

@@ -227,7 +227,8 @@ fn read_axes(table: &Table, section: &str, reader: &mut Reader, axes: &mut Vec<O
                 continue;
             }
             found => {
-                let found = if matches!(found, Value::Array(_)) { "an empty list".to_owned() } else { found.to_string() };
+                let found =
+                    if matches!(found, Value::Array(_)) { "an empty list".to_owned() } else { found.to_string() };
                 let message = format!("`{shown}`: expected a list of values or a range, found {found}");
                 reader.problem_with_hint(&node.place, message, "`[1e-4, 1e-3]` or `{ min = 1e-4, max = 1e-2 }`");
                 None

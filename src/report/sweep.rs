@@ -66,8 +66,7 @@ impl Summary {
     ) -> Self {
         let name = dir.file_name().map_or_else(|| "sweep".into(), |name| name.to_string_lossy()).into_owned();
         let keys = trials.first().map(|trial| trial.values.keys().cloned().collect()).unwrap_or_default();
-        let mut summary =
-            Self { name, objective, higher_is_better, is_share, keys, trials, sentence: String::new() };
+        let mut summary = Self { name, objective, higher_is_better, is_share, keys, trials, sentence: String::new() };
         summary.sentence = summary.in_words();
         summary
     }

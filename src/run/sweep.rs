@@ -245,7 +245,9 @@ fn plan_trial(
 fn check_objective(plan: &Plan, objective: SweepObjective) -> Result<()> {
     if plan.data.valid.is_none() && plan.data.valid_fraction.is_none() {
         let message = "is missing: trials are ranked by validation examples, and there are none";
-        return Err(Error::input(Place::setting("data.valid"), message).hint("give `data.valid` or `data.valid_fraction`"));
+        return Err(
+            Error::input(Place::setting("data.valid"), message).hint("give `data.valid` or `data.valid_fraction`")
+        );
     }
     let needed = match objective {
         SweepObjective::Loss | SweepObjective::LossGainPerHour => return Ok(()),
@@ -335,11 +337,8 @@ impl Sweep<'_> {
             let Planned { total_steps, eval_steps, .. } = planned[index];
             share.and_then(|share| rung_step(share, total_steps, eval_steps))
         };
-        let tasks = waiting.into_iter().map(|trial| Task {
-            trial,
-            recipe: &planned[trial].recipe,
-            until_step: until(trial),
-        });
+        let tasks =
+            waiting.into_iter().map(|trial| Task { trial, recipe: &planned[trial].recipe, until_step: until(trial) });
         let tasks: Vec<Task<'_>> = tasks.collect();
         let SweepOptions { device, max_memory, .. } = *self.options;
         let command = &self.command.clone();
@@ -446,7 +445,12 @@ impl Sweep<'_> {
         let mut plan = self.planned[index].recipe.settings()?;
         plan.output.dir = self.dir.join("best");
         let of = counted(self.journal.trials.len(), "trial");
-        let header = format!("# The best of {of} by {}: {}, {}.\n", self.settings.objective, row.name, row.shown(&self.summary()));
+        let header = format!(
+            "# The best of {of} by {}: {}, {}.\n",
+            self.settings.objective,
+            row.name,
+            row.shown(&self.summary())
+        );
         let path = self.dir.join(BEST_FILE);
         atomic::write_bytes(&path, (header + &recipe::resolved(&plan)?).as_bytes())?;
         Ok(path)

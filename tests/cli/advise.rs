@@ -7,7 +7,8 @@ use super::{json, refused, run, text, tiny_job, tiny_model};
 #[test]
 fn the_largest_model_that_fits_is_recommended_and_its_recipe_checks() {
     let folder = tiny_job();
-    let advise = ["advise", "--data", "train.jsonl", "--memory", "6GiB", "--time", "9d", "--write", "mine.toml", "--json"];
+    let advise =
+        ["advise", "--data", "train.jsonl", "--memory", "6GiB", "--time", "9d", "--write", "mine.toml", "--json"];
     let advice = json(&run(&folder, &advise));
     let models = advice["models"].as_array().expect("models");
     let limit = 6u64 << 30;
@@ -45,7 +46,8 @@ fn the_largest_model_that_fits_is_recommended_and_its_recipe_checks() {
 fn a_base_of_ones_own_has_its_tokens_counted() {
     let folder = tiny_job();
     let base = tiny_model().display().to_string();
-    let output = run(&folder, &["advise", "--data", "train.jsonl", "--base", &base, "--write", "mine.toml", "--memory", "1GiB"]);
+    let output =
+        run(&folder, &["advise", "--data", "train.jsonl", "--base", &base, "--write", "mine.toml", "--memory", "1GiB"]);
     let told = text(&output.stdout);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(told.contains("* smollm") && told.contains("recommended: smollm, the largest that fits"), "{told}");
@@ -53,7 +55,10 @@ fn a_base_of_ones_own_has_its_tokens_counted() {
     assert_eq!(checked["train"]["examples"].as_u64(), Some(17), "{checked}");
     // All of its 21 examples, by the model's own tokenizer.
     let tokens = json(&run(&folder, &["check", "recipe.toml", "--json"]))["train"]["tokens"].clone();
-    assert!(told.starts_with(&format!("21 examples of train.jsonl, {tokens} tokens, within 2.0 h in 1024 MiB")), "{told}");
+    assert!(
+        told.starts_with(&format!("21 examples of train.jsonl, {tokens} tokens, within 2.0 h in 1024 MiB")),
+        "{told}"
+    );
 }
 
 #[test]

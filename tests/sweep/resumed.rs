@@ -63,7 +63,9 @@ fn a_sweep_that_is_killed_again_and_again_comes_to_the_same_end() {
         assert_eq!(results(&trial(&cut, name)), results(&trial(&whole, name)), "{name}");
     }
     // Once more, it does nothing.
-    let metrics = |folder: &TempDir| fs::metadata(trial(folder, "trial-1").join("run.json")).expect("a file").modified().expect("a time");
+    let metrics = |folder: &TempDir| {
+        fs::metadata(trial(folder, "trial-1").join("run.json")).expect("a file").modified().expect("a time")
+    };
     let before = metrics(&cut);
     assert_eq!(swept(&cut, &["--resume", "--set", "train.checkpoint_steps=2"])["trials"], report["trials"]);
     assert_eq!(metrics(&cut), before);
@@ -72,7 +74,7 @@ fn a_sweep_that_is_killed_again_and_again_comes_to_the_same_end() {
 #[test]
 fn a_signal_pauses_a_sweep_and_says_how_it_goes_on() {
     let folder = job(HALVING);
-    let mut child = burnish(&folder)
+    let child = burnish(&folder)
         .args(["sweep", "recipe.toml", "--set", "train.epochs=2000", "--set", "sweep.rungs=[]"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -47,7 +47,9 @@ impl Examples {
         let mut text = String::new();
         for row in &rows {
             let (prompt, answer) = texts(row.example.plain());
-            text.extend([prompt.as_str(), " ", answer.as_str(), " "].map(|part| part.chars().take(400).collect::<String>()));
+            text.extend(
+                [prompt.as_str(), " ", answer.as_str(), " "].map(|part| part.chars().take(400).collect::<String>()),
+            );
             if text.len() > LANGUAGE_CHARACTERS {
                 break;
             }

@@ -106,11 +106,8 @@ impl Machine {
             let seconds = timed(&config, quant, Recompute::None)?.step;
             Ok(operations / (seconds - head_seconds).max(0.5 * seconds))
         };
-        let wide_speed = Speed {
-            hidden_size: config.hidden_size,
-            dense: of_layer(Quant::None)?,
-            packed: of_layer(Quant::Nf4)?,
-        };
+        let wide_speed =
+            Speed { hidden_size: config.hidden_size, dense: of_layer(Quant::None)?, packed: of_layer(Quant::Nf4)? };
         Ok(Self {
             processor: device::processor(),
             threads: rayon::current_num_threads(),

@@ -115,7 +115,16 @@ impl Model {
 impl Advice {
     fn table(&self) -> Table {
         let mut table = Table::new(&[
-            "model", "parameters", "licence", "languages", "method", "memory", "time", "tokens/s", "answers", "disk",
+            "model",
+            "parameters",
+            "licence",
+            "languages",
+            "method",
+            "memory",
+            "time",
+            "tokens/s",
+            "answers",
+            "disk",
         ]);
         for model in &self.models {
             let mark = if self.recommended.as_ref() == Some(&model.name) { "* " } else { "  " };

@@ -37,7 +37,7 @@ impl Figures {
     pub(super) fn of(run: &RunFiles) -> Option<Self> {
         let best = run.evaluations().rfind(|line| line["is_best"] == true)?;
         let first = run.evaluations().next()?;
-        let seconds = run.timings_by_step().values().filter_map(|line| line["seconds"].as_f64());
+        let seconds = run.timings_by_step().into_values().filter_map(|line| line["seconds"].as_f64());
         Some(Self {
             steps: run.last_step(),
             best_step: best["step"].as_u64()?,
@@ -100,7 +100,8 @@ impl Journal {
     pub(super) fn decide(&mut self, objective: SweepObjective, reduction: usize) {
         let rung = self.rungs_done;
         let mut active = self.active();
-        let failed = self.trials.iter().filter(|trial| trial.state == TrialState::Failed && trial.figures.len() == rung);
+        let failed =
+            self.trials.iter().filter(|trial| trial.state == TrialState::Failed && trial.figures.len() == rung);
         let kept = (active.len() + failed.count()).div_ceil(reduction);
         let key = |index: usize| {
             self.trials[index].figures.get(rung).map_or([f64::INFINITY; 2], |figures| figures.key(objective))
@@ -140,7 +141,8 @@ mod tests {
             error: None,
         };
         let trials: Vec<Trial> = losses.iter().enumerate().map(trial).collect();
-        serde_json::from_value(serde_json::json!({ "settings": {}, "rungs_done": 0, "trials": trials })).expect("it is one")
+        serde_json::from_value(serde_json::json!({ "settings": {}, "rungs_done": 0, "trials": trials }))
+            .expect("it is one")
     }
 
     #[test]

@@ -123,10 +123,8 @@ pub(super) fn check_folder(dir: &Path, lock_file: &str, goes_on: bool, command: 
     let place = Place::setting("output.dir");
     let dir = dir.display();
     match (has_journal, is_free) {
-        (true, _) if !goes_on => {
-            Err(Error::input(place, format!("is {dir}, which holds a sweep"))
-                .hint(format!("`{command}` goes on with it; for another sweep choose another `dir` under [output]")))
-        }
+        (true, _) if !goes_on => Err(Error::input(place, format!("is {dir}, which holds a sweep"))
+            .hint(format!("`{command}` goes on with it; for another sweep choose another `dir` under [output]"))),
         (false, false) => Err(Error::input(place, format!("is {dir}, which exists and holds no sweep"))
             .hint("choose another `dir` under [output]; the trials go into folders of their own in it")),
         _ => Ok(()),
