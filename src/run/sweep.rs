@@ -4,21 +4,25 @@
 //! run that it would have been without, to the bit.
 
 mod draw;
+mod event;
 mod figures;
 mod journal;
+mod plan;
 mod turns;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use draw::draw;
+pub use event::SweepEvent;
 use figures::{Figures, has_diverged};
 use journal::{JOURNAL_FILE, Journal, Trial, TrialState, check_folder};
+use plan::{Planned, bytes_at_once, dir_node};
 use turns::{Circumstances, News, Task, take_turns};
 
 use super::SharedBase;
@@ -26,19 +30,16 @@ use super::doctor::usable_memory;
 use super::folder::quoted;
 use super::init::MEMORY_SHARE;
 use super::outcome::TrainReport;
-use super::prepare::prepare;
 use super::train::options as run_options;
 use super::watch::Watch;
 use crate::bytes::Size;
 use crate::device::DeviceChoice;
-use crate::error::{Error, Place, Result, counted};
+use crate::error::{Error, Result, counted};
 use crate::files::{atomic, lock, space, temporary};
 use crate::interrupt;
-use crate::recipe::{self, Plan, Recipe, SweepObjective, SweepSettings};
+use crate::recipe::{self, Recipe, SweepSettings};
 use crate::report::RunFiles;
 use crate::report::sweep::{Summary, SummaryRow, page};
-use crate::settings::Node;
-use crate::train::EvalOn;
 
 /// The page in the folder of a sweep.
 const PAGE_FILE: &str = "sweep.html";
@@ -59,41 +60,6 @@ pub struct SweepOptions {
     pub parallel: usize,
     /// Whether to go on with the sweep in the folder.
     pub goes_on: bool,
-}
-
-/// The events of a sweep.
-pub enum SweepEvent<'a> {
-    /// Before the first trial.
-    Begins {
-        /// Trials.
-        trials: usize,
-        /// Trials at once.
-        at_once: usize,
-    },
-    /// A line for the user.
-    Notice(&'a str),
-    /// A trial begins or goes on.
-    TrialBegins {
-        /// Its name.
-        trial: &'a str,
-        /// The values of its settings.
-        values: &'a Map<String, Value>,
-        /// The step where it pauses; `None` where it goes to its end.
-        until_step: Option<u64>,
-    },
-    /// An evaluation of a trial.
-    Evaluated {
-        /// Its name.
-        trial: &'a str,
-        /// Steps done.
-        step: u64,
-        /// The validation loss.
-        loss: f64,
-    },
-    /// A trial pauses, or is at its end.
-    TrialEnds(&'a SummaryRow),
-    /// The trials of a rung are compared.
-    Compared(&'a Summary),
 }
 
 /// The outcome of a sweep.
@@ -123,19 +89,6 @@ impl fmt::Display for SweepReport {
             (None, None) => Ok(()),
         }
     }
-}
-
-/// The plan of a trial.
-struct Planned {
-    recipe: Recipe,
-    total_steps: u64,
-    eval_steps: u64,
-    /// Bytes of the base and of the program, which trials can share, and of all else.
-    shared_bytes: u64,
-    own_bytes: u64,
-    disk_bytes: u64,
-    /// The identity of the weights.
-    base: String,
 }
 
 /// A sweep that is under way.
@@ -184,7 +137,7 @@ pub fn sweep(
         combination.push(("output.dir".to_owned(), dir_node(&dir.join(&name))?));
         // Remarks on the data are the same for all.
         let watch: &mut dyn Watch = if index == 0 { &mut *watch } else { &mut silent };
-        let made = recipe.with(&combination).and_then(|recipe| plan_trial(recipe, settings.objective, options, watch));
+        let made = recipe.with(&combination).and_then(|recipe| Planned::of(recipe, settings.objective, options, watch));
         match made {
             Ok(made) => planned.push(made),
             Err(error) => errors.push(error.within(&*name)),
@@ -214,61 +167,6 @@ fn command(recipe: &Recipe, options: &SweepOptions) -> String {
     format!("burnish sweep {}{settings}{more} --resume", quoted(&recipe.name))
 }
 
-/// The folder of a trial as a value of a recipe.
-fn dir_node(dir: &Path) -> Result<Node> {
-    let text = dir.to_str().ok_or_else(|| Error::input(dir, "is no text, and the recipes of trials are"))?;
-    Ok(Node::text(text))
-}
-
-/// Prepares a trial as its run will be, and keeps the numbers.
-fn plan_trial(
-    recipe: Recipe,
-    objective: SweepObjective,
-    options: &SweepOptions,
-    watch: &mut dyn Watch,
-) -> Result<Planned> {
-    check_objective(&recipe.plan()?, objective).map_err(|error| recipe.locate(error))?;
-    let prepared = prepare(&recipe, &options.device, options.max_memory, watch)?;
-    let shared_bytes = prepared.memory.weights + prepared.memory.program;
-    Ok(Planned {
-        total_steps: prepared.total_steps,
-        eval_steps: prepared.plan.train.eval_steps,
-        shared_bytes,
-        own_bytes: prepared.memory.total().saturating_sub(shared_bytes),
-        disk_bytes: prepared.disk_bytes(),
-        base: SharedBase::identity(&prepared),
-        recipe,
-    })
-}
-
-/// Whether the runs of a plan have the measure that ranks them.
-fn check_objective(plan: &Plan, objective: SweepObjective) -> Result<()> {
-    if plan.data.valid.is_none() && plan.data.valid_fraction.is_none() {
-        let message = "is missing: trials are ranked by validation examples, and there are none";
-        return Err(
-            Error::input(Place::setting("data.valid"), message).hint("give `data.valid` or `data.valid_fraction`")
-        );
-    }
-    let needed = match objective {
-        SweepObjective::Loss | SweepObjective::LossGainPerHour => return Ok(()),
-        SweepObjective::ExactMatch => EvalOn::ExactMatch,
-        SweepObjective::Accuracy => EvalOn::Accuracy,
-    };
-    match plan.train.eval_on {
-        eval_on if eval_on == needed => Ok(()),
-        eval_on => {
-            let message = format!("is \"{eval_on}\"; the sweep ranks by `{objective}`, which needs \"{needed}\"");
-            Err(Error::input(Place::setting("train.eval_on"), message))
-        }
-    }
-}
-
-/// The step of a rung: the first evaluation that `share` of the steps does not exceed. `None` where that is the end.
-fn rung_step(share: f64, total_steps: u64, eval_steps: u64) -> Option<u64> {
-    let step = ((share * total_steps as f64).ceil() as u64).max(1).next_multiple_of(eval_steps);
-    (step < total_steps).then_some(step)
-}
-
 impl Sweep<'_> {
     fn run(&mut self, tell: &mut dyn FnMut(SweepEvent<'_>)) -> Result<SweepReport> {
         let at_once = self.at_once(tell);
@@ -294,23 +192,14 @@ impl Sweep<'_> {
     /// Trials at once, as far as memory and their number allow.
     fn at_once(&self, tell: &mut dyn FnMut(SweepEvent<'_>)) -> usize {
         let wanted = self.options.parallel.min(self.planned.len()).max(1);
-        let is_one_base = self.planned.windows(2).all(|pair| pair[0].base == pair[1].base);
-        let shared = if is_one_base { self.planned.iter().map(|one| one.shared_bytes).max().unwrap_or(0) } else { 0 };
-        let own = |one: &Planned| one.own_bytes + if is_one_base { 0 } else { one.shared_bytes };
-        let mut own: Vec<u64> = self.planned.iter().map(own).collect();
-        own.sort_unstable_by(|a, b| b.cmp(a));
-        let needed = |count: usize| shared + own.iter().take(count).sum::<u64>();
         let limit = self.options.max_memory.map(|Size(bytes)| bytes);
         let limit = limit.or_else(|| usable_memory().map(|bytes| (bytes as f64 * MEMORY_SHARE) as u64));
         let Some(limit) = limit else { return wanted };
+        let needed = |count| bytes_at_once(&self.planned, count);
         let fitting = (1..=wanted).rev().find(|&count| needed(count) <= limit).unwrap_or(1);
         if fitting < wanted {
-            let text = format!(
-                "{} at once would take {}, and {} may be used: {fitting} at once",
-                counted(wanted, "trial"),
-                Size(needed(wanted)),
-                Size(limit)
-            );
+            let (trials, needed, limit) = (counted(wanted, "trial"), Size(needed(wanted)), Size(limit));
+            let text = format!("{trials} at once would take {needed}, and {limit} may be used: {fitting} at once");
             tell(SweepEvent::Notice(&text));
         }
         fitting
@@ -333,10 +222,7 @@ impl Sweep<'_> {
         // The trials of one base come together, so that it is loaded once.
         waiting.sort_by(|&left, &right| planned[left].base.cmp(&planned[right].base));
         let share = self.settings.rungs.get(rung).copied();
-        let until = |index: usize| {
-            let Planned { total_steps, eval_steps, .. } = planned[index];
-            share.and_then(|share| rung_step(share, total_steps, eval_steps))
-        };
+        let until = |index: usize| share.and_then(|share| planned[index].rung_step(share));
         let tasks =
             waiting.into_iter().map(|trial| Task { trial, recipe: &planned[trial].recipe, until_step: until(trial) });
         let tasks: Vec<Task<'_>> = tasks.collect();
@@ -485,19 +371,5 @@ impl Sweep<'_> {
         let objective = self.settings.objective;
         let trials = self.journal.ranked(objective).into_iter().map(|index| self.row(index)).collect();
         Summary::new(&self.dir, (objective.name(), objective.higher_is_better(), objective.is_share()), trials)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rungs_lie_at_evaluations_before_the_end() {
-        assert_eq!(rung_step(0.125, 96, 12), Some(12));
-        assert_eq!(rung_step(0.13, 96, 12), Some(24));
-        assert_eq!(rung_step(0.001, 96, 1), Some(1));
-        assert_eq!(rung_step(0.5, 10, 50), None);
-        assert_eq!(rung_step(0.9, 100, 50), None);
     }
 }
