@@ -21,7 +21,7 @@ const MIN_ROWS_TO_SPLIT: usize = 20;
 const VALID_ROWS: f64 = 100.0;
 /// Lengths are rounded up to a multiple of this.
 const LENGTH_STEP: usize = 64;
-const MICRO_BATCH_SEQS: usize = 4;
+pub(super) const MICRO_BATCH_SEQS: usize = 4;
 /// The share of the available memory that a run may plan with.
 pub(super) const MEMORY_SHARE: f64 = 0.8;
 

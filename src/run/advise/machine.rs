@@ -19,6 +19,7 @@ use crate::model::decoder::Recompute;
 use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Batch, Decoder, ModelConfig};
 use crate::quant::{Compute, Quant};
+use crate::run::init::MICRO_BATCH_SEQS;
 use crate::train::TrainSettings;
 use crate::train::evaluate::evaluate;
 use crate::train::step::AdapterTrainer;
@@ -77,7 +78,7 @@ impl Machine {
         lengths: &[(usize, usize)],
     ) -> Result<Self> {
         let began = Instant::now();
-        let lengths = within(lengths);
+        let lengths = usual(lengths);
         let timed = |config: &ModelConfig, quant, recompute| timed(choice, config, quant, recompute, &lengths);
         let of_layers = |layers| ModelConfig { layers, ..narrow.config.clone() };
         let [few, many] = LAYERS.map(of_layers);
@@ -131,17 +132,20 @@ impl Machine {
     }
 }
 
-/// The first sequences that make no more than a short step; the last one is cut.
-fn within(lengths: &[(usize, usize)]) -> Vec<(usize, usize)> {
+/// The sequences of a usual micro-batch: those in the middle of each quarter of the lengths, cut where they make more than a short step.
+fn usual(lengths: &[(usize, usize)]) -> Vec<(usize, usize)> {
+    let mut sorted = lengths.to_vec();
+    sorted.sort_unstable();
+    let middle = |part: usize| sorted.get((2 * part + 1) * sorted.len() / (2 * MICRO_BATCH_SEQS)).copied();
     let mut left = MAX_TOKENS;
     let mut kept = Vec::new();
-    for &(tokens, trained) in lengths {
-        if left < 2 {
+    for (tokens, trained) in (0..MICRO_BATCH_SEQS).filter_map(middle) {
+        let tokens = tokens.max(2).min(left);
+        if tokens < 2 {
             break;
         }
-        let tokens = tokens.min(left).max(2);
         kept.push((tokens, trained.clamp(1, tokens - 1)));
-        left -= tokens.min(left);
+        left -= tokens;
     }
     kept
 }
@@ -221,8 +225,10 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_cut_to_what_is_quick() {
-        assert_eq!(within(&[(600, 100), (600, 500), (9, 3)]), [(600, 100), (424, 423)]);
-        assert_eq!(within(&[(5, 9), (1, 0)]), [(5, 4), (2, 1)]);
+    fn a_usual_step_has_short_and_long_sequences_and_is_quick() {
+        let many: Vec<(usize, usize)> = (1..=80).map(|tokens| (tokens, 1)).collect();
+        assert_eq!(usual(&many), [(11, 1), (31, 1), (51, 1), (71, 1)]);
+        assert_eq!(usual(&[(600, 100), (600, 500), (9, 3)]), [(9, 3), (600, 100), (415, 100)]);
+        assert_eq!(usual(&[(5, 9), (1, 0)]), [(2, 1), (2, 1), (5, 4), (5, 4)]);
     }
 }
