@@ -44,6 +44,8 @@ mod optimisers;
 mod parallel;
 mod preferences;
 mod preflight;
+#[cfg(unix)]
+mod privacy;
 mod pull;
 mod qlora;
 mod real_templates;

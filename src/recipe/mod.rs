@@ -11,6 +11,7 @@
 
 mod aliases;
 mod plan;
+mod privacy;
 pub mod shipped;
 
 use std::fs;
@@ -166,6 +167,7 @@ impl Recipe {
             reader.problem_with_hint(&place, message, "give `data.valid` or `data.valid_fraction`");
         }
         self.check_preferences(plan, reader);
+        self.check_privacy(plan, reader);
         if train.early_stopping.is_some() && data.valid.is_none() && data.valid_fraction.is_none() {
             let place = self.place("train.early_stopping");
             let message = "`train.early_stopping` needs validation examples, and there are none";

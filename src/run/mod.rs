@@ -26,6 +26,7 @@ pub mod outcome;
 pub mod predict;
 pub mod preferences;
 pub mod prepare;
+mod privacy;
 pub mod probe;
 mod ranks;
 mod recorder;

@@ -11,6 +11,7 @@ use super::memory_fit::{Demand, fit_memory};
 use super::memory_plan::{MemoryPlan, moments};
 use super::notices::notices;
 use super::preferences;
+use super::privacy;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
@@ -24,7 +25,7 @@ use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
 use crate::pull;
 use crate::recipe::{Plan, Recipe};
-use crate::train::{Batching, Layout, Part, preference};
+use crate::train::{Batching, Guarantee, Layout, Part, preference};
 
 /// All that a run needs, short of the weights.
 pub struct Prepared {
@@ -58,6 +59,8 @@ pub struct Prepared {
     pub layout: Layout,
     /// Steps of the run, unless it stops early.
     pub total_steps: u64,
+    /// What the training examples are promised, where the run is private.
+    pub privacy: Option<Guarantee>,
     /// The memory that the run will take.
     pub memory: MemoryPlan,
     /// The form of the sample prompts: that of the prompts in the training data.
@@ -127,6 +130,7 @@ fn prepare_plan(
     let answered: Vec<Vec<u32>> = prompts.iter().chain(questions).cloned().collect();
     let longest = exact_match::max_tokens(&base.encoder, &held_out.scored);
     let sample = (&answered[..], plan.sample.max_tokens.max(longest));
+    privacy::by_example(&mut plan);
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
     let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
     let of_data = plan.data.passed_over().into_iter().chain(mixed);
@@ -134,6 +138,8 @@ fn prepare_plan(
     let batching = Batching::of(&plan.train, &plan.data);
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
     adjustments.extend(shorten_warmup(&mut plan, total_steps));
+    let privacy = privacy::guarantee(&mut plan, &train, &mut start, total_steps)?;
+    adjustments.extend(privacy.iter().flat_map(|guarantee| privacy::notices(&plan, guarantee)));
 
     if let Some(format) = format {
         start.record_data_format(format);
@@ -148,7 +154,8 @@ fn prepare_plan(
         (provenance::COMPUTE, Some(plan.base.compute.to_string())),
         (provenance::TOKENIZER_SHA256, Some(tokenizer.sha256())),
         (provenance::TEMPLATE_SHA256, tokenizer.chat_template().map(|text| hex::sha256_of(text.as_bytes()))),
-        (provenance::DATA_SHA256, Some(train_sha256.clone())),
+        // A hash would tell whether a guess of the private data is right.
+        (provenance::DATA_SHA256, privacy.is_none().then(|| train_sha256.clone())),
         (provenance::VALID_SHA256, valid_sha256.clone()),
         (provenance::CONTROL_TOKENS, Some(plan.data.control_tokens.to_string())),
         (provenance::SEED, Some(plan.train.seed.to_string())),
@@ -173,6 +180,7 @@ fn prepare_plan(
         batching,
         layout,
         total_steps,
+        privacy,
         memory,
         form,
         prompts,
