@@ -220,6 +220,10 @@ impl Recipe {
                 format!("`{key}` does nothing under `train.objective = \"{objective}\"`: it belongs to {readers}");
             reader.problem(&self.place(key), message);
         }
+        if data.canaries.is_some() && objective != ObjectiveKind::Sft {
+            let message = format!("`data.canaries` are examples to learn from, and `train.objective` is \"{objective}\"");
+            reader.problem(&self.place("data.canaries"), message);
+        }
         if objective == ObjectiveKind::Classify {
             return self.check_classification(plan, reader);
         }

@@ -12,5 +12,7 @@ pub use folder::{RunFiles, RunState};
 
 /// The page in a run folder.
 pub const PAGE_FILE: &str = "report.html";
+/// What the run remembers of its examples, in a run folder, once it was measured.
+pub const MEMORISATION_FILE: &str = "memorisation.json";
 /// The measures behind it that need the model, in a run folder.
 pub const DETAILS_FILE: &str = "report.json";

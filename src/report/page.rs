@@ -104,10 +104,11 @@ fn of_run(run: &RunFiles) -> String {
     });
     let about = about.to_string();
     format!(
-        "{},\"record\":{},\"details\":{},\"metrics\":{},\"timings\":{},\"samples\":{}}}",
+        "{},\"record\":{},\"details\":{},\"memorisation\":{},\"metrics\":{},\"timings\":{},\"samples\":{}}}",
         about.strip_suffix('}').unwrap_or(&about),
         run.record.text.trim(),
         run.details.text.trim(),
+        run.memorisation.text.trim(),
         list(&run.metrics),
         list(&run.timings),
         list(&run.samples)

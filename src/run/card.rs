@@ -23,6 +23,7 @@ pub(super) const CARD_FILE: &str = "README.md";
 pub(super) const UNPUBLISHED: &str = "\
 # Not part of the adapter: these may hold texts of the data and paths of the machine.
 checkpoints/
+memorisation.json
 metrics.jsonl
 privacy.key
 recipe.toml

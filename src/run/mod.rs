@@ -16,6 +16,7 @@ pub mod held_out;
 pub mod identity;
 pub mod init;
 mod log_command;
+pub mod memorisation;
 pub mod memory_fit;
 pub mod memory_plan;
 pub mod merge;

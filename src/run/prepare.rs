@@ -16,7 +16,7 @@ use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
 use crate::data::kept::KeptSets;
-use crate::data::{Augmenter, DataSet, EncodedSet, Example, Paths, Row, split};
+use crate::data::{Augmenter, Canaries, DataSet, EncodedSet, Example, Paths, Row, split};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
 use crate::files::hex;
@@ -106,7 +106,8 @@ fn prepare_plan(
     base.encoder.set_labels(labels.clone());
     let format = train.first().map(|row| row.example.plain().format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
-    let mixed = mixed_shapes(&train);
+    let mixed = mixed_shapes(&train[..own]);
+    let canaries = plan.data.canaries.as_ref().map(Canaries::notice);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
     let begun = plan.adapter.begin(&base.files, plan.base.quant, &tokens, &labels, plan.train.seed);
@@ -133,7 +134,7 @@ fn prepare_plan(
     privacy::by_example(&mut plan);
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
     let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
-    let of_data = plan.data.passed_over().into_iter().chain(mixed);
+    let of_data = plan.data.passed_over().into_iter().chain(mixed).chain(canaries);
     let mut adjustments: Vec<String> = of_data.chain(described(layout, &plan)).collect();
     let batching = Batching::of(&plan.train, &plan.data);
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
@@ -224,9 +225,9 @@ fn changing(rows: Vec<Row>, set: &EncodedSet) -> Result<Vec<Example>> {
 
 /// The examples of both splits, as they were read.
 pub struct Examples {
-    /// Training examples, those of rehearsal at the end.
+    /// Training examples, those of rehearsal and canaries at the end.
     pub train: Vec<Row>,
-    /// Training examples that are not those of rehearsal.
+    /// Training examples that are neither those of rehearsal nor canaries.
     pub own: usize,
     /// Validation examples; empty without.
     pub valid: Vec<Row>,
@@ -255,6 +256,10 @@ pub fn read_examples(plan: &Plan) -> Result<Examples> {
     if let Some(rehearsal) = plan.data.read_rehearsal(&train)? {
         train.extend(rehearsal.rows);
         files.file_sha256.extend(rehearsal.file_sha256);
+    }
+    if let Some(canaries) = &plan.data.canaries {
+        let rows = canaries.rows(plan.train.seed, train.first().map(|row| &row.example));
+        train.extend(rows);
     }
     Ok(Examples { train, own, valid, train_sha256: files.sha256(), valid_sha256 })
 }

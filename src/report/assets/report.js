@@ -103,6 +103,27 @@ function contributions(run) {
   return made;
 }
 
+/// What the run remembers of its training examples, once it was measured.
+function memory(run) {
+  const measured = run.memorisation;
+  if (!measured) return [element("p", { class: "absent" }, "Not measured: `burnish check --memorisation` measures it once a run has ended.")];
+  const ends = (one, digits) => `95% interval ${fixed(one.low, digits)} to ${fixed(one.high, digits)}`;
+  const made = [];
+  const { canaries, membership } = measured;
+  if (canaries) {
+    const verdict = { true: "They are remembered.", false: "There is no evidence that they are remembered." }[canaries.is_remembered] ?? "They are too few for a verdict.";
+    made.push(element("p", {}, `${counted(canaries.inserted.length, "made-up secret")}, ${counted(canaries.repeats, "time")} among the training examples each, have an exposure of ${fixed(canaries.inserted_mean, 2)} bits on average; ${whole(canaries.held_out.length)} that were not among them have ${fixed(canaries.held_out_mean, 2)}. The difference has a ${ends(canaries.difference, 2)}. ${verdict}`),
+      element("p", { class: "note" }, `Exposure: how far up the secret stands among ${whole(canaries.alternatives)} others of its form, by its loss. By chance it is ${fixed(canaries.chance, 2)} bits on average, ${fixed(canaries.most, 2)} at most.`),
+      folded("Every secret", () => table("Exposure of each secret", ["prompt", "among the examples", "bits"], [...canaries.inserted.map((one) => [one.prompt, "yes", fixed(one.exposure, 2)]), ...canaries.held_out.map((one) => [one.prompt, "no", fixed(one.exposure, 2)])], "figures")));
+  }
+  if (membership) {
+    const verdict = { true: "Losses tell training examples.", false: "There is no evidence that losses tell training examples." }[membership.is_told] ?? "They are too few for a verdict.";
+    made.push(element("p", {}, `Of a training and a validation example, the loss of the training example fell further in ${percent(membership.auc.value)} of all pairs (AUC ${fixed(membership.auc.value, 3)}, ${ends(membership.auc, 3)}; 0.5 by chance), over ${whole(membership.train_examples)} and ${whole(membership.valid_examples)} examples. ${verdict}`),
+      element("p", { class: "note" }, `By the base's loss alone, which has seen neither: AUC ${fixed(membership.auc_of_base.value, 3)}, ${ends(membership.auc_of_base, 3)}. That much the files differ in themselves.`));
+  }
+  return made;
+}
+
 /// A recipe with its keys and comments told apart.
 function recipe(run) {
   if (!run.recipe) return [element("p", { class: "absent" }, "Not in this report: recipe.toml is not there.")];
@@ -148,6 +169,7 @@ function sectionsOf(run) {
     ["curves", "Curves", () => curves([run]), curvesKey([run])], ["samples", "Samples", () => samples(run), [run.samples.length, outcomeOf(run).best_step, outcomeOf(run).samples]],
     ["tokens", "Tokens", () => tokens(run), [details?.tokens, details?.left_out]], ["adapter", "Adapter", () => adapterMap(run), [details?.adapter, details?.left_out]],
     ["contributions", "What each part contributes", () => contributions(run), [details?.modules, details?.left_out]],
+    ["memory", "What it remembers", () => memory(run), [run.memorisation]],
     ["data", "Data", () => data(run), [details?.lengths, details?.rendered]], ["recipe", "Recipe", () => recipe(run), [run.recipe]],
     ["provenance", "Provenance", () => provenance(run), [run.record]], ["use", "Use", () => usage(run), [run.use]],
   ];
