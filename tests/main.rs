@@ -36,6 +36,7 @@ mod hostile_tokenizer;
 mod hostile_weights;
 mod kept_sets;
 mod larger_models;
+mod memorisation;
 mod merge;
 mod merge_proof;
 mod model;

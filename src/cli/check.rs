@@ -34,7 +34,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     time: bool,
     /// The path is the folder of a finished run: measure what it remembers of its training examples
-    #[arg(long, conflicts_with_all = ["base", "show", "time", "set", "seed", "from_adapter", "max_memory"])]
+    #[arg(long, conflicts_with_all = ["base", "show", "time", "set", "from_adapter"])]
     memorisation: bool,
     /// The most training and validation examples that are compared
     #[arg(long, requires = "memorisation", default_value_t = 200, value_name = "N")]

@@ -20,6 +20,7 @@ use crate::eval::memorisation::{
     CHANCE_AUC, CHANCE_EXPOSURE, Estimate, auc, difference, exposure, is_above, most_exposure,
 };
 use crate::files::{atomic, lock};
+use crate::nn::Adapter;
 use crate::recipe::{Plan, Recipe};
 use crate::report::{MEMORISATION_FILE, PAGE_FILE, RunFiles, page};
 use crate::train::ObjectiveKind;
@@ -227,7 +228,7 @@ fn membership(
     let sizes = [train.len(), valid.len()];
     let sequences = [train, valid].concat();
     let total = 2 * sequences.len();
-    let mut mean_losses = |adapter, first: usize| -> Result<Vec<f64>> {
+    let mut mean_losses = |adapter: Option<&Adapter>, first: usize| -> Result<Vec<f64>> {
         let losses = evaluate(&model.decoder, adapter, &sequences, &mut |done| {
             watch.evaluating(first + done, total);
             Ok(())

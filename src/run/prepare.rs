@@ -106,7 +106,7 @@ fn prepare_plan(
     base.encoder.set_labels(labels.clone());
     let format = train.first().map(|row| row.example.plain().format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
-    let mixed = mixed_shapes(&train[..own]);
+    let mixed = mixed_shapes(&train);
     let canaries = plan.data.canaries.as_ref().map(Canaries::notice);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
