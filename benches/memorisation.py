@@ -2,7 +2,7 @@
 
     python benches/memorisation.py --base BASE --out RUNS [--burnish target/release/burnish] [--threads 2] [--epochs 4]
 
-BASE is SmolLM2-135M-Instruct (a name, folder or .gguf). Trains on datasets/city_en (300 examples) with ten canaries, and ten that are nowhere,
+BASE is SmolLM2-135M-Instruct (a name, folder or .gguf). Trains on datasets/support_en (120 examples) with ten canaries, and ten that are nowhere,
 and prints exposure and membership AUC of each run by `burnish check --memorisation`. Runs that are finished are not repeated. Needs the
 standard library only. Three runs and their checks take about a quarter of an hour on two cores.
 """
@@ -42,8 +42,8 @@ def main():
     options.out.mkdir(parents=True, exist_ok=True)
     recipe = options.out.resolve() / "recipe.toml"
     recipe.write_text(
-        f"[base]\nmodel = {json.dumps(options.base)}\n[data]\ntrain = \"datasets/city_en.train.jsonl\"\n"
-        f"valid = \"datasets/city_en.valid.jsonl\"\n[train]\nepochs = {options.epochs}\n[output]\ndir = \"unused\"\n"
+        f"[base]\nmodel = {json.dumps(options.base)}\n[data]\ntrain = \"datasets/support_en.train.jsonl\"\n"
+        f"valid = \"datasets/support_en.valid.jsonl\"\n[train]\nepochs = {options.epochs}\n[output]\ndir = \"unused\"\n"
     )
     burnish = [options.burnish, "--threads", options.threads, "--json", "--quiet"]
     print("| canaries | epsilon | exposure, inserted | never inserted | difference, 95% interval | AUC, 95% interval |\n|---|---|---|---|---|---|")

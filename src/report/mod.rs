@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod folder;
 pub mod page;
+mod redact;
 pub mod sentence;
 pub mod table;
 pub mod tensorboard;
