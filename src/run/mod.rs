@@ -15,6 +15,7 @@ pub mod folder;
 pub mod held_out;
 pub mod identity;
 pub mod init;
+pub mod inside;
 mod log_command;
 pub mod memorisation;
 pub mod memory_fit;

@@ -224,19 +224,6 @@ function show(all, isLive) {
   at("links").replaceChildren(...sections.map(([id, title]) => element("li", {}, element("a", { href: "#" + id }, title))));
 }
 
-/// Light, dark, or as the system has it, for this page as long as it is open.
-function themes() {
-  const modes = ["", "light", "dark"];
-  const names = { "": "as the system", light: "light", dark: "dark" };
-  let mode = 0;
-  const button = element("button", { type: "button", class: "theme", click: () => {
-    mode = (mode + 1) % modes.length;
-    document.documentElement.dataset.theme = modes[mode];
-    button.textContent = "Colours: " + names[modes[mode]];
-  } }, "Colours: as the system");
-  return button;
-}
-
 function begin() {
   at("side").append(element("p", { class: "brand" }, "burnish"), element("ul", { id: "links" }), element("div", { id: "live" }), themes());
   const all = JSON.parse(at("island").textContent);
