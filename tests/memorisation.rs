@@ -1,4 +1,4 @@
-//! What a run remembers: canaries that were repeated, canaries that were not, and members by their losses.
+//! The memory of a run: canaries that were repeated, canaries that were not, and members by their losses.
 
 use std::fs;
 use std::path::Path;

@@ -24,7 +24,7 @@ section! {
     Canaries {
         /// The secrets that are inserted.
         inserted: usize = Take(10), between(1..=1000);
-        /// How often each of them is inserted.
+        /// The number of times that each of them is inserted.
         repeats: usize = Take(1), between(1..=1000);
         /// The secrets of the same form that are inserted nowhere: their exposure is that of chance.
         held_out: usize = Take(10), between(1..=1000);

@@ -1,4 +1,4 @@
-//! What a model remembers of its training examples: the exposure of canaries, and whether losses tell members from others.
+//! Measures of a model's memory of its training examples: the exposure of canaries, and whether losses tell members from others.
 
 use rayon::prelude::*;
 use serde::Serialize;

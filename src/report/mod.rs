@@ -13,7 +13,7 @@ pub use folder::{RunFiles, RunState};
 
 /// The page in a run folder.
 pub const PAGE_FILE: &str = "report.html";
-/// What the run remembers of its examples, in a run folder, once it was measured.
+/// The measures of the run's memory of its examples, in a run folder, once they were taken.
 pub const MEMORISATION_FILE: &str = "memorisation.json";
 /// The measures behind it that need the model, in a run folder.
 pub const DETAILS_FILE: &str = "report.json";

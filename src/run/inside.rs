@@ -1,4 +1,4 @@
-//! What a model does inside with one prompt, base against adapter: the attention maps of a layer, and the logit lens.
+//! A look inside a model while it reads one prompt, base against adapter: the attention maps of a layer, and the logit lens.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ pub struct InsideOptions {
     pub lens: bool,
 }
 
-/// What a model does inside with one prompt.
+/// The inside of a model while it reads one prompt.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Inside {
     /// The name of the base.

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::json;
@@ -29,7 +29,7 @@ use crate::train::evaluate::evaluate;
 /// The stream of the seed that chooses the examples that are compared.
 const CHOICE_STREAM: u64 = u64::MAX - 5;
 
-/// How much is measured.
+/// The extent of the measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorisationOptions {
     /// The most examples of each split.
@@ -38,12 +38,9 @@ pub struct MemorisationOptions {
     pub alternatives: usize,
 }
 
-/// What a run remembers.
+/// The memory of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MemorisationReport {
-    /// The run folder.
-    #[serde(skip)]
-    pub dir: PathBuf,
     /// The exposure of the canaries; none where the recipe has no `data.canaries`.
     pub canaries: Option<Exposures>,
     /// Whether losses tell the training examples; none without validation examples that are not among them.
@@ -53,7 +50,7 @@ pub struct MemorisationReport {
 /// The exposures of canaries, in bits.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Exposures {
-    /// How often each of the inserted canaries was among the training examples.
+    /// The number of times that each of the inserted canaries was among the training examples.
     pub repeats: usize,
     /// The alternatives of each.
     pub alternatives: usize,
@@ -84,7 +81,7 @@ pub struct Exposed {
     pub exposure: f64,
 }
 
-/// How well losses tell training examples from validation examples.
+/// The skill of losses to tell training examples from validation examples.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Membership {
     /// Training examples.
@@ -135,7 +132,7 @@ pub fn check_memorisation(
     watch.stage(Stage::Judge);
     let canaries = drawn.map(|drawn| exposures(&model, &plan, &drawn, &examples, options, watch)).transpose()?;
     let membership = membership(&model, &plan, &examples, options, watch)?;
-    let report = MemorisationReport { dir: dir.to_owned(), canaries, membership };
+    let report = MemorisationReport { canaries, membership };
     atomic::write_bytes(&dir.join(MEMORISATION_FILE), format!("{:#}\n", json!(report)).as_bytes())?;
     atomic::write_bytes(&dir.join(PAGE_FILE), page::of_folder(dir)?.as_bytes())?;
     Ok(report)

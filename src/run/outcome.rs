@@ -41,7 +41,7 @@ pub struct TrainReport {
     pub peak_bytes: u64,
     /// The peak by the memory plan; none where the model lies in another memory than the process.
     pub planned_bytes: Option<u64>,
-    /// What the training examples are promised, where the run was private.
+    /// The promise to the training examples, where the run was private.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub privacy: Option<Guarantee>,
     /// Validation loss before and after, with a 95% interval of the difference; none without validation data.

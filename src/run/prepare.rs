@@ -59,7 +59,7 @@ pub struct Prepared {
     pub layout: Layout,
     /// Steps of the run, unless it stops early.
     pub total_steps: u64,
-    /// What the training examples are promised, where the run is private.
+    /// The promise to the training examples, where the run is private.
     pub privacy: Option<Guarantee>,
     /// The memory that the run will take.
     pub memory: MemoryPlan,

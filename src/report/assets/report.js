@@ -103,7 +103,7 @@ function contributions(run) {
   return made;
 }
 
-/// What the run remembers of its training examples, once it was measured.
+/// The memory of the training examples, once it was measured.
 function memory(run) {
   const measured = run.memorisation;
   if (!measured) return [element("p", { class: "absent" }, "Not measured: `burnish check --memorisation` measures it once a run has ended.")];
