@@ -31,7 +31,8 @@ fn off(ours: &[f32], theirs: &[f32]) -> f32 {
 fn maps_and_lens_are_those_of_transformers() {
     let _turn = turn();
     let folder = fixtures().join("inspection");
-    let mut cases: Vec<PathBuf> = fs::read_dir(&folder).expect("fixtures").map(|entry| entry.expect("one").path()).collect();
+    let mut cases: Vec<PathBuf> =
+        fs::read_dir(&folder).expect("fixtures").map(|entry| entry.expect("one").path()).collect();
     cases.sort();
     assert_eq!(cases.len(), 7);
     let (mut windows, mut grouped, mut adapters) = (0, 0, 0);
@@ -52,7 +53,10 @@ fn maps_and_lens_are_those_of_transformers() {
         let decoder = load(&base, Compute::F32);
         let adapter = about.get("adapter").map(|folder| {
             adapters += 1;
-            HostAdapter::load(&fixtures().join(folder)).expect("an adapter").attach(decoder.config(), decoder.device()).expect("fits")
+            HostAdapter::load(&fixtures().join(folder))
+                .expect("an adapter")
+                .attach(decoder.config(), decoder.device())
+                .expect("fits")
         });
         for layer in 0..decoder.config().layers {
             let geometry = decoder.geometry(layer);
@@ -103,7 +107,10 @@ fn a_page_shows_base_and_adapter() {
     let whole: String = found["tokens"].as_array().expect("tokens").iter().filter_map(Value::as_str).collect();
     assert!(whole.ends_with(prompt.trim_end()) || whole.ends_with(prompt), "{whole}");
     let systems = found["systems"].as_array().expect("systems");
-    assert_eq!(systems.iter().map(|system| system["name"].as_str()).collect::<Vec<_>>(), [Some("base"), Some("adapter")]);
+    assert_eq!(
+        systems.iter().map(|system| system["name"].as_str()).collect::<Vec<_>>(),
+        [Some("base"), Some("adapter")]
+    );
     assert_ne!(systems[0]["maps"], systems[1]["maps"], "the adapter changes the first layer");
     for system in systems {
         let maps = system["maps"].as_array().expect("maps");
@@ -111,7 +118,8 @@ fn a_page_shows_base_and_adapter() {
         for rows in maps.iter().map(|map| map.as_array().expect("rows")) {
             assert_eq!(rows.len(), tokens);
             for (query, row) in rows.iter().enumerate() {
-                let row: Vec<f64> = row.as_array().expect("a row").iter().map(|weight| weight.as_f64().expect("a number")).collect();
+                let row: Vec<f64> =
+                    row.as_array().expect("a row").iter().map(|weight| weight.as_f64().expect("a number")).collect();
                 assert!(row.len() == query + 1 && (row.iter().sum::<f64>() - 1.0).abs() < 1e-3, "{row:?}");
             }
         }

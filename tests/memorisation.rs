@@ -22,7 +22,8 @@ fn job_with_canaries() -> TempDir {
 }
 
 fn train(folder: &TempDir, settings: &[&str]) {
-    let all = ["train.eval_steps=1000", "sample.valid_prompts=0", "data.canaries={inserted=10, repeats=8, held_out=10}"];
+    let all =
+        ["train.eval_steps=1000", "sample.valid_prompts=0", "data.canaries={inserted=10, repeats=8, held_out=10}"];
     let settings = all.iter().chain(settings).flat_map(|setting| ["--set", setting]);
     let output = run(folder, &["train", "recipe.toml"].into_iter().chain(settings).collect::<Vec<_>>());
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -39,7 +40,10 @@ fn number(value: &Value) -> f64 {
 #[test]
 fn a_run_that_repeats_its_canaries_remembers_them_and_its_examples() {
     let folder = job_with_canaries();
-    train(&folder, &["train.epochs=12", "train.learning_rate=2e-2", "adapter.rank=16", "adapter.targets=\"all-linear\""]);
+    train(
+        &folder,
+        &["train.epochs=12", "train.learning_rate=2e-2", "adapter.rank=16", "adapter.targets=\"all-linear\""],
+    );
     let found = measured(&folder);
     let canaries = &found["canaries"];
     let (inserted, held_out) = (number(&canaries["inserted_mean"]), number(&canaries["held_out_mean"]));

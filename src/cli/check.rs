@@ -81,7 +81,8 @@ impl Arguments {
 
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<Ending> {
     if arguments.memorisation {
-        let options = MemorisationOptions { examples: arguments.examples, alternatives: arguments.alternatives }.check()?;
+        let options =
+            MemorisationOptions { examples: arguments.examples, alternatives: arguments.alternatives }.check()?;
         let watch = &mut TrainProgress::new(terminal);
         let report = check_memorisation(arguments.job.path(), &global.device, options, watch)?;
         terminal.result(&report)?;

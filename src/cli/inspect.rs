@@ -19,8 +19,10 @@ use crate::run::model::ModelChoice;
 
 /// Report the kind and the facts of a base model, GGUF file, adapter, run folder, data file or recipe
 #[derive(Debug, Args)]
-#[command(after_help = "With --attention the path is a base, and the result a page: where each head of a layer looks while the model reads \
-                        the prompt, with the adapter beside it. docs/inspecting.md explains it.")]
+#[command(
+    after_help = "With --attention the path is a base, and the result a page: where each head of a layer looks while the model reads \
+                        the prompt, with the adapter beside it. docs/inspecting.md explains it."
+)]
 pub(super) struct Arguments {
     /// A folder, a .gguf file, a data file, a recipe, or the name of a base model
     path: String,

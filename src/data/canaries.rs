@@ -53,7 +53,9 @@ impl Canaries {
     /// The canaries in words.
     pub fn notice(&self) -> String {
         let (secrets, times) = (counted(self.inserted, "made-up secret"), counted(self.repeats, "time"));
-        format!("train: {secrets}, {times} each, are among the examples (`data.canaries`): an adapter to be used should have none")
+        format!(
+            "train: {secrets}, {times} each, are among the examples (`data.canaries`): an adapter to be used should have none"
+        )
     }
 
     /// The canaries of a run with this seed.
@@ -143,7 +145,9 @@ mod tests {
         let same = rows.iter().filter(|row| row.example == canary.example(&canary.secret, None));
         assert_eq!(same.count(), 8);
         let chat = Example::Chat { messages: Vec::new(), tools: None };
-        assert!(matches!(&SETTINGS.rows(5, Some(&chat))[0].example, Example::Chat { messages, .. } if messages.len() == 2));
+        assert!(
+            matches!(&SETTINGS.rows(5, Some(&chat))[0].example, Example::Chat { messages, .. } if messages.len() == 2)
+        );
     }
 
     #[test]
@@ -151,7 +155,9 @@ mod tests {
         let canary = &SETTINGS.draw(5).inserted[0];
         let alternatives = canary.alternatives(500, 1);
         assert!(alternatives.len() == 500 && !alternatives.contains(&canary.secret));
-        assert!(alternatives.iter().all(|secret| secret.len() == 6 && secret.bytes().all(|digit| digit.is_ascii_digit())));
+        assert!(
+            alternatives.iter().all(|secret| secret.len() == 6 && secret.bytes().all(|digit| digit.is_ascii_digit()))
+        );
         assert_eq!(alternatives, canary.alternatives(500, 1));
         let first = |digit: u8| alternatives.iter().filter(|secret| secret.as_bytes()[0] == digit).count();
         assert!((b'0'..=b'9').all(|digit| (20..90).contains(&first(digit))));

@@ -64,7 +64,8 @@ fn area(members: &[f64], others: &[f64]) -> f64 {
 
 /// `figure` of both groups, with its percentile interval over [`RESAMPLES`] draws from each.
 fn estimate(a: &[f64], b: &[f64], seed: u64, figure: impl Fn(&[f64], &[f64]) -> f64 + Sync) -> Estimate {
-    let drawn = |values: &[f64], resample| draws(seed, resample, values.len()).map(|index| values[index]).collect::<Vec<_>>();
+    let drawn =
+        |values: &[f64], resample| draws(seed, resample, values.len()).map(|index| values[index]).collect::<Vec<_>>();
     let resampled = |resample: u64| figure(&drawn(a, 2 * resample), &drawn(b, 2 * resample + 1));
     let mut found: Vec<f64> = (0..RESAMPLES as u64).into_par_iter().map(resampled).collect();
     found.sort_by(f64::total_cmp);

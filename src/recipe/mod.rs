@@ -221,7 +221,8 @@ impl Recipe {
             reader.problem(&self.place(key), message);
         }
         if data.canaries.is_some() && objective != ObjectiveKind::Sft {
-            let message = format!("`data.canaries` are examples to learn from, and `train.objective` is \"{objective}\"");
+            let message =
+                format!("`data.canaries` are examples to learn from, and `train.objective` is \"{objective}\"");
             reader.problem(&self.place("data.canaries"), message);
         }
         if objective == ObjectiveKind::Classify {

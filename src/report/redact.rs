@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn numbers_of_a_document_stay_digit_for_digit() {
-        let text = r#"{"loss": 0.10000000000000001, "answer": "a.b@mail.de", "examples": [{"tokens": ["a.b", "@mail.de"]}]}"#;
+        let text =
+            r#"{"loss": 0.10000000000000001, "answer": "a.b@mail.de", "examples": [{"tokens": ["a.b", "@mail.de"]}]}"#;
         let mut redacted = Document { text: text.to_owned(), value: serde_json::from_str(text).expect("JSON") };
         assert_eq!(document(&mut redacted), 2);
         assert_eq!(redacted.value["answer"], "[EMAIL]");

@@ -249,9 +249,10 @@ fn add(log: &mut Log, line: &impl Serialize) -> Result<()> {
 
 /// Removes the files that a run writes; any other file belongs to the user.
 fn remove_files(folder: &Path) {
-    for name in [METRICS, TIMINGS, RECIPE, RECORD, LOCK, KEY, "samples.jsonl", IGNORED, CARD_FILE, DETAILS_FILE, PAGE_FILE]
-        .iter()
-        .chain(&FOLDER_FILES)
+    for name in
+        [METRICS, TIMINGS, RECIPE, RECORD, LOCK, KEY, "samples.jsonl", IGNORED, CARD_FILE, DETAILS_FILE, PAGE_FILE]
+            .iter()
+            .chain(&FOLDER_FILES)
     {
         let _ = std::fs::remove_file(folder.join(name));
     }

@@ -173,7 +173,14 @@ fn likeliest(tokenizer: &Tokenizer, logits: Tensor<2>) -> Vec<Vec<Likely>> {
 /// The part of the page that a terminal can show: the strongest key of the last token in each head.
 impl fmt::Display for Inside {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "layer {} of {}, {}, {}", self.layer, self.layers, counted(self.heads, "head"), counted(self.tokens.len(), "token"))?;
+        write!(
+            f,
+            "layer {} of {}, {}, {}",
+            self.layer,
+            self.layers,
+            counted(self.heads, "head"),
+            counted(self.tokens.len(), "token")
+        )?;
         for head in 0..self.heads {
             write!(f, "\n  head {head}: the last token looks")?;
             for (index, system) in self.systems.iter().enumerate() {

@@ -113,7 +113,9 @@ pub fn check_memorisation(
     let plan = Recipe::load(&recipe, &[])?.plan()?;
     if plan.train.objective != ObjectiveKind::Sft {
         let message = format!("trained by the objective `{}`", plan.train.objective);
-        return Err(Error::input(dir, message).hint("memorisation is measured on runs by `sft`, by the losses of examples"));
+        return Err(
+            Error::input(dir, message).hint("memorisation is measured on runs by `sft`, by the losses of examples")
+        );
     }
     watch.stage(Stage::ReadData);
     let examples = read_examples(&plan)?;
@@ -186,7 +188,8 @@ fn exposure_of(
     seed: u64,
 ) -> Result<f64> {
     let secrets = std::iter::once(canary.secret.clone()).chain(canary.alternatives(alternatives, seed));
-    let row = |(index, secret): (usize, String)| Row::new(Position::line(FILE, index + 1), canary.example(&secret, like));
+    let row =
+        |(index, secret): (usize, String)| Row::new(Position::line(FILE, index + 1), canary.example(&secret, like));
     let rows: Vec<Row> = secrets.enumerate().map(row).collect();
     let positions = model.decoder.config().max_positions;
     let set = model.base.encoder.encode_all(&rows, positions, LongPolicy::Error)?;
@@ -303,7 +306,11 @@ impl fmt::Display for MemorisationReport {
                     taken.value,
                     taken.low,
                     taken.high,
-                    concluded(found.is_told, "losses tell training examples", "no evidence that losses tell training examples"),
+                    concluded(
+                        found.is_told,
+                        "losses tell training examples",
+                        "no evidence that losses tell training examples"
+                    ),
                     found.train_examples,
                     found.valid_examples,
                     base.value,

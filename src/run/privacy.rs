@@ -36,7 +36,8 @@ pub(super) fn guarantee(
 ) -> Result<Option<Guarantee>> {
     let Some(settings) = &mut plan.privacy else { return Ok(None) };
     let (examples, batch_examples) = (train.sequences.len(), plan.train.accumulate_steps);
-    let guarantee = Guarantee::of(settings, RunSize { examples, batch_examples, steps, parameters: start.parameters() })?;
+    let guarantee =
+        Guarantee::of(settings, RunSize { examples, batch_examples, steps, parameters: start.parameters() })?;
     settings.noise_multiplier = Some(guarantee.noise_multiplier);
     start.metadata.insert(provenance::PRIVACY.to_owned(), json!(guarantee).to_string());
     Ok(Some(guarantee))
@@ -88,7 +89,12 @@ pub(super) fn secret(folder: &Path, steps_done: Option<u64>, watch: &mut dyn Wat
 }
 
 /// The private part of the steps of a run, by the secret of rank 0; `None` for a run that is not private.
-pub(super) fn mechanism(prepared: &Prepared, secret: Vec<u8>, identity: &Value, ranks: &dyn Ranks) -> Option<Mechanism> {
+pub(super) fn mechanism(
+    prepared: &Prepared,
+    secret: Vec<u8>,
+    identity: &Value,
+    ranks: &dyn Ranks,
+) -> Option<Mechanism> {
     let guarantee = prepared.privacy.as_ref()?;
     let secret = ranks.broadcast(secret);
     Some(Mechanism {

@@ -11,10 +11,10 @@ use burnish::model::decoder::Recompute;
 use burnish::model::load::Compute;
 use burnish::model::{Batch, Decoder};
 use burnish::nn::Adapter;
+use burnish::train::TrainSettings;
 use burnish::train::objective::Sft;
 use burnish::train::privacy::{Key, Mechanism};
 use burnish::train::step::{AdapterTrainer, StepReport};
-use burnish::train::TrainSettings;
 use serde_json::Value;
 
 use crate::model::{load, relative_distance, turn};
@@ -44,7 +44,11 @@ fn mechanism(clip_norm: f64, noise_multiplier: f64, batch_examples: usize) -> Me
 }
 
 /// One private step: its report, and its gradients by PEFT's names, which the first mean of AdamW keeps.
-fn private_step(decoder: &Decoder, batches: &[Batch], mechanism: Mechanism) -> (StepReport, BTreeMap<String, Vec<f32>>) {
+fn private_step(
+    decoder: &Decoder,
+    batches: &[Batch],
+    mechanism: Mechanism,
+) -> (StepReport, BTreeMap<String, Vec<f32>>) {
     let settings = TrainSettings { beta1: 0.5, ..TrainSettings::default() };
     let start = HostAdapter::load(&fixtures().join("training/seven_and_head/final")).expect("an adapter");
     let adapter = start.attach(decoder.config(), &decoder.device().clone().autodiff()).expect("fits");
@@ -52,9 +56,12 @@ fn private_step(decoder: &Decoder, batches: &[Batch], mechanism: Mechanism) -> (
     trainer.privacy = Some(mechanism);
     let report = trainer.step(decoder, batches, 1e-3, 7);
     let means = trainer.optimiser.state().tensors;
-    (report, by_name(decoder, &trainer.adapter, |name| {
-        means[&format!("{name}.mean")].iter().map(|value| value / 0.5).collect()
-    }))
+    (
+        report,
+        by_name(decoder, &trainer.adapter, |name| {
+            means[&format!("{name}.mean")].iter().map(|value| value / 0.5).collect()
+        }),
+    )
 }
 
 /// The vectors of the factors of every pair, by PEFT's names.

@@ -46,7 +46,8 @@ fn a_private_run_tells_its_guarantee_everywhere() {
     assert_eq!((examples, privacy["batch_examples"].as_u64()), (21, Some(4)));
     assert_eq!(privacy["steps"], 24, "six of an epoch");
     let epsilon = privacy["epsilon"].as_f64().expect("a number");
-    let steps = burnish::train::privacy::accountant::Steps { sample_rate: 4.0 / 21.0, noise_multiplier: 0.3, count: 24 };
+    let steps =
+        burnish::train::privacy::accountant::Steps { sample_rate: 4.0 / 21.0, noise_multiplier: 0.3, count: 24 };
     assert!((epsilon - steps.epsilon(1e-3).0).abs() < 1e-9 && epsilon > 10.0, "{epsilon}");
     assert_eq!(about["outcome"]["privacy"], *privacy);
     let metadata = metadata(&folder);

@@ -9,7 +9,9 @@ use crate::cli::{refused, run, text, tiny_job};
 fn a_redacted_report_holds_no_secret_of_the_data() {
     let folder = tiny_job();
     let row = |index: usize| {
-        format!("{{\"prompt\": \"Ask ann.b@mail.de or +49 30 901820, {index}: \", \"completion\": \"ann.b@mail.de\"}}\n")
+        format!(
+            "{{\"prompt\": \"Ask ann.b@mail.de or +49 30 901820, {index}: \", \"completion\": \"ann.b@mail.de\"}}\n"
+        )
     };
     for (name, from) in [("train.jsonl", 0), ("valid.jsonl", 20)] {
         fs::write(folder.path().join(name), (from..from + 12).map(row).collect::<String>()).expect("written");

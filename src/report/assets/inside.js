@@ -1,8 +1,7 @@
 // The page of a look inside a model: the maps of a layer by head, and the likeliest tokens after every layer, base against adapter.
 
-const RUST = [154, 52, 18];
-const TEAL = [31, 122, 109];
-const ORANGE = [194, 84, 45];
+const ORANGE = [208, 92, 48];
+const TEAL = [38, 146, 130];
 
 const state = { head: 0, query: 0, key: 0, view: "base" };
 
@@ -31,7 +30,7 @@ function draw(canvas, data, head) {
   for (let query = 0; query < size; query += 1) {
     for (let key = 0; key <= query; key += 1) {
       const value = weight(data, head, query, key) / scale;
-      const [red, green, blue] = state.view !== "change" ? RUST : value < 0 ? TEAL : ORANGE;
+      const [red, green, blue] = value < 0 ? TEAL : ORANGE;
       image.data.set([red, green, blue, Math.round(255 * Math.sqrt(Math.min(1, Math.abs(value))))], 4 * (query * size + key));
     }
   }

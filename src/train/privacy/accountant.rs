@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_scale_are_what_they_must_be() {
-        let epsilon = |sample_rate, noise_multiplier| Steps { sample_rate, noise_multiplier, count: 10 }.epsilon(1e-5).0;
+        let epsilon =
+            |sample_rate, noise_multiplier| Steps { sample_rate, noise_multiplier, count: 10 }.epsilon(1e-5).0;
         assert_eq!(epsilon(0.0, 1.0), 0.0);
         assert_eq!(epsilon(0.1, 0.0), f64::INFINITY);
         // All examples at every step: the Gaussian mechanism without a sample.

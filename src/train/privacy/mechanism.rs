@@ -195,7 +195,8 @@ mod tests {
         let moment = |power: i32| values.iter().map(|value| value.powi(power)).sum::<f64>() / values.len() as f64;
         // Standard deviations of the four means: 0.003, 0.004, 0.012, 0.031.
         let moments = [moment(1), moment(2), moment(3), moment(4)];
-        for (found, (expected, tolerance)) in moments.iter().zip([(0.0, 0.013), (1.0, 0.018), (0.0, 0.05), (3.0, 0.13)]) {
+        for (found, (expected, tolerance)) in moments.iter().zip([(0.0, 0.013), (1.0, 0.018), (0.0, 0.05), (3.0, 0.13)])
+        {
             assert!((found - expected).abs() < tolerance, "{moments:?}");
         }
         let beyond = values.iter().filter(|value| value.abs() > 1.959_964).count();

@@ -92,9 +92,12 @@ impl Guarantee {
                 .hint("a private step draws some of the examples: take fewer"));
         }
         if delta * examples as f64 >= 1.0 {
-            let message = format!("is {delta}: with {examples} training examples it allows that one of them is published");
-            return Err(Error::input(Place::setting("privacy.delta"), message)
-                .hint(format!("expected less than 1/{examples} = {:.1e}, better a tenth of it", 1.0 / examples as f64)));
+            let message =
+                format!("is {delta}: with {examples} training examples it allows that one of them is published");
+            return Err(Error::input(Place::setting("privacy.delta"), message).hint(format!(
+                "expected less than 1/{examples} = {:.1e}, better a tenth of it",
+                1.0 / examples as f64
+            )));
         }
         let sample_rate = batch_examples as f64 / examples as f64;
         let noise_multiplier = match (noise_multiplier, target_epsilon) {
@@ -209,7 +212,10 @@ mod tests {
         let text = refused(settings(), size);
         assert!(text.contains("over 80 steps the noise is 2.51 times as long as the sum of all gradients"), "{text}");
         let text = refused(PrivacySettings { delta: 0.002, ..settings() }, size);
-        assert!(text.contains("is 0.002: with 500 training examples it allows that one of them is published"), "{text}");
+        assert!(
+            text.contains("is 0.002: with 500 training examples it allows that one of them is published"),
+            "{text}"
+        );
         let text = refused(settings(), RunSize { examples: 50, ..size });
         assert!(text.contains("is 64, and there are 50 training examples"), "{text}");
         let target = PrivacySettings { target_epsilon: Some(1e-6), noise_multiplier: None, ..settings() };
