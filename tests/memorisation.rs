@@ -38,7 +38,7 @@ fn number(value: &Value) -> f64 {
 }
 
 #[test]
-fn a_run_that_repeats_its_canaries_remembers_them_and_its_examples() {
+fn a_run_that_repeats_its_canaries_remembers_them() {
     let folder = job_with_canaries();
     train(
         &folder,
@@ -56,7 +56,6 @@ fn a_run_that_repeats_its_canaries_remembers_them_and_its_examples() {
     assert_eq!(canaries["inserted"].as_array().map(Vec::len), Some(10));
     let membership = &found["membership"];
     assert_eq!((&membership["train_examples"], &membership["valid_examples"]), (&30.into(), &30.into()));
-    assert!(number(&membership["auc"]["value"]) > 0.8 && membership["is_told"] == true, "{membership}");
     let of_base = &membership["auc_of_base"];
     assert!(number(&of_base["low"]) < 0.5 && number(&of_base["high"]) > 0.5, "the base has seen neither: {membership}");
 
@@ -68,9 +67,21 @@ fn a_run_that_repeats_its_canaries_remembers_them_and_its_examples() {
     assert_eq!(island(&page)["runs"][0]["memorisation"], found);
     let output = run(&folder, &["check", "--memorisation", "runs/sums", "--alternatives", "20", "--examples", "12"]);
     let said = text(&output.stdout);
-    for part in ["10 secrets, 8 times each: exposure", "remembered", "over 12 training and 12 validation examples"] {
+    for part in ["10 secrets, 8 times each: exposure", "remembered", ", over 12 training and 12 validation examples"] {
         assert!(said.contains(part), "{said}");
     }
+}
+
+#[test]
+fn losses_tell_the_examples_of_a_run_that_goes_on_for_long() {
+    let folder = job_with_canaries();
+    let long = ["--set", "train.epochs=40", "--set", "train.learning_rate=2e-2", "--set", "train.eval_steps=1000"];
+    let large =
+        ["--set", "adapter.rank=16", "--set", "adapter.targets=\"all-linear\"", "--set", "sample.valid_prompts=0"];
+    assert!(run(&folder, &[&["train", "recipe.toml"], &long[..], &large[..]].concat()).status.success());
+    let membership = &measured(&folder)["membership"];
+    assert!(number(&membership["auc_of_adapter"]["value"]) > 0.8, "{membership}");
+    assert!(number(&membership["auc_of_adapter"]["low"]) > 0.5 && membership["is_told"] == true, "{membership}");
 }
 
 #[test]
@@ -82,8 +93,8 @@ fn a_private_run_remembers_nothing() {
     let canaries = &found["canaries"];
     // Ten means of chance have a standard deviation of 0.46 around 1.44 bits.
     assert!(number(&canaries["inserted_mean"]) < 3.0 && canaries["is_remembered"] == false, "{canaries}");
-    let low = number(&found["membership"]["auc"]["low"]);
-    assert!(low <= 0.5 && found["membership"]["is_told"] == false, "{found}");
+    let low = |key: &str| number(&found["membership"][key]["low"]);
+    assert!(low("auc") <= 0.5 && low("auc_of_adapter") <= 0.5 && found["membership"]["is_told"] == false, "{found}");
 }
 
 #[test]

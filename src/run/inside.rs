@@ -16,7 +16,7 @@ const MAX_TOKENS: usize = 128;
 /// The tokens that the lens names at each place.
 const TOP: usize = 5;
 /// Weights and probabilities are rounded to so many steps of 1.
-const STEPS: f32 = 1e5;
+const STEPS: f64 = 1e5;
 
 /// The question about a prompt.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ pub struct System {
     /// `base` or `adapter`.
     pub name: &'static str,
     /// Of each head, a row for each query with the weight of each key up to it; rows sum to 1.
-    pub maps: Vec<Vec<Vec<f32>>>,
+    pub maps: Vec<Vec<Vec<f64>>>,
     /// Before the first layer and after each, at each position: the likeliest next tokens by the final norm and the head. None where the
     /// lens was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,7 +73,7 @@ pub struct Likely {
     /// Its text.
     pub token: String,
     /// Its probability.
-    pub probability: f32,
+    pub probability: f64,
 }
 
 /// Looks into `model` while it reads a prompt.
@@ -135,14 +135,14 @@ fn form(model: &LoadedModel, options: &InsideOptions) -> Result<PromptForm> {
 }
 
 /// The rows of maps `[heads, tokens, tokens]` up to the query, rounded.
-fn rows_of_maps(maps: Tensor<3>) -> Vec<Vec<Vec<f32>>> {
+fn rows_of_maps(maps: Tensor<3>) -> Vec<Vec<Vec<f64>>> {
     let tokens = maps.dims()[2];
     let values: Vec<f32> = maps.into_data().iter::<f32>().collect();
-    let row = |(query, row): (usize, &[f32])| row[..=query].iter().copied().map(rounded).collect();
+    let row = |(query, row): (usize, &[f32])| row[..=query].iter().map(|weight| rounded(f64::from(*weight))).collect();
     values.chunks(tokens * tokens).map(|map| map.chunks(tokens).enumerate().map(row).collect()).collect()
 }
 
-fn rounded(value: f32) -> f32 {
+fn rounded(value: f64) -> f64 {
     (value * STEPS).round() / STEPS
 }
 
@@ -163,7 +163,7 @@ fn likeliest(tokenizer: &Tokenizer, logits: Tensor<2>) -> Vec<Vec<Likely>> {
         order.sort_by(by_logit);
         let likely = |id: usize| Likely {
             token: token_texts(tokenizer, &[id as u32]).concat(),
-            probability: rounded((f64::from(row[id] - most).exp() / sum) as f32),
+            probability: rounded(f64::from(row[id] - most).exp() / sum),
         };
         order.into_iter().map(likely).collect()
     };

@@ -90,9 +90,11 @@ pub struct Membership {
     pub valid_examples: usize,
     /// The area under the curve by the part of the mean loss of an example that the training took away.
     pub auc: Estimate,
-    /// The same by the loss of the base, which has seen neither: what differs between the files themselves.
+    /// The same by the low loss with the adapter.
+    pub auc_of_adapter: Estimate,
+    /// The same by the low loss of the base, which has seen neither: what differs between the files themselves.
     pub auc_of_base: Estimate,
-    /// Whether members are told: the interval of `auc` lies above 0.5; none for fewer than ten examples of a split.
+    /// Whether members are told: the interval of `auc` or of `auc_of_adapter` lies above 0.5; none for fewer than ten examples of a split.
     pub is_told: Option<bool>,
 }
 
@@ -243,13 +245,17 @@ fn membership(
         let (members, others) = scores.split_at(sizes[0]);
         auc(members, others, seed)
     };
+    let low = |losses: &[f64]| area(losses.iter().map(|loss| -loss).collect());
     let taken = area(before.iter().zip(&after).map(|(before, after)| before - after).collect());
+    let of_adapter = low(&after);
+    let is_told = |auc: &Estimate| is_above(auc, CHANCE_AUC, sizes);
     Ok(Some(Membership {
         train_examples: sizes[0],
         valid_examples: sizes[1],
         auc: taken,
-        auc_of_base: area(before.iter().map(|loss| -loss).collect()),
-        is_told: is_above(&taken, CHANCE_AUC, sizes),
+        auc_of_adapter: of_adapter,
+        auc_of_base: low(&before),
+        is_told: is_told(&taken).zip(is_told(&of_adapter)).map(|(taken, of_adapter)| taken || of_adapter),
     }))
 }
 
@@ -297,26 +303,22 @@ impl fmt::Display for MemorisationReport {
         }
         match &self.membership {
             Some(found) => {
-                let (taken, base) = (found.auc, found.auc_of_base);
-                write!(
+                let area = |auc: &Estimate| {
+                    let Estimate { value, low, high } = auc;
+                    format!("AUC {value:.3}, 95% interval {low:.3} to {high:.3}")
+                };
+                let (yes, no) = ("losses tell training examples", "no evidence that losses tell training examples");
+                writeln!(
                     f,
-                    "membership  AUC {:.3}, 95% interval {:.3} to {:.3}, of 0.5 by chance: {}; by the loss that the training took away, over {} \
-                     training and {} validation examples\n            by the base's loss alone, AUC {:.3}, {:.3} to {:.3}: what differs between \
-                     the files themselves",
-                    taken.value,
-                    taken.low,
-                    taken.high,
-                    concluded(
-                        found.is_told,
-                        "losses tell training examples",
-                        "no evidence that losses tell training examples"
-                    ),
+                    "membership  {}, over {} training and {} validation examples (0.5 by chance)",
+                    concluded(found.is_told, yes, no),
                     found.train_examples,
-                    found.valid_examples,
-                    base.value,
-                    base.low,
-                    base.high
-                )
+                    found.valid_examples
+                )?;
+                writeln!(f, "            by the loss that the training took away: {}", area(&found.auc))?;
+                writeln!(f, "            by the loss with the adapter: {}", area(&found.auc_of_adapter))?;
+                let base = area(&found.auc_of_base);
+                write!(f, "            by the base's loss, which shows how far the files differ in themselves: {base}")
             }
             None => write!(f, "membership  not measured: no validation example that is not a training example too"),
         }

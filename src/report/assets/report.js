@@ -118,8 +118,10 @@ function memory(run) {
   }
   if (membership) {
     const verdict = { true: "Losses tell training examples.", false: "There is no evidence that losses tell training examples." }[membership.is_told] ?? "They are too few for a verdict.";
-    made.push(element("p", {}, `Of a training and a validation example, the loss of the training example fell further in ${percent(membership.auc.value)} of all pairs (AUC ${fixed(membership.auc.value, 3)}, ${ends(membership.auc, 3)}; 0.5 by chance), over ${whole(membership.train_examples)} and ${whole(membership.valid_examples)} examples. ${verdict}`),
-      element("p", { class: "note" }, `By the base's loss alone, which has seen neither: AUC ${fixed(membership.auc_of_base.value, 3)}, ${ends(membership.auc_of_base, 3)}. That much the files differ in themselves.`));
+    made.push(element("p", {}, `Losses of ${whole(membership.train_examples)} training and ${whole(membership.valid_examples)} validation examples: the share of pairs in which the training example has the higher score (AUC), 50% by chance. ${verdict}`),
+      table("Membership by losses", ["score", "AUC", "95% interval"], [["the loss that the training took away", membership.auc], ["the low loss with the adapter", membership.auc_of_adapter], ["the low loss of the base", membership.auc_of_base]]
+        .map(([name, one]) => [name, fixed(one.value, 3), `${fixed(one.low, 3)} to ${fixed(one.high, 3)}`]), "figures"),
+      element("p", { class: "note" }, "The base has seen neither: by its loss, the files differ that much in themselves."));
   }
   return made;
 }
