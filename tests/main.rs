@@ -60,6 +60,7 @@ mod runs;
 mod scores;
 #[cfg(feature = "serve")]
 mod serve;
+mod sweep;
 mod tables;
 mod templates;
 mod tidy;

@@ -5,6 +5,7 @@ pub mod folder;
 pub mod page;
 mod redact;
 pub mod sentence;
+pub mod sweep;
 pub mod table;
 pub mod tensorboard;
 pub mod trainer_state;

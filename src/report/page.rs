@@ -26,6 +26,7 @@ static RUNS: LazyLock<Page> = LazyLock::new(|| {
         include_str!("assets/chart.js"),
         include_str!("assets/sections.js"),
         include_str!("assets/live.js"),
+        include_str!("assets/sweep.js"),
         include_str!("assets/report.js"),
     ])
 });
@@ -140,7 +141,8 @@ fn of_run(run: &RunFiles) -> String {
     )
 }
 
-fn list(lines: &Lines) -> String {
+/// The lines of a file as a list.
+pub(super) fn list(lines: &Lines) -> String {
     let texts: Vec<&str> = lines.lines.iter().map(|(text, _)| text.trim()).collect();
     format!("[{}]", texts.join(","))
 }

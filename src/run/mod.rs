@@ -1,6 +1,7 @@
 //! Whole jobs: the work of a command, without its arguments and its printing.
 
 pub mod adapter;
+pub mod advise;
 pub mod answer;
 pub mod base;
 mod card;
@@ -35,6 +36,8 @@ mod recorder;
 mod report;
 pub mod resume;
 pub mod samples;
+mod shared_base;
+pub mod sweep;
 pub mod train;
 mod verdict;
 pub mod verify;
@@ -42,3 +45,4 @@ pub mod watch;
 
 pub use adapter::OpenAdapter;
 pub use base::OpenBase;
+pub use shared_base::SharedBase;

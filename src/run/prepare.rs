@@ -21,11 +21,12 @@ use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
 use crate::files::hex;
 use crate::generate::run::check_prompt;
+use crate::model::Decoder;
 use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
 use crate::pull;
-use crate::recipe::{Plan, Recipe};
-use crate::train::{Batching, Guarantee, Layout, Part, preference};
+use crate::recipe::{Base, Plan, Recipe};
+use crate::train::{Batching, Guarantee, Layout, Part, TrainSettings, preference};
 
 /// All that a run needs, short of the weights.
 pub struct Prepared {
@@ -85,6 +86,9 @@ pub fn prepare(
     let plan = recipe.plan()?;
     let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(error))?;
     notices(&prepared).iter().for_each(|notice| watch.notice(notice));
+    if recipe.has_sweep() {
+        watch.notice("[sweep] is left out: `burnish sweep` tries its values");
+    }
     Ok(prepared)
 }
 
@@ -190,6 +194,16 @@ fn prepare_plan(
 }
 
 impl Prepared {
+    /// Loads the weights of the base.
+    ///
+    /// # Errors
+    /// Those of [`OpenBase::load`].
+    pub(super) fn load(&self, watch: &mut dyn Watch) -> Result<Decoder> {
+        watch.stage(Stage::LoadWeights);
+        let Base { compute, quant, .. } = self.plan.base;
+        self.base.load(&self.device, compute, quant, |done, total| watch.loading(done, total))
+    }
+
     /// The changes of the training sequences, if the recipe asks for any.
     pub fn augmenter(&self) -> Option<Augmenter<'_>> {
         let Self { plan, base, changing, .. } = self;
@@ -205,10 +219,15 @@ impl Prepared {
     /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
     /// each holds two adapters and the moments, beside the one that is being written and the one that was resumed from.
     pub fn disk_bytes(&self) -> u64 {
-        let parameters = self.start.parameters() as u64;
-        let checkpoint = 2 * parameters + moments(&self.start, self.plan.train.optimiser);
-        4 * (2 * parameters + checkpoint * (self.plan.train.keep_checkpoints as u64 + 2))
+        disk_bytes(&self.start, &self.plan.train)
     }
+}
+
+/// Room on the disk that a run takes at most, see [`Prepared::disk_bytes`].
+pub(super) fn disk_bytes(adapter: &HostAdapter, train: &TrainSettings) -> u64 {
+    let parameters = adapter.parameters() as u64;
+    let checkpoint = 2 * parameters + moments(adapter, train.optimiser);
+    4 * (2 * parameters + checkpoint * (train.keep_checkpoints as u64 + 2))
 }
 
 /// The examples of the sequences of `set`, which come in the order of the rows.
