@@ -70,10 +70,10 @@ impl Server {
                 Some(opening) => Constraint::calls(&vocabulary, &opening, &schema)?,
                 None => Constraint::json_schema(&vocabulary, &schema)?,
             };
-            Ok(vec![constraint; count])
+            Ok::<_, Error>(vec![constraint; count])
         });
         let done = tokio::time::timeout(PREPARATION, work).await;
         let done = done.map_err(|_| Failure::field(field, "has a schema that takes too long to prepare"))?;
-        done.map_err(|_| Failure::internal())?.map_err(|error: Error| Failure::of(&error, field))
+        done.map_err(|_| Failure::internal())?.map_err(|error| Failure::of(&error, field))
     }
 }
