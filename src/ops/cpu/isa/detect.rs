@@ -211,6 +211,6 @@ pub unsafe fn amx_multiplies_bytes() -> bool {
     sums.iter().enumerate().all(|(i, sum)| {
         let (row, column) = (i / SIDE, i % SIDE);
         let product = |k: usize| i32::from(a[row * DEPTH + k]) * i32::from(b[k / 4 * DEPTH + 4 * column + k % 4]);
-        *sum == (0..DEPTH).map(product).sum()
+        *sum == (0..DEPTH).map(product).sum::<i32>()
     })
 }
