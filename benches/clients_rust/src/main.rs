@@ -16,7 +16,7 @@ use async_openai::error::OpenAIError;
 use async_openai::types::chat::{
     ChatCompletionMessageToolCalls, CreateChatCompletionRequest, CreateChatCompletionResponse, FinishReason,
 };
-use async_openai::types::embeddings::CreateEmbeddingRequest;
+use async_openai::types::embeddings::{CreateEmbeddingRequest, EncodingFormat};
 use futures::StreamExt;
 use serde_json::{Value, json};
 
@@ -157,11 +157,8 @@ async fn run(server: &str, checks: &mut Checks) -> Result<(), OpenAIError> {
     };
     let near = (dot(0, 0) - 1.0).abs() < 1e-4 && dot(0, 1) > dot(0, 2);
     checks.check("embeddings", vectors.len() == 3 && near, vectors.len());
-    let coded = client.embeddings().create_base64(CreateEmbeddingRequest {
-        encoding_format: Some(async_openai::types::embeddings::EncodingFormat::Base64),
-        ..asked
-    });
-    let coded: Vec<f32> = coded.await?.data.remove(0).embedding.into();
+    let asked = CreateEmbeddingRequest { encoding_format: Some(EncodingFormat::Base64), ..asked };
+    let coded: Vec<f32> = client.embeddings().create_base64(asked).await?.data.remove(0).embedding.into();
     checks.check("embeddings in base64", coded == vectors[0].embedding, coded.len());
     Ok(())
 }
