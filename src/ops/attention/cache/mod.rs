@@ -22,7 +22,7 @@ use crate::settings::choice;
 choice! {
     /// The number format of keys and values in pages.
     CacheFormat {
-        /// As they are computed.
+        /// The values as they are computed.
         F32 = "f32",
         /// Half of the memory.
         Bf16 = "bf16",
