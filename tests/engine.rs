@@ -404,7 +404,11 @@ fn loss_of_the_fast_kernels_on_a_text() {
     for cache in [CacheFormat::Bf16, CacheFormat::Int8] {
         let fast = loss(Precision::Fast, Compute::Bf16, Quant::Keep, Some(cache));
         let change = fast / exact - 1.0;
-        println!("{} tokens: loss {exact:.5} exact, {fast:.5} fast with a cache in {cache}: {:+.3} %", ids.len(), 100.0 * change);
+        println!(
+            "{} tokens: loss {exact:.5} exact, {fast:.5} fast with a cache in {cache}: {:+.3} %",
+            ids.len(),
+            100.0 * change
+        );
         assert!(change.abs() < 5e-3, "{fast} for {exact}");
     }
 }

@@ -78,7 +78,10 @@ extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc
 unsafe fn is_amx(code: *const u8) -> bool {
     // SAFETY: as the caller vouches; each byte is looked at if the instruction has it.
     let byte = |at: usize| unsafe { *code.add(at) };
-    byte(0) == 0xc4 && byte(1) & 0x1f == 0b00010 && byte(2) & 0b1000_0100 == 0 && matches!(byte(3), 0x49 | 0x4b | 0x5c | 0x5e)
+    byte(0) == 0xc4
+        && byte(1) & 0x1f == 0b00010
+        && byte(2) & 0b1000_0100 == 0
+        && matches!(byte(3), 0x49 | 0x4b | 0x5c | 0x5e)
 }
 
 /// Ends the process; a panic cannot leave a handler.

@@ -80,7 +80,11 @@ fn prompts_over_packed_weights_go_through_tiles_of_bytes_and_single_tokens_do_no
     let matrix = Matrix::new(output, input, Storage::Int8(tensor));
     let weight = Weight::Repacked(Arc::new(Panels::new(&matrix)));
     // The product that is tried is one more.
-    products(&Input::new(&ops::values(16 * input, 3), input, true), &[Member { weight: &weight, column: 0 }], |_, _, _| {});
+    products(
+        &Input::new(&ops::values(16 * input, 3), input, true),
+        &[Member { weight: &weight, column: 0 }],
+        |_, _, _| {},
+    );
     for (tokens, tiles) in [(1, 0), (15, 0), (16, 1), (39, 2)] {
         let x = ops::values(tokens * input, 2);
         let before = emulator::PRODUCTS.load(Ordering::Relaxed);

@@ -77,17 +77,21 @@ fn pages_in_int8_hold_what_their_codes_can_say_and_attend_as_pages_in_f32() {
             for (head, head_values) in row_values.chunks_exact_mut(dim).enumerate().skip(heads) {
                 for (group, group_values) in head_values.chunks_mut(32).enumerate() {
                     let scale = 0.5f32.powi((5 + (row + 3 * head + group) % 4) as i32);
-                    group_values.iter_mut().for_each(|value| *value = (100.0 * *value).round().clamp(-126.0, 126.0) * scale);
+                    group_values
+                        .iter_mut()
+                        .for_each(|value| *value = (100.0 * *value).round().clamp(-126.0, 126.0) * scale);
                     group_values[row % group_values.len()] = if row % 2 == 0 { 127.0 } else { -127.0 } * scale;
                 }
             }
         }
         for isa in instruction_sets() {
             isa.choose();
-            let [exact, coded] = [CacheFormat::F32, CacheFormat::Int8].map(|format| in_pieces(&qkv, &geometry, format, &[61, 1]));
+            let [exact, coded] =
+                [CacheFormat::F32, CacheFormat::Int8].map(|format| in_pieces(&qkv, &geometry, format, &[61, 1]));
             assert!(exact == coded, "{heads}/{kv_heads} heads of {dim} on {}", isa.name());
         }
-        let [bf16, int8] = [CacheFormat::Bf16, CacheFormat::Int8].map(|format| PagedCache::page_bytes(&geometry, format));
+        let [bf16, int8] =
+            [CacheFormat::Bf16, CacheFormat::Int8].map(|format| PagedCache::page_bytes(&geometry, format));
         assert!(int8 * 100 <= bf16 * 54, "{int8} bytes for {bf16}");
     }
     Isa::best().choose();

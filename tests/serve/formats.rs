@@ -231,9 +231,8 @@ fn calls_of_strict_tools_have_valid_arguments_wherever_they_begin() {
         ("list", TEMPLATE.replace("~~{\"name\"", "~~[{\"name\"").replace("}}}~~", "}}}]")),
         ("other", TEMPLATE.replace("\"parameters\": ", "")),
     ];
-    let folders = models.map(|(name, template)| {
-        named(name, &with_template(&tuned, &format!("{name} folder"), &template))
-    });
+    let folders =
+        models.map(|(name, template)| named(name, &with_template(&tuned, &format!("{name} folder"), &template)));
     let server = Running::of(|options| options.adapters = folders.to_vec());
     let parameters = |most: i64| {
         json!({
@@ -243,9 +242,7 @@ fn calls_of_strict_tools_have_valid_arguments_wherever_they_begin() {
             "additionalProperties": false,
         })
     };
-    let tool = |name: &str, parameters: Value, strict: bool| {
-        json!({ "type": "function", "function": { "name": name, "parameters": parameters, "strict": strict } })
-    };
+    let tool = |name: &str, parameters: Value, strict: bool| json!({ "type": "function", "function": { "name": name, "parameters": parameters, "strict": strict } });
     let tokenizer = Tokenizer::of_base(&BaseFiles::open(&tiny_model()).expect("a base")).expect("a tokenizer");
     let opening = tokenizer.token_to_id("~").expect("a token").to_string();
     let ask = |model: &str, tools: Value, more: Value| {

@@ -61,11 +61,7 @@ macro_rules! by_count {
 /// # Safety
 /// AVX-512F is there. Each query has a value for each 64 of the keys, which have their scales beside them.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn score<E: PageElement>(
-    keys: (&[E], &[f16]),
-    queries: &[&[f32]],
-    scores: &mut [PageRow; ROWS],
-) {
+pub(super) unsafe fn score<E: PageElement>(keys: (&[E], &[f16]), queries: &[&[f32]], scores: &mut [PageRow; ROWS]) {
     debug_assert!(queries.iter().all(|query| query.len() * PAGE_POSITIONS == keys.0.len()));
     // SAFETY: as the caller vouches.
     unsafe { by_count!(queries.len(), score_rows, (keys, queries, scores)) }

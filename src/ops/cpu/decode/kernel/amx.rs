@@ -75,7 +75,9 @@ pub(super) unsafe fn products(
                 };
                 let mut out = [[0f32; ROWS]; TILE_ROWS];
                 // SAFETY: tiles are configured for the form; the panel has `blocks` blocks, and there are 16 rows.
-                unsafe { if halves { sixteen_rows::<true>(&job, &mut out) } else { sixteen_rows::<false>(&job, &mut out) } };
+                unsafe {
+                    if halves { sixteen_rows::<true>(&job, &mut out) } else { sixteen_rows::<false>(&job, &mut out) }
+                };
                 out.iter_mut().enumerate().for_each(|(row, out)| store(first + row, panel, out));
             }
         }
