@@ -222,7 +222,11 @@ fn gather(world: &SimpleCommunicator, bytes: &[u8]) -> Vec<Vec<u8>> {
 /// The begin of each part of a buffer.
 fn begins(lengths: &[i32]) -> Vec<i32> {
     let mut end = 0;
-    lengths.iter().map(|length| std::mem::replace(&mut end, end + length)).collect()
+    let begins = lengths.iter().map(|length| {
+        end += length;
+        end - length
+    });
+    begins.collect()
 }
 
 /// A length that MPI takes.
