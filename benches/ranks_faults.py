@@ -78,6 +78,10 @@ class Faults:
         self.wait_for("step", "begun", process)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        # The lines behind the checkpoint, which a run that goes on writes again, would be taken for its own.
+        metrics = job.folder / "runs/begun/metrics.jsonl"
+        lines = metrics.read_text().splitlines(keepends=True)
+        metrics.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < FIRST_STEP - 1))
 
     def last(self, name):
         """The step of the last line of the metrics, and whether it is an evaluation's."""
