@@ -35,6 +35,7 @@ mod hostile_template;
 mod hostile_tokenizer;
 mod hostile_weights;
 mod kept_sets;
+mod import;
 mod larger_models;
 mod merge;
 mod merge_proof;

@@ -12,6 +12,7 @@ mod eval;
 mod explain;
 mod export;
 mod generate;
+mod import;
 mod init;
 mod inspect;
 mod merge;
@@ -81,6 +82,7 @@ struct Global {
 enum Command {
     Pull(pull::Arguments),
     Init(init::Arguments),
+    Import(import::Arguments),
     Check(check::Arguments),
     Explain(explain::Arguments),
     Data(data::Arguments),
@@ -198,6 +200,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Man(arguments) => shell::man(arguments, terminal),
         Command::Schema(_) => shell::schema(terminal),
         Command::Init(arguments) => init::run(arguments, &cli.global, terminal),
+        Command::Import(arguments) => import::run(arguments, terminal),
         Command::Recipes(arguments) => recipes::run(arguments, terminal),
         Command::Explain(arguments) => explain::run(arguments, terminal),
         Command::Data(arguments) => data::run(arguments, terminal),
