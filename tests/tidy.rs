@@ -283,7 +283,7 @@ fn no_file_names_a_path_of_a_machine() {
 }
 
 /// The words of a command, quotes taken away.
-fn words(command: &str) -> Vec<String> {
+pub fn words(command: &str) -> Vec<String> {
     let (mut words, mut word, mut quote, mut is_word) = (Vec::new(), String::new(), None, false);
     for symbol in command.chars() {
         match (quote, symbol) {

@@ -9,6 +9,7 @@ mod combine;
 mod data;
 mod doctor;
 mod eval;
+pub mod examples;
 mod explain;
 mod export;
 mod generate;
@@ -37,7 +38,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
+use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand, value_parser};
 
 use crate::device::DeviceChoice;
 use crate::error::{Error, Place, Result};
@@ -112,14 +113,15 @@ enum Command {
 
 /// The command line as clap has it: every command with its arguments.
 pub fn command() -> clap::Command {
-    <Cli as clap::CommandFactory>::command()
+    examples::with_examples(<Cli as clap::CommandFactory>::command())
 }
 
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
     panic::keep_quiet();
     interrupt::listen(announce);
-    let cli = match Cli::try_parse() {
+    let matches = command().try_get_matches();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {

@@ -17,10 +17,11 @@ use crate::error::Result;
 
 const PAGE: &str = include_str!("assets/page.html");
 const STYLE: &str = include_str!("assets/style.css");
-const SCRIPTS: [&str; 5] = [
+const SCRIPTS: [&str; 6] = [
     include_str!("assets/tools.js"),
     include_str!("assets/chart.js"),
     include_str!("assets/sections.js"),
+    include_str!("assets/labels.js"),
     include_str!("assets/live.js"),
     include_str!("assets/report.js"),
 ];

@@ -1,6 +1,7 @@
 //! The program as users meet it: exit codes, what goes to stdout and to stderr, and the whole job on a tiny model.
 
 mod chat;
+mod examples;
 mod exports;
 mod fetching;
 mod init;
