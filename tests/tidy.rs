@@ -404,6 +404,19 @@ fn the_files_that_documents_name_exist() {
 }
 
 #[test]
+fn every_page_is_in_the_book() {
+    let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).expect("UTF-8");
+    let listed: Vec<&str> = summary.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    let pages = files("docs").into_iter().filter(|path| path.parent() == Some(Path::new("docs")));
+    let pages: Vec<String> = pages.filter_map(|path| path.file_name()?.to_str().map(str::to_owned)).collect();
+    for page in pages.iter().filter(|page| page.ends_with(".md") && *page != "SUMMARY.md") {
+        let times = listed.iter().filter(|listed| *listed == page).count();
+        assert_eq!(times, 1, "docs/SUMMARY.md lists docs/{page}");
+    }
+    assert!(listed.len() > 25 && listed.iter().all(|page| pages.iter().any(|one| one == page)), "{listed:?}");
+}
+
+#[test]
 fn the_rules_see_what_they_look_for() {
     let code = code_of("use crate::data; // crate::cli\nlet a = \"crate::run\\\"\"; use crate::{nn, ops::cpu};\n");
     assert_eq!(words_after(&code, "crate::").filter(|word| !word.is_empty()).collect::<Vec<_>>(), ["data"]);

@@ -34,9 +34,12 @@ pub const EXAMPLES: &[Examples] = &[
     (
         "init",
         &[
-            ("Write a recipe that fits a data file and this machine", "burnish init datasets/support_en.train.jsonl"),
             (
-                "The same for another base, under another name",
+                "Write a recipe that fits a data file and this machine",
+                "burnish init datasets/support_en.train.jsonl --base smollm2-135m-instruct",
+            ),
+            (
+                "The same under another name",
                 "burnish init datasets/library_en.jsonl --base smollm2-135m-instruct --out library.toml",
             ),
         ],
@@ -215,9 +218,27 @@ fn at(mut command: Command, mut words: std::str::Split<'_, char>, examples: &[(&
         Some(_) => command,
         None => {
             let before = command.get_after_help().map(|text| format!("{text}\n\n")).unwrap_or_default();
-            let lines = examples.iter().map(|(about, line)| format!("\n  # {about}\n  {line}"));
-            command = command.after_help(format!("{before}Examples:{}", lines.collect::<String>()));
-            command
+            let lines = examples.iter().map(|(about, line)| format!("\n  # {about}\n  {}", continued(line)));
+            command.after_help(format!("{before}Examples:{}", lines.collect::<String>()))
         }
     }
+}
+
+/// A line of a shell, continued on further lines before an argument where it is long, so that it can be copied from a help text of 100
+/// columns.
+fn continued(line: &str) -> String {
+    const WIDTH: usize = 92;
+    let (mut text, mut width) = (String::new(), 0);
+    for (index, argument) in line.split(" --").enumerate() {
+        let length = argument.chars().count() + 3;
+        let is_full = index > 0 && width + length > WIDTH;
+        text += match (index, is_full) {
+            (0, _) => "",
+            (_, true) => " \\\n    --",
+            (_, false) => " --",
+        };
+        text += argument;
+        width = if is_full { 4 + length } else { width + length };
+    }
+    text
 }
