@@ -176,7 +176,7 @@ impl<'t> Script<'t> {
             }
             (Kind::Sign, "[" | "(") => {
                 let closing = if text == "[" { "]" } else { ")" };
-                let (mut items, mut has_comma) = (Vec::new(), false);
+                let (mut items, mut has_comma): (Vec<Value>, bool) = (Vec::new(), false);
                 loop {
                     let next = *self.tokens.get(*at).filter(|_| *at < end)?;
                     if self.of(next) == closing {
