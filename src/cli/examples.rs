@@ -210,7 +210,7 @@ pub(super) fn with_examples(mut command: Command) -> Command {
 }
 
 /// The command with examples at the one that `words` lead to, where it is compiled in.
-fn at(mut command: Command, mut words: std::str::Split<'_, char>, examples: &[(&str, &str)]) -> Command {
+fn at(command: Command, mut words: std::str::Split<'_, char>, examples: &[(&str, &str)]) -> Command {
     match words.next() {
         Some(word) if command.find_subcommand(word).is_some() => {
             command.mut_subcommand(word, |inner| at(inner, words, examples))

@@ -81,13 +81,14 @@ impl<'c> Draft<'c> {
         Self { configuration, settings: Vec::new(), sources: Vec::new(), left_out: Vec::new() }
     }
 
-    /// The value of another key of the configuration, by the last parts of its name.
+    /// The value of another key of the configuration, by its name with the sections before it or without.
     pub(super) fn value_of(&self, key: &str) -> Option<&'c Value> {
         fn find<'c>(entries: &'c [Entry], key: &str) -> Option<&'c Value> {
-            let (first, rest) = key.split_once('.').unwrap_or((key, ""));
             let whole = entries.iter().find(|entry| entry.key == key || entry.name() == key);
-            let within = || find(entries.iter().find(|entry| entry.key == first)?.value.entries(), rest);
-            whole.map(|entry| &entry.value).or_else(within)
+            let in_section = |entry: &'c Entry| {
+                find(entry.value.entries(), key.strip_prefix(&format!("{}.", entry.key)).unwrap_or(key))
+            };
+            whole.map(|entry| &entry.value).or_else(|| entries.iter().find_map(in_section))
         }
         find(self.configuration, key)
     }
@@ -155,7 +156,7 @@ impl<'c> Draft<'c> {
         let is_needed = |key: &str| key != "data.train" || self.sources.is_empty();
         for (key, value) in REQUIRED.iter().filter(|(key, _)| is_needed(key)) {
             let comment = "the configuration names none: put yours here".to_owned();
-            self.settings.push(Setting { key, value: toml::Value::from(*value), comment, origin: None });
+            self.settings.push(Setting { key: *key, value: toml::Value::from(*value), comment, origin: None });
         }
         for setting in settings {
             let (before, key, origin) = (self.settings.clone(), setting.key, setting.origin.clone());

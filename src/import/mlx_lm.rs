@@ -70,8 +70,6 @@ pub(super) fn defaults(draft: &mut Draft) {
     draft.default("train.learning_rate", 1e-5, remark);
     draft.default("train.micro_batch_seqs", 4, remark);
     draft.default("train.max_steps", 1000, remark);
-    // Steps end a run of mlx-lm, however often it goes over the data.
-    draft.default("train.epochs", 1_000_000, "the steps end the run");
     draft.default("train.eval_steps", 200, remark);
     draft.default("train.schedule", "constant", remark);
 }
@@ -162,7 +160,7 @@ fn hub_data(draft: &mut Draft, entry: &Entry) {
         for key in keys.iter().filter(|key| *key != named) {
             let feature = FEATURES.iter().find(|(theirs, _)| *theirs == key.name());
             match (feature, key.value.text()) {
-                (Some((_, ours)), Some(column)) => source.columns.push((ours, column.to_owned())),
+                (Some((_, ours)), Some(column)) => source.columns.push((*ours, column.to_owned())),
                 _ => draft.leave_out(key, "a file is one split, read whole"),
             }
         }

@@ -102,6 +102,10 @@ pub fn import(path: &Path, tool: Option<Tool>) -> Result<Imported> {
     if let Some(objective) = trl::objective_of(&entries) {
         draft.default("train.objective", objective, "the trainer of the script");
     }
+    // Elsewhere a number of steps ends the run, however often it goes over the data.
+    if draft.has("train.max_steps") || tool == Tool::MlxLm {
+        draft.default("train.epochs", 1_000_000, "the steps end the run");
+    }
     match tool {
         Tool::Axolotl => axolotl::defaults(&mut draft),
         Tool::LlamaFactory => llama_factory::defaults(&mut draft),

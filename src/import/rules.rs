@@ -45,11 +45,12 @@ fn rule_of(key: &str, tables: &[&Table]) -> Option<Rule> {
 
 fn apply_rule(rule: Rule, entry: &Entry, draft: &mut Draft) {
     match (rule, &entry.value) {
+        (Rule::No(reason), Value::Expression(_)) => draft.leave_out(entry, reason),
+        (_, Value::Expression(_)) => draft.leave_out(entry, "an expression of Python, which is not run"),
         (Rule::By(decide), _) => decide(draft, entry),
         (Rule::No(reason), value) if value.is_off() => draft.leave_out(entry, format!("off, as always here ({reason})")),
         (Rule::No(reason), _) => draft.leave_out(entry, reason),
         (_, Value::Null) => draft.leave_out(entry, "nothing is set"),
-        (_, Value::Expression(_)) => draft.leave_out(entry, "an expression of Python, which is not run"),
         (Rule::To(key), value) => match value.toml() {
             Some(value) => draft.set(key, value, entry),
             None => draft.leave_out(entry, format!("no value for `{key}`")),
@@ -155,7 +156,7 @@ pub(super) fn number_format(draft: &mut Draft, entry: &Entry) {
 /// `gradient_checkpointing`: a truth value or the word of a method.
 pub(super) fn recompute(draft: &mut Draft, entry: &Entry) {
     match (&entry.value, entry.value.truth()) {
-        (Value::Null | Value::Expression(_), _) => draft.leave_out(entry, "`train --max-memory` turns it on where it is needed"),
+        (Value::Null, _) => draft.leave_out(entry, "`train --max-memory` turns it on where it is needed"),
         (_, Some(false)) => draft.set("train.recompute", "none", entry),
         (Value::Text(word), None) if word == "none" => draft.set("train.recompute", "none", entry),
         _ => draft.set("train.recompute", "block", entry),
@@ -171,10 +172,13 @@ pub(super) fn max_steps(draft: &mut Draft, entry: &Entry) {
     }
 }
 
-/// A number of epochs, where 0 leaves the end to `max_steps`.
+/// A number of epochs, which counts where no number of steps ends the run.
 pub(super) fn epochs(draft: &mut Draft, entry: &Entry) {
+    if draft.value_of("max_steps").and_then(Value::whole).is_some_and(|steps| steps > 0) {
+        return draft.leave_out(entry, "max_steps ends the run, however often it goes over the data");
+    }
     match (entry.value.number(), entry.value.whole()) {
-        (Some(0.0), _) => draft.leave_out(entry, "`train.max_steps` ends the run"),
+        (Some(0.0), _) => draft.leave_out(entry, "no epoch: `train.max_steps` ends a run by its steps"),
         (_, Some(whole)) => draft.set("train.epochs", whole, entry),
         (Some(epochs), None) if epochs > 0.0 => {
             draft.set_with("train.epochs", epochs.ceil() as i64, entry, "whole epochs; `train.max_steps` ends within one");

@@ -106,9 +106,7 @@ pub(super) fn training_defaults(draft: &mut Draft) {
     let is_of_preferences = draft.has("train.objective") && !draft.is("train.objective", "sft");
     let rate = if is_of_preferences { 1e-6 } else { 2e-5 };
     draft.default("train.learning_rate", rate, "TRL's default");
-    if !draft.has("train.max_steps") {
-        draft.default("train.epochs", 3, "the default of transformers");
-    }
+    draft.default("train.epochs", 3, "the default of transformers");
     draft.default("train.micro_batch_seqs", 8, "the default of transformers");
     draft.default("train.schedule", "linear", "the default of transformers");
 }

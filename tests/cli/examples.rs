@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use burnish::cli::examples::EXAMPLES;
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::{burnish, run, text, tiny_model};
@@ -23,6 +24,20 @@ fn commands(command: &clap::Command, before: &str, found: &mut Vec<String>) {
     }
 }
 
+/// A row of the shape that a data file has, short enough for a tiny base.
+fn short_row(content: &str, number: usize) -> String {
+    let row: serde_json::Value = serde_json::from_str(content.lines().next().expect("a row")).expect("JSON");
+    let row = match &row {
+        _ if row["label"].is_string() => json!({ "text": format!("number {number}"), "label": ["even", "odd"][number % 2] }),
+        _ if row["messages"].is_array() => json!({ "messages": [
+            { "role": "user", "content": format!("number {number}") }, { "role": "assistant", "content": number.to_string() }
+        ] }),
+        _ if row["prompt"].is_string() => json!({ "prompt": format!("number {number} is "), "completion": number.to_string() }),
+        _ => row,
+    };
+    row.to_string()
+}
+
 /// A folder as the examples find it: recipes and data of the repository, short, for a tiny base.
 fn prepared() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
@@ -36,7 +51,7 @@ fn prepared() -> TempDir {
                 Some("toml") => content
                     .replace("\"smollm2-135m-instruct\"", &format!("{:?}", tiny_model()))
                     .replace("\n[train]\n", "\n[train]\nmax_steps = 12\n"),
-                Some("jsonl") => content.lines().take(24).fold(String::new(), |all, line| all + line + "\n"),
+                Some("jsonl") => (0..24).map(|number| short_row(&content, number) + "\n").collect(),
                 _ => content,
             };
             fs::write(folder.path().join(name).join(path.file_name().expect("a name")), content).expect("written");
