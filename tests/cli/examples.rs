@@ -28,7 +28,10 @@ fn commands(command: &clap::Command, before: &str, found: &mut Vec<String>) {
 fn short_row(content: &str, number: usize) -> String {
     let row: serde_json::Value = serde_json::from_str(content.lines().next().expect("a row")).expect("JSON");
     let row = match &row {
-        _ if row["label"].is_string() => json!({ "text": format!("number {number}"), "label": ["even", "odd"][number % 2] }),
+        _ if row["label"].is_string() => {
+            let label = if number % 2 == 0 { "even" } else { "odd" };
+            json!({ "text": format!("number {number}"), "label": label })
+        }
         _ if row["messages"].is_array() => json!({ "messages": [
             { "role": "user", "content": format!("number {number}") }, { "role": "assistant", "content": number.to_string() }
         ] }),
