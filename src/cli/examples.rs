@@ -32,6 +32,16 @@ pub const EXAMPLES: &[Examples] = &[
         ],
     ),
     (
+        "advise",
+        &[
+            ("Say which models can be fine-tuned here, and recommend one", "burnish advise"),
+            (
+                "For a data file, in at most half an hour, and write the recipe",
+                "burnish advise --data datasets/support_en.train.jsonl --time 30m --write advised.toml",
+            ),
+        ],
+    ),
+    (
         "init",
         &[
             (
@@ -88,6 +98,13 @@ pub const EXAMPLES: &[Examples] = &[
             ("Make a run fit into less memory", "burnish train recipes/quickstart.toml --set output.dir=adapters/less --max-memory 4GiB"),
             ("Go on with a run that was stopped", "burnish train recipes/quickstart.toml --resume"),
             ("Train a classifier", "burnish train recipes/classify.toml"),
+        ],
+    ),
+    (
+        "sweep",
+        &[
+            ("Try learning rates and ranks, and write the best recipe", "burnish sweep recipes/sweep.toml"),
+            ("Go on with a sweep, two trials at once", "burnish sweep recipes/sweep.toml --resume --parallel 2"),
         ],
     ),
     (
@@ -158,6 +175,10 @@ pub const EXAMPLES: &[Examples] = &[
         &[
             ("Report the facts of a run or an adapter", "burnish inspect adapters/quickstart"),
             ("Of a data file", "burnish inspect datasets/library_zh.jsonl"),
+            (
+                "See where the heads of a layer look, on a page",
+                "burnish inspect smollm2-135m-instruct --attention \"What is a noun?\" --layer 1 --out look.html",
+            ),
         ],
     ),
     (

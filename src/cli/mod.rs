@@ -3,6 +3,7 @@
 //! The result goes to stdout, and nothing else does; everything else goes to stderr. Exit codes: 0 done, 1 failed,
 //! 2 used wrongly (arguments, recipe, bad input), 128 + its number where a signal ended the work (130 SIGINT, 143 SIGTERM).
 
+mod advise;
 mod chat;
 mod check;
 mod combine;
@@ -29,6 +30,7 @@ mod report;
 #[cfg(feature = "serve")]
 mod serve;
 mod shell;
+mod sweep;
 mod terminal;
 mod train;
 #[cfg(feature = "serve")]
@@ -82,6 +84,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::Arguments),
+    Advise(advise::Arguments),
     Init(init::Arguments),
     Import(import::Arguments),
     Check(check::Arguments),
@@ -90,6 +93,7 @@ enum Command {
     #[command(after_help = "The adapter with the lowest validation loss stands in the run folder, in PEFT's format. \
                             docs/recipe.md explains every setting.")]
     Train(train::TrainArguments),
+    Sweep(sweep::Arguments),
     Eval(eval::Arguments),
     Predict(predict::Arguments),
     Merge(merge::Arguments),
@@ -201,6 +205,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Completions(arguments) => shell::completions(arguments, terminal),
         Command::Man(arguments) => shell::man(arguments, terminal),
         Command::Schema(_) => shell::schema(terminal),
+        Command::Advise(arguments) => advise::run(arguments, &cli.global, terminal),
         Command::Init(arguments) => init::run(arguments, &cli.global, terminal),
         Command::Import(arguments) => import::run(arguments, terminal),
         Command::Recipes(arguments) => recipes::run(arguments, terminal),
@@ -208,6 +213,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Data(arguments) => data::run(arguments, terminal),
         Command::Pull(arguments) => pull::run(arguments, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
+        Command::Sweep(arguments) => sweep::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
         Command::Predict(arguments) => predict::run(arguments, &cli.global, terminal),
         Command::Combine(arguments) => combine::run(arguments, terminal),
@@ -221,7 +227,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Report(arguments) => report::run(arguments, &cli.global, terminal),
         #[cfg(feature = "serve")]
         Command::Ui(arguments) => ui::run(arguments, terminal),
-        Command::Inspect(arguments) => inspect::run(arguments, terminal),
+        Command::Inspect(arguments) => inspect::run(arguments, &cli.global, terminal),
     };
     done.map(|()| Ending::Done)
 }

@@ -29,6 +29,7 @@ pub const SHIPPED: &[Shipped] = shipped![
     "reading",
     "service",
     "sql",
+    "sweep",
     "teaching",
     "tools",
     "wikisql"
