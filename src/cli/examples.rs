@@ -15,14 +15,8 @@ pub const EXAMPLES: &[Examples] = &[
             ("The same for a program", "burnish doctor --json"),
         ],
     ),
-    (
-        "recipes list",
-        &[("List the recipes that come with burnish", "burnish recipes list")],
-    ),
-    (
-        "recipes show",
-        &[("Begin with one of them", "burnish recipes show quickstart > my.toml")],
-    ),
+    ("recipes list", &[("List the recipes that come with burnish", "burnish recipes list")]),
+    ("recipes show", &[("Begin with one of them", "burnish recipes show quickstart > my.toml")]),
     (
         "pull",
         &[
@@ -58,17 +52,20 @@ pub const EXAMPLES: &[Examples] = &[
         "import",
         &[
             ("Print the recipe of an axolotl configuration", "burnish import axolotl.yml"),
-            ("Write the recipe of a notebook of Unsloth to a file", "burnish import notebook.py --from unsloth --out notebook.toml"),
+            (
+                "Write the recipe of a notebook of Unsloth to a file",
+                "burnish import notebook.py --from unsloth --out notebook.toml",
+            ),
         ],
     ),
-    (
-        "schema",
-        &[("Write the schema by which an editor completes recipes", "burnish schema > recipe.schema.json")],
-    ),
+    ("schema", &[("Write the schema by which an editor completes recipes", "burnish schema > recipe.schema.json")]),
     (
         "check",
         &[
-            ("Find every problem with a recipe and its data, and the memory it takes", "burnish check recipes/quickstart.toml"),
+            (
+                "Find every problem with a recipe and its data, and the memory it takes",
+                "burnish check recipes/quickstart.toml",
+            ),
             (
                 "Look at the second example as the model sees it, and time a few steps",
                 "burnish check recipes/quickstart.toml --show 2 --time",
@@ -94,8 +91,14 @@ pub const EXAMPLES: &[Examples] = &[
         "train",
         &[
             ("Fine-tune by a recipe", "burnish train recipes/quickstart.toml"),
-            ("Change settings for one run", "burnish train recipes/quickstart.toml --set train.epochs=2 --set output.dir=adapters/two"),
-            ("Make a run fit into less memory", "burnish train recipes/quickstart.toml --set output.dir=adapters/less --max-memory 4GiB"),
+            (
+                "Change settings for one run",
+                "burnish train recipes/quickstart.toml --set train.epochs=2 --set output.dir=adapters/two",
+            ),
+            (
+                "Make a run fit into less memory",
+                "burnish train recipes/quickstart.toml --set output.dir=adapters/less --max-memory 4GiB",
+            ),
             ("Go on with a run that was stopped", "burnish train recipes/quickstart.toml --resume"),
             ("Train a classifier", "burnish train recipes/classify.toml"),
         ],
@@ -213,12 +216,12 @@ pub const EXAMPLES: &[Examples] = &[
     ),
     (
         "quantize",
-        &[("Write a base in 4 bits, as bitsandbytes does", "burnish quantize --base smollm2-135m-instruct --scheme nf4 --out packed")],
+        &[(
+            "Write a base in 4 bits, as bitsandbytes does",
+            "burnish quantize --base smollm2-135m-instruct --scheme nf4 --out packed",
+        )],
     ),
-    (
-        "completions",
-        &[("Print the completions of bash, to be sourced", "burnish completions bash > burnish.bash")],
-    ),
+    ("completions", &[("Print the completions of bash, to be sourced", "burnish completions bash > burnish.bash")]),
     ("man", &[("Write the manual pages into a folder", "burnish man man1")]),
 ];
 

@@ -146,7 +146,13 @@ pub(super) const KEYS: &Table = &[
     ("quantization", No("`burnish export` writes packed files")),
     ("strict", No("a key that is not known is always an error")),
     ("seed", To("train.seed")),
-    ("rl", Words("train.objective", &[("dpo", "dpo"), ("ipo", "ipo"), ("orpo", "orpo"), ("kto", "kto"), ("simpo", "simpo")])),
+    (
+        "rl",
+        Words(
+            "train.objective",
+            &[("dpo", "dpo"), ("ipo", "ipo"), ("orpo", "orpo"), ("kto", "kto"), ("simpo", "simpo")],
+        ),
+    ),
     ("rl_beta", To("train.beta")),
     ("orpo_alpha", To("train.beta")),
     ("rpo_alpha", To("train.rpo_alpha")),
@@ -212,7 +218,9 @@ fn batch_size(draft: &mut Draft, entry: &Entry) {
 
 fn template_file(draft: &mut Draft, entry: &Entry) {
     match entry.value.text() {
-        Some(text) if text.contains(['{', '\n']) => draft.leave_out(entry, "`data.template` takes a file: write the template into one"),
+        Some(text) if text.contains(['{', '\n']) => {
+            draft.leave_out(entry, "`data.template` takes a file: write the template into one")
+        }
         Some(path) => draft.set("data.template", path, entry),
         None => draft.leave_out(entry, "nothing is set"),
     }
@@ -242,7 +250,9 @@ fn datasets(draft: &mut Draft, entry: &Entry) {
 
 fn valid_datasets(draft: &mut Draft, entry: &Entry) {
     for (index, dataset) in list(&entry.value).iter().enumerate() {
-        let Some(source) = dataset_source(draft, &format!("{}[{index}]", entry.key), entry.line, dataset) else { continue };
+        let Some(source) = dataset_source(draft, &format!("{}[{index}]", entry.key), entry.line, dataset) else {
+            continue;
+        };
         draft.set_with("data.valid", source.path, &source.entry, &source.remark);
     }
     if list(&entry.value).is_empty() {
@@ -294,7 +304,9 @@ fn dataset_source(draft: &mut Draft, place: &str, line: usize, dataset: &Value) 
             ("path", _) if files.is_none() => {}
             ("path", _) => draft.leave_out(entry, "the files are named beside it"),
             ("data_files", value) if value.texts().is_some_and(|files| files.len() == 1) => {}
-            ("data_files", _) => draft.leave_out(entry, "the first of these files is taken; `path` takes a list or a pattern too"),
+            ("data_files", _) => {
+                draft.leave_out(entry, "the first of these files is taken; `path` takes a list or a pattern too")
+            }
             ("type", Value::Table(custom)) => {
                 source.format = Some("alpaca");
                 for inner in custom.iter().map(|inner| inner.within(&entry.key)) {
@@ -322,7 +334,9 @@ fn source_type(draft: &mut Draft, source: &mut Source, entry: &Entry, word: &str
         _ => None,
     };
     match source.format {
-        Some(format) if is_of_preferences => draft.leave_out(entry, format!("the shape is {format}, told by its columns")),
+        Some(format) if is_of_preferences => {
+            draft.leave_out(entry, format!("the shape is {format}, told by its columns"))
+        }
         Some(format) => draft.leave_out(entry, format!("the shape {format}, rendered by the chat template")),
         None => draft.leave_out(entry, "no shape here has that name: docs/data.md lists those that there are"),
     }
@@ -333,6 +347,8 @@ fn column(draft: &mut Draft, source: &mut Source, entry: &Entry) {
     match (named, entry.value.text()) {
         (Some((_, ours)), Some(column)) => source.columns.push((*ours, column.to_owned())),
         (Some(_), None) => draft.leave_out(entry, "names no column"),
-        (None, _) => draft.leave_out(entry, "the chat template renders every shape; docs/data.md has the accepted forms"),
+        (None, _) => {
+            draft.leave_out(entry, "the chat template renders every shape; docs/data.md has the accepted forms")
+        }
     }
 }

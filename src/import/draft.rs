@@ -9,7 +9,8 @@ use crate::recipe::Recipe;
 const SECTIONS: &[&str] =
     &["base", "data", "data.columns", "adapter", "train", "train.early_stopping", "eval", "output", "sample"];
 /// The settings that every recipe has, and what stands in their place where the configuration has none.
-const REQUIRED: &[(&str, &str)] = &[("base.model", "MODEL"), ("data.train", "my.train.jsonl"), ("output.dir", "adapters/imported")];
+const REQUIRED: &[(&str, &str)] =
+    &[("base.model", "MODEL"), ("data.train", "my.train.jsonl"), ("output.dir", "adapters/imported")];
 /// Characters of a comment of one line.
 const COMMENT_CHARACTERS: usize = 400;
 
@@ -231,7 +232,8 @@ impl<'c> Draft<'c> {
             if let Some(format) = format {
                 text += &format!("format = {}\n", quoted(format));
             }
-            let columns: Vec<String> = columns.iter().map(|(name, column)| format!("{name} = {}", quoted(column))).collect();
+            let columns: Vec<String> =
+                columns.iter().map(|(name, column)| format!("{name} = {}", quoted(column))).collect();
             if !columns.is_empty() {
                 text += &format!("columns = {{ {} }}\n", columns.join(", "));
             }
@@ -280,7 +282,11 @@ mod tests {
         let written = draft.finish("# head");
         assert!(Recipe::parse(&written.text, "", &[]).and_then(|recipe| recipe.settings()).is_ok(), "{}", written.text);
         assert!(written.text.starts_with("# head\n\n[base]\nmodel = \"hf:a/b\""), "{}", written.text);
-        assert!(written.text.contains("rank = 16") && written.text.contains("the configuration names none"), "{}", written.text);
+        assert!(
+            written.text.contains("rank = 16") && written.text.contains("the configuration names none"),
+            "{}",
+            written.text
+        );
         let [rank, epochs] = &written.left_out[..] else { panic!("{:?}", written.left_out) };
         assert_eq!((rank.key.as_str(), rank.reason.as_str()), ("rank", "`adapter.rank` follows from r"));
         assert!(epochs.key == "num_epochs" && epochs.reason.starts_with("no value for `train.epochs`: "), "{epochs:?}");

@@ -2,7 +2,9 @@
 
 use super::draft::Draft;
 use super::rules::Rule::{By, No, To};
-use super::rules::{self, ATTENTION, COMPILED, GENERATION, LOADING, LOGGING, MASK, PADDING, PICTURES, Table, TRACKER, UPLOAD};
+use super::rules::{
+    self, ATTENTION, COMPILED, GENERATION, LOADING, LOGGING, MASK, PADDING, PICTURES, TRACKER, Table, UPLOAD,
+};
 use super::value::{Entry, Value};
 
 /// The keys that differ from those of transformers and PEFT.
@@ -152,7 +154,9 @@ fn stage(draft: &mut Draft, entry: &Entry) {
                 draft.default("train.target_margin", 0.5, "LLaMA-Factory's default");
             }
         }
-        (Some("dpo"), other) => draft.leave_out(entry, format!("`train.objective` has no pref_loss of the name {other}")),
+        (Some("dpo"), other) => {
+            draft.leave_out(entry, format!("`train.objective` has no pref_loss of the name {other}"))
+        }
         (Some("pt"), _) => draft.set_with("data.format", "text", entry, "texts are learned whole"),
         _ => draft.leave_out(entry, "`train.objective` is sft, dpo, ipo, orpo, kto or simpo"),
     }
@@ -194,7 +198,9 @@ fn no_recompute(draft: &mut Draft, entry: &Entry) {
 
 fn neat_packing(draft: &mut Draft, entry: &Entry) {
     match entry.value.truth() {
-        Some(true) => draft.set_with("data.packing", true, entry, "attention never crosses from one example to the next"),
+        Some(true) => {
+            draft.set_with("data.packing", true, entry, "attention never crosses from one example to the next")
+        }
         _ => draft.leave_out(entry, "attention never crosses from one example to the next in any case"),
     }
 }

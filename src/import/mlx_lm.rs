@@ -116,7 +116,8 @@ fn optimiser_settings(draft: &mut Draft, entry: &Entry) {
 fn data(draft: &mut Draft, entry: &Entry) {
     let Some(name) = entry.value.text() else { return draft.leave_out(entry, "names no data") };
     let name = name.trim_end_matches('/');
-    let is_of_hub = name.matches('/').count() == 1 && !name.starts_with(['.', '/', '~']) && !std::path::Path::new(name).exists();
+    let is_of_hub =
+        name.matches('/').count() == 1 && !name.starts_with(['.', '/', '~']) && !std::path::Path::new(name).exists();
     if is_of_hub {
         return draft.add_source(rules::source(name, entry));
     }
@@ -171,7 +172,9 @@ fn hub_data(draft: &mut Draft, entry: &Entry) {
 fn last_layers(draft: &mut Draft, entry: &Entry) {
     match entry.value.whole() {
         Some(-1) => draft.leave_out(entry, "all layers, as by default here"),
-        _ => draft.leave_out(entry, "the last layers; `adapter.layers` lists layers by number, and all are the default"),
+        _ => {
+            draft.leave_out(entry, "the last layers; `adapter.layers` lists layers by number, and all are the default")
+        }
     }
 }
 
@@ -221,7 +224,9 @@ fn schedule_arguments(draft: &mut Draft, entry: &Entry) {
         _ => None,
     };
     match first {
-        Some(rate) => draft.set_with("train.learning_rate", rate, entry, "the first; a schedule falls to 0 at the last step"),
+        Some(rate) => {
+            draft.set_with("train.learning_rate", rate, entry, "the first; a schedule falls to 0 at the last step")
+        }
         None => draft.leave_out(entry, "a list of numbers is expected"),
     }
 }

@@ -91,9 +91,7 @@ pub fn import(path: &Path, tool: Option<Tool>) -> Result<Imported> {
     let tables: &[&Table] = match tool {
         Tool::Axolotl => &[axolotl::KEYS, transformers::TRAINING, transformers::LORA, transformers::BASE],
         Tool::LlamaFactory => &[llama_factory::KEYS, transformers::TRAINING, transformers::LORA, transformers::BASE],
-        Tool::Unsloth => {
-            &[unsloth::KEYS, trl::KEYS, transformers::TRAINING, transformers::LORA, transformers::BASE]
-        }
+        Tool::Unsloth => &[unsloth::KEYS, trl::KEYS, transformers::TRAINING, transformers::LORA, transformers::BASE],
         Tool::MlxLm => &[mlx_lm::KEYS],
         Tool::Peft => &[transformers::LORA, transformers::BASE],
         Tool::Trl => &[trl::KEYS, transformers::TRAINING, transformers::LORA, transformers::BASE],

@@ -115,7 +115,8 @@ impl<'t> Script<'t> {
                 continue;
             }
             if at > begin {
-                let is_named = self.tokens[begin].kind == Kind::Name && self.tokens.get(begin + 1).is_some_and(|next| self.of(*next) == "=");
+                let is_named = self.tokens[begin].kind == Kind::Name
+                    && self.tokens.get(begin + 1).is_some_and(|next| self.of(*next) == "=");
                 let (key, value_from) = match is_named {
                     true => (self.of(self.tokens[begin]).to_owned(), begin + 2),
                     false => (number.to_string(), begin),
@@ -346,8 +347,13 @@ mod tests {
         assert_eq!(value(&entries, "SFTConfig.learning_rate"), &Value::Float(2e-4));
         assert_eq!(value(&entries, "SFTConfig.fp16"), &Value::Expression("not is_bf16()".into()));
         assert_eq!(value(&entries, "SFTConfig.seed"), &Value::Integer(3407));
-        assert!(matches!(value(&entries, "SFTTrainer.args"), Value::Expression(text) if text.starts_with("SFTConfig(")));
-        assert!(entries.iter().all(|entry| entry.value != Value::Text("other".into())), "a tokenizer's own call is left out");
+        assert!(
+            matches!(value(&entries, "SFTTrainer.args"), Value::Expression(text) if text.starts_with("SFTConfig("))
+        );
+        assert!(
+            entries.iter().all(|entry| entry.value != Value::Text("other".into())),
+            "a tokenizer's own call is left out"
+        );
         assert_eq!(entries.iter().find(|entry| entry.key == "from_pretrained.dtype").expect("there").line, 7);
     }
 
@@ -359,7 +365,16 @@ mod tests {
 
     #[test]
     fn broken_scripts_end() {
-        for script in ["SFTConfig(", "SFTConfig(a=[", "x = '", "f(\"\"\"", "SFTConfig(a={'b'", ")))", "SFTConfig(=,=)", "é = SFTConfig(ü='ß"] {
+        for script in [
+            "SFTConfig(",
+            "SFTConfig(a=[",
+            "x = '",
+            "f(\"\"\"",
+            "SFTConfig(a={'b'",
+            ")))",
+            "SFTConfig(=,=)",
+            "é = SFTConfig(ü='ß",
+        ] {
             read(script);
         }
     }

@@ -48,7 +48,9 @@ fn apply_rule(rule: Rule, entry: &Entry, draft: &mut Draft) {
         (Rule::No(reason), Value::Expression(_)) => draft.leave_out(entry, reason),
         (_, Value::Expression(_)) => draft.leave_out(entry, "an expression of Python, which is not run"),
         (Rule::By(decide), _) => decide(draft, entry),
-        (Rule::No(reason), value) if value.is_off() => draft.leave_out(entry, format!("off, as always here ({reason})")),
+        (Rule::No(reason), value) if value.is_off() => {
+            draft.leave_out(entry, format!("off, as always here ({reason})"))
+        }
         (Rule::No(reason), _) => draft.leave_out(entry, reason),
         (_, Value::Null) => draft.leave_out(entry, "nothing is set"),
         (Rule::To(key), value) => match value.toml() {
@@ -69,7 +71,8 @@ fn apply_rule(rule: Rule, entry: &Entry, draft: &mut Draft) {
 }
 
 pub(super) const ATTENTION: &str = "attention is always computed in blocks, within one sequence of a packed row";
-pub(super) const TRACKER: &str = "`burnish train --log-to COMMAND` gives a tracker its lines, `burnish report` writes TensorBoard files";
+pub(super) const TRACKER: &str =
+    "`burnish train --log-to COMMAND` gives a tracker its lines, `burnish report` writes TensorBoard files";
 pub(super) const UPLOAD: &str = "nothing is uploaded: the run folder is one that `hf upload` takes";
 pub(super) const PROCESSES: &str = "several machines share a run by MPI (docs/distributed.md)";
 pub(super) const LOADING: &str = "the data is read, kept and shuffled in one way, on all cores";
@@ -85,8 +88,10 @@ pub(super) const PADDING: &str = "sequences lie end to end, and nothing is padde
 /// A base: `org/name` of the hub, or a path.
 pub(super) fn base(draft: &mut Draft, entry: &Entry) {
     let Some(name) = entry.value.text() else { return draft.leave_out(entry, "names no base") };
-    let revision = ["model_revision", "revision_of_model", "revision"].iter().find_map(|key| draft.value_of(key)?.text());
-    let is_of_hub = name.matches('/').count() == 1 && !name.starts_with(['.', '/', '~']) && !std::path::Path::new(name).exists();
+    let revision =
+        ["model_revision", "revision_of_model", "revision"].iter().find_map(|key| draft.value_of(key)?.text());
+    let is_of_hub =
+        name.matches('/').count() == 1 && !name.starts_with(['.', '/', '~']) && !std::path::Path::new(name).exists();
     let model = match (is_of_hub, revision.filter(|revision| *revision != "main")) {
         (true, Some(revision)) => format!("hf:{name}@{revision}"),
         (true, None) => format!("hf:{name}"),
@@ -94,7 +99,9 @@ pub(super) fn base(draft: &mut Draft, entry: &Entry) {
     };
     let remark = match name {
         _ if name.contains("-bnb-4bit") => "already packed by bitsandbytes, and used as it is",
-        _ if name.starts_with("mlx-community/") => "if its weights are quantised by MLX, name the model that they were made of",
+        _ if name.starts_with("mlx-community/") => {
+            "if its weights are quantised by MLX, name the model that they were made of"
+        }
         _ => "",
     };
     draft.set_with("base.model", model, entry, remark);
@@ -103,7 +110,9 @@ pub(super) fn base(draft: &mut Draft, entry: &Entry) {
 /// A revision of the base, which [`base`] has seen.
 pub(super) fn revision(draft: &mut Draft, entry: &Entry) {
     match entry.value.text() {
-        Some(revision) => draft.leave_out(entry, format!("stands in `base.model`, after @, unless it is main ({revision})")),
+        Some(revision) => {
+            draft.leave_out(entry, format!("stands in `base.model`, after @, unless it is main ({revision})"))
+        }
         None => draft.leave_out(entry, "nothing is set"),
     }
 }
@@ -128,7 +137,9 @@ pub(super) fn eight_bits(draft: &mut Draft, entry: &Entry) {
 /// `bf16`: true and `auto` are the default here; false means products in f32.
 pub(super) fn bf16(draft: &mut Draft, entry: &Entry) {
     match entry.value.truth() {
-        Some(false) if draft.value_of("fp16").and_then(Value::truth) != Some(true) => draft.set("base.compute", "f32", entry),
+        Some(false) if draft.value_of("fp16").and_then(Value::truth) != Some(true) => {
+            draft.set("base.compute", "f32", entry)
+        }
         Some(false) => draft.leave_out(entry, "fp16 stands beside it"),
         None if entry.value == Value::Null => draft.leave_out(entry, "nothing is set"),
         _ => draft.set("base.compute", "bf16", entry),
@@ -137,7 +148,9 @@ pub(super) fn bf16(draft: &mut Draft, entry: &Entry) {
 
 pub(super) fn fp16(draft: &mut Draft, entry: &Entry) {
     match entry.value.truth() {
-        Some(true) => draft.set_with("base.compute", "bf16", entry, "there is no f16; bf16 needs no scaling of the loss"),
+        Some(true) => {
+            draft.set_with("base.compute", "bf16", entry, "there is no f16; bf16 needs no scaling of the loss")
+        }
         _ => draft.leave_out(entry, "off, as always here (bf16 or f32)"),
     }
 }
@@ -181,7 +194,12 @@ pub(super) fn epochs(draft: &mut Draft, entry: &Entry) {
         (Some(0.0), _) => draft.leave_out(entry, "no epoch: `train.max_steps` ends a run by its steps"),
         (_, Some(whole)) => draft.set("train.epochs", whole, entry),
         (Some(epochs), None) if epochs > 0.0 => {
-            draft.set_with("train.epochs", epochs.ceil() as i64, entry, "whole epochs; `train.max_steps` ends within one");
+            draft.set_with(
+                "train.epochs",
+                epochs.ceil() as i64,
+                entry,
+                "whole epochs; `train.max_steps` ends within one",
+            );
         }
         _ => draft.leave_out(entry, "no number of epochs"),
     }
@@ -190,7 +208,9 @@ pub(super) fn epochs(draft: &mut Draft, entry: &Entry) {
 /// A warm-up: a number of steps, or below 1 a share of the run.
 pub(super) fn warmup(draft: &mut Draft, entry: &Entry) {
     match (entry.value.number(), entry.value.whole()) {
-        (_, Some(steps)) if entry.name() != "warmup_ratio" || steps == 0 => draft.set("train.warmup_steps", steps, entry),
+        (_, Some(steps)) if entry.name() != "warmup_ratio" || steps == 0 => {
+            draft.set("train.warmup_steps", steps, entry)
+        }
         (Some(share), _) => draft.set("train.warmup_share", share, entry),
         _ => draft.leave_out(entry, "no number of steps"),
     }
@@ -200,7 +220,9 @@ pub(super) fn warmup(draft: &mut Draft, entry: &Entry) {
 fn steps(draft: &mut Draft, entry: &Entry, key: &'static str) {
     match (entry.value.whole(), entry.value.number()) {
         (Some(steps), _) if steps > 0 => draft.set(key, steps, entry),
-        (Some(_), _) => draft.leave_out(entry, format!("`{key}` counts steps, from 1; there is a save at the end in any case")),
+        (Some(_), _) => {
+            draft.leave_out(entry, format!("`{key}` counts steps, from 1; there is a save at the end in any case"))
+        }
         (None, Some(_)) => draft.leave_out(entry, format!("a share of the run; `{key}` counts steps")),
         _ => draft.leave_out(entry, "no number of steps"),
     }
@@ -232,7 +254,9 @@ pub(super) fn targets(draft: &mut Draft, entry: &Entry) {
     match &entry.value {
         Value::Text(text) if is_word(text.trim()) => draft.set("adapter.targets", "all-linear", entry),
         // A regular expression of PEFT, whose signs no name has.
-        Value::Text(text) if text.contains(['*', '(', '|', '\\', '[', '$', '^']) => draft.set("adapter.targets", text.as_str(), entry),
+        Value::Text(text) if text.contains(['*', '(', '|', '\\', '[', '$', '^']) => {
+            draft.set("adapter.targets", text.as_str(), entry)
+        }
         Value::List(items) if items.iter().any(|item| item.text().is_some_and(is_word)) => {
             draft.set("adapter.targets", "all-linear", entry);
         }
@@ -318,7 +342,10 @@ pub(super) fn template(draft: &mut Draft, entry: &Entry) {
     }
     match TEMPLATES.iter().find(|(beginning, _)| word.starts_with(beginning)) {
         Some((_, ours)) => draft.set_with("data.template", *ours, entry, "leave it out where the base brings its own"),
-        None => draft.leave_out(entry, "`data.template` has none of that name: it takes a file, and the base's own is the default"),
+        None => draft.leave_out(
+            entry,
+            "`data.template` has none of that name: it takes a file, and the base's own is the default",
+        ),
     }
 }
 
@@ -335,7 +362,10 @@ pub(super) fn source(name: &str, entry: &Entry) -> Source {
         true => (name.to_owned(), String::new()),
         false => {
             let last = name.rsplit('/').next().unwrap_or(name);
-            (format!("{last}.jsonl"), format!("get {name} by `hf download --repo-type dataset {name}`, and name its files here"))
+            (
+                format!("{last}.jsonl"),
+                format!("get {name} by `hf download --repo-type dataset {name}`, and name its files here"),
+            )
         }
     };
     Source { path, entry: entry.clone(), remark, format: None, columns: Vec::new() }

@@ -70,10 +70,13 @@ pub(super) const KEYS: &Table = &[
     ("ignore_bias_buffers", No("several machines share a run by MPI (docs/distributed.md)")),
     ("gradient_checkpointing_kwargs", No("there is one way: layer by layer")),
     ("use_liger_loss", No(COMPILED)),
-    ("model", By(|draft, entry| match entry.value {
-        Value::Text(_) => rules::base(draft, entry),
-        _ => draft.leave_out(entry, OBJECT),
-    })),
+    (
+        "model",
+        By(|draft, entry| match entry.value {
+            Value::Text(_) => rules::base(draft, entry),
+            _ => draft.leave_out(entry, OBJECT),
+        }),
+    ),
     ("train_dataset", No(OBJECT)),
     ("eval_dataset", By(unsloth::object_or_data)),
     ("processing_class", No(OBJECT)),
@@ -93,7 +96,8 @@ pub(super) const KEYS: &Table = &[
 
 /// The values that TRL takes where nothing is said; in a script, the pair's are those of PEFT.
 pub(super) fn defaults(draft: &mut Draft, is_script: bool) {
-    let (rank, alpha, dropout, whose) = if is_script { (8, 8, 0.0, "PEFT's default") } else { (16, 32, 0.05, "TRL's default") };
+    let (rank, alpha, dropout, whose) =
+        if is_script { (8, 8, 0.0, "PEFT's default") } else { (16, 32, 0.05, "TRL's default") };
     draft.default("data.max_seq_tokens", 1024, "TRL's default");
     draft.default("adapter.rank", rank, whose);
     draft.default("adapter.alpha", alpha, whose);
@@ -153,8 +157,14 @@ fn beta(draft: &mut Draft, entry: &Entry) {
 }
 
 fn loss(draft: &mut Draft, entry: &Entry) {
-    const LOSSES: &[(&str, &str)] =
-        &[("sigmoid", "dpo"), ("sigmoid_norm", "dpo"), ("ipo", "ipo"), ("simpo", "simpo"), ("kto", "kto"), ("nll", "sft")];
+    const LOSSES: &[(&str, &str)] = &[
+        ("sigmoid", "dpo"),
+        ("sigmoid_norm", "dpo"),
+        ("ipo", "ipo"),
+        ("simpo", "simpo"),
+        ("kto", "kto"),
+        ("nll", "sft"),
+    ];
     let word = match &entry.value {
         Value::List(items) if items.len() == 1 => items[0].text(),
         value => value.text(),

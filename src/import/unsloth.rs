@@ -119,7 +119,10 @@ pub(super) fn dataset(draft: &mut Draft, entry: &Entry) {
     match entry.value.text() {
         Some("json" | "csv" | "parquet" | "text") => draft.leave_out(entry, "the ending of the file says its kind"),
         Some(_) if draft.has_sources() => {
-            draft.leave_out(entry, "a second dataset: `data.train` takes a list, `data.valid` the examples to validate with");
+            draft.leave_out(
+                entry,
+                "a second dataset: `data.train` takes a list, `data.valid` the examples to validate with",
+            );
         }
         Some(_) => rules::train_data(draft, entry),
         None => draft.leave_out(entry, OBJECT),
@@ -143,7 +146,10 @@ pub(super) fn data_files(draft: &mut Draft, entry: &Entry) {
 pub(super) fn object_or_data(draft: &mut Draft, entry: &Entry) {
     match entry.value {
         Value::Text(_) => rules::valid_data(draft, entry),
-        _ => draft.leave_out(entry, "an object of the script: `data.valid` or `data.valid_fraction` names examples to validate with"),
+        _ => draft.leave_out(
+            entry,
+            "an object of the script: `data.valid` or `data.valid_fraction` names examples to validate with",
+        ),
     }
 }
 

@@ -141,7 +141,8 @@ impl Value {
 
 /// The number that a text spells.
 fn number_in(text: &str) -> Option<f64> {
-    let starts_a_number = text.trim_start_matches(['+', '-']).starts_with(|symbol: char| symbol.is_ascii_digit() || symbol == '.');
+    let starts_a_number =
+        text.trim_start_matches(['+', '-']).starts_with(|symbol: char| symbol.is_ascii_digit() || symbol == '.');
     // An underscore parts digits, as in 1_000.
     let digits = text.trim().replace('_', "");
     starts_a_number.then(|| digits.parse().ok()).flatten().filter(|number: &f64| number.is_finite())

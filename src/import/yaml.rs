@@ -131,7 +131,8 @@ mod tests {
 
     #[test]
     fn json_is_yaml() {
-        let entries = entries("{\n\t\"r\": 8,\n\t\"rank_pattern\": {\"layers\\\\.0\": 4},\n\t\"x\": null}\n").expect("JSON");
+        let entries =
+            entries("{\n\t\"r\": 8,\n\t\"rank_pattern\": {\"layers\\\\.0\": 4},\n\t\"x\": null}\n").expect("JSON");
         assert_eq!((entries[0].value.clone(), entries[0].line), (Value::Integer(8), 2));
         assert_eq!((entries[1].value.entries()[0].key.as_str(), &entries[2].value), ("layers\\.0", &Value::Null));
     }

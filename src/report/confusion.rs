@@ -20,7 +20,8 @@ fn of_report(after: &Value) -> Option<Table> {
     names.extend(given.iter().map(String::as_str));
     let mut table = Table::new(&names);
     for (label, row) in labels.iter().zip(after["confusion"].as_array()?) {
-        let share = |key: &str| label[key]["value"].as_f64().map_or("-".to_owned(), |share| format!("{:.1}%", 100.0 * share));
+        let share =
+            |key: &str| label[key]["value"].as_f64().map_or("-".to_owned(), |share| format!("{:.1}%", 100.0 * share));
         let counts = row.as_array()?.iter().map(|count| match count.as_u64() {
             None | Some(0) => "·".to_owned(),
             Some(count) => count.to_string(),

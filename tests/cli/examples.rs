@@ -40,7 +40,9 @@ fn short_row(content: &str, number: usize) -> String {
         _ if row["messages"].is_array() => json!({ "messages": [
             { "role": "user", "content": format!("number {number}") }, { "role": "assistant", "content": number.to_string() }
         ] }),
-        _ if row["prompt"].is_string() => json!({ "prompt": format!("number {number} is "), "completion": number.to_string() }),
+        _ if row["prompt"].is_string() => {
+            json!({ "prompt": format!("number {number} is "), "completion": number.to_string() })
+        }
         _ => row,
     };
     row.to_string()
@@ -78,7 +80,8 @@ fn every_command_has_examples_in_its_help() {
     let folder = tempfile::tempdir().expect("a folder");
     for command in commands {
         let examples = EXAMPLES.iter().find(|(words, _)| *words == command);
-        let (_, examples) = examples.unwrap_or_else(|| panic!("`burnish {command}` has no examples: src/cli/examples.rs"));
+        let (_, examples) =
+            examples.unwrap_or_else(|| panic!("`burnish {command}` has no examples: src/cli/examples.rs"));
         let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         let help = text(&run(&folder, &words).stdout);
         let (_, shown) = help.split_once("Examples:").unwrap_or_else(|| panic!("{help}"));
@@ -122,7 +125,19 @@ fn every_example_runs() {
             }
         }
     }
-    for written in ["answers.jsonl", "labels.jsonl", "clean.jsonl", "notebook.toml", "library.toml", "merged", "tickets.gguf", "adapters/both", "packed", "events", "man1/burnish-train.1"] {
+    for written in [
+        "answers.jsonl",
+        "labels.jsonl",
+        "clean.jsonl",
+        "notebook.toml",
+        "library.toml",
+        "merged",
+        "tickets.gguf",
+        "adapters/both",
+        "packed",
+        "events",
+        "man1/burnish-train.1",
+    ] {
         assert!(folder.path().join(written).exists(), "{written}");
     }
 }

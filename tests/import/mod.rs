@@ -37,7 +37,8 @@ fn one(tool: Tool, name: &str) -> (Imported, Plan) {
 
 /// The keys of a configuration by its lines alone: what stands before a colon, or before `=` in a call of a script.
 fn keys(path: &Path) -> Vec<String> {
-    let (text, is_script) = (fs::read_to_string(path).expect("UTF-8"), path.extension().is_some_and(|ending| ending == "py"));
+    let (text, is_script) =
+        (fs::read_to_string(path).expect("UTF-8"), path.extension().is_some_and(|ending| ending == "py"));
     let mut keys = Vec::new();
     for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
         let is_argument = line.starts_with("    ");
@@ -65,15 +66,22 @@ fn no_key_of_a_configuration_is_lost() {
             let (name, recipe) = (path.display(), &imported.recipe);
             assert_eq!(imported.tool, tool.name(), "{name}");
             plan(&imported);
-            let comments: Vec<&str> = recipe.lines().filter_map(|line| line.split_once('#').map(|(_, comment)| comment)).collect();
-            let words: Vec<&str> = comments.iter().flat_map(|comment| comment.split(|s: char| !s.is_alphanumeric() && s != '_')).collect();
+            let comments: Vec<&str> =
+                recipe.lines().filter_map(|line| line.split_once('#').map(|(_, comment)| comment)).collect();
+            let words: Vec<&str> =
+                comments.iter().flat_map(|comment| comment.split(|s: char| !s.is_alphanumeric() && s != '_')).collect();
             let keys = keys(&path);
             assert!(keys.len() >= 7, "{name}: {keys:?}");
             for key in keys {
                 assert!(words.contains(&key.as_str()), "{name}: `{key}` is lost\n{recipe}");
             }
             // All of these are keys that the programs document.
-            let unknown: Vec<&str> = imported.left_out.iter().filter(|one| one.reason.starts_with("not a key")).map(|one| one.key.as_str()).collect();
+            let unknown: Vec<&str> = imported
+                .left_out
+                .iter()
+                .filter(|one| one.reason.starts_with("not a key"))
+                .map(|one| one.key.as_str())
+                .collect();
             let expected: &[&str] = match path.file_name().and_then(|name| name.to_str()) {
                 Some("lora_llama3.yml") => &["debug"],
                 Some("full_fine_tune.yml") => &["max_packed_sequence_len"],
@@ -89,7 +97,10 @@ fn no_key_of_a_configuration_is_lost() {
 #[test]
 fn axolotl_means_the_same() {
     let (_, plan) = one(Tool::Axolotl, "lora_llama3.yml");
-    assert_eq!((plan.base.model.as_str(), plan.base.quant.to_string().as_str()), ("hf:NousResearch/Meta-Llama-3-8B", "int8"));
+    assert_eq!(
+        (plan.base.model.as_str(), plan.base.quant.to_string().as_str()),
+        ("hf:NousResearch/Meta-Llama-3-8B", "int8")
+    );
     assert_eq!((plan.adapter.rank, plan.adapter.alpha, plan.adapter.dropout), (32, 16.0, 0.05));
     assert_eq!((plan.train.micro_batch_seqs, plan.train.accumulate_steps, plan.train.epochs), (2, 4, 4));
     assert_eq!((plan.train.learning_rate, plan.train.warmup_steps), (2e-4, 10));
