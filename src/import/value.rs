@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Characters of a value that a comment shows.
-const SHOWN_CHARACTERS: usize = 60;
+const SHOWN_CHARACTERS: usize = 300;
 
 /// A value of a configuration.
 #[derive(Debug, Clone, PartialEq)]

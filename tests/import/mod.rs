@@ -127,7 +127,7 @@ fn the_others_mean_the_same() {
     assert_eq!((plan.adapter.rank, plan.adapter.alpha, plan.data.sources.len()), (8, 16.0, 2));
     assert_eq!((plan.train.learning_rate, plan.train.warmup_share, plan.train.epochs), (1e-4, Some(0.1), 3));
     let (_, plan) = one(Tool::LlamaFactory, "simpo.yaml");
-    assert_eq!((plan.train.objective, plan.train.target_margin), (ObjectiveKind::Simpo, Some(1.25)));
+    assert_eq!((plan.train.objective, plan.train.target_margin), (ObjectiveKind::SimPo, Some(1.25)));
     let (_, plan) = one(Tool::LlamaFactory, "qlora.yaml");
     assert_eq!(plan.base.quant.to_string(), "nf4");
     let (_, plan) = one(Tool::MlxLm, "lora_config.yaml");
@@ -146,7 +146,8 @@ fn the_others_mean_the_same() {
     let (_, plan) = one(Tool::Trl, "dpo_script.py");
     assert_eq!(plan.train.objective, ObjectiveKind::Ipo);
     let (_, plan) = one(Tool::Peft, "rslora_patterns.json");
-    assert!(plan.adapter.rslora && plan.adapter.rank_pattern.len() == 2);
+    let ranks = serde_json::to_value(&plan.adapter.rank_pattern).expect("JSON");
+    assert!(plan.adapter.rslora && ranks.as_object().is_some_and(|ranks| ranks.len() == 2), "{ranks}");
 }
 
 #[test]
