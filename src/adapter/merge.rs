@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::error::{Error, Result};
@@ -21,7 +20,7 @@ use crate::files::shards::Entry;
 use crate::files::staging::Staging;
 use crate::files::{FloatType, RawTensor, hex};
 use crate::model::BaseFiles;
-use crate::model::folder::{check_folder_name, write_configs};
+use crate::model::folder::{Extent, check_folder_name, untie, write_configs};
 use crate::quant::Quant;
 
 pub use plan::{Change, Changes};
@@ -144,9 +143,9 @@ pub fn stage(
         sha256.insert(planned.header.name.clone(), hex::sha256_of(&merged.tensor.bytes));
         Ok(merged.tensor.bytes)
     })?;
-    let licences_left_out = write_configs(base, plan.matrix_dtype, staging.path(), |config| {
+    let licences_left_out = write_configs(base, Extent::Whole, plan.matrix_dtype, staging.path(), |config| {
         if plan.untied_head {
-            config.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
+            untie(config);
         }
     })?;
     write_tokenizer(staging.path())?;

@@ -5,6 +5,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::batch::Batch;
 use super::config::{EmbeddingMultiplier, ModelConfig};
+use super::vision::Features;
+use super::vision::features::tokens_of;
 use crate::nn::projection::project;
 use crate::nn::{Adapter, Layer, Noise, Norm, Pass, Projection};
 use crate::ops::attention::Cache;
@@ -33,6 +35,8 @@ pub struct Decoder {
     /// Number format of the activations: f32 or bf16.
     pub(super) compute: DType,
     pub(crate) embedding: FrozenWeight,
+    /// The features of the pictures that it has been shown.
+    pub(crate) features: Features,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Norm,
     pub(crate) head: Projection,
@@ -91,20 +95,27 @@ impl Decoder {
 
     /// `[tokens, hidden]`. The noise of training is added to the rows themselves, before a family's multiplier.
     pub(super) fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
-        let mut rows = self.embedding.rows(ids, &self.device);
+        let tokens = tokens_of(ids);
+        let mut rows = self.embedding.rows(&tokens, &self.device);
         if let Some(adapter) = pass.adapter {
-            rows = adapter.embed(self.embedding_site(), rows, ids, &self.embedding);
+            rows = adapter.embed(self.embedding_site(), rows, &tokens, &self.embedding);
         }
         let shape = rows.dims();
         if let Some(noise) = pass.noise.and_then(|noise| noise.of_embeddings(lengths, shape[1])) {
             let device = rows.device();
             rows = rows + Tensor::from_data(TensorData::new(noise, shape), &device);
         }
-        match self.embedding_multiplier() {
+        let rows = match self.embedding_multiplier() {
             Some(multiplier) => rows.mul_scalar(multiplier),
             None => rows,
-        }
-        .cast(self.compute)
+        };
+        self.features.placed(ids, rows).cast(self.compute)
+    }
+
+    /// The features of the pictures that it has been shown; ids from [`FIRST_ID`](super::vision::features::FIRST_ID) on stand for
+    /// their rows.
+    pub fn features(&self) -> &Features {
+        &self.features
     }
 
     /// The factor on the rows of the embedding.

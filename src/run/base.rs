@@ -80,8 +80,13 @@ impl OpenBase {
         self.files.path()
     }
 
-    /// A line about the parts of a larger model that the decoder does without, if the base has any.
+    /// A line about the parts of a larger model that training and merging do without, if the base has any.
     pub fn parts_passed_over(&self) -> Option<String> {
+        self.parts_beside_the_decoder().filter(|_| self.files.config().vision.is_none())
+    }
+
+    /// A line about the parts of a larger model that a decoder alone does without, if the base has any.
+    pub fn parts_beside_the_decoder(&self) -> Option<String> {
         let parts = self.files.passed_over();
         let list: Vec<String> =
             parts.iter().map(|(part, tensors)| format!("{part} ({})", counted(*tensors, "tensor"))).collect();
