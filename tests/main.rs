@@ -42,6 +42,7 @@ mod model;
 mod ops;
 mod optimisers;
 mod parallel;
+mod pictures;
 mod preferences;
 mod preflight;
 mod pull;
@@ -62,6 +63,7 @@ mod tidy;
 mod tokenizer;
 mod training;
 mod variants;
+mod vision;
 mod weights;
 #[cfg(feature = "wgpu")]
 mod wgpu;

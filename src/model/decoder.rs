@@ -118,6 +118,11 @@ impl Decoder {
         &self.features
     }
 
+    /// The same decoder with the features that another one shares.
+    pub fn with_features(self, features: &Features) -> Self {
+        Self { features: features.clone(), ..self }
+    }
+
     /// The factor on the rows of the embedding.
     pub(crate) fn embedding_multiplier(&self) -> Option<f32> {
         match self.config.embedding_multiplier {

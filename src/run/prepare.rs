@@ -128,7 +128,11 @@ fn prepare_plan(
     let longest = exact_match::max_tokens(&base.encoder, &held_out.scored);
     let sample = (&answered[..], plan.sample.max_tokens.max(longest));
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
-    let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
+    let (of_pictures, of_vision) = (base.picture_bytes(load.compute), base.vision_bytes(&load));
+    let (layout, memory) = fit_memory(&demand, max_memory, |work| {
+        let plan = MemoryPlan::of(&base.files, &load, &start, work);
+        MemoryPlan { data: plan.data + of_pictures, loading: plan.loading.max(of_vision), ..plan }
+    })?;
     let of_data = plan.data.passed_over().into_iter().chain(mixed);
     let mut adjustments: Vec<String> = of_data.chain(described(layout, &plan)).collect();
     let batching = Batching::of(&plan.train, &plan.data);

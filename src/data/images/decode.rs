@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
 /// The most bytes of the decoded pixels: 67 million of them in RGB.
 const MAX_DECODED_BYTES: u64 = 192 << 20;
+/// The most pixels of a side, which is the most that a JPEG can have.
+const MAX_SIDE: u32 = 65_535;
 
 /// A picture: `height · width` pixels of red, green and blue, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +50,9 @@ pub fn decode(bytes: &[u8]) -> Result<Rgb> {
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 {
         return Err(bad(format!("has {width} × {height} pixels")));
+    }
+    if width.max(height) > MAX_SIDE {
+        return Err(bad(format!("has {width} × {height} pixels; a side has at most {MAX_SIDE}")));
     }
     if decoder.total_bytes() > MAX_DECODED_BYTES {
         let [found, most] = [decoder.total_bytes(), MAX_DECODED_BYTES].map(Size);

@@ -54,6 +54,8 @@ pub struct Tiles {
 const MAX_SIDE: usize = 4096;
 /// The largest size in pixels that a configuration may ask for.
 const MAX_ASKED: usize = 8192;
+/// The most pixels of a picture on the way to its tiles.
+const MAX_PIXELS: usize = 1 << 26;
 
 impl ImageProcessor {
     /// Reads the settings from the folder of a model: `preprocessor_config.json`, or `image_processor` of `processor_config.json`
@@ -142,6 +144,17 @@ impl ImageProcessor {
         }
     }
 
+    /// The reason why a picture of this size is not processed: it would become too large on the way. `None` where it is.
+    pub fn refusal(&self, width: usize, height: usize) -> Option<String> {
+        let Form::Single { is_padded, size: Some(size), .. } = &self.form else { return None };
+        let side = width.max(height);
+        let [height, width] = if *is_padded { [side; 2] } else { [height, width] };
+        let [new_height, new_width] = size.of(width, height);
+        // The first axis is resized before the second.
+        let largest = [height * width, height * new_width, new_height * new_width].into_iter().max().unwrap_or(0);
+        (largest > MAX_PIXELS).then(|| format!("would have {largest} pixels while it is resized; at most {MAX_PIXELS}"))
+    }
+
     /// The tiles of a picture.
     pub fn tiles(&self, picture: &Rgb) -> Tiles {
         let grid = self.grid(picture.width, picture.height);
@@ -163,7 +176,7 @@ impl ImageProcessor {
             Form::Single { is_padded, size, crop } => {
                 let mut whole = if *is_padded { self.squared(picture) } else { picture.clone() };
                 if let Some(size) = size {
-                    let [height, width] = size.of(&whole);
+                    let [height, width] = size.of(whole.width, whole.height);
                     whole = resized(&whole, width, height, self.filter);
                 }
                 if let Some(crop) = crop {
@@ -208,8 +221,7 @@ impl ImageProcessor {
 
 impl Edge {
     /// Height and width of a resized picture.
-    fn of(self, picture: &Rgb) -> [usize; 2] {
-        let Rgb { width, height, .. } = *picture;
+    fn of(self, width: usize, height: usize) -> [usize; 2] {
         match self {
             Self::Both(size) => size,
             Self::Shortest(edge) => {

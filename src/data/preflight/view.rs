@@ -124,6 +124,7 @@ fn add_turn<'a>(turn: &'a Message, parts: &mut Vec<(Part, &'a str)>) {
         parts.push((part, &turn.content));
     }
     let mut fields = Vec::new();
+    parts.extend(turn.pictures().map(|path| (Part::Other, path)));
     turn.more.iter().filter(|(key, _)| *key != "content").for_each(|(_, value)| strings(value, &mut fields));
     parts.extend(fields.into_iter().map(|text| (Part::Other, text)));
 }
