@@ -188,8 +188,14 @@ fn parts_of_pictures_are_checked_where_they_are_read() {
         let row = json!({"messages": [{"role": role, "content": content}, {"role": "assistant", "content": "A"}]});
         data::jsonl::parse(row.to_string().as_bytes(), "d.jsonl", None)
     };
-    for part in [json!({"type": "image"}), json!({"type": "image", "url": "http://a/b.png"}), json!({"type": "image", "path": 3})] {
-        refused("no path", &["d.jsonl:1", "`content[0]` is a picture without a `path`"], || parse(json!([part]), "user"));
+    for part in [
+        json!({"type": "image"}),
+        json!({"type": "image", "url": "http://a/b.png"}),
+        json!({"type": "image", "path": 3}),
+    ] {
+        refused("no path", &["d.jsonl:1", "`content[0]` is a picture without a `path`"], || {
+            parse(json!([part]), "user")
+        });
     }
     let picture = json!([{"type": "image", "path": "a.png"}]);
     refused("an answer", &["d.jsonl:1", "in a turn of the assistant"], || parse(picture, "assistant"));

@@ -80,7 +80,11 @@ fn tokens_features_and_logits_are_those_of_transformers() {
             if !seen.is_empty() {
                 let mut features = vec![0.0; seen.len() * width];
                 decoder.features().fill(&seen, &mut features);
-                assert_near(&features, &expected.floats(&format!("{row}.features")), &format!("{place}: features of row {row}"));
+                assert_near(
+                    &features,
+                    &expected.floats(&format!("{row}.features")),
+                    &format!("{place}: features of row {row}"),
+                );
             }
             let ours = logits(&decoder, ids, None);
             assert_near(&ours, &expected.floats(&format!("{row}.logits")), &format!("{place}: logits of row {row}"));
@@ -132,12 +136,17 @@ fn adapters_of_peft_give_its_logits_losses_and_gradients_and_merge() {
             let count = expected.ids_of(&format!("{row}.ids")).len();
             let ids = &ids[..count];
             let wanted = trained.floats(&format!("{row}.logits"));
-            assert_near(&logits(&decoder, ids, Some(&attached)), &wanted, &format!("{place}: adapted logits of row {row}"));
+            assert_near(
+                &logits(&decoder, ids, Some(&attached)),
+                &wanted,
+                &format!("{place}: adapted logits of row {row}"),
+            );
             let mask = (0..count).map(|at| at >= count - ANSWER).collect();
             let batch = Batch { ids: ids.to_vec(), lengths: vec![count], trained: mask };
             for recompute in [Recompute::None, Recompute::Block] {
                 let mut weigh = |losses: &[f32]| vec![1.0 / ANSWER as f32; losses.len()];
-                let mut result = decoder.loss_and_gradients(&batch, &trainable, Noise::default(), recompute, &mut weigh);
+                let mut result =
+                    decoder.loss_and_gradients(&batch, &trainable, Noise::default(), recompute, &mut weigh);
                 let loss = result.losses.iter().sum::<f32>() / ANSWER as f32;
                 let wanted = trained.floats(&format!("{row}.loss"))[0];
                 assert!((loss - wanted).abs() < 1e-4, "{place}: row {row}: {loss}, not {wanted}");
@@ -212,7 +221,8 @@ fn adapters_with_the_names_of_older_transformers_are_read() {
     let bytes = fs::read(&file).expect("weights");
     let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
     let header = String::from_utf8(bytes[8..8 + length].to_vec()).expect("UTF-8");
-    let old = header.replace("base_model.model.model.language_model.layers", "base_model.model.language_model.model.layers");
+    let old =
+        header.replace("base_model.model.model.language_model.layers", "base_model.model.language_model.model.layers");
     assert_ne!(old, header);
     let renamed = [&(old.len() as u64).to_le_bytes()[..], old.as_bytes(), &bytes[8 + length..]].concat();
     fs::write(&file, renamed).expect("written");

@@ -320,7 +320,8 @@ impl Encoder {
                 _ => false,
             })
         };
-        let changed = messages.iter().filter(|message| !message.texts().into_iter().all(|content| is_shown(content, &text)));
+        let changed =
+            messages.iter().filter(|message| !message.texts().into_iter().all(|content| is_shown(content, &text)));
         let changed = changed.map(|message| message.role.name()).filter(|role| !is_left_out(role));
         let changed: Vec<Remark> =
             changed.map(|role| Remark::TextChanged { role: stand_ins.as_written(role) }).collect();

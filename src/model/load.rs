@@ -143,8 +143,11 @@ impl Decoder {
     ) -> Result<(Self, Vec<Tensor<2>>)> {
         options.check()?;
         if ids.iter().any(|id| features::is_feature(*id)) {
-            return Err(Error::input(base.path().display(), "is run a layer at a time, without the pictures of the examples")
-                .hint("give examples without pictures"));
+            return Err(Error::input(
+                base.path().display(),
+                "is run a layer at a time, without the pictures of the examples",
+            )
+            .hint("give examples without pictures"));
         }
         let mut advance = || {};
         let mut loader = Loader::new(base, options, &mut advance);

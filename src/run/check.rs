@@ -310,7 +310,9 @@ fn shown(number: usize, rows: &[Row], encoder: &Encoder) -> Result<Shown> {
         for run in runs {
             let is_trained = trained.nth(run.len() - 1).is_some_and(|trained| *trained);
             match run.first() {
-                Some(id) if is_feature(*id) => add(format!("[{} of a picture]", counted(run.len(), "token")), is_trained),
+                Some(id) if is_feature(*id) => {
+                    add(format!("[{} of a picture]", counted(run.len(), "token")), is_trained)
+                }
                 _ => add(stream.push(run[0])?, is_trained),
             }
             last = is_trained;

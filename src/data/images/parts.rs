@@ -119,7 +119,10 @@ fn found(folder: &Path, path: &str, known: &mut Known) -> Result<String> {
     if !known.contains_key(path) {
         let place = format!("picture {path:?}");
         if path.contains("://") || path.starts_with("data:") {
-            return Err(Error::input(place, "is an address; pictures are files beside the data, and nothing is fetched"));
+            return Err(Error::input(
+                place,
+                "is an address; pictures are files beside the data, and nothing is fetched",
+            ));
         }
         let relative = Path::new(path);
         let is_plain = relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
@@ -136,7 +139,8 @@ fn found(folder: &Path, path: &str, known: &mut Known) -> Result<String> {
         known.insert(path.to_owned(), (real, sha256));
     }
     let real = known.get(path).and_then(|(real, _)| real.to_str());
-    real.map(str::to_owned).ok_or_else(|| Error::input(format!("picture {path:?}"), "lies in a folder whose name is not UTF-8"))
+    real.map(str::to_owned)
+        .ok_or_else(|| Error::input(format!("picture {path:?}"), "lies in a folder whose name is not UTF-8"))
 }
 
 /// Puts another path for every path of a picture in an example.

@@ -103,7 +103,8 @@ impl Pictures {
     /// read is passed over: encoding its row says why.
     pub(in crate::data) fn meet(&self, rows: &[Row]) {
         let mut paths: Vec<&str> = rows.iter().flat_map(|row| pictures_of(&row.example)).collect();
-        let known = |path: &&str| self.met.lock().unwrap_or_else(PoisonError::into_inner).by_path.contains_key(Path::new(path));
+        let known =
+            |path: &&str| self.met.lock().unwrap_or_else(PoisonError::into_inner).by_path.contains_key(Path::new(path));
         let mut seen = std::collections::HashSet::new();
         paths.retain(|path| seen.insert(*path) && !known(path));
         let looked: Vec<_> = paths.par_iter().map(|path| (Path::new(path), self.look(Path::new(path)))).collect();

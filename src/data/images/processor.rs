@@ -92,11 +92,13 @@ impl ImageProcessor {
         let mut fields = Fields::new(place, settings);
         let named = ["image_processor_type", "feature_extractor_type"].iter().find_map(|key| fields.text(key));
         let name = named.unwrap_or_default();
-        let stem = name.trim_end_matches("Fast").trim_end_matches("FeatureExtractor").trim_end_matches("ImageProcessor");
+        let stem =
+            name.trim_end_matches("Fast").trim_end_matches("FeatureExtractor").trim_end_matches("ImageProcessor");
         const HALF: [f64; 3] = [0.5; 3];
         const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
         const CLIP_DEVIATION: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
-        let (mean, deviation) = if stem == "CLIP" || stem == "Llava" { (CLIP_MEAN, CLIP_DEVIATION) } else { (HALF, HALF) };
+        let (mean, deviation) =
+            if stem == "CLIP" || stem == "Llava" { (CLIP_MEAN, CLIP_DEVIATION) } else { (HALF, HALF) };
         let (form, filter) = match stem {
             "Idefics3" | "SmolVLM" => (tiles(&mut fields), Filter::Lanczos),
             "CLIP" | "Siglip" | "Llava" => (single(&mut fields, stem), Filter::Bicubic),
@@ -109,14 +111,16 @@ impl ImageProcessor {
         let filter = match fields.count("resample") {
             None => filter,
             Some(number) => Filter::of_number(number).unwrap_or_else(|| {
-                fields.problem("resample", format!("is {number}; supported are 1 (Lanczos), 2 (bilinear), 3 (bicubic)"));
+                fields
+                    .problem("resample", format!("is {number}; supported are 1 (Lanczos), 2 (bilinear), 3 (bicubic)"));
                 filter
             }),
         };
         let rescale = fields.flag("do_rescale").unwrap_or(true);
         let factor = fields.number("rescale_factor").unwrap_or(1.0 / 255.0);
         let normal = fields.flag("do_normalize").unwrap_or(true);
-        let normal = normal.then(|| [colours(&mut fields, "image_mean", mean), colours(&mut fields, "image_std", deviation)]);
+        let normal =
+            normal.then(|| [colours(&mut fields, "image_mean", mean), colours(&mut fields, "image_std", deviation)]);
         if factor <= 0.0 || normal.is_some_and(|[_, deviation]| deviation.iter().any(|value| *value <= 0.0)) {
             fields.problem("image_std", "or rescale_factor is not above 0");
         }

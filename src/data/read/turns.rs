@@ -196,12 +196,15 @@ fn part_text<'a>(part: &'a Value, unread: &mut Vec<String>) -> Result<(Part, &'a
             "reasoning" | "thinking" => (Part::Reasoning, &["text", "reasoning", "thinking"]),
             "image" => {
                 let path = path_of(fields)?;
-                let others = fields.iter().filter(|(key, value)| !["path", "type"].contains(&key.as_str()) && !is_empty(value));
+                let others =
+                    fields.iter().filter(|(key, value)| !["path", "type"].contains(&key.as_str()) && !is_empty(value));
                 unread.extend(others.map(|(key, _)| format!("{key} of pictures")));
                 return Ok((Part::Picture, path));
             }
             other => {
-                return Err(format!("is a part of the type `{other}`; expected {{\"type\": \"text\", \"text\": …}} or {{\"type\": \"image\", \"path\": …}}"));
+                return Err(format!(
+                    "is a part of the type `{other}`; expected {{\"type\": \"text\", \"text\": …}} or {{\"type\": \"image\", \"path\": …}}"
+                ));
             }
         },
         Some(other) => return Err(format!("has as `type` {}; expected \"text\"", shown(other))),

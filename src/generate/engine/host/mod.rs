@@ -12,6 +12,8 @@ use self::layer::{HostLayer, Rows, norm_rows};
 use super::Precision;
 use crate::interrupt;
 use crate::model::Decoder;
+use crate::model::vision::Features;
+use crate::model::vision::features::tokens_of;
 use crate::nn::{Norm, Projection};
 use crate::ops::attention::{PAGE_POSITIONS, Page, PagedCache, PagedPiece};
 use crate::ops::cpu::decode::{Panels, Weight};
