@@ -109,7 +109,7 @@ impl Decoder {
             Some(multiplier) => rows.mul_scalar(multiplier),
             None => rows,
         };
-        self.features.placed(ids, rows).cast(self.compute)
+        self.features.placed(ids, rows, pass).cast(self.compute)
     }
 
     /// The features of the pictures that it has been shown; ids from [`FIRST_ID`](super::vision::features::FIRST_ID) on stand for
@@ -343,16 +343,21 @@ impl Decoder {
             upstream = input.grad_remove(&mut tape);
             collect(&mut gradients, &mut tape, adapter);
         }
-        if let (true, Some(known)) = (adapter.changes(self.embedding_site()), upstream) {
+        if let (true, Some(known)) = (self.has_trained_embeddings(adapter), upstream) {
             let mut tape = backward_from(self.embed(&batch.ids, &batch.lengths, pass), known);
             collect(&mut gradients, &mut tape, adapter);
         }
         LossAndGradients { losses, gradients }
     }
 
+    /// Whether an adapter changes the embedding, or features that stand in the places of tokens.
+    fn has_trained_embeddings(&self, adapter: &Adapter) -> bool {
+        adapter.changes(self.embedding_site()) || self.features.are_changed_by(adapter)
+    }
+
     /// The first layer that gradients have to reach: 0 where the embedding is adapted, the number of layers if only the head is.
     fn lowest_adapted_layer(&self, adapter: &Adapter) -> usize {
-        if adapter.changes(self.embedding_site()) {
+        if self.has_trained_embeddings(adapter) {
             return 0;
         }
         let is_changed = |layer: &Layer| layer.modules().any(|module| adapter.changes(module));

@@ -223,7 +223,7 @@ impl<'a> Loader<'a> {
     fn ends(&mut self) -> Result<Decoder> {
         let config = self.base.config();
         let embedding = self.weight(&config.embedding_name())?;
-        let norm = Norm { number: config.modules().len() - 1, ..self.norm(config.final_norm())? };
+        let norm = Norm { number: config.decoder_modules().len() - 1, ..self.norm(config.final_norm())? };
         // The embedding is the last site.
         let site = config.sites().len() - 2;
         let head = match config.tied_head {

@@ -182,6 +182,9 @@ fn place(
     watch: &mut dyn Watch,
 ) -> Result<LoadedModel> {
     let decoder = base.load(device, compute, quant, |done, total| watch.loading(done, total))?;
+    if let Some(adapter) = &adapter {
+        base.keep_vision(&decoder, &LoadOptions { device: device.clone(), compute, quant }, adapter)?;
+    }
     let attached = adapter.as_ref().map(|adapter| adapter.attach(decoder.config(), device)).transpose()?;
     Ok(LoadedModel { base, decoder, adapter, attached, quant, compute })
 }

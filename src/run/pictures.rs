@@ -10,13 +10,14 @@
 use std::io::Write;
 
 use super::base::OpenBase;
-use crate::data::images::{Picture, Pictures};
+use crate::adapter::host::HostAdapter;
+use crate::data::images::{Picture, Pictures, Tiles};
 use crate::error::{Error, Result};
 use crate::files::output::bounded::BoundedFolder;
 use crate::files::{FloatType, RawTensor, hex, open};
 use crate::model::Decoder;
 use crate::model::load::LoadOptions;
-use crate::model::vision::Vision;
+use crate::model::vision::{ConnectorConfig, Vision};
 use crate::pull;
 use crate::quant::Compute;
 
@@ -78,8 +79,58 @@ impl OpenBase {
             decoder.features().add(features);
             progress(index + 1, new.len());
         }
+        self.keep_new_tiles(decoder)?;
         self.files.release();
         Ok(())
+    }
+
+    /// Keeps tower, connector and the tiles of pictures in memory where `adapter` changes features.
+    ///
+    /// # Errors
+    /// Those of [`Self::show_pictures`].
+    pub fn keep_vision(&self, decoder: &Decoder, options: &LoadOptions, adapter: &HostAdapter) -> Result<()> {
+        if !self.trains_vision(adapter) {
+            return Ok(());
+        }
+        decoder.features().keep(Vision::load(&self.files, options)?);
+        self.keep_new_tiles(decoder)
+    }
+
+    /// Keeps the tiles of the pictures that were shown since the last time, where tower or connector are trained.
+    fn keep_new_tiles(&self, decoder: &Decoder) -> Result<()> {
+        let (Some(kept), Some(pictures)) = (decoder.features().live_pictures(), self.encoder.pictures()) else {
+            return Ok(());
+        };
+        for picture in pictures.met_from(0).iter().skip(kept) {
+            let Tiles { values, size, .. } = pictures.tiles(picture)?;
+            decoder.features().keep_tiles(values, size);
+        }
+        Ok(())
+    }
+
+    /// Whether an adapter changes tower or connector.
+    pub fn trains_vision(&self, adapter: &HostAdapter) -> bool {
+        let vision = self.files.config().vision.as_ref();
+        vision.is_some_and(|vision| adapter.whole.keys().any(|name| vision.owns(name)))
+    }
+
+    /// Bytes that training tower or connector takes beside the weights, with so many rows of features in a micro-batch: the tiles of
+    /// the pictures, and the values that the tower's tape keeps.
+    pub fn trained_vision_bytes(&self, feature_rows: usize, compute: Compute) -> (u64, u64) {
+        let (Some(pictures), Some(vision)) = (self.encoder.pictures(), &self.files.config().vision) else {
+            return (0, 0);
+        };
+        let tower = &vision.tower;
+        let patches = match &vision.connector {
+            ConnectorConfig::PixelShuffle { factor } => feature_rows * factor * factor,
+            ConnectorConfig::Projector { .. } => feature_rows,
+        };
+        // In a layer: its input, both normed inputs, q, k and v, the mixed values and the sum; the inner values before and after the
+        // activation; in f32 the shares of every head.
+        let values = 8 * tower.hidden_size + 2 * tower.intermediate_size;
+        let shares = 4 * tower.heads * tower.side() * tower.side();
+        let a_patch = vision.used_layers() * (values * value_bytes(float_type(compute)) + shares);
+        (4 * pictures.tile_values() as u64, (patches * a_patch) as u64)
     }
 
     /// Bytes of the features of the pictures met so far, under this precision.

@@ -15,13 +15,14 @@ use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
 use crate::data::kept::KeptSets;
-use crate::data::{Augmenter, DataSet, EncodedSet, Example, Paths, Row, split};
+use crate::data::{Augmenter, DataSet, Encoded, EncodedSet, Example, Paths, Row, split};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
 use crate::files::hex;
 use crate::generate::run::check_prompt;
 use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
+use crate::model::vision::features::is_feature;
 use crate::pull;
 use crate::recipe::{Plan, Recipe};
 use crate::train::{Batching, Layout, Part, preference};
@@ -128,10 +129,19 @@ fn prepare_plan(
     let longest = exact_match::max_tokens(&base.encoder, &held_out.scored);
     let sample = (&answered[..], plan.sample.max_tokens.max(longest));
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
+    let features = |sequence: &Encoded| sequence.ids.iter().filter(|id| is_feature(**id)).count();
+    let most_features = train.sequences.iter().map(features).max().unwrap_or(0) * plan.train.micro_batch_seqs;
     let (of_pictures, of_vision) = (base.picture_bytes(load.compute), base.vision_bytes(&load));
     let (layout, memory) = fit_memory(&demand, max_memory, |work| {
         let plan = MemoryPlan::of(&base.files, &load, &start, work);
-        MemoryPlan { data: plan.data + of_pictures, loading: plan.loading.max(of_vision), ..plan }
+        let plan = MemoryPlan { data: plan.data + of_pictures, loading: plan.loading.max(of_vision), ..plan };
+        if !base.trains_vision(&start) {
+            return plan;
+        }
+        // Of the tokens of a part, all may be those of pictures.
+        let (tiles, tape) = base.trained_vision_bytes(most_features.min(work.tokens), load.compute);
+        let (weights, activations) = (plan.weights + of_vision, plan.activations + tape);
+        MemoryPlan { weights, activations, data: plan.data + tiles, ..plan }
     })?;
     let of_data = plan.data.passed_over().into_iter().chain(mixed);
     let mut adjustments: Vec<String> = of_data.chain(described(layout, &plan)).collect();

@@ -27,6 +27,7 @@ use crate::files::space;
 use crate::files::versions::Versions;
 use crate::interrupt;
 use crate::model::Decoder;
+use crate::model::load::LoadOptions;
 use crate::nn::Adapter;
 use crate::recipe::{self, Recipe};
 use crate::train::{Alone, ExactMatch, Job, Outcome, Ranks, State, fit, peak_memory};
@@ -110,6 +111,8 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         .base
         .load(&prepared.device, plan.base.compute, plan.base.quant, |done, total| watch.loading(done, total))
         .map_err(located)?;
+    let options = LoadOptions { device: prepared.device.clone(), compute: plan.base.compute, quant: plan.base.quant };
+    prepared.base.keep_vision(&decoder, &options, &prepared.start).map_err(located)?;
     if !ranks.is_first() {
         return follow(&prepared, choice, &decoder, state.as_ref(), *ranks);
     }

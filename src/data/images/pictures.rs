@@ -99,6 +99,14 @@ impl Pictures {
         met.pictures.last().map_or(0, |picture| picture.rows().end)
     }
 
+    /// Values of the tiles of all pictures met so far.
+    pub fn tile_values(&self) -> usize {
+        let [height, width] = self.processor.as_ref().ok().and_then(|processor| processor.tile_size()).unwrap_or([0; 2]);
+        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        let tiles: usize = met.pictures.iter().map(|picture| picture.grid[0] * picture.grid[1] + 1).sum();
+        tiles * 3 * height * width
+    }
+
     /// Meets the pictures of some rows in their order, so that their numbers do not depend on threads. A picture that cannot be
     /// read is passed over: encoding its row says why.
     pub(in crate::data) fn meet(&self, rows: &[Row]) {

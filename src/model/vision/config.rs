@@ -246,6 +246,17 @@ impl VisionConfig {
         tensors
     }
 
+    /// Paths of the modules whose weights and biases can be trained, with output and input width (1 and the width for a norm), in the
+    /// order of [`Self::tensors`]. CLIP's class token is a parameter without a module.
+    pub fn modules(&self, width: usize) -> Vec<(String, [usize; 2])> {
+        let module = |(name, shape): (String, Vec<usize>)| {
+            let module = name.strip_suffix(".weight")?.to_owned();
+            let columns = shape.iter().skip(1).product::<usize>();
+            Some((module, if shape.len() > 1 { [shape[0], columns] } else { [1, shape[0]] }))
+        };
+        self.tensors(width).into_iter().filter_map(module).collect()
+    }
+
     /// Layers of the tower up to the last hidden state that is used.
     pub fn used_layers(&self) -> usize {
         match &self.connector {

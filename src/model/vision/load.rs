@@ -1,24 +1,37 @@
 //! The weights of tower and connector, each put where the device wants it.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{DType, Device};
 
 use crate::error::Result;
+use crate::model::SiteKind;
 use crate::model::base::BaseFiles;
 use crate::model::load::{LoadOptions, dtype};
 use crate::model::place::Placing;
 use crate::nn::{Norm, NormKind, Projection};
 use crate::ops::frozen::FrozenWeight;
 
-/// The number of every module here: none of those that an adapter changes.
-const NO_MODULE: usize = usize::MAX;
-
 /// Reads weights of a base, which have been checked when it was opened.
 pub(super) struct Loader<'a> {
     pub(super) base: &'a BaseFiles,
     pub(super) options: &'a LoadOptions,
+    /// The numbers of the modules among those of the model, by their paths.
+    pub(super) numbers: BTreeMap<String, usize>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    pub(super) fn new(base: &'a BaseFiles, options: &'a LoadOptions) -> Self {
+        let modules = base.config().modules().into_iter().enumerate();
+        let numbers = modules.filter(|(_, module)| module.kind == SiteKind::Vision);
+        Self { base, options, numbers: numbers.map(|(number, module)| (module.module, number)).collect() }
+    }
+
+    /// The number of a module.
+    pub(super) fn number(&self, module: &str) -> usize {
+        self.numbers.get(module).copied().unwrap_or(usize::MAX)
+    }
+
     pub(super) fn device(&self) -> &Device {
         &self.options.device
     }
@@ -42,7 +55,7 @@ impl Loader<'_> {
         Ok(Projection {
             weight: self.matrix(&format!("{module}.weight"), shape)?,
             bias: bias.then(|| self.vector(&format!("{module}.bias"))).transpose()?,
-            site: NO_MODULE,
+            site: self.number(module),
         })
     }
 
@@ -53,7 +66,7 @@ impl Loader<'_> {
             offset: 0.0,
             bias: Some(self.vector(&format!("{module}.bias"))?),
             eps,
-            number: NO_MODULE,
+            number: self.number(module),
         })
     }
 }

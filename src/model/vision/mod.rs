@@ -1,9 +1,12 @@
-//! The part of a model that sees pictures: a tower over patches, and the connector to the decoder's embeddings. It is frozen.
+//! The part of a model that sees pictures: a tower over patches, and the connector to the decoder's embeddings. It is frozen but for
+//! what an adapter trains of it.
 
 mod config;
 pub mod features;
 mod load;
 mod tower;
+
+use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Tensor};
 
@@ -18,7 +21,7 @@ use super::load::LoadOptions;
 use crate::error::{Error, Result};
 use crate::files::{FloatType, RawTensor};
 use crate::nn::projection::project;
-use crate::nn::{Norm, Pass, Projection};
+use crate::nn::{Adapter, Norm, Pass, Projection};
 use crate::quant::Compute;
 
 /// A tower and its connector.
@@ -28,6 +31,8 @@ pub struct Vision {
     connector: Connector,
     /// The number format of the features.
     float_type: FloatType,
+    /// The number of its first module; those of the decoder come before.
+    first_module: usize,
 }
 
 /// A connector with its weights.
@@ -48,7 +53,7 @@ impl Vision {
         let Some(config) = &base.config().vision else {
             return Err(Error::input(base.path().display(), "sees no pictures"));
         };
-        let (loader, width) = (Loader { base, options }, base.config().hidden_size);
+        let (loader, width) = (Loader::new(base, options), base.config().hidden_size);
         let tower = Tower::load(&loader, &config.tower, config.tower_module(), config.used_layers())?;
         let (hidden, module) = (config.tower.hidden_size, config.connector_module());
         let connector = match &config.connector {
@@ -75,19 +80,26 @@ impl Vision {
             Compute::F32 => FloatType::F32,
             Compute::Bf16 => FloatType::Bf16,
         };
-        Ok(Self { tower, connector, float_type })
+        Ok(Self { tower, connector, float_type, first_module: base.config().decoder_modules().len() })
     }
 
-    /// The features of a tile: three planes of `height × width` values, red, green and blue.
+    /// Whether an adapter changes tower or connector.
+    pub fn is_changed_by(&self, adapter: &Adapter) -> bool {
+        let last = |numbers: &BTreeMap<usize, usize>| numbers.last_key_value().map(|(number, _)| *number);
+        let last = last(&adapter.weights).max(last(&adapter.biases));
+        last.is_some_and(|number| number >= self.first_module)
+    }
+
+    /// The features of a tile, three planes of `height × width` values, red, green and blue, under the adapter of a pass.
     ///
     /// # Shapes
     /// - output: `[tokens, width]` ([`VisionConfig::tokens`])
-    pub fn tile(&self, planes: &[f32], size: [usize; 2]) -> Tensor<2> {
-        let (states, pass) = (self.tower.states(planes, size), Pass::default());
+    pub fn tile(&self, planes: &[f32], size: [usize; 2], pass: &Pass<'_>) -> Tensor<2> {
+        let states = self.tower.states(planes, size, pass);
         match &self.connector {
             Connector::PixelShuffle { norm, factor, projection } => {
-                let last = norm.forward(states[states.len() - 1].clone(), &pass);
-                project(pixel_shuffled(last, *factor), &[projection], None, &pass)
+                let last = norm.forward(states[states.len() - 1].clone(), pass);
+                project(pixel_shuffled(last, *factor), &[projection], None, pass)
             }
             Connector::Projector { states: chosen, drops_first, layers: [first, second], activation } => {
                 let skipped = usize::from(*drops_first);
@@ -95,10 +107,19 @@ impl Vision {
                     let rows = states[*state].dims()[0];
                     states[*state].clone().narrow(0, skipped, rows - skipped)
                 });
-                let inner = project(Tensor::cat(chosen.collect(), 1), &[first], None, &pass);
-                project(activated(inner, *activation), &[second], None, &pass)
+                let inner = project(Tensor::cat(chosen.collect(), 1), &[first], None, pass);
+                project(activated(inner, *activation), &[second], None, pass)
             }
         }
+    }
+
+    /// The features of the tiles of a picture, which lie end to end in `planes`, under the adapter of a pass, in f32.
+    ///
+    /// # Shapes
+    /// - output: `[tokens, width]`
+    pub fn tiles(&self, planes: &[f32], size: [usize; 2], pass: &Pass<'_>) -> Tensor<2> {
+        let tiles = planes.chunks_exact((3 * size[0] * size[1]).max(1));
+        Tensor::cat(tiles.map(|tile| self.tile(tile, size, pass).cast(DType::F32)).collect(), 0)
     }
 
     /// The features of the tiles of a picture, which lie end to end in `planes`, as bytes in the number format of the activations.
@@ -106,13 +127,9 @@ impl Vision {
     /// # Shapes
     /// - output: `[tokens, width]`
     pub fn picture(&self, planes: &[f32], size: [usize; 2]) -> RawTensor {
-        let (mut values, mut rows) = (Vec::new(), 0);
-        for tile in planes.chunks_exact((3 * size[0] * size[1]).max(1)) {
-            let features = self.tile(tile, size);
-            rows += features.dims()[0];
-            values.extend(features.cast(DType::F32).into_data().iter::<f32>());
-        }
-        let shape = vec![rows, values.len() / rows.max(1)];
+        let features = self.tiles(planes, size, &Pass::default());
+        let shape = features.dims().to_vec();
+        let values: Vec<f32> = features.into_data().iter::<f32>().collect();
         RawTensor { dtype: self.float_type.dtype(), shape, bytes: self.float_type.encode(&values).into() }
     }
 }

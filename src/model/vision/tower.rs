@@ -9,6 +9,7 @@ use super::config::{TowerConfig, VisionActivation};
 use super::load::Loader;
 use crate::error::Result;
 use crate::interrupt;
+use crate::nn::adapter::select_rows;
 use crate::nn::projection::project;
 use crate::nn::{Norm, Pass, Projection};
 use crate::ops::activation::activate;
@@ -24,6 +25,8 @@ pub struct Tower {
     patches: Projection,
     /// `[positions, hidden]`.
     positions: FrozenWeight,
+    /// The number of their module.
+    positions_number: usize,
     /// The class token of CLIP, and the norm before its layers.
     clip: Option<(Vec<f32>, Norm)>,
     layers: Vec<TowerLayer>,
@@ -80,6 +83,7 @@ impl Tower {
             )?,
             positions: loader
                 .matrix(&format!("{embeddings}.position_embedding.weight"), [config.positions(), hidden])?,
+            positions_number: loader.number(&format!("{embeddings}.position_embedding")),
             clip,
             layers: (0..layers).map(layer).collect::<Result<_>>()?,
         })
@@ -89,21 +93,21 @@ impl Tower {
     ///
     /// # Shapes
     /// - output: `[patches, hidden]` each, one row more with a class token
-    pub fn states(&self, planes: &[f32], [height, width]: [usize; 2]) -> Vec<Tensor<2>> {
-        let mut x = self.embedded(planes, [height, width]);
+    pub fn states(&self, planes: &[f32], size: [usize; 2], pass: &Pass<'_>) -> Vec<Tensor<2>> {
+        let mut x = self.embedded(planes, size, pass);
         let mut states = Vec::with_capacity(self.layers.len() + 1);
         for layer in &self.layers {
             interrupt::check();
             states.push(x.clone());
-            x = layer.forward(x, &self.config);
+            x = layer.forward(x, &self.config, pass);
         }
         states.push(x);
         states
     }
 
     /// Patches with their positions, `[patches, hidden]`.
-    fn embedded(&self, planes: &[f32], [height, width]: [usize; 2]) -> Tensor<2> {
-        let (size, pass) = (self.config.patch_size, Pass::default());
+    fn embedded(&self, planes: &[f32], [height, width]: [usize; 2], pass: &Pass<'_>) -> Tensor<2> {
+        let size = self.config.patch_size;
         let [rows, columns] = [height / size, width / size];
         let mut values = Vec::with_capacity(3 * rows * columns * size * size);
         for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
@@ -113,15 +117,21 @@ impl Tower {
             }
         }
         let data = TensorData::new(values, [rows * columns, 3 * size * size]);
-        let patches = Tensor::<2>::from_data(data, &self.device).cast(self.compute);
-        let patches = project(patches, &[&self.patches], None, &pass);
-        let positions = self.positions.rows(&self.position_ids(rows, columns), &self.device).cast(self.compute);
+        let on_tape = |x: Tensor<2>| if is_on_tape(pass) { x.autodiff() } else { x };
+        let patches = on_tape(Tensor::<2>::from_data(data, &self.device).cast(self.compute));
+        let patches = project(patches, &[&self.patches], None, pass);
+        let ids = self.position_ids(rows, columns);
+        let positions = match pass.adapter.and_then(|adapter| adapter.weight(self.positions_number)) {
+            Some(positions) => select_rows(positions, &ids),
+            None => on_tape(self.positions.rows(&ids, &self.device)),
+        };
+        let positions = positions.cast(self.compute);
         match &self.clip {
             None => patches + positions,
             Some((class, norm)) => {
                 let class = TensorData::new(class.clone(), [1, class.len()]);
-                let class = Tensor::<2>::from_data(class, &self.device).cast(self.compute);
-                norm.forward(Tensor::cat(vec![class, patches], 0) + positions, &pass)
+                let class = on_tape(Tensor::<2>::from_data(class, &self.device).cast(self.compute));
+                norm.forward(Tensor::cat(vec![class, patches], 0) + positions, pass)
             }
         }
     }
@@ -140,14 +150,19 @@ impl Tower {
 
 impl TowerLayer {
     /// `x₁ = x + attention(norm(x))`, then `x₁ + mlp(norm(x₁))`.
-    fn forward(&self, x: Tensor<2>, config: &TowerConfig) -> Tensor<2> {
-        let pass = Pass::default();
+    fn forward(&self, x: Tensor<2>, config: &TowerConfig, pass: &Pass<'_>) -> Tensor<2> {
         let [q, k, v] = &self.qkv;
-        let qkv = project(self.norms[0].forward(x.clone(), &pass), &[q, k, v], None, &pass);
-        let x = project(attention(qkv, config.heads), &[&self.output], Some(x), &pass);
-        let inner = project(self.norms[1].forward(x.clone(), &pass), &[&self.up], None, &pass);
-        project(activated(inner, config.activation), &[&self.down], Some(x), &pass)
+        let qkv = project(self.norms[0].forward(x.clone(), pass), &[q, k, v], None, pass);
+        let x = project(attention(qkv, config.heads), &[&self.output], Some(x), pass);
+        let inner = project(self.norms[1].forward(x.clone(), pass), &[&self.up], None, pass);
+        project(activated(inner, config.activation), &[&self.down], Some(x), pass)
     }
+}
+
+/// Whether the adapter of a pass is trained.
+fn is_on_tape(pass: &Pass<'_>) -> bool {
+    let matrix = pass.adapter.and_then(|adapter| adapter.matrices().next());
+    matrix.is_some_and(|matrix| matrix.val().is_autodiff())
 }
 
 /// Attention without a mask: `softmax(q·kᵀ / √d)·v` for every head, in f32.
