@@ -7,8 +7,6 @@
 //! The key is a hash of all that decides them: the picture, the base, the image processor, the precision and the version of this
 //! program. A file that is not whole is removed, and its features computed again.
 
-use std::io::Write;
-
 use super::base::OpenBase;
 use crate::adapter::host::HostAdapter;
 use crate::data::images::{Picture, Pictures, Tiles};
