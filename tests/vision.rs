@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
-use burnish::adapter::host::HostAdapter;
+use burnish::adapter::host::{HostAdapter, HostTensor};
 use burnish::adapter::merge::{MergeOptions, merge};
 use burnish::adapter::peft::SaveOptions;
 use burnish::adapter::spec::{AdapterSpec, Targets};
@@ -163,6 +163,50 @@ fn adapters_of_peft_give_its_logits_losses_and_gradients_and_merge() {
         }
         merges(&folder, &base, &adapter, &all[1]);
         saves(&folder, &base, &adapter);
+    }
+}
+
+/// Tower and connector as wholes beside the pairs, as `modules_to_save` has them.
+#[test]
+fn gradients_of_tower_and_connector_are_those_of_torch() {
+    let _turn = turn();
+    for folder in fixtures("vision") {
+        let place = folder.display().to_string();
+        let (base, decoder) = (open(&folder), load(&folder, Compute::F32));
+        let ids = &rows(&base, &folder)[0];
+        show(&base, &decoder);
+        let options = LoadOptions { device: Device::flex(), compute: Compute::F32, quant: Quant::None };
+        decoder.features().keep(Vision::load(&base.files, &options).expect("a tower"));
+        for picture in pictures(&base).met_from(0) {
+            let tiles = pictures(&base).tiles(&picture).expect("a picture");
+            decoder.features().keep_tiles(tiles.values, tiles.size);
+        }
+        let config = base.files.config();
+        let vision = config.vision.as_ref().expect("a tower");
+        let mut adapter = HostAdapter::load_over(&folder.join("adapter"), &base.files).expect("PEFT's adapter");
+        for name in config.whole_tensors().into_keys().filter(|name| vision.owns(name)) {
+            let tensor = base.files.tensor(&name).expect("a tensor");
+            let values = tensor.to_f32().expect("floats");
+            adapter.whole.insert(name, HostTensor { shape: tensor.shape, values });
+        }
+        let trainable = adapter.attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
+        let expected = Expected::read_file(&folder.join("trained.safetensors"));
+        let count = expected.floats("0.logits").len() / config.vocab_size;
+        let trained = (0..count).map(|at| at >= count - ANSWER).collect();
+        let batch = Batch { ids: ids[..count].to_vec(), lengths: vec![count], trained };
+        for recompute in [Recompute::None, Recompute::Block] {
+            let mut weigh = |losses: &[f32]| vec![1.0 / ANSWER as f32; losses.len()];
+            let mut result = decoder.loss_and_gradients(&batch, &trainable, Noise::default(), recompute, &mut weigh);
+            for (name, parameter) in adapter.whole.keys().zip(&trainable.whole) {
+                let gradient = result.gradients.remove::<2>(parameter.id).expect("a gradient");
+                let gradient: Vec<f32> = gradient.into_data().iter::<f32>().collect();
+                let wanted = expected.floats(&format!("grad.{name}"));
+                // The bias of keys changes nothing: its gradient is rounding.
+                let scale = wanted.iter().fold(1e-3f32, |largest, value| largest.max(value.abs()));
+                let difference = largest_difference(&gradient, &wanted) / scale;
+                assert!(difference <= 1e-4, "{place} {recompute:?}: {name} is off by {difference} of {scale}");
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use super::choices::{at_least_one, each};
 use super::init::Init;
 use super::peft::patterns::Selection;
 use crate::error::{Error, Place, Result};
+use crate::model::sites::is_named;
 use crate::model::{ModelConfig, Site, SiteKind};
 use crate::settings::{Limit, above, any, below, between, choice, defaults, not_empty, optional, section};
 

@@ -12,6 +12,7 @@ use super::watch::{Stage, Watch};
 use crate::data::Encoded;
 use crate::error::{Result, counted};
 use crate::model::Batch;
+use crate::model::load::LoadOptions;
 use crate::train::Ranks;
 use crate::train::evaluate::evaluate_among;
 use crate::train::reference::References;
@@ -90,6 +91,8 @@ pub(super) fn probe(prepared: &Prepared, ranks: &dyn Ranks, watch: &mut dyn Watc
     let decoder = prepared
         .base
         .load(&prepared.device, plan.base.compute, plan.base.quant, |done, total| watch.loading(done, total))?;
+    let options = LoadOptions { device: prepared.device.clone(), compute: plan.base.compute, quant: plan.base.quant };
+    prepared.base.keep_vision(&decoder, &options, &prepared.start)?;
     watch.stage(Stage::Probe);
     let device = decoder.device().clone().autodiff();
     let adapter = prepared.start.attach(decoder.config(), &device)?;

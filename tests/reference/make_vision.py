@@ -6,7 +6,7 @@ NAME/ is a Hugging Face folder as transformers saves it, with its tokenizer, cha
                           `N.logits` [tokens, vocabulary], all in f32
     adapter/              PEFT's adapter over attention of the language model
     trained.safetensors   of each row N: `N.logits` and `N.loss` with the adapter, over the last ANSWER tokens, and the gradients
-                          `N.grad.MODULE.lora_A` and `.lora_B` of that loss
+                          `N.grad.MODULE.lora_A` and `.lora_B` of that loss; of row 0 those of tower and connector, `grad.TENSOR`, too
 
     pip install -r tests/reference/requirements.txt
     python tests/reference/make_vision.py [NAME...]
@@ -226,8 +226,16 @@ def adapt(folder, model, all_inputs, seed):
             parameter.data.copy_(torch.from_numpy(random.standard_normal(tuple(parameter.shape)).astype(np.float32) * 0.3))
     peft.save_pretrained(folder / "adapter")
     (folder / "adapter" / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter" / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    # Relative to the repository, as no path of a machine is kept.
+    saved["base_model_name_or_path"] = f"tests/fixtures/vision/{folder.name}"
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
     peft = PeftModel.from_pretrained(loaded(folder), folder / "adapter", is_trainable=True)
     trained = {}
+    is_vision = lambda name: any(part in name for part in ("vision_model.", "vision_tower.", "connector.", "multi_modal_projector."))
+    for name, parameter in peft.named_parameters():
+        parameter.requires_grad = ".lora_" in name or is_vision(name)
     for index, inputs in enumerate(all_inputs):
         peft.zero_grad()
         logits = forward(peft, inputs)
@@ -240,6 +248,8 @@ def adapt(folder, model, all_inputs, seed):
             if ".lora_" in name:
                 short = name.removeprefix("base_model.model.").replace(".default.weight", "")
                 trained[f"{index}.grad.{short}"] = parameter.grad.clone()
+            elif index == 0 and parameter.grad is not None:
+                trained[f"grad.{name.removeprefix('base_model.model.')}"] = parameter.grad.clone()
     save_file(trained, folder / "trained.safetensors")
 
 
