@@ -226,6 +226,11 @@ def adapt(folder, model, all_inputs, seed):
             parameter.data.copy_(torch.from_numpy(random.standard_normal(tuple(parameter.shape)).astype(np.float32) * 0.3))
     peft.save_pretrained(folder / "adapter")
     (folder / "adapter" / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter" / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    # Relative to the repository, as no path of a machine is kept.
+    saved["base_model_name_or_path"] = f"tests/fixtures/vision/{folder.name}"
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
     peft = PeftModel.from_pretrained(loaded(folder), folder / "adapter", is_trainable=True)
     trained = {}
     for index, inputs in enumerate(all_inputs):
