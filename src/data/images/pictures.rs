@@ -101,7 +101,8 @@ impl Pictures {
 
     /// Values of the tiles of all pictures met so far.
     pub fn tile_values(&self) -> usize {
-        let [height, width] = self.processor.as_ref().ok().and_then(|processor| processor.tile_size()).unwrap_or([0; 2]);
+        let [height, width] =
+            self.processor.as_ref().ok().and_then(|processor| processor.tile_size()).unwrap_or([0; 2]);
         let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
         let tiles: usize = met.pictures.iter().map(|picture| picture.grid[0] * picture.grid[1] + 1).sum();
         tiles * 3 * height * width
