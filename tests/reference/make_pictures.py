@@ -16,6 +16,7 @@ import hashlib
 import json
 import shutil
 import warnings
+import zlib
 
 import numpy as np
 import torch
@@ -42,8 +43,28 @@ def scene(width, height, seed, channels=3):
     return np.round(values).astype(np.uint8)
 
 
+def chunk(kind, data):
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def interlaced(values, depth=8):
+    """A PNG file in seven passes, which Pillow reads and does not write. `values`: [height, width] or [height, width, 3]; samples of
+    `depth` bits."""
+    height, width = values.shape[:2]
+    rows = b""
+    for x, y, dx, dy in [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]:
+        part = values[y::dy, x::dx]
+        for row in part if part.shape[1] else []:
+            bits = np.unpackbits(row.reshape(-1, 1), axis=1)[:, 8 - depth :]
+            rows += b"\0" + np.packbits(bits.reshape(-1)).tobytes()
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, 0 if values.ndim == 2 else 2, 0, 0, 1])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def pictures():
-    """Name, image, options of saving."""
+    """Name, image or bytes, options of saving."""
+    yield "interlaced.png", interlaced(scene(27, 19, 50)), {}
+    yield "interlaced_2.png", interlaced(scene(13, 11, 51, 1)[..., 0] >> 6, 2), {}
     for index, (width, height) in enumerate(SIZES):
         yield f"size_{width}x{height}.png", Image.fromarray(scene(width, height, index)), {}
     yield "grey.png", Image.fromarray(scene(33, 21, 20, 1)[..., 0], "L"), {}
@@ -101,7 +122,10 @@ def main():
     FOLDER.mkdir(parents=True)
     names = []
     for name, image, options in pictures():
-        image.save(FOLDER / name, **options)
+        if isinstance(image, bytes):
+            (FOLDER / name).write_bytes(image)
+        else:
+            image.save(FOLDER / name, **options)
         names.append(name)
         if name.endswith(".jpg"):
             ImageOps.exif_transpose(Image.open(FOLDER / name)).convert("RGB").save(FOLDER / (name + ".png"))

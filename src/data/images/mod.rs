@@ -3,6 +3,7 @@
 pub mod decode;
 pub mod parts;
 pub mod pictures;
+mod png;
 pub mod processor;
 pub mod resize;
 
