@@ -34,8 +34,10 @@ mod hostile_gguf;
 mod hostile_template;
 mod hostile_tokenizer;
 mod hostile_weights;
+mod inspection;
 mod kept_sets;
 mod larger_models;
+mod memorisation;
 mod merge;
 mod merge_proof;
 mod model;
@@ -45,6 +47,8 @@ mod parallel;
 mod pictures;
 mod preferences;
 mod preflight;
+#[cfg(unix)]
+mod privacy;
 mod pull;
 mod qlora;
 mod real_templates;
@@ -57,6 +61,7 @@ mod runs;
 mod scores;
 #[cfg(feature = "serve")]
 mod serve;
+mod sweep;
 mod tables;
 mod templates;
 mod tidy;

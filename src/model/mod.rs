@@ -6,6 +6,7 @@ pub mod config;
 pub mod decoder;
 pub mod families;
 pub mod folder;
+mod inside;
 pub mod load;
 mod place;
 pub mod quantize;

@@ -1,6 +1,7 @@
 //! Whole jobs: the work of a command, without its arguments and its printing.
 
 pub mod adapter;
+pub mod advise;
 pub mod answer;
 pub mod base;
 mod card;
@@ -15,7 +16,9 @@ pub mod folder;
 pub mod held_out;
 pub mod identity;
 pub mod init;
+pub mod inside;
 mod log_command;
+pub mod memorisation;
 pub mod memory_fit;
 pub mod memory_plan;
 pub mod merge;
@@ -27,12 +30,15 @@ mod pictures;
 pub mod predict;
 pub mod preferences;
 pub mod prepare;
+mod privacy;
 pub mod probe;
 mod ranks;
 mod recorder;
 mod report;
 pub mod resume;
 pub mod samples;
+mod shared_base;
+pub mod sweep;
 pub mod train;
 mod verdict;
 pub mod verify;
@@ -40,3 +46,4 @@ pub mod watch;
 
 pub use adapter::OpenAdapter;
 pub use base::OpenBase;
+pub use shared_base::SharedBase;

@@ -11,21 +11,23 @@ use super::memory_fit::{Demand, fit_memory};
 use super::memory_plan::{MemoryPlan, moments};
 use super::notices::notices;
 use super::preferences;
+use super::privacy;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
 use crate::data::kept::KeptSets;
-use crate::data::{Augmenter, DataSet, Encoded, EncodedSet, Example, Paths, Row, split};
+use crate::data::{Augmenter, Canaries, DataSet, Encoded, EncodedSet, Example, Paths, Row, split};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
 use crate::files::hex;
 use crate::generate::run::check_prompt;
+use crate::model::Decoder;
 use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
 use crate::model::vision::features::is_feature;
 use crate::pull;
-use crate::recipe::{Plan, Recipe};
-use crate::train::{Batching, Layout, Part, preference};
+use crate::recipe::{Base, Plan, Recipe};
+use crate::train::{Batching, Guarantee, Layout, Part, TrainSettings, preference};
 
 /// All that a run needs, short of the weights.
 pub struct Prepared {
@@ -59,6 +61,8 @@ pub struct Prepared {
     pub layout: Layout,
     /// Steps of the run, unless it stops early.
     pub total_steps: u64,
+    /// The promise to the training examples, where the run is private.
+    pub privacy: Option<Guarantee>,
     /// The memory that the run will take.
     pub memory: MemoryPlan,
     /// The form of the sample prompts: that of the prompts in the training data.
@@ -83,6 +87,9 @@ pub fn prepare(
     let plan = recipe.plan()?;
     let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(error))?;
     notices(&prepared).iter().for_each(|notice| watch.notice(notice));
+    if recipe.has_sweep() {
+        watch.notice("[sweep] is left out: `burnish sweep` tries its values");
+    }
     Ok(prepared)
 }
 
@@ -105,6 +112,7 @@ fn prepare_plan(
     let format = train.first().map(|row| row.example.plain().format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
     let mixed = mixed_shapes(&train);
+    let canaries = plan.data.canaries.as_ref().map(Canaries::notice);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
     let begun = plan.adapter.begin(&base.files, plan.base.quant, &tokens, &labels, plan.train.seed);
@@ -128,6 +136,7 @@ fn prepare_plan(
     let answered: Vec<Vec<u32>> = prompts.iter().chain(questions).cloned().collect();
     let longest = exact_match::max_tokens(&base.encoder, &held_out.scored);
     let sample = (&answered[..], plan.sample.max_tokens.max(longest));
+    privacy::by_example(&mut plan);
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
     let features = |sequence: &Encoded| sequence.ids.iter().filter(|id| is_feature(**id)).count();
     let most_features = train.sequences.iter().map(features).max().unwrap_or(0) * plan.train.micro_batch_seqs;
@@ -143,11 +152,13 @@ fn prepare_plan(
         let (weights, activations) = (plan.weights + of_vision, plan.activations + tape);
         MemoryPlan { weights, activations, data: plan.data + tiles, ..plan }
     })?;
-    let of_data = plan.data.passed_over().into_iter().chain(mixed);
+    let of_data = plan.data.passed_over().into_iter().chain(mixed).chain(canaries);
     let mut adjustments: Vec<String> = of_data.chain(described(layout, &plan)).collect();
     let batching = Batching::of(&plan.train, &plan.data);
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
     adjustments.extend(shorten_warmup(&mut plan, total_steps));
+    let privacy = privacy::guarantee(&mut plan, &train, &mut start, total_steps)?;
+    adjustments.extend(privacy.iter().flat_map(|guarantee| privacy::notices(&plan, guarantee)));
 
     if let Some(format) = format {
         start.record_data_format(format);
@@ -162,7 +173,8 @@ fn prepare_plan(
         (provenance::COMPUTE, Some(plan.base.compute.to_string())),
         (provenance::TOKENIZER_SHA256, Some(tokenizer.sha256())),
         (provenance::TEMPLATE_SHA256, tokenizer.chat_template().map(|text| hex::sha256_of(text.as_bytes()))),
-        (provenance::DATA_SHA256, Some(train_sha256.clone())),
+        // A hash would tell whether a guess of the private data is right.
+        (provenance::DATA_SHA256, privacy.is_none().then(|| train_sha256.clone())),
         (provenance::VALID_SHA256, valid_sha256.clone()),
         (provenance::CONTROL_TOKENS, Some(plan.data.control_tokens.to_string())),
         (provenance::SEED, Some(plan.train.seed.to_string())),
@@ -187,6 +199,7 @@ fn prepare_plan(
         batching,
         layout,
         total_steps,
+        privacy,
         memory,
         form,
         prompts,
@@ -195,6 +208,19 @@ fn prepare_plan(
 }
 
 impl Prepared {
+    /// Loads the weights of the base.
+    ///
+    /// # Errors
+    /// Those of [`OpenBase::load`] and [`OpenBase::keep_vision`].
+    pub(super) fn load(&self, watch: &mut dyn Watch) -> Result<Decoder> {
+        watch.stage(Stage::LoadWeights);
+        let Base { compute, quant, .. } = self.plan.base;
+        let decoder = self.base.load(&self.device, compute, quant, |done, total| watch.loading(done, total))?;
+        let options = LoadOptions { device: self.device.clone(), compute, quant };
+        self.base.keep_vision(&decoder, &options, &self.start)?;
+        Ok(decoder)
+    }
+
     /// The changes of the training sequences, if the recipe asks for any.
     pub fn augmenter(&self) -> Option<Augmenter<'_>> {
         let Self { plan, base, changing, .. } = self;
@@ -210,10 +236,15 @@ impl Prepared {
     /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
     /// each holds two adapters and the moments, beside the one that is being written and the one that was resumed from.
     pub fn disk_bytes(&self) -> u64 {
-        let parameters = self.start.parameters() as u64;
-        let checkpoint = 2 * parameters + moments(&self.start, self.plan.train.optimiser);
-        4 * (2 * parameters + checkpoint * (self.plan.train.keep_checkpoints as u64 + 2))
+        disk_bytes(&self.start, &self.plan.train)
     }
+}
+
+/// Room on the disk that a run takes at most, see [`Prepared::disk_bytes`].
+pub(super) fn disk_bytes(adapter: &HostAdapter, train: &TrainSettings) -> u64 {
+    let parameters = adapter.parameters() as u64;
+    let checkpoint = 2 * parameters + moments(adapter, train.optimiser);
+    4 * (2 * parameters + checkpoint * (train.keep_checkpoints as u64 + 2))
 }
 
 /// The examples of the sequences of `set`, which come in the order of the rows.
@@ -230,9 +261,9 @@ fn changing(rows: Vec<Row>, set: &EncodedSet) -> Result<Vec<Example>> {
 
 /// The examples of both splits, as they were read.
 pub struct Examples {
-    /// Training examples, those of rehearsal at the end.
+    /// Training examples, those of rehearsal and canaries at the end.
     pub train: Vec<Row>,
-    /// Training examples that are not those of rehearsal.
+    /// Training examples that are neither those of rehearsal nor canaries.
     pub own: usize,
     /// Validation examples; empty without.
     pub valid: Vec<Row>,
@@ -261,6 +292,10 @@ pub fn read_examples(plan: &Plan) -> Result<Examples> {
     if let Some(rehearsal) = plan.data.read_rehearsal(&train)? {
         train.extend(rehearsal.rows);
         files.file_sha256.extend(rehearsal.file_sha256);
+    }
+    if let Some(canaries) = &plan.data.canaries {
+        let rows = canaries.rows(plan.train.seed, train.first().map(|row| &row.example));
+        train.extend(rows);
     }
     Ok(Examples { train, own, valid, train_sha256: files.sha256(), valid_sha256 })
 }

@@ -1,5 +1,9 @@
 //! The main job: from a recipe to a run folder with the best adapter.
 
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde_json::{Value, json};
 
 use super::answer::{Answering, answer_ids};
@@ -11,9 +15,11 @@ use super::identity::{identity, instruction_set};
 use super::log_command::LogCommand;
 use super::outcome::{Sample, TrainReport};
 use super::prepare::{Prepared, prepare};
+use super::privacy;
 use super::ranks;
 use super::recorder::Recorder;
 use super::resume::{self, Checkpoint, Extras, Start};
+use super::shared_base::SharedBase;
 use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::provenance;
@@ -27,10 +33,9 @@ use crate::files::space;
 use crate::files::versions::Versions;
 use crate::interrupt;
 use crate::model::Decoder;
-use crate::model::load::LoadOptions;
 use crate::nn::Adapter;
 use crate::recipe::{self, Recipe};
-use crate::train::{Alone, ExactMatch, Job, Outcome, Ranks, State, fit, peak_memory};
+use crate::train::{Alone, Event, ExactMatch, Job, Mechanism, Outcome, Ranks, State, fit, peak_memory};
 
 /// The place and the manner of a run, apart from its recipe: by default on the processor, in a new folder, with the memory that it
 /// takes, in one process.
@@ -46,11 +51,41 @@ pub struct RunOptions<'a> {
     pub log_to: Option<&'a str>,
     /// The processes that train together, of which each does this job.
     pub ranks: &'a dyn Ranks,
+    /// The base that runs of this process share; `None` to load it for this run alone.
+    pub base: Option<&'a SharedBase>,
+    /// The end of this run's turn, if it is one of several.
+    pub turn: Option<Turn<'a>>,
+}
+
+/// The turn of a run that takes turns with others. At its end the run saves its state, as if the user had interrupted it.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn<'a> {
+    /// The step after which it ends; `None` for the last one.
+    pub until_step: Option<u64>,
+    /// It ends as soon as this is true.
+    pub ends_now: &'a AtomicBool,
+    /// The command that goes on with all of the runs.
+    pub command: &'a str,
+}
+
+impl Turn<'_> {
+    /// Whether the turn of a run with so many steps is over.
+    fn is_over(&self, steps_done: u64) -> bool {
+        self.until_step.is_some_and(|until| steps_done >= until) || self.ends_now.load(Ordering::Relaxed)
+    }
 }
 
 impl Default for RunOptions<'_> {
     fn default() -> Self {
-        Self { device: DeviceChoice::default(), max_memory: None, start: Start::default(), log_to: None, ranks: &Alone }
+        Self {
+            device: DeviceChoice::default(),
+            max_memory: None,
+            start: Start::default(),
+            log_to: None,
+            ranks: &Alone,
+            base: None,
+            turn: None,
+        }
     }
 }
 
@@ -60,9 +95,12 @@ impl Default for RunOptions<'_> {
 /// Those of [`prepare`], before a weight is loaded; a run folder that does not suit `start`; those of training. A run that has
 /// recorded a step keeps its folder.
 pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Result<TrainReport> {
-    let RunOptions { device: choice, max_memory, start, log_to, ranks } = how;
+    let RunOptions { device: choice, max_memory, start, log_to, ranks, base, turn } = how;
     let dir = recipe.plan()?.output.dir;
-    let command = resume_command(&dir) + &options(choice, *max_memory);
+    let command = match turn {
+        Some(turn) => turn.command.to_owned(),
+        None => resume_command(&dir) + &options(choice, *max_memory),
+    };
     let located = |error| recipe.locate(error);
     let (folder, accepted) = match start {
         _ if !ranks.is_first() => (None, &[][..]),
@@ -73,7 +111,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         Start::Resumed(accepted) => (resume::reopen(&dir).map_err(located)?, *accepted),
     };
     let goes_on = folder.is_some();
-    interrupt::set_going_on(goes_on.then(|| format!("nothing is lost: `{command}` goes on")));
+    interrupt::set_going_on((goes_on || turn.is_some()).then(|| format!("nothing is lost: `{command}` goes on")));
     let prepared = prepare(recipe, choice, *max_memory, watch)?;
     let plan = &prepared.plan;
     if let Some([label]) = prepared.start.classifier.as_ref().map(|classifier| classifier.labels.as_slice()) {
@@ -106,21 +144,21 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     };
     let state = State::broadcast(state, &prepared.start, *ranks)?;
 
-    watch.stage(Stage::LoadWeights);
-    let decoder = prepared
-        .base
-        .load(&prepared.device, plan.base.compute, plan.base.quant, |done, total| watch.loading(done, total))
-        .map_err(located)?;
-    let options = LoadOptions { device: prepared.device.clone(), compute: plan.base.compute, quant: plan.base.quant };
-    prepared.base.keep_vision(&decoder, &options, &prepared.start).map_err(located)?;
+    let decoder = match base {
+        Some(shared) => shared.load(&prepared, watch),
+        None => prepared.load(watch).map(Arc::new),
+    };
+    let decoder = decoder.map_err(located)?;
+    let decoder = &*decoder;
     if !ranks.is_first() {
-        return follow(&prepared, choice, &decoder, state.as_ref(), *ranks);
+        let privacy = privacy::mechanism(&prepared, Vec::new(), &identity, *ranks);
+        return follow(&prepared, choice, (decoder, privacy.as_ref()), state.as_ref(), *ranks);
     }
     let (extras, metrics) = checkpoint.unwrap_or_default();
     let (prompts, max_tokens) = (prepared.prompts.clone(), plan.sample.max_tokens);
     let answers = match extras.prompts == prompts && extras.max_tokens == max_tokens {
         true => extras.answers,
-        false => sampled(Stage::SampleBefore, &prepared, &decoder, None, watch)?,
+        false => sampled(Stage::SampleBefore, &prepared, decoder, None, watch)?,
     };
     let before = Extras { prompts, max_tokens, answers };
 
@@ -130,6 +168,12 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     let mut folder = folder.map_or_else(|| RunFolder::create(&dir), Ok)?;
     let mut record = record(recipe, choice, &prepared, folder.record_before());
     record["ranks"] = json!(ranks.count());
+    let steps_done = state.as_ref().map(|state| state.progress.step);
+    let secret = match prepared.privacy {
+        Some(_) => privacy::secret(folder.path(), steps_done, watch)?,
+        None => Vec::new(),
+    };
+    let mechanism = privacy::mechanism(&prepared, secret, &identity, *ranks);
     folder.set_metrics(&metrics)?;
     folder.write_recipe(&recipe::resolved(&recipe.plan()?)?)?;
     folder.write_record(&record)?;
@@ -148,9 +192,10 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         bias: plan.adapter.bias,
         head: Some(config.names.head),
     };
-    let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, &decoder), options);
+    let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, decoder), options);
     recorder.log = log_to.map(LogCommand::start).transpose()?;
-    let outcome = fit_among(*ranks, Some(&mut recorder), &prepared, &decoder, state.as_ref(), watch);
+    let job = (&prepared, (decoder, mechanism.as_ref()), state.as_ref());
+    let outcome = fit_among(*ranks, Some(&mut recorder), job, turn.as_ref(), watch);
     drop(state);
     let mut outcome = outcome.inspect_err(|error| {
         // Why the run failed; where this cannot be written either, the error itself still says it.
@@ -165,13 +210,16 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     record["outcome"] = json!(report);
     recorder.folder.write_record(&record)?;
 
+    if !outcome.interrupted && prepared.privacy.is_some() {
+        privacy::forget(recorder.folder.path(), watch);
+    }
     // The outcome stands: a signal may end the process now.
     drop(finishing);
-    let verdicts = Verdicts::of(*ranks, &prepared, &decoder, &outcome, watch)?;
+    let verdicts = Verdicts::of(*ranks, &prepared, decoder, &outcome, watch)?;
     (report.validation, report.test, report.guard) = (verdicts.validation, verdicts.test, verdicts.guard);
     if !outcome.interrupted {
         let adapter = outcome.adapter.attach(decoder.config(), &prepared.device)?;
-        let after = sampled(Stage::SampleAfter, &prepared, &decoder, Some(&adapter), watch)?;
+        let after = sampled(Stage::SampleAfter, &prepared, decoder, Some(&adapter), watch)?;
         let samples = plan.sample.prompts.iter().zip(recorder.before()).zip(after);
         let samples =
             samples.map(|((prompt, before), after)| Sample { prompt: prompt.clone(), before: before.clone(), after });
@@ -193,12 +241,12 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
 fn follow(
     prepared: &Prepared,
     choice: &DeviceChoice,
-    decoder: &Decoder,
+    (decoder, privacy): (&Decoder, Option<&Mechanism>),
     state: Option<&State>,
     ranks: &dyn Ranks,
 ) -> Result<TrainReport> {
     let finishing = interrupt::finish_first("");
-    let outcome = fit_among(ranks, None, prepared, decoder, state, &mut ())?;
+    let outcome = fit_among(ranks, None, (prepared, (decoder, privacy), state), None, &mut ())?;
     drop(finishing);
     let verdicts = Verdicts::of(ranks, prepared, decoder, &outcome, &mut ())?;
     let Verdicts { validation, test, guard } = verdicts;
@@ -209,9 +257,8 @@ fn follow(
 fn fit_among(
     ranks: &dyn Ranks,
     mut recorder: Option<&mut Recorder<'_>>,
-    prepared: &Prepared,
-    decoder: &Decoder,
-    state: Option<&State>,
+    (prepared, (decoder, privacy), state): (&Prepared, (&Decoder, Option<&Mechanism>), Option<&State>),
+    turn: Option<&Turn<'_>>,
     watch: &mut dyn Watch,
 ) -> Result<Outcome> {
     let Prepared { plan, base, start, train, valid, held_out, batching, layout, .. } = prepared;
@@ -228,10 +275,16 @@ fn fit_among(
         settings: &plan.train,
         batching: *batching,
         layout: *layout,
+        privacy,
         state,
         ranks,
     };
-    let outcome = fit(&job, interrupt::requested, |event| {
+    let steps = Cell::new(0);
+    let stop = || interrupt::requested() || turn.is_some_and(|turn| turn.is_over(steps.get()));
+    let outcome = fit(&job, stop, |event| {
+        if let Event::Begin { steps_done: done, .. } | Event::Step { step: done, .. } = event {
+            steps.set(done);
+        }
         watch.event(&event);
         if let Some(recorder) = &mut recorder {
             recorder.take(&event, watch);
@@ -244,7 +297,7 @@ fn fit_among(
 }
 
 /// The options of the command that goes on, as far as they decide something about the result.
-fn options(choice: &DeviceChoice, max_memory: Option<Size>) -> String {
+pub(super) fn options(choice: &DeviceChoice, max_memory: Option<Size>) -> String {
     let device = if *choice == DeviceChoice::default() { String::new() } else { format!(" --device {choice}") };
     let memory = max_memory.map(|Size(bytes)| format!(" --max-memory {bytes}"));
     device + &memory.unwrap_or_default()
@@ -282,6 +335,7 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
         tokens_per_second: outcome.tokens_per_second,
         peak_bytes: peak_memory::peak_bytes(),
         planned_bytes: planned_bytes(prepared, choice),
+        privacy: prepared.privacy,
         validation: None,
         test: None,
         guard: None,
@@ -318,6 +372,7 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared, mut befor
         "base": { "name": base.name, "path": base.path(), "sha256": base_sha256 },
         // The seed, and the hashes of quantiser, tokenizer and chat template among others.
         "provenance": prepared.start.metadata,
+        "privacy": prepared.privacy,
         "layout": layout,
         "memory_plan": memory,
         "planned_bytes": planned_bytes(prepared, choice),

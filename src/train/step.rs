@@ -6,6 +6,7 @@ use super::objective::{Facts, Objective, Rewards, StepSize, by_sequence, weigh};
 use super::optimiser::Optimiser;
 use super::parallel::fixed::{PartFigures, Scale, StepSum, Verdict};
 use super::parallel::{Alone, Ranks};
+use super::privacy::Mechanism;
 use super::settings::TrainSettings;
 use crate::interrupt;
 use crate::model::decoder::Recompute;
@@ -24,14 +25,17 @@ pub struct AdapterTrainer {
     noise: Noise,
     objective: Box<dyn Objective>,
     recompute: Recompute,
+    /// Clips by example and adds noise, where the training is private.
+    pub privacy: Option<Mechanism>,
 }
 
 /// The outcome of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
-    /// The value of the objective before the update; for supervised fine-tuning, the mean over the trained tokens.
+    /// The value of the objective before the update; for supervised fine-tuning, the mean over the trained tokens; of a private step, the mean
+    /// over its examples, 0 without any.
     pub loss: f64,
-    /// Global norm before clipping.
+    /// Global norm before clipping; of a private step, that of the mean with its noise.
     pub grad_norm: f64,
     /// Tokens that went through the model.
     pub tokens: usize,
@@ -99,13 +103,15 @@ impl AdapterTrainer {
             },
             objective,
             recompute,
+            privacy: None,
         }
     }
 
     /// One update from the objective over all `micro_batches`. `seed` decides the noise, which belongs to the tokens of a sequence: it
     /// is the same however sequences are cut into micro-batches.
     ///
-    /// A loss or a gradient that is not finite is reported and changes nothing.
+    /// A loss or a gradient that is not finite is reported and changes nothing. In a private step ([`Self::privacy`]) every micro-batch is one
+    /// example, and one whose gradient is not finite counts for nothing.
     pub fn step(&mut self, decoder: &Decoder, micro_batches: &[Batch], rate: f64, seed: u64) -> StepReport {
         self.step_knowing(decoder, micro_batches, &Known::default(), rate, seed)
     }
@@ -154,7 +160,7 @@ impl AdapterTrainer {
                 Verdict::Again(larger) => scale = larger,
             }
         };
-        if trained_tokens == 0 {
+        if trained_tokens == 0 && self.privacy.is_none() {
             return report;
         }
         for PartFigures { value, rewards } in sum.figures() {
@@ -163,9 +169,15 @@ impl AdapterTrainer {
         }
         report.not_finite = sum.not_finite();
         let (gradients, norm) = sum.gradients(&self.adapter, step.decoder.device());
+        let (gradients, norm) = match &self.privacy {
+            Some(privacy) => {
+                report.loss /= step.micro_batches.len().max(1) as f64;
+                privacy.noisy(&self.adapter, gradients, step.seed, step.decoder.device())
+            }
+            None => (self.clipped(gradients, norm), norm),
+        };
         report.grad_norm = norm;
         if report.is_finite() {
-            let gradients = self.clipped(gradients, report.grad_norm);
             self.adapter = self.optimiser.step(step.rate, self.adapter.clone(), gradients);
         }
         report
@@ -182,15 +194,24 @@ impl AdapterTrainer {
                 let facts = known.facts.get(index).map_or(&[][..], Vec::as_slice);
                 let tokens = token_numbers(&numbers[first_sequence..], &batch.lengths);
                 let noise = Noise { seed, tokens, ..self.noise.clone() };
+                // A private step has the mean loss of each example.
+                let size = if self.privacy.is_some() { StepSize::of(std::slice::from_ref(batch)) } else { *size };
                 let result = decoder.loss_and_gradients(batch, &self.adapter, noise, self.recompute, &mut |losses| {
                     let sums = by_sequence(batch, losses, facts);
                     let bad = (0..sums.len()).filter(|index| !sums[*index].sum.is_finite());
                     bad.for_each(|index| sum.set_not_finite(first_sequence + index));
-                    let (share, weights) = weigh(&*self.objective, &sums, size);
-                    sum.set_figures(index, &PartFigures { value: share.value, rewards: share.rewards });
+                    let (share, weights) = weigh(&*self.objective, &sums, &size);
+                    let value = if self.privacy.is_some() && !share.value.is_finite() { 0.0 } else { share.value };
+                    sum.set_figures(index, &PartFigures { value, rewards: share.rewards });
                     weights
                 });
-                sum.add(&self.adapter, result.gradients);
+                let gradients = match &self.privacy {
+                    Some(privacy) => privacy.clipped(&self.adapter, result.gradients),
+                    None => Some(result.gradients),
+                };
+                if let Some(gradients) = gradients {
+                    sum.add(&self.adapter, gradients);
+                }
             }
             first_sequence += batch.lengths.len();
         }
