@@ -34,6 +34,7 @@ mod hostile_gguf;
 mod hostile_template;
 mod hostile_tokenizer;
 mod hostile_weights;
+mod import;
 mod inspection;
 mod kept_sets;
 mod larger_models;
