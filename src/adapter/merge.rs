@@ -9,7 +9,7 @@ mod product;
 mod source;
 mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
@@ -134,12 +134,14 @@ pub fn stage(
     let plan = Plan::new(base, adapter, options)?;
     let source = Source { base, weights: options.weights };
     let staging = Staging::beside(out)?;
-    let (mut modules_changed, mut sha256) = (0, BTreeMap::new());
+    let (mut changed, mut sha256) = (BTreeSet::new(), BTreeMap::new());
     plan.shards.write(staging.path(), |planned| {
         // The tensors before this one are written.
         base.release();
         let merged = merged_tensor(&source, planned)?;
-        modules_changed += usize::from(merged.is_changed);
+        // Weight and bias of a module are one.
+        let module = planned.header.name.rsplit_once('.').map_or(&*planned.header.name, |(module, _)| module);
+        changed.extend(merged.is_changed.then(|| module.to_owned()));
         sha256.insert(planned.header.name.clone(), hex::sha256_of(&merged.tensor.bytes));
         Ok(merged.tensor.bytes)
     })?;
@@ -152,7 +154,7 @@ pub fn stage(
     let checked = verify::reread(&source, &plan, &sha256, staging.path())?;
     let report = MergeReport {
         modules: adapter.modules(),
-        modules_changed,
+        modules_changed: changed.len(),
         tensors: plan.shards.entries().count(),
         files: plan.shards.files(),
         bytes: plan.shards.bytes()?,
