@@ -345,7 +345,7 @@ fn source_type(draft: &mut Draft, source: &mut Source, entry: &Entry, word: &str
 fn column(draft: &mut Draft, source: &mut Source, entry: &Entry) {
     let named = COLUMNS.iter().find(|(theirs, _)| *theirs == entry.name());
     match (named, entry.value.text()) {
-        (Some((_, ours)), Some(column)) => source.columns.push((*ours, column.to_owned())),
+        (Some((_, ours)), Some(_)) => source.columns.push((*ours, entry.clone())),
         (Some(_), None) => draft.leave_out(entry, "names no column"),
         (None, _) => {
             draft.leave_out(entry, "the chat template renders every shape; docs/data.md has the accepted forms")

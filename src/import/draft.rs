@@ -56,8 +56,8 @@ pub(super) struct Source {
     pub(super) remark: String,
     /// The shape of the examples.
     pub(super) format: Option<&'static str>,
-    /// Keys of the shape, with the columns that have their place.
-    pub(super) columns: Vec<(&'static str, String)>,
+    /// Keys of the shape, with the entries that name the columns in their place.
+    pub(super) columns: Vec<(&'static str, Entry)>,
 }
 
 /// A recipe under construction.
@@ -194,10 +194,11 @@ impl<'c> Draft<'c> {
         if let Some(format) = format {
             self.default("data.format", format, "the type of the dataset");
         }
-        for (name, column) in columns {
+        for (name, entry) in columns {
             // The names of columns are few, and known.
-            if let Some(key) = COLUMNS.iter().find(|key| key.ends_with(&format!(".{name}"))) {
-                self.default(key, column, "the column of the dataset");
+            let key = COLUMNS.iter().find(|key| key.ends_with(&format!(".{name}")));
+            if let (Some(key), Some(column)) = (key, entry.value.text()) {
+                self.set(key, column, &entry);
             }
         }
         self.sources.clear();
@@ -232,10 +233,14 @@ impl<'c> Draft<'c> {
             if let Some(format) = format {
                 text += &format!("format = {}\n", quoted(format));
             }
-            let columns: Vec<String> =
-                columns.iter().map(|(name, column)| format!("{name} = {}", quoted(column))).collect();
             if !columns.is_empty() {
-                text += &format!("columns = {{ {} }}\n", columns.join(", "));
+                let pair = |(name, entry): &(&str, Entry)| {
+                    format!("{name} = {}", quoted(entry.value.text().unwrap_or_default()))
+                };
+                let (pairs, keys): (Vec<String>, Vec<&str>) =
+                    columns.iter().map(|column| (pair(column), column.1.key.as_str())).unzip();
+                let keys = one_line(&keys.join(", "), COMMENT_CHARACTERS);
+                text += &format!("columns = {{ {} }}  # {keys}\n", pairs.join(", "));
             }
         }
         text
@@ -301,7 +306,7 @@ mod tests {
             entry: entry("datasets[0].path", Value::Text(path.into())),
             remark: String::new(),
             format: Some("chat"),
-            columns: vec![("messages", "turns".into())],
+            columns: vec![("messages", entry("field_messages", Value::Text("turns".into())))],
         };
         draft.add_source(source("a.jsonl"));
         draft.add_source(source("b\n.jsonl"));

@@ -136,6 +136,9 @@ pub(super) fn defaults(draft: &mut Draft) {
     let rank = draft.value_of("lora_rank").and_then(Value::whole).unwrap_or(8);
     draft.default("adapter.alpha", 2 * rank, "LLaMA-Factory's default: twice the rank");
     draft.default("adapter.targets", "all-linear", remark);
+    if draft.is("train.objective", "simpo") {
+        draft.default("train.target_margin", 0.5, remark);
+    }
     draft.default("train.learning_rate", 5e-5, "the default of transformers");
     draft.default("train.epochs", 3, "the default of transformers");
     draft.default("train.micro_batch_seqs", 8, "the default of transformers");
@@ -150,9 +153,6 @@ fn stage(draft: &mut Draft, entry: &Entry) {
         (Some("dpo"), "sigmoid") => draft.set("train.objective", "dpo", entry),
         (Some("dpo"), "ipo" | "orpo" | "simpo") => {
             draft.set_with("train.objective", loss, entry, "and pref_loss");
-            if loss == "simpo" {
-                draft.default("train.target_margin", 0.5, "LLaMA-Factory's default");
-            }
         }
         (Some("dpo"), other) => {
             draft.leave_out(entry, format!("`train.objective` has no pref_loss of the name {other}"))

@@ -161,7 +161,7 @@ fn hub_data(draft: &mut Draft, entry: &Entry) {
         for key in keys.iter().filter(|key| *key != named) {
             let feature = FEATURES.iter().find(|(theirs, _)| *theirs == key.name());
             match (feature, key.value.text()) {
-                (Some((_, ours)), Some(column)) => source.columns.push((*ours, column.to_owned())),
+                (Some((_, ours)), Some(_)) => source.columns.push((*ours, (*key).clone())),
                 _ => draft.leave_out(key, "a file is one split, read whole"),
             }
         }

@@ -48,7 +48,8 @@ fn keys(path: &Path) -> Vec<String> {
             let sign = if is_script { '=' } else { ':' };
             let Some((key, _)) = part.split_once(sign) else { continue };
             let key = key.trim().trim_matches('"');
-            if !key.is_empty() && key.chars().all(|symbol| symbol.is_alphanumeric() || symbol == '_') {
+            // A module of a table of patterns, which stands in the setting itself.
+            if !matches!(key, "" | "down_proj") && key.chars().all(|symbol| symbol.is_alphanumeric() || symbol == '_') {
                 keys.push(key.to_owned());
             }
         }
