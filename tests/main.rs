@@ -45,6 +45,7 @@ mod model;
 mod ops;
 mod optimisers;
 mod parallel;
+mod pictures;
 mod preferences;
 mod preflight;
 #[cfg(unix)]
@@ -68,6 +69,7 @@ mod tidy;
 mod tokenizer;
 mod training;
 mod variants;
+mod vision;
 mod weights;
 #[cfg(feature = "wgpu")]
 mod wgpu;
