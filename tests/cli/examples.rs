@@ -137,7 +137,8 @@ fn every_example_runs() {
         "adapters/both",
         "packed",
         "events",
-        "look.html", "man1/burnish-train.1",
+        "look.html",
+        "man1/burnish-train.1",
     ] {
         assert!(folder.path().join(written).exists(), "{written}");
     }
