@@ -9,14 +9,15 @@ use std::sync::Arc;
 
 pub(super) use self::adapter::HostFactors;
 use self::layer::{HostLayer, Rows, norm_rows};
-use super::Precision;
+use super::{EngineOptions, Precision};
 use crate::interrupt;
 use crate::model::Decoder;
+use crate::model::vision::Features;
+use crate::model::vision::features::tokens_of;
 use crate::nn::{Norm, Projection};
-use crate::ops::attention::{PAGE_POSITIONS, Page, PagedCache, PagedPiece};
+use crate::ops::attention::{CacheFormat, PAGE_POSITIONS, Page, PagedCache, PagedPiece};
 use crate::ops::cpu::decode::{Panels, Weight};
 use crate::ops::frozen::FrozenWeight;
-use crate::quant::Compute;
 
 /// A projection with its weight in the form of inference.
 pub(super) struct HostProjection {
@@ -45,6 +46,7 @@ impl HostProjection {
 pub(super) struct HostModel {
     embedding: FrozenWeight,
     embedding_multiplier: Option<f32>,
+    features: Features,
     layers: Vec<HostLayer>,
     norm: Norm,
     head: HostProjection,
@@ -52,7 +54,7 @@ pub(super) struct HostModel {
     logit_softcap: Option<f32>,
     hidden: usize,
     /// The number format of the cache.
-    format: Compute,
+    format: CacheFormat,
 }
 
 /// New tokens of a sequence.
@@ -69,19 +71,21 @@ pub(super) struct HostPiece<'a> {
 
 impl HostModel {
     /// The model of a decoder on the processor; `None` where it lies elsewhere.
-    pub(super) fn new(decoder: &Decoder, precision: Precision) -> Option<Self> {
-        let config = decoder.config();
+    pub(super) fn new(decoder: &Decoder, options: &EngineOptions) -> Option<Self> {
+        let (config, precision) = (decoder.config(), options.precision);
+        let usual = if precision == Precision::Exact { CacheFormat::F32 } else { CacheFormat::Bf16 };
         let layers = decoder.layers.iter().map(|layer| HostLayer::new(layer, precision));
         Some(Self {
             layers: layers.collect::<Option<_>>()?,
             head: HostProjection::new(&decoder.head, precision)?,
             embedding: decoder.embedding.clone(),
             embedding_multiplier: decoder.embedding_multiplier(),
+            features: decoder.features.clone(),
             norm: decoder.norm.clone(),
             logit_multiplier: config.logit_multiplier.map(|multiplier| multiplier as f32),
             logit_softcap: config.logit_softcap.map(|cap| cap as f32),
             hidden: config.hidden_size,
-            format: if precision == Precision::Exact { Compute::F32 } else { Compute::Bf16 },
+            format: options.cache.unwrap_or(usual),
         })
     }
 
@@ -166,10 +170,11 @@ impl HostModel {
     /// Hidden states before the final norm, `[tokens, hidden]`.
     fn hidden_states(&self, pieces: &mut [HostPiece<'_>]) -> Vec<f32> {
         let ids: Vec<u32> = pieces.iter().flat_map(|piece| piece.new).copied().collect();
-        let mut x = self.embedding.select(&ids);
+        let mut x = self.embedding.select(&tokens_of(&ids));
         if let Some(multiplier) = self.embedding_multiplier {
             x.iter_mut().for_each(|value| *value *= multiplier);
         }
+        self.features.fill(&ids, &mut x);
         let adapters: Vec<Option<&HostFactors>> =
             pieces.iter().flat_map(|piece| std::iter::repeat_n(piece.adapter, piece.new.len())).collect();
         for (index, layer) in self.layers.iter().enumerate() {
