@@ -18,7 +18,8 @@ impl Deadline {
     /// The result of `call`. Where it takes too long, `what` is reported as not done, and the process ends without it.
     pub(super) fn of<T>(&self, what: &str, call: impl FnOnce() -> T) -> T {
         let seconds = self.timeout.as_secs_f64();
-        let message = format!("{what} was not done by all ranks within {seconds:.0} s: one is dead, stopped or out of reach");
+        let message =
+            format!("{what} was not done by all ranks within {seconds:.0} s: one is dead, stopped or out of reach");
         let error = Error::failed(Place::from(self.name.as_str()), message)
             .hint("parallel.timeout_seconds is the time that is waited");
         let (timeout, lost) = (self.timeout, Arc::clone(&self.lost));

@@ -200,7 +200,10 @@ mod tests {
         let count = 5 * BLOCK + 3;
         for ranks in [2, 3, 4, 7, 8] {
             let all: Vec<Vec<i64>> = (0..ranks).map(|_| values(count, 45, &mut generator)).collect();
-            let widths = all.iter().map(|values| widths(values)).reduce(|a, b| a.into_iter().zip(b).map(|(a, b)| a.max(b)).collect());
+            let widths = all
+                .iter()
+                .map(|values| widths(values))
+                .reduce(|a, b| a.into_iter().zip(b).map(|(a, b)| a.max(b)).collect());
             let widths = widths.expect("ranks");
             let of_sums = widths_of_sums(&widths, ranks);
             let mut sums = vec![0; count];
