@@ -5,6 +5,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::batch::Batch;
 use super::config::{EmbeddingMultiplier, ModelConfig};
+use super::vision::Features;
+use super::vision::features::tokens_of;
 use crate::nn::projection::project;
 use crate::nn::{Adapter, Layer, Noise, Norm, Pass, Projection};
 use crate::ops::attention::Cache;
@@ -33,6 +35,8 @@ pub struct Decoder {
     /// Number format of the activations: f32 or bf16.
     pub(super) compute: DType,
     pub(crate) embedding: FrozenWeight,
+    /// The features of the pictures that it has been shown.
+    pub(crate) features: Features,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Norm,
     pub(crate) head: Projection,
@@ -91,20 +95,32 @@ impl Decoder {
 
     /// `[tokens, hidden]`. The noise of training is added to the rows themselves, before a family's multiplier.
     pub(super) fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
-        let mut rows = self.embedding.rows(ids, &self.device);
+        let tokens = tokens_of(ids);
+        let mut rows = self.embedding.rows(&tokens, &self.device);
         if let Some(adapter) = pass.adapter {
-            rows = adapter.embed(self.embedding_site(), rows, ids, &self.embedding);
+            rows = adapter.embed(self.embedding_site(), rows, &tokens, &self.embedding);
         }
         let shape = rows.dims();
         if let Some(noise) = pass.noise.and_then(|noise| noise.of_embeddings(lengths, shape[1])) {
             let device = rows.device();
             rows = rows + Tensor::from_data(TensorData::new(noise, shape), &device);
         }
-        match self.embedding_multiplier() {
+        let rows = match self.embedding_multiplier() {
             Some(multiplier) => rows.mul_scalar(multiplier),
             None => rows,
-        }
-        .cast(self.compute)
+        };
+        self.features.placed(ids, rows, pass).cast(self.compute)
+    }
+
+    /// The features of the pictures that it has been shown; ids from [`FIRST_ID`](super::vision::features::FIRST_ID) on stand for
+    /// their rows.
+    pub fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// The same decoder with the features that another one shares.
+    pub fn with_features(self, features: &Features) -> Self {
+        Self { features: features.clone(), ..self }
     }
 
     /// The factor on the rows of the embedding.
@@ -327,16 +343,21 @@ impl Decoder {
             upstream = input.grad_remove(&mut tape);
             collect(&mut gradients, &mut tape, adapter);
         }
-        if let (true, Some(known)) = (adapter.changes(self.embedding_site()), upstream) {
+        if let (true, Some(known)) = (self.has_trained_embeddings(adapter), upstream) {
             let mut tape = backward_from(self.embed(&batch.ids, &batch.lengths, pass), known);
             collect(&mut gradients, &mut tape, adapter);
         }
         LossAndGradients { losses, gradients }
     }
 
+    /// Whether an adapter changes the embedding, or features that stand in the places of tokens.
+    fn has_trained_embeddings(&self, adapter: &Adapter) -> bool {
+        adapter.changes(self.embedding_site()) || self.features.are_changed_by(adapter)
+    }
+
     /// The first layer that gradients have to reach: 0 where the embedding is adapted, the number of layers if only the head is.
     fn lowest_adapted_layer(&self, adapter: &Adapter) -> usize {
-        if adapter.changes(self.embedding_site()) {
+        if self.has_trained_embeddings(adapter) {
             return 0;
         }
         let is_changed = |layer: &Layer| layer.modules().any(|module| adapter.changes(module));

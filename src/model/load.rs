@@ -10,6 +10,7 @@ use super::decoder::Decoder;
 use super::place::{Placing, only_on_the_processor};
 use super::rope::rope;
 use super::spec::{LinearSpec, NormSpec};
+use super::vision::{Features, features};
 use crate::error::{Error, Place, Result};
 use crate::nn::block::{Build, Qkv};
 use crate::nn::{Adapter, Layer, Norm, Observer, Pass, Projection};
@@ -19,7 +20,7 @@ use crate::ops::is_processor;
 pub use crate::quant::{Compute, Quant};
 
 /// The tensor format of the activations.
-fn dtype(compute: Compute) -> DType {
+pub(super) fn dtype(compute: Compute) -> DType {
     match compute {
         Compute::F32 => DType::F32,
         Compute::Bf16 => DType::BF16,
@@ -141,6 +142,13 @@ impl Decoder {
         passes: &[Pass<'_>],
     ) -> Result<(Self, Vec<Tensor<2>>)> {
         options.check()?;
+        if ids.iter().any(|id| features::is_feature(*id)) {
+            return Err(Error::input(
+                base.path().display(),
+                "is run a layer at a time, without the pictures of the examples",
+            )
+            .hint("give examples without pictures"));
+        }
         let mut advance = || {};
         let mut loader = Loader::new(base, options, &mut advance);
         let decoder = loader.ends()?;
@@ -215,7 +223,7 @@ impl<'a> Loader<'a> {
     fn ends(&mut self) -> Result<Decoder> {
         let config = self.base.config();
         let embedding = self.weight(&config.embedding_name())?;
-        let norm = Norm { number: config.modules().len() - 1, ..self.norm(config.final_norm())? };
+        let norm = Norm { number: config.decoder_modules().len() - 1, ..self.norm(config.final_norm())? };
         // The embedding is the last site.
         let site = config.sites().len() - 2;
         let head = match config.tied_head {
@@ -224,7 +232,8 @@ impl<'a> Loader<'a> {
         };
         (self.next_site, self.next_norm) = (0, config.sites().len());
         let (config, device) = (config.clone(), self.options.device.clone());
-        Ok(Decoder { config, device, compute: dtype(self.options.compute), embedding, layers: Vec::new(), norm, head })
+        let (compute, layers, features) = (dtype(self.options.compute), Vec::new(), Features::default());
+        Ok(Decoder { config, device, compute, embedding, features, layers, norm, head })
     }
 
     /// The next layer, which has this number.

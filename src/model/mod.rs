@@ -14,6 +14,7 @@ pub mod rope;
 pub mod sites;
 pub mod spec;
 mod tensors;
+pub mod vision;
 
 pub use base::{BaseFiles, StoredWeight};
 pub use batch::Batch;

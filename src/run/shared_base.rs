@@ -32,9 +32,11 @@ impl SharedBase {
         Ok(decoder)
     }
 
-    /// All that decides the weights as they are in memory.
+    /// All that decides the weights as they are in memory, and the features of pictures beside them.
     pub(super) fn identity(prepared: &Prepared) -> String {
-        let Prepared { plan, base, base_sha256, .. } = prepared;
-        format!("{base_sha256} {} {} {:?}", plan.base.compute, plan.base.quant, base.files.config())
+        let Prepared { plan, base, base_sha256, start, .. } = prepared;
+        let pictures = base.encoder.pictures().map(|pictures| pictures.met_from(0));
+        let (config, trains_vision) = (base.files.config(), base.trains_vision(start));
+        format!("{base_sha256} {} {} {config:?} {pictures:?} {trains_vision}", plan.base.compute, plan.base.quant)
     }
 }
