@@ -67,11 +67,15 @@ impl Encoder {
     /// # Errors
     /// Input: a token without one.
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        let is_beyond = |id: &&u32| **id as usize >= self.vocabulary && !features::is_feature(**id);
-        let Some(id) = ids.iter().find(is_beyond) else { return Ok(()) };
+        let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) else { return Ok(()) };
         let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
         let message = format!("token {id} {token:?} lies beyond the {} rows of the model's embedding", self.vocabulary);
         Err(Error::input(self.tokenizer.place(), message).hint("is this the tokenizer that the model was saved with?"))
+    }
+
+    /// [`check_ids`](Self::check_ids) of ids among which rows of pictures may stand.
+    fn check_tokens(&self, ids: &[u32]) -> Result<()> {
+        ids.split(|id| features::is_feature(*id)).try_for_each(|tokens| self.check_ids(tokens))
     }
 
     /// An encoder with the chat template that the tokenizer brings. `place` names the model in messages.
@@ -171,7 +175,7 @@ impl Encoder {
                 Encoded { judged: Judged::Labelled(*is_desirable), ..encoded }
             }
         };
-        self.check_ids(&encoded.ids)?;
+        self.check_tokens(&encoded.ids)?;
         Ok((encoded, remarks))
     }
 
@@ -228,7 +232,7 @@ impl Encoder {
         let expanded = Expanded::of(self.pictures.as_ref(), text, messages, &mut [])?;
         let mut ids = self.ids_of_rendered(&expanded.text, &hidden.stand_ins, false)?;
         expanded.place(&mut ids)?;
-        self.check_ids(&ids)?;
+        self.check_tokens(&ids)?;
         Ok(ids)
     }
 

@@ -309,7 +309,7 @@ mod tests {
             columns: vec![("messages", entry("field_messages", Value::Text("turns".into())))],
         };
         draft.add_source(source("a.jsonl"));
-        draft.add_source(source("b\n.jsonl"));
+        draft.add_source(source("b\".jsonl"));
         let text = draft.finish("#").text;
         let plan = Recipe::parse(&text, "", &[]).and_then(|recipe| recipe.settings()).expect("a recipe");
         assert_eq!(plan.data.sources.len(), 2, "{text}");

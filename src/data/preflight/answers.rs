@@ -114,7 +114,11 @@ fn is_cut_off(text: &str, survey: &Survey) -> bool {
     if text.chars().take(MIN_CUT_CHARACTERS).count() < MIN_CUT_CHARACTERS {
         return false;
     }
-    if text.ends_with([',', ';', '(', '[', '{', '，', '、', '；', '（', '【']) {
+    if text.ends_with([',', '(', '[', '{', '，', '、', '（', '【']) {
+        return true;
+    }
+    // Statements of SQL and of programs end so, where they are the usual answers.
+    if survey.sentences_are_usual && text.ends_with([';', '；']) {
         return true;
     }
     let last = text.rsplit(|symbol: char| !symbol.is_alphabetic()).next().unwrap_or_default();
@@ -282,6 +286,8 @@ mod tests {
         assert!(cut("{\"name\": \"Mira\", \"tags\": [\"a\"") && !cut("{\"name\": \"Mi]ra\"}"));
         assert!(!cut("The door opens at ten and closes at four, every day but Monday."));
         assert!(!cut("\"What is written without effort is read without pleasure.\" - Samuel Johnson"));
+        let statement = "SELECT name, city FROM customers WHERE total > 1000 ORDER BY total;";
+        assert!(cut(statement) && !is_cut_off(statement, &Survey::default()));
         assert!(!cut("Paris") && !cut("- an apple\n- a pear and a very long name of a fruit\n- a plum"));
         let survey = Survey::default();
         assert!(["TODO", "N/A", "...", "Lorem ipsum dolor sit amet"].iter().all(|text| is_placeholder(text, &survey)));
