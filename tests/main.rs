@@ -56,6 +56,7 @@ mod runs;
 mod scores;
 #[cfg(feature = "serve")]
 mod serve;
+mod streaming;
 mod tables;
 mod templates;
 mod tidy;

@@ -6,12 +6,14 @@ pub mod config;
 pub mod decoder;
 pub mod families;
 pub mod folder;
+pub mod gradients;
 pub mod load;
 mod place;
 pub mod quantize;
 pub mod rope;
 pub mod sites;
 pub mod spec;
+mod stages;
 mod tensors;
 
 pub use base::{BaseFiles, StoredWeight};

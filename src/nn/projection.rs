@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::adapter::{Adapter, Delta};
 use crate::ops::frozen::FrozenWeight;
-use crate::ops::linear::{Dropout, LowRankPair, Projected, linear, uniform};
+use crate::ops::linear::{Again, Dropout, LowRankPair, Projected, linear, linear_again, uniform};
 
 /// The noise of a batch in training, label smoothing included. It belongs to the tokens of an example in a step, however the step is
 /// cut into batches and wherever the example lies in it.
@@ -128,8 +128,15 @@ impl Projection {
     }
 }
 
-/// Projects `x` by several projections that share it; their outputs lie side by side.
-pub fn project(x: Tensor<2>, group: &[&Projection], residual: Option<Tensor<2>>, pass: &Pass<'_>) -> Tensor<2> {
+/// Projects `x` by several projections that share it; their outputs lie side by side. With `again`, which makes `x` from what is kept
+/// anyway, `x` itself need not be kept.
+pub fn project(
+    x: Tensor<2>,
+    again: Option<Again>,
+    group: &[&Projection],
+    residual: Option<Tensor<2>>,
+    pass: &Pass<'_>,
+) -> Tensor<2> {
     if let Some(observer) = pass.observer {
         observer.inputs(&x, &group.iter().map(|projection| projection.site).collect::<Vec<_>>());
     }
@@ -137,7 +144,7 @@ pub fn project(x: Tensor<2>, group: &[&Projection], residual: Option<Tensor<2>>,
     let y = match group.iter().any(|projection| trained(projection).is_some()) {
         false => {
             let group: Vec<_> = group.iter().map(|projection| projection.in_pass(pass)).collect();
-            linear(x, &group, residual)
+            linear_again(x, again, &group, residual)
         }
         true => {
             let outputs = group.iter().map(|projection| match trained(projection) {

@@ -7,8 +7,7 @@ use super::base::OpenBase;
 use super::classes;
 use super::exact_match;
 use super::held_out::HeldOut;
-use super::memory_fit::{Demand, fit_memory};
-use super::memory_plan::{MemoryPlan, moments};
+use super::memory::{Demand, MemoryPlan, Planner, described, fit_memory, moments};
 use super::notices::notices;
 use super::preferences;
 use super::watch::{Stage, Watch};
@@ -20,11 +19,12 @@ use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
 use crate::files::hex;
 use crate::generate::run::check_prompt;
+use crate::model::Decoder;
 use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
 use crate::pull;
 use crate::recipe::{Plan, Recipe};
-use crate::train::{Batching, Layout, Part, preference};
+use crate::train::{Batching, Layout, preference};
 
 /// All that a run needs, short of the weights.
 pub struct Prepared {
@@ -128,9 +128,9 @@ fn prepare_plan(
     let longest = exact_match::max_tokens(&base.encoder, &held_out.scored);
     let sample = (&answered[..], plan.sample.max_tokens.max(longest));
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
-    let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
+    let (layout, memory) = fit_memory(&demand, max_memory, &Planner::new(&base.files, &load, &start))?;
     let of_data = plan.data.passed_over().into_iter().chain(mixed);
-    let mut adjustments: Vec<String> = of_data.chain(described(layout, &plan)).collect();
+    let mut adjustments: Vec<String> = of_data.chain(described(layout, &memory, &plan.train, &base.files)?).collect();
     let batching = Batching::of(&plan.train, &plan.data);
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
     adjustments.extend(shorten_warmup(&mut plan, total_steps));
@@ -181,6 +181,19 @@ fn prepare_plan(
 }
 
 impl Prepared {
+    /// Loads the weights as the run holds them; calls `progress(done, total)` after each tensor.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::load_streamed`].
+    pub fn load(&self, progress: impl FnMut(usize, usize)) -> Result<Decoder> {
+        let Self { plan, device, base, layout, .. } = self;
+        let options = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
+        match layout.parts_a_pass {
+            None => Decoder::load(&base.files, &options, progress),
+            Some(_) => Decoder::load_streamed(&base.files, &options, progress),
+        }
+    }
+
     /// The changes of the training sequences, if the recipe asks for any.
     pub fn augmenter(&self) -> Option<Augmenter<'_>> {
         let Self { plan, base, changing, .. } = self;
@@ -308,19 +321,6 @@ fn mixed_shapes(rows: &[Row]) -> Option<String> {
         let others = counted(others, "example");
         format!("train: {others} {are} not read as `{first}`, as the first is, whose form the prompts of samples get")
     })
-}
-
-/// The layout in words, where it is not the recipe's own.
-fn described(layout: Layout, plan: &Plan) -> Option<String> {
-    let part = match layout.part {
-        Part::MicroBatch if layout.recompute == plan.train.recompute => return None,
-        Part::MicroBatch => "micro-batches go through the model whole".to_owned(),
-        Part::Sequences(count) => {
-            format!("micro-batches go through the model {} at a time", counted(count, "sequence"))
-        }
-        Part::Tokens(tokens) => format!("micro-batches go through the model {} at a time", counted(tokens, "token")),
-    };
-    Some(format!("to fit --max-memory: {part}, recompute {}; the steps stay as they are", layout.recompute))
 }
 
 /// Shortens a warm-up that is longer than the run, so that the rate reaches its peak at the last step; says so.

@@ -106,10 +106,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     let state = State::broadcast(state, &prepared.start, *ranks)?;
 
     watch.stage(Stage::LoadWeights);
-    let decoder = prepared
-        .base
-        .load(&prepared.device, plan.base.compute, plan.base.quant, |done, total| watch.loading(done, total))
-        .map_err(located)?;
+    let decoder = prepared.load(|done, total| watch.loading(done, total)).map_err(located)?;
     if !ranks.is_first() {
         return follow(&prepared, choice, &decoder, state.as_ref(), *ranks);
     }

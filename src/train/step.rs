@@ -2,13 +2,14 @@
 
 use burn::optim::GradientsParams;
 
+use super::batching::Layout;
 use super::objective::{Facts, Objective, Rewards, StepSize, by_sequence, weigh};
 use super::optimiser::Optimiser;
 use super::parallel::fixed::{PartFigures, Scale, StepSum, Verdict};
 use super::parallel::{Alone, Ranks};
 use super::settings::TrainSettings;
 use crate::interrupt;
-use crate::model::decoder::Recompute;
+use crate::model::gradients::{Receiver, RecomputedLayers};
 use crate::model::{Batch, Decoder};
 use crate::nn::{Adapter, Noise, token_numbers};
 
@@ -23,7 +24,9 @@ pub struct AdapterTrainer {
     /// The noise of every step, but for its seed and the numbers of its tokens.
     noise: Noise,
     objective: Box<dyn Objective>,
-    recompute: Recompute,
+    recomputed: RecomputedLayers,
+    /// Micro-batches that go through each layer together.
+    parts_a_pass: usize,
 }
 
 /// The outcome of a step.
@@ -85,7 +88,7 @@ impl AdapterTrainer {
         adapter: Adapter,
         objective: Box<dyn Objective>,
         settings: &TrainSettings,
-        recompute: Recompute,
+        recompute: impl Into<RecomputedLayers>,
     ) -> Self {
         let optimiser = Optimiser::new(settings);
         Self {
@@ -98,8 +101,15 @@ impl AdapterTrainer {
                 ..Noise::default()
             },
             objective,
-            recompute,
+            recomputed: recompute.into(),
+            parts_a_pass: 1,
         }
+    }
+
+    /// The same, with up to so many micro-batches going through each layer one after another before the next layer: a streamed decoder
+    /// reads its layers once for all of them.
+    pub fn with_parts_a_pass(self, parts_a_pass: usize) -> Self {
+        Self { parts_a_pass, ..self }
     }
 
     /// One update from the objective over all `micro_batches`. `seed` decides the noise, which belongs to the tokens of a sequence: it
@@ -177,22 +187,21 @@ impl AdapterTrainer {
         let by_place: Vec<u64> = (0..size.sequences as u64).collect();
         let numbers = if known.sequences.is_empty() { &by_place } else { &known.sequences };
         let mut first_sequence = 0;
+        let mut mine = Vec::new();
         for (index, batch) in micro_batches.iter().enumerate() {
             if batch.trained_tokens() > 0 && ranks.is_mine(index) {
                 let facts = known.facts.get(index).map_or(&[][..], Vec::as_slice);
-                let tokens = token_numbers(&numbers[first_sequence..], &batch.lengths);
-                let noise = Noise { seed, tokens, ..self.noise.clone() };
-                let result = decoder.loss_and_gradients(batch, &self.adapter, noise, self.recompute, &mut |losses| {
-                    let sums = by_sequence(batch, losses, facts);
-                    let bad = (0..sums.len()).filter(|index| !sums[*index].sum.is_finite());
-                    bad.for_each(|index| sum.set_not_finite(first_sequence + index));
-                    let (share, weights) = weigh(&*self.objective, &sums, size);
-                    sum.set_figures(index, &PartFigures { value: share.value, rewards: share.rewards });
-                    weights
-                });
-                sum.add(&self.adapter, result.gradients);
+                mine.push(OwnPart { index, first_sequence, batch, facts });
             }
             first_sequence += batch.lengths.len();
+        }
+        for parts in mine.chunks(self.parts_a_pass.max(1)) {
+            let inputs = parts.iter().map(|part| {
+                let tokens = token_numbers(&numbers[part.first_sequence..], &part.batch.lengths);
+                (part.batch, Noise { seed, tokens, ..self.noise.clone() })
+            });
+            let mut receiver = StepReceiver { trainer: self, size, parts, sum: &mut sum };
+            decoder.accumulate(inputs.collect(), &self.adapter, self.recomputed, &mut receiver);
         }
         sum
     }
@@ -209,5 +218,47 @@ impl AdapterTrainer {
             }
         }
         gradients
+    }
+}
+
+impl Layout {
+    /// A trainer of `adapter` that goes through the model so.
+    pub fn trainer(&self, adapter: Adapter, settings: &TrainSettings) -> AdapterTrainer {
+        AdapterTrainer::new(adapter, settings.objective(), settings, RecomputedLayers(self.recomputed_layers))
+            .with_parts_a_pass(self.parts_a_pass.unwrap_or(1))
+    }
+}
+
+/// A part of a step that this rank computes.
+struct OwnPart<'a> {
+    /// Its number among the micro-batches of the step.
+    index: usize,
+    /// The number of its first sequence in the step.
+    first_sequence: usize,
+    batch: &'a Batch,
+    facts: &'a [Facts],
+}
+
+/// Adds what the decoder gives of some parts to the sum of the step.
+struct StepReceiver<'a> {
+    trainer: &'a AdapterTrainer,
+    size: &'a StepSize,
+    parts: &'a [OwnPart<'a>],
+    sum: &'a mut StepSum,
+}
+
+impl Receiver for StepReceiver<'_> {
+    fn weigh(&mut self, part: usize, losses: &[f32]) -> Vec<f32> {
+        let OwnPart { index, first_sequence, batch, facts } = self.parts[part];
+        let sums = by_sequence(batch, losses, facts);
+        let bad = (0..sums.len()).filter(|index| !sums[*index].sum.is_finite());
+        bad.for_each(|index| self.sum.set_not_finite(first_sequence + index));
+        let (share, weights) = weigh(&*self.trainer.objective, &sums, self.size);
+        self.sum.set_figures(index, &PartFigures { value: share.value, rewards: share.rewards });
+        weights
+    }
+
+    fn take(&mut self, _: usize, gradients: GradientsParams) {
+        self.sum.add(&self.trainer.adapter, gradients);
     }
 }

@@ -68,8 +68,11 @@ pub(super) struct HostPiece<'a> {
 }
 
 impl HostModel {
-    /// The model of a decoder on the processor; `None` where it lies elsewhere.
+    /// The model of a decoder whose weights stay in memory on the processor; `None` where they do not.
     pub(super) fn new(decoder: &Decoder, precision: Precision) -> Option<Self> {
+        if decoder.is_streamed() {
+            return None;
+        }
         let config = decoder.config();
         let layers = decoder.layers.iter().map(|layer| HostLayer::new(layer, precision));
         Some(Self {
