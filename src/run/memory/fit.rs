@@ -80,7 +80,7 @@ impl<'a> Demand<'a> {
         let parts_of_micro_batch = match layout.part {
             Part::MicroBatch => 1,
             Part::Sequences(count) => self.train.micro_batch_seqs.div_ceil(count.max(1)),
-            Part::Tokens(tokens) => (self.train.micro_batch_seqs * self.data.max_seq_tokens).div_ceil(tokens.max(1)),
+            Part::Tokens(tokens) => self.train.micro_batch_seqs.saturating_mul(self.data.max_seq_tokens).div_ceil(tokens.max(1)),
         };
         Workload {
             tokens,

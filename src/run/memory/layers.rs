@@ -4,7 +4,7 @@
 use super::plan::Workload;
 use crate::adapter::host::HostAdapter;
 use crate::model::ModelConfig;
-use crate::model::spec::{BlockSpec, LinearSpec};
+use crate::model::spec::{BlockSpec, LinearSpec, NormSpec};
 use crate::nn::block::Residual;
 use crate::ops::cross_entropy::targets_per_chunk;
 use crate::quant::Compute;
@@ -99,7 +99,7 @@ impl<'a> Layers<'a> {
         if block.attention.qk_norm.is_some() {
             values += q_width + 2 * kv_width;
         }
-        let made_again = |norm: &Option<crate::model::spec::NormSpec>| {
+        let made_again = |norm: &Option<NormSpec>| {
             norm.as_ref().is_some_and(|norm| !self.is_whole(&norm.module))
         };
         let made_again = [made_again(&block.before_attention), false, made_again(&block.before_mlp), true];
