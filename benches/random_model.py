@@ -1,6 +1,6 @@
 """Writes a model of a known shape with random weights, shard by shard: for measuring memory and speed, not for use.
 
-    python benches/random_model.py --shape llama-3.1-8b --tokenizer FOLDER --out DIR
+    python benches/random_model.py --shape llama-3.1-8b --tokenizer FOLDER --out DIR [--positions 32768]
 
 FOLDER holds the tokenizer.json (and tokenizer_config.json) that is copied along; its vocabulary may be smaller than the
 model's. Weights are bf16, normal with a standard deviation of 0.02. Needs numpy only; 8B takes 16 GB of disk.
@@ -76,8 +76,10 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--positions", type=int, help="the longest sequence, if not that of the real model")
     options = parser.parse_args()
-    shape = SHAPES[options.shape]
+    shape = dict(SHAPES[options.shape])
+    shape["max_position_embeddings"] = options.positions or shape["max_position_embeddings"]
     options.out.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (options.tokenizer / name).exists():
