@@ -89,7 +89,10 @@ fn recomputed_and_streamed_layers_change_no_bit() {
             }
             let all = RecomputedLayers(usize::MAX);
             assert!(outcomes(&resident, &adapter, &batches, all) == expected, "{place}: parts together");
-            assert!(outcomes(&streamed, &adapter, &batches, RecomputedLayers(0)) == expected, "{place}: streamed together");
+            assert!(
+                outcomes(&streamed, &adapter, &batches, RecomputedLayers(0)) == expected,
+                "{place}: streamed together"
+            );
             assert!(one_by_one(&streamed, Recompute::None.into()) == expected, "{place}: streamed one by one");
             let logits = |decoder: &Decoder| -> Vec<f32> {
                 let frozen = host.attach(decoder.config(), &device).expect("fits");
@@ -144,7 +147,8 @@ fn a_limit_below_the_size_of_the_base_trains_the_same_adapter() {
         let read = streamed["memory"]["read_a_step"].as_u64().expect("bytes");
         let base = BaseFiles::open(&folder.path().join("packed")).expect("a base");
         let packed = |name: &&str| base.is_projection(name);
-        let size = |name: &str| base.stored_bytes(name) + if scheme == "int8" { 0 } else { base.stored_scale_bytes(name) };
+        let size =
+            |name: &str| base.stored_bytes(name) + if scheme == "int8" { 0 } else { base.stored_scale_bytes(name) };
         let layers: usize = base.tensor_names().filter(packed).map(size).sum();
         let once = 2 * layers + base.stored_bytes("model.embed_tokens.weight");
         assert!(read >= once as u64 && read.is_multiple_of(once as u64), "{scheme}: {read}, {once} for one pass");

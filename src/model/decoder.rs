@@ -150,7 +150,7 @@ impl Decoder {
         if let Some(score) = score_head(pass) {
             return trained_predictions(self.norm.forward(x, pass), score, targets, None);
         }
-        let _in_use = self.stage(self.head_stage(), None);
+        let _in_use = self.stage(self.head_stage(), Some(0));
         let (x, softcap) = (self.normed(x, pass), self.logit_softcap());
         match self.trained_head(pass) {
             Some(weight) => trained_predictions(x, weight, targets, softcap),
@@ -164,7 +164,7 @@ impl Decoder {
 
     /// Logits of hidden states before the final norm, `[tokens, vocabulary]`.
     pub(super) fn head_logits(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let _in_use = self.stage(self.head_stage(), None);
+        let _in_use = self.stage(self.head_stage(), Some(0));
         capped(project(self.normed(x, pass), None, &[&self.head], None, pass), self.logit_softcap())
     }
 

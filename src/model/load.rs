@@ -80,7 +80,8 @@ impl Decoder {
     /// Those of [`Self::load`]; the system starts no thread.
     pub fn load_streamed(base: &BaseFiles, options: &LoadOptions, progress: impl FnMut(usize, usize)) -> Result<Self> {
         let started = Fetcher::start();
-        let fetcher = started.map_err(|error| Error::failed(base.path().display(), format!("no thread to read it: {error}")))?;
+        let fetcher =
+            started.map_err(|error| Error::failed(base.path().display(), format!("no thread to read it: {error}")))?;
         let mut decoder = Self::load_with(base, options, true, progress)?;
         decoder.fetcher = Some(fetcher);
         Ok(decoder)

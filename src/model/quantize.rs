@@ -157,8 +157,7 @@ impl Packer<'_> {
         let config = self.base.config();
         let entries = self.parts(name)?.iter().map(|Part { header, bytes }| {
             let is_large = header.name == name || bytes.len() >= LARGE_PART_BYTES;
-            let origin =
-                if is_large { Origin::PartOf(name.to_owned()) } else { Origin::Known(bytes.to_vec().into()) };
+            let origin = if is_large { Origin::PartOf(name.to_owned()) } else { Origin::Known(bytes.to_vec().into()) };
             Entry { header: TensorHeader { name: config.name_alone(&header.name), ..header.clone() }, origin }
         });
         Ok(entries.collect())

@@ -211,7 +211,8 @@ impl BaseFiles {
     pub fn stored_scale_bytes(&self, hf_name: &str) -> usize {
         let Source::Folder(shards) = &self.source else { return 0 };
         let file = shards.file_of(hf_name);
-        file.and_then(|file| file.tensor(&bitsandbytes::scales_name(file, hf_name)?).ok()).map_or(0, |scales| scales.bytes.len())
+        file.and_then(|file| file.tensor(&bitsandbytes::scales_name(file, hf_name)?).ok())
+            .map_or(0, |scales| scales.bytes.len())
     }
 
     /// Whether [`Self::weight`] hands out the bytes of the mapped file themselves, which the kernels read there.

@@ -15,12 +15,7 @@ use crate::ops::cpu::shared::SharedMut;
 const COLUMNS: usize = 64;
 
 /// See [`linear`](super::linear()).
-pub fn linear(
-    x: Tensor<2>,
-    again: Option<Again>,
-    group: &[Projected<'_>],
-    residual: Option<Tensor<2>>,
-) -> Tensor<2> {
+pub fn linear(x: Tensor<2>, again: Option<Again>, group: &[Projected<'_>], residual: Option<Tensor<2>>) -> Tensor<2> {
     let products: Vec<_> =
         group.iter().map(|projected| Projected { bias: None, column_scale: None, ..projected.clone() }).collect();
     // The tape begins at the scales where it has not begun at `x`.

@@ -45,12 +45,7 @@ struct Saved {
 }
 
 /// See [`linear`](super::linear()).
-pub fn linear(
-    x: Tensor<2>,
-    again: Option<Again>,
-    group: &[Projected<'_>],
-    residual: Option<Tensor<2>>,
-) -> Tensor<2> {
+pub fn linear(x: Tensor<2>, again: Option<Again>, group: &[Projected<'_>], residual: Option<Tensor<2>>) -> Tensor<2> {
     let members = group.iter().map(|projected| Member {
         weight: projected.weight.matrix().expect("the caller checked").clone(),
         bias: projected.bias.map(<[f32]>::to_vec),

@@ -80,7 +80,9 @@ impl<'a> Demand<'a> {
         let parts_of_micro_batch = match layout.part {
             Part::MicroBatch => 1,
             Part::Sequences(count) => self.train.micro_batch_seqs.div_ceil(count.max(1)),
-            Part::Tokens(tokens) => self.train.micro_batch_seqs.saturating_mul(self.data.max_seq_tokens).div_ceil(tokens.max(1)),
+            Part::Tokens(tokens) => {
+                self.train.micro_batch_seqs.saturating_mul(self.data.max_seq_tokens).div_ceil(tokens.max(1))
+            }
         };
         Workload {
             tokens,
@@ -118,7 +120,8 @@ impl<'a> Demand<'a> {
         };
         let resident = |part, recomputed_layers| Layout { part, recomputed_layers, parts_a_pass: None };
         let kept = kept.into_iter().map(move |part| resident(part, 0));
-        let recomputed = parts.clone().into_iter().flat_map(move |part| again.clone().map(move |count| resident(part, count)));
+        let recomputed =
+            parts.clone().into_iter().flat_map(move |part| again.clone().map(move |count| resident(part, count)));
         let streamed = parts.into_iter().filter(move |_| can_stream).flat_map(move |part| {
             let all = self.workload(resident(part, layers)).parts.max(1);
             let halves = std::iter::successors(Some(all), |count| (*count > 1).then(|| count.div_ceil(2)));
@@ -132,11 +135,7 @@ impl<'a> Demand<'a> {
 ///
 /// # Errors
 /// Input: none fits.
-pub fn fit_memory(
-    demand: &Demand<'_>,
-    limit: Option<Size>,
-    planner: &Planner<'_>,
-) -> Result<(Layout, MemoryPlan)> {
+pub fn fit_memory(demand: &Demand<'_>, limit: Option<Size>, planner: &Planner<'_>) -> Result<(Layout, MemoryPlan)> {
     let mut least: Option<MemoryPlan> = None;
     for layout in demand.layouts(planner.layers(), planner.can_stream()) {
         let plan = planner.plan(&demand.workload(layout));

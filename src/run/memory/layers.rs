@@ -99,9 +99,7 @@ impl<'a> Layers<'a> {
         if block.attention.qk_norm.is_some() {
             values += q_width + 2 * kv_width;
         }
-        let made_again = |norm: &Option<NormSpec>| {
-            norm.as_ref().is_some_and(|norm| !self.is_whole(&norm.module))
-        };
+        let made_again = |norm: &Option<NormSpec>| norm.as_ref().is_some_and(|norm| !self.is_whole(&norm.module));
         let made_again = [made_again(&block.before_attention), false, made_again(&block.before_mlp), true];
         let mut ranks = 0;
         for (group, made_again) in self.groups(&block).into_iter().zip(made_again) {
