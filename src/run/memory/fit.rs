@@ -147,22 +147,22 @@ pub fn fit_memory(demand: &Demand<'_>, limit: Option<Size>, planner: &Planner<'_
         }
     }
     match (limit, least) {
-        (Some(limit), Some(least)) => Err(does_not_fit(limit, &least, planner.can_stream())),
+        (Some(limit), Some(least)) => Err(does_not_fit(limit, &least)),
         _ => unreachable!("without a limit the first layout fits"),
     }
 }
 
 /// The error where nothing fits.
-fn does_not_fit(limit: Size, least: &MemoryPlan, can_stream: bool) -> Error {
+fn does_not_fit(limit: Size, least: &MemoryPlan) -> Error {
     /// Below this, a number was typed without its unit.
     const LEAST_MEANT: u64 = 1 << 20;
     let message = format!("{limit} is not enough: {} at least ({least})", Size(least.total()));
     let error = Error::input(Place::argument("--max-memory"), message);
     match limit.0 {
         bytes if bytes < LEAST_MEANT => error.hint(format!("without a unit, it is bytes: `{bytes}MiB`, `{bytes}GiB`?")),
-        _ if can_stream => error.hint("a lower `data.max_seq_tokens` makes activations smaller"),
         _ => error.hint(
-            "a lower `data.max_seq_tokens` makes activations smaller; a base that `burnish quantize` wrote need not fit into memory",
+            "`base.quant = \"nf4\"` makes weights smaller, a lower `data.max_seq_tokens` activations; the layers of a base that \
+             `burnish quantize` wrote need not be in memory",
         ),
     }
 }

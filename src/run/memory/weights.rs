@@ -52,25 +52,25 @@ impl WeightBytes {
         self.layers.iter().any(|bytes| *bytes > 0)
     }
 
-    /// What is in memory throughout, where all layers stay there.
+    /// Bytes in memory throughout, where all layers stay there.
     pub fn resident(&self) -> u64 {
         self.owned + self.layers.iter().sum::<u64>() + self.head
     }
 
-    /// What is in memory at most, where layers are read as they are needed: beside the rest a layer or the head, and the layer that is
+    /// Bytes in memory at most, where layers are read as they are needed: beside the rest a layer or the head, and the layer that is
     /// being read.
     pub fn streamed(&self) -> u64 {
         let layer = self.layers.iter().copied().max().unwrap_or(0);
         self.owned + layer + layer.max(self.head)
     }
 
-    /// What is read from the disk in a step that goes through the layers so many times, where gradients reach down to layer `lowest`.
+    /// Bytes read from the disk in a step that goes through the layers so many times, where gradients reach down to layer `lowest`.
     pub fn read_a_step(&self, lowest: usize, passes: u64) -> u64 {
         let (below, above) = self.layers.split_at(lowest.min(self.layers.len()));
         passes * (below.iter().sum::<u64>() + 2 * above.iter().sum::<u64>() + self.head)
     }
 
-    /// What the rows of `tokens` tokens of the embedding take.
+    /// Bytes that the rows of `tokens` tokens of the embedding take.
     pub fn embedded(&self, tokens: u64) -> u64 {
         self.embedding.min(tokens * AROUND_AN_ACCESS)
     }
