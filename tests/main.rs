@@ -57,6 +57,7 @@ mod scores;
 #[cfg(feature = "serve")]
 mod serve;
 mod streaming;
+mod sweep;
 mod tables;
 mod templates;
 mod tidy;

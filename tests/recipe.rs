@@ -405,7 +405,10 @@ fn reference() -> String {
         "data.augment={}",
         "data.rehearsal={path='g.jsonl'}",
     ];
-    let defaults = serde_json::to_value(with(&validated).expect("valid")).expect("serialisable");
+    let mut defaults = serde_json::to_value(with(&validated).expect("valid")).expect("serialisable");
+    let swept = ["sweep.values.train.seed=[0, 1]".to_owned()];
+    let swept = Recipe::parse(SMALLEST, "recipe.toml", &swept).and_then(|recipe| recipe.sweep()).expect("valid");
+    defaults["sweep"] = serde_json::to_value(swept).expect("serialisable");
     let mut text = String::new();
     let mut open_section = "";
     let settings = burnish::recipe::settings();

@@ -3,6 +3,7 @@
 //! The result goes to stdout, and nothing else does; everything else goes to stderr. Exit codes: 0 done, 1 failed,
 //! 2 used wrongly (arguments, recipe, bad input), 128 + its number where a signal ended the work (130 SIGINT, 143 SIGTERM).
 
+mod advise;
 mod chat;
 mod check;
 mod combine;
@@ -27,6 +28,7 @@ mod report;
 #[cfg(feature = "serve")]
 mod serve;
 mod shell;
+mod sweep;
 mod terminal;
 mod train;
 #[cfg(feature = "serve")]
@@ -80,6 +82,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::Arguments),
+    Advise(advise::Arguments),
     Init(init::Arguments),
     Check(check::Arguments),
     Explain(explain::Arguments),
@@ -87,6 +90,7 @@ enum Command {
     #[command(after_help = "The adapter with the lowest validation loss stands in the run folder, in PEFT's format. \
                             docs/recipe.md explains every setting.")]
     Train(train::TrainArguments),
+    Sweep(sweep::Arguments),
     Eval(eval::Arguments),
     Predict(predict::Arguments),
     Merge(merge::Arguments),
@@ -197,12 +201,14 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Completions(arguments) => shell::completions(arguments, terminal),
         Command::Man(arguments) => shell::man(arguments, terminal),
         Command::Schema(_) => shell::schema(terminal),
+        Command::Advise(arguments) => advise::run(arguments, &cli.global, terminal),
         Command::Init(arguments) => init::run(arguments, &cli.global, terminal),
         Command::Recipes(arguments) => recipes::run(arguments, terminal),
         Command::Explain(arguments) => explain::run(arguments, terminal),
         Command::Data(arguments) => data::run(arguments, terminal),
         Command::Pull(arguments) => pull::run(arguments, terminal),
         Command::Train(arguments) => train::run(arguments, &cli.global, terminal),
+        Command::Sweep(arguments) => sweep::run(arguments, &cli.global, terminal),
         Command::Eval(arguments) => eval::run(arguments, &cli.global, terminal),
         Command::Predict(arguments) => predict::run(arguments, &cli.global, terminal),
         Command::Combine(arguments) => combine::run(arguments, terminal),

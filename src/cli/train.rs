@@ -80,7 +80,13 @@ impl Arguments {
 
     /// The recipe, with what the command line sets in it.
     pub(super) fn recipe(&self) -> Result<Recipe> {
-        Recipe::load(&self.recipe, &self.overrides())
+        self.recipe_with(None)
+    }
+
+    /// The same with a further setting, of an option of one command.
+    pub(super) fn recipe_with(&self, more: Option<String>) -> Result<Recipe> {
+        let overrides: Vec<String> = self.overrides().into_iter().chain(more).collect();
+        Recipe::load(&self.recipe, &overrides)
     }
 }
 
@@ -96,6 +102,7 @@ pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Termin
         start,
         log_to: log_to.as_deref(),
         ranks: &*ranks,
+        ..RunOptions::default()
     };
     let report = match ranks.is_first() {
         true => {

@@ -12,12 +12,14 @@
 mod aliases;
 mod plan;
 pub mod shipped;
+pub mod sweep;
 
 use std::fs;
 use std::path::Path;
 
 pub use crate::settings::Setting;
 pub use plan::{Base, Output, Plan, SampleSettings};
+pub use sweep::{SweepObjective, SweepSettings};
 
 use crate::adapter::spec::{Modules, Targets};
 use crate::data::{Format, Paths};
@@ -29,6 +31,8 @@ use crate::train::{EvalOn, ObjectiveKind};
 
 /// The largest recipe that is read, in bytes.
 const MAX_RECIPE_BYTES: u64 = 256 << 10;
+/// The section that says what `burnish sweep` searches.
+const SWEEP: &str = "sweep";
 
 /// A recipe as it was typed.
 #[derive(Debug, Clone)]
@@ -40,6 +44,8 @@ pub struct Recipe {
     /// The `--set key=value` laid over it, in order.
     pub overrides: Vec<String>,
     root: Node,
+    /// The section `[sweep]` and its place; it is no part of what a run is.
+    sweep: Option<(Place, Node)>,
 }
 
 impl Recipe {
@@ -80,9 +86,13 @@ impl Recipe {
         let mut root = tree::parse(text, name)?;
         let errors = overrides.iter().filter_map(|setting| tree::set(&mut root, setting).err());
         let errors = errors.collect();
+        let sweep = match &mut root.value {
+            Value::Table(sections) => sections.remove(SWEEP),
+            _ => None,
+        };
         Error::none_of(
             errors,
-            Self { name: name.to_owned(), text: text.to_owned(), overrides: overrides.to_vec(), root },
+            Self { name: name.to_owned(), text: text.to_owned(), overrides: overrides.to_vec(), root, sweep },
         )
     }
 
@@ -93,6 +103,7 @@ impl Recipe {
     pub fn settings(&self) -> Result<Plan> {
         let mut reader = self.reader();
         let plan = self.read(&mut reader);
+        self.read_sweep(&mut reader);
         reader.finish(plan)
     }
 
@@ -104,6 +115,7 @@ impl Recipe {
     pub fn plan(&self) -> Result<Plan> {
         let mut reader = self.reader();
         let plan = self.read(&mut reader);
+        self.read_sweep(&mut reader);
         if let Some(plan) = &plan {
             self.check_files(plan, &mut reader);
         }
@@ -358,6 +370,7 @@ pub fn resolved(plan: &Plan) -> Result<String> {
 /// The JSON Schema of a recipe, for editors that complete and check TOML by one.
 pub fn schema() -> serde_json::Value {
     let mut schema = Plan::schema();
+    schema["properties"][SWEEP] = SweepSettings::schema();
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
     schema["title"] = "A recipe of burnish".into();
     schema
@@ -367,5 +380,6 @@ pub fn schema() -> serde_json::Value {
 pub fn settings() -> Vec<Setting> {
     let mut settings = Vec::new();
     Plan::describe("", &mut settings);
+    SweepSettings::describe(SWEEP, &mut settings);
     settings
 }

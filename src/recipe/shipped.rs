@@ -17,8 +17,16 @@ macro_rules! shipped {
 }
 
 /// All of them, by name.
-pub const SHIPPED: &[Shipped] =
-    shipped!["classify", "llama-3.1-8b-nf4", "preferences", "qlora-gguf", "qlora-nf4", "quickstart", "wikisql"];
+pub const SHIPPED: &[Shipped] = shipped![
+    "classify",
+    "llama-3.1-8b-nf4",
+    "preferences",
+    "qlora-gguf",
+    "qlora-nf4",
+    "quickstart",
+    "sweep",
+    "wikisql"
+];
 
 impl Shipped {
     /// The sentence at its top.

@@ -119,9 +119,7 @@ fn row(index: usize, run: &RunFiles) -> Row {
     let validation = &outcome["validation"];
     let losses = || run.evaluations().filter_map(|line| Some((line["valid_loss"].as_f64()?, line["step"].as_u64()?)));
     let best = losses().min_by(|(a, _), (b, _)| a.total_cmp(b));
-    // A step that was made again after a kill has two timings: the last one counts.
-    let timings: BTreeMap<u64, &Value> =
-        run.timings.values().filter_map(|line| Some((line["step"].as_u64()?, line))).collect();
+    let timings = run.timings_by_step();
     let sum = |key: &str| timings.values().filter_map(|line| line[key].as_f64()).sum::<f64>();
     let (tokens, seconds) = (sum("tokens"), sum("seconds"));
     Row {

@@ -1,5 +1,6 @@
 //! The files of a run folder as a report reads them: also of a run that is under way, broke off, or was made by an older version.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -189,6 +190,11 @@ impl RunFiles {
     /// The lines of the metrics that are evaluations.
     pub fn evaluations(&self) -> impl DoubleEndedIterator<Item = &Value> {
         self.metrics.values().filter(|line| line.get("valid_loss").is_some())
+    }
+
+    /// The timing of each step: the last one, where a step was made again after a kill.
+    pub fn timings_by_step(&self) -> BTreeMap<u64, &Value> {
+        self.timings.values().filter_map(|line| Some((line["step"].as_u64()?, line))).collect()
     }
 
     /// The last step that was done.

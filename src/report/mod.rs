@@ -4,6 +4,7 @@ pub mod compare;
 pub mod folder;
 pub mod page;
 pub mod sentence;
+pub mod sweep;
 pub mod table;
 pub mod tensorboard;
 pub mod trainer_state;

@@ -17,11 +17,12 @@ use crate::error::Result;
 
 const PAGE: &str = include_str!("assets/page.html");
 const STYLE: &str = include_str!("assets/style.css");
-const SCRIPTS: [&str; 5] = [
+const SCRIPTS: [&str; 6] = [
     include_str!("assets/tools.js"),
     include_str!("assets/chart.js"),
     include_str!("assets/sections.js"),
     include_str!("assets/live.js"),
+    include_str!("assets/sweep.js"),
     include_str!("assets/report.js"),
 ];
 
@@ -114,7 +115,8 @@ fn of_run(run: &RunFiles) -> String {
     )
 }
 
-fn list(lines: &Lines) -> String {
+/// The lines of a file as a list.
+pub(super) fn list(lines: &Lines) -> String {
     let texts: Vec<&str> = lines.lines.iter().map(|(text, _)| text.trim()).collect();
     format!("[{}]", texts.join(","))
 }

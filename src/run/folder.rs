@@ -269,13 +269,16 @@ impl Drop for RunFolder {
 
 /// The command that goes on with the run in the folder `path`, as it is typed in the same current folder.
 pub fn resume_command(path: &Path) -> String {
-    let recipe = path.join(RECIPE).display().to_string();
+    format!("burnish train {} --resume", quoted(&path.join(RECIPE).display().to_string()))
+}
+
+/// A text as a word of a shell's command.
+pub(super) fn quoted(text: &str) -> String {
     let is_plain = |symbol: char| symbol.is_ascii_alphanumeric() || "/._-+=:@%,".contains(symbol);
-    let recipe = match recipe.chars().all(is_plain) {
-        true => recipe,
-        false => format!("'{}'", recipe.replace('\'', r"'\''")),
-    };
-    format!("burnish train {recipe} --resume")
+    match text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }
 
 fn taken(path: &Path, found: Found) -> Error {

@@ -9,6 +9,7 @@ use super::prepare::Prepared;
 use crate::adapter::host::HostAdapter;
 use crate::device::DeviceChoice;
 use crate::files::hex;
+use crate::recipe::Plan;
 use crate::settings::choice;
 
 choice! {
@@ -89,12 +90,7 @@ impl Difference {
 pub fn identity(prepared: &Prepared, choice: &DeviceChoice) -> Value {
     let Prepared { plan, base, base_sha256, train_sha256, valid_sha256, start, layout, .. } = prepared;
     let tokenizer = base.encoder.tokenizer();
-    let mut recipe = Map::new();
-    flatten("", &json!(plan), &mut recipe);
-    let is_of = |key: &str, section: &str| {
-        key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    recipe.retain(|key, _| !NOT_COMPARED.iter().any(|section| is_of(key, section)));
+    let mut recipe = recipe_of(plan);
     let config = sha256(format!("{:?}", base.files.config()));
     let mut identity = Map::new();
     for change in Change::ALL {
@@ -115,6 +111,17 @@ pub fn identity(prepared: &Prepared, choice: &DeviceChoice) -> Value {
         identity.insert(change.name().to_owned(), value);
     }
     Value::Object(identity)
+}
+
+/// The settings that decide what is learned, by key, as texts.
+pub(super) fn recipe_of(plan: &Plan) -> Map<String, Value> {
+    let mut recipe = Map::new();
+    flatten("", &json!(plan), &mut recipe);
+    let is_of = |key: &str, section: &str| {
+        key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    recipe.retain(|key, _| !NOT_COMPARED.iter().any(|section| is_of(key, section)));
+    recipe
 }
 
 /// The instruction set of the kernels; `None` where another device computes.

@@ -10,6 +10,8 @@ use crate::bytes::Size;
 use crate::data::{Format, LongPolicy, read};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
+use crate::model::decoder::Recompute;
+use crate::quant::Quant;
 use crate::recipe::Recipe;
 use crate::run::OpenBase;
 
@@ -19,12 +21,12 @@ const MIN_ROWS_TO_SPLIT: usize = 20;
 const VALID_ROWS: f64 = 100.0;
 /// Lengths are rounded up to a multiple of this.
 const LENGTH_STEP: usize = 64;
-const MICRO_BATCH_SEQS: usize = 4;
+pub(super) const MICRO_BATCH_SEQS: usize = 4;
 /// The share of the available memory that a run may plan with.
-const MEMORY_SHARE: f64 = 0.8;
+pub(super) const MEMORY_SHARE: f64 = 0.8;
 
 /// The facts that a recipe follows from.
-struct Facts {
+pub(super) struct Facts {
     rows: usize,
     format: Format,
     /// The longest example, and the length that 99 of 100 do not exceed.
@@ -32,6 +34,26 @@ struct Facts {
     usual: usize,
     /// The positions of the model.
     positions: usize,
+}
+
+impl Facts {
+    /// The facts about examples of these lengths, for a model of so many positions; `None` without examples.
+    pub(super) fn of(mut lengths: Vec<usize>, format: Format, positions: usize) -> Option<Self> {
+        lengths.sort_unstable();
+        let longest = *lengths.last()?;
+        let usual = lengths[(lengths.len() * 99 / 100).min(lengths.len() - 1)];
+        Some(Self { rows: lengths.len(), format, longest, usual, positions })
+    }
+}
+
+/// The settings that save memory, with the reason for them.
+pub(super) struct Savings {
+    /// The quantisation of the frozen weights.
+    pub(super) quant: Quant,
+    /// The activations that are computed again.
+    pub(super) recompute: Recompute,
+    /// Why, in words.
+    pub(super) reason: String,
 }
 
 /// The text of a recipe that fine-tunes `base` on the file `data`. The base is fetched where it is missing.
@@ -42,21 +64,19 @@ pub fn recipe_for(data: &Path, base: &str, choice: &DeviceChoice, watch: &mut dy
     let rows = read(data, None)?;
     let opened = OpenBase::open(base, &mut |event| watch.pull(event))?;
     let encoded = opened.encoder.encode_all(&rows, usize::MAX, LongPolicy::Drop)?;
-    let mut lengths: Vec<usize> = encoded.sequences.iter().map(|sequence| sequence.longest_tokens()).collect();
-    lengths.sort_unstable();
-    let (Some(&longest), Some(format)) = (lengths.last(), encoded.format) else {
+    let lengths = encoded.sequences.iter().map(|sequence| sequence.longest_tokens()).collect();
+    let positions = opened.files.config().max_positions;
+    let facts = encoded.format.and_then(|format| Facts::of(lengths, format, positions));
+    let Some(facts) = facts else {
         return Err(Error::input(data, "holds no example").hint("docs/data.md lists the shapes of examples"));
     };
-    let usual = lengths[(lengths.len() * 99 / 100).min(lengths.len() - 1)];
-    let positions = opened.files.config().max_positions;
-    let facts = Facts { rows: lengths.len(), format, longest, usual, positions };
     let memory = usable_memory().map(|bytes| (bytes as f64 * MEMORY_SHARE) as u64);
     let plain = text(data, base, &facts, None);
     let needed = planned(&plain, choice, watch)?;
-    match memory.filter(|memory| needed > *memory) {
-        Some(memory) => Ok(text(data, base, &facts, Some((needed, memory)))),
-        None => Ok(plain),
-    }
+    let Some(memory) = memory.filter(|memory| needed > *memory) else { return Ok(plain) };
+    let reason = format!("dense weights would take {} in all; {} are there", Size(needed), Size(memory));
+    let savings = Savings { quant: Quant::Nf4, recompute: Recompute::Block, reason };
+    Ok(text(data, base, &facts, Some(&savings)))
 }
 
 /// The memory that a recipe's run takes, in bytes.
@@ -65,8 +85,8 @@ fn planned(text: &str, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<u
     Ok(prepare(&recipe, choice, None, watch)?.memory.total())
 }
 
-/// The recipe. `scarce` is the memory that it would take as it is, and what there is, where that is less.
-fn text(data: &Path, base: &str, facts: &Facts, scarce: Option<(u64, u64)>) -> String {
+/// The recipe, with `savings` where memory is scarce.
+pub(super) fn text(data: &Path, base: &str, facts: &Facts, savings: Option<&Savings>) -> String {
     let Facts { rows, format, longest, usual, positions } = *facts;
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let name = data.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -90,10 +110,8 @@ fn text(data: &Path, base: &str, facts: &Facts, scarce: Option<(u64, u64)>) -> S
         "# {rows} examples of {name}, by `burnish init`. `burnish check` looks at them, `burnish train` begins.\n\n"
     );
     out += &format!("[base]\nmodel = {}\n", quoted(base));
-    if let Some((needed, memory)) = scarce {
-        let (needed, memory) = (Size(needed), Size(memory));
-        out +=
-            &format!("quant = \"nf4\"              # dense weights would take {needed} in all; {memory} are there\n");
+    if let Some(Savings { quant, reason, .. }) = savings.filter(|savings| savings.quant != Quant::None) {
+        out += &format!("{:<27}# {reason}\n", format!("quant = \"{quant}\""));
     }
     out += &format!("\n[data]\ntrain = {}\n", quoted(&data.display().to_string()));
     out += &match valid {
@@ -111,7 +129,7 @@ fn text(data: &Path, base: &str, facts: &Facts, scarce: Option<(u64, u64)>) -> S
     out += &format!("\n[train]\n{objective}epochs = {epochs}\nmicro_batch_seqs = {MICRO_BATCH_SEQS}\n");
     out += &format!("learning_rate = {rate}      # the setting that decides most: try a third and the triple of it\n");
     out += &format!("schedule = \"linear\"\nwarmup_steps = {}\n", (steps / 20).min(20));
-    if scarce.is_some() {
+    if savings.is_some_and(|savings| savings.recompute == Recompute::Block) {
         out += "recompute = \"block\"       # saves memory for a quarter of the speed\n";
     }
     if valid {

@@ -1,6 +1,7 @@
 //! Whole jobs: the work of a command, without its arguments and its printing.
 
 pub mod adapter;
+pub mod advise;
 pub mod answer;
 pub mod base;
 mod card;
@@ -31,6 +32,8 @@ mod recorder;
 mod report;
 pub mod resume;
 pub mod samples;
+mod shared_base;
+pub mod sweep;
 pub mod train;
 mod verdict;
 pub mod verify;
@@ -38,3 +41,4 @@ pub mod watch;
 
 pub use adapter::OpenAdapter;
 pub use base::OpenBase;
+pub use shared_base::SharedBase;

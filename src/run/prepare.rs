@@ -23,8 +23,8 @@ use crate::model::Decoder;
 use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
 use crate::pull;
-use crate::recipe::{Plan, Recipe};
-use crate::train::{Batching, Layout, preference};
+use crate::recipe::{Base, Plan, Recipe};
+use crate::train::{Batching, Layout, TrainSettings, preference};
 
 /// All that a run needs, short of the weights.
 pub struct Prepared {
@@ -82,6 +82,9 @@ pub fn prepare(
     let plan = recipe.plan()?;
     let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(error))?;
     notices(&prepared).iter().for_each(|notice| watch.notice(notice));
+    if recipe.has_sweep() {
+        watch.notice("[sweep] is left out: `burnish sweep` tries its values");
+    }
     Ok(prepared)
 }
 
@@ -181,16 +184,18 @@ fn prepare_plan(
 }
 
 impl Prepared {
-    /// Loads the weights as the run holds them; calls `progress(done, total)` after each tensor.
+    /// Loads the weights of the base as the run holds them.
     ///
     /// # Errors
     /// Those of [`Decoder::load_streamed`].
-    pub fn load(&self, progress: impl FnMut(usize, usize)) -> Result<Decoder> {
-        let Self { plan, device, base, layout, .. } = self;
-        let options = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
-        match layout.parts_a_pass {
-            None => Decoder::load(&base.files, &options, progress),
-            Some(_) => Decoder::load_streamed(&base.files, &options, progress),
+    pub(super) fn load(&self, watch: &mut dyn Watch) -> Result<Decoder> {
+        watch.stage(Stage::LoadWeights);
+        let Base { compute, quant, .. } = self.plan.base;
+        let options = LoadOptions { device: self.device.clone(), compute, quant };
+        let progress = |done, total| watch.loading(done, total);
+        match self.layout.parts_a_pass {
+            None => Decoder::load(&self.base.files, &options, progress),
+            Some(_) => Decoder::load_streamed(&self.base.files, &options, progress),
         }
     }
 
@@ -209,10 +214,15 @@ impl Prepared {
     /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
     /// each holds two adapters and the moments, beside the one that is being written and the one that was resumed from.
     pub fn disk_bytes(&self) -> u64 {
-        let parameters = self.start.parameters() as u64;
-        let checkpoint = 2 * parameters + moments(&self.start, self.plan.train.optimiser);
-        4 * (2 * parameters + checkpoint * (self.plan.train.keep_checkpoints as u64 + 2))
+        disk_bytes(&self.start, &self.plan.train)
     }
+}
+
+/// Room on the disk that a run takes at most, see [`Prepared::disk_bytes`].
+pub(super) fn disk_bytes(adapter: &HostAdapter, train: &TrainSettings) -> u64 {
+    let parameters = adapter.parameters() as u64;
+    let checkpoint = 2 * parameters + moments(adapter, train.optimiser);
+    4 * (2 * parameters + checkpoint * (train.keep_checkpoints as u64 + 2))
 }
 
 /// The examples of the sequences of `set`, which come in the order of the rows.

@@ -86,8 +86,7 @@ impl fmt::Display for Communication {
 /// Those of loading; an adapter that does not fit.
 pub(super) fn probe(prepared: &Prepared, ranks: &dyn Ranks, watch: &mut dyn Watch) -> Result<TimeEstimate> {
     let plan = &prepared.plan;
-    watch.stage(Stage::LoadWeights);
-    let decoder = prepared.load(|done, total| watch.loading(done, total))?;
+    let decoder = prepared.load(watch)?;
     watch.stage(Stage::Probe);
     let device = decoder.device().clone().autodiff();
     let adapter = prepared.start.attach(decoder.config(), &device)?;
@@ -165,7 +164,7 @@ impl fmt::Display for TimeEstimate {
 }
 
 /// A time in the unit that suits it.
-fn words(seconds: f64) -> String {
+pub(super) fn words(seconds: f64) -> String {
     match seconds {
         ..90.0 => format!("{seconds:.0} s"),
         ..5400.0 => format!("{:.0} min", seconds / 60.0),

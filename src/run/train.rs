@@ -1,5 +1,9 @@
 //! The main job: from a recipe to a run folder with the best adapter.
 
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde_json::{Value, json};
 
 use super::answer::{Answering, answer_ids};
@@ -14,6 +18,7 @@ use super::prepare::{Prepared, prepare};
 use super::ranks;
 use super::recorder::Recorder;
 use super::resume::{self, Checkpoint, Extras, Start};
+use super::shared_base::SharedBase;
 use super::verdict::Verdicts;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::provenance;
@@ -29,7 +34,7 @@ use crate::interrupt;
 use crate::model::Decoder;
 use crate::nn::Adapter;
 use crate::recipe::{self, Recipe};
-use crate::train::{Alone, ExactMatch, Job, Outcome, Ranks, State, fit, peak_memory};
+use crate::train::{Alone, Event, ExactMatch, Job, Outcome, Ranks, State, fit, peak_memory};
 
 /// The place and the manner of a run, apart from its recipe: by default on the processor, in a new folder, with the memory that it
 /// takes, in one process.
@@ -45,11 +50,41 @@ pub struct RunOptions<'a> {
     pub log_to: Option<&'a str>,
     /// The processes that train together, of which each does this job.
     pub ranks: &'a dyn Ranks,
+    /// The base that runs of this process share; `None` to load it for this run alone.
+    pub base: Option<&'a SharedBase>,
+    /// The end of this run's turn, if it is one of several.
+    pub turn: Option<Turn<'a>>,
+}
+
+/// The turn of a run that takes turns with others. At its end the run saves its state, as if the user had interrupted it.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn<'a> {
+    /// The step after which it ends; `None` for the last one.
+    pub until_step: Option<u64>,
+    /// It ends as soon as this is true.
+    pub ends_now: &'a AtomicBool,
+    /// The command that goes on with all of the runs.
+    pub command: &'a str,
+}
+
+impl Turn<'_> {
+    /// Whether the turn of a run with so many steps is over.
+    fn is_over(&self, steps_done: u64) -> bool {
+        self.until_step.is_some_and(|until| steps_done >= until) || self.ends_now.load(Ordering::Relaxed)
+    }
 }
 
 impl Default for RunOptions<'_> {
     fn default() -> Self {
-        Self { device: DeviceChoice::default(), max_memory: None, start: Start::default(), log_to: None, ranks: &Alone }
+        Self {
+            device: DeviceChoice::default(),
+            max_memory: None,
+            start: Start::default(),
+            log_to: None,
+            ranks: &Alone,
+            base: None,
+            turn: None,
+        }
     }
 }
 
@@ -59,9 +94,12 @@ impl Default for RunOptions<'_> {
 /// Those of [`prepare`], before a weight is loaded; a run folder that does not suit `start`; those of training. A run that has
 /// recorded a step keeps its folder.
 pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Result<TrainReport> {
-    let RunOptions { device: choice, max_memory, start, log_to, ranks } = how;
+    let RunOptions { device: choice, max_memory, start, log_to, ranks, base, turn } = how;
     let dir = recipe.plan()?.output.dir;
-    let command = resume_command(&dir) + &options(choice, *max_memory);
+    let command = match turn {
+        Some(turn) => turn.command.to_owned(),
+        None => resume_command(&dir) + &options(choice, *max_memory),
+    };
     let located = |error| recipe.locate(error);
     let (folder, accepted) = match start {
         _ if !ranks.is_first() => (None, &[][..]),
@@ -72,7 +110,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         Start::Resumed(accepted) => (resume::reopen(&dir).map_err(located)?, *accepted),
     };
     let goes_on = folder.is_some();
-    interrupt::set_going_on(goes_on.then(|| format!("nothing is lost: `{command}` goes on")));
+    interrupt::set_going_on((goes_on || turn.is_some()).then(|| format!("nothing is lost: `{command}` goes on")));
     let prepared = prepare(recipe, choice, *max_memory, watch)?;
     let plan = &prepared.plan;
     if let Some([label]) = prepared.start.classifier.as_ref().map(|classifier| classifier.labels.as_slice()) {
@@ -105,16 +143,20 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     };
     let state = State::broadcast(state, &prepared.start, *ranks)?;
 
-    watch.stage(Stage::LoadWeights);
-    let decoder = prepared.load(|done, total| watch.loading(done, total)).map_err(located)?;
+    let decoder = match base {
+        Some(shared) => shared.load(&prepared, watch),
+        None => prepared.load(watch).map(Arc::new),
+    };
+    let decoder = decoder.map_err(located)?;
+    let decoder = &*decoder;
     if !ranks.is_first() {
-        return follow(&prepared, choice, &decoder, state.as_ref(), *ranks);
+        return follow(&prepared, choice, decoder, state.as_ref(), *ranks);
     }
     let (extras, metrics) = checkpoint.unwrap_or_default();
     let (prompts, max_tokens) = (prepared.prompts.clone(), plan.sample.max_tokens);
     let answers = match extras.prompts == prompts && extras.max_tokens == max_tokens {
         true => extras.answers,
-        false => sampled(Stage::SampleBefore, &prepared, &decoder, None, watch)?,
+        false => sampled(Stage::SampleBefore, &prepared, decoder, None, watch)?,
     };
     let before = Extras { prompts, max_tokens, answers };
 
@@ -142,9 +184,10 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
         bias: plan.adapter.bias,
         head: Some(config.names.head),
     };
-    let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, &decoder), options);
+    let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, decoder), options);
     recorder.log = log_to.map(LogCommand::start).transpose()?;
-    let outcome = fit_among(*ranks, Some(&mut recorder), &prepared, &decoder, state.as_ref(), watch);
+    let job = (&prepared, decoder, state.as_ref());
+    let outcome = fit_among(*ranks, Some(&mut recorder), job, turn.as_ref(), watch);
     drop(state);
     let mut outcome = outcome.inspect_err(|error| {
         // Why the run failed; where this cannot be written either, the error itself still says it.
@@ -161,11 +204,11 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
 
     // The outcome stands: a signal may end the process now.
     drop(finishing);
-    let verdicts = Verdicts::of(*ranks, &prepared, &decoder, &outcome, watch)?;
+    let verdicts = Verdicts::of(*ranks, &prepared, decoder, &outcome, watch)?;
     (report.validation, report.test, report.guard) = (verdicts.validation, verdicts.test, verdicts.guard);
     if !outcome.interrupted {
         let adapter = outcome.adapter.attach(decoder.config(), &prepared.device)?;
-        let after = sampled(Stage::SampleAfter, &prepared, &decoder, Some(&adapter), watch)?;
+        let after = sampled(Stage::SampleAfter, &prepared, decoder, Some(&adapter), watch)?;
         let samples = plan.sample.prompts.iter().zip(recorder.before()).zip(after);
         let samples =
             samples.map(|((prompt, before), after)| Sample { prompt: prompt.clone(), before: before.clone(), after });
@@ -192,7 +235,7 @@ fn follow(
     ranks: &dyn Ranks,
 ) -> Result<TrainReport> {
     let finishing = interrupt::finish_first("");
-    let outcome = fit_among(ranks, None, prepared, decoder, state, &mut ())?;
+    let outcome = fit_among(ranks, None, (prepared, decoder, state), None, &mut ())?;
     drop(finishing);
     let verdicts = Verdicts::of(ranks, prepared, decoder, &outcome, &mut ())?;
     let Verdicts { validation, test, guard } = verdicts;
@@ -203,9 +246,8 @@ fn follow(
 fn fit_among(
     ranks: &dyn Ranks,
     mut recorder: Option<&mut Recorder<'_>>,
-    prepared: &Prepared,
-    decoder: &Decoder,
-    state: Option<&State>,
+    (prepared, decoder, state): (&Prepared, &Decoder, Option<&State>),
+    turn: Option<&Turn<'_>>,
     watch: &mut dyn Watch,
 ) -> Result<Outcome> {
     let Prepared { plan, base, start, train, valid, held_out, batching, layout, .. } = prepared;
@@ -225,7 +267,12 @@ fn fit_among(
         state,
         ranks,
     };
-    let outcome = fit(&job, interrupt::requested, |event| {
+    let steps = Cell::new(0);
+    let stop = || interrupt::requested() || turn.is_some_and(|turn| turn.is_over(steps.get()));
+    let outcome = fit(&job, stop, |event| {
+        if let Event::Begin { steps_done: done, .. } | Event::Step { step: done, .. } = event {
+            steps.set(done);
+        }
         watch.event(&event);
         if let Some(recorder) = &mut recorder {
             recorder.take(&event, watch);
@@ -238,7 +285,7 @@ fn fit_among(
 }
 
 /// The options of the command that goes on, as far as they decide something about the result.
-fn options(choice: &DeviceChoice, max_memory: Option<Size>) -> String {
+pub(super) fn options(choice: &DeviceChoice, max_memory: Option<Size>) -> String {
     let device = if *choice == DeviceChoice::default() { String::new() } else { format!(" --device {choice}") };
     let memory = max_memory.map(|Size(bytes)| format!(" --max-memory {bytes}"));
     device + &memory.unwrap_or_default()

@@ -1,5 +1,6 @@
 //! The program as users meet it: exit codes, what goes to stdout and to stderr, and the whole job on a tiny model.
 
+mod advise;
 mod chat;
 mod exports;
 mod fetching;

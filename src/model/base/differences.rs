@@ -17,6 +17,7 @@ impl BaseFiles {
         let mut errors = match &self.source {
             Source::Folder(shards) => self.folder_differences(shards),
             Source::Gguf(gguf) => self.gguf_differences(gguf),
+            Source::Synthetic => Vec::new(),
         };
         if errors.len() > MAX_DIFFERENCES {
             let more = errors.len() - MAX_DIFFERENCES;

@@ -6,6 +6,7 @@ mod gguf;
 mod grown;
 mod index;
 mod missing;
+mod synthetic;
 mod weight;
 
 use std::collections::HashMap;
@@ -43,6 +44,8 @@ pub struct BaseFiles {
 enum Source {
     Folder(ShardIndex),
     Gguf(Gguf),
+    /// No files: every tensor is in bf16 and has made-up values.
+    Synthetic,
 }
 
 impl BaseFiles {
@@ -93,7 +96,7 @@ impl BaseFiles {
     pub fn gguf(&self) -> Option<&Gguf> {
         match &self.source {
             Source::Gguf(gguf) => Some(gguf),
-            Source::Folder(_) => None,
+            Source::Folder(_) | Source::Synthetic => None,
         }
     }
 
@@ -133,6 +136,7 @@ impl BaseFiles {
                 }
             }
             Source::Gguf(gguf) => gguf.dtype(&self.spec(hf_name)?.gguf),
+            Source::Synthetic => self.spec(hf_name).map(|_| Dtype::Bf16),
         }
     }
 
@@ -162,6 +166,10 @@ impl BaseFiles {
                 let tensor = self.spec(hf_name).ok_or_else(|| self.unknown(hf_name))?;
                 Ok(StoredWeight::Dense(self.grown(hf_name, gguf::read(gguf, tensor)?)))
             }
+            Source::Synthetic => {
+                let tensor = self.spec(hf_name).ok_or_else(|| self.unknown(hf_name))?;
+                Ok(StoredWeight::Dense(synthetic::tensor(&tensor.shape)))
+            }
         }
     }
 
@@ -172,7 +180,7 @@ impl BaseFiles {
                 let file = shards.file_of(hf_name);
                 file.is_some_and(|file| bitsandbytes::storage(file, hf_name) != Storage::Dense)
             }
-            Source::Gguf(_) => false,
+            Source::Gguf(_) | Source::Synthetic => false,
         }
     }
 
@@ -195,6 +203,7 @@ impl BaseFiles {
                 }
             }
             Source::Gguf(gguf) => gguf.dtype(&self.spec(hf_name)?.gguf).map(|dtype| dtype.name().to_owned()),
+            Source::Synthetic => self.spec(hf_name).map(|_| Dtype::Bf16.name().to_owned()),
         }
     }
 
@@ -203,6 +212,7 @@ impl BaseFiles {
         let bytes = match &self.source {
             Source::Folder(shards) => shards.file_of(hf_name).and_then(|file| file.tensor(hf_name).ok()),
             Source::Gguf(gguf) => self.spec(hf_name).and_then(|tensor| gguf.tensor(&tensor.gguf).ok()),
+            Source::Synthetic => return self.spec(hf_name).map_or(0, |tensor| synthetic::bytes(&tensor.shape)),
         };
         bytes.map_or(0, |tensor| tensor.bytes.len())
     }
@@ -223,6 +233,8 @@ impl BaseFiles {
                 let as_stored = |spec: &&TensorSpec| !spec.gguf_rows.moves_rows() && spec.gguf_offset == 0.0;
                 self.spec(hf_name).filter(as_stored).and_then(|spec| gguf.tensor(&spec.gguf).ok())
             }
+            // It stands for a folder in bf16.
+            Source::Synthetic => return self.has(hf_name),
         };
         let suits = |tensor: RawTensor| {
             let value_bytes = match tensor.dtype {
@@ -240,6 +252,7 @@ impl BaseFiles {
         match &self.source {
             Source::Folder(shards) => shards.files.iter().map(SafeTensorsFile::file_bytes).sum(),
             Source::Gguf(gguf) => gguf.file_bytes(),
+            Source::Synthetic => self.tensors.iter().map(|tensor| synthetic::bytes(&tensor.shape)).sum(),
         }
     }
 
@@ -248,6 +261,7 @@ impl BaseFiles {
         match &self.source {
             Source::Folder(shards) => shards.files.iter().for_each(SafeTensorsFile::release),
             Source::Gguf(gguf) => gguf.release(),
+            Source::Synthetic => {}
         }
     }
 

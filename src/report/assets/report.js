@@ -181,8 +181,8 @@ function comparisonOf(all, live) {
 
 /// Puts a page together. Sections whose data is as before stay as they are, and curves that somebody reads off.
 function show(all, isLive) {
-  const isOne = all.runs.length === 1;
-  const { head, sections } = isOne ? { head: hero(all.runs[0]), sections: sectionsOf(all.runs[0]) } : comparisonOf(all, isLive);
+  const isOne = !all.sweep && all.runs.length === 1;
+  const { head, sections } = all.sweep ? sweepOf(all) : isOne ? { head: hero(all.runs[0]), sections: sectionsOf(all.runs[0]) } : comparisonOf(all, isLive);
   const missing = isOne ? all.runs[0].missing : all.runs.flatMap((run) => run.missing.map((text) => run.name + ": " + text));
   const names = JSON.stringify(all.runs.map((run) => run.name));
   const before = new Map([...document.querySelectorAll("main > section")].map((section) => [section.id, section]));
