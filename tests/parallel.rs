@@ -165,6 +165,24 @@ fn ranks_train_the_adapter_of_one_process_where_the_last_step_is_one_micro_batch
 }
 
 #[test]
+fn ranks_train_the_adapter_of_one_process_in_private() {
+    let folder = tiny_job();
+    let settings = ["privacy={noise_multiplier=0.3, delta=1e-3, max_noise_to_signal=100}", "train.epochs=3"];
+    let resumed = |dir: &str, count| {
+        // The same secret for all: that of a process that was killed before its first checkpoint.
+        let path = folder.path().join(dir);
+        fs::create_dir(&path).expect("a folder");
+        fs::write(path.join("run.lock"), "").expect("written");
+        fs::write(path.join("privacy.key"), [7; 32]).expect("written");
+        trained(&folder, dir, &settings, count, Start::Resumed(&[]));
+        results(&folder, dir)
+    };
+    let alone = resumed("alone", 1);
+    assert_eq!(resumed("ranks2", 2), alone);
+    assert_eq!(resumed("ranks3", 3), alone);
+}
+
+#[test]
 fn ranks_train_the_adapter_of_one_process_over_nf4() {
     same_on_any_number_of_ranks(&[
         "base.quant=nf4",

@@ -36,6 +36,8 @@ pub mod provenance {
     pub const CONTROL_TOKENS: &str = "burnish.control_tokens";
     /// The labels of a classifier in the order of their numbers, as a list in JSON; missing for any other adapter.
     pub const LABELS: &str = "burnish.labels";
+    /// The guarantee of a private run (DP-SGD), as JSON: ε, δ and all that they follow from; missing for any other run.
+    pub const PRIVACY: &str = "burnish.privacy";
     /// The run's seed.
     pub const SEED: &str = "burnish.seed";
     /// The version that wrote the file.

@@ -10,6 +10,7 @@ use super::{Ending, Global};
 use crate::error::{Error, Place, Result, printable};
 use crate::recipe::Recipe;
 use crate::run::check::{CheckOptions, Report, Shown, check, check_file};
+use crate::run::memorisation::{MemorisationOptions, check_memorisation};
 use crate::run::watch::Watch;
 use crate::train::Ranks;
 use crate::train::parallel::launch;
@@ -32,6 +33,15 @@ pub(super) struct Arguments {
     /// Load the weights and time a few steps, to estimate how long the run takes
     #[arg(long)]
     time: bool,
+    /// The path is the folder of a finished run: measure what it remembers of its training examples
+    #[arg(long, conflicts_with_all = ["base", "show", "time", "set", "from_adapter"])]
+    memorisation: bool,
+    /// The most training and validation examples that are compared
+    #[arg(long, requires = "memorisation", default_value_t = 200, value_name = "N")]
+    examples: usize,
+    /// The made-up secrets among which each canary is ranked
+    #[arg(long, requires = "memorisation", default_value_t = 500, value_name = "N")]
+    alternatives: usize,
 }
 
 /// The endings of data files.
@@ -70,6 +80,14 @@ impl Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<Ending> {
+    if arguments.memorisation {
+        let options =
+            MemorisationOptions { examples: arguments.examples, alternatives: arguments.alternatives }.check()?;
+        let watch = &mut TrainProgress::new(terminal);
+        let report = check_memorisation(arguments.job.path(), &global.device, options, watch)?;
+        terminal.result(&report)?;
+        return Ok(Ending::Done);
+    }
     let report = match arguments.data_file() {
         Some(file) if arguments.base.is_none() => {
             if let Some(option) = arguments.show.map(|_| "--show").or(arguments.time.then_some("--time")) {

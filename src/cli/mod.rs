@@ -222,7 +222,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Report(arguments) => report::run(arguments, &cli.global, terminal),
         #[cfg(feature = "serve")]
         Command::Ui(arguments) => ui::run(arguments, terminal),
-        Command::Inspect(arguments) => inspect::run(arguments, terminal),
+        Command::Inspect(arguments) => inspect::run(arguments, &cli.global, terminal),
     };
     done.map(|()| Ending::Done)
 }

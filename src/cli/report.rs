@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Global;
 use super::terminal::Terminal;
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, counted};
 use crate::files::atomic;
 use crate::report::compare::compare;
 use crate::report::sentence::sentence;
@@ -29,6 +29,9 @@ pub(super) struct Arguments {
     /// Write to this new file instead of the run folder (html) or stdout (the others)
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Replace e-mail addresses, phone numbers, accounts and keys in the report by placeholders such as [EMAIL]
+    #[arg(long)]
+    redact: bool,
     /// Write TensorBoard's event files into this folder, those of each of several runs into a folder of its name
     #[arg(long, value_name = "DIR", conflicts_with_all = ["format", "out"])]
     tensorboard: Option<PathBuf>,
@@ -50,7 +53,7 @@ enum Format {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let Arguments { runs: paths, format, out, tensorboard: events } = arguments;
+    let Arguments { runs: paths, format, out, redact, tensorboard: events } = arguments;
     let read = paths.iter().map(|path| RunFiles::read(path));
     let (runs, errors): (Vec<_>, Vec<_>) = read.partition(Result::is_ok);
     let mut runs: Vec<RunFiles> = Error::none_of(errors.into_iter().filter_map(Result::err).collect(), runs)?
@@ -58,6 +61,10 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         .filter_map(Result::ok)
         .collect();
     tell_apart(&mut runs);
+    if *redact {
+        let count: usize = runs.iter_mut().map(RunFiles::redact).sum();
+        terminal.message(format!("{} replaced; names and postal addresses are not found", counted(count, "secret")));
+    }
     if let Some(out) = out
         && out.symlink_metadata().is_ok()
     {

@@ -3,6 +3,7 @@
 pub mod augment;
 pub mod bare;
 pub mod batch;
+pub mod canaries;
 pub mod chat;
 pub mod columns;
 pub mod encode;
@@ -24,6 +25,7 @@ mod problems;
 
 pub use augment::{Augment, Augmenter};
 pub use bare::ControlTokens;
+pub use canaries::Canaries;
 pub use chat::ChatTemplate;
 pub use columns::Columns;
 pub use encode::Encoder;

@@ -2,6 +2,7 @@
 
 use super::augment::Augment;
 use super::bare::ControlTokens;
+use super::canaries::Canaries;
 use super::columns::Columns;
 use super::example::Row;
 use super::format::Format;
@@ -54,6 +55,8 @@ section! {
         columns: Columns = ReadEmpty, any();
         /// Training examples beside those of `train`, each with a weight of its own.
         sources: Vec<DataSource> = Take(Vec::new()), any();
+        /// Made-up secrets among the training examples, to measure what the adapter remembers.
+        canaries: Option<Canaries> = Take(None), any();
     }
 }
 

@@ -5,6 +5,7 @@ pub mod choices;
 pub mod classes;
 pub mod loss;
 pub mod measure;
+pub mod memorisation;
 pub mod settings;
 pub mod text;
 pub mod tool_calls;

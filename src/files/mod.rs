@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-pub use output::{atomic, lock, log, shards, space, staging, temporary, versions};
+pub use output::{atomic, lock, log, secret, shards, space, staging, temporary, versions};
 
 use crate::error::{Error, Place, Result};
 use crate::quant::{BlockType, float};

@@ -7,6 +7,7 @@ pub mod decoder;
 pub mod families;
 pub mod folder;
 pub mod gradients;
+mod inside;
 pub mod load;
 mod place;
 pub mod quantize;

@@ -7,7 +7,7 @@ use super::norm::Norm;
 use super::projection::{Pass, Projection, project};
 use crate::interrupt;
 use crate::ops::activation::{activate, gated};
-use crate::ops::attention::{Cache, Geometry, attention, cached_attention};
+use crate::ops::attention::{Cache, Geometry, attention, cached_attention, reference};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::Again;
 use crate::ops::norm::{QkNorm, qk_norm};
@@ -59,6 +59,15 @@ impl Layer {
     pub fn forward(&self, x: Tensor<2>, lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
         let mixed = attention(self.qkv(x.clone(), pass), lengths, &self.geometry);
         self.after_mixing(x, mixed, pass)
+    }
+
+    /// The attention maps of one sequence, which the fused kernels do not hold.
+    ///
+    /// # Shapes
+    /// - `x`: `[tokens, hidden]`
+    /// - output: `[heads, tokens, tokens]` in f32; rows sum to 1
+    pub fn attention_maps(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<3> {
+        reference::maps(self.qkv(x, pass), &self.geometry)
     }
 
     /// Runs new tokens of sequences whose past is in `caches`, and adds them to it.

@@ -11,6 +11,7 @@
 
 mod aliases;
 mod plan;
+mod privacy;
 pub mod shipped;
 pub mod sweep;
 
@@ -178,6 +179,7 @@ impl Recipe {
             reader.problem_with_hint(&place, message, "give `data.valid` or `data.valid_fraction`");
         }
         self.check_preferences(plan, reader);
+        self.check_privacy(plan, reader);
         if train.early_stopping.is_some() && data.valid.is_none() && data.valid_fraction.is_none() {
             let place = self.place("train.early_stopping");
             let message = "`train.early_stopping` needs validation examples, and there are none";
@@ -229,6 +231,11 @@ impl Recipe {
             let message =
                 format!("`{key}` does nothing under `train.objective = \"{objective}\"`: it belongs to {readers}");
             reader.problem(&self.place(key), message);
+        }
+        if data.canaries.is_some() && objective != ObjectiveKind::Sft {
+            let message =
+                format!("`data.canaries` are examples to learn from, and `train.objective` is \"{objective}\"");
+            reader.problem(&self.place("data.canaries"), message);
         }
         if objective == ObjectiveKind::Classify {
             return self.check_classification(plan, reader);

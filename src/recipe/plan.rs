@@ -7,7 +7,7 @@ use crate::data::DataSettings;
 use crate::eval::EvalSettings;
 use crate::quant::{Compute, Quant};
 use crate::settings::{Limit, any, between, not_empty, section};
-use crate::train::{ParallelSettings, TrainSettings};
+use crate::train::{ParallelSettings, PrivacySettings, TrainSettings};
 
 section! {
     /// A validated recipe, every default filled in.
@@ -20,6 +20,8 @@ section! {
         adapter: AdapterSpec = ReadEmpty, any();
         /// The training.
         train: TrainSettings = ReadEmpty, any();
+        /// Differential privacy for the training examples.
+        privacy: Option<PrivacySettings> = Take(None), any();
         /// The processes that train together.
         parallel: ParallelSettings = ReadEmpty, any();
         /// The examples of evaluations.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::DETAILS_FILE;
+use super::{DETAILS_FILE, MEMORISATION_FILE};
 use crate::error::{Error, Result};
 use crate::files::{lock, open};
 use crate::inspect::RUN_FILE;
@@ -91,18 +91,21 @@ pub struct Document {
 }
 
 impl Document {
+    fn none() -> Self {
+        Self { text: "null".to_owned(), value: Value::Null }
+    }
+
     fn read(path: &Path, missing: &mut Vec<String>) -> Result<Self> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let none = || Self { text: "null".to_owned(), value: Value::Null };
         let Some(text) = read_text(path)? else {
             missing.push(format!("{name} is not there"));
-            return Ok(none());
+            return Ok(Self::none());
         };
         Ok(match serde_json::from_str(&text) {
             Ok(value) => Self { text, value },
             Err(error) => {
                 missing.push(format!("{name} is no JSON: {error}"));
-                none()
+                Self::none()
             }
         })
     }
@@ -121,6 +124,8 @@ pub struct RunFiles {
     pub record: Document,
     /// `report.json`.
     pub details: Document,
+    /// `memorisation.json`; null where nothing was measured.
+    pub memorisation: Document,
     /// `recipe.toml`.
     pub recipe: Option<String>,
     /// `metrics.jsonl`.
@@ -153,6 +158,10 @@ impl RunFiles {
         let mut missing = Vec::new();
         let record = Document::read(&path.join(RUN_FILE), &mut missing)?;
         let details = Document::read(&path.join(DETAILS_FILE), &mut missing)?;
+        let memorisation = match path.join(MEMORISATION_FILE) {
+            file if file.is_file() => Document::read(&file, &mut missing)?,
+            _ => Document::none(),
+        };
         let mut lines = |name: &str, is_needed: bool| -> Result<Lines> {
             let lines = Lines::read(&path.join(name))?;
             match &lines {
@@ -174,6 +183,7 @@ impl RunFiles {
             recipe: read_text(&path.join("recipe.toml"))?,
             record,
             details,
+            memorisation,
             metrics,
             timings,
             samples,

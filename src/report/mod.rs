@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod folder;
 pub mod page;
+mod redact;
 pub mod sentence;
 pub mod sweep;
 pub mod table;
@@ -13,5 +14,7 @@ pub use folder::{RunFiles, RunState};
 
 /// The page in a run folder.
 pub const PAGE_FILE: &str = "report.html";
+/// The measures of the run's memory of its examples, in a run folder, once they were taken.
+pub const MEMORISATION_FILE: &str = "memorisation.json";
 /// The measures behind it that need the model, in a run folder.
 pub const DETAILS_FILE: &str = "report.json";

@@ -1,4 +1,4 @@
-//! The page of runs: one HTML file that asks for nothing from elsewhere. The data stands in it as JSON, the texts of which cannot end
+//! The pages of runs and of a look inside a model: one HTML file that asks for nothing from elsewhere. The data stands in it as JSON, the texts of which cannot end
 //! the element around them; the script puts texts into the page as texts only.
 
 use std::borrow::Cow;
@@ -17,33 +17,75 @@ use crate::error::Result;
 
 const PAGE: &str = include_str!("assets/page.html");
 const STYLE: &str = include_str!("assets/style.css");
-const SCRIPTS: [&str; 6] = [
-    include_str!("assets/tools.js"),
-    include_str!("assets/chart.js"),
-    include_str!("assets/sections.js"),
-    include_str!("assets/live.js"),
-    include_str!("assets/sweep.js"),
-    include_str!("assets/report.js"),
-];
+const TOOLS: &str = include_str!("assets/tools.js");
 
-/// The script of the page.
-static SCRIPT: LazyLock<String> = LazyLock::new(|| SCRIPTS.concat());
-
-/// The policy by which a browser runs the page's own script and style and nothing else, asks for nothing, and speaks with the
-/// server of the page alone.
-static POLICY: LazyLock<String> = LazyLock::new(|| {
-    let hash = |text: &str| STANDARD.encode(Sha256::digest(text));
-    format!(
-        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; base-uri 'none'; \
-         form-action 'none'",
-        hash(&SCRIPT),
-        hash(STYLE)
-    )
+/// The page of runs.
+static RUNS: LazyLock<Page> = LazyLock::new(|| {
+    Page::new(&[
+        TOOLS,
+        include_str!("assets/chart.js"),
+        include_str!("assets/sections.js"),
+        include_str!("assets/live.js"),
+        include_str!("assets/sweep.js"),
+        include_str!("assets/report.js"),
+    ])
 });
 
-/// The policy of the page.
+/// The page of a look inside a model.
+static INSIDE: LazyLock<Page> = LazyLock::new(|| Page::new(&[TOOLS, include_str!("assets/inside.js")]));
+
+/// A kind of page: what it runs, and what a browser lets it do.
+struct Page {
+    script: String,
+    /// The policy by which a browser runs the page's own script and style and nothing else, asks for nothing, and speaks with the
+    /// server of the page alone.
+    policy: String,
+}
+
+impl Page {
+    fn new(scripts: &[&str]) -> Self {
+        let script = scripts.concat();
+        let hash = |text: &str| STANDARD.encode(Sha256::digest(text));
+        let policy = format!(
+            "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; base-uri 'none'; \
+             form-action 'none'",
+            hash(&script),
+            hash(STYLE)
+        );
+        Self { script, policy }
+    }
+
+    /// The page with some data in it; `text` is shown where there are no scripts.
+    fn with(&self, title: &str, text: &str, data: &str) -> String {
+        let parts = [
+            ("{policy}", Cow::Borrowed(self.policy.as_str())),
+            ("{title}", escaped(title)),
+            ("{style}", Cow::Borrowed(STYLE)),
+            ("{sentence}", escaped(text)),
+            ("{data}", Cow::Borrowed(data)),
+            ("{script}", Cow::Borrowed(self.script.as_str())),
+        ];
+        // Piece by piece, so that nothing in a part is taken for the place of another one.
+        let mut page = String::with_capacity(PAGE.len() + STYLE.len() + self.script.len() + data.len());
+        let mut rest = PAGE;
+        for (name, part) in parts {
+            let (before, after) = rest.split_once(name).unwrap_or((rest, ""));
+            page += before;
+            page += &part;
+            rest = after;
+        }
+        page + rest
+    }
+}
+
+/// The policy of the page of runs.
 pub fn policy() -> &'static str {
-    &POLICY
+    &RUNS.policy
+}
+
+/// The page of a look inside a model, whose data is this JSON; `text` is shown where there are no scripts.
+pub fn of_inside(title: &str, text: &str, data: &Value) -> String {
+    INSIDE.with(title, text, &for_script(&data.to_string()))
 }
 
 /// The page of the run in the folder `path`.
@@ -64,26 +106,9 @@ pub fn of_runs(runs: &[RunFiles]) -> String {
     with_data(&title, &text, &data(runs))
 }
 
-/// The page with some data in it; `text` is shown where there are no scripts.
+/// The page of runs with some data in it; `text` is shown where there are no scripts.
 pub fn with_data(title: &str, text: &str, data: &str) -> String {
-    let parts = [
-        ("{policy}", Cow::Borrowed(POLICY.as_str())),
-        ("{title}", escaped(title)),
-        ("{style}", Cow::Borrowed(STYLE)),
-        ("{sentence}", escaped(text)),
-        ("{data}", Cow::Borrowed(data)),
-        ("{script}", Cow::Borrowed(SCRIPT.as_str())),
-    ];
-    // Piece by piece, so that nothing in a part is taken for the place of another one.
-    let mut page = String::with_capacity(PAGE.len() + STYLE.len() + SCRIPT.len() + data.len());
-    let mut rest = PAGE;
-    for (name, part) in parts {
-        let (before, after) = rest.split_once(name).unwrap_or((rest, ""));
-        page += before;
-        page += &part;
-        rest = after;
-    }
-    page + rest
+    RUNS.with(title, text, data)
 }
 
 /// The data of the page as JSON that may stand in a `script` element. Lines and documents are those of the files, digit for digit.
@@ -105,10 +130,11 @@ fn of_run(run: &RunFiles) -> String {
     });
     let about = about.to_string();
     format!(
-        "{},\"record\":{},\"details\":{},\"metrics\":{},\"timings\":{},\"samples\":{}}}",
+        "{},\"record\":{},\"details\":{},\"memorisation\":{},\"metrics\":{},\"timings\":{},\"samples\":{}}}",
         about.strip_suffix('}').unwrap_or(&about),
         run.record.text.trim(),
         run.details.text.trim(),
+        run.memorisation.text.trim(),
         list(&run.metrics),
         list(&run.timings),
         list(&run.samples)
@@ -156,17 +182,18 @@ mod tests {
 
     #[test]
     fn the_page_is_small_and_asks_for_nothing_from_elsewhere() {
-        let page = with_data("a", "b", "{}");
-        assert!(page.len() < 400 << 10, "{} bytes", page.len());
-        // The names of the namespaces are no addresses.
-        let page = page.replace("http://www.w3.org/2000/svg", "");
-        for elsewhere in
-            ["http://", "https://", "//cdn", " src=", "@import", "url(", "innerHTML", "outerHTML", " style=\""]
-        {
-            assert!(!page.contains(elsewhere), "{elsewhere}");
+        for page in [with_data("a", "b", "{}"), of_inside("a", "b", &json!({}))] {
+            assert!(page.len() < 400 << 10, "{} bytes", page.len());
+            // The names of the namespaces are no addresses.
+            let page = page.replace("http://www.w3.org/2000/svg", "");
+            for elsewhere in
+                ["http://", "https://", "//cdn", " src=", "@import", "url(", "innerHTML", "outerHTML", " style=\""]
+            {
+                assert!(!page.contains(elsewhere), "{elsewhere}");
+            }
         }
         for call in ["eval(", "Function(", "document.write", "insertAdjacentHTML"] {
-            assert!(!SCRIPT.contains(call), "{call}");
+            assert!(!RUNS.script.contains(call) && !INSIDE.script.contains(call), "{call}");
         }
     }
 

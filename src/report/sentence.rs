@@ -50,6 +50,12 @@ fn of_verdict(run: &RunFiles, name: &str, value: &Value) -> Sentence {
         text += &format!("; {reason}");
     }
     text += ".";
+    let privacy = &run.record.value["privacy"];
+    if let (Some(epsilon), Some(delta)) = (privacy["epsilon"].as_f64(), privacy["delta"].as_f64()) {
+        text += &format!(
+            " The adapter is (ε = {epsilon:.2}, δ = {delta:e})-differentially private for one training example."
+        );
+    }
     Sentence { text, verdict: Some(verdict.to_owned()) }
 }
 

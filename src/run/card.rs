@@ -23,7 +23,9 @@ pub(super) const CARD_FILE: &str = "README.md";
 pub(super) const UNPUBLISHED: &str = "\
 # Not part of the adapter: these may hold texts of the data and paths of the machine.
 checkpoints/
+memorisation.json
 metrics.jsonl
+privacy.key
 recipe.toml
 report.html
 report.json
@@ -229,7 +231,7 @@ impl Card<'_> {
 
     /// The settings, and the hashes of what went in.
     fn training(&self) -> String {
-        let Prepared { plan, train, valid, start, held_out, .. } = self.prepared;
+        let Prepared { plan, train, valid, start, held_out, privacy, .. } = self.prepared;
         let TrainReport { steps, best_step, parameters, .. } = self.report;
         let known = |key: &str| start.metadata.get(key).map_or("none", String::as_str);
         let examples = |set: &EncodedSet, sha256: &str| match set.sequences.len() {
@@ -244,6 +246,11 @@ impl Card<'_> {
         let measured = |set: &Option<MeasuredSet>| {
             set.as_ref().map_or_else(|| "none".to_owned(), |set| examples(&set.set, &set.sha256))
         };
+        // Sizes and hashes of private data would tell more than the adapter does.
+        let training_data = match privacy {
+            Some(_) => format!("{} examples", train.sequences.len()),
+            None => examples(train, known(provenance::DATA_SHA256)),
+        };
         let quantiser = match plan.base.quant.is_packing() {
             true => format!("{}, quantiser `{}`", plan.base.quant, known(provenance::QUANTISER_SHA256)),
             false => plan.base.quant.to_string(),
@@ -254,7 +261,7 @@ impl Card<'_> {
             ("precision of the products", plan.base.compute.to_string()),
             ("tokenizer, SHA-256", format!("`{}`", known(provenance::TOKENIZER_SHA256))),
             ("chat template, SHA-256", format!("`{}`", known(provenance::TEMPLATE_SHA256))),
-            ("training data", examples(train, known(provenance::DATA_SHA256))),
+            ("training data", training_data),
             ("validation data", examples(valid, split)),
             ("test data", measured(&held_out.test)),
             ("guard data", measured(&held_out.guard)),
@@ -269,7 +276,8 @@ impl Card<'_> {
             ("burnish", format!("{}, build `{}`", env!("CARGO_PKG_VERSION"), env!("BURNISH_BUILD"))),
         ];
         let mut text = String::from("## Training\n\n| | |\n|---|---|\n");
-        for (name, value) in rows {
+        let privacy = privacy.map(|guarantee| ("privacy", guarantee.to_string()));
+        for (name, value) in rows.into_iter().chain(privacy) {
             let _ = writeln!(text, "| {name} | {value} |");
         }
         text

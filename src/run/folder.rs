@@ -22,6 +22,8 @@ const LOCK: &str = "run.lock";
 const RECIPE: &str = "recipe.toml";
 const RECORD: &str = "run.json";
 const IGNORED: &str = ".gitignore";
+/// The secret of a private run, which is there until the run has come to its end.
+pub(super) const KEY: &str = "privacy.key";
 
 /// A run folder that is being written; no other process writes into it. Lines of metrics reach the disk one by one; every
 /// other file is written whole. A folder that was made and is dropped before [`RunFolder::keep`] is removed.
@@ -247,9 +249,10 @@ fn add(log: &mut Log, line: &impl Serialize) -> Result<()> {
 
 /// Removes the files that a run writes; any other file belongs to the user.
 fn remove_files(folder: &Path) {
-    for name in [METRICS, TIMINGS, RECIPE, RECORD, LOCK, "samples.jsonl", IGNORED, CARD_FILE, DETAILS_FILE, PAGE_FILE]
-        .iter()
-        .chain(&FOLDER_FILES)
+    for name in
+        [METRICS, TIMINGS, RECIPE, RECORD, LOCK, KEY, "samples.jsonl", IGNORED, CARD_FILE, DETAILS_FILE, PAGE_FILE]
+            .iter()
+            .chain(&FOLDER_FILES)
     {
         let _ = std::fs::remove_file(folder.join(name));
     }

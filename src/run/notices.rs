@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::answer::PromptForm;
 use super::prepare::Prepared;
+use crate::data::canaries;
 use crate::error::counted;
 use crate::export::feasible::{Facts, ruled_out};
 
@@ -46,7 +47,9 @@ pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
         );
     }
     let mut distinct = HashSet::new();
-    let copies = prepared.train.sequences.iter().filter(|sequence| !distinct.insert(sequence.ids.as_slice())).count();
+    let positions = &prepared.train.positions;
+    let own = prepared.train.sequences.iter().zip(positions).filter(|(_, position)| *position.file != *canaries::FILE);
+    let copies = own.filter(|(sequence, _)| !distinct.insert(sequence.ids.as_slice())).count();
     if copies > 0 {
         notices.push(format!(
             "train: {} the same as an earlier one (`burnish check` names the lines)",

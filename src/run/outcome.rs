@@ -13,6 +13,7 @@ use crate::error::{Error, Place, Result, counted, printable};
 use crate::eval::bootstrap::{Comparison, Verdict};
 use crate::eval::loss::{self, ExampleLoss, perplexity};
 use crate::settings::choice;
+use crate::train::Guarantee;
 
 /// The outcome of a training run.
 #[derive(Debug, Clone, Serialize)]
@@ -40,6 +41,9 @@ pub struct TrainReport {
     pub peak_bytes: u64,
     /// The peak by the memory plan; none where the model lies in another memory than the process.
     pub planned_bytes: Option<u64>,
+    /// The promise to the training examples, where the run was private.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<Guarantee>,
     /// Validation loss before and after, with a 95% interval of the difference; none without validation data.
     pub validation: Option<Validation>,
     /// The same on the test examples, by which nothing was chosen.
@@ -229,6 +233,9 @@ impl fmt::Display for TrainReport {
             };
             writeln!(f, "the best step was chosen by the validation examples; {test}")?;
         }
+        if let Some(privacy) = &self.privacy {
+            writeln!(f, "privacy: {privacy}")?;
+        }
         let (steps, best) = (counted(self.steps, "step"), self.best_step);
         let early = match (self.interrupted, self.stopped_early) {
             (true, _) => ", interrupted",
@@ -324,6 +331,7 @@ mod tests {
             tokens_per_second: 1.0,
             peak_bytes: 1,
             planned_bytes: None,
+            privacy: None,
             validation: None,
             test: None,
             guard: None,

@@ -10,11 +10,12 @@ use super::held_out::HeldOut;
 use super::memory::{Demand, MemoryPlan, Planner, described, fit_memory, moments};
 use super::notices::notices;
 use super::preferences;
+use super::privacy;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
 use crate::data::kept::KeptSets;
-use crate::data::{Augmenter, DataSet, EncodedSet, Example, Paths, Row, split};
+use crate::data::{Augmenter, Canaries, DataSet, EncodedSet, Example, Paths, Row, split};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
 use crate::files::hex;
@@ -24,7 +25,7 @@ use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
 use crate::pull;
 use crate::recipe::{Base, Plan, Recipe};
-use crate::train::{Batching, Layout, TrainSettings, preference};
+use crate::train::{Batching, Guarantee, Layout, TrainSettings, preference};
 
 /// All that a run needs, short of the weights.
 pub struct Prepared {
@@ -58,6 +59,8 @@ pub struct Prepared {
     pub layout: Layout,
     /// Steps of the run, unless it stops early.
     pub total_steps: u64,
+    /// The promise to the training examples, where the run is private.
+    pub privacy: Option<Guarantee>,
     /// The memory that the run will take.
     pub memory: MemoryPlan,
     /// The form of the sample prompts: that of the prompts in the training data.
@@ -107,6 +110,7 @@ fn prepare_plan(
     let format = train.first().map(|row| row.example.plain().format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
     let mixed = mixed_shapes(&train);
+    let canaries = plan.data.canaries.as_ref().map(Canaries::notice);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
     let begun = plan.adapter.begin(&base.files, plan.base.quant, &tokens, &labels, plan.train.seed);
@@ -130,13 +134,16 @@ fn prepare_plan(
     let answered: Vec<Vec<u32>> = prompts.iter().chain(questions).cloned().collect();
     let longest = exact_match::max_tokens(&base.encoder, &held_out.scored);
     let sample = (&answered[..], plan.sample.max_tokens.max(longest));
+    privacy::by_example(&mut plan);
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
     let (layout, memory) = fit_memory(&demand, max_memory, &Planner::new(&base.files, &load, &start))?;
-    let of_data = plan.data.passed_over().into_iter().chain(mixed);
+    let of_data = plan.data.passed_over().into_iter().chain(mixed).chain(canaries);
     let mut adjustments: Vec<String> = of_data.chain(described(layout, &memory, &plan.train, &base.files)?).collect();
     let batching = Batching::of(&plan.train, &plan.data);
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
     adjustments.extend(shorten_warmup(&mut plan, total_steps));
+    let privacy = privacy::guarantee(&mut plan, &train, &mut start, total_steps)?;
+    adjustments.extend(privacy.iter().flat_map(|guarantee| privacy::notices(&plan, guarantee)));
 
     if let Some(format) = format {
         start.record_data_format(format);
@@ -151,7 +158,8 @@ fn prepare_plan(
         (provenance::COMPUTE, Some(plan.base.compute.to_string())),
         (provenance::TOKENIZER_SHA256, Some(tokenizer.sha256())),
         (provenance::TEMPLATE_SHA256, tokenizer.chat_template().map(|text| hex::sha256_of(text.as_bytes()))),
-        (provenance::DATA_SHA256, Some(train_sha256.clone())),
+        // A hash would tell whether a guess of the private data is right.
+        (provenance::DATA_SHA256, privacy.is_none().then(|| train_sha256.clone())),
         (provenance::VALID_SHA256, valid_sha256.clone()),
         (provenance::CONTROL_TOKENS, Some(plan.data.control_tokens.to_string())),
         (provenance::SEED, Some(plan.train.seed.to_string())),
@@ -176,6 +184,7 @@ fn prepare_plan(
         batching,
         layout,
         total_steps,
+        privacy,
         memory,
         form,
         prompts,
@@ -239,9 +248,9 @@ fn changing(rows: Vec<Row>, set: &EncodedSet) -> Result<Vec<Example>> {
 
 /// The examples of both splits, as they were read.
 pub struct Examples {
-    /// Training examples, those of rehearsal at the end.
+    /// Training examples, those of rehearsal and canaries at the end.
     pub train: Vec<Row>,
-    /// Training examples that are not those of rehearsal.
+    /// Training examples that are neither those of rehearsal nor canaries.
     pub own: usize,
     /// Validation examples; empty without.
     pub valid: Vec<Row>,
@@ -270,6 +279,10 @@ pub fn read_examples(plan: &Plan) -> Result<Examples> {
     if let Some(rehearsal) = plan.data.read_rehearsal(&train)? {
         train.extend(rehearsal.rows);
         files.file_sha256.extend(rehearsal.file_sha256);
+    }
+    if let Some(canaries) = &plan.data.canaries {
+        let rows = canaries.rows(plan.train.seed, train.first().map(|row| &row.example));
+        train.extend(rows);
     }
     Ok(Examples { train, own, valid, train_sha256: files.sha256(), valid_sha256 })
 }

@@ -87,6 +87,10 @@ impl<'a> Recorder<'a> {
                     line["reward_margin"] = json!(margin);
                     line["reward_accuracy"] = json!(accuracy);
                 }
+                if report.is_finite() && !report.not_finite.is_empty() {
+                    // Examples of a private step that counted for nothing.
+                    line["not_finite"] = json!(report.not_finite.len());
+                }
                 if !report.is_finite() {
                     watch.notice(&bad_step(step, report.loss, report.grad_norm, &examples));
                     line["skipped"] = json!(true);

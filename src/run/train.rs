@@ -15,6 +15,7 @@ use super::identity::{identity, instruction_set};
 use super::log_command::LogCommand;
 use super::outcome::{Sample, TrainReport};
 use super::prepare::{Prepared, prepare};
+use super::privacy;
 use super::ranks;
 use super::recorder::Recorder;
 use super::resume::{self, Checkpoint, Extras, Start};
@@ -34,7 +35,7 @@ use crate::interrupt;
 use crate::model::Decoder;
 use crate::nn::Adapter;
 use crate::recipe::{self, Recipe};
-use crate::train::{Alone, Event, ExactMatch, Job, Outcome, Ranks, State, fit, peak_memory};
+use crate::train::{Alone, Event, ExactMatch, Job, Mechanism, Outcome, Ranks, State, fit, peak_memory};
 
 /// The place and the manner of a run, apart from its recipe: by default on the processor, in a new folder, with the memory that it
 /// takes, in one process.
@@ -150,7 +151,8 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     let decoder = decoder.map_err(located)?;
     let decoder = &*decoder;
     if !ranks.is_first() {
-        return follow(&prepared, choice, decoder, state.as_ref(), *ranks);
+        let privacy = privacy::mechanism(&prepared, Vec::new(), &identity, *ranks);
+        return follow(&prepared, choice, (decoder, privacy.as_ref()), state.as_ref(), *ranks);
     }
     let (extras, metrics) = checkpoint.unwrap_or_default();
     let (prompts, max_tokens) = (prepared.prompts.clone(), plan.sample.max_tokens);
@@ -166,6 +168,12 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     let mut folder = folder.map_or_else(|| RunFolder::create(&dir), Ok)?;
     let mut record = record(recipe, choice, &prepared, folder.record_before());
     record["ranks"] = json!(ranks.count());
+    let steps_done = state.as_ref().map(|state| state.progress.step);
+    let secret = match prepared.privacy {
+        Some(_) => privacy::secret(folder.path(), steps_done, watch)?,
+        None => Vec::new(),
+    };
+    let mechanism = privacy::mechanism(&prepared, secret, &identity, *ranks);
     folder.set_metrics(&metrics)?;
     folder.write_recipe(&recipe::resolved(&recipe.plan()?)?)?;
     folder.write_record(&record)?;
@@ -186,7 +194,7 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     };
     let mut recorder = Recorder::new(folder, versions, before, identity, (&prepared, decoder), options);
     recorder.log = log_to.map(LogCommand::start).transpose()?;
-    let job = (&prepared, decoder, state.as_ref());
+    let job = (&prepared, (decoder, mechanism.as_ref()), state.as_ref());
     let outcome = fit_among(*ranks, Some(&mut recorder), job, turn.as_ref(), watch);
     drop(state);
     let mut outcome = outcome.inspect_err(|error| {
@@ -202,6 +210,9 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
     record["outcome"] = json!(report);
     recorder.folder.write_record(&record)?;
 
+    if !outcome.interrupted && prepared.privacy.is_some() {
+        privacy::forget(recorder.folder.path(), watch);
+    }
     // The outcome stands: a signal may end the process now.
     drop(finishing);
     let verdicts = Verdicts::of(*ranks, &prepared, decoder, &outcome, watch)?;
@@ -230,12 +241,12 @@ pub fn train(recipe: &Recipe, how: &RunOptions<'_>, watch: &mut dyn Watch) -> Re
 fn follow(
     prepared: &Prepared,
     choice: &DeviceChoice,
-    decoder: &Decoder,
+    (decoder, privacy): (&Decoder, Option<&Mechanism>),
     state: Option<&State>,
     ranks: &dyn Ranks,
 ) -> Result<TrainReport> {
     let finishing = interrupt::finish_first("");
-    let outcome = fit_among(ranks, None, (prepared, decoder, state), None, &mut ())?;
+    let outcome = fit_among(ranks, None, (prepared, (decoder, privacy), state), None, &mut ())?;
     drop(finishing);
     let verdicts = Verdicts::of(ranks, prepared, decoder, &outcome, &mut ())?;
     let Verdicts { validation, test, guard } = verdicts;
@@ -246,7 +257,7 @@ fn follow(
 fn fit_among(
     ranks: &dyn Ranks,
     mut recorder: Option<&mut Recorder<'_>>,
-    (prepared, decoder, state): (&Prepared, &Decoder, Option<&State>),
+    (prepared, (decoder, privacy), state): (&Prepared, (&Decoder, Option<&Mechanism>), Option<&State>),
     turn: Option<&Turn<'_>>,
     watch: &mut dyn Watch,
 ) -> Result<Outcome> {
@@ -264,6 +275,7 @@ fn fit_among(
         settings: &plan.train,
         batching: *batching,
         layout: *layout,
+        privacy,
         state,
         ranks,
     };
@@ -323,6 +335,7 @@ fn report(prepared: &Prepared, choice: &DeviceChoice, outcome: &Outcome) -> Trai
         tokens_per_second: outcome.tokens_per_second,
         peak_bytes: peak_memory::peak_bytes(),
         planned_bytes: planned_bytes(prepared, choice),
+        privacy: prepared.privacy,
         validation: None,
         test: None,
         guard: None,
@@ -359,6 +372,7 @@ fn record(recipe: &Recipe, choice: &DeviceChoice, prepared: &Prepared, mut befor
         "base": { "name": base.name, "path": base.path(), "sha256": base_sha256 },
         // The seed, and the hashes of quantiser, tokenizer and chat template among others.
         "provenance": prepared.start.metadata,
+        "privacy": prepared.privacy,
         "layout": layout,
         "memory_plan": memory,
         "planned_bytes": planned_bytes(prepared, choice),

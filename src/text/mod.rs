@@ -16,5 +16,5 @@ mod tokenizer;
 
 pub(crate) use folder::FOLDER_FILES;
 pub use gguf::GgufVocabulary;
-pub use stream::TextStream;
+pub use stream::{TextStream, token_texts};
 pub use tokenizer::Tokenizer;

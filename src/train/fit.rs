@@ -9,6 +9,7 @@ use super::checkpoint::{Progress, State};
 use super::event::Event;
 use super::parallel::Ranks;
 use super::peak_memory::peak_bytes;
+use super::privacy::Mechanism;
 use super::reference::References;
 use super::score::ExactMatch;
 use super::settings::TrainSettings;
@@ -41,10 +42,22 @@ pub struct Job<'a> {
     pub batching: Batching,
     /// How a step goes through the model.
     pub layout: Layout,
+    /// The private part of the steps; `None` to train without. It draws the examples of a step in the place of `batching`.
+    pub privacy: Option<&'a Mechanism>,
     /// The state to go on from; `None` to begin.
     pub state: Option<&'a State>,
     /// The processes that share the work; each of them calls [`fit`] with the same job.
     pub ranks: &'a dyn Ranks,
+}
+
+impl Job<'_> {
+    /// Indices of the training sequences of an epoch: by step, by micro-batch.
+    fn steps(&self, epoch: u64) -> Vec<Vec<Vec<usize>>> {
+        match self.privacy {
+            Some(privacy) => privacy.steps(self.train.len(), epoch),
+            None => self.batching.steps(self.train, epoch),
+        }
+    }
 }
 
 /// The outcome of a run.
@@ -131,13 +144,14 @@ impl<'a> Run<'a> {
         let start = job.state.map_or(job.start, |state| &state.adapter);
         let adapter = start.attach(job.decoder.config(), &device)?;
         let mut trainer = job.layout.trainer(adapter, job.settings);
+        trainer.privacy = job.privacy.cloned();
         let (mut best, mut progress) = (BestSoFar::new(job.start), Progress::default());
         if let Some(state) = job.state {
             trainer.optimiser.restore(&trainer.adapter, &state.optimiser)?;
             (best, progress) = (state.best.clone(), state.progress.clone());
         }
         let references = References::of(job.decoder, job.start, job.train, job.settings)?;
-        let steps_of_epoch = job.batching.steps(job.train, progress.epoch);
+        let steps_of_epoch = job.steps(progress.epoch);
         let saved = Reported { at: Instant::now(), step: progress.step, evaluated: best.evaluations.last_step };
         Ok(Self { job, total_steps, trainer, best, progress, references, steps_of_epoch, saved })
     }
@@ -187,11 +201,11 @@ impl<'a> Run<'a> {
 
     /// Makes the next step. `false` if the user asked to stop first: then nothing has changed.
     fn step(&mut self, stop: &impl Fn() -> bool, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<bool> {
-        let Job { decoder, train, augment, settings, batching, layout, ranks, .. } = *self.job;
+        let Job { decoder, train, augment, settings, layout, ranks, .. } = *self.job;
         while self.progress.steps_of_epoch >= self.steps_of_epoch.len() {
             self.progress.epoch += 1;
             self.progress.steps_of_epoch = 0;
-            self.steps_of_epoch = batching.steps(train, self.progress.epoch);
+            self.steps_of_epoch = self.job.steps(self.progress.epoch);
         }
         let began = Instant::now();
         let step = self.progress.step;

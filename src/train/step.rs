@@ -7,6 +7,7 @@ use super::objective::{Facts, Objective, Rewards, StepSize, by_sequence, weigh};
 use super::optimiser::Optimiser;
 use super::parallel::fixed::{PartFigures, Scale, StepSum, Verdict};
 use super::parallel::{Alone, Ranks};
+use super::privacy::Mechanism;
 use super::settings::TrainSettings;
 use crate::interrupt;
 use crate::model::gradients::{Receiver, RecomputedLayers};
@@ -27,14 +28,17 @@ pub struct AdapterTrainer {
     recomputed: RecomputedLayers,
     /// Micro-batches that go through each layer together.
     parts_a_pass: usize,
+    /// Clips by example and adds noise, where the training is private.
+    pub privacy: Option<Mechanism>,
 }
 
 /// The outcome of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
-    /// The value of the objective before the update; for supervised fine-tuning, the mean over the trained tokens.
+    /// The value of the objective before the update; for supervised fine-tuning, the mean over the trained tokens; of a private step, the mean
+    /// over its examples, 0 without any.
     pub loss: f64,
-    /// Global norm before clipping.
+    /// Global norm before clipping; of a private step, that of the mean with its noise.
     pub grad_norm: f64,
     /// Tokens that went through the model.
     pub tokens: usize,
@@ -103,6 +107,7 @@ impl AdapterTrainer {
             objective,
             recomputed: recompute.into(),
             parts_a_pass: 1,
+            privacy: None,
         }
     }
 
@@ -115,7 +120,8 @@ impl AdapterTrainer {
     /// One update from the objective over all `micro_batches`. `seed` decides the noise, which belongs to the tokens of a sequence: it
     /// is the same however sequences are cut into micro-batches.
     ///
-    /// A loss or a gradient that is not finite is reported and changes nothing.
+    /// A loss or a gradient that is not finite is reported and changes nothing. In a private step ([`Self::privacy`]) every micro-batch is one
+    /// example, and one whose gradient is not finite counts for nothing.
     pub fn step(&mut self, decoder: &Decoder, micro_batches: &[Batch], rate: f64, seed: u64) -> StepReport {
         self.step_knowing(decoder, micro_batches, &Known::default(), rate, seed)
     }
@@ -164,7 +170,7 @@ impl AdapterTrainer {
                 Verdict::Again(larger) => scale = larger,
             }
         };
-        if trained_tokens == 0 {
+        if trained_tokens == 0 && self.privacy.is_none() {
             return report;
         }
         for PartFigures { value, rewards } in sum.figures() {
@@ -173,9 +179,15 @@ impl AdapterTrainer {
         }
         report.not_finite = sum.not_finite();
         let (gradients, norm) = sum.gradients(&self.adapter, step.decoder.device());
+        let (gradients, norm) = match &self.privacy {
+            Some(privacy) => {
+                report.loss /= step.micro_batches.len().max(1) as f64;
+                privacy.noisy(&self.adapter, gradients, step.seed, step.decoder.device())
+            }
+            None => (self.clipped(gradients, norm), norm),
+        };
         report.grad_norm = norm;
         if report.is_finite() {
-            let gradients = self.clipped(gradients, report.grad_norm);
             self.adapter = self.optimiser.step(step.rate, self.adapter.clone(), gradients);
         }
         report
@@ -195,7 +207,9 @@ impl AdapterTrainer {
             }
             first_sequence += batch.lengths.len();
         }
-        for parts in mine.chunks(self.parts_a_pass.max(1)) {
+        // A private step clips the gradient of each part as a whole.
+        let together = if self.privacy.is_some() { 1 } else { self.parts_a_pass.max(1) };
+        for parts in mine.chunks(together) {
             let inputs = parts.iter().map(|part| {
                 let tokens = token_numbers(&numbers[part.first_sequence..], &part.batch.lengths);
                 (part.batch, Noise { seed, tokens, ..self.noise.clone() })
@@ -253,12 +267,22 @@ impl Receiver for StepReceiver<'_> {
         let sums = by_sequence(batch, losses, facts);
         let bad = (0..sums.len()).filter(|index| !sums[*index].sum.is_finite());
         bad.for_each(|index| self.sum.set_not_finite(first_sequence + index));
-        let (share, weights) = weigh(&*self.trainer.objective, &sums, self.size);
-        self.sum.set_figures(index, &PartFigures { value: share.value, rewards: share.rewards });
+        let is_private = self.trainer.privacy.is_some();
+        // A private step has the mean loss of each example.
+        let size = if is_private { StepSize::of(std::slice::from_ref(batch)) } else { *self.size };
+        let (share, weights) = weigh(&*self.trainer.objective, &sums, &size);
+        let value = if is_private && !share.value.is_finite() { 0.0 } else { share.value };
+        self.sum.set_figures(index, &PartFigures { value, rewards: share.rewards });
         weights
     }
 
     fn take(&mut self, _: usize, gradients: GradientsParams) {
-        self.sum.add(&self.trainer.adapter, gradients);
+        let gradients = match &self.trainer.privacy {
+            Some(privacy) => privacy.clipped(&self.trainer.adapter, gradients),
+            None => Some(gradients),
+        };
+        if let Some(gradients) = gradients {
+            self.sum.add(&self.trainer.adapter, gradients);
+        }
     }
 }

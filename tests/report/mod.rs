@@ -5,6 +5,7 @@ mod hostile;
 #[cfg(feature = "serve")]
 mod live;
 mod logged;
+mod redacted;
 
 use std::fs;
 use std::path::Path;

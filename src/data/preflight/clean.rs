@@ -149,9 +149,9 @@ fn copies_of(placed: &[Placed<'_>], copies: Copies) -> Vec<Removed> {
     removed.collect()
 }
 
-/// The line with placeholders for the secrets in its texts, and their numbers; `None` where there are none. A text without a
+/// A line of JSON with placeholders for the secrets in its texts, and their numbers; `None` where there are none. A text without a
 /// secret stays byte for byte; keys are left alone.
-fn without_secrets(line: &[u8]) -> Option<(Vec<u8>, BTreeMap<String, usize>)> {
+pub fn without_secrets(line: &[u8]) -> Option<(Vec<u8>, BTreeMap<String, usize>)> {
     let (mut redacted, mut counts, mut at) = (Vec::with_capacity(line.len()), BTreeMap::new(), 0);
     while let Some(quote) = line[at..].iter().position(|byte| *byte == b'"') {
         let begin = at + quote;

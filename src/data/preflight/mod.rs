@@ -9,6 +9,7 @@ pub mod clean;
 pub mod codes;
 pub mod findings;
 pub mod lengths;
+pub mod secrets;
 
 mod answers;
 mod classes;
@@ -17,7 +18,6 @@ mod damage;
 mod duplicates;
 mod language;
 mod preferences;
-mod secrets;
 mod survey;
 mod tokens;
 mod view;

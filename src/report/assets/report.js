@@ -103,6 +103,29 @@ function contributions(run) {
   return made;
 }
 
+/// The memory of the training examples, once it was measured.
+function memory(run) {
+  const measured = run.memorisation;
+  if (!measured) return [element("p", { class: "absent" }, "Not measured: `burnish check --memorisation` measures it once a run has ended.")];
+  const ends = (one, digits) => `95% interval ${fixed(one.low, digits)} to ${fixed(one.high, digits)}`;
+  const made = [];
+  const { canaries, membership } = measured;
+  if (canaries) {
+    const verdict = { true: "They are remembered.", false: "There is no evidence that they are remembered." }[canaries.is_remembered] ?? "They are too few for a verdict.";
+    made.push(element("p", {}, `${counted(canaries.inserted.length, "made-up secret")}, ${counted(canaries.repeats, "time")} among the training examples each, have an exposure of ${fixed(canaries.inserted_mean, 2)} bits on average; ${whole(canaries.held_out.length)} that were not among them have ${fixed(canaries.held_out_mean, 2)}. The difference has a ${ends(canaries.difference, 2)}. ${verdict}`),
+      element("p", { class: "note" }, `Exposure: how far up the secret stands among ${whole(canaries.alternatives)} others of its form, by its loss. By chance it is ${fixed(canaries.chance, 2)} bits on average, ${fixed(canaries.most, 2)} at most.`),
+      folded("Every secret", () => table("Exposure of each secret", ["prompt", "among the examples", "bits"], [...canaries.inserted.map((one) => [one.prompt, "yes", fixed(one.exposure, 2)]), ...canaries.held_out.map((one) => [one.prompt, "no", fixed(one.exposure, 2)])], "figures")));
+  }
+  if (membership) {
+    const verdict = { true: "Losses tell training examples.", false: "There is no evidence that losses tell training examples." }[membership.is_told] ?? "They are too few for a verdict.";
+    made.push(element("p", {}, `Losses of ${whole(membership.train_examples)} training and ${whole(membership.valid_examples)} validation examples: the share of pairs in which the training example has the higher score (AUC), 50% by chance. ${verdict}`),
+      table("Membership by losses", ["score", "AUC", "95% interval"], [["the loss that the training took away", membership.auc], ["the low loss with the adapter", membership.auc_of_adapter], ["the low loss of the base", membership.auc_of_base]]
+        .map(([name, one]) => [name, fixed(one.value, 3), `${fixed(one.low, 3)} to ${fixed(one.high, 3)}`]), "figures"),
+      element("p", { class: "note" }, "The base has seen neither: by its loss, the files differ that much in themselves."));
+  }
+  return made;
+}
+
 /// A recipe with its keys and comments told apart.
 function recipe(run) {
   if (!run.recipe) return [element("p", { class: "absent" }, "Not in this report: recipe.toml is not there.")];
@@ -148,6 +171,7 @@ function sectionsOf(run) {
     ["curves", "Curves", () => curves([run]), curvesKey([run])], ["samples", "Samples", () => samples(run), [run.samples.length, outcomeOf(run).best_step, outcomeOf(run).samples]],
     ["tokens", "Tokens", () => tokens(run), [details?.tokens, details?.left_out]], ["adapter", "Adapter", () => adapterMap(run), [details?.adapter, details?.left_out]],
     ["contributions", "What each part contributes", () => contributions(run), [details?.modules, details?.left_out]],
+    ["memory", "What it remembers", () => memory(run), [run.memorisation]],
     ["data", "Data", () => data(run), [details?.lengths, details?.rendered]], ["recipe", "Recipe", () => recipe(run), [run.recipe]],
     ["provenance", "Provenance", () => provenance(run), [run.record]], ["use", "Use", () => usage(run), [run.use]],
   ];
@@ -200,19 +224,6 @@ function show(all, isLive) {
     missing.length ? element("p", { class: "warning" }, "Of this " + (isOne ? "run" : "comparison") + ", files are missing or broken: " + missing.join("; ") + ".") : "",
     ...made, element("footer", {}, all.program));
   at("links").replaceChildren(...sections.map(([id, title]) => element("li", {}, element("a", { href: "#" + id }, title))));
-}
-
-/// Light, dark, or as the system has it, for this page as long as it is open.
-function themes() {
-  const modes = ["", "light", "dark"];
-  const names = { "": "as the system", light: "light", dark: "dark" };
-  let mode = 0;
-  const button = element("button", { type: "button", class: "theme", click: () => {
-    mode = (mode + 1) % modes.length;
-    document.documentElement.dataset.theme = modes[mode];
-    button.textContent = "Colours: " + names[modes[mode]];
-  } }, "Colours: as the system");
-  return button;
 }
 
 function begin() {

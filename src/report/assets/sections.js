@@ -164,8 +164,6 @@ function samples(run) {
   return [element("p", { class: "note" }, "Greedy answers. ", element("del", {}, "Marked so"), " are words that are gone, ", element("ins", {}, "marked so"), " words that came."), ...own, ...cards];
 }
 
-/// The text of a token so that its borders and line ends are seen.
-const visible = (text) => text.replaceAll("\n", "↵\n").replaceAll("\t", "⇥\t");
 
 function data(run) {
   const lengths = run.details?.lengths ?? [];

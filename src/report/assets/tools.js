@@ -156,3 +156,19 @@ function markdown(text, level) {
   }
   return made;
 }
+
+/// Light, dark, or as the system has it, for this page as long as it is open.
+function themes() {
+  const modes = ["", "light", "dark"];
+  const names = { "": "as the system", light: "light", dark: "dark" };
+  let mode = 0;
+  const button = element("button", { type: "button", class: "theme", click: () => {
+    mode = (mode + 1) % modes.length;
+    document.documentElement.dataset.theme = modes[mode];
+    button.textContent = "Colours: " + names[modes[mode]];
+  } }, "Colours: as the system");
+  return button;
+}
+
+/// The text of a token so that its borders and line ends are seen.
+const visible = (text) => text.replaceAll("\n", "↵\n").replaceAll("\t", "⇥\t");

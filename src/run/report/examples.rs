@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::data::{Encoded, EncodedSet};
 use crate::run::prepare::Prepared;
+use crate::text::token_texts;
 
 /// Training examples that are shown with their masks, and their tokens.
 const RENDERED: usize = 12;
@@ -76,7 +77,7 @@ pub(super) fn rendered(prepared: &Prepared) -> Vec<Rendered> {
     let shown = shown.filter_map(|(example, position)| {
         let (ids, trained) = example.sequences().next()?;
         let kept = ids.len().min(RENDERED_TOKENS);
-        let mut tokens = texts(prepared, &ids[..kept]);
+        let mut tokens = token_texts(prepared.base.encoder.tokenizer(), &ids[..kept]);
         if let (Some(classifier), true, Some(last)) = (&prepared.start.classifier, kept == ids.len(), tokens.last_mut())
         {
             // The number of the label stands in the place of a token.
@@ -85,21 +86,4 @@ pub(super) fn rendered(prepared: &Prepared) -> Vec<Rendered> {
         Some(Rendered { place: position.to_string(), tokens, trained: trained[..kept].to_vec(), cut: ids.len() - kept })
     });
     shown.collect()
-}
-
-/// The text of each token; of a token that is a part of a character, its name in the vocabulary.
-pub(super) fn texts(prepared: &Prepared, ids: &[u32]) -> Vec<String> {
-    let tokenizer = prepared.base.encoder.tokenizer();
-    let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
-    let text = |index: usize| {
-        // After the token before it: alone, some tokenizers take its leading space away.
-        let before = &ids[index.saturating_sub(1)..index];
-        let both = decode(&ids[index.saturating_sub(1)..=index]);
-        let own = both.strip_prefix(&decode(before)).unwrap_or_default();
-        match own.is_empty() || own.contains('\u{fffd}') {
-            true => tokenizer.id_to_token(ids[index]).unwrap_or_default(),
-            false => own.to_owned(),
-        }
-    };
-    (0..ids.len()).map(text).collect()
 }

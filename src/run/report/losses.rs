@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::examples::texts;
 use crate::data::{Encoded, Judged, batch};
 use crate::eval::loss::ExampleLoss;
 use crate::files::hex;
 use crate::model::{Batch, Decoder};
 use crate::nn::Adapter;
 use crate::run::prepare::Prepared;
+use crate::text::token_texts;
 use crate::train::Outcome;
 
 /// The stream of the seed that chooses examples: neither that of an epoch nor that of another choice.
@@ -71,7 +71,7 @@ impl TokenLosses {
     pub(super) fn unmeasured(prepared: &Prepared, examples: &[Encoded], places: Vec<String>) -> Self {
         let of = |(example, place): (&Encoded, String)| ExampleTokens {
             place,
-            tokens: texts(prepared, &example.ids),
+            tokens: token_texts(prepared.base.encoder.tokenizer(), &example.ids),
             before: Vec::new(),
             after: Vec::new(),
         };

@@ -252,7 +252,7 @@ impl StepSum {
 }
 
 /// `√Σ g²` over the matrices of an adapter, in f64.
-fn norm_of(adapter: &Adapter, gradients: &GradientsParams) -> f64 {
+pub(in crate::train) fn norm_of(adapter: &Adapter, gradients: &GradientsParams) -> f64 {
     let squares = adapter.matrices().filter_map(|matrix| {
         let data = gradients.get::<2>(matrix.id)?.into_data();
         Some(sum_of_squares(data.as_slice().expect("the gradients of an adapter are f32")))
