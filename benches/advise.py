@@ -2,8 +2,8 @@
 
     python benches/advise.py --burnish target/release/burnish --tokenizer FOLDER --work DIR [--data FILE] [--steps 6]
 
-Makes models of random weights (random_model.py) in DIR, asks for advice about each, and trains a few steps of each by each method with the
-settings of the advised recipe. Asked: the peak within 10% and the time within 20%, in every cell. Exits with 1 where a cell is off by more.
+Makes models of random weights (random_model.py) in DIR, asks for advice about each, and trains a few steps of the advised recipe by each
+method. Asked: the peak within 10% and the time within 20%, in every cell. Exits with 1 where a cell is off by more.
 FOLDER holds the tokenizer.json for the models, as for random_model.py, which needs numpy. Run it on an idle machine; the models take 2.5 GB of
 disk.
 """
@@ -19,31 +19,6 @@ HERE = Path(__file__).parent
 SHAPES = ["smollm2-135m", "tinyllama-1.1b"]
 METHODS = [("none", "none"), ("nf4", "none"), ("nf4", "block")]
 PEAK, TIME = 0.10, 0.20
-RECIPE = """
-[base]
-model = {base}
-quant = "{quant}"
-
-[data]
-train = {data}
-max_seq_tokens = {length}
-
-[adapter]
-rank = 8
-alpha = 16
-targets = "all-linear"
-
-[train]
-recompute = "{recompute}"
-micro_batch_seqs = 4
-max_steps = {steps}
-eval_steps = 1000000
-
-[output]
-dir = {out}
-"""
-
-
 def result(command):
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
@@ -69,15 +44,14 @@ def main():
         advise = [options.burnish, "advise", "--base", base, "--data", options.data, "--memory", "64GiB", "--json"]
         advice = json.loads(result(advise))
         predicted = {(method["quant"], method["recompute"]): method for method in advice["models"][0]["methods"]}
-        length = next(line for line in advice["recipe"].splitlines() if line.startswith("max_seq_tokens"))
+        recipe = options.work / f"{shape}.toml"
+        recipe.write_text(advice["recipe"])
         for quant, recompute in METHODS:
             name = f"{shape}-{quant}-{recompute}"
-            recipe, out = options.work / f"{name}.toml", options.work / "runs" / name
-            values = {"base": str(base), "data": str(options.data), "out": str(out)}
-            values = {key: json.dumps(value) for key, value in values.items()}
-            length_tokens = length.split("=")[1].split("#")[0].strip()
-            recipe.write_text(RECIPE.format(quant=quant, recompute=recompute, length=length_tokens, steps=options.steps, **values))
-            report = json.loads(result([options.burnish, "train", recipe, "--json", "--quiet"]))
+            out = options.work / "runs" / name
+            settings = {"base.quant": quant, "train.recompute": recompute, "train.max_steps": options.steps, "output.dir": json.dumps(str(out))}
+            more = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+            report = json.loads(result([options.burnish, "train", recipe, "--json", "--quiet", *more]))
             timings = [json.loads(line) for line in (out / "timings.jsonl").read_text().splitlines()][1:]
             # The first step pays for memory and threads.
             speed = sum(line["tokens"] for line in timings) / sum(line["seconds"] for line in timings)

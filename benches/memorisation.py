@@ -15,8 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = ["adapter.targets=[\"q_proj\", \"v_proj\"]", "train.learning_rate=1e-3", "sample.valid_prompts=0", "train.eval_steps=1000"]
-# Far too few examples for a useful private run: the limit on noise is lifted, since only the canaries count here.
-PRIVATE = ["privacy={target_epsilon=8.0, delta=1e-4, max_noise_to_signal=1e3}", "adapter.rank=2", "train.accumulate_steps=16"]
+# Far too few examples for a useful private run: the limit on noise is lifted, since only the canaries count here. ε is that of one line; the
+# eight lines of a canary together have about eight times as much.
+PRIVATE = ["privacy={target_epsilon=1.0, delta=1e-4, max_noise_to_signal=1e3}", "adapter.rank=2", "train.accumulate_steps=16"]
 CASES = {
     "once": ["data.canaries.repeats=1"],
     "eight times": ["data.canaries.repeats=8"],

@@ -14,7 +14,7 @@ use burnish::text::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::cli::{burnish as program, text, tiny_model};
-use crate::engine::{answers, engine, greedy, options};
+use crate::engine::{Answer, answers, engine, greedy, options};
 use crate::model::{load, turn};
 
 /// A schema, and whether a value is as it says.
@@ -228,6 +228,70 @@ fn limits_stop_strings_and_biases_act_within_a_format() {
         let sampler = SamplerConfig { logit_bias: excluded, ..SamplerConfig::default() };
         let request = Request { sampler, constraint: Some(one_of.clone()), ..greedy(&[7, 8, 9], 9) };
         assert_eq!(answers(&mut engine, &[request]).remove(0).text, word);
+    }
+}
+
+/// Checks each call behind `opening` in an answer; their number. The last one may be cut.
+fn check_calls(answer: &Answer, opening: &str, is_valid: impl Fn(&Value) -> bool) -> usize {
+    let (mut rest, mut count) = (answer.text.as_str(), 0);
+    while let Some(at) = rest.find(opening) {
+        let call = rest[at + opening.len()..].trim_start();
+        let mut values = serde_json::Deserializer::from_str(call).into_iter::<Value>();
+        match values.next() {
+            Some(Ok(value)) => assert!(is_valid(&value), "{value}"),
+            Some(Err(error)) if !error.is_eof() => panic!("{error}: {:?}", answer.text),
+            _ => {
+                assert_eq!(answer.finish, Some(Finish::Length), "{:?}", answer.text);
+                break;
+            }
+        }
+        rest = &call[values.byte_offset()..];
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn calls_in_free_text_are_valid_and_the_text_is_free() {
+    let _turn = turn();
+    let call = json!({
+        "type": "object",
+        "properties": { "n": { "type": "integer", "minimum": 0, "maximum": 99 } },
+        "required": ["n"],
+        "additionalProperties": false,
+    });
+    let list = json!({ "type": "array", "items": call, "minItems": 1, "maxItems": 2 });
+    let is_call = |value: &Value| value.as_object().is_some_and(|one| one.len() == 1 && is_whole(&one["n"], 0..=99));
+    for file in ["gguf/smollm.gguf", "gguf/spm.gguf"] {
+        let (decoder, tokenizer, vocabulary) = model(file);
+        let new = || Engine::new(decoder.clone(), &tokenizer, options(Precision::Fast));
+        let (mut found, mut engine) = (0, new());
+        for (schema, is_list) in [(&call, false), (&list, true)] {
+            // A random model writes a single letter soon.
+            let constraint = Constraint::calls(&vocabulary, "a", schema).expect("a format");
+            let request = |seed: u64| Request {
+                sampler: warm(seed, &tokenizer),
+                end_tokens: tokenizer.eos_tokens(),
+                constraint: Some(constraint.clone()),
+                ..greedy(&[7, 8, 9], 100)
+            };
+            let requests: Vec<Request> = (0..6).map(request).collect();
+            let together = answers(&mut engine, &requests);
+            for answer in &together {
+                found += check_calls(answer, "a", |value| match is_list {
+                    true => value.as_array().is_some_and(|calls| !calls.is_empty() && calls.iter().all(is_call)),
+                    false => is_call(value),
+                });
+            }
+            let alone = answers(&mut new(), &requests[..1]).remove(0);
+            assert_eq!(alone.outcome(), together[0].outcome(), "{file}");
+        }
+        assert!(found >= 6, "{file}: {found} calls");
+        // An opening that does not come excludes nothing.
+        let free = Request { end_tokens: tokenizer.eos_tokens(), ..greedy(&[7, 8, 9], 40) };
+        let constraint = Some(Constraint::calls(&vocabulary, "<a call>", &call).expect("a format"));
+        let both = answers(&mut new(), &[free.clone(), Request { constraint, ..free }]);
+        assert_eq!(both[0].outcome(), both[1].outcome(), "{file}");
     }
 }
 

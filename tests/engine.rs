@@ -12,6 +12,7 @@ use burnish::generate::sample::SamplerConfig;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Decoder};
 use burnish::nn::Adapter;
+use burnish::ops::attention::CacheFormat;
 use burnish::text::Tokenizer;
 
 use crate::model::{Expected, fixtures, load, logits, turn};
@@ -147,7 +148,9 @@ fn an_answer_does_not_depend_on_pieces_other_requests_or_kept_prefixes() {
     for (index, (folder, adapter)) in models().into_iter().enumerate() {
         let Some(adapter) = adapter else { continue };
         let ids = Expected::read(&folder).ids();
-        for precision in [Precision::Fast, Precision::Exact].into_iter().take(if index % 4 == 0 { 2 } else { 1 }) {
+        let forms = [(Precision::Fast, None), (Precision::Fast, Some(CacheFormat::Int8)), (Precision::Exact, None)];
+        for (precision, cache) in forms.into_iter().skip(index % 2).take(if index % 4 == 0 { 3 } else { 1 }) {
+            let options = || EngineOptions { cache, ..options(precision) };
             let decoder = load(&folder, Compute::F32);
             let tuned = attached(&decoder, &adapter);
             let of = |adapter: Option<&str>, prompt: &[u32], seed: Option<u64>| Request {
@@ -171,16 +174,16 @@ fn an_answer_does_not_depend_on_pieces_other_requests_or_kept_prefixes() {
             let alone: Vec<Answer> = requests
                 .iter()
                 .map(|request| {
-                    let mut engine = engine(&decoder, EngineOptions { max_prefix_bytes: 0, ..options(precision) });
+                    let mut engine = engine(&decoder, EngineOptions { max_prefix_bytes: 0, ..options() });
                     engine.add_adapter("tuned", &tuned);
                     answers(&mut engine, std::slice::from_ref(request)).remove(0)
                 })
                 .collect();
             assert!(alone[0].log_probabilities != alone[1].log_probabilities, "the adapter changes the answer");
             for (piece_tokens, rounds) in [(5, 1), (256, 2)] {
-                let mut engine = engine(&decoder, EngineOptions { piece_tokens, ..options(precision) });
+                let mut engine = engine(&decoder, EngineOptions { piece_tokens, ..options() });
                 engine.add_adapter("tuned", &tuned);
-                let place = format!("{} {precision:?} in pieces of {piece_tokens}", folder.display());
+                let place = format!("{} {precision:?} {cache:?} in pieces of {piece_tokens}", folder.display());
                 for round in 0..rounds {
                     let together = answers(&mut engine, &requests);
                     for (alone, together) in alone.iter().zip(&together) {
@@ -333,8 +336,55 @@ fn an_adapter_is_replaced_and_removed_without_losing_answers() {
     assert_eq!(engine.adapter_names().collect::<Vec<_>>(), ["two"]);
 }
 
-/// The figure of docs/performance.md: `BURNISH_LOSS_BASE=base.gguf BURNISH_LOSS_TEXT=text.txt cargo test --release loss_of_the_fast`
-/// prints the mean loss of the text's first 400 tokens by both kernels. Without the two variables there is nothing to measure.
+/// The loss of each token of a text but the first.
+fn losses(engine: &mut Engine, ids: &[u32]) -> Vec<f64> {
+    let vocabulary = engine.decoder_config().vocab_size;
+    let mut losses = Vec::new();
+    // The beginnings are kept, so that each request reads at most a block.
+    for end in 1..ids.len() {
+        let request = Request { log_probabilities: Some(vocabulary), ..greedy(&ids[..end], 1) };
+        engine.submit(request).expect("accepted");
+        while !engine.is_idle() {
+            for event in engine.step() {
+                if let Event::Token { log_probability: Some(found), .. } = event {
+                    let token = found.likeliest.iter().find(|(token, _)| *token == ids[end]).expect("every token");
+                    losses.push(-token.1);
+                }
+            }
+        }
+    }
+    assert_eq!(losses.len(), ids.len() - 1);
+    losses
+}
+
+fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len() as f64;
+    values.sum::<f64>() / count
+}
+
+#[test]
+fn a_cache_in_int8_takes_half_the_memory_and_changes_losses_little() {
+    let _turn = turn();
+    for folder in fixtures("models") {
+        let decoder = load(&folder, Compute::F32);
+        let ids = Expected::read(&folder).ids();
+        let of = |cache| {
+            let mut engine = engine(&decoder, EngineOptions { cache: Some(cache), ..options(Precision::Exact) });
+            (losses(&mut engine, &ids), engine.cache_bytes(64))
+        };
+        let [(exact, _), (bf16, bytes_of_bf16), (int8, bytes_of_int8)] = CacheFormat::ALL.map(of);
+        let distance = |losses: &[f64]| mean(losses.iter().zip(&exact).map(|(loss, exact)| (loss - exact).abs()));
+        let change = mean(int8.iter().copied()) / mean(exact.iter().copied()) - 1.0;
+        let place = folder.display();
+        assert!(change.abs() < 5e-3 && distance(&int8) < 0.1, "{place}: {change} {}", distance(&int8));
+        assert!(distance(&int8) > 0.0 && distance(&int8) < 10.0 * distance(&bf16), "{place}: {}", distance(&bf16));
+        assert!(bytes_of_int8 as f64 <= 0.6 * bytes_of_bf16 as f64, "{place}: {bytes_of_int8} for {bytes_of_bf16}");
+    }
+}
+
+/// The figures of docs/performance.md: `BURNISH_LOSS_BASE=base.gguf BURNISH_LOSS_TEXT=text.txt cargo test --release loss_of_the_fast`
+/// prints the mean loss of the text's first 400 tokens by both kernels, and by the fast ones with a cache in int8. Without the two variables
+/// there is nothing to measure.
 #[test]
 fn loss_of_the_fast_kernels_on_a_text() {
     let variables = ["BURNISH_LOSS_BASE", "BURNISH_LOSS_TEXT"].map(std::env::var_os);
@@ -344,30 +394,21 @@ fn loss_of_the_fast_kernels_on_a_text() {
     let tokenizer = Tokenizer::of_base(&base).expect("a tokenizer");
     let mut ids = tokenizer.encode(&std::fs::read_to_string(text).expect("a text")).expect("tokens");
     ids.truncate(400);
-    let loss = |precision, compute, quant| {
+    let loss = |precision, compute, quant, cache| {
         let options = LoadOptions { device: Device::flex(), compute, quant };
         let decoder = Decoder::load(&base, &options, |_, _| {}).expect("loaded");
-        let vocabulary = decoder.config().vocab_size;
-        let mut engine = Engine::new(decoder, &tokenizer, EngineOptions { precision, ..EngineOptions::default() });
-        let mut losses = Vec::new();
-        // The beginnings are kept, so that each request reads at most a block.
-        for end in 1..ids.len() {
-            let request = Request { log_probabilities: Some(vocabulary), ..greedy(&ids[..end], 1) };
-            engine.submit(request).expect("accepted");
-            while !engine.is_idle() {
-                for event in engine.step() {
-                    if let Event::Token { log_probability: Some(found), .. } = event {
-                        let token = found.likeliest.iter().find(|(token, _)| *token == ids[end]).expect("every token");
-                        losses.push(-token.1);
-                    }
-                }
-            }
-        }
-        assert_eq!(losses.len(), ids.len() - 1);
-        losses.iter().sum::<f64>() / losses.len() as f64
+        let options = EngineOptions { precision, cache, ..EngineOptions::default() };
+        mean(losses(&mut Engine::new(decoder, &tokenizer, options), &ids).into_iter())
     };
-    let exact = loss(Precision::Exact, Compute::F32, Quant::None);
-    let fast = loss(Precision::Fast, Compute::Bf16, Quant::Keep);
-    println!("{} tokens: loss {exact:.5} exact, {fast:.5} fast: {:+.3} %", ids.len(), 100.0 * (fast / exact - 1.0));
-    assert!((fast / exact - 1.0).abs() < 5e-3, "{fast} for {exact}");
+    let exact = loss(Precision::Exact, Compute::F32, Quant::None, None);
+    for cache in [CacheFormat::Bf16, CacheFormat::Int8] {
+        let fast = loss(Precision::Fast, Compute::Bf16, Quant::Keep, Some(cache));
+        let change = fast / exact - 1.0;
+        println!(
+            "{} tokens: loss {exact:.5} exact, {fast:.5} fast with a cache in {cache}: {:+.3} %",
+            ids.len(),
+            100.0 * change
+        );
+        assert!(change.abs() < 5e-3, "{fast} for {exact}");
+    }
 }

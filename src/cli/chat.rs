@@ -14,10 +14,9 @@ use self::command::{Command, HELP, Input};
 use self::lines::{Lines, Next};
 use self::session::{Reply, Session};
 use super::Global;
-use super::model::NamedForm;
+use super::model::{EngineForm, NamedForm};
 use super::terminal::Terminal;
 use crate::error::{Result, counted};
-use crate::generate::engine::{EngineOptions, Precision};
 use crate::generate::sample::SamplerConfig;
 use crate::interrupt;
 use crate::run::named::AdapterFolder;
@@ -58,6 +57,8 @@ pub(super) struct Arguments {
     seed: u64,
     #[command(flatten)]
     form: NamedForm,
+    #[command(flatten)]
+    engine: EngineForm,
 }
 
 /// An answer as a JSON object.
@@ -85,7 +86,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     };
     sampler.check()?;
     let models = arguments.form.load(&arguments.base, &arguments.adapter, global, terminal)?;
-    let options = EngineOptions::unbounded(Precision::of(models.loaded.compute));
+    let options = arguments.engine.options(&models.loaded.decoder, models.loaded.compute)?;
     let mut session = Session::new(models, options, sampler, arguments.max_tokens, arguments.system.clone());
     let is_interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !global.json;
     let talk = Talk { terminal, is_interactive, is_json: global.json };

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Global;
-use super::model::Model;
+use super::model::{EngineForm, Model};
 use super::prompts;
 use super::terminal::Terminal;
 use super::train::TrainProgress;
@@ -16,7 +16,6 @@ use crate::data::{self, Message};
 use crate::error::{Error, Place, Result, counted, printable};
 use crate::files::json;
 use crate::generate::constraint::Constraint;
-use crate::generate::engine::{EngineOptions, Precision};
 use crate::generate::run::{Finish, check_prompt};
 use crate::generate::sample::SamplerConfig;
 use crate::run::answer::{Answer, Answerer, Answering, Progress, PromptForm, Question};
@@ -32,6 +31,8 @@ const ADAPTER: &str = "adapter";
 pub(super) struct Arguments {
     #[command(flatten)]
     model: Model,
+    #[command(flatten)]
+    engine: EngineForm,
     /// The prompt: a text, @FILE for the text of a file, - for stdin; may be repeated. It goes through the chat template, or
     /// stays as it is where the adapter was trained on bare prompts
     #[arg(long, value_name = "TEXT", required_unless_present_any = ["data", "prompts"])]
@@ -148,7 +149,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     };
     let as_json = global.json || rows.is_some() || arguments.prompts.is_some();
     let streams = asked.len() == 1 && !as_json;
-    let options = EngineOptions::unbounded(Precision::of(model.compute));
+    let options = arguments.engine.options(&model.decoder, model.compute)?;
     let mut answerer = Answerer::new(&model.decoder, &model.base.encoder, options);
     if let Some(adapter) = &model.attached {
         answerer.add_adapter(ADAPTER, adapter);

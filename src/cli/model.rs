@@ -13,6 +13,10 @@ use crate::data::{Columns, Shape};
 use crate::device;
 use crate::error::{Error, Place, Result};
 use crate::export::{ExportOptions, GgufType, Importance};
+use crate::generate::engine::{EngineOptions, Precision};
+use crate::model::Decoder;
+use crate::ops::attention::CacheFormat;
+use crate::ops::is_processor;
 use crate::quant::{Compute, Quant};
 use crate::run::model::{LoadedModel, ModelChoice};
 use crate::run::named::{AdapterFolder, NamedModels};
@@ -108,6 +112,28 @@ impl NamedForm {
         let Self { compute, quant, force } = *self;
         let choice = ModelChoice { base: base.to_owned(), adapter: None, compute, quant, force };
         NamedModels::load(&choice, adapters, &global.device, &mut TrainProgress::new(terminal))
+    }
+}
+
+/// The form of an engine's memory.
+#[derive(Debug, Args)]
+pub(super) struct EngineForm {
+    /// Number format of the keys and values in memory; int8 takes about half as much as bf16 [default: bf16, with `--compute f32`
+    /// f32]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    cache: Option<CacheFormat>,
+}
+
+impl EngineForm {
+    /// The options of an engine for `decoder`, without a limit of its cache.
+    pub(super) fn options(&self, decoder: &Decoder, compute: Compute) -> Result<EngineOptions> {
+        match self.cache {
+            Some(cache) if !is_processor(decoder.device()) => {
+                Err(Error::input(Place::argument("--cache"), format!("is {cache}; only the processor has a choice"))
+                    .hint("leave it out: on other devices keys and values are in f32"))
+            }
+            cache => Ok(EngineOptions { cache, ..EngineOptions::unbounded(Precision::of(compute)) }),
+        }
     }
 }
 

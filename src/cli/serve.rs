@@ -7,11 +7,11 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::Global;
-use super::model::NamedForm;
+use super::model::{EngineForm, NamedForm};
 use super::terminal::Terminal;
 use crate::bytes::Size;
 use crate::error::{Error, Result};
-use crate::generate::engine::{EngineOptions, Precision};
+use crate::generate::engine::EngineOptions;
 use crate::interrupt;
 use crate::run::named::AdapterFolder;
 use crate::serve::{Host, Keys, Limits, ServeOptions, serve};
@@ -58,6 +58,8 @@ pub(super) struct Arguments {
     max_cache: Size,
     #[command(flatten)]
     form: NamedForm,
+    #[command(flatten)]
+    engine: EngineForm,
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<()> {
@@ -75,8 +77,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let engine = EngineOptions {
         max_sequences: arguments.max_running.into(),
         max_cache_bytes: usize::try_from(arguments.max_cache.0).unwrap_or(usize::MAX),
-        precision: Precision::of(models.loaded.compute),
-        ..EngineOptions::default()
+        ..arguments.engine.options(&models.loaded.decoder, models.loaded.compute)?
     };
     let options = ServeOptions {
         address,

@@ -70,7 +70,7 @@ pub struct AdviseOptions<'a> {
 /// Advises a model. The recipe of the recommended one is in the advice, where there are examples.
 ///
 /// # Errors
-/// Input: a device other than the processor; those of the data and of the bases. Failed: the machine cannot be timed.
+/// Input: a device other than the processor; those of the data and of the bases.
 pub fn advise(options: &AdviseOptions<'_>, watch: &mut dyn Watch) -> Result<Advice> {
     if options.device != DeviceChoice::Cpu {
         let message = format!("is {}; advice is for the processor", options.device);

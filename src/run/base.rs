@@ -15,7 +15,7 @@ use crate::quant::{Compute, Quant};
 use crate::text::Tokenizer;
 
 /// An open base model; its weights are still in their files.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct OpenBase {
     /// Its name as the user gave it.
     pub name: String,

@@ -107,7 +107,7 @@ pub(super) fn text(data: &Path, base: &str, facts: &Facts, savings: Option<&Savi
         _ => ("", "1e-3"),
     };
     let mut out = format!(
-        "# {rows} examples of {name}, by `burnish init`. `burnish check` looks at them, `burnish train` begins.\n\n"
+        "# {rows} examples of {name}: a first recipe. `burnish check` looks at them, `burnish train` begins.\n\n"
     );
     out += &format!("[base]\nmodel = {}\n", quoted(base));
     if let Some(Savings { quant, reason, .. }) = savings.filter(|savings| savings.quant != Quant::None) {

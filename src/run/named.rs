@@ -166,7 +166,8 @@ impl NamedModels {
             }
         }
         let path = base.path().to_str().unwrap_or(&base.name).to_owned();
-        let opened = adapters.iter().map(|adapter| open(&path, adapter, choice.force)).collect::<Result<Vec<_>>>()?;
+        let opened = adapters.iter().map(|adapter| open(base.clone(), adapter, choice.force));
+        let opened = opened.collect::<Result<Vec<_>>>()?;
         let hosts: Vec<&HostAdapter> = opened.iter().map(|(_, adapter, _)| adapter).collect();
         let quant = quant_for(choice, &base, &hosts)?;
         let (quant, compute) = choice.form_for_answers(&base, quant, choice.compute(None, &device)?, &device);
@@ -186,7 +187,7 @@ impl LoadedBase {
     /// # Errors
     /// Those of [`OpenAdapter::open`]; a pair that does not fit the base.
     pub fn open(&self, adapter: &AdapterFolder) -> Result<NamedAdapter> {
-        self.attach(open(&self.path, adapter, self.force)?)
+        self.attach(open(OpenBase::open(&self.path, &mut |_| {})?, adapter, self.force)?)
     }
 
     fn attach(&self, (model, adapter, mut notices): Opened) -> Result<NamedAdapter> {
@@ -202,9 +203,8 @@ impl LoadedBase {
 /// An adapter on the host, with its remarks.
 type Opened = (NamedModel, HostAdapter, Vec<String>);
 
-/// Opens an adapter over the base at `path`, which is opened once more for it: an adapter may bring a tokenizer of its own.
-fn open(path: &str, AdapterFolder { name, folder }: &AdapterFolder, force: bool) -> Result<Opened> {
-    let mut base = OpenBase::open(path, &mut |_| {})?;
+/// Opens an adapter over a base of its own: an adapter may bring a tokenizer.
+fn open(mut base: OpenBase, AdapterFolder { name, folder }: &AdapterFolder, force: bool) -> Result<Opened> {
     let OpenAdapter { adapter, notices } = OpenAdapter::open(folder, &mut base, force)?;
     adapter.check_gives_text(folder)?;
     let format = adapter.data_format().map_err(|error| error.within(folder))?;

@@ -9,6 +9,7 @@ use super::Server;
 use super::failure::{Failure, Outcome};
 use super::fields::Fields;
 use super::models::ServedModel;
+use crate::error::Error;
 use crate::generate::constraint::Constraint;
 
 /// The time to prepare a schema. Work on it goes on behind that time, in one of few places, and is thrown away.
@@ -18,6 +19,8 @@ const PREPARATION: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(super) struct AnswerFormat {
     pub(super) schema: Value,
+    /// The opening of the parts that are held to it, where answers are free text otherwise.
+    pub(super) opening: Option<String>,
     /// The field that asks for it.
     pub(super) field: &'static str,
 }
@@ -44,7 +47,7 @@ impl AnswerFormat {
             _ => return Err(Failure::unsupported(FIELD, "`text`, `json_object` and `json_schema` are known")),
         };
         format.finish()?;
-        Ok(schema.map(|schema| Self { schema, field: FIELD }))
+        Ok(schema.map(|schema| Self { schema, opening: None, field: FIELD }))
     }
 }
 
@@ -56,13 +59,18 @@ impl Server {
         format: Option<AnswerFormat>,
         count: usize,
     ) -> Outcome<Vec<Constraint>> {
-        let Some(AnswerFormat { schema, field }) = format else { return Ok(Vec::new()) };
+        let Some(AnswerFormat { schema, opening, field }) = format else { return Ok(Vec::new()) };
         let place = tokio::time::timeout(PREPARATION, self.schemas.clone().acquire_owned()).await;
         let place = place.map_err(|_| Failure::overloaded())?.map_err(|_| Failure::internal())?;
         let (model, rows) = (model.clone(), self.rows);
         let work = tokio::task::spawn_blocking(move || {
             let _place = place;
-            Constraint::json_schema(&model.vocabulary(rows)?, &schema).map(|constraint| vec![constraint; count])
+            let vocabulary = model.vocabulary(rows)?;
+            let constraint = match opening {
+                Some(opening) => Constraint::calls(&vocabulary, &opening, &schema)?,
+                None => Constraint::json_schema(&vocabulary, &schema)?,
+            };
+            Ok::<_, Error>(vec![constraint; count])
         });
         let done = tokio::time::timeout(PREPARATION, work).await;
         let done = done.map_err(|_| Failure::field(field, "has a schema that takes too long to prepare"))?;

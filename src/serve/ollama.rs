@@ -93,7 +93,7 @@ fn format_of(fields: &mut Fields) -> Outcome<Option<AnswerFormat>> {
         Some(schema @ Value::Object(_)) => schema,
         Some(_) => return Err(Failure::field("format", "must be \"json\" or a schema")),
     };
-    Ok(Some(AnswerFormat { schema, field: "format" }))
+    Ok(Some(AnswerFormat { schema, opening: None, field: "format" }))
 }
 
 /// `/api/chat`.

@@ -114,10 +114,8 @@ impl Tokenizer {
         check::checked(&place, &mut value)?;
         let puts_space_first = puts_space_first(&value);
         let unknown = unknown_id(&value);
-        let bytes = serde_json::to_vec(&value).map_err(|error| Error::input(&place, error.to_string()))?;
-        drop(value);
         // The checks before should leave nothing that panics; if something does, it is still only an error.
-        let parsing = catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes))
+        let parsing = catch_unwind(AssertUnwindSafe(|| serde_json::from_value::<tokenizers::Tokenizer>(value)))
             .map_err(|_| Error::input(&place, "the tokenizers crate cannot read this file"))?
             .map_err(|error| Error::input(&place, format!("not a tokenizer: {error}")))?;
         let mut ordinary = parsing.clone();

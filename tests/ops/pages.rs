@@ -1,16 +1,15 @@
 //! Attention over pages against its reference: pieces of any size, windows, caps, long pasts, tokens that are forgotten again.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use burnish::ops::attention::{Geometry, PagedCache, PagedPiece, paged_attention, reference};
+use burnish::ops::attention::{CacheFormat, Geometry, PagedCache, PagedPiece, paged_attention, reference};
 use burnish::ops::cpu::isa::Isa;
 use burnish::ops::cpu::pool;
-use burnish::quant::Compute;
 
 use super::{relative, values};
 use crate::model::{instruction_sets, turn};
 
 /// The outputs of a sequence that is read in pieces of these sizes, over and over.
-fn in_pieces(qkv: &[f32], geometry: &Geometry, format: Compute, pieces: &[usize]) -> Vec<f32> {
+fn in_pieces(qkv: &[f32], geometry: &Geometry, format: CacheFormat, pieces: &[usize]) -> Vec<f32> {
     let (width, out_width) = (geometry.qkv_width(), geometry.heads * geometry.head_dim);
     let tokens = qkv.len() / width;
     let (mut cache, mut out, mut sizes) = (PagedCache::default(), Vec::new(), pieces.iter().cycle());
@@ -48,7 +47,7 @@ fn attention_over_pages_is_that_of_the_whole_sequence_however_it_is_cut() {
         for isa in instruction_sets() {
             isa.choose();
             let place = format!("{heads}/{kv_heads} heads of {dim}, window {window:?} on {}", isa.name());
-            for (format, most) in [(Compute::F32, 1e-5), (Compute::Bf16, 1e-2)] {
+            for (format, most) in [(CacheFormat::F32, 1e-5), (CacheFormat::Bf16, 1e-2), (CacheFormat::Int8, 2e-2)] {
                 let whole = in_pieces(&qkv, &geometry, format, &[tokens]);
                 let found = relative(&whole, &expected[..whole.len()]);
                 assert!(found < most, "{place}, {format}: {found}");
@@ -61,6 +60,39 @@ fn attention_over_pages_is_that_of_the_whole_sequence_however_it_is_cut() {
                 assert_eq!(single.len(), expected.len());
             }
         }
+    }
+    Isa::best().choose();
+}
+
+#[test]
+fn pages_in_int8_hold_what_their_codes_can_say_and_attend_as_pages_in_f32() {
+    let _turn = turn();
+    let tokens = 150;
+    for (heads, kv_heads, dim) in [(4, 2, 80), (3, 1, 64), (2, 2, 20)] {
+        let geometry = Geometry::new(heads, kv_heads, dim);
+        let width = geometry.qkv_width();
+        // In each group of 32 values of a head one has the code 127 or -127, and scales are powers of two.
+        let mut qkv = values(tokens * width, 7);
+        for (row, row_values) in qkv.chunks_exact_mut(width).enumerate() {
+            for (head, head_values) in row_values.chunks_exact_mut(dim).enumerate().skip(heads) {
+                for (group, group_values) in head_values.chunks_mut(32).enumerate() {
+                    let scale = 0.5f32.powi((5 + (row + 3 * head + group) % 4) as i32);
+                    group_values
+                        .iter_mut()
+                        .for_each(|value| *value = (100.0 * *value).round().clamp(-126.0, 126.0) * scale);
+                    group_values[row % group_values.len()] = if row % 2 == 0 { 127.0 } else { -127.0 } * scale;
+                }
+            }
+        }
+        for isa in instruction_sets() {
+            isa.choose();
+            let [exact, coded] =
+                [CacheFormat::F32, CacheFormat::Int8].map(|format| in_pieces(&qkv, &geometry, format, &[61, 1]));
+            assert!(exact == coded, "{heads}/{kv_heads} heads of {dim} on {}", isa.name());
+        }
+        let [bf16, int8] =
+            [CacheFormat::Bf16, CacheFormat::Int8].map(|format| PagedCache::page_bytes(&geometry, format));
+        assert!(int8 * 100 <= bf16 * 54, "{int8} bytes for {bf16}");
     }
     Isa::best().choose();
 }

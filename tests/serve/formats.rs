@@ -1,6 +1,7 @@
 //! Answers that are held to a format, and calls that are demanded.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use burnish::model::BaseFiles;
@@ -208,4 +209,84 @@ fn a_demanded_call_has_valid_arguments() {
             answer.body
         );
     }
+}
+
+/// A copy of an adapter with another chat template.
+fn with_template(tuned: &Path, name: &str, template: &str) -> PathBuf {
+    let folder = tuned.with_file_name(name);
+    fs::create_dir(&folder).expect("a folder");
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(tuned.join(file), folder.join(file)).expect("copied");
+    }
+    fs::write(folder.join("chat_template.jinja"), template).expect("written");
+    folder
+}
+
+#[test]
+fn calls_of_strict_tools_have_valid_arguments_wherever_they_begin() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let tuned = adapter(&folder.path().join("tuned"), "one two three four", false);
+    let models = [
+        ("tuned", TEMPLATE.to_owned()),
+        ("list", TEMPLATE.replace("~~{\"name\"", "~~[{\"name\"").replace("}}}~~", "}}}]")),
+        ("other", TEMPLATE.replace("\"parameters\": ", "")),
+    ];
+    let folders =
+        models.map(|(name, template)| named(name, &with_template(&tuned, &format!("{name} folder"), &template)));
+    let server = Running::of(|options| options.adapters = folders.to_vec());
+    let parameters = |most: i64| {
+        json!({
+            "type": "object",
+            "properties": { "a": { "type": "integer", "minimum": 0, "maximum": most } },
+            "required": ["a"],
+            "additionalProperties": false,
+        })
+    };
+    let tool = |name: &str, parameters: Value, strict: bool| json!({ "type": "function", "function": { "name": name, "parameters": parameters, "strict": strict } });
+    let tokenizer = Tokenizer::of_base(&BaseFiles::open(&tiny_model()).expect("a base")).expect("a tokenizer");
+    let opening = tokenizer.token_to_id("~").expect("a token").to_string();
+    let ask = |model: &str, tools: Value, more: Value| {
+        let mut body = asking_for(&json!({}), json!({ "model": model, "tools": tools }));
+        let fields = body.as_object_mut().expect("an object");
+        fields.shift_remove("response_format");
+        fields.extend(more.as_object().expect("an object").clone());
+        // The model calls where it may.
+        body["logit_bias"][&opening] = json!(100);
+        server.post("/v1/chat/completions", &body)
+    };
+    let tools = json!([tool("digit", parameters(9), true), tool("bit", parameters(1), true)]);
+    let mut called = Vec::new();
+    for (seed, model) in (0..6).zip(["tuned", "list"].into_iter().cycle()) {
+        let answer = ask(model, tools.clone(), json!({ "seed": seed }));
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let answer = answer.json();
+        assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls", "{answer}");
+        let calls = answer["choices"][0]["message"]["tool_calls"].as_array().expect("calls");
+        for call in calls {
+            let arguments = call["function"]["arguments"].as_str().expect("a text");
+            let arguments: Value = serde_json::from_str(arguments).expect("JSON");
+            let most = if call["function"]["name"] == "digit" { 9 } else { 1 };
+            assert!(arguments["a"].as_u64().is_some_and(|number| number <= most), "{call}");
+            called.push(call["function"]["name"].clone());
+        }
+        let events = ask(model, tools.clone(), json!({ "seed": seed, "stream": true })).events();
+        let streamed =
+            events.iter().find_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array()).expect("calls");
+        assert_eq!(streamed[0]["function"], calls[0]["function"]);
+    }
+    assert!(called.contains(&json!("digit")) && called.contains(&json!("bit")), "{called:?}");
+    // Without `strict` the model writes what it likes.
+    let answer = ask("tuned", json!([tool("digit", parameters(9), false)]), json!({})).json();
+    assert_eq!(answer["choices"][0]["message"]["tool_calls"], Value::Null, "{answer}");
+    let odd = json!([tool("odd", json!({ "properties": { "a": { "not": {} } } }), true)]);
+    for (model, tools, more, field) in [
+        ("tuned", odd.clone(), json!({}), "tools"),
+        ("tuned", json!([tool("odd", json!({ "type": "array" }), true)]), json!({}), "tools"),
+        ("tuned", tools.clone(), json!({ "response_format": { "type": "json_object" } }), "response_format"),
+        ("other", tools.clone(), json!({}), "tools"),
+    ] {
+        let answer = ask(model, tools, more);
+        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!(field)), "{}", answer.body);
+    }
+    assert_eq!(ask("tuned", odd, json!({ "tool_choice": "none" })).status, 200);
 }

@@ -1,38 +1,37 @@
 //! Answers that are held to a JSON schema: before each token, those that cannot continue a valid text are excluded.
 //!
+//! An answer is such a text as a whole (`held`), or it is free text in which calls of tools begin behind the opening that the model's
+//! chat template gives them (`calls`).
+//!
 //! `llguidance` keeps the state of the grammar and computes the excluded tokens from a trie of the vocabulary (`vocabulary`). A schema
-//! may come from anyone, so its size is checked before (`schema`), the library's work on it is limited, and its recursion gets a
-//! stack of its own. White space between the parts of a text is limited, too: a model that is unsure may write it for ever.
+//! may come from anyone, so its size is checked before (`schema`, `merged`), the library's work on it is limited, and its recursion
+//! gets a stack of its own.
 
+mod calls;
+mod held;
 mod merged;
 mod schema;
 mod vocabulary;
 
-use llguidance::Matcher;
-use llguidance::api::TopLevelGrammar;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub use vocabulary::Vocabulary;
 
+use self::calls::Calls;
+use self::held::Held;
 use crate::error::{Error, Result};
 
 /// The stack for the recursion over a schema, of which pages are used as they are needed.
 const STACK_BYTES: usize = 256 << 20;
-/// The white space that a text may have at one place: a space, or a line end with an indentation.
-const WHITE_SPACE: &str = r"\x20|\x0D?\x0A[\x20\x09]{0,40}";
-/// The key under which `llguidance` reads its options.
-const OPTIONS: &str = "x-guidance";
-/// The longest reason that the library gives, in characters.
-const MAX_REASON: usize = 300;
 
 /// A format and the state of the text that is being held to it. A clone goes on by itself.
-pub struct Constraint(Matcher);
+#[derive(Clone)]
+pub struct Constraint(Form);
 
-impl Clone for Constraint {
-    fn clone(&self) -> Self {
-        // Plain clones share the states of the lexer: what one answer meets would count towards the limits of another.
-        Self(self.0.deep_clone())
-    }
+#[derive(Clone)]
+enum Form {
+    Whole(Held),
+    Calls(Calls),
 }
 
 impl std::fmt::Debug for Constraint {
@@ -49,27 +48,17 @@ impl Constraint {
     /// # Errors
     /// Input: a schema that is too large, is no schema, has keywords that cannot be held to, or describes nothing.
     pub fn json_schema(vocabulary: &Vocabulary, schema: &Value) -> Result<Self> {
-        let (vocabulary, schema) = (vocabulary.clone(), schema.clone());
-        let prepare = move || Self::prepare(&vocabulary, schema);
-        let thread = std::thread::Builder::new().name("schema".to_owned()).stack_size(STACK_BYTES).spawn(prepare);
-        let thread = thread.map_err(|error| Error::failed("", format!("a thread cannot be started: {error}")))?;
-        thread.join().map_err(|_| Error::input("", "the schema cannot be prepared"))?
+        Ok(Self(Form::Whole(with_a_stack(vocabulary, schema)?)))
     }
 
-    fn prepare(vocabulary: &Vocabulary, mut schema: Value) -> Result<Self> {
-        schema::check(&schema)?;
-        merged::check(&schema)?;
-        schema[OPTIONS] = json!({ "whitespace_flexible": false, "whitespace_pattern": WHITE_SPACE });
-        let parser = vocabulary.factory().create_parser(TopLevelGrammar::from_json_schema(schema));
-        let mut matcher = Matcher::new(parser);
-        // What is too complex for the first choice is refused before an answer begins.
-        match matcher.compute_mask() {
-            Ok(_) => Ok(Self(matcher)),
-            Err(error) => {
-                let message = format!("the schema cannot be held to: {}", reason(&error.to_string()));
-                Err(Error::input("", message))
-            }
-        }
+    /// Free text with calls: each stands behind the text `opening` and white space, and is a JSON text that the schema describes. Without
+    /// an opening, an answer that begins as a call is one call and nothing else; control tokens may stand before it.
+    ///
+    /// # Errors
+    /// Those of [`Self::json_schema`].
+    pub fn calls(vocabulary: &Vocabulary, opening: &str, schema: &Value) -> Result<Self> {
+        let call = with_a_stack(vocabulary, schema)?;
+        Ok(Self(Form::Calls(Calls::new(vocabulary.clone(), opening, call))))
     }
 
     /// The logits with those of the tokens that cannot follow at negative infinity. An end token can follow where the text may end.
@@ -77,22 +66,18 @@ impl Constraint {
     /// # Errors
     /// Input: the format has become too complex, or no token can follow.
     pub(super) fn admitted(&mut self, logits: &[f32]) -> Result<Vec<f32>> {
-        let mask = self.0.compute_mask().map_err(|error| failed(&error.to_string()))?;
-        let mut admitted = vec![f32::NEG_INFINITY; logits.len()];
-        for ((admitted, logits), bits) in admitted.chunks_mut(32).zip(logits.chunks(32)).zip(mask.as_slice()) {
-            if *bits == 0 {
-                continue;
-            }
-            for (index, (admitted, logit)) in admitted.iter_mut().zip(logits).enumerate() {
-                *admitted = if bits >> index & 1 == 1 { *logit } else { *admitted };
-            }
+        match &mut self.0 {
+            Form::Whole(held) => held.admitted(logits),
+            Form::Calls(calls) => calls.admitted(logits),
         }
-        Ok(admitted)
     }
 
-    /// The number of `tokens`, from the first on, that can follow one after another.
+    /// The number of `tokens`, from the first on, that may be guessed to follow one after another. A guess is checked again.
     pub(super) fn count_admitted(&mut self, tokens: &[u32]) -> usize {
-        self.0.validate_tokens(tokens).unwrap_or(0)
+        match &mut self.0 {
+            Form::Whole(held) => held.count_admitted(tokens),
+            Form::Calls(calls) => calls.count_admitted(tokens),
+        }
     }
 
     /// Goes on behind a token, which is not an end token.
@@ -100,29 +85,26 @@ impl Constraint {
     /// # Errors
     /// Input: the token cannot follow, or the format has become too complex.
     pub(super) fn advance(&mut self, token: u32) -> Result<()> {
-        self.0.consume_token(token).map_err(|error| failed(&error.to_string()))
+        match &mut self.0 {
+            Form::Whole(held) => held.advance(&[token]),
+            Form::Calls(calls) => calls.advance(token),
+        }
     }
 
     /// Whether the text is complete and nothing can follow.
     pub(super) fn is_complete(&self) -> bool {
-        self.0.is_stopped() && !self.0.is_error()
+        match &self.0 {
+            Form::Whole(held) => held.is_complete(),
+            Form::Calls(calls) => calls.is_complete(),
+        }
     }
 }
 
-fn failed(message: &str) -> Error {
-    Error::input("", format!("the answer cannot be held to its format any further: {}", reason(message)))
-}
-
-/// The library's reason, without what it says of its own state: the first line, and the last one where the first announces it.
-fn reason(message: &str) -> String {
-    let (first, rest) = message.split_once('\n').unwrap_or((message, ""));
-    // An option of the library that is not offered.
-    let first = first.split(" Enable 'coerce_one_of'").next().unwrap_or_default();
-    let first = match first.strip_prefix("panic: ").unwrap_or(first) {
-        "NoExtensionBias" => "no token can come next",
-        first => first,
-    };
-    let announced = rest.lines().last().filter(|_| first.ends_with(':')).unwrap_or_default();
-    let announced = announced.strip_prefix("error: ").unwrap_or(announced);
-    format!("{first} {announced}").trim_end().chars().take(MAX_REASON).collect()
+/// Prepares a schema on a thread with a large stack.
+fn with_a_stack(vocabulary: &Vocabulary, schema: &Value) -> Result<Held> {
+    let (vocabulary, schema) = (vocabulary.clone(), schema.clone());
+    let prepare = move || Held::new(&vocabulary, schema);
+    let thread = std::thread::Builder::new().name("schema".to_owned()).stack_size(STACK_BYTES).spawn(prepare);
+    let thread = thread.map_err(|error| Error::failed("", format!("a thread cannot be started: {error}")))?;
+    thread.join().map_err(|_| Error::input("", "the schema cannot be prepared"))?
 }

@@ -40,6 +40,7 @@ use crate::bytes::Size;
 use crate::error::{Error, Result};
 use crate::model::{Decoder, ModelConfig};
 use crate::nn::Adapter;
+use crate::ops::attention::CacheFormat;
 use crate::quant::Compute;
 use crate::text::Tokenizer;
 
@@ -53,9 +54,9 @@ pub const PIECE_TOKENS: usize = 256;
 /// The kernels of an engine on the processor. Elsewhere it computes as the decoder does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// The weights as they lie in memory, in f32; keys and values in f32.
+    /// The weights as they lie in memory, in f32.
     Exact,
-    /// The weights repacked for products with activations in int8, or in bf16 where they are floats; keys and values in bf16.
+    /// The weights repacked for products with activations in int8, or in bf16 where they are floats.
     Fast,
 }
 
@@ -74,6 +75,9 @@ impl Precision {
 pub struct EngineOptions {
     /// The kernels.
     pub precision: Precision,
+    /// The number format of keys and values on the processor; `None` for f32 with exact kernels and bf16 with fast ones. Adapters that
+    /// are no low-rank pairs on projections have theirs in f32 in any case.
+    pub cache: Option<CacheFormat>,
     /// Sequences that are decoded together, at least 1.
     pub max_sequences: usize,
     /// Requests that wait for a place; a further one is refused.
@@ -90,6 +94,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             precision: Precision::Exact,
+            cache: None,
             max_sequences: SEQUENCES_AT_ONCE,
             max_waiting: usize::MAX,
             max_cache_bytes: 1 << 30,

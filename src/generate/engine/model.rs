@@ -61,7 +61,7 @@ impl Model {
     pub(super) fn new(decoder: Decoder, options: &EngineOptions) -> Self {
         Self {
             #[cfg(feature = "cpu")]
-            host: HostModel::new(&decoder, options.precision),
+            host: HostModel::new(&decoder, options),
             decoder,
         }
     }

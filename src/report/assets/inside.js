@@ -122,7 +122,7 @@ function begin() {
   if (data.systems[0].lens) {
     const asked = tokenButtons(data, "The token after which the next one is predicted", (index) => move(index, state.key));
     const holder = element("div", {});
-    const likely = (list) => element("span", {}, list.map((one) => element("span", { class: "likely" }, element("code", {}, visible(one.token)), ` ${percent(one.probability)}`)));
+    const likely = (list) => element("span", {}, list.map((one) => element("span", { class: "likely" }, element("code", {}, one.token.trim() ? visible(one.token) : visible(one.token).replaceAll(" ", "␣")), ` ${percent(one.probability)}`)));
     parts.push(() => {
       asked.buttons.forEach((button, index) => button.setAttribute("aria-pressed", String(index === state.query)));
       const rows = data.systems[0].lens.map((layer, index) => [index === 0 ? "embedding" : "layer " + (index - 1), ...data.systems.map((system) => likely(system.lens[index][state.query]))]);

@@ -14,7 +14,7 @@ use super::cost::{head_operations, layer_operations};
 use super::examples::set_of;
 use crate::adapter::spec::AdapterSpec;
 use crate::device::{self, DeviceChoice};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::decoder::Recompute;
 use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Batch, Decoder, ModelConfig};
@@ -84,16 +84,19 @@ impl Machine {
         let [few, many] = LAYERS.map(of_layers);
         let few_seconds = timed(&few, Quant::None, Recompute::None)?.step;
         let dense = timed(&many, Quant::None, Recompute::None)?;
-        let per_layer = (dense.step - few_seconds) / (LAYERS[1] - LAYERS[0]) as f64;
-        let head_seconds = few_seconds - per_layer * LAYERS[0] as f64;
-        if per_layer <= 0.0 || head_seconds <= 0.0 {
-            return Err(Error::failed("probe", "the machine is too busy to time its steps").hint("try again"));
-        }
+        let operations = layer_operations(&narrow.config, &lengths);
+        let of_head = head_operations(&narrow.config, &lengths);
+        // A busy machine makes nonsense of differences: no part is taken for more than three times as fast or as slow as the whole.
+        let an_operation = dense.step / (LAYERS[1] as f64 * operations + of_head);
+        let plausible = |seconds: f64, operations: f64| {
+            seconds.clamp(an_operation * operations / 3.0, an_operation * operations * 3.0)
+        };
+        let per_layer = plausible((dense.step - few_seconds) / (LAYERS[1] - LAYERS[0]) as f64, operations);
+        let head_seconds = plausible(dense.step - per_layer * LAYERS[1] as f64, of_head);
         let in_layers = |seconds: f64| (seconds - head_seconds).max(0.1 * seconds) / LAYERS[1] as f64;
         let again = in_layers(timed(&many, Quant::None, Recompute::Block)?.step);
         let packed = in_layers(timed(&many, Quant::Nf4, Recompute::None)?.step);
-        let operations = layer_operations(&narrow.config, &lengths);
-        let head = head_operations(&narrow.config, &lengths) / head_seconds;
+        let head = of_head / head_seconds;
         let narrow_speed = Speed {
             hidden_size: narrow.config.hidden_size,
             dense: operations / per_layer,

@@ -112,6 +112,11 @@ impl Model {
     }
 }
 
+/// A rate with two digits, where it is small.
+fn rate(value: f64) -> String {
+    if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") }
+}
+
 impl Advice {
     fn table(&self) -> Table {
         let mut table = Table::new(&[
@@ -135,7 +140,7 @@ impl Advice {
             let licence = model.licence.as_deref().unwrap_or("-");
             let licence = if model.is_gated { format!("{licence}, gated") } else { licence.to_owned() };
             let parameters = match model.parameters as f64 {
-                count if count < 1e9 => format!("{:.0}M", count / 1e6),
+                count if count < 999.5e6 => format!("{:.0}M", count / 1e6),
                 count => format!("{:.1}B", count / 1e9),
             };
             let first = [format!("{mark}{}", model.name), parameters, licence, languages];
@@ -144,8 +149,8 @@ impl Advice {
                     method.to_string(),
                     Size(method.peak_bytes).to_string(),
                     words(method.seconds()),
-                    format!("{:.0}", method.tokens_per_second),
-                    format!("{:.0}/s", model.answer_tokens_per_second),
+                    rate(method.tokens_per_second),
+                    format!("{}/s", rate(model.answer_tokens_per_second)),
                     Size(method.disk_bytes).to_string(),
                 ],
                 (None, least) => {

@@ -12,13 +12,12 @@ use crate::data::read::message_of;
 use crate::eval::tool_calls::ToolCall;
 use crate::generate::engine::{TokenLogProbability, Usage};
 use crate::generate::run::Finish;
-use crate::run::named::NamedModel;
 use crate::serve::Server;
 use crate::serve::calls::CallGate;
 use crate::serve::failure::{Failure, Outcome};
 use crate::serve::fields::Fields;
-use crate::serve::forced_call::ForcedCall;
 use crate::serve::format::AnswerFormat;
+use crate::serve::held_calls::HeldCalls;
 use crate::serve::limits::{MESSAGES, TOOLS};
 use crate::serve::models::ServedModel;
 use crate::serve::options::{AnswerOptions, encoded, likeliest};
@@ -31,8 +30,8 @@ pub(in crate::serve) struct Conversation {
     tools: Option<Value>,
     /// Their names.
     names: Vec<String>,
-    /// The call that the answer has to be.
-    forced: Option<ForcedCall>,
+    /// The calls that are held to schemas.
+    held: Option<HeldCalls>,
 }
 
 impl Conversation {
@@ -47,7 +46,8 @@ impl Conversation {
         let messages = messages.collect::<Outcome<_>>()?;
         let tools = fields.list("tools", TOOLS)?.filter(|tools| !tools.is_empty());
         let names = tools.iter().flatten().map(tool_name).collect::<Outcome<_>>()?;
-        Ok(Self { messages, tools: tools.map(Value::Array), names, forced: None })
+        let held = HeldCalls::strict(tools.as_deref().unwrap_or_default())?;
+        Ok(Self { messages, tools: tools.map(Value::Array), names, held })
     }
 
     /// Does as a request's `tool_choice` says.
@@ -55,10 +55,10 @@ impl Conversation {
         let Some(choice) = choice else { return Ok(()) };
         match choice.as_str() {
             Some("auto") => {}
-            Some("none") => (self.tools, self.names) = (None, Vec::new()),
+            Some("none") => (self.tools, self.names, self.held) = (None, Vec::new(), None),
             _ => {
                 let tools = self.tools.as_ref().and_then(Value::as_array);
-                self.forced = Some(ForcedCall::read(tools.map_or(&[], Vec::as_slice), &choice)?);
+                self.held = Some(HeldCalls::demanded(tools.map_or(&[], Vec::as_slice), &choice)?);
             }
         }
         Ok(())
@@ -66,7 +66,7 @@ impl Conversation {
 
     /// Refuses a format of answers that may be calls instead.
     pub(in crate::serve) fn check_format(&self, format: Option<&AnswerFormat>) -> Outcome<()> {
-        let may_call = self.tools.is_some() && self.forced.is_none();
+        let may_call = self.tools.is_some() && !self.held.as_ref().is_some_and(HeldCalls::is_demanded);
         match format.filter(|_| may_call) {
             Some(format) => {
                 Err(Failure::unsupported(format.field, "it stands beside `tools`, which the model may call instead"))
@@ -75,21 +75,18 @@ impl Conversation {
         }
     }
 
-    /// The tokens of the prompt, and the format of the answer: that of the call that it has to be, or else `format`.
+    /// The tokens of the prompt, and the format of the answer: that of its calls, or else `format`.
     pub(in crate::serve) async fn prepare(
         &self,
         model: &Arc<ServedModel>,
         format: Option<AnswerFormat>,
     ) -> Outcome<(Vec<u32>, Option<AnswerFormat>)> {
-        let (messages, tools, forced) = (self.messages.clone(), self.tools.clone(), self.forced.clone());
-        let work = move |named: &NamedModel| {
-            let mut ids = named.prompt(&messages, tools.as_ref())?;
-            let Some(forced) = forced else { return Ok((ids, format)) };
-            let (format, beginning) = forced.prepare(named)?;
-            ids.extend(beginning);
-            Ok((ids, Some(format)))
-        };
-        encoded(model, "messages", work).await
+        let (messages, tools) = (self.messages.clone(), self.tools.clone());
+        let mut ids = encoded(model, "messages", move |named| named.prompt(&messages, tools.as_ref())).await?;
+        let Some(held) = self.held.clone() else { return Ok((ids, format)) };
+        let (format, beginning) = encoded(model, "tools", move |named| held.prepare(named)).await?;
+        ids.extend(beginning);
+        Ok((ids, Some(format)))
     }
 
     /// The part of an answer that is text, and the rest, which may hold calls.

@@ -5,12 +5,11 @@ use super::{HostProjection, Precision};
 use crate::nn::block::{MlpInput, Residual};
 use crate::nn::{Block, Layer, Norm, NormKind, Projection};
 use crate::ops::activation::{Activation, activate_row, gate_row};
-use crate::ops::attention::{Geometry, PagedPiece, paged_attention};
+use crate::ops::attention::{CacheFormat, Geometry, PagedPiece, paged_attention};
 use crate::ops::cpu::decode::{Input, Member, products};
 use crate::ops::cpu::pool;
 use crate::ops::cpu::shared::SharedMut;
 use crate::ops::norm::{QkNormRows, layer_row, rms_row};
-use crate::quant::Compute;
 
 /// Rows that one task takes where work goes row by row.
 const ROWS_PER_TASK: usize = 8;
@@ -64,7 +63,7 @@ impl HostLayer {
         x: &mut [f32],
         adapters: &[Option<&HostFactors>],
         pieces: &mut [PagedPiece<'_>],
-        format: Compute,
+        format: CacheFormat,
     ) {
         let width = x.len() / adapters.len();
         let rows = Rows { adapters, width };

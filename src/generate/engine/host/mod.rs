@@ -9,14 +9,13 @@ use std::sync::Arc;
 
 pub(super) use self::adapter::HostFactors;
 use self::layer::{HostLayer, Rows, norm_rows};
-use super::Precision;
+use super::{EngineOptions, Precision};
 use crate::interrupt;
 use crate::model::Decoder;
 use crate::nn::{Norm, Projection};
-use crate::ops::attention::{PAGE_POSITIONS, Page, PagedCache, PagedPiece};
+use crate::ops::attention::{CacheFormat, PAGE_POSITIONS, Page, PagedCache, PagedPiece};
 use crate::ops::cpu::decode::{Panels, Weight};
 use crate::ops::frozen::FrozenWeight;
-use crate::quant::Compute;
 
 /// A projection with its weight in the form of inference.
 pub(super) struct HostProjection {
@@ -52,7 +51,7 @@ pub(super) struct HostModel {
     logit_softcap: Option<f32>,
     hidden: usize,
     /// The number format of the cache.
-    format: Compute,
+    format: CacheFormat,
 }
 
 /// New tokens of a sequence.
@@ -69,11 +68,12 @@ pub(super) struct HostPiece<'a> {
 
 impl HostModel {
     /// The model of a decoder whose weights stay in memory on the processor; `None` where they do not.
-    pub(super) fn new(decoder: &Decoder, precision: Precision) -> Option<Self> {
+    pub(super) fn new(decoder: &Decoder, options: &EngineOptions) -> Option<Self> {
         if decoder.is_streamed() {
             return None;
         }
-        let config = decoder.config();
+        let (config, precision) = (decoder.config(), options.precision);
+        let usual = if precision == Precision::Exact { CacheFormat::F32 } else { CacheFormat::Bf16 };
         let layers = decoder.layers.iter().map(|layer| HostLayer::new(layer, precision));
         Some(Self {
             layers: layers.collect::<Option<_>>()?,
@@ -84,7 +84,7 @@ impl HostModel {
             logit_multiplier: config.logit_multiplier.map(|multiplier| multiplier as f32),
             logit_softcap: config.logit_softcap.map(|cap| cap as f32),
             hidden: config.hidden_size,
-            format: if precision == Precision::Exact { Compute::F32 } else { Compute::Bf16 },
+            format: options.cache.unwrap_or(usual),
         })
     }
 

@@ -8,16 +8,17 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::super::rope::RopeTable;
 use super::super::{Geometry, QkvLayout};
-use super::pages::{PAGE_POSITIONS, PageElement, PagedCache, head_size, padded};
+use super::CacheFormat;
+use super::pages::{GROUP, PAGE_POSITIONS, PageElement, PagedCache, head_scales, head_size, padded};
 use crate::ops::cpu::isa::{Isa, vectorised};
 use crate::ops::cpu::math::{exp, tanh};
 use crate::ops::cpu::pool;
+use crate::ops::cpu::rows::Stored;
 use crate::ops::cpu::shared::SharedMut;
-use crate::quant::Compute;
 
 /// Queries and heads that go through a page together.
 pub(super) const ROWS: usize = 4;
@@ -46,7 +47,7 @@ pub fn paged_attention(
     qkv: &mut [f32],
     pieces: &mut [PagedPiece<'_>],
     geometry: &Geometry,
-    format: Compute,
+    format: CacheFormat,
     out: &mut [f32],
 ) {
     geometry.check(geometry.qkv_width());
@@ -73,8 +74,9 @@ pub fn paged_attention(
         let queries: Vec<Query<'_>> = part.rows.iter().map(query).collect();
         let pages = number * SEGMENT_PAGES..(number + 1) * SEGMENT_PAGES;
         match format {
-            Compute::F32 => attend::<f32>(&queries, piece.cache, part.kv_head, pages, geometry),
-            Compute::Bf16 => attend::<bf16>(&queries, piece.cache, part.kv_head, pages, geometry),
+            CacheFormat::F32 => attend::<f32>(&queries, piece.cache, part.kv_head, pages, geometry),
+            CacheFormat::Bf16 => attend::<bf16>(&queries, piece.cache, part.kv_head, pages, geometry),
+            CacheFormat::Int8 => attend::<i8>(&queries, piece.cache, part.kv_head, pages, geometry),
         }
     };
     let put = |part: &Part, mixed: &Mixed| {
@@ -244,8 +246,11 @@ fn attend<E: PageElement>(
     let last = queries.iter().map(|query| query.position / PAGE_POSITIONS).max().unwrap_or(0);
     for number in pages.start.max(first)..pages.end.min(last + 1) {
         let Some(page) = cache.page(number) else { continue };
-        let head = &E::numbers(page)[kv_head * head_size(dim)..][..head_size(dim)];
-        let (keys, values) = head.split_at(PAGE_POSITIONS * dim);
+        let (numbers, scales) = E::parts(page);
+        let (keys, values) = numbers[kv_head * head_size(dim)..][..head_size(dim)].split_at(PAGE_POSITIONS * dim);
+        let of_head = if E::HAS_SCALES { head_scales(dim) } else { 0 };
+        let (key_scales, value_scales) = scales[kv_head * of_head..][..of_head].split_at(of_head / 2);
+        let (keys, values) = ((keys, key_scales), (values, value_scales));
         let queried: [&[f32]; ROWS] = std::array::from_fn(|index| queries.get(index).map_or(&[][..], |q| q.values));
         score(keys, &queried[..queries.len()], &mut scores);
         let mut factors = [1f32; ROWS];
@@ -296,11 +301,11 @@ vectorised! {
     }
 }
 
-/// `keyᵀ · query` of every position of a page, for each query.
-fn score<E: PageElement>(keys: &[E], queries: &[&[f32]], scores: &mut [PageRow; ROWS]) {
+/// `keyᵀ · query` of every position of a page, for each query. Keys are numbers with their scales.
+fn score<E: PageElement>(keys: (&[E], &[f16]), queries: &[&[f32]], scores: &mut [PageRow; ROWS]) {
     #[cfg(target_arch = "x86_64")]
     if Isa::current() >= Isa::Avx512 {
-        // SAFETY: the processor has AVX-512; each query has a value for each 64 keys.
+        // SAFETY: the processor has AVX-512; each query has a value for each 64 keys, which have their scales.
         return unsafe { super::avx512::score(keys, queries, scores) };
     }
     for (query, scores) in queries.iter().zip(scores) {
@@ -309,19 +314,26 @@ fn score<E: PageElement>(keys: &[E], queries: &[&[f32]], scores: &mut [PageRow; 
 }
 
 vectorised! {
-    fn score_row<E: PageElement>(keys: &[E], query: &[f32], scores: &mut PageRow) {
+    fn score_row<E: PageElement>(keys: (&[E], &[f16]), query: &[f32], scores: &mut PageRow) {
         *scores = [0.0; PAGE_POSITIONS];
-        for (keys, query) in keys.as_chunks::<PAGE_POSITIONS>().0.iter().zip(query) {
+        let (keys, scales) = keys;
+        let mut scale = [1f32; PAGE_POSITIONS];
+        for (at, (keys, query)) in keys.as_chunks::<PAGE_POSITIONS>().0.iter().zip(query).enumerate() {
+            if E::HAS_SCALES && at.is_multiple_of(GROUP) {
+                let stored = &scales[at / GROUP * PAGE_POSITIONS..][..PAGE_POSITIONS];
+                scale.iter_mut().zip(stored).for_each(|(scale, stored)| *scale = Stored::to_f32(*stored));
+            }
             for position in 0..PAGE_POSITIONS {
-                scores[position] += keys[position].to_f32() * query;
+                scores[position] += keys[position].value(scale[position]) * query;
             }
         }
     }
 }
 
-/// `mixed = factor · mixed + weightsᵀ · values` for each row of `mixed`; rows have `width` values.
+/// `mixed = factor · mixed + weightsᵀ · values` for each row of `mixed`; rows have `width` values. Values are numbers with their
+/// scales.
 fn mix<E: PageElement>(
-    values: &[E],
+    values: (&[E], &[f16]),
     width: usize,
     weights: &[PageRow; ROWS],
     factors: &[f32; ROWS],
@@ -329,7 +341,7 @@ fn mix<E: PageElement>(
 ) {
     #[cfg(target_arch = "x86_64")]
     if Isa::current() >= Isa::Avx512 {
-        // SAFETY: the processor has AVX-512; there are 64 rows of values, whole vectors wide.
+        // SAFETY: the processor has AVX-512; there are 64 rows of values, whole vectors wide, with their scales.
         return unsafe { super::avx512::mix(values, width, weights, factors, mixed) };
     }
     for ((mixed, weights), factor) in mixed.chunks_exact_mut(width).zip(weights).zip(factors) {
@@ -338,13 +350,18 @@ fn mix<E: PageElement>(
 }
 
 vectorised! {
-    fn mix_row<E: PageElement>(values: &[E], weights: &PageRow, factor: f32, mixed: &mut [f32]) {
+    fn mix_row<E: PageElement>(values: (&[E], &[f16]), weights: &PageRow, factor: f32, mixed: &mut [f32]) {
         for value in mixed.iter_mut() {
             *value *= factor;
         }
-        for (values, weight) in values.chunks_exact(mixed.len()).zip(weights) {
-            for (mixed, value) in mixed.iter_mut().zip(values) {
-                *mixed += value.to_f32() * weight;
+        let (values, scales) = values;
+        let groups = mixed.len().div_ceil(GROUP);
+        for (position, (values, weight)) in values.chunks_exact(mixed.len()).zip(weights).enumerate() {
+            for (group, (mixed, values)) in mixed.chunks_mut(GROUP).zip(values.chunks(GROUP)).enumerate() {
+                let scale = if E::HAS_SCALES { Stored::to_f32(scales[position * groups + group]) } else { 1.0 };
+                for (mixed, value) in mixed.iter_mut().zip(values) {
+                    *mixed += value.value(scale) * weight;
+                }
             }
         }
     }

@@ -17,6 +17,20 @@ pub use pages::{PAGE_POSITIONS, Page, PagedCache};
 
 use burn::tensor::Tensor;
 
+use crate::settings::choice;
+
+choice! {
+    /// The number format of keys and values in pages.
+    CacheFormat {
+        /// The values as they are computed.
+        F32 = "f32",
+        /// Half of the memory.
+        Bf16 = "bf16",
+        /// A little more than a quarter: codes with a scale for each 32 values of a position.
+        Int8 = "int8",
+    }
+}
+
 /// Keys and values of one sequence in one layer.
 #[derive(Debug, Clone, Default)]
 pub struct Cache {

@@ -3,20 +3,24 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::super::Geometry;
+use super::CacheFormat;
+use crate::ops::cpu::isa::vectorised;
 use crate::ops::cpu::rows::Stored;
-use crate::quant::Compute;
 
 /// Positions of a page.
 pub const PAGE_POSITIONS: usize = 64;
+/// Values of a head and position that share a scale, where a page has scales.
+pub(super) const GROUP: usize = 32;
 
 /// Keys and values of 64 positions in one layer, for all key heads. A position that is not written holds zeros, or what was
 /// forgotten.
 ///
 /// Of each head first its keys, `[head_dim, 64]`, so that the scores of neighbouring positions lie side by side; then its values,
-/// `[64, head_dim]`, rows padded to whole vectors.
+/// `[64, head_dim]`, rows padded to whole vectors. A page in int8 has scales beside its codes: of each head those of the keys,
+/// `[groups, 64]`, then those of the values, `[64, groups]`.
 #[derive(Debug, Clone)]
 pub struct Page {
     pub(super) data: PageData,
@@ -27,6 +31,7 @@ pub struct Page {
 pub(super) enum PageData {
     F32(Box<[f32]>),
     Bf16(Box<[bf16]>),
+    Int8 { codes: Box<[i8]>, scales: Box<[f16]> },
 }
 
 /// Values of a row of a head, padded.
@@ -39,36 +44,76 @@ pub(super) fn head_size(head_dim: usize) -> usize {
     PAGE_POSITIONS * (head_dim + padded(head_dim))
 }
 
+/// Groups of a row of a head.
+pub(super) fn groups(head_dim: usize) -> usize {
+    head_dim.div_ceil(GROUP)
+}
+
+/// Scales of a head in a page, where it has scales.
+pub(super) fn head_scales(head_dim: usize) -> usize {
+    2 * PAGE_POSITIONS * groups(head_dim)
+}
+
 /// A number that a page is stored in.
-pub(super) trait PageElement: Stored {
-    /// The nearest number.
-    fn of_f32(value: f32) -> Self;
-    /// The numbers of a page, if it is in this format.
-    fn numbers(page: &Page) -> &[Self];
+pub(super) trait PageElement: bytemuck::Pod + Send + Sync {
+    /// Whether a value is the product of a number and the scale of its group.
+    const HAS_SCALES: bool;
+    /// The number as f32, exactly.
+    fn widened(self) -> f32;
+    /// The numbers and scales of a page, if it is in this format.
+    fn parts(page: &Page) -> (&[Self], &[f16]);
+
+    /// The value of a number, exactly.
+    #[inline(always)]
+    fn value(self, scale: f32) -> f32 {
+        if Self::HAS_SCALES { self.widened() * scale } else { self.widened() }
+    }
 }
 
 impl PageElement for f32 {
-    fn of_f32(value: f32) -> Self {
-        value
+    const HAS_SCALES: bool = false;
+
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        self
     }
 
-    fn numbers(page: &Page) -> &[Self] {
+    fn parts(page: &Page) -> (&[Self], &[f16]) {
         match &page.data {
-            PageData::F32(numbers) => numbers,
-            PageData::Bf16(_) => &[],
+            PageData::F32(numbers) => (numbers, &[]),
+            PageData::Bf16(_) | PageData::Int8 { .. } => (&[], &[]),
         }
     }
 }
 
 impl PageElement for bf16 {
-    fn of_f32(value: f32) -> Self {
-        Self::from_bits(crate::quant::float::f32_to_bf16_bits(value))
+    const HAS_SCALES: bool = false;
+
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        Stored::to_f32(self)
     }
 
-    fn numbers(page: &Page) -> &[Self] {
+    fn parts(page: &Page) -> (&[Self], &[f16]) {
         match &page.data {
-            PageData::Bf16(numbers) => numbers,
-            PageData::F32(_) => &[],
+            PageData::Bf16(numbers) => (numbers, &[]),
+            PageData::F32(_) | PageData::Int8 { .. } => (&[], &[]),
+        }
+    }
+}
+
+impl PageElement for i8 {
+    const HAS_SCALES: bool = true;
+
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        f32::from(self)
+    }
+
+    fn parts(page: &Page) -> (&[Self], &[f16]) {
+        match &page.data {
+            PageData::Int8 { codes, scales } => (codes, scales),
+            PageData::F32(_) | PageData::Bf16(_) => (&[], &[]),
         }
     }
 }
@@ -100,9 +145,14 @@ impl PagedCache {
     }
 
     /// Bytes of a page of a layer of this shape.
-    pub fn page_bytes(geometry: &Geometry, format: Compute) -> usize {
-        let size = if format == Compute::F32 { size_of::<f32>() } else { size_of::<bf16>() };
-        geometry.kv_heads * head_size(geometry.head_dim) * size
+    pub fn page_bytes(geometry: &Geometry, format: CacheFormat) -> usize {
+        let numbers = head_size(geometry.head_dim);
+        let of_head = match format {
+            CacheFormat::F32 => numbers * size_of::<f32>(),
+            CacheFormat::Bf16 => numbers * size_of::<bf16>(),
+            CacheFormat::Int8 => numbers + head_scales(geometry.head_dim) * size_of::<f16>(),
+        };
+        geometry.kv_heads * of_head
     }
 
     /// The most pages that a sequence of `tokens` tokens has at once, if at most `piece` of them are added at a time.
@@ -112,13 +162,17 @@ impl PagedCache {
     }
 
     /// Adds rotated keys and values, `[kv_heads, head_dim]` each, of the next position.
-    pub(super) fn push(&mut self, keys: &[f32], values: &[f32], geometry: &Geometry, format: Compute) {
-        let at = self.length % PAGE_POSITIONS;
+    pub(super) fn push(&mut self, keys: &[f32], values: &[f32], geometry: &Geometry, format: CacheFormat) {
+        let (at, dim) = (self.length % PAGE_POSITIONS, geometry.head_dim);
         if at == 0 {
-            let numbers = geometry.kv_heads * head_size(geometry.head_dim);
+            let numbers = geometry.kv_heads * head_size(dim);
             let data = match format {
-                Compute::F32 => PageData::F32(vec![0.0; numbers].into()),
-                Compute::Bf16 => PageData::Bf16(vec![bf16::ZERO; numbers].into()),
+                CacheFormat::F32 => PageData::F32(vec![0.0; numbers].into()),
+                CacheFormat::Bf16 => PageData::Bf16(vec![bf16::ZERO; numbers].into()),
+                CacheFormat::Int8 => PageData::Int8 {
+                    codes: vec![0; numbers].into(),
+                    scales: vec![f16::ZERO; geometry.kv_heads * head_scales(dim)].into(),
+                },
             };
             self.pages.push_back(Arc::new(Page { data }));
         }
@@ -126,8 +180,11 @@ impl PagedCache {
         let Some(page) = self.pages.back_mut() else { return };
         // Whole pages are shared and never written; the last page of a sequence is its own.
         match &mut Arc::make_mut(page).data {
-            PageData::F32(numbers) => put(numbers, keys, values, at, geometry.head_dim),
-            PageData::Bf16(numbers) => put(numbers, keys, values, at, geometry.head_dim),
+            PageData::F32(numbers) => put(numbers, keys, values, at, dim, |value| value),
+            PageData::Bf16(numbers) => put(numbers, keys, values, at, dim, |value| {
+                bf16::from_bits(crate::quant::float::f32_to_bf16_bits(value))
+            }),
+            PageData::Int8 { codes, scales } => put_codes(codes, scales, keys, values, at, dim),
         }
     }
 
@@ -146,16 +203,57 @@ impl PagedCache {
     }
 }
 
-/// Writes the keys and values of a position into its page.
-fn put<E: PageElement>(numbers: &mut [E], keys: &[f32], values: &[f32], at: usize, head_dim: usize) {
+/// Writes the keys and values of a position into its page, each as the number that `stored` makes of it.
+fn put<E>(numbers: &mut [E], keys: &[f32], values: &[f32], at: usize, head_dim: usize, stored: impl Fn(f32) -> E) {
     let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
     for ((keys, values), head) in heads.zip(numbers.chunks_exact_mut(head_size(head_dim))) {
         let (key_part, value_part) = head.split_at_mut(PAGE_POSITIONS * head_dim);
         for (key, column) in keys.iter().zip(key_part.chunks_exact_mut(PAGE_POSITIONS)) {
-            column[at] = E::of_f32(*key);
+            column[at] = stored(*key);
         }
         for (value, target) in values.iter().zip(&mut value_part[at * padded(head_dim)..]) {
-            *target = E::of_f32(*value);
+            *target = stored(*value);
         }
     }
+}
+
+vectorised! {
+    /// Writes the keys and values of a position into its page, as codes with scales.
+    fn put_codes(codes: &mut [i8], scales: &mut [f16], keys: &[f32], values: &[f32], at: usize, head_dim: usize) {
+        let (width, groups) = (padded(head_dim), groups(head_dim));
+        let heads = codes.chunks_exact_mut(head_size(head_dim)).zip(scales.chunks_exact_mut(head_scales(head_dim)));
+        let heads = heads.zip(keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim)));
+        for ((codes, scales), (keys, values)) in heads {
+            let (key_codes, value_codes) = codes.split_at_mut(PAGE_POSITIONS * head_dim);
+            let (key_scales, value_scales) = scales.split_at_mut(PAGE_POSITIONS * groups);
+            for (group, (keys, values)) in keys.chunks(GROUP).zip(values.chunks(GROUP)).enumerate() {
+                let scale = scale_of(keys);
+                key_scales[group * PAGE_POSITIONS + at] = scale;
+                let columns = key_codes[group * GROUP * PAGE_POSITIONS..].chunks_exact_mut(PAGE_POSITIONS);
+                for (key, column) in keys.iter().zip(columns) {
+                    column[at] = code_of(*key, scale);
+                }
+                let scale = scale_of(values);
+                value_scales[at * groups + group] = scale;
+                for (value, code) in values.iter().zip(&mut value_codes[at * width + group * GROUP..]) {
+                    *code = code_of(*value, scale);
+                }
+            }
+        }
+    }
+}
+
+/// The scale of a group: its greatest magnitude has the code 127 or -127.
+#[inline(always)]
+fn scale_of(values: &[f32]) -> f16 {
+    let absmax = values.iter().fold(0f32, |most, value| if value.abs() > most { value.abs() } else { most });
+    f16::from_f32(absmax / 127.0)
+}
+
+/// The code whose product with `scale` is nearest to a value.
+#[inline(always)]
+fn code_of(value: f32, scale: f16) -> i8 {
+    let scale = Stored::to_f32(scale);
+    // The cast takes values beyond the range to its ends, and 0 for no number.
+    if scale > 0.0 { (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8 } else { 0 }
 }

@@ -5,6 +5,8 @@
 //! blocks of 32 with a scale each (`activations`), as llama.cpp does; weights without blocks become bf16 and their activations
 //! stay in f32.
 //!
+//! On AMX, rows of integers go through tiles of 16 as far as there are as many; the sums of a block are exact, and the rest is the same.
+//!
 //! The sum of each output is taken in one fixed order, whatever the number of rows, threads or pieces: a row's result does
 //! not depend on the rows beside it, bit for bit.
 

@@ -194,11 +194,11 @@ fn put_codes(matrix: &Matrix, row: usize, form: Form, code_form: CodeForm, panel
     for block in 0..blocks {
         let Codes { codes, scales, minimum } = codes_of(matrix, row, block);
         let target = &mut all_codes[block * code_bytes..][..code_bytes];
-        for (column, code) in codes.into_iter().enumerate() {
-            let at = |column: usize| column / 4 * 4 * ROWS + 4 * lane + column % 4;
-            match code_form {
-                CodeForm::Bytes => target[at(column)] = code,
-                CodeForm::Nibbles | CodeForm::Nf4 => target[at(column % 16)] |= code << (4 * (column / 16)),
+        match code_form {
+            CodeForm::Bytes => put_fours(&codes, lane, target),
+            CodeForm::Nibbles | CodeForm::Nf4 => {
+                let both: [u8; BLOCK / 2] = std::array::from_fn(|i| codes[i] | codes[BLOCK / 2 + i] << 4);
+                put_fours(&both, lane, target);
             }
         }
         let put = |bytes: &mut [u8], value: f32| {
@@ -210,6 +210,13 @@ fn put_codes(matrix: &Matrix, row: usize, form: Form, code_form: CodeForm, panel
         if minimum_bytes > 0 {
             put(&mut all_minima[block * minimum_bytes..][..minimum_bytes], minimum);
         }
+    }
+}
+
+/// Writes bytes of a row into a block of its panel, four neighbours at a time.
+fn put_fours(bytes: &[u8], lane: usize, block: &mut [u8]) {
+    for (bytes, line) in bytes.as_chunks::<4>().0.iter().zip(block.chunks_exact_mut(4 * ROWS)) {
+        line[4 * lane..4 * lane + 4].copy_from_slice(bytes);
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::activations::Input;
 use super::exact;
-use super::kernel::{MOST_ROWS, Tile, tile};
+use super::kernel::{MOST_ROWS, Tile, in_tiles, tile};
 use super::panels::{Panels, ROWS};
 use crate::ops::cpu::matrix::Matrix;
 use crate::ops::cpu::pool;
@@ -86,9 +86,12 @@ fn multiply(
     let outputs_of = |panel: usize| ROWS.min(rows - panel * ROWS);
     match member.weight {
         Weight::Repacked(panels) => {
+            let done = in_tiles(panels, range.clone(), x, |row, panel, out| {
+                store(row, member.column + panel * ROWS, &mut out[..outputs_of(panel)]);
+            });
             let mut out: Tile = [[0.0; ROWS]; MOST_ROWS];
             for panel in range {
-                let mut row = 0;
+                let mut row = done;
                 while row < x.rows {
                     let left = x.rows - row;
                     // A row's sums are the same in a tile of any size.

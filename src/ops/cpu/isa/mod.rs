@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 pub use self::detect::AmxSupport;
 #[cfg(target_arch = "x86_64")]
-pub use self::detect::amx_multiplies;
+pub use self::detect::{amx_multiplies, amx_multiplies_bytes};
 
 use crate::error::{Error, Result};
 
@@ -95,6 +95,17 @@ impl Isa {
         }
         #[cfg(not(target_arch = "x86_64"))]
         AmxSupport::Absent
+    }
+
+    /// Whether products of bytes run on tiles: AMX is in use, and the processor has AMX-INT8 and the instructions beside it.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn multiplies_bytes_in_tiles() -> bool {
+        static WORKS: LazyLock<bool> = LazyLock::new(|| {
+            let is_there = detect::has_amx_int8() || AMX_IS_ASSUMED.load(Ordering::Relaxed);
+            // SAFETY: AMX is in use, so it is permitted, and the processor or something else executes AMX-INT8.
+            is_there && is_x86_feature_detected!("avx512vnni") && unsafe { amx_multiplies_bytes() }
+        });
+        Self::current() == Self::Amx && *WORKS
     }
 
     /// Takes AMX for available from now on wherever there is AVX512-BF16, even if the processor does not offer it.

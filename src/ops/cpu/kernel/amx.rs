@@ -13,14 +13,14 @@ use std::arch::asm;
 
 use half::bf16;
 
-use super::super::isa::detect::WHOLE_TILES;
+use super::super::isa::detect::TileConfiguration;
 use super::{AMX_DEPTH, AMX_ROWS, PANEL};
 
-/// Configures the eight tile registers of this thread for the time of `work`.
+/// Configures the tile registers of this thread for the time of `work`.
 ///
 /// # Safety
 /// AMX is available, and `work` does not call this function.
-pub(super) unsafe fn with_tiles<R>(work: impl FnOnce() -> R) -> R {
+pub(in crate::ops::cpu) unsafe fn with_tiles<R>(configuration: &TileConfiguration, work: impl FnOnce() -> R) -> R {
     /// Gives the state back, after a panic as well: threads with tile data in use are slow to switch.
     struct Release;
     impl Drop for Release {
@@ -39,7 +39,7 @@ pub(super) unsafe fn with_tiles<R>(work: impl FnOnce() -> R) -> R {
     // SAFETY: a valid configuration of palette 1.
     unsafe {
         asm!(
-            "ldtilecfg [{0}]", in(reg) &raw const WHOLE_TILES,
+            "ldtilecfg [{0}]", in(reg) configuration,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack)

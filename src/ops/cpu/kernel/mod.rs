@@ -15,6 +15,8 @@ mod portable;
 use half::bf16;
 
 use super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::isa::detect::WHOLE_TILES;
 use super::rows::{Rows, Stored, narrow};
 
 /// Columns of a panel.
@@ -142,7 +144,7 @@ pub fn with_tiles<E: Element, R>(isa: Isa, work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Amx && E::DEPTH_UNIT == 2 {
         // SAFETY: AMX is available.
-        return unsafe { amx::with_tiles(work) };
+        return unsafe { amx::with_tiles(&WHOLE_TILES, work) };
     }
     let _ = isa;
     work()

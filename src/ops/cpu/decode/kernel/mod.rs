@@ -4,10 +4,14 @@
 //! last: `Σ scale · s · (codes · a) + (minimum − offset · scale) · s · Σ a`, with `s` the scale of the activations.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+
+use std::ops::Range;
 
 use super::activations::{BLOCK, BlockScale, Input};
 use super::panels::{Form, Panels, ROWS};
@@ -65,6 +69,27 @@ mod code_form {
     pub(super) const NIBBLES: u8 = 0;
     pub(super) const NF4: u8 = 1;
     pub(super) const BYTES: u8 = 2;
+}
+
+/// The outputs of the panels `range` for as many rows of activations, from the first on, as go through tiles of 16; their number. The
+/// others are left to [`tile`], which gives the same bits.
+pub(super) fn in_tiles(
+    panels: &Panels,
+    range: Range<usize>,
+    x: &Input<'_>,
+    store: impl FnMut(usize, usize, &mut [f32; ROWS]),
+) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if panels.needs_codes() && Isa::multiplies_bytes_in_tiles() {
+        let rows = x.rows / amx::TILE_ROWS * amx::TILE_ROWS;
+        if rows > 0 {
+            // SAFETY: the processor has the instructions, and the process the permission.
+            unsafe { amx::products(panels, range, x, rows, store) };
+        }
+        return rows;
+    }
+    let _ = (panels, range, x, store);
+    0
 }
 
 /// The outputs of a panel for the rows `first .. first + count`; `count` is 1, 2, 4 or 8.

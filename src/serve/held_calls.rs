@@ -1,7 +1,8 @@
-//! Calls of tools that a request demands: the answer is held to the schema of a call.
+//! Calls of tools whose arguments are held to their schemas: calls that a request demands, and those of tools with `strict`.
 //!
-//! The markup of a call is the chat template's, which is asked for it with a call of a tool that does not exist. The prompt goes on
-//! with everything before the call's JSON object, so that the model writes what it was trained on, and the object is the answer.
+//! The markup of a call is the chat template's, which is asked for it with a call of a tool that does not exist. The prompt of a demanded
+//! call goes on with everything before the call's JSON object, so that the model writes what it was trained on, and the object is the
+//! answer. An answer that may call strict tools is free text up to that markup.
 
 use serde_json::{Map, Value, json};
 
@@ -9,7 +10,7 @@ use super::failure::{Failure, Outcome};
 use super::format::AnswerFormat;
 use crate::data::Message;
 use crate::data::read::message_of;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::run::named::NamedModel;
 
 /// The name of a tool that no client has.
@@ -19,9 +20,13 @@ const PROBE_ID: &str = "call00000";
 /// The keys of a call's arguments in the families' templates.
 const ARGUMENTS: [&str; 2] = ["arguments", "parameters"];
 
-/// The functions of which one has to be called.
+/// The functions that an answer can call, with the schemas of their arguments.
 #[derive(Debug, Clone)]
-pub(super) struct ForcedCall(Vec<Function>);
+pub(super) struct HeldCalls {
+    functions: Vec<Function>,
+    /// Whether the answer has to be a call of one of them.
+    is_demanded: bool,
+}
 
 #[derive(Debug, Clone)]
 struct Function {
@@ -29,9 +34,9 @@ struct Function {
     parameters: Value,
 }
 
-impl ForcedCall {
+impl HeldCalls {
     /// The call that a `tool_choice` demands: of any of the tools, or of that with a name.
-    pub(super) fn read(tools: &[Value], choice: &Value) -> Outcome<Self> {
+    pub(super) fn demanded(tools: &[Value], choice: &Value) -> Outcome<Self> {
         const FIELD: &str = "tool_choice";
         let name = match choice {
             Value::String(word) if word == "required" => None,
@@ -45,21 +50,55 @@ impl ForcedCall {
         let functions = tools.iter().filter(is_chosen).map(Function::read).collect::<Outcome<Vec<_>>>()?;
         match functions.is_empty() {
             true => Err(Failure::field(FIELD, "demands a function that is not among `tools`")),
-            false => Ok(Self(functions)),
+            false => Ok(Self { functions, is_demanded: true }),
         }
     }
 
-    /// The format of the answer and the tokens of the call before it, which belong to the prompt.
-    pub(super) fn prepare(&self, model: &NamedModel) -> Result<(AnswerFormat, Vec<u32>)> {
-        let (beginning, arguments) = markup(model).unwrap_or((String::new(), ARGUMENTS[0]));
-        let ids = model.encoder.tokenizer().encode_continuation(&beginning)?;
-        Ok((AnswerFormat { schema: self.schema(arguments), field: "tools" }, ids))
+    /// The calls that the model may make, if any of the tools is `strict`: the others take any object.
+    pub(super) fn strict(tools: &[Value]) -> Outcome<Option<Self>> {
+        let is_strict = |tool: &Value| tool["function"]["strict"] == true;
+        if !tools.iter().any(is_strict) {
+            return Ok(None);
+        }
+        let functions = tools.iter().map(|tool| match is_strict(tool) {
+            true => Function::read(tool),
+            false => Ok(Function { name: name_of(tool), parameters: json!({ "type": "object" }) }),
+        });
+        Ok(Some(Self { functions: functions.collect::<Outcome<_>>()?, is_demanded: false }))
     }
 
-    /// The schema of a call whose arguments stand under this key.
-    fn schema(&self, arguments: &str) -> Value {
+    /// Whether the answer has to be a call.
+    pub(super) fn is_demanded(&self) -> bool {
+        self.is_demanded
+    }
+
+    /// The format of the answer, and the tokens of a demanded call before it, which belong to the prompt.
+    pub(super) fn prepare(&self, model: &NamedModel) -> Result<(AnswerFormat, Vec<u32>)> {
+        let markup = markup(model);
+        if self.is_demanded {
+            let (beginning, arguments) = markup.unwrap_or((String::new(), ARGUMENTS[0]));
+            let ids = model.encoder.tokenizer().encode_continuation(&beginning)?;
+            let schema = self.schema(arguments, false);
+            return Ok((AnswerFormat { schema, opening: None, field: "tools" }, ids));
+        }
+        let Some((beginning, arguments)) = markup else {
+            let message = format!("the chat template of `{}` writes no calls that can be held to `strict`", model.name);
+            return Err(Error::input("", message));
+        };
+        // Some families write a list of calls.
+        let opening = beginning.trim();
+        let (opening, is_list) = match opening.strip_suffix('[') {
+            Some(before) => (before.trim_end(), true),
+            None => (opening, false),
+        };
+        let (schema, opening) = (self.schema(arguments, is_list), Some(opening.to_owned()));
+        Ok((AnswerFormat { schema, opening, field: "tools" }, Vec::new()))
+    }
+
+    /// The schema of a call whose arguments stand under this key, or of a list of calls.
+    fn schema(&self, arguments: &str, is_list: bool) -> Value {
         let mut definitions = Map::new();
-        let calls = self.0.iter().enumerate().map(|(index, function)| {
+        let calls = self.functions.iter().enumerate().map(|(index, function)| {
             let place = format!("#/$defs/{index}");
             let mut parameters = function.parameters.clone();
             relocate(&mut parameters, &place, false);
@@ -72,15 +111,17 @@ impl ForcedCall {
             })
         });
         let calls: Vec<Value> = calls.collect();
-        json!({ "anyOf": calls, "$defs": definitions })
+        match is_list {
+            true => json!({ "type": "array", "items": { "anyOf": calls }, "minItems": 1, "$defs": definitions }),
+            false => json!({ "anyOf": calls, "$defs": definitions }),
+        }
     }
 }
 
 impl Function {
     fn read(tool: &Value) -> Outcome<Self> {
-        let function = &tool["function"];
-        let name = function["name"].as_str().unwrap_or_default().to_owned();
-        let mut parameters = match &function["parameters"] {
+        let name = name_of(tool);
+        let mut parameters = match &tool["function"]["parameters"] {
             Value::Null => json!({ "additionalProperties": false }),
             given => given.clone(),
         };
@@ -93,6 +134,10 @@ impl Function {
             false => Err(Failure::field("tools", format!("has `parameters` of `{name}` that describe no object"))),
         }
     }
+}
+
+fn name_of(tool: &Value) -> String {
+    tool["function"]["name"].as_str().unwrap_or_default().to_owned()
 }
 
 /// The text between the prompt and the JSON object of a call, and the key of the call's arguments, as the chat template writes
@@ -165,8 +210,8 @@ mod tests {
             "properties": { "a": { "$ref": "#/$defs/A" }, "$ref": { "enum": [{ "$ref": "#/x" }] }, "const": { "$ref": "#" } },
             "$defs": { "A": { "items": [{ "$ref": "#/" }] } },
         });
-        let forced = ForcedCall::read(&[tool("f", json!({})), tool("g", parameters)], &json!("required")).expect("two");
-        let schema = forced.schema("parameters");
+        let tools = [tool("f", json!({})), tool("g", parameters)];
+        let schema = HeldCalls::demanded(&tools, &json!("required")).expect("two").schema("parameters", false);
         let moved = &schema["$defs"]["1"];
         assert_eq!(moved["properties"]["a"]["$ref"], "#/$defs/1/$defs/A");
         assert_eq!(moved["properties"]["const"]["$ref"], "#/$defs/1");
@@ -202,17 +247,29 @@ mod tests {
     fn a_choice_names_one_of_the_tools() {
         let tools = [tool("f", Value::Null), tool("g", json!({}))];
         let named = |name: &str| json!({ "type": "function", "function": { "name": name } });
-        assert_eq!(ForcedCall::read(&tools, &named("g")).expect("one").0.len(), 1);
-        assert_eq!(
-            ForcedCall::read(&tools, &json!("required")).expect("two").0[0].parameters["additionalProperties"],
-            false
-        );
+        assert_eq!(HeldCalls::demanded(&tools, &named("g")).expect("one").functions.len(), 1);
+        let all = HeldCalls::demanded(&tools, &json!("required")).expect("two");
+        assert_eq!(all.functions[0].parameters["additionalProperties"], false);
         for choice in [named("h"), json!("any"), json!({ "type": "function" }), json!({ "type": "allowed_tools" })] {
-            assert!(ForcedCall::read(&tools, &choice).is_err(), "{choice}");
+            assert!(HeldCalls::demanded(&tools, &choice).is_err(), "{choice}");
         }
-        assert!(ForcedCall::read(&[], &json!("required")).is_err());
+        assert!(HeldCalls::demanded(&[], &json!("required")).is_err());
         for parameters in [json!(true), json!({ "type": "array" })] {
-            assert!(ForcedCall::read(&[tool("f", parameters)], &json!("required")).is_err());
+            assert!(HeldCalls::demanded(&[tool("f", parameters)], &json!("required")).is_err());
         }
+    }
+
+    #[test]
+    fn strict_tools_hold_calls_and_others_take_any_object() {
+        let mut tools = [tool("f", json!({ "properties": { "a": { "type": "null" } } })), tool("g", json!(true))];
+        assert!(HeldCalls::strict(&tools).expect("none").is_none());
+        tools[0]["function"]["strict"] = json!(true);
+        let held = HeldCalls::strict(&tools).expect("read").expect("one is strict");
+        let schema = held.schema("arguments", true);
+        assert!(!held.is_demanded() && schema["items"]["anyOf"][1]["properties"]["name"]["const"] == "g");
+        assert_eq!(schema["$defs"]["0"]["properties"]["a"]["type"], "null");
+        assert_eq!(schema["$defs"]["1"], json!({ "type": "object" }));
+        tools[1]["function"]["strict"] = json!(true);
+        assert!(HeldCalls::strict(&tools).is_err());
     }
 }
