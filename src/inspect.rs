@@ -245,7 +245,7 @@ fn base(path: &Path) -> Result<Base> {
         tied_head: config.tied_head,
         tokenizer,
         tokenizer_problem,
-        passed_over: base.passed_over(),
+        passed_over: if config.vision.is_some() { BTreeMap::new() } else { base.passed_over() },
         sha256: base.content_hash()?,
     })
 }

@@ -2,7 +2,7 @@
 //!
 //! Read `docs/architecture.md` first. Modules in the order they build on each other (nothing imports upward):
 //! [`error`], [`bytes`], [`allocator`], [`device`], [`settings`], [`quant`], [`files`], [`interrupt`], [`ops`], [`nn`],
-//! [`model`], [`text`], [`data`], [`adapter`], [`export`], [`eval`], [`train`], [`generate`], [`pull`], [`recipe`], [`inspect`],
+//! [`model`], [`text`], [`data`], [`adapter`], [`export`], [`eval`], [`train`], [`generate`], [`pull`], [`recipe`], [`mod@import`], [`inspect`],
 //! [`report`], [`run`], `serve`, [`cli`].
 
 #![recursion_limit = "512"]
@@ -18,6 +18,7 @@ pub mod eval;
 pub mod export;
 pub mod files;
 pub mod generate;
+pub mod import;
 pub mod inspect;
 pub mod interrupt;
 pub mod model;

@@ -34,6 +34,7 @@ mod hostile_gguf;
 mod hostile_template;
 mod hostile_tokenizer;
 mod hostile_weights;
+mod import;
 mod inspection;
 mod kept_sets;
 mod larger_models;
@@ -44,6 +45,7 @@ mod model;
 mod ops;
 mod optimisers;
 mod parallel;
+mod pictures;
 mod preferences;
 mod preflight;
 #[cfg(unix)]
@@ -68,6 +70,7 @@ mod tidy;
 mod tokenizer;
 mod training;
 mod variants;
+mod vision;
 mod weights;
 #[cfg(feature = "wgpu")]
 mod wgpu;

@@ -54,7 +54,11 @@ impl Expected {
     }
 
     pub fn ids(&self) -> Vec<u32> {
-        self.tensor("ids").1.chunks_exact(8).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        self.ids_of("ids")
+    }
+
+    pub fn ids_of(&self, name: &str) -> Vec<u32> {
+        self.tensor(name).1.chunks_exact(8).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 }
 

@@ -1,11 +1,14 @@
 //! Training on several ranks: the same bits on any number of them, and no ranks where there is no MPI.
 
+use std::cell::Cell;
 use std::fs;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use burnish::device::DeviceChoice;
 use burnish::error::Result;
 use burnish::recipe::Recipe;
+use burnish::run::check::{CheckOptions, check};
 use burnish::run::resume::Start;
 use burnish::run::train::{RunOptions, train};
 use burnish::train::Ranks;
@@ -21,6 +24,7 @@ use crate::cli::{burnish, refused, text};
 struct Threads {
     rank: usize,
     group: Arc<Group>,
+    sent_bytes: Cell<u64>,
 }
 
 #[derive(Debug)]
@@ -42,7 +46,7 @@ impl Threads {
     fn of(count: usize) -> Vec<Self> {
         let state = Mutex::new(State { here: 0, meetings: 0, bytes: vec![Vec::new(); count] });
         let group = Arc::new(Group { state, changed: Condvar::new() });
-        (0..count).map(|rank| Self { rank, group: Arc::clone(&group) }).collect()
+        (0..count).map(|rank| Self { rank, group: Arc::clone(&group), sent_bytes: Cell::new(0) }).collect()
     }
 
     /// Waits for all ranks; one that does not come fails the test.
@@ -80,12 +84,17 @@ impl Ranks for Threads {
 
     fn sum(&self, values: &mut [i64]) {
         let own: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.sent_bytes.set(self.sent_bytes.get() + own.len() as u64);
         values.fill(0);
         for bytes in self.gather(&own) {
             for (sum, number) in values.iter_mut().zip(bytes.as_chunks().0) {
                 *sum = sum.wrapping_add(i64::from_le_bytes(*number));
             }
         }
+    }
+
+    fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.get()
     }
 
     fn gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
@@ -272,6 +281,31 @@ fn more_ranks_than_micro_batches_are_refused() {
     for outcome in train_together(recipes, Start::Fresh) {
         let said = outcome.expect_err("one micro-batch").to_string();
         assert!(said.contains("2 ranks train together") && said.contains("train.accumulate_steps=2"), "{said}");
+    }
+}
+
+#[test]
+fn a_check_times_the_exchange_of_steps() {
+    let folder = tiny_job();
+    let threads = Threads::of(2).into_iter().map(|ranks| {
+        let recipe = recipe(&folder, "run", &[]);
+        std::thread::spawn(move || {
+            let options = CheckOptions { time: Some(&ranks), ..CheckOptions::default() };
+            check(&recipe, &DeviceChoice::default(), None, options, &mut ()).expect("a report")
+        })
+    });
+    let threads: Vec<_> = threads.collect();
+    for thread in threads {
+        let report = thread.join().expect("no panic");
+        let (run, time) = (report.run.expect("a run"), report.time.expect("a time"));
+        let communication = time.communication.expect("two ranks");
+        // 21 sequences are three steps of four micro-batches of two.
+        assert_eq!((communication.ranks, communication.step_seqs, communication.steps_per_epoch), (2, 8, 3));
+        let values = 8 * run.adapter_parameters as u64;
+        assert!((values..values + values / 4).contains(&communication.bytes), "{communication:?}");
+        let share = communication.seconds / (time.training_seconds / run.total_steps as f64);
+        assert!(communication.share > 0.0 && communication.share < 1.0, "{communication:?}");
+        assert!((share / communication.share - 1.0).abs() < 0.5, "{share}: {communication:?}");
     }
 }
 

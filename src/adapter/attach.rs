@@ -63,8 +63,9 @@ impl HostAdapter {
             let Some(WholeTensor { module, is_bias, .. }) = known.get(name) else { continue };
             let by_module = if *is_bias { &mut adapter.biases } else { &mut adapter.weights };
             by_module.insert(*module, adapter.whole.len());
-            let columns = shape.last().copied().unwrap_or(1);
-            adapter.whole.push(parameter(values, values.len() / columns.max(1), columns));
+            // A vector is one row; all dimensions of a convolution but the first are its columns.
+            let rows = if let [rows, _, ..] = **shape { rows } else { 1 };
+            adapter.whole.push(parameter(values, rows, values.len() / rows.max(1)));
         }
         adapter.score = self.classifier.as_ref().map(|HostClassifier { labels, weight }| {
             parameter(weight, labels.len(), weight.len() / labels.len().max(1))

@@ -9,11 +9,10 @@ mod product;
 mod source;
 mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::error::{Error, Result};
@@ -21,7 +20,7 @@ use crate::files::shards::Entry;
 use crate::files::staging::Staging;
 use crate::files::{FloatType, RawTensor, hex};
 use crate::model::BaseFiles;
-use crate::model::folder::{check_folder_name, write_configs};
+use crate::model::folder::{Extent, check_folder_name, untie, write_configs};
 use crate::quant::Quant;
 
 pub use plan::{Change, Changes};
@@ -135,25 +134,27 @@ pub fn stage(
     let plan = Plan::new(base, adapter, options)?;
     let source = Source { base, weights: options.weights };
     let staging = Staging::beside(out)?;
-    let (mut modules_changed, mut sha256) = (0, BTreeMap::new());
+    let (mut changed, mut sha256) = (BTreeSet::new(), BTreeMap::new());
     plan.shards.write(staging.path(), |planned| {
         // The tensors before this one are written.
         base.release();
         let merged = merged_tensor(&source, planned)?;
-        modules_changed += usize::from(merged.is_changed);
+        // Weight and bias of a module are one.
+        let module = planned.header.name.rsplit_once('.').map_or(&*planned.header.name, |(module, _)| module);
+        changed.extend(merged.is_changed.then(|| module.to_owned()));
         sha256.insert(planned.header.name.clone(), hex::sha256_of(&merged.tensor.bytes));
         Ok(merged.tensor.bytes)
     })?;
-    let licences_left_out = write_configs(base, plan.matrix_dtype, staging.path(), |config| {
+    let licences_left_out = write_configs(base, Extent::Whole, plan.matrix_dtype, staging.path(), |config| {
         if plan.untied_head {
-            config.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
+            untie(config);
         }
     })?;
     write_tokenizer(staging.path())?;
     let checked = verify::reread(&source, &plan, &sha256, staging.path())?;
     let report = MergeReport {
         modules: adapter.modules(),
-        modules_changed,
+        modules_changed: changed.len(),
         tensors: plan.shards.entries().count(),
         files: plan.shards.files(),
         bytes: plan.shards.bytes()?,

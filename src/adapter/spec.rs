@@ -7,6 +7,7 @@ use super::choices::{at_least_one, each};
 use super::init::Init;
 use super::peft::patterns::Selection;
 use crate::error::{Error, Place, Result};
+use crate::model::sites::is_named;
 use crate::model::{ModelConfig, Site, SiteKind};
 use crate::settings::{Limit, above, any, below, between, choice, defaults, not_empty, optional, section};
 
@@ -177,7 +178,7 @@ impl AdapterSpec {
         let modules = config.modules();
         let mut errors = Vec::new();
         for name in &self.modules_to_save {
-            let found: Vec<&Site> = modules.iter().filter(|module| config.is_named(module, name)).collect();
+            let found: Vec<&Site> = modules.iter().filter(|module| is_saved_as(config, module, name)).collect();
             let message = if found.is_empty() {
                 format!("`{name}` is the name of no module of {}", config.family.class_name)
             } else if found.iter().any(|module| module.kind == SiteKind::QkNorm) {
@@ -192,9 +193,9 @@ impl AdapterSpec {
         }
         let adapted = if self.bias == Bias::LoraOnly { self.adapted(config)? } else { Vec::new() };
         let is_trained = |module: &Site, is_bias: bool| {
-            let is_saved = self.modules_to_save.iter().any(|name| config.is_named(module, name));
+            let is_saved = self.modules_to_save.iter().any(|name| is_saved_as(config, module, name));
             let has_pair = || adapted.iter().any(|adapted| adapted.site.module == module.module);
-            is_saved || is_bias && (self.bias == Bias::All || has_pair())
+            is_saved || is_bias && module.kind != SiteKind::Vision && (self.bias == Bias::All || has_pair())
         };
         let tensors = config.whole_tensors();
         let trained = tensors
@@ -262,6 +263,12 @@ impl AdapterSpec {
         }
         Ok(names)
     }
+}
+
+/// Whether the name of a module to save takes `module`: the module itself, or one of a tower or a connector that it lies within.
+fn is_saved_as(config: &ModelConfig, module: &Site, name: &str) -> bool {
+    let is_within = || module.module.match_indices('.').any(|(end, _)| is_named(&module.module[..end], name));
+    config.is_named(module, name) || module.kind == SiteKind::Vision && is_within()
 }
 
 fn selection(key: &'static str, modules: &Modules) -> Result<Selection> {

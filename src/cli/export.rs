@@ -123,7 +123,7 @@ impl Exported {
     /// The remarks on stderr, the result on stdout.
     pub(super) fn print(&self, base: &OpenBase, terminal: &Terminal) -> Result<()> {
         self.exported.report.notices.iter().for_each(|notice| terminal.message(notice));
-        base.parts_passed_over().into_iter().for_each(|notice| terminal.message(notice));
+        base.parts_beside_the_decoder().into_iter().for_each(|notice| terminal.message(notice));
         terminal.result(self)
     }
 }

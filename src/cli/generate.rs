@@ -12,6 +12,7 @@ use super::model::{EngineForm, Model};
 use super::prompts;
 use super::terminal::Terminal;
 use super::train::TrainProgress;
+use crate::data::images::parts::{picture_part, text_part};
 use crate::data::{self, Message};
 use crate::error::{Error, Place, Result, counted, printable};
 use crate::files::json;
@@ -44,6 +45,9 @@ pub(super) struct Arguments {
     /// Answer every row of a data file, in any of the shapes that train reads; the answers are JSONL
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompts", "raw", "chat", "system"])]
     data: Option<PathBuf>,
+    /// A picture that each prompt shows before its text, a PNG or JPEG file; may be repeated
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "raw"])]
+    image: Vec<PathBuf>,
     /// Instructions that come before each prompt, as @FILE too
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,
@@ -147,6 +151,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         (Some(rows), Some(path)) => asked_by_rows(rows, path, &model, terminal)?,
         _ => asked_by_arguments(arguments, prompts, &model, terminal)?,
     };
+    model.show_pictures(&mut TrainProgress::new(terminal))?;
     let as_json = global.json || rows.is_some() || arguments.prompts.is_some();
     let streams = asked.len() == 1 && !as_json;
     let options = arguments.engine.options(&model.decoder, model.compute)?;
@@ -236,6 +241,10 @@ fn asked_by_arguments(
         PromptForm::Bare | PromptForm::Typed => format!("the prompts are taken as they are{why}"),
     });
     let system = arguments.system.as_deref().map(prompts::of_argument).transpose()?;
+    if !arguments.image.is_empty() && form != PromptForm::Conversation {
+        let message = format!("is given, and the prompt is taken as it is{why}");
+        return Err(Error::input(Place::argument("--image"), message).hint("use `--chat`"));
+    }
     if system.is_some() && form != PromptForm::Conversation {
         return Err(Error::input(
             Place::argument("--system"),
@@ -248,15 +257,31 @@ fn asked_by_arguments(
             let text = "the prompt spells control tokens; they are read as ordinary text, and as tokens with --raw";
             terminal.message(text);
         }
-        let ids = match &system {
-            Some(system) => {
-                encoder.encode_prompt(&[Message::system(system.as_str()), Message::user(prompt.as_str())])?
+        let ids = match (&system, arguments.image.as_slice()) {
+            (None, []) => form.encode(encoder, &prompt)?,
+            (system, images) => {
+                let system = system.iter().map(|system| Message::system(system.as_str()));
+                let question = shown(Message::user(prompt.as_str()), images)?;
+                encoder.encode_prompt(&system.chain([question]).collect::<Vec<_>>())?
             }
-            None => form.encode(encoder, &prompt)?,
         };
         Ok(Asked { prompt, ids, place: None, expected: None })
     });
     asked.collect()
+}
+
+/// The turn with pictures before its text.
+fn shown(message: Message, images: &[PathBuf]) -> Result<Message> {
+    if images.is_empty() {
+        return Ok(message);
+    }
+    let part = |path: &PathBuf| match path.to_str() {
+        Some(path) => Ok(picture_part(path)),
+        None => Err(Error::input(Place::argument("--image"), "is not UTF-8 text")),
+    };
+    let mut parts: Vec<_> = images.iter().map(part).collect::<Result<_>>()?;
+    parts.push(text_part(&message.content));
+    Ok(message.with_parts(parts))
 }
 
 /// Prints an answer: as an object on a line, or as text with an empty line after it.

@@ -10,9 +10,11 @@ mod combine;
 mod data;
 mod doctor;
 mod eval;
+pub mod examples;
 mod explain;
 mod export;
 mod generate;
+mod import;
 mod init;
 mod inspect;
 mod merge;
@@ -38,7 +40,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
+use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand, value_parser};
 
 use crate::device::DeviceChoice;
 use crate::error::{Error, Place, Result};
@@ -84,6 +86,7 @@ enum Command {
     Pull(pull::Arguments),
     Advise(advise::Arguments),
     Init(init::Arguments),
+    Import(import::Arguments),
     Check(check::Arguments),
     Explain(explain::Arguments),
     Data(data::Arguments),
@@ -114,14 +117,15 @@ enum Command {
 
 /// The command line as clap has it: every command with its arguments.
 pub fn command() -> clap::Command {
-    <Cli as clap::CommandFactory>::command()
+    examples::with_examples(<Cli as clap::CommandFactory>::command())
 }
 
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
     panic::keep_quiet();
     interrupt::listen(announce);
-    let cli = match Cli::try_parse() {
+    let matches = command().try_get_matches();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
@@ -203,6 +207,7 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
         Command::Schema(_) => shell::schema(terminal),
         Command::Advise(arguments) => advise::run(arguments, &cli.global, terminal),
         Command::Init(arguments) => init::run(arguments, &cli.global, terminal),
+        Command::Import(arguments) => import::run(arguments, terminal),
         Command::Recipes(arguments) => recipes::run(arguments, terminal),
         Command::Explain(arguments) => explain::run(arguments, terminal),
         Command::Data(arguments) => data::run(arguments, terminal),

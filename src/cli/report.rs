@@ -10,6 +10,7 @@ use super::terminal::Terminal;
 use crate::error::{Error, Place, Result, counted};
 use crate::files::atomic;
 use crate::report::compare::compare;
+use crate::report::confusion::confusion;
 use crate::report::sentence::sentence;
 use crate::report::table::Table;
 use crate::report::trainer_state::trainer_state;
@@ -147,7 +148,8 @@ fn write_events(runs: &[RunFiles], folder: &Path, terminal: &Terminal) -> Result
 /// The verdict of a run, and the fact sheet below it.
 fn text_of(run: &RunFiles) -> String {
     let comparison = compare(std::slice::from_ref(run));
-    format!("{} ({})\n{}\n\n{}", run.name, run.state.name(), sentence(run).text, comparison.table())
+    let labels = confusion(run).map_or_else(String::new, |table| format!("\n{table}"));
+    format!("{} ({})\n{}\n\n{}{labels}", run.name, run.state.name(), sentence(run).text, comparison.table())
 }
 
 fn json_of(run: &RunFiles) -> serde_json::Value {

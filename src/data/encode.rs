@@ -12,8 +12,10 @@ use super::chat::template::ChatTemplate;
 use super::chat::{control, conversation, coverage, turns};
 use super::encoded::{Encoded, Judged};
 use super::example::{Example, Message, Role};
+use super::images::pictures::{Expanded, Pictures};
 use super::remark::Remark;
 use crate::error::{Error, Result};
+use crate::model::vision::features;
 use crate::text::Tokenizer;
 
 /// Renders and encodes: the one path for training, evaluation and generation.
@@ -27,6 +29,8 @@ pub struct Encoder {
     pub(super) labels: Vec<String>,
     /// Tokens that the model has an embedding for.
     vocabulary: usize,
+    /// The pictures that it has met, where the model sees any.
+    pictures: Option<Pictures>,
 }
 
 impl Encoder {
@@ -39,7 +43,7 @@ impl Encoder {
         };
         let specials = SpecialTexts::of(&tokenizer);
         let (control_tokens, labels) = (ControlTokens::Text, Vec::new());
-        Self { tokenizer, template, specials, control_tokens, labels, vocabulary: usize::MAX }
+        Self { tokenizer, template, specials, control_tokens, labels, vocabulary: usize::MAX, pictures: None }
     }
 
     /// The same for a model with an embedding of so many rows: a token beyond them is an error. A tokenizer may have more
@@ -48,12 +52,23 @@ impl Encoder {
         Self { vocabulary: rows, ..self }
     }
 
+    /// The same for a model that sees pictures.
+    pub fn with_pictures(self, pictures: Option<Pictures>) -> Self {
+        Self { pictures, ..self }
+    }
+
+    /// The pictures that it has met; `None` where the model sees none.
+    pub fn pictures(&self) -> Option<&Pictures> {
+        self.pictures.as_ref()
+    }
+
     /// Checks that the model has an embedding for every id.
     ///
     /// # Errors
     /// Input: a token without one.
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) else { return Ok(()) };
+        let is_beyond = |id: &&u32| **id as usize >= self.vocabulary && !features::is_feature(**id);
+        let Some(id) = ids.iter().find(is_beyond) else { return Ok(()) };
         let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
         let message = format!("token {id} {token:?} lies beyond the {} rows of the model's embedding", self.vocabulary);
         Err(Error::input(self.tokenizer.place(), message).hint("is this the tokenizer that the model was saved with?"))
@@ -188,6 +203,9 @@ impl Encoder {
     /// Those of [`Self::encode_prompt`].
     pub fn encode_prompt_with(&self, messages: &[Message], tools: Option<&Value>) -> Result<Vec<u32>> {
         let Some(template) = &self.template else {
+            if messages.iter().any(|message| message.pictures().next().is_some()) {
+                return Err(no_template());
+            }
             return match messages {
                 [Message { role: Role::User, content, .. }] => {
                     self.encode_raw_prompt(&alpaca::prompt(content, "", None))
@@ -207,7 +225,9 @@ impl Encoder {
             let message = format!("shows nothing of the last message, a turn of the role `{role}`");
             return Err(Error::input(template.place(), message).hint("the model would answer what it never saw"));
         }
-        let ids = self.ids_of_rendered(&text, &hidden.stand_ins, false)?;
+        let expanded = Expanded::of(self.pictures.as_ref(), text, messages, &mut [])?;
+        let mut ids = self.ids_of_rendered(&expanded.text, &hidden.stand_ins, false)?;
+        expanded.place(&mut ids)?;
         self.check_ids(&ids)?;
         Ok(ids)
     }
@@ -272,6 +292,7 @@ impl Encoder {
         remarks: &mut Vec<Remark>,
     ) -> Result<Encoded> {
         let hidden = self.hidden(messages, tools, template)?;
+        let as_given = messages;
         let (messages, stand_ins) = (&hidden.messages, &hidden.stand_ins);
         let template = &template.with_tools(hidden.tools.as_ref());
         let marked = coverage::marked(messages, hidden.tools.as_ref(), template);
@@ -281,7 +302,7 @@ impl Encoder {
         if let Some((marked, shown)) = &marked {
             of_turns.extend(coverage::remarks(messages, hidden.tools.as_ref(), template, (marked, shown), &rendered));
         }
-        let turns::Rendered { text, answers, missing, other_prompt, .. } = rendered;
+        let turns::Rendered { text, mut answers, missing, other_prompt, .. } = rendered;
         of_turns.extend(
             other_prompt.map(|turns::OtherPrompt { prompt, finished }| Remark::OtherPrompt { prompt, finished }),
         );
@@ -299,18 +320,21 @@ impl Encoder {
                 _ => false,
             })
         };
-        let changed = messages.iter().filter(|message| !is_shown(&message.content, &text));
+        let changed =
+            messages.iter().filter(|message| !message.texts().into_iter().all(|content| is_shown(content, &text)));
         let changed = changed.map(|message| message.role.name()).filter(|role| !is_left_out(role));
         let changed: Vec<Remark> =
             changed.map(|role| Remark::TextChanged { role: stand_ins.as_written(role) }).collect();
         remarks.extend(changed);
 
+        let expanded = Expanded::of(self.pictures.as_ref(), text, as_given, &mut answers)?;
+        let text = expanded.text.as_str();
         let mut encoded = Encoded::new();
         encoded.untrained_turns = missing;
         let mut done = 0;
         for answer in &answers {
-            self.extend(&mut encoded, &text, done..answer.start, stand_ins, false)?;
-            self.extend(&mut encoded, &text, answer.clone(), stand_ins, true)?;
+            self.extend(&mut encoded, text, done..answer.start, stand_ins, false)?;
+            self.extend(&mut encoded, text, answer.clone(), stand_ins, true)?;
             done = answer.end;
         }
         let last_is_open = answers.last().is_some_and(|answer| {
@@ -320,8 +344,9 @@ impl Encoder {
             // The template writes no end of turn: without one, generation would never learn to stop.
             encoded.push(&self.end(), true);
         } else {
-            self.extend(&mut encoded, &text, done..text.len(), stand_ins, false)?;
+            self.extend(&mut encoded, text, done..text.len(), stand_ins, false)?;
         }
+        expanded.place(&mut encoded.ids)?;
         Ok(encoded)
     }
 

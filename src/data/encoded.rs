@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::vision::features::is_feature;
+
 /// An encoded example: one sequence, or two where it is a pair of preferences.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
@@ -87,6 +89,11 @@ impl Encoded {
             kept + excess + usize::from(kept == 0) > prompt
         };
         if self.sequences().any(is_too_short) {
+            return false;
+        }
+        // A picture that is cut is none.
+        let is_cut = |(ids, _): (&[u32], &[bool])| ids[kept..kept + excess].iter().any(|id| is_feature(*id));
+        if self.sequences().any(is_cut) {
             return false;
         }
         // The second sequence first: it moves with what is taken from the first.

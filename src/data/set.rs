@@ -92,6 +92,9 @@ impl Encoder {
         policy: LongPolicy,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<EncodedSet> {
+        if let Some(pictures) = self.pictures() {
+            pictures.meet(rows);
+        }
         let format = rows.first().map(|row| row.example.format());
         let set = EncodedSet { format, ..EncodedSet::default() };
         let (problems, remarks) = (Problems::default(), Remarks::about(rows));

@@ -145,7 +145,7 @@ fn widened(pair: &HostPair, rank: usize, scale: f32) -> HostPair {
 
 /// The path of a module in mlx-lm.
 fn mlx_path(config: &ModelConfig, module: &str) -> String {
-    let within = if config.is_part() { config.family.stored_prefixes } else { &[] };
+    let within = config.stored_prefixes().filter(|_| config.is_part());
     let mut prefixes = config.family.mlx_prefixes.iter().chain(within);
     let found = prefixes.find_map(|(mlx, usual)| Some(format!("{mlx}{}", module.strip_prefix(usual)?)));
     found.unwrap_or_else(|| module.to_owned())

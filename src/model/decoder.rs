@@ -4,6 +4,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::batch::Batch;
 use super::config::{EmbeddingMultiplier, ModelConfig};
+use super::vision::Features;
+use super::vision::features::tokens_of;
 use crate::files::fetch::Fetcher;
 use crate::nn::projection::project;
 use crate::nn::{Adapter, Layer, Norm, Pass, Projection};
@@ -32,6 +34,8 @@ pub struct Decoder {
     /// Number format of the activations: f32 or bf16.
     pub(super) compute: DType,
     pub(crate) embedding: FrozenWeight,
+    /// The features of the pictures that it has been shown.
+    pub(crate) features: Features,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Norm,
     pub(crate) head: Projection,
@@ -84,9 +88,10 @@ impl Decoder {
 
     /// `[tokens, hidden]`. The noise of training is added to the rows themselves, before a family's multiplier.
     pub(super) fn embed(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
-        let mut rows = self.embedding.rows(ids, &self.device);
+        let tokens = tokens_of(ids);
+        let mut rows = self.embedding.rows(&tokens, &self.device);
         if let Some(adapter) = pass.adapter {
-            rows = adapter.embed(self.embedding_site(), rows, ids, &self.embedding);
+            rows = adapter.embed(self.embedding_site(), rows, &tokens, &self.embedding);
         }
         if !self.config.tied_head || self.is_streamed() {
             // Of a mapped file, only the rows of these tokens were read; the next tokens are others.
@@ -97,11 +102,22 @@ impl Decoder {
             let device = rows.device();
             rows = rows + Tensor::from_data(TensorData::new(noise, shape), &device);
         }
-        match self.embedding_multiplier() {
+        let rows = match self.embedding_multiplier() {
             Some(multiplier) => rows.mul_scalar(multiplier),
             None => rows,
-        }
-        .cast(self.compute)
+        };
+        self.features.placed(ids, rows, pass).cast(self.compute)
+    }
+
+    /// The features of the pictures that it has been shown; ids from [`FIRST_ID`](super::vision::features::FIRST_ID) on stand for
+    /// their rows.
+    pub fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// The same decoder with the features that another one shares.
+    pub fn with_features(self, features: &Features) -> Self {
+        Self { features: features.clone(), ..self }
     }
 
     /// The factor on the rows of the embedding.

@@ -178,7 +178,7 @@ impl Decoder {
             }
         }
         for (index, mut part) in parts.into_iter().enumerate() {
-            if let (true, Some(known)) = (adapter.changes(self.embedding_site()), part.upstream.take()) {
+            if let (true, Some(known)) = (self.has_trained_embeddings(adapter), part.upstream.take()) {
                 let embedded = self.embed(&part.batch.ids, &part.batch.lengths, &part.pass(adapter));
                 collect(&mut part.gradients, &mut backward_from(embedded, known), adapter);
             }
@@ -197,9 +197,14 @@ impl Decoder {
         collect(&mut part.gradients, &mut tape, adapter);
     }
 
+    /// Whether an adapter changes the embedding, or features that stand in the places of tokens.
+    fn has_trained_embeddings(&self, adapter: &Adapter) -> bool {
+        adapter.changes(self.embedding_site()) || self.features.are_changed_by(adapter)
+    }
+
     /// The first layer that gradients have to reach: 0 where the embedding is adapted, the number of layers if only the head is.
     fn lowest_adapted_layer(&self, adapter: &Adapter) -> usize {
-        if adapter.changes(self.embedding_site()) {
+        if self.has_trained_embeddings(adapter) {
             return 0;
         }
         let is_changed = |layer: &Layer| layer.modules().any(|module| adapter.changes(module));

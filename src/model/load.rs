@@ -10,6 +10,7 @@ use super::decoder::Decoder;
 use super::place::{Placing, only_on_the_processor};
 use super::rope::rope;
 use super::spec::{LinearSpec, NormSpec};
+use super::vision::{Features, features};
 use crate::error::{Error, Place, Result};
 use crate::files::fetch::Fetcher;
 use crate::nn::block::{Build, Qkv};
@@ -20,7 +21,7 @@ use crate::ops::is_processor;
 pub use crate::quant::{Compute, Quant};
 
 /// The tensor format of the activations.
-fn dtype(compute: Compute) -> DType {
+pub(super) fn dtype(compute: Compute) -> DType {
     match compute {
         Compute::F32 => DType::F32,
         Compute::Bf16 => DType::BF16,
@@ -165,6 +166,13 @@ impl Decoder {
         passes: &[Pass<'_>],
     ) -> Result<(Self, Vec<Tensor<2>>)> {
         options.check()?;
+        if ids.iter().any(|id| features::is_feature(*id)) {
+            return Err(Error::input(
+                base.path().display(),
+                "is run a layer at a time, without the pictures of the examples",
+            )
+            .hint("give examples without pictures"));
+        }
         let mut advance = || {};
         let mut loader = Loader::new(base, options, &mut advance);
         let decoder = loader.ends()?;
@@ -246,7 +254,7 @@ impl<'a> Loader<'a> {
             // Of a mapped file, the rows of a step's tokens are read.
             embedding.release();
         }
-        let norm = Norm { number: config.modules().len() - 1, ..self.norm(config.final_norm())? };
+        let norm = Norm { number: config.decoder_modules().len() - 1, ..self.norm(config.final_norm())? };
         // The embedding is the last site.
         let site = config.sites().len() - 2;
         let head = match config.tied_head {
@@ -255,8 +263,8 @@ impl<'a> Loader<'a> {
         };
         (self.next_site, self.next_norm) = (0, config.sites().len());
         let (config, device) = (config.clone(), self.options.device.clone());
-        let compute = dtype(self.options.compute);
-        Ok(Decoder { config, device, compute, embedding, layers: Vec::new(), norm, head, fetcher: None })
+        let (compute, layers, features) = (dtype(self.options.compute), Vec::new(), Features::default());
+        Ok(Decoder { config, device, compute, embedding, features, layers, norm, head, fetcher: None })
     }
 
     /// The next layer, which has this number.

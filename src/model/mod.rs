@@ -16,6 +16,7 @@ pub mod sites;
 pub mod spec;
 mod stages;
 mod tensors;
+pub mod vision;
 
 pub use base::{BaseFiles, StoredWeight};
 pub use batch::Batch;

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::folder::{check_folder_name, write_configs};
+use super::folder::{Extent, check_folder_name, write_configs};
 use super::{BaseFiles, StoredWeight};
 use crate::error::{Error, Result};
 use crate::files::bitsandbytes::{self, Part};
@@ -90,7 +90,7 @@ pub fn quantize(
     let shards = Shards::plan(weights, options.max_shard_bytes)?;
     let staging = Staging::beside(out)?;
     shards.write(staging.path(), |entry| packer.contents(entry))?;
-    let licences_left_out = write_configs(base, float_type.dtype(), staging.path(), |config| {
+    let licences_left_out = write_configs(base, Extent::Decoder, float_type.dtype(), staging.path(), |config| {
         let quantization =
             bitsandbytes::quantization_config(options.scheme.nf4_double(), float_type.dtype().torch_name());
         config.insert("quantization_config".to_owned(), quantization);

@@ -37,6 +37,8 @@ pub enum SiteKind {
     Norm,
     /// A norm of queries or of keys.
     QkNorm,
+    /// A layer, a norm or the positions of a tower or its connector.
+    Vision,
 }
 
 impl Site {
@@ -66,8 +68,8 @@ pub struct WholeTensor {
 }
 
 impl ModelConfig {
-    /// Every tensor that can be trained as a whole, by its name in the base's files: all but the norms of queries and keys. A tied
-    /// head counts as a tensor of its own.
+    /// Every tensor that can be trained as a whole, by its name in the base's files: all but the norms of queries and keys, and the
+    /// class token of a tower. A tied head counts as a tensor of its own.
     pub fn whole_tensors(&self) -> BTreeMap<String, WholeTensor> {
         let mut tensors = self.tensors();
         if self.tied_head {
@@ -75,10 +77,13 @@ impl ModelConfig {
         }
         let modules = self.modules().into_iter().enumerate().filter(|(_, module)| module.kind != SiteKind::QkNorm);
         let numbers: BTreeMap<String, usize> = modules.map(|(number, module)| (module.module, number)).collect();
-        let whole = tensors.into_iter().filter_map(|tensor| {
-            let (module, parameter) = tensor.hf.rsplit_once('.')?;
+        let of_decoder = tensors.into_iter().map(|tensor| (tensor.hf, tensor.shape));
+        let of_vision = self.vision.iter().flat_map(|vision| vision.tensors(self.hidden_size));
+        let whole = of_decoder.chain(of_vision).filter_map(|(name, shape)| {
+            let (module, parameter) = name.rsplit_once('.')?;
             let module = *numbers.get(module)?;
-            Some((tensor.hf.clone(), WholeTensor { module, is_bias: parameter == "bias", shape: tensor.shape }))
+            let is_bias = parameter == "bias";
+            Some((name, WholeTensor { module, is_bias, shape }))
         });
         whole.collect()
     }
@@ -122,8 +127,22 @@ impl ModelConfig {
         sites
     }
 
-    /// Every module that can be trained as a whole: the sites, then the norms in the order in which the model uses them.
+    /// Every module that can be trained as a whole: those of the decoder, then those of tower and connector.
     pub fn modules(&self) -> Vec<Site> {
+        let mut modules = self.decoder_modules();
+        let of_vision = self.vision.iter().flat_map(|vision| vision.modules(self.hidden_size));
+        modules.extend(of_vision.map(|(module, [rows, columns])| Site {
+            module,
+            rows,
+            columns,
+            kind: SiteKind::Vision,
+            layer: None,
+        }));
+        modules
+    }
+
+    /// The modules of the decoder: the sites, then the norms in the order in which it uses them.
+    pub fn decoder_modules(&self) -> Vec<Site> {
         let mut modules = self.sites();
         let norm = |norm: &NormSpec, kind, layer| Site {
             module: norm.module.clone(),

@@ -16,6 +16,17 @@ pub mod frozen;
 pub mod linear;
 pub mod norm;
 
+#[cfg(feature = "cpu")]
+pub(crate) use cpu::isa::vectorised;
+
+/// Without the processor's kernels a loop is compiled once, for the baseline.
+#[cfg(not(feature = "cpu"))]
+macro_rules! vectorised {
+    ($($item:tt)*) => { $($item)* };
+}
+#[cfg(not(feature = "cpu"))]
+pub(crate) use vectorised;
+
 /// Whether the processor's kernels run on this device.
 pub fn is_processor(device: &burn::tensor::Device) -> bool {
     #[cfg(feature = "cpu")]

@@ -19,12 +19,19 @@ macro_rules! shipped {
 /// All of them, by name.
 pub const SHIPPED: &[Shipped] = shipped![
     "classify",
+    "code",
+    "creative",
     "llama-3.1-8b-nf4",
     "preferences",
     "qlora-gguf",
     "qlora-nf4",
     "quickstart",
+    "reading",
+    "service",
+    "sql",
     "sweep",
+    "teaching",
+    "tools",
     "wikisql"
 ];
 

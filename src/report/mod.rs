@@ -1,6 +1,7 @@
 //! Reports of runs, made of the files in their folders alone: a page, a comparison, and the formats of other tools.
 
 pub mod compare;
+pub mod confusion;
 pub mod folder;
 pub mod page;
 mod redact;

@@ -25,6 +25,7 @@ static RUNS: LazyLock<Page> = LazyLock::new(|| {
         TOOLS,
         include_str!("assets/chart.js"),
         include_str!("assets/sections.js"),
+        include_str!("assets/labels.js"),
         include_str!("assets/live.js"),
         include_str!("assets/sweep.js"),
         include_str!("assets/report.js"),

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 
 use crate::adapter::begin::TrainedToken;
 use crate::data::chat::builtin::with_chosen_template;
-use crate::data::{DataSettings, Encoder};
+use crate::data::{DataSettings, Encoder, Pictures};
 use crate::error::{Error, Place, Result, counted};
 use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
@@ -34,8 +34,10 @@ impl OpenBase {
         let path = pull::resolve(name, progress)?;
         let files = BaseFiles::open(&path)?;
         let tokenizer = Tokenizer::of_base(&files)?;
+        let vision = files.config().vision.as_ref();
+        let pictures = vision.map(|vision| Pictures::new(files.path(), vision, &tokenizer)).transpose()?;
         let encoder = Encoder::of(tokenizer, &path.display().to_string())?;
-        let encoder = encoder.for_vocabulary(files.config().vocab_size);
+        let encoder = encoder.for_vocabulary(files.config().vocab_size).with_pictures(pictures);
         Ok(Self { name: name.to_owned(), files, encoder })
     }
 
@@ -47,7 +49,9 @@ impl OpenBase {
     pub fn for_data(mut self, settings: &DataSettings) -> Result<Self> {
         if let Some(chosen) = &settings.template {
             let tokenizer = with_chosen_template(self.encoder.tokenizer(), chosen)?;
-            self.encoder = Encoder::of(tokenizer, chosen)?.for_vocabulary(self.encoder.vocabulary());
+            let pictures = self.encoder.pictures().cloned();
+            let encoder = Encoder::of(tokenizer, chosen)?.for_vocabulary(self.encoder.vocabulary());
+            self.encoder = encoder.with_pictures(pictures);
         }
         self.encoder.read_control_tokens(settings.control_tokens);
         Ok(self)
@@ -70,7 +74,9 @@ impl OpenBase {
         if let Some(largest) = tokens.iter().filter(|token| token.is_new).map(|token| token.id).max() {
             self.files = self.files.with_vocabulary(largest as usize + 1);
             let place = self.path().display().to_string();
-            self.encoder = Encoder::of(tokenizer, &place)?.for_vocabulary(self.files.config().vocab_size);
+            let pictures = self.encoder.pictures().cloned();
+            let encoder = Encoder::of(tokenizer, &place)?.for_vocabulary(self.files.config().vocab_size);
+            self.encoder = encoder.with_pictures(pictures);
         }
         Ok((self, tokens))
     }
@@ -80,27 +86,35 @@ impl OpenBase {
         self.files.path()
     }
 
-    /// A line about the parts of a larger model that the decoder does without, if the base has any.
+    /// A line about the parts of a larger model that training and merging do without, if the base has any.
     pub fn parts_passed_over(&self) -> Option<String> {
+        self.parts_beside_the_decoder().filter(|_| self.files.config().vision.is_none())
+    }
+
+    /// A line about the parts of a larger model that a decoder alone does without, if the base has any.
+    pub fn parts_beside_the_decoder(&self) -> Option<String> {
         let parts = self.files.passed_over();
         let list: Vec<String> =
             parts.iter().map(|(part, tensors)| format!("{part} ({})", counted(*tensors, "tensor"))).collect();
         (!list.is_empty()).then(|| format!("base: only the text decoder is used; passed over: {}", list.join(", ")))
     }
 
-    /// Loads the weights onto `device`; calls `progress(done, total)` after each tensor.
+    /// Loads the weights onto `device`, and shows the decoder the pictures that the encoder has met; calls `progress(done, total)`
+    /// after each tensor, then after each picture.
     ///
     /// # Errors
-    /// Those of [`Decoder::load`].
+    /// Those of [`Decoder::load`] and [`Self::show_pictures`].
     pub fn load(
         &self,
         device: &Device,
         compute: Compute,
         quant: Quant,
-        progress: impl FnMut(usize, usize),
+        mut progress: impl FnMut(usize, usize),
     ) -> Result<Decoder> {
         let options = LoadOptions { device: device.clone(), compute, quant };
-        Decoder::load(&self.files, &options, progress)
+        let decoder = Decoder::load(&self.files, &options, &mut progress)?;
+        self.show_pictures(&decoder, &options, &mut progress)?;
+        Ok(decoder)
     }
 
     /// Whether its weights can be held as `quant` says; `key` is the setting that says so.

@@ -19,6 +19,7 @@ use crate::data::preflight::{Code, Finding, Severity, Split, preflight};
 use crate::data::{Encoded, EncodedSet, Encoder, Example, Paths, Row, read};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Place, Result, counted};
+use crate::model::vision::features::is_feature;
 use crate::pull::{self, Presence};
 use crate::recipe::{Plan, Recipe};
 use crate::text::TextStream;
@@ -304,9 +305,17 @@ fn shown(number: usize, rows: &[Row], encoder: &Encoder) -> Result<Shown> {
         let mut stream = TextStream::new(encoder.tokenizer(), false);
         // The number of a label stands in the place of a token.
         let tokens = ids.len() - usize::from(label.is_some());
-        for (id, trained) in ids[..tokens].iter().zip(trained) {
-            add(stream.push(*id)?, *trained);
-            last = *trained;
+        let runs = ids[..tokens].chunk_by(|a, b| is_feature(*a) && *b == *a + 1);
+        let mut trained = trained.iter();
+        for run in runs {
+            let is_trained = trained.nth(run.len() - 1).is_some_and(|trained| *trained);
+            match run.first() {
+                Some(id) if is_feature(*id) => {
+                    add(format!("[{} of a picture]", counted(run.len(), "token")), is_trained)
+                }
+                _ => add(stream.push(run[0])?, is_trained),
+            }
+            last = is_trained;
         }
         add(stream.finish()?, last);
     }

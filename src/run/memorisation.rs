@@ -217,6 +217,7 @@ fn membership(
     let mut train = encode(&examples.train[..examples.own])?.sequences;
     let known: HashSet<Vec<u32>> = train.iter().map(|sequence| sequence.ids.clone()).collect();
     let mut valid = if examples.valid.is_empty() { Vec::new() } else { encode(&examples.valid)?.sequences };
+    model.show_pictures(watch)?;
     valid.retain(|sequence| !known.contains(&sequence.ids));
     let choose = |sequences: &mut Vec<Encoded>| {
         let order = batch::order(sequences.len(), plan.train.seed, CHOICE_STREAM);

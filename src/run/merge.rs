@@ -15,6 +15,7 @@ use crate::eval::loss::{example_number, mean_loss};
 use crate::files::atomic;
 use crate::files::staging::Staging;
 use crate::model::load::LoadOptions;
+use crate::model::vision::Features;
 use crate::model::{BaseFiles, Decoder};
 use crate::quant::Quant;
 use crate::train::evaluate::evaluate;
@@ -99,17 +100,18 @@ pub fn compare(
         MergedFolder::Keep(out) => (Some(out), out),
         MergedFolder::Discard(scratch) => (None, scratch),
     };
-    let adapter_on_packed = {
+    let (adapter_on_packed, features) = {
         let decoder = base.load(&hardware.device, hardware.compute, packing, |_, _| {})?;
         let attached = adapter.attach(decoder.config(), &hardware.device)?;
-        mean_loss(&evaluate(&decoder, Some(&attached), &set.sequences, &mut |_| Ok(()))?, example_number)?
+        let losses = evaluate(&decoder, Some(&attached), &set.sequences, &mut |_| Ok(()))?;
+        (mean_loss(&losses, example_number)?, decoder.features().clone())
     };
     let mut kept = None;
     let mut loss_of = |weights: MergeBase| {
         let save = |folder: &Path| base.encoder.tokenizer().save(folder);
         let both = MergeOptions { weights, ..*options };
         let (staging, report) = merge::stage(&base.files, adapter, scratch, &both, save)?;
-        let loss = loss_of_folder(&staging, &set.sequences, hardware)?;
+        let loss = loss_of_folder(&staging, &set.sequences, &features, hardware)?;
         if weights == options.weights {
             kept = Some((staging, report));
         }
@@ -137,10 +139,11 @@ pub fn compare(
     Ok((comparison, report))
 }
 
-fn loss_of_folder(folder: &Staging, sequences: &[Encoded], hardware: &Hardware) -> Result<f64> {
+/// The loss of the model in a folder, which has the tower and the connector of the base, so that pictures have the same `features`.
+fn loss_of_folder(folder: &Staging, sequences: &[Encoded], features: &Features, hardware: &Hardware) -> Result<f64> {
     let files = BaseFiles::open(folder.path())?;
     let options = LoadOptions { device: hardware.device.clone(), compute: hardware.compute, quant: Quant::None };
-    let decoder = Decoder::load(&files, &options, |_, _| {})?;
+    let decoder = Decoder::load(&files, &options, |_, _| {})?.with_features(features);
     mean_loss(&evaluate(&decoder, None, sequences, &mut |_| Ok(()))?, example_number)
 }
 

@@ -25,6 +25,7 @@ pub mod model;
 pub mod named;
 mod notices;
 pub mod outcome;
+mod pictures;
 pub mod predict;
 pub mod preferences;
 pub mod prepare;

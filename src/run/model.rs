@@ -11,7 +11,7 @@ use crate::adapter::host::HostAdapter;
 use crate::device::{self, DeviceChoice};
 use crate::error::{Place, Result};
 use crate::model::Decoder;
-use crate::model::load::computes_in;
+use crate::model::load::{LoadOptions, computes_in};
 use crate::nn::Adapter;
 use crate::ops::is_processor;
 use crate::quant::{Compute, Quant};
@@ -45,6 +45,18 @@ pub struct LoadedModel {
     pub quant: Quant,
     /// The precision of the products.
     pub compute: Compute,
+}
+
+impl LoadedModel {
+    /// Shows the decoder the pictures that the encoder has met since it was loaded.
+    ///
+    /// # Errors
+    /// Those of [`OpenBase::show_pictures`].
+    pub fn show_pictures(&self, watch: &mut dyn Watch) -> Result<()> {
+        let (device, compute, quant) = (self.decoder.device().clone(), self.compute, self.quant);
+        let options = LoadOptions { device, compute, quant };
+        self.base.show_pictures(&self.decoder, &options, &mut |done, total| watch.loading(done, total))
+    }
 }
 
 impl ModelChoice {
@@ -170,6 +182,9 @@ fn place(
     watch: &mut dyn Watch,
 ) -> Result<LoadedModel> {
     let decoder = base.load(device, compute, quant, |done, total| watch.loading(done, total))?;
+    if let Some(adapter) = &adapter {
+        base.keep_vision(&decoder, &LoadOptions { device: device.clone(), compute, quant }, adapter)?;
+    }
     let attached = adapter.as_ref().map(|adapter| adapter.attach(decoder.config(), device)).transpose()?;
     Ok(LoadedModel { base, decoder, adapter, attached, quant, compute })
 }

@@ -15,7 +15,7 @@ use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
 use crate::data::kept::KeptSets;
-use crate::data::{Augmenter, Canaries, DataSet, EncodedSet, Example, Paths, Row, split};
+use crate::data::{Augmenter, Canaries, DataSet, Encoded, EncodedSet, Example, Paths, Row, split};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
 use crate::files::hex;
@@ -23,6 +23,7 @@ use crate::generate::run::check_prompt;
 use crate::model::Decoder;
 use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
+use crate::model::vision::features::is_feature;
 use crate::pull;
 use crate::recipe::{Base, Plan, Recipe};
 use crate::train::{Batching, Guarantee, Layout, TrainSettings, preference};
@@ -136,7 +137,21 @@ fn prepare_plan(
     let sample = (&answered[..], plan.sample.max_tokens.max(longest));
     privacy::by_example(&mut plan);
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
-    let (layout, memory) = fit_memory(&demand, max_memory, &Planner::new(&base.files, &load, &start))?;
+    let features = |sequence: &Encoded| sequence.ids.iter().filter(|id| is_feature(**id)).count();
+    let most_features = train.sequences.iter().map(features).max().unwrap_or(0) * plan.train.micro_batch_seqs;
+    let (of_pictures, of_vision) = (base.picture_bytes(load.compute), base.vision_bytes(&load));
+    let planner = Planner::new(&base.files, &load, &start);
+    let (layout, memory) = fit_memory(&demand, max_memory, (planner.layers(), planner.can_stream()), |work| {
+        let plan = planner.plan(work);
+        let plan = MemoryPlan { data: plan.data + of_pictures, loading: plan.loading.max(of_vision), ..plan };
+        if !base.trains_vision(&start) {
+            return plan;
+        }
+        // Of the tokens of a part, all may be those of pictures.
+        let (tiles, tape) = base.trained_vision_bytes(most_features.min(work.tokens), load.compute);
+        let (weights, activations) = (plan.weights + of_vision, plan.activations + tape);
+        MemoryPlan { weights, activations, data: plan.data + tiles, ..plan }
+    })?;
     let of_data = plan.data.passed_over().into_iter().chain(mixed).chain(canaries);
     let mut adjustments: Vec<String> = of_data.chain(described(layout, &memory, &plan.train, &base.files)?).collect();
     let batching = Batching::of(&plan.train, &plan.data);
@@ -196,16 +211,18 @@ impl Prepared {
     /// Loads the weights of the base as the run holds them.
     ///
     /// # Errors
-    /// Those of [`Decoder::load_streamed`].
+    /// Those of [`Decoder::load_streamed`] and [`OpenBase::keep_vision`].
     pub(super) fn load(&self, watch: &mut dyn Watch) -> Result<Decoder> {
         watch.stage(Stage::LoadWeights);
         let Base { compute, quant, .. } = self.plan.base;
         let options = LoadOptions { device: self.device.clone(), compute, quant };
         let progress = |done, total| watch.loading(done, total);
-        match self.layout.parts_a_pass {
-            None => Decoder::load(&self.base.files, &options, progress),
-            Some(_) => Decoder::load_streamed(&self.base.files, &options, progress),
-        }
+        let decoder = match self.layout.parts_a_pass {
+            None => Decoder::load(&self.base.files, &options, progress)?,
+            Some(_) => Decoder::load_streamed(&self.base.files, &options, progress)?,
+        };
+        self.base.keep_vision(&decoder, &options, &self.start)?;
+        Ok(decoder)
     }
 
     /// The changes of the training sequences, if the recipe asks for any.

@@ -1,6 +1,7 @@
 //! The time of a run, estimated from a few of its steps.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
 use std::time::Instant;
 
@@ -45,38 +46,70 @@ pub struct TimeEstimate {
 pub struct Communication {
     /// Ranks.
     pub ranks: usize,
-    /// Bytes of the sum that every rank brings and gets.
-    pub bytes: usize,
-    /// The time that adding it up takes, measured.
+    /// Bytes that a rank sends to others in a step.
+    pub bytes: u64,
+    /// The time that adding up takes once all ranks have come to it, measured.
     pub seconds: f64,
     /// The same over the time of a step.
     pub share: f64,
+    /// Sequences of a step, those of all ranks together.
+    pub step_seqs: usize,
     /// Steps of an epoch.
     pub steps_per_epoch: usize,
 }
 
-impl Communication {
-    /// Adds up as many numbers as a step does, a few times.
-    fn measure(ranks: &dyn Ranks, prepared: &Prepared, step_seconds: f64, steps_per_epoch: usize) -> Self {
-        let mut numbers = vec![0; prepared.start.parameters()];
-        ranks.sum(&mut numbers);
-        let began = Instant::now();
-        (0..STEPS).for_each(|_| ranks.sum(&mut numbers));
-        let seconds = began.elapsed().as_secs_f64() / STEPS as f64;
-        let (ranks, bytes) = (ranks.count(), size_of_val(&numbers[..]));
-        Self { ranks, bytes, seconds, share: seconds / step_seconds, steps_per_epoch }
-    }
-}
-
 impl fmt::Display for Communication {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ranks, bytes, seconds, share, steps_per_epoch } = *self;
+        let Self { ranks, bytes, seconds, share, step_seqs, steps_per_epoch } = *self;
         let (megabytes, milliseconds, percent) = (bytes as f64 / 1e6, 1e3 * seconds, 100.0 * share);
         write!(
             f,
-            "{ranks} ranks: {milliseconds:.1} ms of a step are communication ({percent:.1}%, {megabytes:.1} MB); {} in an epoch",
-            counted(steps_per_epoch, "step")
+            "{ranks} ranks: {milliseconds:.1} ms of a step are communication ({percent:.1}%, {megabytes:.1} MB sent by each); {} in \
+             an epoch, of {}",
+            counted(steps_per_epoch, "step"),
+            counted(step_seqs, "sequence")
         )
+    }
+}
+
+/// Ranks whose sums are timed, apart from the time that a rank waits for the others.
+#[derive(Debug)]
+struct Timed<'a> {
+    ranks: &'a dyn Ranks,
+    seconds: Cell<f64>,
+}
+
+impl Ranks for Timed<'_> {
+    fn rank(&self) -> usize {
+        self.ranks.rank()
+    }
+
+    fn count(&self) -> usize {
+        self.ranks.count()
+    }
+
+    fn name(&self, rank: usize) -> String {
+        self.ranks.name(rank)
+    }
+
+    fn sum(&self, values: &mut [i64]) {
+        // All have come to it once they have this sum.
+        self.ranks.sum(&mut [0]);
+        let began = Instant::now();
+        self.ranks.sum(values);
+        self.seconds.set(self.seconds.get() + began.elapsed().as_secs_f64());
+    }
+
+    fn sent_bytes(&self) -> u64 {
+        self.ranks.sent_bytes()
+    }
+
+    fn gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
+        self.ranks.gather(bytes)
+    }
+
+    fn broadcast(&self, bytes: Vec<u8>) -> Vec<u8> {
+        self.ranks.broadcast(bytes)
     }
 }
 
@@ -95,6 +128,7 @@ pub(super) fn probe(prepared: &Prepared, ranks: &dyn Ranks, watch: &mut dyn Watc
     let mut references = References::of(&decoder, &prepared.start, sequences, &plan.train)?;
     let steps = prepared.batching.steps(sequences, 0);
     let (mut tokens, mut seconds, mut timed) = (0usize, 0.0, 0usize);
+    let (exchange, mut bytes) = (Timed { ranks, seconds: Cell::new(0.0) }, 0);
     // A run of one step times that one.
     for (index, micro_batches) in steps.iter().cycle().take(STEPS + 1).enumerate() {
         let parts = prepared.layout.part.split(micro_batches, sequences);
@@ -105,9 +139,13 @@ pub(super) fn probe(prepared: &Prepared, ranks: &dyn Ranks, watch: &mut dyn Watc
         let began = Instant::now();
         let known = references.known(ranks, &trainer.adapter, &parts, &examples, false)?.unwrap_or_default();
         let step = Step { decoder: &decoder, micro_batches: &batches, known: &known, rate: 0.0, seed: index as u64 };
-        let report = trainer.step_among(ranks, &step, false);
-        if index > 0 {
+        let sent_before = ranks.sent_bytes();
+        let report = trainer.step_among(&exchange, &step, false);
+        if index == 0 {
+            exchange.seconds.set(0.0);
+        } else {
             (tokens, seconds, timed) = (tokens + report.tokens, seconds + began.elapsed().as_secs_f64(), timed + 1);
+            bytes += ranks.sent_bytes() - sent_before;
         }
         // All ranks end after the same step.
         let mut is_enough = [i64::from(ranks.is_first() && seconds > MAX_SECONDS)];
@@ -137,9 +175,14 @@ pub(super) fn probe(prepared: &Prepared, ranks: &dyn Ranks, watch: &mut dyn Watc
             began.elapsed().as_secs_f64() * valid_tokens as f64 / few_tokens.max(1) as f64 * evaluations as f64
         }
     };
-    let is_shared = ranks.count() > 1;
-    let step_seconds = seconds / timed as f64;
-    let communication = is_shared.then(|| Communication::measure(ranks, prepared, step_seconds, steps.len()));
+    let communication = (ranks.count() > 1).then(|| Communication {
+        ranks: ranks.count(),
+        bytes: bytes / timed as u64,
+        seconds: exchange.seconds.get() / timed as f64,
+        share: exchange.seconds.get() / seconds,
+        step_seqs: plan.train.micro_batch_seqs * plan.train.accumulate_steps,
+        steps_per_epoch: steps.len(),
+    });
     Ok(TimeEstimate {
         training_seconds: all_tokens / tokens_per_second,
         evaluation_seconds,

@@ -32,10 +32,12 @@ impl SharedBase {
         Ok(decoder)
     }
 
-    /// All that decides the weights as they are in memory.
+    /// All that decides the weights as they are in memory, and the features of pictures beside them.
     pub(super) fn identity(prepared: &Prepared) -> String {
-        let Prepared { plan, base, base_sha256, layout, .. } = prepared;
-        let is_streamed = layout.parts_a_pass.is_some();
-        format!("{base_sha256} {} {} {is_streamed} {:?}", plan.base.compute, plan.base.quant, base.files.config())
+        let Prepared { plan, base, base_sha256, start, layout, .. } = prepared;
+        let pictures = base.encoder.pictures().map(|pictures| pictures.met_from(0));
+        let (config, trains_vision) = (base.files.config(), base.trains_vision(start));
+        let (form, is_streamed) = ((plan.base.compute, plan.base.quant), layout.parts_a_pass.is_some());
+        format!("{base_sha256} {form:?} {is_streamed} {config:?} {pictures:?} {trains_vision}")
     }
 }

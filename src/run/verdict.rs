@@ -85,9 +85,7 @@ impl Verdicts {
         };
         Ok(Self { validation, test, guard })
     }
-}
 
-impl Verdicts {
     /// The verdicts on a classifier with these labels.
     fn of_classifier(
         prepared: &Prepared,

@@ -2,6 +2,7 @@
 
 mod advise;
 mod chat;
+mod examples;
 mod exports;
 mod fetching;
 mod init;

@@ -229,6 +229,13 @@ fn a_classifier_has_a_page_without_tokens() {
     assert!(details["modules"]["by_module"].is_array() && details["losses"]["after"].is_array(), "{details}");
     let last = details["rendered"][0]["tokens"].as_array().and_then(|tokens| tokens.last()).expect("a token");
     assert_eq!(last, " → even");
+    // The confusion of the verdict, on the page and as text.
+    let after = &data["runs"][0]["record"]["outcome"]["validation"]["classes"]["after"];
+    let counts = |row: &Value| row.as_array().expect("counts").iter().filter_map(Value::as_u64).sum::<u64>();
+    assert_eq!(after["confusion"].as_array().expect("rows").iter().map(counts).collect::<Vec<_>>(), [12, 12]);
+    let told = text(&run(&folder, &["report", "runs/labels", "--format", "text"]).stdout);
+    let (_, table) = told.split_once("label  examples").expect("the labels");
+    assert!(table.contains("as even") && table.lines().any(|line| line.starts_with("odd    12")), "{told}");
 }
 
 #[test]

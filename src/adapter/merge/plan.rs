@@ -10,6 +10,7 @@ use crate::files::safetensors::TensorHeader;
 use crate::files::shards::{Entry, Shards};
 use crate::files::{Dtype, FloatType};
 use crate::model::BaseFiles;
+use crate::model::folder::Extent;
 
 /// Everything that will be written.
 pub(super) struct Plan<'a> {
@@ -130,6 +131,11 @@ impl<'a> Plan<'a> {
             let head = config.head_name();
             planned.push(plan_one(base, &head, &config.embedding_name(), changes.take(&head), options)?);
         }
+        if Extent::Whole.is_whole(base) {
+            for name in base.vision_tensor_names() {
+                planned.push(plan_one(base, name, name, changes.take(name), options)?);
+            }
+        }
         changes.finish()?;
         let matrix_dtype = matrix_dtype(&planned);
         Ok(Self {
@@ -153,7 +159,8 @@ fn plan_one<'a>(
         None => stored_as(base.dtype(source).ok_or_else(unknown)?),
     };
     let shape = base.shape(source).ok_or_else(unknown)?.to_vec();
-    let header = TensorHeader { name: base.config().name_alone(name), dtype: float_type.dtype(), shape };
+    let stored_name = if Extent::Whole.is_whole(base) { name.to_owned() } else { base.config().name_alone(name) };
+    let header = TensorHeader { name: stored_name, dtype: float_type.dtype(), shape };
     Ok(Entry { header, origin: Origin { source: source.to_owned(), float_type, change } })
 }
 

@@ -146,7 +146,7 @@ impl AdapterHeader {
 /// Beginnings of module paths that transformers has or had, or that mlx-lm has, in place of those of the base's own checkpoints.
 fn known_renamings(base: &BaseFiles) -> Vec<(&'static str, &'static str)> {
     let family = base.config().family;
-    let mut known = family.stored_prefixes.to_vec();
+    let mut known: Vec<_> = base.config().stored_prefixes().copied().collect();
     if family.names.head != TRANSFORMERS_HEAD {
         known.push((TRANSFORMERS_HEAD, family.names.head));
     }

@@ -76,7 +76,7 @@ impl<'a> Role<'a> {
 /// Whether `name` is that of an embedding or a head, in a larger model around the decoder as well. PEFT copies these of the
 /// base when it is asked to, or when a vocabulary has grown.
 fn is_embedding_or_head(name: &str) -> bool {
-    let mut prefixes = families::FAMILIES.iter().flat_map(|family| family.stored_prefixes);
+    let mut prefixes = families::stored_prefixes();
     let is_one = |name: &str| families::is_embedding_or_head(name);
     let is_within = |(stored, usual): &(&str, &str)| {
         name.strip_prefix(stored).is_some_and(|rest| is_one(&format!("{usual}{rest}")))

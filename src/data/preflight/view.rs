@@ -17,6 +17,8 @@ pub(super) enum Part {
     Answer,
     /// Any other text that is shown: results of tools, turns that are not trained, fields of turns.
     Other,
+    /// The path of a picture.
+    Picture,
 }
 
 /// A row by its texts.
@@ -87,7 +89,7 @@ impl<'a> View<'a> {
 
     /// All texts.
     pub(super) fn texts(&self) -> impl Iterator<Item = &'a str> {
-        self.parts.iter().map(|(_, text)| *text)
+        self.parts.iter().filter(|(part, _)| *part != Part::Picture).map(|(_, text)| *text)
     }
 
     /// The texts before the last answer, and that answer; `None` without an answer.
@@ -124,6 +126,7 @@ fn add_turn<'a>(turn: &'a Message, parts: &mut Vec<(Part, &'a str)>) {
         parts.push((part, &turn.content));
     }
     let mut fields = Vec::new();
+    parts.extend(turn.pictures().map(|path| (Part::Picture, path)));
     turn.more.iter().filter(|(key, _)| *key != "content").for_each(|(_, value)| strings(value, &mut fields));
     parts.extend(fields.into_iter().map(|text| (Part::Other, text)));
 }

@@ -1,13 +1,8 @@
 //! Loops over the logits of a whole vocabulary: none of them sorts it.
 
 #[cfg(feature = "cpu")]
-use crate::ops::cpu::{isa::vectorised, math::exp};
-
-/// Without the processor's kernels a loop is compiled once, for the baseline.
-#[cfg(not(feature = "cpu"))]
-macro_rules! vectorised {
-    ($($item:tt)*) => { $($item)* };
-}
+use crate::ops::cpu::math::exp;
+use crate::ops::vectorised;
 
 #[cfg(not(feature = "cpu"))]
 fn exp(x: f32) -> f32 {

@@ -9,7 +9,7 @@ impl BaseFiles {
     pub fn with_vocabulary(mut self, tokens: usize) -> Self {
         if tokens > self.config.vocab_size {
             self.config.vocab_size = tokens;
-            self.tensors = self.config.tensors();
+            drop(self.tensors.splice(..self.of_decoder, self.config.tensors()));
         }
         self
     }

@@ -26,13 +26,16 @@ pub use weight::{StoredWeight, quantiser_sha256};
 /// Most differences to list; further ones are only counted.
 const MAX_DIFFERENCES: usize = 100;
 
-/// An open base model. Its tensors have the names of [`ModelConfig::tensors`], the right shapes, and a dtype that
+/// An open base model. Its tensors have the names of [`ModelConfig::tensors`] (and of its `vision`), the right shapes, and a dtype that
 /// is supported; their bytes stay in the mapped files until they are asked for.
 #[derive(Debug, Clone)]
 pub struct BaseFiles {
     path: PathBuf,
     config: ModelConfig,
+    /// Those of the decoder, then those of tower and connector, used or not, as the files have them.
     tensors: Vec<TensorSpec>,
+    /// The number of the decoder's.
+    of_decoder: usize,
     /// Index into `tensors` by Hugging Face name: a file may have ten thousand layers.
     by_name: HashMap<String, usize>,
     /// The rows of the embedding in its file.
@@ -69,10 +72,14 @@ impl BaseFiles {
             let gguf = Gguf::open(path)?;
             (ModelConfig::from_gguf(&gguf)?, Source::Gguf(gguf))
         };
-        let tensors = config.tensors();
+        let mut tensors = config.tensors();
+        let of_decoder = tensors.len();
+        if let (Source::Folder(shards), Some(vision)) = (&source, &config.vision) {
+            tensors.extend(shards.tensors_where(|name| vision.owns(name)));
+        }
         let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.hf.clone(), index)).collect();
         let stored_vocabulary = config.vocab_size;
-        let base = Self { path: path.to_owned(), config, tensors, by_name, stored_vocabulary, source };
+        let base = Self { path: path.to_owned(), config, tensors, of_decoder, by_name, stored_vocabulary, source };
         base.check_tensors()?;
         Ok(base)
     }
@@ -103,7 +110,12 @@ impl BaseFiles {
     /// Hugging Face names of the model's tensors, in the order of [`ModelConfig::tensors`]. Without the head
     /// where it is tied.
     pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.iter().map(|tensor| tensor.hf.as_str())
+        self.tensors[..self.of_decoder].iter().map(|tensor| tensor.hf.as_str())
+    }
+
+    /// Names of the tensors of tower and connector, of a model that sees pictures.
+    pub fn vision_tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors[self.of_decoder..].iter().map(|tensor| tensor.hf.as_str())
     }
 
     /// Whether the model has a tensor of this Hugging Face name.

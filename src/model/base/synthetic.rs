@@ -17,8 +17,9 @@ impl BaseFiles {
     pub fn synthetic(config: ModelConfig) -> Self {
         let tensors = config.tensors();
         let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.hf.clone(), index)).collect();
-        let stored_vocabulary = config.vocab_size;
-        Self { path: PathBuf::new(), config, tensors, by_name, stored_vocabulary, source: Source::Synthetic }
+        let (of_decoder, stored_vocabulary) = (tensors.len(), config.vocab_size);
+        let source = Source::Synthetic;
+        Self { path: PathBuf::new(), config, tensors, of_decoder, by_name, stored_vocabulary, source }
     }
 }
 

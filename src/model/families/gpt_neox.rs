@@ -30,7 +30,6 @@ pub static GPT_NEOX: Family = Family {
         ("model.embed_out", "embed_out"),
         ("model.final_layer_norm", "gpt_neox.final_layer_norm"),
     ],
-    larger_models: &[],
     ignores: is_buffer,
     from_json,
     gguf_keys,

@@ -22,7 +22,6 @@ pub(super) const FAMILY: Family = Family {
     names: OuterNames::USUAL,
     stored_prefixes: &[],
     mlx_prefixes: &[],
-    larger_models: &[],
     ignores: |_| false,
     from_json,
     gguf_keys,

@@ -128,7 +128,7 @@ impl Adapter {
 }
 
 /// Rows `ids` of a matrix, differentiable.
-fn select_rows(matrix: Tensor<2>, ids: &[u32]) -> Tensor<2> {
+pub(crate) fn select_rows(matrix: Tensor<2>, ids: &[u32]) -> Tensor<2> {
     let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
     let count = ids.len();
     let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &matrix.device());

@@ -169,6 +169,7 @@ function sectionsOf(run) {
   const { details } = run;
   return [
     ["curves", "Curves", () => curves([run]), curvesKey([run])], ["samples", "Samples", () => samples(run), [run.samples.length, outcomeOf(run).best_step, outcomeOf(run).samples]],
+    ...(labelsOf(run) ? [["labels", "Labels", () => labels(run), [labelsOf(run)]]] : []),
     ["tokens", "Tokens", () => tokens(run), [details?.tokens, details?.left_out]], ["adapter", "Adapter", () => adapterMap(run), [details?.adapter, details?.left_out]],
     ["contributions", "What each part contributes", () => contributions(run), [details?.modules, details?.left_out]],
     ["memory", "What it remembers", () => memory(run), [run.memorisation]],

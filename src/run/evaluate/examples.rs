@@ -76,6 +76,7 @@ pub(super) fn encoded<'r>(
 ) -> Result<(EncodedSet, Vec<&'r Row>, Measured)> {
     let limit = limit(model, options);
     let set = model.base.encoder.encode_all(rows, limit, options.overlong)?;
+    model.show_pictures(watch)?;
     set.notices.iter().for_each(|text| watch.notice(text));
     shape_differs(model, &set, watch)?;
     if set.sequences.is_empty() {

@@ -3,7 +3,7 @@
 //! A layout changes no step: a micro-batch goes through the model in parts, in the same order, with the same noise, and the
 //! gradients of its parts are summed. Recomputed layers and layers that are read from the disk change no bit.
 
-use super::plan::{MemoryPlan, Planner, Workload};
+use super::plan::{MemoryPlan, Workload};
 use crate::bytes::Size;
 use crate::data::{DataSettings, EncodedSet};
 use crate::error::{Error, Place, Result};
@@ -131,14 +131,20 @@ impl<'a> Demand<'a> {
     }
 }
 
-/// The first layout whose plan fits into `limit`, with its plan; without a limit, the recipe's own.
+/// The first layout whose plan fits into `limit`, with its plan; without a limit, the recipe's own. The model has so many layers, and they
+/// can be read from the disk or not.
 ///
 /// # Errors
 /// Input: none fits.
-pub fn fit_memory(demand: &Demand<'_>, limit: Option<Size>, planner: &Planner<'_>) -> Result<(Layout, MemoryPlan)> {
+pub fn fit_memory(
+    demand: &Demand<'_>,
+    limit: Option<Size>,
+    (layers, can_stream): (usize, bool),
+    plan_of: impl Fn(&Workload) -> MemoryPlan,
+) -> Result<(Layout, MemoryPlan)> {
     let mut least: Option<MemoryPlan> = None;
-    for layout in demand.layouts(planner.layers(), planner.can_stream()) {
-        let plan = planner.plan(&demand.workload(layout));
+    for layout in demand.layouts(layers, can_stream) {
+        let plan = plan_of(&demand.workload(layout));
         if limit.is_none_or(|limit| plan.total() <= limit.0) {
             return Ok((layout, plan));
         }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::data::{self, Encoded, Encoder, Judged, LongPolicy, Paths, Row, Shape};
 use crate::error::{Error, Result, counted};
+use crate::model::vision::features::is_feature;
 use crate::recipe::Recipe;
 use crate::run::prepare::{Examples, read_examples};
 use crate::settings::choice;
@@ -147,12 +148,14 @@ fn validation(encoder: &Encoder, folder: &Path, adapter: &HostAdapter) -> Result
     chosen(encoder, &rows)
 }
 
-/// The first examples that fit into the tokens that are compared. A longer one is passed over, unless all are.
+/// The first examples that fit into the tokens that are compared. A longer one is passed over, unless all are, and so are those with
+/// pictures, which merging does not touch.
 fn chosen(encoder: &Encoder, rows: &[Row]) -> Result<Vec<Encoded>> {
     // Of a pair of preferences, the chosen answer.
     let plain = |row: &Row| Row { example: row.example.plain().clone(), ..row.clone() };
     let rows: Vec<Row> = rows.iter().take(MAX_ROWS).map(plain).collect();
-    let encoded = encoder.encode_all(&rows, usize::MAX, LongPolicy::Drop)?.sequences;
+    let mut encoded = encoder.encode_all(&rows, usize::MAX, LongPolicy::Drop)?.sequences;
+    encoded.retain(|example| !example.ids.iter().any(|id| is_feature(*id)));
     let mut left = MAX_TOKENS;
     let fits = |example: &&Encoded| {
         let fits = example.ids.len() <= left;

@@ -10,6 +10,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use super::Ranks;
 use crate::nn::Adapter;
+use crate::ops::vectorised;
 use crate::train::objective::Rewards;
 
 /// Binary digits behind the point by [`Scale`]: the first, and how many fewer each further one has.
@@ -113,14 +114,13 @@ impl StepSum {
             self.numbers[self.values + index] += 1;
             let data = gradient.into_data();
             let values: &[f32] = data.as_slice().expect("the gradients of an adapter are f32");
-            let sums = self.numbers[range].iter_mut().zip(values);
             if self.parts == 1 {
                 // The bits themselves: every other rank adds 0.
+                let sums = self.numbers[range].iter_mut().zip(values);
                 sums.for_each(|(sum, value)| *sum += i64::from(value.to_bits()));
                 continue;
             }
-            largest = values.iter().fold(largest, |largest, value| largest.max(value.to_bits() & SIZE_BITS));
-            sums.for_each(|(sum, value)| *sum = sum.wrapping_add((f64::from(*value) * factor) as i64));
+            largest = largest.max(add_scaled(values, factor, &mut self.numbers[range]));
         }
         let largest = f32::from_bits(largest);
         if largest.is_nan() {
@@ -221,11 +221,10 @@ impl StepSum {
             if self.numbers[self.values + index] == 0 {
                 continue;
             }
-            let value = |number: &i64| match self.parts {
-                1 => f32::from_bits(*number as u32),
-                _ => (*number as f64 * step) as f32,
+            let values = match self.parts {
+                1 => numbers.iter().map(|number| f32::from_bits(*number as u32)).collect(),
+                _ => scaled(numbers, step),
             };
-            let values: Vec<f32> = numbers.iter().map(value).collect();
             squares += sum_of_squares(&values);
             let gradient = Tensor::<2>::from_data(TensorData::new(values, dims), device);
             gradients.register(matrix.id, gradient);
@@ -251,6 +250,35 @@ impl StepSum {
     }
 }
 
+vectorised! {
+    /// Adds each value times `factor`, without the digits behind the point, to its sum; the bits of the largest size of a value.
+    fn add_scaled(values: &[f32], factor: f64, sums: &mut [i64]) -> u32 {
+        const LIMIT: f64 = (1u64 << SUM_BITS) as f64;
+        let mut largest = 0;
+        for (sum, value) in sums.iter_mut().zip(values) {
+            largest = largest.max(value.to_bits() & SIZE_BITS);
+            // A value that is too large, or no number, is seen by its size, and the sum is thrown away. (NaN is not above anything.)
+            let scaled = f64::from(*value) * factor;
+            let scaled = if scaled > -LIMIT { scaled } else { -LIMIT };
+            let scaled = if scaled < LIMIT { scaled } else { LIMIT };
+            // SAFETY: a number within ±2⁶².
+            *sum = sum.wrapping_add(unsafe { scaled.to_int_unchecked::<i64>() });
+        }
+        largest
+    }
+}
+
+vectorised! {
+    /// Each number times `step`, rounded to f32 once.
+    fn scaled(numbers: &[i64], step: f64) -> Vec<f32> {
+        let mut values = vec![0.0; numbers.len()];
+        for (value, number) in values.iter_mut().zip(numbers) {
+            *value = (*number as f64 * step) as f32;
+        }
+        values
+    }
+}
+
 /// `√Σ g²` over the matrices of an adapter, in f64.
 pub(in crate::train) fn norm_of(adapter: &Adapter, gradients: &GradientsParams) -> f64 {
     let squares = adapter.matrices().filter_map(|matrix| {
@@ -267,6 +295,24 @@ fn sum_of_squares(values: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_added_without_the_digits_behind_the_point() {
+        let values = [1.5, -1.5, 2.0, 0.0, -0.0, 3e9, -3e9, 1e-9, 0.75, -0.75, 100.25];
+        let mut sums = [7; 11];
+        assert_eq!(add_scaled(&values, 4.0, &mut sums), 3e9f32.to_bits());
+        let expected = values.map(|value| 7 + (f64::from(value) * 4.0) as i64);
+        assert_eq!(sums, expected);
+        assert_eq!(scaled(&[6, -6, 1 << 40], 0.25), [1.5, -1.5, 2f32.powi(38)]);
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_the_largest() {
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let largest = f32::from_bits(add_scaled(&[1.0, wrong, 2.0], 1024.0, &mut [0; 3]));
+            assert!(!largest.is_finite(), "{wrong}: {largest}");
+        }
+    }
 
     #[test]
     fn a_scale_holds_the_sum_of_its_values() {

@@ -59,7 +59,7 @@ pub(super) fn named(rank: usize, host: &str) -> String {
 ///
 /// # Errors
 /// Input: several processes were started, and this burnish is built without MPI, or MPI does not connect them.
-pub fn join(settings: &ParallelSettings, lost: impl Fn(&Error) + Send + 'static) -> Result<Box<dyn Ranks>> {
+pub fn join(settings: &ParallelSettings, lost: impl Fn(&Error) + Send + Sync + 'static) -> Result<Box<dyn Ranks>> {
     match Launched::of_this_process() {
         None => Ok(Box::new(Alone)),
         Some(launched) => join_launched(launched, settings, lost),
@@ -70,7 +70,7 @@ pub fn join(settings: &ParallelSettings, lost: impl Fn(&Error) + Send + 'static)
 fn join_launched(
     launched: Launched,
     settings: &ParallelSettings,
-    lost: impl Fn(&Error) + Send + 'static,
+    lost: impl Fn(&Error) + Send + Sync + 'static,
 ) -> Result<Box<dyn Ranks>> {
     let timeout = std::time::Duration::from_secs_f64(settings.timeout_seconds);
     Ok(Box::new(super::mpi::MpiRanks::join(&launched, timeout, lost)?))
@@ -80,7 +80,7 @@ fn join_launched(
 fn join_launched(
     launched: Launched,
     _settings: &ParallelSettings,
-    _lost: impl Fn(&Error) + Send + 'static,
+    _lost: impl Fn(&Error) + Send + Sync + 'static,
 ) -> Result<Box<dyn Ranks>> {
     let Launched { variable, count, .. } = launched;
     let message = format!(

@@ -6,10 +6,14 @@
 //! Everything else, adapter, optimiser and decisions, is computed on every rank from the same values.
 
 pub mod alone;
+#[cfg(feature = "mpi")]
+mod deadline;
 pub mod fixed;
 pub mod launch;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(any(feature = "mpi", test))]
+mod packed;
 #[cfg(feature = "mpi")]
 mod pulse;
 
@@ -42,6 +46,11 @@ pub trait Ranks: Debug {
 
     /// Adds up `values` over all ranks, each with its place.
     fn sum(&self, values: &mut [i64]);
+
+    /// The bytes that this rank has sent to others for its sums so far.
+    fn sent_bytes(&self) -> u64 {
+        0
+    }
 
     /// The bytes of every rank, in order.
     fn gather(&self, bytes: &[u8]) -> Vec<Vec<u8>>;

@@ -12,6 +12,8 @@ use self::layer::{HostLayer, Rows, norm_rows};
 use super::{EngineOptions, Precision};
 use crate::interrupt;
 use crate::model::Decoder;
+use crate::model::vision::Features;
+use crate::model::vision::features::tokens_of;
 use crate::nn::{Norm, Projection};
 use crate::ops::attention::{CacheFormat, PAGE_POSITIONS, Page, PagedCache, PagedPiece};
 use crate::ops::cpu::decode::{Panels, Weight};
@@ -44,6 +46,7 @@ impl HostProjection {
 pub(super) struct HostModel {
     embedding: FrozenWeight,
     embedding_multiplier: Option<f32>,
+    features: Features,
     layers: Vec<HostLayer>,
     norm: Norm,
     head: HostProjection,
@@ -80,6 +83,7 @@ impl HostModel {
             head: HostProjection::new(&decoder.head, precision)?,
             embedding: decoder.embedding.clone(),
             embedding_multiplier: decoder.embedding_multiplier(),
+            features: decoder.features.clone(),
             norm: decoder.norm.clone(),
             logit_multiplier: config.logit_multiplier.map(|multiplier| multiplier as f32),
             logit_softcap: config.logit_softcap.map(|cap| cap as f32),
@@ -169,10 +173,11 @@ impl HostModel {
     /// Hidden states before the final norm, `[tokens, hidden]`.
     fn hidden_states(&self, pieces: &mut [HostPiece<'_>]) -> Vec<f32> {
         let ids: Vec<u32> = pieces.iter().flat_map(|piece| piece.new).copied().collect();
-        let mut x = self.embedding.select(&ids);
+        let mut x = self.embedding.select(&tokens_of(&ids));
         if let Some(multiplier) = self.embedding_multiplier {
             x.iter_mut().for_each(|value| *value *= multiplier);
         }
+        self.features.fill(&ids, &mut x);
         let adapters: Vec<Option<&HostFactors>> =
             pieces.iter().flat_map(|piece| std::iter::repeat_n(piece.adapter, piece.new.len())).collect();
         for (index, layer) in self.layers.iter().enumerate() {
