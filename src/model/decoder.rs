@@ -181,7 +181,7 @@ impl Decoder {
     /// Logits of hidden states before the final norm, `[tokens, vocabulary]`.
     pub(super) fn head_logits(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
         let _in_use = self.stage(self.head_stage(), Some(0));
-        capped(project(self.normed(x, pass), None, &[&self.head], None, pass), self.logit_softcap())
+        capped(project(self.normed(x, pass), &[&self.head], None, pass), self.logit_softcap())
     }
 
     /// The prediction of each trained token of the batch, in order.

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::block::{Block, MlpInput, Part, Residual};
 use super::norm::Norm;
-use super::projection::{Pass, Projection, project};
+use super::projection::{Pass, Projection, project_again};
 use crate::interrupt;
 use crate::ops::activation::{activate, gated};
 use crate::ops::attention::{Cache, Geometry, attention, cached_attention, reference};
@@ -91,7 +91,7 @@ impl Layer {
         interrupt::check();
         let (h, again) = normed(self.block.before_attention.as_ref(), x, pass);
         let group: Vec<&Projection> = self.block.attention.qkv.projections().iter().collect();
-        let qkv = project(h, again, &group, None, pass);
+        let qkv = project_again(h, again, &group, None, pass);
         match &self.qk_norm {
             Some(norm) => qk_norm(qkv, norm, &self.geometry),
             None => qkv,
@@ -118,7 +118,7 @@ impl Layer {
         let mlp = &self.block.mlp;
         let (h, again) = normed(self.block.before_mlp.as_ref(), x, pass);
         let group: Vec<&Projection> = mlp.input.projections().iter().collect();
-        let projected = project(h, again, &group, None, pass);
+        let projected = project_again(h, again, &group, None, pass);
         let (is_gated, activation) = (!matches!(mlp.input, MlpInput::Plain(_)), mlp.activation);
         let activated = move |x: Tensor<2>| if is_gated { gated(x, activation) } else { activate(x, activation) };
         let kept = off_the_tape(&projected);
@@ -136,9 +136,9 @@ impl Layer {
         pass: &Pass<'_>,
     ) -> Tensor<2> {
         if norm.is_none() && self.block.residual_multiplier.is_none() {
-            return project(x, again, &[projection], Some(residual), pass);
+            return project_again(x, again, &[projection], Some(residual), pass);
         }
-        let (y, _) = normed(norm, project(x, again, &[projection], None, pass), pass);
+        let (y, _) = normed(norm, project_again(x, again, &[projection], None, pass), pass);
         match self.block.residual_multiplier {
             Some(multiplier) => residual + y.mul_scalar(multiplier),
             None => residual + y,

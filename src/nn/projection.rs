@@ -128,9 +128,13 @@ impl Projection {
     }
 }
 
-/// Projects `x` by several projections that share it; their outputs lie side by side. With `again`, which makes `x` from what is kept
-/// anyway, `x` itself need not be kept.
-pub fn project(
+/// Projects `x` by several projections that share it; their outputs lie side by side.
+pub fn project(x: Tensor<2>, group: &[&Projection], residual: Option<Tensor<2>>, pass: &Pass<'_>) -> Tensor<2> {
+    project_again(x, None, group, residual, pass)
+}
+
+/// [`project`] of an input that need not be kept for the backward pass, because `again` makes it from values that are kept anyway.
+pub fn project_again(
     x: Tensor<2>,
     again: Option<Again>,
     group: &[&Projection],
