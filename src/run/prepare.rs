@@ -211,15 +211,15 @@ impl Prepared {
     /// Loads the weights of the base as the run holds them.
     ///
     /// # Errors
-    /// Those of [`Decoder::load_streamed`] and [`OpenBase::keep_vision`].
+    /// Those of [`OpenBase::load_streamed`] and [`OpenBase::keep_vision`].
     pub(super) fn load(&self, watch: &mut dyn Watch) -> Result<Decoder> {
         watch.stage(Stage::LoadWeights);
         let Base { compute, quant, .. } = self.plan.base;
         let options = LoadOptions { device: self.device.clone(), compute, quant };
         let progress = |done, total| watch.loading(done, total);
         let decoder = match self.layout.parts_a_pass {
-            None => Decoder::load(&self.base.files, &options, progress)?,
-            Some(_) => Decoder::load_streamed(&self.base.files, &options, progress)?,
+            None => self.base.load(&self.device, compute, quant, progress)?,
+            Some(_) => self.base.load_streamed(&options, progress)?,
         };
         self.base.keep_vision(&decoder, &options, &self.start)?;
         Ok(decoder)
