@@ -28,7 +28,8 @@ from pathlib import Path
 from ranks_job import MPIRUN, ROOT, Namespaces
 
 MICRO_BATCHES, SEQUENCES = 4, 2
-LEARNING_RATE = 1e-3
+# Higher rates amplify the rounding of f32 from step to step.
+LEARNING_RATE = 2e-4
 TOLERANCE = 1e-3
 # Steps that are not measured.
 WARM_UP = 2

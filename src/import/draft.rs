@@ -157,7 +157,7 @@ impl<'c> Draft<'c> {
         let is_needed = |key: &str| key != "data.train" || self.sources.is_empty();
         for (key, value) in REQUIRED.iter().filter(|(key, _)| is_needed(key)) {
             let comment = "the configuration names none: put yours here".to_owned();
-            self.settings.push(Setting { key: *key, value: toml::Value::from(*value), comment, origin: None });
+            self.settings.push(Setting { key, value: toml::Value::from(*value), comment, origin: None });
         }
         for setting in settings {
             let (before, key, origin) = (self.settings.clone(), setting.key, setting.origin.clone());

@@ -138,7 +138,9 @@ pub(super) fn probe(prepared: &Prepared, ranks: &dyn Ranks, watch: &mut dyn Watc
         let batches: Vec<Batch> = examples.iter().map(join).collect();
         let began = Instant::now();
         let known = references.known(ranks, &trainer.adapter, &parts, &examples, false)?.unwrap_or_default();
-        let step = Step { decoder: &decoder, micro_batches: &batches, known: &known, rate: 0.0, seed: index as u64 };
+        // The steps change the adapter, which is thrown away: as long as a factor is zero, the gradient of the other is, and sums are shorter.
+        let rate = plan.train.learning_rate;
+        let step = Step { decoder: &decoder, micro_batches: &batches, known: &known, rate, seed: index as u64 };
         let sent_before = ranks.sent_bytes();
         let report = trainer.step_among(&exchange, &step, false);
         if index == 0 {

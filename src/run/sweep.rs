@@ -230,7 +230,7 @@ impl Sweep<'_> {
         let command = &self.command.clone();
         let circumstances = Circumstances { device, max_memory, at_once, base, command };
         let mut told = BTreeSet::new();
-        let taken = take_turns(tasks, &circumstances, &mut |index, news| {
+        take_turns(tasks, &circumstances, &mut |index, news| {
             let trial = &self.journal.trials[index];
             match news {
                 News::Begins => tell(SweepEvent::TrialBegins {
@@ -252,8 +252,7 @@ impl Sweep<'_> {
                 }
             }
             Ok(())
-        });
-        taken
+        })
     }
 
     /// Records what a trial has shown in its turn, which was to end after `until_step`.

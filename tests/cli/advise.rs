@@ -30,8 +30,8 @@ fn the_largest_model_that_fits_is_recommended_and_its_recipe_checks() {
         let fits = methods.iter().any(|method| method["fits"] == true);
         assert_eq!(model["chosen"].is_u64(), fits);
     }
-    let open = models.iter().filter(|model| model["chosen"].is_u64() && model["is_gated"] == false);
-    assert_eq!(advice["recommended"], open.last().expect("one fits")["name"]);
+    let mut open = models.iter().filter(|model| model["chosen"].is_u64() && model["is_gated"] == false);
+    assert_eq!(advice["recommended"], open.next_back().expect("one fits")["name"]);
     let largest = models.last().expect("a model");
     assert!(largest["methods"][0]["fits"] == false && advice["recommended"] != models[0]["name"], "{advice}");
     let recipe = fs::read_to_string(folder.path().join("mine.toml")).expect("a recipe");

@@ -34,7 +34,7 @@ fn short_row(content: &str, number: usize) -> String {
     let row: serde_json::Value = serde_json::from_str(content.lines().next().expect("a row")).expect("JSON");
     let row = match &row {
         _ if row["label"].is_string() => {
-            let label = if number % 2 == 0 { "even" } else { "odd" };
+            let label = if number.is_multiple_of(2) { "even" } else { "odd" };
             json!({ "text": format!("number {number}"), "label": label })
         }
         _ if row["messages"].is_array() => json!({ "messages": [
@@ -110,7 +110,9 @@ fn every_example_runs() {
             let (line, into) = line.split_once(" > ").map_or((*line, None), |(line, file)| (line, Some(file)));
             let words = crate::tidy::words(line);
             let parsed = burnish::cli::command().try_get_matches_from(&words);
-            assert!(parsed.is_ok(), "{line}: {}", parsed.err().expect("an error"));
+            if let Err(error) = parsed {
+                panic!("{line}: {error}");
+            }
             if ONLY_PARSED.iter().any(|(name, _)| name == command) {
                 continue;
             }

@@ -36,7 +36,7 @@ struct Form {
 #[derive(Clone)]
 enum State {
     Free(Place),
-    Call(Held),
+    Call(Box<Held>),
     /// Nothing may follow.
     Complete,
 }
@@ -104,7 +104,7 @@ impl Calls {
                 } else {
                     let mut held = self.call.clone();
                     held.advance(&vocabulary.tokens_of(call).unwrap_or_default())?;
-                    self.state = State::Call(held);
+                    self.state = State::Call(Box::new(held));
                 }
             }
             State::Complete => {}

@@ -30,8 +30,8 @@ pub struct Constraint(Form);
 
 #[derive(Clone)]
 enum Form {
-    Whole(Held),
-    Calls(Calls),
+    Whole(Box<Held>),
+    Calls(Box<Calls>),
 }
 
 impl std::fmt::Debug for Constraint {
@@ -48,7 +48,7 @@ impl Constraint {
     /// # Errors
     /// Input: a schema that is too large, is no schema, has keywords that cannot be held to, or describes nothing.
     pub fn json_schema(vocabulary: &Vocabulary, schema: &Value) -> Result<Self> {
-        Ok(Self(Form::Whole(with_a_stack(vocabulary, schema)?)))
+        Ok(Self(Form::Whole(Box::new(with_a_stack(vocabulary, schema)?))))
     }
 
     /// Free text with calls: each stands behind the text `opening` and white space, and is a JSON text that the schema describes. Without
@@ -58,7 +58,7 @@ impl Constraint {
     /// Those of [`Self::json_schema`].
     pub fn calls(vocabulary: &Vocabulary, opening: &str, schema: &Value) -> Result<Self> {
         let call = with_a_stack(vocabulary, schema)?;
-        Ok(Self(Form::Calls(Calls::new(vocabulary.clone(), opening, call))))
+        Ok(Self(Form::Calls(Box::new(Calls::new(vocabulary.clone(), opening, call)))))
     }
 
     /// The logits with those of the tokens that cannot follow at negative infinity. An end token can follow where the text may end.

@@ -56,7 +56,7 @@ impl Steps {
     }
 }
 
-/// The least noise that keeps `ε` at or below `target`, within [`TOLERANCE`]; `None` where no noise does. The same halving as in Opacus, and
+/// The least noise that keeps `ε` at or below `target`, within 0.01; `None` where no noise does. The same halving as in Opacus, and
 /// so the same value.
 pub fn noise_multiplier_for(target: f64, delta: f64, sample_rate: f64, count: u64) -> Option<f64> {
     let epsilon = |noise_multiplier| Steps { sample_rate, noise_multiplier, count }.epsilon(delta).0;

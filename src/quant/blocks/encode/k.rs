@@ -5,12 +5,13 @@
 
 use super::super::f16_at;
 use super::put_f16;
+use crate::quant::float::round_ties_even;
 
 pub(super) const GROUPS: usize = 8;
 
-/// The whole number nearest to `value`, ties to even, as the addition of 1.5 · 2²³ rounds.
+/// The whole number nearest to `value`, ties to even.
 pub(super) fn nearest(value: f32) -> i32 {
-    value.round_ties_even() as i32
+    round_ties_even(value) as i32
 }
 
 /// The scale and minimum of a group: a value is `scale · code - minimum`.
@@ -54,20 +55,25 @@ pub(super) fn fit(values: &[f32; 32], weights: &[f32; 32], tries: &Tries) -> (Fi
     if largest == least {
         return (Fit { scale: 0.0, minimum: -least }, [0.0; 32]);
     }
-    let code = |inverse: f32, least: f32, value: f32| {
-        (nearest(inverse * (value - least)) as f32).clamp(0.0, tries.largest_code)
+    // A loop of its own, which the compiler vectorises. `max` before `min` makes 0 of what is no number.
+    let code_all = |inverse: f32, least: f32, codes: &mut [f32; 32]| {
+        for (code, value) in codes.iter_mut().zip(values) {
+            *code = round_ties_even(inverse * (value - least)).max(0.0).min(tries.largest_code);
+        }
     };
     let inverse = tries.largest_code / (largest - least);
     let mut scale = 1.0 / inverse;
     let mut best_error = 0.0;
-    let mut best_codes = values.map(|value| code(inverse, least, value));
+    let mut best_codes = [0.0; 32];
+    code_all(inverse, least, &mut best_codes);
+    let mut codes = best_codes;
     for ((&value, &weight), &code) in values.iter().zip(weights).zip(&best_codes) {
         let difference = scale * code + least - value;
         best_error += weight * (difference * difference);
     }
     for attempt in 0..=tries.count {
         let inverse = (tries.first + tries.step * attempt as f32 + tries.largest_code) / (largest - least);
-        let codes = values.map(|value| code(inverse, least, value));
+        code_all(inverse, least, &mut codes);
         let (mut code_sum, mut square_sum, mut product_sum) = (0.0, 0.0, 0.0);
         for ((&value, &weight), &code) in values.iter().zip(weights).zip(&codes) {
             code_sum += weight * code;
@@ -209,9 +215,12 @@ pub(super) fn fit_signed<const N: usize>(values: &[f32; N], weights: &[f32; N], 
         return (0.0, [-limit; N]);
     }
     let sums = |inverse: f32| {
+        let mut codes = [0.0; N];
+        for (code, value) in codes.iter_mut().zip(values) {
+            *code = round_ties_even(inverse * value).max(-limit as f32).min((limit - 1) as f32);
+        }
         let (mut product_sum, mut square_sum) = (0.0, 0.0);
-        for (&value, &weight) in values.iter().zip(weights) {
-            let code = signed_code(inverse * value, limit) as f32;
+        for ((&value, &weight), code) in values.iter().zip(weights).zip(codes) {
             product_sum += weight * value * code;
             square_sum += weight * code * code;
         }
