@@ -1,6 +1,6 @@
 """Writes a model of a known shape with random weights, shard by shard: for measuring memory and speed, not for use.
 
-    python benches/random_model.py --shape llama-3.1-8b --tokenizer FOLDER --out DIR
+    python benches/random_model.py --shape llama-3.1-8b --tokenizer FOLDER --out DIR [--positions 32768]
 
 FOLDER holds the tokenizer.json (and tokenizer_config.json) that is copied along; where its vocabulary is larger than the shape's,
 the model has a row for each of its tokens. Weights are bf16, normal with a standard deviation of 0.02; what is added to the residual
@@ -77,11 +77,13 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--positions", type=int, help="the longest sequence, if not that of the real model")
     options = parser.parse_args()
     tokenizer = json.loads((options.tokenizer / "tokenizer.json").read_text())
     last = max([*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])])
-    shape = SHAPES[options.shape]
+    shape = dict(SHAPES[options.shape])
     shape["vocab_size"] = max(shape["vocab_size"], last + 1)
+    shape["max_position_embeddings"] = options.positions or shape["max_position_embeddings"]
     options.out.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (options.tokenizer / name).exists():

@@ -62,6 +62,7 @@ mod runs;
 mod scores;
 #[cfg(feature = "serve")]
 mod serve;
+mod streaming;
 mod sweep;
 mod tables;
 mod templates;

@@ -147,7 +147,7 @@ fn generation_with_a_cache_gives_the_logits_of_the_whole_sequence() {
     }
 }
 
-fn base_of(adapter: &Path) -> PathBuf {
+pub fn base_of(adapter: &Path) -> PathBuf {
     let config = std::fs::read_to_string(adapter.join("adapter_config.json")).expect("a config");
     let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
     Path::new(env!("CARGO_MANIFEST_DIR")).join(config["base_model_name_or_path"].as_str().expect("a base"))

@@ -209,7 +209,7 @@ fn without_validation_data_the_adapter_is_reported_as_it_goes() {
         exact_match: None,
         settings: &settings,
         batching: Batching { micro_batch_seqs: 2, packed_tokens: None, accumulate_steps: 1, seed: 0 },
-        layout: Layout { part: Part::MicroBatch, recompute: Recompute::None },
+        layout: Layout { part: Part::MicroBatch, recomputed_layers: 0, parts_a_pass: None },
         privacy: None,
         state: None,
         ranks: &Alone,

@@ -32,8 +32,8 @@ pub(super) struct Arguments {
     /// Set a key of the recipe: `--set train.epochs=3`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// The most memory the run may take, as 8GiB: micro-batches go through the model in parts, and activations are computed
-    /// again, until it fits; the steps stay as they are
+    /// The most memory the run may take, as 8GiB: micro-batches go through the model in parts, activations are computed again, and
+    /// layers are read from the disk as they are needed, until it fits; the steps stay as they are
     #[arg(long, env = "BURNISH_MAX_MEMORY", value_name = "SIZE")]
     pub(super) max_memory: Option<Size>,
     /// Seed of the adapter's first values, the order of examples and dropout (short for --set train.seed=N)

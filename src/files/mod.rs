@@ -5,6 +5,7 @@
 
 pub mod bitsandbytes;
 pub mod cache_folder;
+pub mod fetch;
 pub mod folders;
 pub mod gguf;
 pub mod hex;
@@ -12,6 +13,7 @@ pub mod json;
 pub mod known_hashes;
 pub mod open;
 pub mod output;
+pub mod read_rate;
 pub mod safetensors;
 
 use std::fmt;
@@ -55,6 +57,25 @@ impl Bytes {
         Some(Self { owner: self.owner.clone(), range })
     }
 
+    /// Whether they lie in a mapped file, at an address that suits values of `size` bytes.
+    pub fn are_mapped(&self, size: usize) -> bool {
+        matches!(self.owner, Owner::Mapped(_)) && self.as_ptr().addr().is_multiple_of(size)
+    }
+
+    /// Has the system read the pages of a mapped file into its cache, without waiting for them.
+    pub fn fetch(&self) {
+        #[cfg(unix)]
+        if let Owner::Mapped(map) = &self.owner {
+            // Linux reads no more for one call than the device takes at once.
+            const PIECE: usize = 128 << 10;
+            for start in self.range.clone().step_by(PIECE) {
+                let length = PIECE.min(self.range.end - start);
+                // That the system does not take the advice is no error.
+                let _ = map.advise_range(memmap2::Advice::WillNeed, start, length);
+            }
+        }
+    }
+
     /// Returns the memory of a mapped file's pages to the system, which reads them again on the next access. Owned bytes
     /// stay.
     pub fn release(&self) {
@@ -93,6 +114,41 @@ impl Deref for Bytes {
 impl fmt::Debug for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Bytes({})", self.len())
+    }
+}
+
+/// Values of f32 in a mapped file or owned. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Floats(Bytes);
+
+impl Floats {
+    /// The bytes of the values.
+    pub fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+impl From<Bytes> for Floats {
+    /// Little-endian values, as many as there are whole ones; those at an address that does not suit them are copied once.
+    fn from(bytes: Bytes) -> Self {
+        let whole = bytes.len() / size_of::<f32>() * size_of::<f32>();
+        let bytes = bytes.slice(0..whole).unwrap_or(bytes);
+        let is_aligned = bytemuck::try_cast_slice::<u8, f32>(&bytes).is_ok();
+        Self(if is_aligned { bytes } else { Bytes::from(bytes.to_vec()) })
+    }
+}
+
+impl From<Vec<f32>> for Floats {
+    fn from(values: Vec<f32>) -> Self {
+        Bytes::from(float::encode_f32(&values)).into()
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
     }
 }
 

@@ -1,16 +1,15 @@
 //! The decoder: embedding, layers, norm, head. Frozen; what is trainable comes in with the [`Pass`].
 
-use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::batch::Batch;
 use super::config::{EmbeddingMultiplier, ModelConfig};
 use super::vision::Features;
 use super::vision::features::tokens_of;
+use crate::files::fetch::Fetcher;
 use crate::nn::projection::project;
-use crate::nn::{Adapter, Layer, Noise, Norm, Pass, Projection};
+use crate::nn::{Adapter, Layer, Norm, Pass, Projection};
 use crate::ops::attention::Cache;
-use crate::ops::backward_from::backward_from;
 use crate::ops::cross_entropy::{
     Prediction, Targets, capped, cross_entropy, predictions, reference, trained_cross_entropy, trained_predictions,
 };
@@ -40,6 +39,8 @@ pub struct Decoder {
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Norm,
     pub(crate) head: Projection,
+    /// Reads weights ahead, where they do not stay in memory (`stages.rs`).
+    pub(super) fetcher: Option<Fetcher>,
 }
 
 /// The past of one sequence, layer by layer.
@@ -53,17 +54,6 @@ impl Sequence {
     pub fn length(&self) -> usize {
         self.caches.first().map_or(0, Cache::length)
     }
-}
-
-/// Gives the loss of each trained token its weight in the value to minimise.
-pub type Weigh<'a> = dyn FnMut(&[f32]) -> Vec<f32> + 'a;
-
-/// The losses of a micro-batch with the gradients of the adapter.
-pub struct LossAndGradients {
-    /// The loss of each trained token, in order.
-    pub losses: Vec<f32>,
-    /// The gradients of their weighed sum.
-    pub gradients: GradientsParams,
 }
 
 impl Decoder {
@@ -88,9 +78,12 @@ impl Decoder {
     }
 
     /// Hidden states before the final norm, `[tokens, hidden]`.
-    fn hidden(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
+    pub(super) fn hidden(&self, ids: &[u32], lengths: &[usize], pass: &Pass<'_>) -> Tensor<2> {
         let x = self.embed(ids, lengths, pass);
-        self.layers.iter().fold(x, |x, layer| layer.forward(x, lengths, pass))
+        self.layers.iter().enumerate().fold(x, |x, (index, layer)| {
+            let _in_use = self.stage(index, Some(index + 1));
+            layer.forward(x, lengths, pass)
+        })
     }
 
     /// `[tokens, hidden]`. The noise of training is added to the rows themselves, before a family's multiplier.
@@ -99,6 +92,10 @@ impl Decoder {
         let mut rows = self.embedding.rows(&tokens, &self.device);
         if let Some(adapter) = pass.adapter {
             rows = adapter.embed(self.embedding_site(), rows, &tokens, &self.embedding);
+        }
+        if !self.config.tied_head || self.is_streamed() {
+            // Of a mapped file, only the rows of these tokens were read; the next tokens are others.
+            self.embedding.release();
         }
         let shape = rows.dims();
         if let Some(noise) = pass.noise.and_then(|noise| noise.of_embeddings(lengths, shape[1])) {
@@ -147,7 +144,7 @@ impl Decoder {
 
     /// Loss of each of the batch's trained tokens, `[trained tokens, 1]`, from the hidden states before the final norm, with
     /// the label smoothing of training.
-    fn token_losses(&self, x: Tensor<2>, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
+    pub(super) fn token_losses(&self, x: Tensor<2>, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
         let smoothing = pass.noise.map_or(0.0, |noise| noise.label_smoothing);
         if let Some(score) = score_head(pass) {
             return trained_cross_entropy(self.norm.forward(x, pass), score, &batch.targets(), None, smoothing);
@@ -169,6 +166,7 @@ impl Decoder {
         if let Some(score) = score_head(pass) {
             return trained_predictions(self.norm.forward(x, pass), score, targets, None);
         }
+        let _in_use = self.stage(self.head_stage(), Some(0));
         let (x, softcap) = (self.normed(x, pass), self.logit_softcap());
         match self.trained_head(pass) {
             Some(weight) => trained_predictions(x, weight, targets, softcap),
@@ -182,6 +180,7 @@ impl Decoder {
 
     /// Logits of hidden states before the final norm, `[tokens, vocabulary]`.
     pub(super) fn head_logits(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        let _in_use = self.stage(self.head_stage(), Some(0));
         capped(project(self.normed(x, pass), &[&self.head], None, pass), self.logit_softcap())
     }
 
@@ -282,113 +281,16 @@ impl Decoder {
         let lengths: Vec<usize> = new.iter().map(|ids| ids.len()).collect();
         let mut x = self.embed(&new.concat(), &lengths, pass);
         for (index, layer) in self.layers.iter().enumerate() {
+            let _in_use = self.stage(index, Some(index + 1));
             let mut caches: Vec<&mut Cache> =
                 sequences.iter_mut().map(|sequence| &mut sequence.caches[index]).collect();
             x = layer.forward_cached(x, &lengths, &mut caches, pass);
         }
         x
     }
-
-    /// The loss of each of the batch's trained tokens, and the gradients of their sum weighed by `weigh(losses)`.
-    /// `adapter` is on an autodiff device.
-    pub fn loss_and_gradients(
-        &self,
-        batch: &Batch,
-        adapter: &Adapter,
-        mut noise: Noise,
-        recompute: Recompute,
-        weigh: &mut Weigh<'_>,
-    ) -> LossAndGradients {
-        if noise.tokens.is_empty() {
-            noise.tokens = (0..batch.ids.len() as u64).collect();
-        }
-        let pass = Pass { adapter: Some(adapter), noise: Some(&noise), ..Pass::default() };
-        match recompute {
-            Recompute::None => {
-                let losses = self.token_losses(self.hidden(&batch.ids, &batch.lengths, &pass), batch, &pass);
-                let (losses, gradients) = weighed(losses, weigh);
-                LossAndGradients { losses, gradients: GradientsParams::from_grads(gradients, adapter) }
-            }
-            Recompute::Block => self.by_block(batch, adapter, &pass, weigh),
-        }
-    }
-
-    /// Runs the layers without a tape, keeping their inputs; then, from the last to the first, each again with one.
-    ///
-    /// Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
-    fn by_block(&self, batch: &Batch, adapter: &Adapter, pass: &Pass<'_>, weigh: &mut Weigh<'_>) -> LossAndGradients {
-        let frozen = burn::module::Module::valid(adapter);
-        let untracked = Pass { adapter: Some(&frozen), ..*pass };
-        let lowest = self.lowest_adapted_layer(adapter);
-        let mut x = self.embed(&batch.ids, &batch.lengths, &untracked);
-        let mut inputs = Vec::with_capacity(self.layers.len());
-        for (index, layer) in self.layers.iter().enumerate() {
-            if index >= lowest {
-                inputs.push(x.clone());
-            }
-            x = layer.forward(x, &batch.lengths, &untracked);
-        }
-        let mut gradients = GradientsParams::new();
-        let end = x.autodiff().require_grad();
-        let losses = self.token_losses(end.clone(), batch, pass);
-        let (losses, mut tape) = weighed(losses, weigh);
-        let mut upstream = end.grad_remove(&mut tape);
-        collect(&mut gradients, &mut tape, adapter);
-        drop((end, tape));
-        for layer in self.layers.iter().skip(lowest).rev() {
-            let (Some(input), Some(known)) = (inputs.pop(), upstream.take()) else { break };
-            let input = input.autodiff().require_grad();
-            let y = layer.forward(input.clone(), &batch.lengths, pass);
-            let mut tape = backward_from(y, known);
-            upstream = input.grad_remove(&mut tape);
-            collect(&mut gradients, &mut tape, adapter);
-        }
-        if let (true, Some(known)) = (self.has_trained_embeddings(adapter), upstream) {
-            let mut tape = backward_from(self.embed(&batch.ids, &batch.lengths, pass), known);
-            collect(&mut gradients, &mut tape, adapter);
-        }
-        LossAndGradients { losses, gradients }
-    }
-
-    /// Whether an adapter changes the embedding, or features that stand in the places of tokens.
-    fn has_trained_embeddings(&self, adapter: &Adapter) -> bool {
-        adapter.changes(self.embedding_site()) || self.features.are_changed_by(adapter)
-    }
-
-    /// The first layer that gradients have to reach: 0 where the embedding is adapted, the number of layers if only the head is.
-    fn lowest_adapted_layer(&self, adapter: &Adapter) -> usize {
-        if self.has_trained_embeddings(adapter) {
-            return 0;
-        }
-        let is_changed = |layer: &Layer| layer.modules().any(|module| adapter.changes(module));
-        self.layers.iter().position(is_changed).unwrap_or(self.layers.len())
-    }
 }
 
 /// The head of labels, where the adapter is a classifier.
 fn score_head(pass: &Pass<'_>) -> Option<Tensor<2>> {
     pass.adapter.and_then(|adapter| adapter.score.as_ref()).map(|score| score.val())
-}
-
-/// Moves the gradients of an adapter's matrices from a tape. A matrix that several tapes use gets their sum.
-fn collect(gradients: &mut GradientsParams, tape: &mut burn::tensor::Gradients, adapter: &Adapter) {
-    for matrix in adapter.matrices() {
-        let Some(gradient) = matrix.val().grad_remove(tape) else { continue };
-        let sum = match gradients.remove::<2>(matrix.id) {
-            Some(other) => other + gradient,
-            None => gradient,
-        };
-        gradients.register(matrix.id, sum);
-    }
-}
-
-/// The values of `losses`, and the gradients of their sum weighed by `weigh(values)`.
-///
-/// # Shapes
-/// - `losses`: `[trained tokens, 1]`, on an autodiff device
-fn weighed(losses: Tensor<2>, weigh: &mut Weigh<'_>) -> (Vec<f32>, burn::tensor::Gradients) {
-    let values: Vec<f32> = losses.clone().inner().into_data().iter::<f32>().collect();
-    let weights = TensorData::new(weigh(&values), losses.dims());
-    let weights = Tensor::from_data(weights, &losses.device().inner());
-    (values, backward_from(losses, weights))
 }

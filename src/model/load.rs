@@ -12,6 +12,7 @@ use super::rope::rope;
 use super::spec::{LinearSpec, NormSpec};
 use super::vision::{Features, features};
 use crate::error::{Error, Place, Result};
+use crate::files::fetch::Fetcher;
 use crate::nn::block::{Build, Qkv};
 use crate::nn::{Adapter, Layer, Norm, Observer, Pass, Projection};
 use crate::ops::attention::{Geometry, QkvLayout, Rope};
@@ -69,7 +70,30 @@ impl Decoder {
     /// # Errors
     /// Input: a tensor that cannot be read, or that holds a value that is not finite; what [`LoadOptions::check`] says; a
     /// weight that would stay in int8 or GGUF blocks anywhere but on the processor.
-    pub fn load(base: &BaseFiles, options: &LoadOptions, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
+    pub fn load(base: &BaseFiles, options: &LoadOptions, progress: impl FnMut(usize, usize)) -> Result<Self> {
+        Self::load_with(base, options, false, progress)
+    }
+
+    /// [`Self::load`] for a model that need not fit into memory: weights that lie in the base's files as the kernels read them are
+    /// read from there whenever a layer is needed, and let go after it.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`]; the system starts no thread.
+    pub fn load_streamed(base: &BaseFiles, options: &LoadOptions, progress: impl FnMut(usize, usize)) -> Result<Self> {
+        let started = Fetcher::start();
+        let fetcher =
+            started.map_err(|error| Error::failed(base.path().display(), format!("no thread to read it: {error}")))?;
+        let mut decoder = Self::load_with(base, options, true, progress)?;
+        decoder.fetcher = Some(fetcher);
+        Ok(decoder)
+    }
+
+    fn load_with(
+        base: &BaseFiles,
+        options: &LoadOptions,
+        releases: bool,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Self> {
         options.check()?;
         let total = base.tensor_names().count();
         let mut done = 0;
@@ -77,7 +101,7 @@ impl Decoder {
             done += 1;
             progress(done, total);
         };
-        let mut loader = Loader::new(base, options, &mut advance);
+        let mut loader = Loader { releases, ..Loader::new(base, options, &mut advance) };
         let mut decoder = loader.ends()?;
         decoder.layers = (0..base.config().layers).map(|layer| loader.layer(layer)).collect::<Result<_>>()?;
         Ok(decoder)
@@ -203,6 +227,8 @@ struct Loader<'a> {
     next_site: usize,
     /// The number of the next norm.
     next_norm: usize,
+    /// Whether the memory of mapped weights is returned once they are checked.
+    releases: bool,
     /// Called after each tensor.
     advance: &'a mut dyn FnMut(),
 }
@@ -215,6 +241,7 @@ impl<'a> Loader<'a> {
             ropes: Ropes::new(base.config()),
             next_site: 0,
             next_norm: base.config().sites().len(),
+            releases: false,
             advance,
         }
     }
@@ -223,6 +250,10 @@ impl<'a> Loader<'a> {
     fn ends(&mut self) -> Result<Decoder> {
         let config = self.base.config();
         let embedding = self.weight(&config.embedding_name())?;
+        if !config.tied_head {
+            // Of a mapped file, the rows of a step's tokens are read.
+            embedding.release();
+        }
         let norm = Norm { number: config.decoder_modules().len() - 1, ..self.norm(config.final_norm())? };
         // The embedding is the last site.
         let site = config.sites().len() - 2;
@@ -233,7 +264,7 @@ impl<'a> Loader<'a> {
         (self.next_site, self.next_norm) = (0, config.sites().len());
         let (config, device) = (config.clone(), self.options.device.clone());
         let (compute, layers, features) = (dtype(self.options.compute), Vec::new(), Features::default());
-        Ok(Decoder { config, device, compute, embedding, features, layers, norm, head })
+        Ok(Decoder { config, device, compute, embedding, features, layers, norm, head, fetcher: None })
     }
 
     /// The next layer, which has this number.
@@ -287,6 +318,10 @@ impl Loader<'_> {
             return Err(Error::input(place, "is not a matrix"));
         };
         let place = Placing { place: &place, is_projection: self.base.is_projection(name), options: self.options };
-        place.weight(stored, rows, columns)
+        let weight = place.weight(stored, rows, columns)?;
+        if self.releases {
+            weight.release();
+        }
+        Ok(weight)
     }
 }

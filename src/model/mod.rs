@@ -6,6 +6,7 @@ pub mod config;
 pub mod decoder;
 pub mod families;
 pub mod folder;
+pub mod gradients;
 mod inside;
 pub mod load;
 mod place;
@@ -13,6 +14,7 @@ pub mod quantize;
 pub mod rope;
 pub mod sites;
 pub mod spec;
+mod stages;
 mod tensors;
 pub mod vision;
 

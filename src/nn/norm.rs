@@ -32,14 +32,24 @@ pub struct Norm {
 }
 
 impl Norm {
+    /// Whether the adapter of the pass has values for it.
+    pub fn is_trained(&self, pass: &Pass<'_>) -> bool {
+        let (weight, bias) = self.trained(pass);
+        weight.is_some() || bias.is_some()
+    }
+
+    fn trained(&self, pass: &Pass<'_>) -> (Option<Tensor<2>>, Option<Tensor<2>>) {
+        let adapter = pass.adapter;
+        (adapter.and_then(|adapter| adapter.weight(self.number)), adapter.and_then(|adapter| adapter.bias(self.number)))
+    }
+
     /// Normalises each row.
     ///
     /// # Shapes
     /// - `x`: `[tokens, width]`
     /// - output: `[tokens, width]`
     pub fn forward(&self, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        let weight = pass.adapter.and_then(|adapter| adapter.weight(self.number));
-        let bias = pass.adapter.and_then(|adapter| adapter.bias(self.number));
+        let (weight, bias) = self.trained(pass);
         if weight.is_none() && bias.is_none() {
             return match self.kind {
                 NormKind::Rms => rms_norm(x, &self.weight, self.eps),

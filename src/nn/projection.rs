@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::adapter::{Adapter, Delta};
 use crate::ops::frozen::FrozenWeight;
-use crate::ops::linear::{Dropout, LowRankPair, Projected, linear, uniform};
+use crate::ops::linear::{Again, Dropout, LowRankPair, Projected, linear, linear_again, uniform};
 
 /// The noise of a batch in training, label smoothing included. It belongs to the tokens of an example in a step, however the step is
 /// cut into batches and wherever the example lies in it.
@@ -130,6 +130,17 @@ impl Projection {
 
 /// Projects `x` by several projections that share it; their outputs lie side by side.
 pub fn project(x: Tensor<2>, group: &[&Projection], residual: Option<Tensor<2>>, pass: &Pass<'_>) -> Tensor<2> {
+    project_again(x, None, group, residual, pass)
+}
+
+/// [`project`] of an input that need not be kept for the backward pass, because `again` makes it from values that are kept anyway.
+pub fn project_again(
+    x: Tensor<2>,
+    again: Option<Again>,
+    group: &[&Projection],
+    residual: Option<Tensor<2>>,
+    pass: &Pass<'_>,
+) -> Tensor<2> {
     if let Some(observer) = pass.observer {
         observer.inputs(&x, &group.iter().map(|projection| projection.site).collect::<Vec<_>>());
     }
@@ -137,7 +148,7 @@ pub fn project(x: Tensor<2>, group: &[&Projection], residual: Option<Tensor<2>>,
     let y = match group.iter().any(|projection| trained(projection).is_some()) {
         false => {
             let group: Vec<_> = group.iter().map(|projection| projection.in_pass(pass)).collect();
-            linear(x, &group, residual)
+            linear_again(x, again, &group, residual)
         }
         true => {
             let outputs = group.iter().map(|projection| match trained(projection) {

@@ -11,6 +11,7 @@ use super::cpu::matrix::Matrix;
 use super::cube::{autograd, nf4::DeviceNf4};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use crate::files::bitsandbytes::Nf4Tensor;
+use crate::files::fetch::Fetcher;
 
 /// Rows that are decoded at once to sum up their squares.
 const ROWS_PER_PIECE: usize = 64;
@@ -73,6 +74,20 @@ impl FrozenWeight {
             Place::Matrix(matrix) => Some(matrix),
             _ => None,
         }
+    }
+
+    /// Has the system read the values that lie in a mapped file.
+    pub fn fetch(&self, fetcher: &Fetcher) {
+        #[cfg(feature = "cpu")]
+        self.matrix().into_iter().flat_map(|matrix| matrix.stored()).for_each(|bytes| fetcher.fetch(bytes));
+        #[cfg(not(feature = "cpu"))]
+        let _ = fetcher;
+    }
+
+    /// Returns the memory of values in a mapped file to the system, which reads them again on the next access.
+    pub fn release(&self) {
+        #[cfg(feature = "cpu")]
+        self.matrix().into_iter().for_each(|matrix| matrix.release());
     }
 
     /// `x·Wᵀ` for `x` `[tokens, columns]`, differentiable: by the kernel where the weight lies packed on a GPU, or else

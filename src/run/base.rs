@@ -117,6 +117,16 @@ impl OpenBase {
         Ok(decoder)
     }
 
+    /// [`Self::load`] for weights that need not fit into memory ([`Decoder::load_streamed`]).
+    ///
+    /// # Errors
+    /// Those of [`Decoder::load_streamed`] and [`Self::show_pictures`].
+    pub fn load_streamed(&self, options: &LoadOptions, mut progress: impl FnMut(usize, usize)) -> Result<Decoder> {
+        let decoder = Decoder::load_streamed(&self.files, options, &mut progress)?;
+        self.show_pictures(&decoder, options, &mut progress)?;
+        Ok(decoder)
+    }
+
     /// Whether its weights can be held as `quant` says; `key` is the setting that says so.
     ///
     /// # Errors

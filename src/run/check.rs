@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::folder::RunFolder;
 use super::identity::identity;
-use super::memory_plan::MemoryPlan;
+use super::memory::MemoryPlan;
 use super::notices::{has_no_end, notices_of_run};
 use super::prepare::{Examples, Prepared, prepare, read_examples};
 use super::probe::{TimeEstimate, probe};

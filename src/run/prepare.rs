@@ -7,8 +7,7 @@ use super::base::OpenBase;
 use super::classes;
 use super::exact_match;
 use super::held_out::HeldOut;
-use super::memory_fit::{Demand, fit_memory};
-use super::memory_plan::{MemoryPlan, moments};
+use super::memory::{Demand, MemoryPlan, Planner, described, fit_memory, moments};
 use super::notices::notices;
 use super::preferences;
 use super::privacy;
@@ -27,7 +26,7 @@ use crate::model::load::LoadOptions;
 use crate::model::vision::features::is_feature;
 use crate::pull;
 use crate::recipe::{Base, Plan, Recipe};
-use crate::train::{Batching, Guarantee, Layout, Part, TrainSettings, preference};
+use crate::train::{Batching, Guarantee, Layout, TrainSettings, preference};
 
 /// All that a run needs, short of the weights.
 pub struct Prepared {
@@ -141,8 +140,9 @@ fn prepare_plan(
     let features = |sequence: &Encoded| sequence.ids.iter().filter(|id| is_feature(**id)).count();
     let most_features = train.sequences.iter().map(features).max().unwrap_or(0) * plan.train.micro_batch_seqs;
     let (of_pictures, of_vision) = (base.picture_bytes(load.compute), base.vision_bytes(&load));
-    let (layout, memory) = fit_memory(&demand, max_memory, |work| {
-        let plan = MemoryPlan::of(&base.files, &load, &start, work);
+    let planner = Planner::new(&base.files, &load, &start);
+    let (layout, memory) = fit_memory(&demand, max_memory, (planner.layers(), planner.can_stream()), |work| {
+        let plan = planner.plan(work);
         let plan = MemoryPlan { data: plan.data + of_pictures, loading: plan.loading.max(of_vision), ..plan };
         if !base.trains_vision(&start) {
             return plan;
@@ -153,7 +153,7 @@ fn prepare_plan(
         MemoryPlan { weights, activations, data: plan.data + tiles, ..plan }
     })?;
     let of_data = plan.data.passed_over().into_iter().chain(mixed).chain(canaries);
-    let mut adjustments: Vec<String> = of_data.chain(described(layout, &plan)).collect();
+    let mut adjustments: Vec<String> = of_data.chain(described(layout, &memory, &plan.train, &base.files)?).collect();
     let batching = Batching::of(&plan.train, &plan.data);
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
     adjustments.extend(shorten_warmup(&mut plan, total_steps));
@@ -208,15 +208,19 @@ fn prepare_plan(
 }
 
 impl Prepared {
-    /// Loads the weights of the base.
+    /// Loads the weights of the base as the run holds them.
     ///
     /// # Errors
-    /// Those of [`OpenBase::load`] and [`OpenBase::keep_vision`].
+    /// Those of [`OpenBase::load_streamed`] and [`OpenBase::keep_vision`].
     pub(super) fn load(&self, watch: &mut dyn Watch) -> Result<Decoder> {
         watch.stage(Stage::LoadWeights);
         let Base { compute, quant, .. } = self.plan.base;
-        let decoder = self.base.load(&self.device, compute, quant, |done, total| watch.loading(done, total))?;
         let options = LoadOptions { device: self.device.clone(), compute, quant };
+        let progress = |done, total| watch.loading(done, total);
+        let decoder = match self.layout.parts_a_pass {
+            None => self.base.load(&self.device, compute, quant, progress)?,
+            Some(_) => self.base.load_streamed(&options, progress)?,
+        };
         self.base.keep_vision(&decoder, &options, &self.start)?;
         Ok(decoder)
     }
@@ -357,19 +361,6 @@ fn mixed_shapes(rows: &[Row]) -> Option<String> {
         let others = counted(others, "example");
         format!("train: {others} {are} not read as `{first}`, as the first is, whose form the prompts of samples get")
     })
-}
-
-/// The layout in words, where it is not the recipe's own.
-fn described(layout: Layout, plan: &Plan) -> Option<String> {
-    let part = match layout.part {
-        Part::MicroBatch if layout.recompute == plan.train.recompute => return None,
-        Part::MicroBatch => "micro-batches go through the model whole".to_owned(),
-        Part::Sequences(count) => {
-            format!("micro-batches go through the model {} at a time", counted(count, "sequence"))
-        }
-        Part::Tokens(tokens) => format!("micro-batches go through the model {} at a time", counted(tokens, "token")),
-    };
-    Some(format!("to fit --max-memory: {part}, recompute {}; the steps stay as they are", layout.recompute))
 }
 
 /// Shortens a warm-up that is longer than the run, so that the rate reaches its peak at the last step; says so.

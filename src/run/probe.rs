@@ -16,7 +16,7 @@ use crate::model::Batch;
 use crate::train::Ranks;
 use crate::train::evaluate::evaluate_among;
 use crate::train::reference::References;
-use crate::train::step::{AdapterTrainer, Step};
+use crate::train::step::Step;
 
 /// Steps that are timed, after one that is not: the first pays for memory and for threads.
 const STEPS: usize = 3;
@@ -123,7 +123,7 @@ pub(super) fn probe(prepared: &Prepared, ranks: &dyn Ranks, watch: &mut dyn Watc
     watch.stage(Stage::Probe);
     let device = decoder.device().clone().autodiff();
     let adapter = prepared.start.attach(decoder.config(), &device)?;
-    let mut trainer = AdapterTrainer::new(adapter, plan.train.objective(), &plan.train, prepared.layout.recompute);
+    let mut trainer = prepared.layout.trainer(adapter, &plan.train);
     let sequences = &prepared.train.sequences;
     let mut references = References::of(&decoder, &prepared.start, sequences, &plan.train)?;
     let steps = prepared.batching.steps(sequences, 0);

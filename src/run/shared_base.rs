@@ -34,9 +34,10 @@ impl SharedBase {
 
     /// All that decides the weights as they are in memory, and the features of pictures beside them.
     pub(super) fn identity(prepared: &Prepared) -> String {
-        let Prepared { plan, base, base_sha256, start, .. } = prepared;
+        let Prepared { plan, base, base_sha256, start, layout, .. } = prepared;
         let pictures = base.encoder.pictures().map(|pictures| pictures.met_from(0));
         let (config, trains_vision) = (base.files.config(), base.trains_vision(start));
-        format!("{base_sha256} {} {} {config:?} {pictures:?} {trains_vision}", plan.base.compute, plan.base.quant)
+        let (form, is_streamed) = ((plan.base.compute, plan.base.quant), layout.parts_a_pass.is_some());
+        format!("{base_sha256} {form:?} {is_streamed} {config:?} {pictures:?} {trains_vision}")
     }
 }

@@ -143,7 +143,7 @@ impl<'a> Run<'a> {
         let device = job.decoder.device().clone().autodiff();
         let start = job.state.map_or(job.start, |state| &state.adapter);
         let adapter = start.attach(job.decoder.config(), &device)?;
-        let mut trainer = AdapterTrainer::new(adapter, job.settings.objective(), job.settings, job.layout.recompute);
+        let mut trainer = job.layout.trainer(adapter, job.settings);
         trainer.privacy = job.privacy.cloned();
         let (mut best, mut progress) = (BestSoFar::new(job.start), Progress::default());
         if let Some(state) = job.state {

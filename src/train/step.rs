@@ -2,6 +2,7 @@
 
 use burn::optim::GradientsParams;
 
+use super::batching::Layout;
 use super::objective::{Facts, Objective, Rewards, StepSize, by_sequence, weigh};
 use super::optimiser::Optimiser;
 use super::parallel::fixed::{PartFigures, Scale, StepSum, Verdict};
@@ -9,7 +10,7 @@ use super::parallel::{Alone, Ranks};
 use super::privacy::Mechanism;
 use super::settings::TrainSettings;
 use crate::interrupt;
-use crate::model::decoder::Recompute;
+use crate::model::gradients::{Receiver, RecomputedLayers};
 use crate::model::{Batch, Decoder};
 use crate::nn::{Adapter, Noise, token_numbers};
 
@@ -24,7 +25,9 @@ pub struct AdapterTrainer {
     /// The noise of every step, but for its seed and the numbers of its tokens.
     noise: Noise,
     objective: Box<dyn Objective>,
-    recompute: Recompute,
+    recomputed: RecomputedLayers,
+    /// Micro-batches that go through each layer together.
+    parts_a_pass: usize,
     /// Clips by example and adds noise, where the training is private.
     pub privacy: Option<Mechanism>,
 }
@@ -89,7 +92,7 @@ impl AdapterTrainer {
         adapter: Adapter,
         objective: Box<dyn Objective>,
         settings: &TrainSettings,
-        recompute: Recompute,
+        recompute: impl Into<RecomputedLayers>,
     ) -> Self {
         let optimiser = Optimiser::new(settings);
         Self {
@@ -102,9 +105,16 @@ impl AdapterTrainer {
                 ..Noise::default()
             },
             objective,
-            recompute,
+            recomputed: recompute.into(),
+            parts_a_pass: 1,
             privacy: None,
         }
+    }
+
+    /// The same, with up to so many micro-batches going through each layer one after another before the next layer: a streamed decoder
+    /// reads its layers once for all of them.
+    pub fn with_parts_a_pass(self, parts_a_pass: usize) -> Self {
+        Self { parts_a_pass, ..self }
     }
 
     /// One update from the objective over all `micro_batches`. `seed` decides the noise, which belongs to the tokens of a sequence: it
@@ -189,31 +199,23 @@ impl AdapterTrainer {
         let by_place: Vec<u64> = (0..size.sequences as u64).collect();
         let numbers = if known.sequences.is_empty() { &by_place } else { &known.sequences };
         let mut first_sequence = 0;
+        let mut mine = Vec::new();
         for (index, batch) in micro_batches.iter().enumerate() {
             if batch.trained_tokens() > 0 && ranks.is_mine(index) {
                 let facts = known.facts.get(index).map_or(&[][..], Vec::as_slice);
-                let tokens = token_numbers(&numbers[first_sequence..], &batch.lengths);
-                let noise = Noise { seed, tokens, ..self.noise.clone() };
-                // A private step has the mean loss of each example.
-                let size = if self.privacy.is_some() { StepSize::of(std::slice::from_ref(batch)) } else { *size };
-                let result = decoder.loss_and_gradients(batch, &self.adapter, noise, self.recompute, &mut |losses| {
-                    let sums = by_sequence(batch, losses, facts);
-                    let bad = (0..sums.len()).filter(|index| !sums[*index].sum.is_finite());
-                    bad.for_each(|index| sum.set_not_finite(first_sequence + index));
-                    let (share, weights) = weigh(&*self.objective, &sums, &size);
-                    let value = if self.privacy.is_some() && !share.value.is_finite() { 0.0 } else { share.value };
-                    sum.set_figures(index, &PartFigures { value, rewards: share.rewards });
-                    weights
-                });
-                let gradients = match &self.privacy {
-                    Some(privacy) => privacy.clipped(&self.adapter, result.gradients),
-                    None => Some(result.gradients),
-                };
-                if let Some(gradients) = gradients {
-                    sum.add(&self.adapter, gradients);
-                }
+                mine.push(OwnPart { index, first_sequence, batch, facts });
             }
             first_sequence += batch.lengths.len();
+        }
+        // A private step clips the gradient of each part as a whole.
+        let together = if self.privacy.is_some() { 1 } else { self.parts_a_pass.max(1) };
+        for parts in mine.chunks(together) {
+            let inputs = parts.iter().map(|part| {
+                let tokens = token_numbers(&numbers[part.first_sequence..], &part.batch.lengths);
+                (part.batch, Noise { seed, tokens, ..self.noise.clone() })
+            });
+            let mut receiver = StepReceiver { trainer: self, size, parts, sum: &mut sum };
+            decoder.accumulate(inputs.collect(), &self.adapter, self.recomputed, &mut receiver);
         }
         sum
     }
@@ -230,5 +232,57 @@ impl AdapterTrainer {
             }
         }
         gradients
+    }
+}
+
+impl Layout {
+    /// A trainer of `adapter` that goes through the model so.
+    pub fn trainer(&self, adapter: Adapter, settings: &TrainSettings) -> AdapterTrainer {
+        AdapterTrainer::new(adapter, settings.objective(), settings, RecomputedLayers(self.recomputed_layers))
+            .with_parts_a_pass(self.parts_a_pass.unwrap_or(1))
+    }
+}
+
+/// A part of a step that this rank computes.
+struct OwnPart<'a> {
+    /// Its number among the micro-batches of the step.
+    index: usize,
+    /// The number of its first sequence in the step.
+    first_sequence: usize,
+    batch: &'a Batch,
+    facts: &'a [Facts],
+}
+
+/// Adds what the decoder gives of some parts to the sum of the step.
+struct StepReceiver<'a> {
+    trainer: &'a AdapterTrainer,
+    size: &'a StepSize,
+    parts: &'a [OwnPart<'a>],
+    sum: &'a mut StepSum,
+}
+
+impl Receiver for StepReceiver<'_> {
+    fn weigh(&mut self, part: usize, losses: &[f32]) -> Vec<f32> {
+        let OwnPart { index, first_sequence, batch, facts } = self.parts[part];
+        let sums = by_sequence(batch, losses, facts);
+        let bad = (0..sums.len()).filter(|index| !sums[*index].sum.is_finite());
+        bad.for_each(|index| self.sum.set_not_finite(first_sequence + index));
+        let is_private = self.trainer.privacy.is_some();
+        // A private step has the mean loss of each example.
+        let size = if is_private { StepSize::of(std::slice::from_ref(batch)) } else { *self.size };
+        let (share, weights) = weigh(&*self.trainer.objective, &sums, &size);
+        let value = if is_private && !share.value.is_finite() { 0.0 } else { share.value };
+        self.sum.set_figures(index, &PartFigures { value, rewards: share.rewards });
+        weights
+    }
+
+    fn take(&mut self, _: usize, gradients: GradientsParams) {
+        let gradients = match &self.trainer.privacy {
+            Some(privacy) => privacy.clipped(&self.trainer.adapter, gradients),
+            None => Some(gradients),
+        };
+        if let Some(gradients) = gradients {
+            self.sum.add(&self.trainer.adapter, gradients);
+        }
     }
 }

@@ -19,11 +19,16 @@ impl BaseFiles {
         self.stored_vocabulary
     }
 
+    /// Whether the tensor has rows that its file does not hold.
+    pub(super) fn is_grown(&self, hf_name: &str) -> bool {
+        self.stored_vocabulary < self.config.vocab_size
+            && (hf_name == self.config.embedding_name() || hf_name == self.config.head_name())
+    }
+
     /// The tensor `hf_name` with all the rows that the vocabulary has.
     pub(super) fn grown(&self, hf_name: &str, tensor: RawTensor) -> RawTensor {
-        let is_grown = hf_name == self.config.embedding_name() || hf_name == self.config.head_name();
         let rows = self.stored_vocabulary;
-        if !is_grown || rows >= self.config.vocab_size || tensor.shape.first() != Some(&rows) {
+        if !self.is_grown(hf_name) || tensor.shape.first() != Some(&rows) {
             return tensor;
         }
         let row_bytes = tensor.bytes.len() / rows;

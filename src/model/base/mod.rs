@@ -229,6 +229,36 @@ impl BaseFiles {
         bytes.map_or(0, |tensor| tensor.bytes.len())
     }
 
+    /// Size of the scales beside the codes of a weight that bitsandbytes packed; 0 for any other.
+    pub fn stored_scale_bytes(&self, hf_name: &str) -> usize {
+        let Source::Folder(shards) = &self.source else { return 0 };
+        let file = shards.file_of(hf_name);
+        file.and_then(|file| file.tensor(&bitsandbytes::scales_name(file, hf_name)?).ok())
+            .map_or(0, |scales| scales.bytes.len())
+    }
+
+    /// Whether [`Self::weight`] hands out the bytes of the mapped file themselves, which the kernels read there.
+    pub fn is_mapped(&self, hf_name: &str) -> bool {
+        let tensor = match &self.source {
+            Source::Folder(shards) => shards.file_of(hf_name).and_then(|file| file.tensor(hf_name).ok()),
+            Source::Gguf(gguf) => {
+                let as_stored = |spec: &&TensorSpec| !spec.gguf_rows.moves_rows() && spec.gguf_offset == 0.0;
+                self.spec(hf_name).filter(as_stored).and_then(|spec| gguf.tensor(&spec.gguf).ok())
+            }
+            // It stands for a folder in bf16.
+            Source::Synthetic => return self.has(hf_name),
+        };
+        let suits = |tensor: RawTensor| {
+            let value_bytes = match tensor.dtype {
+                Dtype::F32 => 4,
+                Dtype::F16 | Dtype::Bf16 => 2,
+                _ => 1,
+            };
+            tensor.bytes.are_mapped(value_bytes)
+        };
+        !self.is_grown(hf_name) && tensor.is_some_and(suits)
+    }
+
     /// Size of the files of weights.
     pub fn file_bytes(&self) -> usize {
         match &self.source {

@@ -4,7 +4,7 @@
 use burn::tensor::{DType, Tensor};
 use burn_flex::FlexTensor;
 
-use super::{Projected, cpu};
+use super::{Again, Projected, cpu};
 use crate::ops::cpu::autograd::{Kernel, apply, dims, f32s, from_f32, rows};
 use crate::ops::cpu::isa::vectorised;
 use crate::ops::cpu::pool;
@@ -15,13 +15,13 @@ use crate::ops::cpu::shared::SharedMut;
 const COLUMNS: usize = 64;
 
 /// See [`linear`](super::linear()).
-pub fn linear(x: Tensor<2>, group: &[Projected<'_>], residual: Option<Tensor<2>>) -> Tensor<2> {
+pub fn linear(x: Tensor<2>, again: Option<Again>, group: &[Projected<'_>], residual: Option<Tensor<2>>) -> Tensor<2> {
     let products: Vec<_> =
         group.iter().map(|projected| Projected { bias: None, column_scale: None, ..projected.clone() }).collect();
     // The tape begins at the scales where it has not begun at `x`.
     let device =
         group.iter().find_map(|projected| projected.column_scale.as_ref()).map_or_else(|| x.device(), Tensor::device);
-    let sums = cpu::linear(x, &products, None);
+    let sums = cpu::linear(x, again, &products, None);
     let scales = group.iter().map(|Projected { weight, column_scale, .. }| {
         column_scale.clone().unwrap_or_else(|| Tensor::ones([1, weight.dims()[0]], (&device, DType::F32)))
     });

@@ -7,8 +7,8 @@ use burn_flex::FlexTensor;
 use half::bf16;
 
 use super::dropout::apply_dropout;
-use super::{Dropout, LowRankPair, Projected};
-use crate::ops::cpu::autograd::{Kernel, Output, apply, dims, f32s, from_f32, rows};
+use super::{Again, Dropout, LowRankPair, Projected};
+use crate::ops::cpu::autograd::{Kernel, Output, apply, dims, f32s, from_f32, plain, rows};
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::matrix::{Matrix, Views};
@@ -22,6 +22,8 @@ use crate::ops::cpu::rowwise::{for_each_row, map_rows, narrowed};
 struct Group {
     members: Vec<Member>,
     has_residual: bool,
+    /// Makes the input for the backward pass, where it is not kept.
+    again: Option<Again>,
 }
 
 struct Member {
@@ -32,7 +34,7 @@ struct Member {
 }
 
 struct Saved {
-    /// The input, where a low-rank pair needs it; frozen weights do not.
+    /// The input, where a low-rank pair needs it and it cannot be made again; frozen weights do not need it.
     x: Option<FlexTensor>,
     dims: [usize; 2],
     dtype: DType,
@@ -43,13 +45,13 @@ struct Saved {
 }
 
 /// See [`linear`](super::linear()).
-pub fn linear(x: Tensor<2>, group: &[Projected<'_>], residual: Option<Tensor<2>>) -> Tensor<2> {
+pub fn linear(x: Tensor<2>, again: Option<Again>, group: &[Projected<'_>], residual: Option<Tensor<2>>) -> Tensor<2> {
     let members = group.iter().map(|projected| Member {
         weight: projected.weight.matrix().expect("the caller checked").clone(),
         bias: projected.bias.map(<[f32]>::to_vec),
         pair: projected.low_rank.as_ref().map(|pair| (pair.scale, pair.dropout.clone())),
     });
-    let kernel = Group { members: members.collect(), has_residual: residual.is_some() };
+    let kernel = Group { members: members.collect(), has_residual: residual.is_some(), again };
     let pairs = group.iter().filter_map(|projected| projected.low_rank.as_ref());
     let factors = pairs.flat_map(|LowRankPair { a, b, .. }| [a.clone(), b.clone()]);
     apply(kernel, std::iter::once(x).chain(residual).chain(factors).collect())
@@ -69,7 +71,7 @@ impl Kernel for Group {
         } else {
             self.run::<f32>(x, residual.first(), &factors)
         };
-        let kept = (!factors.is_empty()).then(|| x.clone());
+        let kept = (!factors.is_empty() && self.again.is_none()).then(|| x.clone());
         (y, save.then(|| Saved { x: kept, dims: dims(x), dtype: x.dtype(), low, factors }))
     }
 
@@ -226,9 +228,10 @@ impl Group {
         let [tokens, input] = saved.dims;
         let ranks = Ranks::of(&saved.factors);
         let (mut low_gradient, mut pair_gradients) = (Vec::new(), Vec::new());
-        if let Some(x) = &saved.x {
+        if !saved.factors.is_empty() {
             low_gradient = self.low_gradients::<E>(saved, gradient, &ranks);
-            let sources = self.low_sources(x);
+            let made_again = || plain(self.again.as_ref().expect("what is not kept can be made")());
+            let sources = self.low_sources(&saved.x.clone().unwrap_or_else(made_again));
             let mut outers = Vec::new();
             for (member, column, pair) in self.laid_out() {
                 let (Some(pair), Some((scale, _))) = (pair, &member.pair) else { continue };

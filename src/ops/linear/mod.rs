@@ -44,18 +44,36 @@ pub struct Projected<'a> {
     pub column_scale: Option<Tensor<2>>,
 }
 
+/// Computes the input of a projection again, without a tape and to the bit, from values that are kept anyway.
+pub type Again = Box<dyn Fn() -> Tensor<2> + Send>;
+
 /// Projects `x` by every member of the group; the outputs lie side by side, plus `residual` if given.
 ///
 /// # Shapes
 /// - `x`: `[tokens, in]`
 /// - `residual`, output: `[tokens, Σ out]`, the output in the number format of `x`
 pub fn linear(x: Tensor<2>, group: &[Projected<'_>], residual: Option<Tensor<2>>) -> Tensor<2> {
+    linear_again(x, None, group, residual)
+}
+
+/// [`linear()`] of an input that the processor's kernel need not keep for the backward pass of the low-rank pairs, because `again` makes
+/// it.
+///
+/// # Shapes
+/// Those of [`linear()`].
+pub fn linear_again(
+    x: Tensor<2>,
+    again: Option<Again>,
+    group: &[Projected<'_>],
+    residual: Option<Tensor<2>>,
+) -> Tensor<2> {
     #[cfg(feature = "cpu")]
     if group.iter().all(|projected| projected.weight.matrix().is_some()) {
         return match group.iter().any(|projected| projected.column_scale.is_some()) {
-            true => column_scale::linear(x, group, residual),
-            false => cpu::linear(x, group, residual),
+            true => column_scale::linear(x, again, group, residual),
+            false => cpu::linear(x, again, group, residual),
         };
     }
+    let _ = again;
     reference::linear(x, group, residual)
 }

@@ -70,8 +70,11 @@ pub(super) struct HostPiece<'a> {
 }
 
 impl HostModel {
-    /// The model of a decoder on the processor; `None` where it lies elsewhere.
+    /// The model of a decoder whose weights stay in memory on the processor; `None` where they do not.
     pub(super) fn new(decoder: &Decoder, options: &EngineOptions) -> Option<Self> {
+        if decoder.is_streamed() {
+            return None;
+        }
         let (config, precision) = (decoder.config(), options.precision);
         let usual = if precision == Precision::Exact { CacheFormat::F32 } else { CacheFormat::Bf16 };
         let layers = decoder.layers.iter().map(|layer| HostLayer::new(layer, precision));

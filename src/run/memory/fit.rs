@@ -1,9 +1,9 @@
 //! Making a run fit into a limit of memory: the first layout of its micro-batches whose plan does.
 //!
 //! A layout changes no step: a micro-batch goes through the model in parts, in the same order, with the same noise, and the
-//! gradients of its parts are summed.
+//! gradients of its parts are summed. Recomputed layers and layers that are read from the disk change no bit.
 
-use super::memory_plan::{MemoryPlan, Workload};
+use super::plan::{MemoryPlan, Workload};
 use crate::bytes::Size;
 use crate::data::{DataSettings, EncodedSet};
 use crate::error::{Error, Place, Result};
@@ -77,21 +77,31 @@ impl<'a> Demand<'a> {
             Part::Sequences(count) => (sequences(count), largest_trained * count),
             Part::Tokens(tokens) => packed(tokens),
         };
+        let parts_of_micro_batch = match layout.part {
+            Part::MicroBatch => 1,
+            Part::Sequences(count) => self.train.micro_batch_seqs.div_ceil(count.max(1)),
+            Part::Tokens(tokens) => {
+                self.train.micro_batch_seqs.saturating_mul(self.data.max_seq_tokens).div_ceil(tokens.max(1))
+            }
+        };
         Workload {
             tokens,
             trained_tokens: trained_tokens.min(tokens),
             evaluated_tokens: self.evaluated_tokens,
             cached_tokens: self.cached_tokens,
-            recompute: layout.recompute,
+            recomputed_layers: layout.recomputed_layers,
+            parts: parts_of_micro_batch * self.train.accumulate_steps,
+            shared_pass: layout.parts_a_pass,
             optimiser: self.train.optimiser,
             has_sum: self.train.accumulate_steps > 1 || layout.part != Part::MicroBatch,
             data_bytes: self.data_bytes,
         }
     }
 
-    /// The layouts to try: as the recipe says first, then what takes less memory. Smaller parts come before computing again,
-    /// which costs a third more arithmetic.
-    pub fn layouts(&self) -> Vec<Layout> {
+    /// The layouts to try for a model of so many layers: as the recipe says first, then what takes less memory and more time. Smaller
+    /// parts come before computing again, which costs up to a third more arithmetic, layer by layer; layers that are read from the
+    /// disk (`can_stream`) come last, with as many parts for each reading as there is room for.
+    pub fn layouts(&self, layers: usize, can_stream: bool) -> impl Iterator<Item = Layout> {
         let most = self.train.micro_batch_seqs;
         let mut sizes: Vec<usize> = (2..=most).map(|parts| most.div_ceil(parts)).collect();
         sizes.dedup();
@@ -100,25 +110,40 @@ impl<'a> Demand<'a> {
             false => Part::Sequences(size),
         });
         let parts: Vec<Part> = std::iter::once(Part::MicroBatch).chain(smaller).collect();
-        let ways = match self.train.recompute {
-            Recompute::None => vec![Recompute::None, Recompute::Block],
-            Recompute::Block => vec![Recompute::Block],
+        let kept = match self.train.recompute {
+            Recompute::None => parts.clone(),
+            Recompute::Block => Vec::new(),
         };
-        ways.into_iter().flat_map(|recompute| parts.iter().map(move |&part| Layout { part, recompute })).collect()
+        let again = match self.train.recompute {
+            Recompute::None => 1..=layers,
+            Recompute::Block => layers..=layers,
+        };
+        let resident = |part, recomputed_layers| Layout { part, recomputed_layers, parts_a_pass: None };
+        let kept = kept.into_iter().map(move |part| resident(part, 0));
+        let recomputed =
+            parts.clone().into_iter().flat_map(move |part| again.clone().map(move |count| resident(part, count)));
+        let streamed = parts.into_iter().filter(move |_| can_stream).flat_map(move |part| {
+            let all = self.workload(resident(part, layers)).parts.max(1);
+            let halves = std::iter::successors(Some(all), |count| (*count > 1).then(|| count.div_ceil(2)));
+            halves.map(move |count| Layout { part, recomputed_layers: layers, parts_a_pass: Some(count) })
+        });
+        kept.chain(recomputed).chain(streamed)
     }
 }
 
-/// The first layout whose plan fits into `limit`, with its plan; without a limit, the recipe's own.
+/// The first layout whose plan fits into `limit`, with its plan; without a limit, the recipe's own. The model has so many layers, and they
+/// can be read from the disk or not.
 ///
 /// # Errors
 /// Input: none fits.
 pub fn fit_memory(
     demand: &Demand<'_>,
     limit: Option<Size>,
+    (layers, can_stream): (usize, bool),
     plan_of: impl Fn(&Workload) -> MemoryPlan,
 ) -> Result<(Layout, MemoryPlan)> {
     let mut least: Option<MemoryPlan> = None;
-    for layout in demand.layouts() {
+    for layout in demand.layouts(layers, can_stream) {
         let plan = plan_of(&demand.workload(layout));
         if limit.is_none_or(|limit| plan.total() <= limit.0) {
             return Ok((layout, plan));
@@ -141,7 +166,10 @@ fn does_not_fit(limit: Size, least: &MemoryPlan) -> Error {
     let error = Error::input(Place::argument("--max-memory"), message);
     match limit.0 {
         bytes if bytes < LEAST_MEANT => error.hint(format!("without a unit, it is bytes: `{bytes}MiB`, `{bytes}GiB`?")),
-        _ => error.hint("`base.quant = \"nf4\"` makes weights smaller, a lower `data.max_seq_tokens` activations"),
+        _ => error.hint(
+            "`base.quant = \"nf4\"` makes weights smaller, a lower `data.max_seq_tokens` activations; the layers of a base that \
+             `burnish quantize` wrote need not be in memory",
+        ),
     }
 }
 
@@ -169,13 +197,22 @@ mod tests {
         let train = TrainSettings { micro_batch_seqs: 4, ..TrainSettings::default() };
         let data = |packing| DataSettings { packing, ..crate::data::settings::tests::over("t.jsonl", 50) };
         let counted = data(false);
-        let found: Vec<_> = demand(&train, &counted).layouts().iter().map(|l| (l.part, l.recompute)).collect();
+        fn layouts(train: &TrainSettings, data: &DataSettings, can_stream: bool) -> Vec<(Part, usize, Option<usize>)> {
+            let layouts = demand(train, data);
+            let layouts = layouts.layouts(2, can_stream);
+            layouts.map(|layout| (layout.part, layout.recomputed_layers, layout.parts_a_pass)).collect()
+        }
         let parts = [Part::MicroBatch, Part::Sequences(2), Part::Sequences(1)];
-        let expected =
-            [Recompute::None, Recompute::Block].map(|recompute| parts.map(|part| (part, recompute))).concat();
-        assert_eq!(found, expected);
+        let again = parts.map(|part| [1, 2].map(|count| (part, count, None))).concat();
+        let mut expected = [parts.map(|part| (part, 0, None)).to_vec(), again].concat();
+        assert_eq!(layouts(&train, &counted, false), expected);
+        let halves = [(0, 1), (1, 2), (1, 1), (2, 4), (2, 2), (2, 1)];
+        expected.extend(halves.map(|(part, together)| (parts[part], 2, Some(together))));
+        assert_eq!(layouts(&train, &counted, true), expected, "the disk comes last");
+        let block = TrainSettings { recompute: Recompute::Block, ..train.clone() };
+        assert_eq!(layouts(&block, &counted, false), parts.map(|part| (part, 2, None)), "the recipe wants it");
         let packed = data(true);
-        let parts: Vec<_> = demand(&train, &packed).layouts().iter().map(|layout| layout.part).take(3).collect();
+        let parts: Vec<_> = layouts(&train, &packed, false).into_iter().map(|(part, ..)| part).take(3).collect();
         assert_eq!(parts, [Part::MicroBatch, Part::Tokens(100), Part::Tokens(50)]);
     }
 
@@ -187,7 +224,7 @@ mod tests {
         let valid = EncodedSet { sequences: vec![sequence], tokens: 5000, ..EncodedSet::default() };
         let counted = |valid: &EncodedSet, prompts: &[Vec<u32>]| {
             let demand = Demand::of(&train, &data, &EncodedSet::default(), valid, (prompts, 100));
-            let work = demand.workload(Layout { part: Part::MicroBatch, recompute: Recompute::None });
+            let work = demand.workload(Layout { part: Part::MicroBatch, recomputed_layers: 0, parts_a_pass: None });
             (work.evaluated_tokens, work.cached_tokens)
         };
         assert_eq!(counted(&EncodedSet::default(), &[]), (0, 0));
@@ -205,7 +242,7 @@ mod tests {
         let train = TrainSettings { micro_batch_seqs: 2, ..TrainSettings::default() };
         let data = crate::data::settings::tests::over("t.jsonl", 50);
         let demand = demand(&train, &data);
-        let tokens = |part| demand.workload(Layout { part, recompute: Recompute::None }).tokens;
+        let tokens = |part| demand.workload(Layout { part, recomputed_layers: 0, parts_a_pass: None }).tokens;
         assert_eq!(tokens(Part::MicroBatch), 70);
         assert_eq!(tokens(Part::Sequences(1)), 40);
         assert_eq!(tokens(Part::Tokens(60)), 60);
