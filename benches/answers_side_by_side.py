@@ -11,11 +11,11 @@ answer took, loading left out.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
+
+from runs import measured_by
 
 WHEEL = """
 import json, sys, xllamacpp
@@ -70,8 +70,11 @@ def text_of(words):
     return " ".join(picked)
 
 
-def output(command, **options):
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=600, **options).stdout.strip().splitlines()[-1]
+def measured(command, threads):
+    found = measured_by([str(part) for part in command], threads)
+    if isinstance(found, dict) and "error" in found:
+        sys.exit(f"{command[0]}: {found['error']}")
+    return found
 
 
 def main():
@@ -90,14 +93,15 @@ def main():
     def burnish(seed):
         command = [options.burnish, "generate", "--base", model, "--raw", "--temperature", "0.7", "--seed", str(seed), "--threads", sizes[0]]
         command += ["--max-tokens", sizes[2], "--json", "--prompt", text]
-        answer = json.loads(output(command))
+        answer = measured(command, options.threads)
         return [answer["prompt_tokens_per_second"], answer["tokens_per_second"]]
 
-    tools = {"burnish": burnish, "xllamacpp": lambda _: json.loads(output([sys.executable, "-c", WHEEL, model, *sizes, text]))}
+    wheel = [sys.executable, "-c", WHEEL, model, *sizes, text]
+    tools = {"burnish": burnish, "xllamacpp": lambda _: measured(wheel, options.threads)}
     if options.node:
         script = options.node / "answers.mjs"
         script.write_text(NODE)
-        tools["node-llama-cpp"] = lambda _: json.loads(output(["node", script, model, *sizes, text], cwd=options.node))
+        tools["node-llama-cpp"] = lambda _: measured(["node", script, model, *sizes, text], options.threads)
     speeds = {tool: [] for tool in tools}
     for seed in range(options.rounds):
         for tool, measure in tools.items():

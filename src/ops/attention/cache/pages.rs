@@ -9,6 +9,7 @@ use super::super::Geometry;
 use super::CacheFormat;
 use crate::ops::cpu::isa::vectorised;
 use crate::ops::cpu::rows::Stored;
+use crate::quant::float::{f32_to_bf16_bits, round_ties_even};
 
 /// Positions of a page.
 pub const PAGE_POSITIONS: usize = 64;
@@ -181,9 +182,9 @@ impl PagedCache {
         // Whole pages are shared and never written; the last page of a sequence is its own.
         match &mut Arc::make_mut(page).data {
             PageData::F32(numbers) => put(numbers, keys, values, at, dim, |value| value),
-            PageData::Bf16(numbers) => put(numbers, keys, values, at, dim, |value| {
-                bf16::from_bits(crate::quant::float::f32_to_bf16_bits(value))
-            }),
+            PageData::Bf16(numbers) => {
+                put(numbers, keys, values, at, dim, |value| bf16::from_bits(f32_to_bf16_bits(value)))
+            }
             PageData::Int8 { codes, scales } => put_codes(codes, scales, keys, values, at, dim),
         }
     }
@@ -255,5 +256,5 @@ fn scale_of(values: &[f32]) -> f16 {
 fn code_of(value: f32, scale: f16) -> i8 {
     let scale = Stored::to_f32(scale);
     // The cast takes values beyond the range to its ends, and 0 for no number.
-    if scale > 0.0 { (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8 } else { 0 }
+    if scale > 0.0 { round_ties_even(value / scale).clamp(-127.0, 127.0) as i8 } else { 0 }
 }

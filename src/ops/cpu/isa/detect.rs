@@ -135,14 +135,36 @@ pub(crate) static WHOLE_TILES: TileConfiguration = {
     tiles
 };
 
+/// Multiplies two tiles of 16 rows of 64 bytes by an instruction, into 16 × 16 sums of four bytes.
+///
+/// # Safety
+/// Something executes the instructions of AMX and this one, and the process may use tile registers. Each pointer has 16 rows of 64 bytes.
+#[cfg(target_arch = "x86_64")]
+macro_rules! multiply_tiles {
+    ($instruction:literal, $a:expr, $b:expr, $sums:expr) => {
+        std::arch::asm!(
+            "ldtilecfg [{configuration}]",
+            "tilezero tmm0",
+            "tileloadd tmm1, [{a} + {stride}*1]",
+            "tileloadd tmm2, [{b} + {stride}*1]",
+            concat!($instruction, " tmm0, tmm1, tmm2"),
+            "tilestored [{sums} + {stride}*1], tmm0",
+            "tilerelease",
+            configuration = in(reg) &raw const WHOLE_TILES,
+            a = in(reg) $a, b = in(reg) $b, sums = in(reg) $sums,
+            stride = in(reg) 64usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _,
+            options(nostack)
+        )
+    };
+}
+
 /// One product against plain arithmetic: instructions that silently compute something else are not used.
 ///
 /// # Safety
 /// Something executes the instructions of AMX, and the process may use tile registers.
 #[cfg(target_arch = "x86_64")]
 pub unsafe fn amx_multiplies() -> bool {
-    use std::arch::asm;
-
     use half::bf16;
 
     const ROWS: usize = 16;
@@ -153,22 +175,7 @@ pub unsafe fn amx_multiplies() -> bool {
     let b: [bf16; ROWS * DEPTH] = std::array::from_fn(|i| value(i * 7 + 3));
     let mut sums = [0f32; ROWS * ROWS];
     // SAFETY: as the caller vouches; each address has 16 rows of 64 bytes.
-    unsafe {
-        asm!(
-            "ldtilecfg [{configuration}]",
-            "tilezero tmm0",
-            "tileloadd tmm1, [{a} + {stride}*1]",
-            "tileloadd tmm2, [{b} + {stride}*1]",
-            "tdpbf16ps tmm0, tmm1, tmm2",
-            "tilestored [{sums} + {stride}*1], tmm0",
-            "tilerelease",
-            configuration = in(reg) &raw const WHOLE_TILES,
-            a = in(reg) a.as_ptr(), b = in(reg) b.as_ptr(), sums = in(reg) sums.as_mut_ptr(),
-            stride = in(reg) 64usize,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _,
-            options(nostack)
-        );
-    }
+    unsafe { multiply_tiles!("tdpbf16ps", a.as_ptr(), b.as_ptr(), sums.as_mut_ptr()) };
     sums.iter().enumerate().all(|(i, sum)| {
         let (row, column) = (i / ROWS, i % ROWS);
         let product = |k: usize| a[row * DEPTH + k].to_f32() * b[k / 2 * DEPTH + 2 * column + k % 2].to_f32();
@@ -183,8 +190,6 @@ pub unsafe fn amx_multiplies() -> bool {
 /// Those of [`amx_multiplies`], with AMX-INT8.
 #[cfg(target_arch = "x86_64")]
 pub unsafe fn amx_multiplies_bytes() -> bool {
-    use std::arch::asm;
-
     const SIDE: usize = 16;
     /// Bytes of a row: 16 columns of four.
     const DEPTH: usize = 64;
@@ -192,22 +197,7 @@ pub unsafe fn amx_multiplies_bytes() -> bool {
     let b: [u8; SIDE * DEPTH] = std::array::from_fn(|i| (i * 91 % 253) as u8);
     let mut sums = [0i32; SIDE * SIDE];
     // SAFETY: as the caller vouches; each address has 16 rows of 64 bytes.
-    unsafe {
-        asm!(
-            "ldtilecfg [{configuration}]",
-            "tilezero tmm0",
-            "tileloadd tmm1, [{a} + {stride}*1]",
-            "tileloadd tmm2, [{b} + {stride}*1]",
-            "tdpbsud tmm0, tmm1, tmm2",
-            "tilestored [{sums} + {stride}*1], tmm0",
-            "tilerelease",
-            configuration = in(reg) &raw const WHOLE_TILES,
-            a = in(reg) a.as_ptr(), b = in(reg) b.as_ptr(), sums = in(reg) sums.as_mut_ptr(),
-            stride = in(reg) 64usize,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _,
-            options(nostack)
-        );
-    }
+    unsafe { multiply_tiles!("tdpbsud", a.as_ptr(), b.as_ptr(), sums.as_mut_ptr()) };
     sums.iter().enumerate().all(|(i, sum)| {
         let (row, column) = (i / SIDE, i % SIDE);
         let product = |k: usize| i32::from(a[row * DEPTH + k]) * i32::from(b[k / 4 * DEPTH + 4 * column + k % 4]);
