@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::output::bounded::BoundedFolder;
 use crate::files::{FloatType, RawTensor, hex, open};
 use crate::model::Decoder;
-use crate::model::load::LoadOptions;
+use crate::model::load::{LoadOptions, float_type};
 use crate::model::vision::{ConnectorConfig, Vision};
 use crate::pull;
 use crate::quant::Compute;
@@ -127,14 +127,14 @@ impl OpenBase {
         // activation; in f32 the shares of every head.
         let values = 8 * tower.hidden_size + 2 * tower.intermediate_size;
         let shares = 4 * tower.heads * tower.side() * tower.side();
-        let a_patch = vision.used_layers() * (values * value_bytes(float_type(compute)) + shares);
+        let a_patch = vision.used_layers() * (values * float_type(compute).bytes() + shares);
         (4 * pictures.tile_values() as u64, (patches * a_patch) as u64)
     }
 
     /// Bytes of the features of the pictures met so far, under this precision.
     pub fn picture_bytes(&self, compute: Compute) -> u64 {
         let rows = self.encoder.pictures().map_or(0, Pictures::rows);
-        (rows * self.files.config().hidden_size * value_bytes(float_type(compute))) as u64
+        (rows * self.files.config().hidden_size * float_type(compute).bytes()) as u64
     }
 
     /// Bytes of the weights of tower and connector, which are in memory while features are computed.
@@ -143,18 +143,6 @@ impl OpenBase {
         let names = self.files.vision_tensor_names().filter(|_| is_needed);
         names.map(|name| options.bytes_of(&self.files, name) as u64).sum()
     }
-}
-
-/// The number format of features under a precision.
-fn float_type(compute: Compute) -> FloatType {
-    match compute {
-        Compute::F32 => FloatType::F32,
-        Compute::Bf16 => FloatType::Bf16,
-    }
-}
-
-fn value_bytes(float_type: FloatType) -> usize {
-    float_type.dtype().bytes_of(&[1]).unwrap_or(4)
 }
 
 impl Kept {
@@ -173,7 +161,7 @@ impl Kept {
     fn get(&self, picture: &Picture) -> Option<RawTensor> {
         let (folder, key) = (self.folder.as_ref()?, self.key(picture));
         let rows = picture.rows().len();
-        let values = rows * self.width * value_bytes(self.float_type);
+        let values = rows * self.width * self.float_type.bytes();
         let mut bytes = open::read(&folder.file(&key), (values + SUM_BYTES) as u64).ok()?;
         let sum = bytes.split_off(values.min(bytes.len()));
         if bytes.len() != values || sum != hex::sha256_of(&bytes).as_bytes() {

@@ -17,12 +17,11 @@ pub use tower::Tower;
 use self::load::Loader;
 use self::tower::activated;
 use super::base::BaseFiles;
-use super::load::LoadOptions;
+use super::load::{LoadOptions, float_type};
 use crate::error::{Error, Result};
 use crate::files::{FloatType, RawTensor};
 use crate::nn::projection::project;
 use crate::nn::{Adapter, Norm, Pass, Projection};
-use crate::quant::Compute;
 
 /// A tower and its connector.
 #[derive(Debug)]
@@ -76,10 +75,7 @@ impl Vision {
                 activation: *activation,
             },
         };
-        let float_type = match options.compute {
-            Compute::F32 => FloatType::F32,
-            Compute::Bf16 => FloatType::Bf16,
-        };
+        let float_type = float_type(options.compute);
         Ok(Self { tower, connector, float_type, first_module: base.config().decoder_modules().len() })
     }
 
