@@ -175,7 +175,7 @@ impl Decoder {
         passes: &[Pass<'_>],
     ) -> Result<(Self, Vec<Tensor<2>>)> {
         options.check()?;
-        if ids.iter().any(|id| features::is_feature(*id)) {
+        if features::has_features(ids) {
             return Err(Error::input(
                 base.path().display(),
                 "is run a layer at a time, without the pictures of the examples",
