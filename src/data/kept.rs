@@ -18,7 +18,7 @@ use super::encode::Encoder;
 use super::encoded::{Encoded, Judged};
 use super::example::Row;
 use super::format::Format;
-use super::images::parts::pictures_of;
+use super::images::parts::have_pictures;
 use super::remark::{Remark, Remarks, Rows};
 use super::set::{EncodedSet, LongPolicy};
 use crate::error::{Error, Result};
@@ -169,8 +169,7 @@ impl Encoder {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<EncodedSet> {
         // The numbers of pictures are those of this run.
-        let has_pictures = || rows.iter().any(|row| !pictures_of(&row.example).is_empty());
-        let Some(kept) = kept.filter(|_| rows.len() >= MIN_ROWS && !has_pictures()) else {
+        let Some(kept) = kept.filter(|_| rows.len() >= MIN_ROWS && !have_pictures(rows)) else {
             return self.encode_all_watched(rows, max_seq_tokens, policy, progress);
         };
         let key = self.key(rows, max_seq_tokens, policy)?;

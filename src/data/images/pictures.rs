@@ -268,7 +268,7 @@ impl Expanded {
         messages: &[Message],
         ranges: &mut [Range<usize>],
     ) -> Result<Self> {
-        if messages.iter().all(|message| message.pictures().next().is_none()) {
+        if !messages.iter().any(Message::shows_pictures) {
             return Ok(Self { text, rows: Vec::new(), token: None });
         }
         match pictures {
