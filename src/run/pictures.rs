@@ -12,7 +12,7 @@ use crate::adapter::host::HostAdapter;
 use crate::data::images::{Picture, Pictures, Tiles};
 use crate::error::{Error, Result};
 use crate::files::output::bounded::BoundedFolder;
-use crate::files::{FloatType, RawTensor, hex, open};
+use crate::files::{FloatType, RawTensor, hex};
 use crate::model::Decoder;
 use crate::model::load::{LoadOptions, float_type};
 use crate::model::vision::{ConnectorConfig, Vision};
@@ -21,8 +21,6 @@ use crate::quant::Compute;
 
 /// The most bytes of all files together.
 const MAX_BYTES: u64 = 4 << 30;
-/// Hexadecimal digits of the checksum at the end of a file.
-const SUM_BYTES: usize = 64;
 
 /// The features that are kept on disk.
 #[derive(Debug, Clone)]
@@ -159,25 +157,18 @@ impl Kept {
     }
 
     fn get(&self, picture: &Picture) -> Option<RawTensor> {
-        let (folder, key) = (self.folder.as_ref()?, self.key(picture));
         let rows = picture.rows().len();
         let values = rows * self.width * self.float_type.bytes();
-        let mut bytes = open::read(&folder.file(&key), (values + SUM_BYTES) as u64).ok()?;
-        let sum = bytes.split_off(values.min(bytes.len()));
-        if bytes.len() != values || sum != hex::sha256_of(&bytes).as_bytes() {
-            folder.remove(&key);
-            return None;
-        }
-        folder.touch(&key);
-        Some(RawTensor { dtype: self.float_type.dtype(), shape: vec![rows, self.width], bytes: bytes.into() })
+        let bytes = self.folder.as_ref()?.read(&self.key(picture), values as u64)?;
+        let features = RawTensor { dtype: self.float_type.dtype(), shape: vec![rows, self.width], bytes: bytes.into() };
+        features.check_size().ok().map(|()| features)
     }
 
     fn put(&self, picture: &Picture, features: &RawTensor) -> Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
-        let (key, sum) = (self.key(picture), hex::sha256_of(&features.bytes));
-        folder.write(&key, (features.bytes.len() + sum.len()) as u64, |writer| {
-            let written = writer.write_all(&features.bytes).and_then(|()| writer.write_all(sum.as_bytes()));
-            written.map_err(|error| Error::write(&folder.file(&key), &error))
+        let key = self.key(picture);
+        folder.write(&key, features.bytes.len() as u64, |writer| {
+            writer.write_all(&features.bytes).map_err(|error| Error::write(&folder.file(&key), &error))
         })
     }
 }
