@@ -91,7 +91,7 @@ fn turns(example: &Example) -> Vec<&Message> {
 }
 
 /// The paths of the pictures of an example, in order.
-pub fn pictures_of(example: &Example) -> Vec<&str> {
+pub(in crate::data) fn pictures_of(example: &Example) -> Vec<&str> {
     turns(example).into_iter().flat_map(Message::pictures).collect()
 }
 

@@ -12,10 +12,9 @@ use burn::tensor::{DType, Tensor};
 
 pub use config::{ConnectorConfig, TowerConfig, VisionActivation, VisionConfig, VisionKind};
 pub use features::Features;
-pub use tower::Tower;
 
 use self::load::Loader;
-use self::tower::activated;
+use self::tower::{Tower, activated};
 use super::base::BaseFiles;
 use super::load::{LoadOptions, float_type};
 use crate::error::{Error, Result};
@@ -90,7 +89,7 @@ impl Vision {
     ///
     /// # Shapes
     /// - output: `[tokens, width]` ([`VisionConfig::tokens`])
-    pub fn tile(&self, planes: &[f32], size: [usize; 2], pass: &Pass<'_>) -> Tensor<2> {
+    fn tile(&self, planes: &[f32], size: [usize; 2], pass: &Pass<'_>) -> Tensor<2> {
         let states = self.tower.states(planes, size, pass);
         match &self.connector {
             Connector::PixelShuffle { norm, factor, projection } => {
