@@ -207,7 +207,7 @@ impl Encoder {
     /// Those of [`Self::encode_prompt`].
     pub fn encode_prompt_with(&self, messages: &[Message], tools: Option<&Value>) -> Result<Vec<u32>> {
         let Some(template) = &self.template else {
-            if messages.iter().any(|message| message.pictures().next().is_some()) {
+            if messages.iter().any(Message::shows_pictures) {
                 return Err(no_template());
             }
             return match messages {

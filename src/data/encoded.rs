@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::vision::features::is_feature;
+use crate::model::vision::features::has_features;
 
 /// An encoded example: one sequence, or two where it is a pair of preferences.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,7 +92,7 @@ impl Encoded {
             return false;
         }
         // A picture that is cut is none.
-        let is_cut = |(ids, _): (&[u32], &[bool])| ids[kept..kept + excess].iter().any(|id| is_feature(*id));
+        let is_cut = |(ids, _): (&[u32], &[bool])| has_features(&ids[kept..kept + excess]);
         if self.sequences().any(is_cut) {
             return false;
         }

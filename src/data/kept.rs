@@ -18,17 +18,15 @@ use super::encode::Encoder;
 use super::encoded::{Encoded, Judged};
 use super::example::Row;
 use super::format::Format;
-use super::images::parts::pictures_of;
+use super::images::parts::have_pictures;
 use super::remark::{Remark, Remarks, Rows};
 use super::set::{EncodedSet, LongPolicy};
 use crate::error::{Error, Result};
+use crate::files::hex;
 use crate::files::output::bounded::BoundedFolder;
-use crate::files::{hex, open};
 
 /// The first bytes of a file: its kind, and the version of the layout.
 const MAGIC: &[u8; 8] = b"BRNSET02";
-/// The bytes of the checksum at the end.
-const SUM_BYTES: usize = 32;
 /// The most bytes of all files together.
 const MAX_BYTES: u64 = 4 << 30;
 /// The fewest rows that are worth a file: fewer are encoded in no time.
@@ -60,11 +58,9 @@ impl KeptSets {
 
     /// The set of this key, made of `rows`; `None` where it is not kept, or not whole.
     fn get(&self, key: &str, rows: &[Row]) -> Option<EncodedSet> {
-        let bytes = open::read(&self.0.file(key), MAX_BYTES).ok()?;
-        let set = parsed(&bytes, rows);
-        match set {
-            Some(_) => self.0.touch(key),
-            None => self.0.remove(key),
+        let set = parsed(&self.0.read(key, MAX_BYTES)?, rows);
+        if set.is_none() {
+            self.0.remove(key);
         }
         set
     }
@@ -86,11 +82,7 @@ impl KeptSets {
         let head = serde_json::to_vec(&head).map_err(|error| Error::failed("head", error.to_string()))?;
         let bytes = head.len() + set.tokens * size_of::<u32>() + set.tokens / 8;
         self.0.write(key, bytes as u64, |writer| {
-            let mut sum = Sha256::new();
-            let mut write = |bytes: &[u8]| {
-                sum.update(bytes);
-                writer.write_all(bytes).map_err(failed)
-            };
+            let mut write = |bytes: &[u8]| writer.write_all(bytes).map_err(failed);
             write(MAGIC)?;
             write(&(head.len() as u64).to_le_bytes())?;
             write(&head)?;
@@ -103,17 +95,13 @@ impl KeptSets {
                 let mask: Vec<u8> = sequence.trained.chunks(8).map(bits).collect();
                 write(&mask)?;
             }
-            writer.write_all(&sum.finalize()).map_err(failed)
+            Ok(())
         })
     }
 }
 
 /// The set of a file, made of `rows`; `None` where the file is not whole.
 fn parsed(bytes: &[u8], rows: &[Row]) -> Option<EncodedSet> {
-    let (bytes, sum) = bytes.split_at_checked(bytes.len().checked_sub(SUM_BYTES)?)?;
-    if Sha256::digest(bytes)[..] != *sum {
-        return None;
-    }
     let (head_bytes, rest) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<8>()?;
     let (head, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*head_bytes)).ok()?)?;
     let head: Head = serde_json::from_slice(head).ok()?;
@@ -169,8 +157,7 @@ impl Encoder {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<EncodedSet> {
         // The numbers of pictures are those of this run.
-        let has_pictures = || rows.iter().any(|row| !pictures_of(&row.example).is_empty());
-        let Some(kept) = kept.filter(|_| rows.len() >= MIN_ROWS && !has_pictures()) else {
+        let Some(kept) = kept.filter(|_| rows.len() >= MIN_ROWS && !have_pictures(rows)) else {
             return self.encode_all_watched(rows, max_seq_tokens, policy, progress);
         };
         let key = self.key(rows, max_seq_tokens, policy)?;

@@ -243,6 +243,14 @@ impl FloatType {
         }
     }
 
+    /// Bytes of a value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
     /// `values` rounded once to this type.
     pub fn encode(self, values: &[f32]) -> Vec<u8> {
         match self {
@@ -299,7 +307,7 @@ impl RawTensor {
     /// The bytes do not fit the shape.
     pub fn encoded(&self, float_type: FloatType) -> Result<Vec<u8>> {
         self.check_size()?;
-        let size = float_type.dtype().bytes_of(&[1]).unwrap_or(4);
+        let size = float_type.bytes();
         let mut encoded = vec![0; size * self.elements()];
         encoded.par_chunks_mut(size * PIECE).enumerate().for_each(|(piece, encoded)| {
             let mut values = vec![0.0; encoded.len() / size];

@@ -12,6 +12,7 @@ use super::rope::rope;
 use super::spec::{LinearSpec, NormSpec};
 use super::vision::{Features, features};
 use crate::error::{Error, Place, Result};
+use crate::files::FloatType;
 use crate::files::fetch::Fetcher;
 use crate::nn::block::{Build, Qkv};
 use crate::nn::{Adapter, Layer, Norm, Observer, Pass, Projection};
@@ -25,6 +26,14 @@ pub(super) fn dtype(compute: Compute) -> DType {
     match compute {
         Compute::F32 => DType::F32,
         Compute::Bf16 => DType::BF16,
+    }
+}
+
+/// The number format of the activations in files and in estimates of memory.
+pub fn float_type(compute: Compute) -> FloatType {
+    match compute {
+        Compute::F32 => FloatType::F32,
+        Compute::Bf16 => FloatType::Bf16,
     }
 }
 
@@ -166,7 +175,7 @@ impl Decoder {
         passes: &[Pass<'_>],
     ) -> Result<(Self, Vec<Tensor<2>>)> {
         options.check()?;
-        if ids.iter().any(|id| features::is_feature(*id)) {
+        if features::has_features(ids) {
             return Err(Error::input(
                 base.path().display(),
                 "is run a layer at a time, without the pictures of the examples",

@@ -12,17 +12,15 @@ use crate::adapter::host::HostAdapter;
 use crate::data::images::{Picture, Pictures, Tiles};
 use crate::error::{Error, Result};
 use crate::files::output::bounded::BoundedFolder;
-use crate::files::{FloatType, RawTensor, hex, open};
+use crate::files::{FloatType, RawTensor, hex};
 use crate::model::Decoder;
-use crate::model::load::LoadOptions;
+use crate::model::load::{LoadOptions, float_type};
 use crate::model::vision::{ConnectorConfig, Vision};
 use crate::pull;
 use crate::quant::Compute;
 
 /// The most bytes of all files together.
 const MAX_BYTES: u64 = 4 << 30;
-/// Hexadecimal digits of the checksum at the end of a file.
-const SUM_BYTES: usize = 64;
 
 /// The features that are kept on disk.
 #[derive(Debug, Clone)]
@@ -127,14 +125,14 @@ impl OpenBase {
         // activation; in f32 the shares of every head.
         let values = 8 * tower.hidden_size + 2 * tower.intermediate_size;
         let shares = 4 * tower.heads * tower.side() * tower.side();
-        let a_patch = vision.used_layers() * (values * value_bytes(float_type(compute)) + shares);
+        let a_patch = vision.used_layers() * (values * float_type(compute).bytes() + shares);
         (4 * pictures.tile_values() as u64, (patches * a_patch) as u64)
     }
 
     /// Bytes of the features of the pictures met so far, under this precision.
     pub fn picture_bytes(&self, compute: Compute) -> u64 {
         let rows = self.encoder.pictures().map_or(0, Pictures::rows);
-        (rows * self.files.config().hidden_size * value_bytes(float_type(compute))) as u64
+        (rows * self.files.config().hidden_size * float_type(compute).bytes()) as u64
     }
 
     /// Bytes of the weights of tower and connector, which are in memory while features are computed.
@@ -143,18 +141,6 @@ impl OpenBase {
         let names = self.files.vision_tensor_names().filter(|_| is_needed);
         names.map(|name| options.bytes_of(&self.files, name) as u64).sum()
     }
-}
-
-/// The number format of features under a precision.
-fn float_type(compute: Compute) -> FloatType {
-    match compute {
-        Compute::F32 => FloatType::F32,
-        Compute::Bf16 => FloatType::Bf16,
-    }
-}
-
-fn value_bytes(float_type: FloatType) -> usize {
-    float_type.dtype().bytes_of(&[1]).unwrap_or(4)
 }
 
 impl Kept {
@@ -171,25 +157,18 @@ impl Kept {
     }
 
     fn get(&self, picture: &Picture) -> Option<RawTensor> {
-        let (folder, key) = (self.folder.as_ref()?, self.key(picture));
         let rows = picture.rows().len();
-        let values = rows * self.width * value_bytes(self.float_type);
-        let mut bytes = open::read(&folder.file(&key), (values + SUM_BYTES) as u64).ok()?;
-        let sum = bytes.split_off(values.min(bytes.len()));
-        if bytes.len() != values || sum != hex::sha256_of(&bytes).as_bytes() {
-            folder.remove(&key);
-            return None;
-        }
-        folder.touch(&key);
-        Some(RawTensor { dtype: self.float_type.dtype(), shape: vec![rows, self.width], bytes: bytes.into() })
+        let values = rows * self.width * self.float_type.bytes();
+        let bytes = self.folder.as_ref()?.read(&self.key(picture), values as u64)?;
+        let features = RawTensor { dtype: self.float_type.dtype(), shape: vec![rows, self.width], bytes: bytes.into() };
+        features.check_size().ok().map(|()| features)
     }
 
     fn put(&self, picture: &Picture, features: &RawTensor) -> Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
-        let (key, sum) = (self.key(picture), hex::sha256_of(&features.bytes));
-        folder.write(&key, (features.bytes.len() + sum.len()) as u64, |writer| {
-            let written = writer.write_all(&features.bytes).and_then(|()| writer.write_all(sum.as_bytes()));
-            written.map_err(|error| Error::write(&folder.file(&key), &error))
+        let key = self.key(picture);
+        folder.write(&key, features.bytes.len() as u64, |writer| {
+            writer.write_all(&features.bytes).map_err(|error| Error::write(&folder.file(&key), &error))
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The pictures of a conversation: parts `{"type": "image", "path": …}` among the parts of a turn's content.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use serde_json::{Map, Value, json};
 
@@ -56,6 +56,11 @@ impl Message {
         self.parts().iter().filter(|part| part["type"] == "image").filter_map(|part| part[PATH].as_str())
     }
 
+    /// Whether it shows a picture.
+    pub fn shows_pictures(&self) -> bool {
+        self.pictures().next().is_some()
+    }
+
     /// The texts of its content: the parts, where there are pictures among them.
     pub fn texts(&self) -> Vec<&str> {
         match self.parts() {
@@ -86,8 +91,13 @@ fn turns(example: &Example) -> Vec<&Message> {
 }
 
 /// The paths of the pictures of an example, in order.
-pub fn pictures_of(example: &Example) -> Vec<&str> {
+pub(in crate::data) fn pictures_of(example: &Example) -> Vec<&str> {
     turns(example).into_iter().flat_map(Message::pictures).collect()
+}
+
+/// Whether some row shows a picture.
+pub(in crate::data) fn have_pictures(rows: &[Row]) -> bool {
+    rows.iter().any(|row| turns(&row.example).into_iter().any(Message::shows_pictures))
 }
 
 /// Finds the pictures of the rows of a data file in `folder`: relative paths become those of the files, which lie in the folder or
@@ -96,7 +106,7 @@ pub fn pictures_of(example: &Example) -> Vec<&str> {
 /// # Errors
 /// Input: every row with a path that leads out of the folder, or to no file that can be read.
 pub(in crate::data) fn found_in(folder: &Path, rows: &mut [Row]) -> Result<Vec<String>> {
-    if rows.iter().all(|row| pictures_of(&row.example).is_empty()) {
+    if !have_pictures(rows) {
         return Ok(Vec::new());
     }
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
@@ -112,35 +122,34 @@ pub(in crate::data) fn found_in(folder: &Path, rows: &mut [Row]) -> Result<Vec<S
 }
 
 /// The real paths of pictures and their SHA-256, by the paths in the file.
-type Known = BTreeMap<String, (PathBuf, String)>;
+type Known = BTreeMap<String, (String, String)>;
 
 /// The real path of a picture.
 fn found(folder: &Path, path: &str, known: &mut Known) -> Result<String> {
-    if !known.contains_key(path) {
-        let place = format!("picture {path:?}");
-        if path.contains("://") || path.starts_with("data:") {
-            return Err(Error::input(
-                place,
-                "is an address; pictures are files beside the data, and nothing is fetched",
-            ));
-        }
-        let relative = Path::new(path);
-        let is_plain = relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-        let outside = || Error::input(&*place, "leads out of the folder of the data file");
-        if !is_plain {
-            return Err(outside().hint("paths are relative to the data file"));
-        }
-        let joined = folder.join(relative);
-        let real = joined.canonicalize().map_err(|error| Error::read(&joined, &error))?;
-        if !real.starts_with(folder) {
-            return Err(outside().hint("a link is followed within the folder only; copy the picture"));
-        }
-        let sha256 = hex::sha256_of(&open::read(&real, MAX_FILE_BYTES)?);
-        known.insert(path.to_owned(), (real, sha256));
+    if let Some((real, _)) = known.get(path) {
+        return Ok(real.clone());
     }
-    let real = known.get(path).and_then(|(real, _)| real.to_str());
-    real.map(str::to_owned)
-        .ok_or_else(|| Error::input(format!("picture {path:?}"), "lies in a folder whose name is not UTF-8"))
+    let place = format!("picture {path:?}");
+    if path.contains("://") || path.starts_with("data:") {
+        return Err(Error::input(place, "is an address; pictures are files beside the data, and nothing is fetched"));
+    }
+    let relative = Path::new(path);
+    let is_plain = relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    let outside = || Error::input(&*place, "leads out of the folder of the data file");
+    if !is_plain {
+        return Err(outside().hint("paths are relative to the data file"));
+    }
+    let joined = folder.join(relative);
+    let real = joined.canonicalize().map_err(|error| Error::read(&joined, &error))?;
+    if !real.starts_with(folder) {
+        return Err(outside().hint("a link is followed within the folder only; copy the picture"));
+    }
+    let sha256 = hex::sha256_of(&open::read(&real, MAX_FILE_BYTES)?);
+    let Some(real) = real.to_str() else {
+        return Err(Error::input(place, "lies in a folder whose name is not UTF-8"));
+    };
+    known.insert(path.to_owned(), (real.to_owned(), sha256));
+    Ok(real.to_owned())
 }
 
 /// Puts another path for every path of a picture in an example.

@@ -1,9 +1,9 @@
 //! The pictures that an encoder has met: their tokens in a text, and the numbers of their features.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
@@ -23,6 +23,8 @@ pub struct Pictures {
     config: VisionConfig,
     /// The processor, or the reason why there is none: texts alone need none.
     processor: Result<Arc<ImageProcessor>>,
+    /// Height and width of a tile; 0 without a processor.
+    tile: [usize; 2],
     /// The text of the token in whose places features stand.
     token: String,
     met: Arc<Mutex<Met>>,
@@ -34,6 +36,13 @@ struct Met {
     pictures: Vec<Picture>,
     by_path: HashMap<PathBuf, usize>,
     by_sha256: HashMap<String, usize>,
+}
+
+impl Met {
+    /// The rows of the features of all pictures.
+    fn rows(&self) -> usize {
+        self.pictures.last().map_or(0, |picture| picture.rows().end)
+    }
 }
 
 /// A picture that was met.
@@ -54,8 +63,12 @@ pub struct Picture {
 impl Picture {
     /// The rows of its features.
     pub fn rows(&self) -> Range<usize> {
-        let [rows, columns] = self.grid;
-        self.first_row..self.first_row + (rows * columns + 1) * self.tile_tokens
+        self.first_row..self.first_row + self.tiles() * self.tile_tokens
+    }
+
+    /// The number of its tiles.
+    fn tiles(&self) -> usize {
+        self.grid[0] * self.grid[1] + 1
     }
 }
 
@@ -77,49 +90,45 @@ impl Pictures {
             let message = format!("has no token {}, which stands for pictures in config.json", config.image_token);
             Error::input(tokenizer.place(), message)
         })?;
-        let processor = ImageProcessor::read(folder).and_then(|processor| {
-            let [height, width] = processor.tile_size().unwrap_or([0; 2]);
-            match config.refusal(height, width) {
-                Some(reason) => Err(Error::input(folder.display(), format!("the image processor makes {reason}"))),
-                None => Ok(Arc::new(processor)),
-            }
+        let processor = ImageProcessor::read(folder);
+        let tile = processor.as_ref().ok().and_then(ImageProcessor::tile_size).unwrap_or([0; 2]);
+        let processor = processor.and_then(|processor| match config.refusal(tile[0], tile[1]) {
+            Some(reason) => Err(Error::input(folder.display(), format!("the image processor makes {reason}"))),
+            None => Ok(Arc::new(processor)),
         });
-        Ok(Self { config: config.clone(), processor, token, met: Arc::default() })
+        Ok(Self { config: config.clone(), processor, tile, token, met: Arc::default() })
+    }
+
+    fn met(&self) -> MutexGuard<'_, Met> {
+        self.met.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The pictures met so far, from the one on whose first row has this number.
     pub fn met_from(&self, row: usize) -> Vec<Picture> {
-        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
-        met.pictures.iter().filter(|picture| picture.first_row >= row).cloned().collect()
+        self.met().pictures.iter().filter(|picture| picture.first_row >= row).cloned().collect()
     }
 
     /// The rows of the features of all pictures met so far.
     pub fn rows(&self) -> usize {
-        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
-        met.pictures.last().map_or(0, |picture| picture.rows().end)
+        self.met().rows()
     }
 
     /// Values of the tiles of all pictures met so far.
     pub fn tile_values(&self) -> usize {
-        let [height, width] =
-            self.processor.as_ref().ok().and_then(|processor| processor.tile_size()).unwrap_or([0; 2]);
-        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
-        let tiles: usize = met.pictures.iter().map(|picture| picture.grid[0] * picture.grid[1] + 1).sum();
-        tiles * 3 * height * width
+        let tiles: usize = self.met().pictures.iter().map(Picture::tiles).sum();
+        tiles * 3 * self.tile[0] * self.tile[1]
     }
 
     /// Meets the pictures of some rows in their order, so that their numbers do not depend on threads. A picture that cannot be
     /// read is passed over: encoding its row says why.
     pub(in crate::data) fn meet(&self, rows: &[Row]) {
         let mut paths: Vec<&str> = rows.iter().flat_map(|row| pictures_of(&row.example)).collect();
-        let known =
-            |path: &&str| self.met.lock().unwrap_or_else(PoisonError::into_inner).by_path.contains_key(Path::new(path));
-        let mut seen = std::collections::HashSet::new();
-        paths.retain(|path| seen.insert(*path) && !known(path));
+        let mut seen = HashSet::new();
+        paths.retain(|path| seen.insert(*path) && !self.met().by_path.contains_key(Path::new(path)));
         let looked: Vec<_> = paths.par_iter().map(|path| (Path::new(path), self.look(Path::new(path)))).collect();
         for (path, found) in looked {
-            if let Ok((sha256, size)) = found {
-                self.add(path, sha256, size);
+            if let Ok((sha256, grid)) = found {
+                self.add(path, sha256, grid);
             }
         }
     }
@@ -130,41 +139,39 @@ impl Pictures {
     /// Input: a file that cannot be read or decoded.
     pub fn picture(&self, path: &Path) -> Result<Picture> {
         let known = {
-            let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+            let met = self.met();
             met.by_path.get(path).map(|index| met.pictures[*index].clone())
         };
         match known {
             Some(picture) => Ok(picture),
-            None => self.look(path).map(|(sha256, size)| self.add(path, sha256, size)),
+            None => self.look(path).map(|(sha256, grid)| self.add(path, sha256, grid)),
         }
     }
 
-    /// Decodes a picture: its SHA-256, and its width and height.
+    /// Decodes a picture: its SHA-256, and the rows and columns of its tiles.
     fn look(&self, path: &Path) -> Result<(String, [usize; 2])> {
         let bytes = open::read(path, MAX_FILE_BYTES)?;
-        let picture = self.decoded(path, &bytes)?;
-        Ok((hex::sha256_of(&bytes), [picture.width, picture.height]))
+        let (picture, processor) = self.decoded(path, &bytes)?;
+        Ok((hex::sha256_of(&bytes), processor.grid(picture.width, picture.height)))
     }
 
-    fn decoded(&self, path: &Path, bytes: &[u8]) -> Result<Rgb> {
+    /// The pixels of a picture, and the processor that takes them.
+    fn decoded(&self, path: &Path, bytes: &[u8]) -> Result<(Rgb, Arc<ImageProcessor>)> {
         let picture = decode(bytes).map_err(|error| error.within(path))?;
-        match self.processor.clone()?.refusal(picture.width, picture.height) {
+        let processor = self.processor.clone()?;
+        match processor.refusal(picture.width, picture.height) {
             Some(reason) => Err(Error::input(path, reason)),
-            None => Ok(picture),
+            None => Ok((picture, processor)),
         }
     }
 
-    fn add(&self, path: &Path, sha256: String, [width, height]: [usize; 2]) -> Picture {
-        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+    fn add(&self, path: &Path, sha256: String, grid: [usize; 2]) -> Picture {
+        let mut met = self.met();
         let index = match met.by_sha256.get(&sha256) {
             Some(index) => *index,
             None => {
-                let (grid, tile) = match &self.processor {
-                    Ok(processor) => (processor.grid(width, height), processor.tile_size().unwrap_or([height, width])),
-                    Err(_) => ([0, 0], [height, width]),
-                };
-                let tile_tokens = self.config.tokens(tile[0], tile[1]);
-                let first_row = met.pictures.last().map_or(0, |picture| picture.rows().end);
+                let tile_tokens = self.config.tokens(self.tile[0], self.tile[1]);
+                let first_row = met.rows();
                 let index = met.pictures.len();
                 met.by_sha256.insert(sha256.clone(), index);
                 met.pictures.push(Picture { path: path.to_owned(), sha256, grid, tile_tokens, first_row });
@@ -184,7 +191,8 @@ impl Pictures {
         if hex::sha256_of(&bytes) != picture.sha256 {
             return Err(Error::input(&*picture.path, "has changed since it was read first").hint("start again"));
         }
-        Ok(self.processor.clone()?.tiles(&self.decoded(&picture.path, &bytes)?))
+        let (decoded, processor) = self.decoded(&picture.path, &bytes)?;
+        Ok(processor.tiles(&decoded))
     }
 
     /// A text that differs between two processors that make something else of some picture.
@@ -260,7 +268,7 @@ impl Expanded {
         messages: &[Message],
         ranges: &mut [Range<usize>],
     ) -> Result<Self> {
-        if messages.iter().all(|message| message.pictures().next().is_none()) {
+        if !messages.iter().any(Message::shows_pictures) {
             return Ok(Self { text, rows: Vec::new(), token: None });
         }
         match pictures {

@@ -261,10 +261,10 @@ fn decoder_within<'a>(
     let family = family.ok_or_else(|| unsupported(&type_place, found))?;
     let mut text = Cow::Borrowed(text);
     if larger.vision.is_some() && *family == llama::LLAMA {
-        for (field, size) in
-            larger::LLAMA_SIZES.iter().filter(|(field, _)| !text.contains_key(*field)).collect::<Vec<_>>()
-        {
-            text.to_mut().insert((*field).to_owned(), json!(size));
+        for (field, size) in larger::LLAMA_SIZES {
+            if !text.contains_key(field) {
+                text.to_mut().insert(field.to_owned(), json!(size));
+            }
         }
     }
     Ok((family, text))

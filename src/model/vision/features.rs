@@ -20,9 +20,14 @@ pub fn is_feature(id: u32) -> bool {
     id >= FIRST_ID
 }
 
+/// Whether features stand among some ids.
+pub fn has_features(ids: &[u32]) -> bool {
+    ids.iter().any(|id| is_feature(*id))
+}
+
 /// The ids with any token in the places of features.
 pub fn tokens_of(ids: &[u32]) -> Cow<'_, [u32]> {
-    match ids.iter().any(|id| is_feature(*id)) {
+    match has_features(ids) {
         false => Cow::Borrowed(ids),
         true => Cow::Owned(ids.iter().map(|id| if is_feature(*id) { 0 } else { *id }).collect()),
     }
@@ -48,6 +53,15 @@ struct Rows {
     ends: Vec<usize>,
     /// Where tower or connector are trained.
     live: Option<Live>,
+}
+
+impl Rows {
+    /// The number of the picture that a row belongs to, and the number of the row within it.
+    fn place(&self, row: usize) -> (usize, usize) {
+        let picture = self.ends.partition_point(|end| *end <= row);
+        let first = if picture == 0 { 0 } else { self.ends[picture - 1] };
+        (picture, row - first)
+    }
 }
 
 impl Features {
@@ -106,10 +120,9 @@ impl Features {
         let rows = self.read();
         for (id, values) in ids.iter().zip(values.chunks_exact_mut(width.max(1))) {
             if let Some(row) = id.checked_sub(FIRST_ID).map(|row| row as usize) {
-                let picture = rows.ends.partition_point(|end| *end <= row);
+                let (picture, row) = rows.place(row);
                 assert!(picture < rows.ends.len(), "the features of a picture are known before it is seen");
-                let first = if picture == 0 { 0 } else { rows.ends[picture - 1] };
-                rows.pictures[picture].decode((row - first) * width, values);
+                rows.pictures[picture].decode(row * width, values);
             }
         }
     }
@@ -122,7 +135,7 @@ impl Features {
     /// # Panics
     /// Those of [`Self::fill`].
     pub fn placed(&self, ids: &[u32], rows: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
-        if !ids.iter().any(|id| is_feature(*id)) {
+        if !has_features(ids) {
             return rows;
         }
         let is_changed = pass.adapter.is_some_and(|adapter| self.are_changed_by(adapter));
@@ -150,17 +163,14 @@ impl Features {
     fn computed(&self, ids: &[u32], pass: &Pass<'_>) -> Vec<Tensor<2>> {
         let known = self.read();
         let Some(live) = &known.live else { return Vec::new() };
-        let row = |id: &u32| (id - FIRST_ID) as usize;
-        let picture = |id: &u32| known.ends.partition_point(|end| *end <= row(id));
-        let runs = ids.chunk_by(|a, b| picture(a) == picture(b) && *b == a + 1);
+        let place = |id: &u32| known.place((id - FIRST_ID) as usize);
+        let runs = ids.chunk_by(|a, b| place(a).0 == place(b).0 && *b == a + 1);
         let of_run = |run: &[u32]| {
-            let index = picture(&run[0]);
-            let first = if index == 0 { 0 } else { known.ends[index - 1] };
-            let (values, size) = &live.tiles[index];
+            let (picture, begin) = place(&run[0]);
+            let (values, size) = &live.tiles[picture];
             // Only the tiles that the rows belong to.
             let tile = 3 * size[0] * size[1];
-            let tile_rows = (known.ends[index] - first) / (values.len() / tile.max(1)).max(1);
-            let begin = row(&run[0]) - first;
+            let tile_rows = known.pictures[picture].shape[0] / (values.len() / tile.max(1)).max(1);
             let tiles = begin / tile_rows..(begin + run.len()).div_ceil(tile_rows);
             let features = live.vision.tiles(&values[tiles.start * tile..tiles.end * tile], *size, pass);
             features.narrow(0, begin - tiles.start * tile_rows, run.len())

@@ -12,17 +12,15 @@ use burn::tensor::{DType, Tensor};
 
 pub use config::{ConnectorConfig, TowerConfig, VisionActivation, VisionConfig, VisionKind};
 pub use features::Features;
-pub use tower::Tower;
 
 use self::load::Loader;
-use self::tower::activated;
+use self::tower::{Tower, activated};
 use super::base::BaseFiles;
-use super::load::LoadOptions;
+use super::load::{LoadOptions, float_type};
 use crate::error::{Error, Result};
 use crate::files::{FloatType, RawTensor};
 use crate::nn::projection::project;
 use crate::nn::{Adapter, Norm, Pass, Projection};
-use crate::quant::Compute;
 
 /// A tower and its connector.
 #[derive(Debug)]
@@ -76,10 +74,7 @@ impl Vision {
                 activation: *activation,
             },
         };
-        let float_type = match options.compute {
-            Compute::F32 => FloatType::F32,
-            Compute::Bf16 => FloatType::Bf16,
-        };
+        let float_type = float_type(options.compute);
         Ok(Self { tower, connector, float_type, first_module: base.config().decoder_modules().len() })
     }
 
@@ -94,7 +89,7 @@ impl Vision {
     ///
     /// # Shapes
     /// - output: `[tokens, width]` ([`VisionConfig::tokens`])
-    pub fn tile(&self, planes: &[f32], size: [usize; 2], pass: &Pass<'_>) -> Tensor<2> {
+    fn tile(&self, planes: &[f32], size: [usize; 2], pass: &Pass<'_>) -> Tensor<2> {
         let states = self.tower.states(planes, size, pass);
         match &self.connector {
             Connector::PixelShuffle { norm, factor, projection } => {

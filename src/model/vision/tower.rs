@@ -17,7 +17,7 @@ use crate::ops::frozen::FrozenWeight;
 
 /// A tower with its weights.
 #[derive(Debug)]
-pub struct Tower {
+pub(super) struct Tower {
     config: TowerConfig,
     device: Device,
     compute: DType,
@@ -93,7 +93,7 @@ impl Tower {
     ///
     /// # Shapes
     /// - output: `[patches, hidden]` each, one row more with a class token
-    pub fn states(&self, planes: &[f32], size: [usize; 2], pass: &Pass<'_>) -> Vec<Tensor<2>> {
+    pub(super) fn states(&self, planes: &[f32], size: [usize; 2], pass: &Pass<'_>) -> Vec<Tensor<2>> {
         let mut x = self.embedded(planes, size, pass);
         let mut states = Vec::with_capacity(self.layers.len() + 1);
         for layer in &self.layers {

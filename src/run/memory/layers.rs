@@ -4,6 +4,7 @@
 use super::plan::Workload;
 use crate::adapter::host::HostAdapter;
 use crate::model::ModelConfig;
+use crate::model::load::float_type;
 use crate::model::spec::{BlockSpec, LinearSpec, NormSpec};
 use crate::nn::block::Residual;
 use crate::ops::cross_entropy::targets_per_chunk;
@@ -33,10 +34,7 @@ impl<'a> Layers<'a> {
 
     /// Bytes of an activation.
     fn size(&self) -> u64 {
-        match self.compute {
-            Compute::F32 => 4,
-            Compute::Bf16 => 2,
-        }
+        float_type(self.compute).bytes() as u64
     }
 
     /// The ranks of these projections' pairs together.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::data::{self, Encoded, Encoder, Judged, LongPolicy, Paths, Row, Shape};
 use crate::error::{Error, Result, counted};
-use crate::model::vision::features::is_feature;
+use crate::model::vision::features::has_features;
 use crate::recipe::Recipe;
 use crate::run::prepare::{Examples, read_examples};
 use crate::settings::choice;
@@ -155,7 +155,7 @@ fn chosen(encoder: &Encoder, rows: &[Row]) -> Result<Vec<Encoded>> {
     let plain = |row: &Row| Row { example: row.example.plain().clone(), ..row.clone() };
     let rows: Vec<Row> = rows.iter().take(MAX_ROWS).map(plain).collect();
     let mut encoded = encoder.encode_all(&rows, usize::MAX, LongPolicy::Drop)?.sequences;
-    encoded.retain(|example| !example.ids.iter().any(|id| is_feature(*id)));
+    encoded.retain(|example| !has_features(&example.ids));
     let mut left = MAX_TOKENS;
     let fits = |example: &&Encoded| {
         let fits = example.ids.len() <= left;
