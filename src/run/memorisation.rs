@@ -15,10 +15,9 @@ use crate::data::canaries::{Canary, Drawn, FILE};
 use crate::data::{Encoded, Example, LongPolicy, Position, Row, batch};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Place, Result, counted};
+use crate::eval::bootstrap::Estimate;
 use crate::eval::loss::{ExampleLoss, mean_loss};
-use crate::eval::memorisation::{
-    CHANCE_AUC, CHANCE_EXPOSURE, Estimate, auc, difference, exposure, is_above, most_exposure,
-};
+use crate::eval::memorisation::{CHANCE_AUC, CHANCE_EXPOSURE, auc, difference, exposure, is_above, most_exposure};
 use crate::files::{atomic, lock};
 use crate::nn::Adapter;
 use crate::recipe::{Plan, Recipe};
