@@ -19,7 +19,7 @@ pub fn exposure(loss: f64, alternatives: &[f64]) -> f64 {
         std::cmp::Ordering::Greater => 0.0,
     };
     let rank = 1.0 + alternatives.iter().map(below).sum::<f64>();
-    (alternatives.len() as f64 + 1.0).log2() - rank.log2()
+    most_exposure(alternatives.len()) - rank.log2()
 }
 
 /// The greatest exposure that so many alternatives can show.
@@ -27,9 +27,13 @@ pub fn most_exposure(alternatives: usize) -> f64 {
     (alternatives as f64 + 1.0).log2()
 }
 
+/// The mean; 0 of none.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
 /// The difference of two means, `of − against`.
 pub fn difference(of: &[f64], against: &[f64], seed: u64) -> Estimate {
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
     estimate(of, against, seed, |of, against| mean(of) - mean(against))
 }
 
