@@ -83,6 +83,6 @@ fn inside(arguments: &Arguments, prompt: &str, layer: usize, global: &Global, te
 
 fn page_of(found: &Inside) -> String {
     let mut data = json!(found);
-    data["program"] = json!(concat!("burnish ", env!("CARGO_PKG_VERSION")));
+    data["program"] = json!(page::PROGRAM);
     page::of_inside(&format!("Layer {}", found.layer), &found.to_string(), &data)
 }
