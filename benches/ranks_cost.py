@@ -63,9 +63,9 @@ def say(text):
 # --- processes of PyTorch ---------------------------------------------------------------------------------------------
 
 
-def loopback_bytes():
-    """The bytes that have gone over the loopback device of this network namespace."""
-    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+def loopback_bytes(devices):
+    """The bytes that have gone over the loopback device of a network namespace, of which `devices` is the text of /proc/net/dev."""
+    line = next(line for line in devices.splitlines() if line.strip().startswith("lo:"))
     return int(line.split(":")[1].split()[0])
 
 
@@ -93,10 +93,10 @@ def peft(options):
     parts = [examples[first : first + SEQUENCES] for first in range(0, len(examples), SEQUENCES)]
     mine = [part for index, part in enumerate(parts) if index % ranks == rank]
     trained = sum(len(ids) - 1 for ids in examples)
-    losses, seconds, traffic = [], [], []
+    losses, seconds, traffic, devices = [], [], [], Path("/proc/net/dev")
     for _ in range(options.steps):
         dist.barrier()
-        sent, begin, total = loopback_bytes(), time.perf_counter(), torch.zeros(1)
+        sent, begin, total = loopback_bytes(devices.read_text()), time.perf_counter(), torch.zeros(1)
         for index, part in enumerate(mine):
             model.require_backward_grad_sync = index == len(mine) - 1
             ids = torch.tensor(part)
@@ -110,7 +110,7 @@ def peft(options):
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - begin)
         dist.barrier()
-        traffic.append((loopback_bytes() - sent) / ranks)
+        traffic.append((loopback_bytes(devices.read_text()) - sent) / ranks)
         dist.all_reduce(total)
         losses.append(total.item())
     if rank == 0:
@@ -212,8 +212,7 @@ def trained(options, folder, ranks, machine):
         except FileNotFoundError:
             lines = 0
         if lines in (WARM_UP, options.steps - 1) and lines not in counted:
-            device = next(line for line in subprocess.check_output(read, text=True).splitlines() if line.strip().startswith("lo:"))
-            counted[lines] = int(device.split(":")[1].split()[0])
+            counted[lines] = loopback_bytes(subprocess.check_output(read, text=True))
         time.sleep(0.01)
     if process.returncode != 0:
         sys.exit(f"burnish, {ranks} ranks: exit code {process.returncode}:\n{process.stdout.read()}")

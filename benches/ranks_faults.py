@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import nullcontext
 
 from ranks_job import GRACE, MPIRUN, SIGNS, TIMEOUT, Namespaces, claim
 
@@ -123,9 +124,8 @@ class Faults:
         # An empty cache: otherwise the encoded examples are in it.
         options = ["-x", f"BURNISH_CACHE={job.folder}/cache-{time.time_ns()}", "-x", "BURNISH_THREADS=1"]
         options += ["-x", f"LD_PRELOAD={self.clock}", "-x", f"FAILING_CLOCK={job.folder}"] if event == "panic" else []
-        machines = Namespaces(job.folder) if event == "link" else None
-        try:
-            mpirun = machines.begin().mpirun() if machines else MPIRUN
+        with Namespaces(job.folder) if event == "link" else nullcontext() as machines:
+            mpirun = machines.mpirun() if machines else MPIRUN
             process = job.start(2, job.train(name, SETTINGS, ["--resume"]), options, mpirun)
             while len(job.processes(name)) < 2:
                 claim(process.poll() is None, f"{name}: it has ended")
@@ -151,9 +151,6 @@ class Faults:
                 output, seconds = machines.ended(job, name, process)
             else:
                 output, seconds = job.ended(name, process, TIMEOUT + GRACE)
-        finally:
-            if machines:
-                machines.__exit__()
         return (output, seconds) if was_there or (phase == "save" and victim == 1) else None
 
     def holds(self, event, phase, victim):

@@ -136,7 +136,7 @@ class Namespaces:
         self.shell = folder / "shell"
         self.hosts = [f"burnish{number}" for number in range(1, count + 1)]
 
-    def begin(self):
+    def __enter__(self):
         self.__exit__()
         call = lambda words: subprocess.run(words.split(), check=True)
         call("ip link add burnish0 type bridge")
@@ -157,9 +157,6 @@ class Namespaces:
         self.shell.chmod(0o755)
         (self.folder / "hosts").write_text("".join(f"10.77.0.{number} slots=1\n" for number in range(1, len(self.hosts) + 1)))
         return self
-
-    def __enter__(self):
-        return self.begin()
 
     def end(self):
         """Ends the processes in them: without a link, nobody else can."""

@@ -90,6 +90,14 @@ def with_interval(values, sign=""):
     return f"{text} ± {STUDENT_T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values)):.4f}"
 
 
+def result_of(command, **more):
+    """The JSON object that a command prints; ends the script where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, **more)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()[-800:]}")
+    return json.loads(done.stdout)
+
+
 def measured_by(command, threads):
     """The object that a measuring process prints last, or `{"error": …}`; PyTorch in it has so many threads."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

@@ -63,15 +63,12 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
 fn inside(arguments: &Arguments, prompt: &str, layer: usize, global: &Global, terminal: &Terminal) -> Result<()> {
     let Arguments { path, lens, adapter, raw, out, .. } = arguments;
     match out {
-        Some(out) if out.symlink_metadata().is_ok() => {
-            let error = Error::input(Place::argument("--out"), format!("{} exists already", out.display()));
-            return Err(error.hint("choose another name"));
-        }
+        Some(out) => atomic::check_new(Place::argument("--out"), out)?,
         None if !terminal.is_json() => {
             let error = Error::input(Place::argument("--out"), "is missing: the result is a page");
             return Err(error.hint("as `--out attention.html`, or `--json` for the numbers"));
         }
-        _ => {}
+        None => {}
     }
     let options = InsideOptions { prompt: prompts::of_argument(prompt)?, raw: *raw, layer, lens: *lens };
     let choice = ModelChoice { adapter: adapter.clone(), ..ModelChoice::base(path.clone()) };
@@ -86,6 +83,6 @@ fn inside(arguments: &Arguments, prompt: &str, layer: usize, global: &Global, te
 
 fn page_of(found: &Inside) -> String {
     let mut data = json!(found);
-    data["program"] = json!(concat!("burnish ", env!("CARGO_PKG_VERSION")));
+    data["program"] = json!(page::PROGRAM);
     page::of_inside(&format!("Layer {}", found.layer), &found.to_string(), &data)
 }

@@ -66,11 +66,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         let count: usize = runs.iter_mut().map(RunFiles::redact).sum();
         terminal.message(format!("{} replaced; names and postal addresses are not found", counted(count, "secret")));
     }
-    if let Some(out) = out
-        && out.symlink_metadata().is_ok()
-    {
-        let error = Error::input(Place::argument("--out"), format!("{} exists already", out.display()));
-        return Err(error.hint("choose another name"));
+    if let Some(out) = out {
+        atomic::check_new(Place::argument("--out"), out)?;
     }
     for run in &runs {
         run.missing.iter().for_each(|text| terminal.message(format!("{}: {text}", run.path.display())));

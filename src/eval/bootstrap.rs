@@ -37,6 +37,17 @@ pub fn mean<'a>(shares: impl IntoIterator<Item = &'a Share>) -> f64 {
     if weight == 0.0 { 0.0 } else { sum / weight }
 }
 
+/// A figure with its 95% interval, by the percentile bootstrap over examples.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Estimate {
+    /// The figure.
+    pub value: f64,
+    /// Lower end of the interval.
+    pub low: f64,
+    /// Upper end of the interval.
+    pub high: f64,
+}
+
 /// The conclusion of a comparison, at 95% confidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Verdict {
@@ -123,10 +134,9 @@ pub fn compare(before: &[Share], after: &[Share], better: Better, seed: u64) -> 
     let pairs = before.iter().zip(after);
     let differences: Vec<Share> =
         pairs.map(|(before, after)| Share { sum: after.sum - before.sum, ..*before }).collect();
-    let mut resampled: Vec<f64> =
+    let resampled =
         (0..RESAMPLES as u64).into_par_iter().map(|resample| resampled_mean(&differences, seed, resample)).collect();
-    resampled.sort_by(f64::total_cmp);
-    let (low, high) = (quantile(&resampled, 0.025), quantile(&resampled, 0.975));
+    let (low, high) = interval(resampled);
     let (is_below, is_above) = (high < 0.0, low > 0.0);
     let verdict = match (better, differences.len()) {
         (_, examples) if examples < LEAST_EXAMPLES => Verdict::NoEvidence,
@@ -152,8 +162,14 @@ pub(super) fn draws(seed: u64, resample: u64, count: usize) -> impl Iterator<Ite
     (0..count).map(move |_| ((u128::from(rng.next_u64()) * count as u128) >> 64) as usize)
 }
 
+/// The 95% interval of a figure by its values in all resamples.
+pub(super) fn interval(mut resampled: Vec<f64>) -> (f64, f64) {
+    resampled.sort_unstable_by(f64::total_cmp);
+    (quantile(&resampled, 0.025), quantile(&resampled, 0.975))
+}
+
 /// The value below which `share` of `sorted` lies, interpolated linearly (numpy's default).
-pub(super) fn quantile(sorted: &[f64], share: f64) -> f64 {
+fn quantile(sorted: &[f64], share: f64) -> f64 {
     let position = share * sorted.len().saturating_sub(1) as f64;
     let below = sorted.get(position.floor() as usize).copied().unwrap_or_default();
     let above = sorted.get(position.ceil() as usize).copied().unwrap_or_default();

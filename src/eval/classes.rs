@@ -5,7 +5,7 @@ use std::fmt;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::bootstrap::{RESAMPLES, draws, quantile};
+use super::bootstrap::{Estimate, RESAMPLES, draws, interval};
 use super::loss::ExampleLoss;
 
 /// The classes of confidence, of equal width, by which the calibration is measured.
@@ -141,17 +141,6 @@ pub fn figures(examples: &[Classified], labels: usize) -> ClassFigures {
     Tally::of(outcomes(examples).iter(), labels).figures()
 }
 
-/// A value with its 95% interval, the percentile bootstrap over examples.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Measured {
-    /// The value.
-    pub value: f64,
-    /// Lower end of the interval.
-    pub low: f64,
-    /// Upper end.
-    pub high: f64,
-}
-
 /// The measures of one label.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LabelFigures {
@@ -160,11 +149,11 @@ pub struct LabelFigures {
     /// Examples that have it.
     pub examples: usize,
     /// The share of the predictions of this label that are right; none without such a prediction.
-    pub precision: Option<Measured>,
+    pub precision: Option<Estimate>,
     /// The share of the examples with this label that are predicted so; none without such an example.
-    pub recall: Option<Measured>,
+    pub recall: Option<Estimate>,
     /// The harmonic mean of the two; none where neither is.
-    pub f1: Option<Measured>,
+    pub f1: Option<Estimate>,
 }
 
 /// The measures of a set with their intervals.
@@ -173,13 +162,13 @@ pub struct ClassReport {
     /// Examples.
     pub examples: usize,
     /// [`ClassFigures::accuracy`].
-    pub accuracy: Measured,
+    pub accuracy: Estimate,
     /// The accuracy of giving every example the most frequent label.
     pub majority_accuracy: f64,
     /// [`ClassFigures::macro_f1`].
-    pub macro_f1: Measured,
+    pub macro_f1: Estimate,
     /// [`ClassFigures::calibration_error`].
-    pub calibration_error: Measured,
+    pub calibration_error: Estimate,
     /// The measures of each label, in their order.
     pub labels: Vec<LabelFigures>,
     /// For each label a row: the examples that have it, by the label that they were given.
@@ -200,14 +189,12 @@ impl ClassReport {
             .into_par_iter()
             .map(|resample| Tally::of(draws(seed, resample, outcomes.len()).map(|at| &outcomes[at]), labels).values())
             .collect();
-        let measured = |at: usize| -> Option<Measured> {
+        let measured = |at: usize| -> Option<Estimate> {
             // A resample may lack a label.
-            let mut column: Vec<f64> = resampled.iter().map(|values| values[at]).filter(|v| !v.is_nan()).collect();
-            column.sort_unstable_by(f64::total_cmp);
-            let (low, high) = (quantile(&column, 0.025), quantile(&column, 0.975));
-            (!values[at].is_nan()).then_some(Measured { value: values[at], low, high })
+            let (low, high) = interval(resampled.iter().map(|values| values[at]).filter(|v| !v.is_nan()).collect());
+            (!values[at].is_nan()).then_some(Estimate { value: values[at], low, high })
         };
-        let whole = |at: usize| measured(at).unwrap_or(Measured { value: 0.0, low: 0.0, high: 0.0 });
+        let whole = |at: usize| measured(at).unwrap_or(Estimate { value: 0.0, low: 0.0, high: 0.0 });
         let confusion: Vec<Vec<usize>> =
             tally.cells.chunks(labels.max(1)).map(|row| row.iter().map(|count| *count as usize).collect()).collect();
         let of_label = |(number, name): (usize, &String)| LabelFigures {
@@ -251,8 +238,8 @@ impl ClassReport {
 }
 
 /// A share with its interval.
-fn percent(measured: &Measured) -> String {
-    let Measured { value, low, high } = measured;
+fn percent(measured: &Estimate) -> String {
+    let Estimate { value, low, high } = measured;
     format!("{:.1}% ({:.1} to {:.1})", 100.0 * value, 100.0 * low, 100.0 * high)
 }
 
@@ -269,7 +256,7 @@ impl fmt::Display for ClassReport {
         let head = ["label", "examples", "precision", "recall", "F1", "given"].map(str::to_owned);
         let mut table = vec![head.to_vec()];
         for (figures, row) in self.labels.iter().zip(&self.confusion) {
-            let shown = |measured: &Option<Measured>| measured.as_ref().map_or_else(|| "-".to_owned(), percent);
+            let shown = |measured: &Option<Estimate>| measured.as_ref().map_or_else(|| "-".to_owned(), percent);
             let LabelFigures { label, examples, precision, recall, f1 } = figures;
             let given = row.iter().zip(&self.labels).filter(|(count, _)| **count > 0);
             let given: Vec<String> = given.map(|(count, other)| format!("{count} {}", other.label)).collect();
@@ -329,7 +316,7 @@ mod tests {
         // 80 of 100 are right: the interval of a share is 0.8 ± 1.96·√(0.8·0.2/100) = 0.8 ± 0.078.
         let set = examples(&(0..100).map(|at| (at % 2, (at % 2 + usize::from(at < 20)) % 3, 0.8)).collect::<Vec<_>>());
         let report = ClassReport::of(&set, &names(), 0);
-        let Measured { value, low, high } = report.accuracy;
+        let Estimate { value, low, high } = report.accuracy;
         assert!(value == 0.8 && (low - 0.722).abs() < 0.02 && (high - 0.878).abs() < 0.02, "{low} to {high}");
         assert_eq!(report, ClassReport::of(&set, &names(), 0));
         assert_ne!(report, ClassReport::of(&set, &names(), 1));

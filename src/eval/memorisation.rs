@@ -1,25 +1,13 @@
 //! Measures of a model's memory of its training examples: the exposure of canaries, and whether losses tell members from others.
 
 use rayon::prelude::*;
-use serde::Serialize;
 
-use super::bootstrap::{LEAST_EXAMPLES, RESAMPLES, draws, quantile};
+use super::bootstrap::{Estimate, LEAST_EXAMPLES, RESAMPLES, draws, interval};
 
 /// The exposure that a canary has on average where nothing is remembered, in bits: the mean of `−log₂ u` for uniform `u`, `1 / ln 2`.
 pub const CHANCE_EXPOSURE: f64 = std::f64::consts::LOG2_E;
 /// The area under the curve where nothing is remembered.
 pub const CHANCE_AUC: f64 = 0.5;
-
-/// A figure with its 95% interval, by the bootstrap over the examples of two groups.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Estimate {
-    /// The figure.
-    pub value: f64,
-    /// Lower end of the interval.
-    pub low: f64,
-    /// Upper end of the interval.
-    pub high: f64,
-}
 
 /// The exposure of a secret, in bits: `log₂ |R| − log₂ rank` of the secret among the texts `R` of its form, by its loss (Carlini et
 /// al. 2019, definition 5). The rank in `R` is estimated by the rank among the drawn `alternatives`, so the exposure is
@@ -31,7 +19,7 @@ pub fn exposure(loss: f64, alternatives: &[f64]) -> f64 {
         std::cmp::Ordering::Greater => 0.0,
     };
     let rank = 1.0 + alternatives.iter().map(below).sum::<f64>();
-    (alternatives.len() as f64 + 1.0).log2() - rank.log2()
+    most_exposure(alternatives.len()) - rank.log2()
 }
 
 /// The greatest exposure that so many alternatives can show.
@@ -39,9 +27,13 @@ pub fn most_exposure(alternatives: usize) -> f64 {
     (alternatives as f64 + 1.0).log2()
 }
 
+/// The mean; 0 of none.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
 /// The difference of two means, `of − against`.
 pub fn difference(of: &[f64], against: &[f64], seed: u64) -> Estimate {
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
     estimate(of, against, seed, |of, against| mean(of) - mean(against))
 }
 
@@ -67,9 +59,8 @@ fn estimate(a: &[f64], b: &[f64], seed: u64, figure: impl Fn(&[f64], &[f64]) -> 
     let drawn =
         |values: &[f64], resample| draws(seed, resample, values.len()).map(|index| values[index]).collect::<Vec<_>>();
     let resampled = |resample: u64| figure(&drawn(a, 2 * resample), &drawn(b, 2 * resample + 1));
-    let mut found: Vec<f64> = (0..RESAMPLES as u64).into_par_iter().map(resampled).collect();
-    found.sort_by(f64::total_cmp);
-    Estimate { value: figure(a, b), low: quantile(&found, 0.025), high: quantile(&found, 0.975) }
+    let (low, high) = interval((0..RESAMPLES as u64).into_par_iter().map(resampled).collect());
+    Estimate { value: figure(a, b), low, high }
 }
 
 /// Whether an estimate lies above `chance` with its whole interval, from groups of these sizes; `None` where one of them is too small to say

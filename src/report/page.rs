@@ -15,6 +15,9 @@ use super::folder::{Lines, RunFiles};
 use super::sentence::sentence;
 use crate::error::Result;
 
+/// The program and its version, as pages name them.
+pub const PROGRAM: &str = concat!("burnish ", env!("CARGO_PKG_VERSION"));
+
 const PAGE: &str = include_str!("assets/page.html");
 const STYLE: &str = include_str!("assets/style.css");
 const TOOLS: &str = include_str!("assets/tools.js");
@@ -116,11 +119,7 @@ pub fn with_data(title: &str, text: &str, data: &str) -> String {
 pub fn data(runs: &[RunFiles]) -> String {
     let comparison = if runs.len() > 1 { json!(compare(runs)) } else { Value::Null };
     let runs: Vec<String> = runs.iter().map(of_run).collect();
-    let text = format!(
-        "{{\"program\":{},\"comparison\":{comparison},\"runs\":[{}]}}",
-        json!(concat!("burnish ", env!("CARGO_PKG_VERSION"))),
-        runs.join(",")
-    );
+    let text = format!("{{\"program\":{},\"comparison\":{comparison},\"runs\":[{}]}}", json!(PROGRAM), runs.join(","));
     for_script(&text)
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::folder::RunFiles;
-use super::page::{for_script, list, with_data};
+use super::page::{PROGRAM, for_script, list, with_data};
 use super::table::Table;
 use crate::error::{counted, printable};
 
@@ -140,12 +140,7 @@ impl SummaryRow {
 /// The page of a sweep, with the curves of `runs`, its best trials.
 pub fn page(summary: &Summary, runs: &[RunFiles]) -> String {
     let runs: Vec<String> = runs.iter().map(of_trial).collect();
-    let data = format!(
-        "{{\"program\":{},\"sweep\":{},\"runs\":[{}]}}",
-        json!(concat!("burnish ", env!("CARGO_PKG_VERSION"))),
-        json!(summary),
-        runs.join(",")
-    );
+    let data = format!("{{\"program\":{},\"sweep\":{},\"runs\":[{}]}}", json!(PROGRAM), json!(summary), runs.join(","));
     with_data(&summary.name, &summary.sentence, &for_script(&data))
 }
 

@@ -141,9 +141,7 @@ impl EvalData {
 /// Whether the file to write can be made.
 pub(super) fn check_free(out: &Path) -> Result<()> {
     let place = || Place::argument("--out");
-    if out.symlink_metadata().is_ok() {
-        return Err(Error::input(place(), format!("{} exists already", out.display())).hint("choose another name"));
-    }
+    atomic::check_new(place(), out)?;
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         return Err(Error::input(place(), format!("{} is not a folder", folder.display())).hint("make it first"));

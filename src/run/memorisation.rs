@@ -11,13 +11,14 @@ use serde_json::json;
 use super::model::{LoadedModel, ModelChoice};
 use super::prepare::{Examples, read_examples};
 use super::watch::{Stage, Watch};
-use crate::data::canaries::{Canary, Drawn, FILE};
-use crate::data::{Encoded, Example, LongPolicy, Position, Row, batch};
+use crate::data::canaries::{Canary, FILE};
+use crate::data::{Canaries, Encoded, Example, LongPolicy, Position, Row, batch};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Place, Result, counted};
+use crate::eval::bootstrap::Estimate;
 use crate::eval::loss::{ExampleLoss, mean_loss};
 use crate::eval::memorisation::{
-    CHANCE_AUC, CHANCE_EXPOSURE, Estimate, auc, difference, exposure, is_above, most_exposure,
+    CHANCE_AUC, CHANCE_EXPOSURE, auc, difference, exposure, is_above, mean, most_exposure,
 };
 use crate::files::{atomic, lock};
 use crate::nn::Adapter;
@@ -126,15 +127,16 @@ pub fn check_memorisation(
         let message = "has changed since the run: its examples are not those that were trained on";
         return Err(Error::input(plan.data.train_names(), message));
     }
-    let drawn = plan.data.canaries.as_ref().map(|canaries| canaries.draw(plan.train.seed));
-    if drawn.is_none() && examples.valid.is_empty() {
+    if plan.data.canaries.is_none() && examples.valid.is_empty() {
         return Err(Error::input(&recipe, "has neither validation examples nor canaries to compare with")
             .hint("`data.valid` gives the one, `[data.canaries]` the other; both are choices before the training"));
     }
     watch.stage(Stage::LoadWeights);
     let model = ModelChoice::base(plan.base.model.clone()).with_adapter(dir).load(choice, watch)?;
     watch.stage(Stage::Judge);
-    let canaries = drawn.map(|drawn| exposures(&model, &plan, &drawn, &examples, options, watch)).transpose()?;
+    let canaries = plan.data.canaries.as_ref();
+    let canaries =
+        canaries.map(|canaries| exposures(&model, &plan, canaries, &examples, options, watch)).transpose()?;
     let membership = membership(&model, &plan, &examples, options, watch)?;
     let report = MemorisationReport { canaries, membership };
     atomic::write_bytes(&dir.join(MEMORISATION_FILE), format!("{:#}\n", json!(report)).as_bytes())?;
@@ -146,12 +148,13 @@ pub fn check_memorisation(
 fn exposures(
     model: &LoadedModel,
     plan: &Plan,
-    drawn: &Drawn,
+    canaries: &Canaries,
     examples: &Examples,
     options: MemorisationOptions,
     watch: &mut dyn Watch,
 ) -> Result<Exposures> {
     let like = examples.train.first().map(|row| &row.example);
+    let drawn = canaries.draw(plan.train.seed);
     let count = drawn.inserted.len() + drawn.held_out.len();
     let mut done = 0;
     let mut of_each = |canaries: &[Canary]| -> Result<Vec<Exposed>> {
@@ -165,11 +168,10 @@ fn exposures(
     };
     let (inserted, held_out) = (of_each(&drawn.inserted)?, of_each(&drawn.held_out)?);
     let values = |exposed: &[Exposed]| exposed.iter().map(|one| one.exposure).collect::<Vec<f64>>();
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let (of, against) = (values(&inserted), values(&held_out));
     let difference = difference(&of, &against, plan.train.seed);
     Ok(Exposures {
-        repeats: plan.data.canaries.as_ref().map_or(0, |canaries| canaries.repeats),
+        repeats: canaries.repeats,
         alternatives: options.alternatives,
         most: most_exposure(options.alternatives),
         chance: CHANCE_EXPOSURE,
@@ -215,10 +217,10 @@ fn membership(
     let limit = plan.data.max_seq_tokens.min(model.decoder.config().max_positions);
     let encode = |rows: &[Row]| model.base.encoder.encode_all(rows, limit, plan.data.overlong);
     let mut train = encode(&examples.train[..examples.own])?.sequences;
-    let known: HashSet<Vec<u32>> = train.iter().map(|sequence| sequence.ids.clone()).collect();
+    let known: HashSet<&[u32]> = train.iter().map(|sequence| sequence.ids.as_slice()).collect();
     let mut valid = if examples.valid.is_empty() { Vec::new() } else { encode(&examples.valid)?.sequences };
     model.show_pictures(watch)?;
-    valid.retain(|sequence| !known.contains(&sequence.ids));
+    valid.retain(|sequence| !known.contains(sequence.ids.as_slice()));
     let choose = |sequences: &mut Vec<Encoded>| {
         let order = batch::order(sequences.len(), plan.train.seed, CHOICE_STREAM);
         *sequences = order.into_iter().take(options.examples).map(|index| sequences[index].clone()).collect();

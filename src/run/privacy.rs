@@ -45,8 +45,6 @@ pub(super) fn guarantee(
 
 /// The guarantee and its limits, in words.
 pub(super) fn notices(plan: &Plan, guarantee: &Guarantee) -> Vec<String> {
-    let mut chosen = vec!["the best adapter"];
-    chosen.extend(plan.train.early_stopping.as_ref().map(|_| "the end of the run"));
     let mut notices = vec![format!("privacy: the adapter is {guarantee}"), format!("privacy: {}", guarantee.ratio())];
     notices.push(
         "privacy: examples go through the model one at a time; `privacy.clip_norm` bounds the gradient of each, and \
@@ -54,8 +52,9 @@ pub(super) fn notices(plan: &Plan, guarantee: &Guarantee) -> Vec<String> {
             .to_owned(),
     );
     if plan.data.valid.is_some() {
-        let chosen = chosen.join(" and ");
-        notices.push(format!("privacy: the validation examples are not covered, and they choose {chosen}"));
+        let end = if plan.train.early_stopping.is_some() { " and the end of the run" } else { "" };
+        notices
+            .push(format!("privacy: the validation examples are not covered, and they choose the best adapter{end}"));
     }
     notices.push(
         "privacy: the adapter's files and the model card are covered, metrics, samples and report of the run folder are not".to_owned(),

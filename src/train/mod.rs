@@ -3,6 +3,7 @@
 pub mod batching;
 pub mod best;
 pub mod checkpoint;
+mod clip;
 pub mod evaluate;
 pub mod event;
 pub mod fit;

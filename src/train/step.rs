@@ -3,6 +3,7 @@
 use burn::optim::GradientsParams;
 
 use super::batching::Layout;
+use super::clip::scaled_down;
 use super::objective::{Facts, Objective, Rewards, StepSize, by_sequence, weigh};
 use super::optimiser::Optimiser;
 use super::parallel::fixed::{PartFigures, Scale, StepSum, Verdict};
@@ -220,18 +221,12 @@ impl AdapterTrainer {
         sum
     }
 
-    /// `torch.nn.utils.clip_grad_norm_`: scaled by `max / (norm + 1e-6)` where that is below 1.
-    fn clipped(&self, mut gradients: GradientsParams, norm: f64) -> GradientsParams {
-        let factor = self.max_grad_norm / (norm + 1e-6);
-        if self.max_grad_norm == 0.0 || factor >= 1.0 {
-            return gradients;
+    /// The gradients of this norm, scaled down to `max_grad_norm` where there is one.
+    fn clipped(&self, gradients: GradientsParams, norm: f64) -> GradientsParams {
+        match self.max_grad_norm {
+            0.0 => gradients,
+            largest => scaled_down(&self.adapter, gradients, norm, largest),
         }
-        for parameter in self.adapter.matrices() {
-            if let Some(gradient) = gradients.remove::<2>(parameter.id) {
-                gradients.register(parameter.id, gradient.mul_scalar(factor));
-            }
-        }
-        gradients
     }
 }
 

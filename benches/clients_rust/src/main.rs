@@ -105,9 +105,9 @@ async fn tools(client: &Client<OpenAIConfig>, model: &str, checks: &mut Checks) 
     // The model may call or not; where it does, the arguments are valid.
     let free = json!({ "tools": tools, "max_completion_tokens": 60, "n": 4, "temperature": 1.0, "seed": 1 });
     let answer = client.chat().create(request(model, free)).await?;
-    let calls = answer.choices.iter().flat_map(|choice| choice.message.tool_calls.iter().flatten());
-    let holds = calls.fold(true, |holds, call| match call {
-        ChatCompletionMessageToolCalls::Function(call) => holds && is_city(&call.function.arguments),
+    let mut calls = answer.choices.iter().flat_map(|choice| choice.message.tool_calls.iter().flatten());
+    let holds = calls.all(|call| match call {
+        ChatCompletionMessageToolCalls::Function(call) => is_city(&call.function.arguments),
         ChatCompletionMessageToolCalls::Custom(_) => false,
     });
     checks.check(&format!("{model}: strict calls or text"), holds, &answer);

@@ -11,6 +11,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::Ranks;
 use crate::nn::Adapter;
 use crate::ops::vectorised;
+use crate::train::clip::{norm_of, sum_of_squares};
 use crate::train::objective::Rewards;
 
 /// Binary digits behind the point by [`Scale`]: the first, and how many fewer each further one has.
@@ -277,19 +278,6 @@ vectorised! {
         }
         values
     }
-}
-
-/// `√Σ g²` over the matrices of an adapter, in f64.
-pub(in crate::train) fn norm_of(adapter: &Adapter, gradients: &GradientsParams) -> f64 {
-    let squares = adapter.matrices().filter_map(|matrix| {
-        let data = gradients.get::<2>(matrix.id)?.into_data();
-        Some(sum_of_squares(data.as_slice().expect("the gradients of an adapter are f32")))
-    });
-    squares.sum::<f64>().sqrt()
-}
-
-fn sum_of_squares(values: &[f32]) -> f64 {
-    values.iter().map(|value| f64::from(*value).powi(2)).sum()
 }
 
 #[cfg(test)]

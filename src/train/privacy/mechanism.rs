@@ -16,10 +16,7 @@ use rand_chacha::ChaCha20Rng;
 use sha2::{Digest, Sha256};
 
 use crate::nn::Adapter;
-use crate::train::parallel::fixed::norm_of;
-
-/// Added to the norm of an example, as Opacus does: it keeps the quotient finite and lowers the gradient a little.
-const NORM_EPSILON: f64 = 1e-6;
+use crate::train::clip::{norm_of, scaled_down};
 
 /// The secret that sample and noise follow from. Whoever has it can take the noise away again.
 #[derive(Clone, PartialEq, Eq)]
@@ -89,18 +86,9 @@ impl Mechanism {
 
     /// The gradients of one example, scaled down to `clip_norm` where their norm is greater; `None` for gradients that are not finite, which
     /// count for nothing.
-    pub fn clipped(&self, adapter: &Adapter, mut gradients: GradientsParams) -> Option<GradientsParams> {
+    pub fn clipped(&self, adapter: &Adapter, gradients: GradientsParams) -> Option<GradientsParams> {
         let norm = norm_of(adapter, &gradients);
-        if !norm.is_finite() {
-            return None;
-        }
-        let factor = (self.clip_norm / (norm + NORM_EPSILON)).min(1.0);
-        for matrix in adapter.matrices() {
-            if let Some(gradient) = gradients.remove::<2>(matrix.id) {
-                gradients.register(matrix.id, gradient.mul_scalar(factor));
-            }
-        }
-        Some(gradients)
+        norm.is_finite().then(|| scaled_down(adapter, gradients, norm, self.clip_norm))
     }
 
     /// The gradients of a step: the sum over its examples, which may be none, with the noise that belongs to the seed of the step, over the
