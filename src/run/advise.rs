@@ -19,8 +19,8 @@ pub use machine::{Machine, Speed};
 pub use report::{Advice, Method, Model};
 
 use super::OpenBase;
-use super::doctor::usable_memory;
-use super::init::{Facts, MEMORY_SHARE, Savings, text};
+use super::doctor::memory_to_plan_with;
+use super::init::{Facts, Savings, text};
 use super::memory::{Demand, Planner};
 use super::prepare::disk_bytes;
 use super::watch::Watch;
@@ -83,8 +83,7 @@ pub fn advise(options: &AdviseOptions<'_>, watch: &mut dyn Watch) -> Result<Advi
         true => known.iter().map(|candidate| (candidate.clone(), None)).collect(),
         false => own.collect(),
     };
-    let memory = options.memory.map(|Size(bytes)| bytes);
-    let memory = memory.or_else(|| usable_memory().map(|bytes| (bytes as f64 * MEMORY_SHARE) as u64));
+    let memory = options.memory.map(|Size(bytes)| bytes).or_else(memory_to_plan_with);
     let seconds = options.seconds.unwrap_or(USUAL_SECONDS);
     let sizes = known.iter().position(|candidate| candidate.config.hidden_size == WIDE);
     let narrow = known.first().ok_or_else(|| Error::failed("catalogue", "is empty"))?;
