@@ -49,9 +49,7 @@ impl OpenBase {
     pub fn for_data(mut self, settings: &DataSettings) -> Result<Self> {
         if let Some(chosen) = &settings.template {
             let tokenizer = with_chosen_template(self.encoder.tokenizer(), chosen)?;
-            let pictures = self.encoder.pictures().cloned();
-            let encoder = Encoder::of(tokenizer, chosen)?.for_vocabulary(self.encoder.vocabulary());
-            self.encoder = encoder.with_pictures(pictures);
+            self.encode_with(Encoder::of(tokenizer, chosen)?);
         }
         self.encoder.read_control_tokens(settings.control_tokens);
         Ok(self)
@@ -74,11 +72,16 @@ impl OpenBase {
         if let Some(largest) = tokens.iter().filter(|token| token.is_new).map(|token| token.id).max() {
             self.files = self.files.with_vocabulary(largest as usize + 1);
             let place = self.path().display().to_string();
-            let pictures = self.encoder.pictures().cloned();
-            let encoder = Encoder::of(tokenizer, &place)?.for_vocabulary(self.files.config().vocab_size);
-            self.encoder = encoder.with_pictures(pictures);
+            self.encode_with(Encoder::of(tokenizer, &place)?);
         }
         Ok((self, tokens))
+    }
+
+    /// Makes the base encode with another tokenizer or template from now on. The limit of its embedding and the pictures that it has met
+    /// stay.
+    pub(super) fn encode_with(&mut self, encoder: Encoder) {
+        let pictures = self.encoder.pictures().cloned();
+        self.encoder = encoder.for_vocabulary(self.files.config().vocab_size).with_pictures(pictures);
     }
 
     /// The folder or file of the model.
