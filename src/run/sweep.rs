@@ -291,14 +291,9 @@ impl Sweep<'_> {
     /// # Errors
     /// Failed: there is none.
     fn check_any(&self) -> Result<()> {
-        let errors = self.journal.trials.iter().map(|trial| Some((&trial.name, trial.error.as_ref()?)));
-        match errors.collect::<Option<Vec<_>>>() {
-            Some(errors) => {
-                Err(Error::join(errors.into_iter().map(|(name, error)| Error::failed(&**name, error.as_str())))
-                    .unwrap_or_else(|| Error::failed("", "there is no trial")))
-            }
-            None => Ok(()),
-        }
+        let trials = self.journal.trials.iter();
+        let errors = trials.map(|trial| Some(Error::failed(&*trial.name, trial.error.as_deref()?)));
+        Error::none_of(errors.collect::<Option<_>>().unwrap_or_default(), ())
     }
 
     /// Writes the journal and the page.
