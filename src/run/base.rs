@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
-
 use crate::adapter::begin::TrainedToken;
 use crate::data::chat::builtin::with_chosen_template;
 use crate::data::{DataSettings, Encoder, Pictures};
@@ -11,7 +9,7 @@ use crate::error::{Error, Place, Result, counted};
 use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
 use crate::pull;
-use crate::quant::{Compute, Quant};
+use crate::quant::Quant;
 use crate::text::Tokenizer;
 
 /// An open base model; its weights are still in their files.
@@ -102,21 +100,14 @@ impl OpenBase {
         (!list.is_empty()).then(|| format!("base: only the text decoder is used; passed over: {}", list.join(", ")))
     }
 
-    /// Loads the weights onto `device`, and shows the decoder the pictures that the encoder has met; calls `progress(done, total)`
+    /// Loads the weights as `options` say, and shows the decoder the pictures that the encoder has met; calls `progress(done, total)`
     /// after each tensor, then after each picture.
     ///
     /// # Errors
     /// Those of [`Decoder::load`] and [`Self::show_pictures`].
-    pub fn load(
-        &self,
-        device: &Device,
-        compute: Compute,
-        quant: Quant,
-        mut progress: impl FnMut(usize, usize),
-    ) -> Result<Decoder> {
-        let options = LoadOptions { device: device.clone(), compute, quant };
-        let decoder = Decoder::load(&self.files, &options, &mut progress)?;
-        self.show_pictures(&decoder, &options, &mut progress)?;
+    pub fn load(&self, options: &LoadOptions, mut progress: impl FnMut(usize, usize)) -> Result<Decoder> {
+        let decoder = Decoder::load(&self.files, options, &mut progress)?;
+        self.show_pictures(&decoder, options, &mut progress)?;
         Ok(decoder)
     }
 
