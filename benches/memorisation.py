@@ -9,9 +9,9 @@ standard library only. Three runs and their checks take about a quarter of an ho
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from runs import printed_by
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = ["adapter.targets=[\"q_proj\", \"v_proj\"]", "train.learning_rate=1e-3", "sample.valid_prompts=0", "train.eval_steps=1000"]
@@ -23,13 +23,6 @@ CASES = {
     "eight times": ["data.canaries.repeats=8"],
     "eight times, private": ["data.canaries.repeats=8", *PRIVATE],
 }
-
-
-def called(command):
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()[-800:]}")
-    return json.loads(done.stdout)
 
 
 def main():
@@ -53,8 +46,8 @@ def main():
         record = folder / "run.json"
         if not (record.is_file() and (json.loads(record.read_text()).get("outcome") or {}).get("interrupted") is False):
             sets = [part for setting in [*COMMON, *settings, f"output.dir={folder}"] for part in ("--set", setting)]
-            called([*burnish, "train", str(recipe), "--resume", *sets])
-        found = called([*burnish, "check", "--memorisation", str(folder)])
+            printed_by([*burnish, "train", str(recipe), "--resume", *sets], cwd=ROOT)
+        found = printed_by([*burnish, "check", "--memorisation", str(folder)], cwd=ROOT)
         privacy = json.loads(record.read_text()).get("privacy")
         canaries, membership = found["canaries"], found["membership"]
         interval = lambda one, digits: f"{one['value']:.{digits}f} ({one['low']:.{digits}f} to {one['high']:.{digits}f})"

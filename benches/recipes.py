@@ -10,11 +10,11 @@ adapter answer its validation rows, a language at a time. Every run writes its r
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import time
 import tomllib
 from pathlib import Path
+
+from runs import printed_by
 
 # The recipe, the measure of its answers beside the loss, and the longest answer in tokens; none for those that give no text.
 RECIPES = {
@@ -31,14 +31,6 @@ RECIPES = {
 }
 
 
-def run(command):
-    """The JSON object that a command prints."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()[-800:]}")
-    return json.loads(done.stdout)
-
-
 def language(path):
     """The language that a data file has in its name."""
     return "zh" if "_zh" in path else "en" if "_en" in path else "both"
@@ -53,7 +45,7 @@ def measure(options, name, recipe):
     burnish = str(options.burnish)
     overrides = [f"base.model={json.dumps(options.base)}", f"output.dir={json.dumps(str(folder))}", *options.set]
     began = time.monotonic()
-    trained = run([burnish, "train", str(recipe), "--json", "--quiet", *(word for one in overrides for word in ("--set", one))])
+    trained = printed_by([burnish, "train", str(recipe), "--json", "--quiet", *(word for one in overrides for word in ("--set", one))])
     seconds = time.monotonic() - began
     valid = settings["data"]["valid"]
     score, tokens = RECIPES[name]
@@ -64,7 +56,7 @@ def measure(options, name, recipe):
         command = [burnish, "eval", "--base", options.base, "--adapter", str(folder), "--data", path, "--json", "--quiet"]
         if tokens:
             command += ["--generate", "--max-tokens", str(tokens)]
-        answers = run(command)
+        answers = printed_by(command)
         scores[language(path)] = {"loss": answers["scores"].get("loss"), score: answers["scores"].get(score)}
     return {"trained": trained, "seconds": seconds, "scores": scores}
 
