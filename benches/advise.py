@@ -14,16 +14,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from runs import printed_by
+
 HERE = Path(__file__).parent
 # Shapes of random_model.py by methods, as `advise` names them.
 SHAPES = ["smollm2-135m", "tinyllama-1.1b"]
 METHODS = [("none", "none"), ("nf4", "none"), ("nf4", "block")]
 PEAK, TIME = 0.10, 0.20
-def result(command):
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}: exit {done.returncode}: {done.stderr.strip()[-800:]}")
-    return done.stdout
 
 
 def main():
@@ -40,9 +37,10 @@ def main():
     for shape in SHAPES:
         base = options.work / shape
         if not base.exists():
-            result([sys.executable, HERE / "random_model.py", "--shape", shape, "--tokenizer", options.tokenizer, "--out", base])
+            model = [sys.executable, HERE / "random_model.py", "--shape", shape, "--tokenizer", options.tokenizer, "--out", base]
+            subprocess.run(model, check=True, stdout=subprocess.DEVNULL)
         advise = [options.burnish, "advise", "--base", base, "--data", options.data, "--memory", "64GiB", "--json"]
-        advice = json.loads(result(advise))
+        advice = printed_by(advise)
         predicted = {(method["quant"], method["recompute"]): method for method in advice["models"][0]["methods"]}
         recipe = options.work / f"{shape}.toml"
         recipe.write_text(advice["recipe"])
@@ -51,7 +49,7 @@ def main():
             out = options.work / "runs" / name
             settings = {"base.quant": quant, "train.recompute": recompute, "train.max_steps": options.steps, "output.dir": json.dumps(str(out))}
             more = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-            report = json.loads(result([options.burnish, "train", recipe, "--json", "--quiet", *more]))
+            report = printed_by([options.burnish, "train", recipe, "--json", "--quiet", *more])
             timings = [json.loads(line) for line in (out / "timings.jsonl").read_text().splitlines()][1:]
             # The first step pays for memory and threads.
             speed = sum(line["tokens"] for line in timings) / sum(line["seconds"] for line in timings)

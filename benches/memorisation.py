@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from runs import result_of
+from runs import printed_by
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = ["adapter.targets=[\"q_proj\", \"v_proj\"]", "train.learning_rate=1e-3", "sample.valid_prompts=0", "train.eval_steps=1000"]
@@ -46,8 +46,8 @@ def main():
         record = folder / "run.json"
         if not (record.is_file() and (json.loads(record.read_text()).get("outcome") or {}).get("interrupted") is False):
             sets = [part for setting in [*COMMON, *settings, f"output.dir={folder}"] for part in ("--set", setting)]
-            result_of([*burnish, "train", str(recipe), "--resume", *sets], cwd=ROOT)
-        found = result_of([*burnish, "check", "--memorisation", str(folder)], cwd=ROOT)
+            printed_by([*burnish, "train", str(recipe), "--resume", *sets], cwd=ROOT)
+        found = printed_by([*burnish, "check", "--memorisation", str(folder)], cwd=ROOT)
         privacy = json.loads(record.read_text()).get("privacy")
         canaries, membership = found["canaries"], found["membership"]
         interval = lambda one, digits: f"{one['value']:.{digits}f} ({one['low']:.{digits}f} to {one['high']:.{digits}f})"

@@ -14,7 +14,7 @@ import time
 import tomllib
 from pathlib import Path
 
-from runs import result_of
+from runs import printed_by
 
 # The recipe, the measure of its answers beside the loss, and the longest answer in tokens; none for those that give no text.
 RECIPES = {
@@ -45,7 +45,7 @@ def measure(options, name, recipe):
     burnish = str(options.burnish)
     overrides = [f"base.model={json.dumps(options.base)}", f"output.dir={json.dumps(str(folder))}", *options.set]
     began = time.monotonic()
-    trained = result_of([burnish, "train", str(recipe), "--json", "--quiet", *(word for one in overrides for word in ("--set", one))])
+    trained = printed_by([burnish, "train", str(recipe), "--json", "--quiet", *(word for one in overrides for word in ("--set", one))])
     seconds = time.monotonic() - began
     valid = settings["data"]["valid"]
     score, tokens = RECIPES[name]
@@ -56,7 +56,7 @@ def measure(options, name, recipe):
         command = [burnish, "eval", "--base", options.base, "--adapter", str(folder), "--data", path, "--json", "--quiet"]
         if tokens:
             command += ["--generate", "--max-tokens", str(tokens)]
-        answers = result_of(command)
+        answers = printed_by(command)
         scores[language(path)] = {"loss": answers["scores"].get("loss"), score: answers["scores"].get(score)}
     return {"trained": trained, "seconds": seconds, "scores": scores}
 

@@ -54,6 +54,14 @@ def start(options, recipe, *more):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def printed_by(command, **more):
+    """The JSON object that a command prints; ends the script where the command fails."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **more)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}: exit {done.returncode}: {done.stderr.strip()[-800:]}")
+    return json.loads(done.stdout)
+
+
 def check(child, error, recipe):
     """Ends the script where a training failed."""
     if child.returncode != 0:
@@ -89,13 +97,6 @@ def with_interval(values, sign=""):
         return text
     return f"{text} ± {STUDENT_T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values)):.4f}"
 
-
-def result_of(command, **more):
-    """The JSON object that a command prints; ends the script where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, **more)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()[-800:]}")
-    return json.loads(done.stdout)
 
 
 def measured_by(command, threads):

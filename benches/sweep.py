@@ -9,10 +9,11 @@ machine.
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from runs import printed_by
 
 MOST_TIME = 0.5
 BEST = 3
@@ -25,11 +26,8 @@ def sweep(options, name, more):
     command = [str(options.burnish), "sweep", str(options.recipe), "--json", "--parallel", str(options.parallel)]
     command += [part for setting in settings for part in ("--set", setting)]
     began = time.monotonic()
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    seconds = time.monotonic() - began
-    if done.returncode != 0:
-        sys.exit(f"{name}: exit {done.returncode}: {done.stderr.strip()[-800:]}")
-    return json.loads(done.stdout), seconds
+    report = printed_by(command)
+    return report, time.monotonic() - began
 
 
 def show(title, report, seconds):

@@ -27,7 +27,7 @@ pub struct Encoder {
     pub(super) control_tokens: ControlTokens,
     /// The labels of texts, in the order of their numbers.
     pub(super) labels: Vec<String>,
-    /// Tokens that the model has an embedding for.
+    /// Tokens that the model has an embedding for; `usize::MAX` where that is not known.
     vocabulary: usize,
     /// The pictures that it has met, where the model sees any.
     pictures: Option<Pictures>,
@@ -101,11 +101,6 @@ impl Encoder {
         let template = self.template.as_ref().map(ChatTemplate::identity);
         let Self { control_tokens, labels, vocabulary, .. } = self;
         Ok(format!("{}{template:?}{control_tokens}{labels:?}{vocabulary}", self.tokenizer.identity()?))
-    }
-
-    /// Tokens that the model has an embedding for; `usize::MAX` where that is not known.
-    pub fn vocabulary(&self) -> usize {
-        self.vocabulary
     }
 
     /// The chat template, where there is one.

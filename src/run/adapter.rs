@@ -96,7 +96,7 @@ fn use_own_tokenizer(folder: &Path, base: &mut OpenBase) -> Result<Option<String
     if differences.is_empty() && !template_differs && base.files.is_gguf() {
         return Ok(None);
     }
-    base.encoder = encoder.for_vocabulary(base.files.config().vocab_size);
+    base.encode_with(encoder);
     let what = match (template_differs, differences.join(", ")) {
         (false, other) if other.is_empty() => return Ok(None),
         (true, other) if other.is_empty() => "chat template differs".to_owned(),
@@ -125,7 +125,7 @@ fn use_lone_template(folder: &Path, base: &mut OpenBase) -> Result<Option<String
     let differs = |template: &String| Some(comparable(template)) != template_of(tokenizer);
     let Some(template) = alone.or_else(within).filter(differs) else { return Ok(None) };
     let encoder = Encoder::of(tokenizer.with_chat_template(&template), &folder.display().to_string())?;
-    base.encoder = encoder.for_vocabulary(base.files.config().vocab_size);
+    base.encode_with(encoder);
     Ok(Some(of_its_own("chat template differs")))
 }
 

@@ -12,6 +12,7 @@ mod report;
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use catalogue::{Candidate, catalogue};
 use cost::{answer_tokens_per_second, planned_adapter, training_seconds};
 use examples::{Examples, Measured, set_of};
@@ -19,8 +20,8 @@ pub use machine::{Machine, Speed};
 pub use report::{Advice, Method, Model};
 
 use super::OpenBase;
-use super::doctor::usable_memory;
-use super::init::{Facts, MEMORY_SHARE, Savings, text};
+use super::doctor::memory_to_plan_with;
+use super::init::{Facts, Savings, text};
 use super::memory::{Demand, Planner};
 use super::prepare::disk_bytes;
 use super::watch::Watch;
@@ -83,20 +84,19 @@ pub fn advise(options: &AdviseOptions<'_>, watch: &mut dyn Watch) -> Result<Advi
         true => known.iter().map(|candidate| (candidate.clone(), None)).collect(),
         false => own.collect(),
     };
-    let memory = options.memory.map(|Size(bytes)| bytes);
-    let memory = memory.or_else(|| usable_memory().map(|bytes| (bytes as f64 * MEMORY_SHARE) as u64));
+    let memory = options.memory.map(|Size(bytes)| bytes).or_else(memory_to_plan_with);
     let seconds = options.seconds.unwrap_or(USUAL_SECONDS);
     let sizes = known.iter().position(|candidate| candidate.config.hidden_size == WIDE);
     let narrow = known.first().ok_or_else(|| Error::failed("catalogue", "is empty"))?;
     let wide = sizes.map_or(narrow, |index| &known[index]);
-    let measured = examples.measure(&candidates[0].0, candidates[0].1)?;
-    let machine = Machine::measure(&options.device, (narrow, wide), &measured.lengths)?;
+    let measured = candidates.iter().map(|(candidate, base)| examples.measure(candidate, *base));
+    let measured = measured.collect::<Result<Vec<_>>>()?;
+    let device = device::open(&options.device)?;
+    let machine = Machine::measure(&device, (narrow, wide), &measured[0].lengths)?;
     let data = options.data.unwrap_or(Path::new(NO_DATA));
-    let mut models = Vec::new();
-    for (candidate, base) in &candidates {
-        let measured = examples.measure(candidate, *base)?;
-        models.push(model(candidate, &measured, data, &machine, (options, memory))?);
-    }
+    let models = candidates.iter().zip(&measured);
+    let models = models.map(|((candidate, _), measured)| model(candidate, measured, data, (&machine, &device), memory));
+    let mut models = models.collect::<Result<Vec<_>>>()?;
     let fits = |model: &Model| {
         let knows = candidates.iter().any(|(one, _)| one.base == model.base && one.knows(examples.language));
         knows && model.chosen().is_some_and(|method| method.seconds() <= seconds)
@@ -113,8 +113,8 @@ pub fn advise(options: &AdviseOptions<'_>, watch: &mut dyn Watch) -> Result<Advi
         memory_bytes: memory,
         limit_seconds: seconds,
         data: options.data.map(PathBuf::from),
-        examples: measured.lengths.len(),
-        tokens: measured.lengths.iter().map(|(tokens, _)| tokens).sum(),
+        examples: measured[0].lengths.len(),
+        tokens: measured[0].lengths.iter().map(|(tokens, _)| tokens).sum(),
         language: examples.language,
         recommended: recommended.map(|index| models[index].name.clone()),
         models,
@@ -131,51 +131,43 @@ fn model(
     candidate: &Candidate,
     measured: &Measured,
     data: &Path,
-    machine: &Machine,
-    (options, memory): (&AdviseOptions<'_>, Option<u64>),
+    (machine, device): (&Machine, &Device),
+    memory: Option<u64>,
 ) -> Result<Model> {
     let config = &candidate.config;
-    let lengths = || measured.lengths.iter().map(|(tokens, _)| *tokens).collect();
-    let facts = || Facts::of(lengths(), measured.format, config.max_positions);
+    let lengths = measured.lengths.iter().map(|(tokens, _)| *tokens).collect();
+    let facts = Facts::of(lengths, measured.format, config.max_positions);
+    let facts = facts.ok_or_else(|| Error::failed("advice", "there are no examples"))?;
+    let recipe = |savings: Option<&Savings>| text(data, &candidate.base, &facts, savings);
+    // The methods decide nothing but how weights and activations are held.
+    let plan = Recipe::parse(&recipe(None), "recipe", &[])?.settings()?;
+    // Longer examples are left out.
+    let kept: Vec<(usize, usize)> =
+        measured.lengths.iter().copied().filter(|(tokens, _)| *tokens <= plan.data.max_seq_tokens).collect();
+    let valid_count = (kept.len() as f64 * plan.data.valid_fraction.unwrap_or(0.0)).round() as usize;
+    let (valid, train) = kept.split_at(valid_count);
+    let adapter = planned_adapter(&plan.adapter, config)?;
+    let prompts: Vec<Vec<u32>> = valid
+        .iter()
+        .take(plan.sample.valid_prompts)
+        .map(|(tokens, trained)| vec![0; tokens.saturating_sub(*trained)])
+        .collect();
+    let sample = (&prompts[..], plan.sample.max_tokens);
+    let demand = Demand::of(&plan.train, &plan.data, &set_of(train), &set_of(valid), sample);
+    let train_tokens: f64 = train.iter().map(|(tokens, _)| *tokens as f64).sum();
+    let valid_tokens: f64 = valid.iter().map(|(tokens, _)| *tokens as f64).sum();
+    let steps = plan.train.epochs * (train.len() as u64).div_ceil(plan.train.micro_batch_seqs as u64);
+    let evaluations = if valid.is_empty() { 0 } else { 1 + steps.div_ceil(plan.train.eval_steps) };
     let base = BaseFiles::synthetic(config.clone());
-    let device = device::open(&options.device)?;
-    let mut methods = Vec::new();
-    let mut recipes = Vec::new();
-    for (quant, recompute) in METHODS {
-        let reason = match memory {
-            Some(bytes) => format!("by `burnish advise`, for {} of memory", Size(bytes)),
-            None => "by `burnish advise`".to_owned(),
-        };
-        let savings = Savings { quant, recompute, reason };
-        let facts = facts().ok_or_else(|| Error::failed("advice", "there are no examples"))?;
-        let recipe = text(data, &candidate.base, &facts, Some(&savings));
-        let plan = Recipe::parse(&recipe, "recipe", &[])?.settings()?;
-        // Longer examples are left out.
-        let kept: Vec<(usize, usize)> =
-            measured.lengths.iter().copied().filter(|(tokens, _)| *tokens <= plan.data.max_seq_tokens).collect();
-        let valid_count = (kept.len() as f64 * plan.data.valid_fraction.unwrap_or(0.0)).round() as usize;
-        let (valid, train) = kept.split_at(valid_count);
-        let adapter = planned_adapter(&plan.adapter, config)?;
-        let prompts: Vec<Vec<u32>> = valid
-            .iter()
-            .take(plan.sample.valid_prompts)
-            .map(|(tokens, trained)| vec![0; tokens.saturating_sub(*trained)])
-            .collect();
-        let (train_set, valid_set) = (set_of(train), set_of(valid));
-        let sample = (&prompts[..], plan.sample.max_tokens);
-        let demand = Demand::of(&plan.train, &plan.data, &train_set, &valid_set, sample);
+    let methods = METHODS.map(|(quant, recompute)| {
         let recomputed_layers = if recompute == Recompute::Block { config.layers } else { 0 };
         let layout = Layout { part: Part::MicroBatch, recomputed_layers, parts_a_pass: None };
         let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant };
         let peak_bytes = Planner::new(&base, &load, &adapter).plan(&demand.workload(layout)).total();
         let pass = training_seconds(machine, config, (quant, recompute), train);
-        let train_tokens: f64 = train.iter().map(|(tokens, _)| *tokens as f64).sum();
-        let valid_tokens: f64 = valid.iter().map(|(tokens, _)| *tokens as f64).sum();
-        let steps = plan.train.epochs * (train.len() as u64).div_ceil(plan.train.micro_batch_seqs as u64);
-        let evaluations = if valid.is_empty() { 0 } else { 1 + steps.div_ceil(plan.train.eval_steps) };
         let without_again = training_seconds(machine, config, (quant, Recompute::None), train);
         let a_token = machine.evaluation * without_again / train_tokens.max(1.0);
-        methods.push(Method {
+        Method {
             quant,
             recompute,
             peak_bytes,
@@ -184,11 +176,15 @@ fn model(
             evaluation_seconds: evaluations as f64 * valid_tokens * a_token,
             tokens_per_second: train_tokens / pass,
             disk_bytes: base.file_bytes() as u64 + disk_bytes(&adapter, &plan.train),
-        });
-        recipes.push(recipe);
-    }
+        }
+    });
     let fitting = methods.iter().enumerate().filter(|(_, method)| method.fits);
     let chosen = fitting.min_by(|(_, a), (_, b)| a.seconds().total_cmp(&b.seconds())).map(|(index, _)| index);
+    let with_savings = |index: usize| {
+        let Method { quant, recompute, .. } = methods[index];
+        let limit = memory.map_or_else(String::new, |bytes| format!(", for {} of memory", Size(bytes)));
+        recipe(Some(&Savings { quant, recompute, reason: format!("by `burnish advise`{limit}") }))
+    };
     Ok(Model {
         base: candidate.base.clone(),
         name: candidate.name.clone(),
@@ -198,8 +194,8 @@ fn model(
         languages: candidate.languages.clone(),
         tokens_are_exact: measured.is_exact,
         answer_tokens_per_second: answer_tokens_per_second(machine, config),
-        recipe: chosen.map(|index| recipes.swap_remove(index)),
+        recipe: chosen.map(with_savings),
         chosen,
-        methods,
+        methods: methods.to_vec(),
     })
 }

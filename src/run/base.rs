@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
-
 use crate::adapter::begin::TrainedToken;
 use crate::data::chat::builtin::with_chosen_template;
 use crate::data::{DataSettings, Encoder, Pictures};
@@ -11,7 +9,7 @@ use crate::error::{Error, Place, Result, counted};
 use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
 use crate::pull;
-use crate::quant::{Compute, Quant};
+use crate::quant::Quant;
 use crate::text::Tokenizer;
 
 /// An open base model; its weights are still in their files.
@@ -49,9 +47,7 @@ impl OpenBase {
     pub fn for_data(mut self, settings: &DataSettings) -> Result<Self> {
         if let Some(chosen) = &settings.template {
             let tokenizer = with_chosen_template(self.encoder.tokenizer(), chosen)?;
-            let pictures = self.encoder.pictures().cloned();
-            let encoder = Encoder::of(tokenizer, chosen)?.for_vocabulary(self.encoder.vocabulary());
-            self.encoder = encoder.with_pictures(pictures);
+            self.encode_with(Encoder::of(tokenizer, chosen)?);
         }
         self.encoder.read_control_tokens(settings.control_tokens);
         Ok(self)
@@ -74,11 +70,16 @@ impl OpenBase {
         if let Some(largest) = tokens.iter().filter(|token| token.is_new).map(|token| token.id).max() {
             self.files = self.files.with_vocabulary(largest as usize + 1);
             let place = self.path().display().to_string();
-            let pictures = self.encoder.pictures().cloned();
-            let encoder = Encoder::of(tokenizer, &place)?.for_vocabulary(self.files.config().vocab_size);
-            self.encoder = encoder.with_pictures(pictures);
+            self.encode_with(Encoder::of(tokenizer, &place)?);
         }
         Ok((self, tokens))
+    }
+
+    /// Makes the base encode with another tokenizer or template from now on. The limit of its embedding and the pictures that it has met
+    /// stay.
+    pub(super) fn encode_with(&mut self, encoder: Encoder) {
+        let pictures = self.encoder.pictures().cloned();
+        self.encoder = encoder.for_vocabulary(self.files.config().vocab_size).with_pictures(pictures);
     }
 
     /// The folder or file of the model.
@@ -99,21 +100,14 @@ impl OpenBase {
         (!list.is_empty()).then(|| format!("base: only the text decoder is used; passed over: {}", list.join(", ")))
     }
 
-    /// Loads the weights onto `device`, and shows the decoder the pictures that the encoder has met; calls `progress(done, total)`
+    /// Loads the weights as `options` say, and shows the decoder the pictures that the encoder has met; calls `progress(done, total)`
     /// after each tensor, then after each picture.
     ///
     /// # Errors
     /// Those of [`Decoder::load`] and [`Self::show_pictures`].
-    pub fn load(
-        &self,
-        device: &Device,
-        compute: Compute,
-        quant: Quant,
-        mut progress: impl FnMut(usize, usize),
-    ) -> Result<Decoder> {
-        let options = LoadOptions { device: device.clone(), compute, quant };
-        let decoder = Decoder::load(&self.files, &options, &mut progress)?;
-        self.show_pictures(&decoder, &options, &mut progress)?;
+    pub fn load(&self, options: &LoadOptions, mut progress: impl FnMut(usize, usize)) -> Result<Decoder> {
+        let decoder = Decoder::load(&self.files, options, &mut progress)?;
+        self.show_pictures(&decoder, options, &mut progress)?;
         Ok(decoder)
     }
 

@@ -47,6 +47,8 @@ pub struct Health {
     pub differences: [f64; 2],
 }
 
+/// The share of the available memory that a run may plan with.
+const MEMORY_SHARE: f64 = 0.8;
 /// The largest difference that rounding explains, for f32 and bf16.
 const ALLOWED: [f64; 2] = [1e-5, 2e-2];
 
@@ -90,10 +92,11 @@ fn memory(name: &str) -> Option<u64> {
     Some(kibibytes << 10)
 }
 
-/// The memory that a run may take: what is available, or less where a container sets a limit. `None` where the system does not
-/// say.
-pub fn usable_memory() -> Option<u64> {
-    [memory("MemAvailable:"), limit()].into_iter().flatten().min()
+/// The memory that runs may plan with, in bytes: a share of what is available, or of less where a container sets a limit. `None` where
+/// the system does not say.
+pub(super) fn memory_to_plan_with() -> Option<u64> {
+    let usable = [memory("MemAvailable:"), limit()].into_iter().flatten().min();
+    usable.map(|bytes| (bytes as f64 * MEMORY_SHARE) as u64)
 }
 
 /// The limit of this process's control group; `None` where there is none.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::doctor::usable_memory;
+use super::doctor::memory_to_plan_with;
 use super::prepare::prepare;
 use super::watch::Watch;
 use crate::bytes::Size;
@@ -22,8 +22,6 @@ const VALID_ROWS: f64 = 100.0;
 /// Lengths are rounded up to a multiple of this.
 const LENGTH_STEP: usize = 64;
 pub(super) const MICRO_BATCH_SEQS: usize = 4;
-/// The share of the available memory that a run may plan with.
-pub(super) const MEMORY_SHARE: f64 = 0.8;
 
 /// The facts that a recipe follows from.
 pub(super) struct Facts {
@@ -70,7 +68,7 @@ pub fn recipe_for(data: &Path, base: &str, choice: &DeviceChoice, watch: &mut dy
     let Some(facts) = facts else {
         return Err(Error::input(data, "holds no example").hint("docs/data.md lists the shapes of examples"));
     };
-    let memory = usable_memory().map(|bytes| (bytes as f64 * MEMORY_SHARE) as u64);
+    let memory = memory_to_plan_with();
     let plain = text(data, base, &facts, None);
     let needed = planned(&plain, choice, watch)?;
     let Some(memory) = memory.filter(|memory| needed > *memory) else { return Ok(plain) };

@@ -101,7 +101,8 @@ pub fn compare(
         MergedFolder::Discard(scratch) => (None, scratch),
     };
     let (adapter_on_packed, features) = {
-        let decoder = base.load(&hardware.device, hardware.compute, packing, |_, _| {})?;
+        let load = LoadOptions { device: hardware.device.clone(), compute: hardware.compute, quant: packing };
+        let decoder = base.load(&load, |_, _| {})?;
         let attached = adapter.attach(decoder.config(), &hardware.device)?;
         let losses = evaluate(&decoder, Some(&attached), &set.sequences, &mut |_| Ok(()))?;
         (mean_loss(&losses, example_number)?, decoder.features().clone())

@@ -181,9 +181,10 @@ fn place(
     device: &Device,
     watch: &mut dyn Watch,
 ) -> Result<LoadedModel> {
-    let decoder = base.load(device, compute, quant, |done, total| watch.loading(done, total))?;
+    let options = LoadOptions { device: device.clone(), compute, quant };
+    let decoder = base.load(&options, |done, total| watch.loading(done, total))?;
     if let Some(adapter) = &adapter {
-        base.keep_vision(&decoder, &LoadOptions { device: device.clone(), compute, quant }, adapter)?;
+        base.keep_vision(&decoder, &options, adapter)?;
     }
     let attached = adapter.as_ref().map(|adapter| adapter.attach(decoder.config(), device)).transpose()?;
     Ok(LoadedModel { base, decoder, adapter, attached, quant, compute })

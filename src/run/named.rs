@@ -14,6 +14,7 @@ use crate::adapter::host::HostAdapter;
 use crate::data::{Encoder, Message, Role};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
+use crate::model::load::LoadOptions;
 use crate::model::{Decoder, ModelConfig};
 use crate::nn::Adapter;
 use crate::quant::{Compute, Quant};
@@ -171,7 +172,8 @@ impl NamedModels {
         let hosts: Vec<&HostAdapter> = opened.iter().map(|(_, adapter, _)| adapter).collect();
         let quant = quant_for(choice, &base, &hosts)?;
         let (quant, compute) = choice.form_for_answers(&base, quant, choice.compute(None, &device)?, &device);
-        let decoder = base.load(&device, compute, quant, |done, total| watch.loading(done, total))?;
+        let options = LoadOptions { device: device.clone(), compute, quant };
+        let decoder = base.load(&options, |done, total| watch.loading(done, total))?;
         let base = NamedModel::new(name, base.encoder, PromptForm::Conversation, decoder.config());
         let loaded = LoadedBase { decoder, quant, compute, device, path, force: choice.force };
         let adapters: Vec<NamedAdapter> =

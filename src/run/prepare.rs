@@ -218,7 +218,7 @@ impl Prepared {
         let options = LoadOptions { device: self.device.clone(), compute, quant };
         let progress = |done, total| watch.loading(done, total);
         let decoder = match self.layout.parts_a_pass {
-            None => self.base.load(&self.device, compute, quant, progress)?,
+            None => self.base.load(&options, progress)?,
             Some(_) => self.base.load_streamed(&options, progress)?,
         };
         self.base.keep_vision(&decoder, &options, &self.start)?;

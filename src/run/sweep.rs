@@ -26,9 +26,8 @@ use plan::{Planned, bytes_at_once, dir_node};
 use turns::{Circumstances, News, Task, take_turns};
 
 use super::SharedBase;
-use super::doctor::usable_memory;
+use super::doctor::memory_to_plan_with;
 use super::folder::quoted;
-use super::init::MEMORY_SHARE;
 use super::outcome::TrainReport;
 use super::train::options as run_options;
 use super::watch::Watch;
@@ -192,8 +191,7 @@ impl Sweep<'_> {
     /// Trials at once, as far as memory and their number allow.
     fn at_once(&self, tell: &mut dyn FnMut(SweepEvent<'_>)) -> usize {
         let wanted = self.options.parallel.min(self.planned.len()).max(1);
-        let limit = self.options.max_memory.map(|Size(bytes)| bytes);
-        let limit = limit.or_else(|| usable_memory().map(|bytes| (bytes as f64 * MEMORY_SHARE) as u64));
+        let limit = self.options.max_memory.map(|Size(bytes)| bytes).or_else(memory_to_plan_with);
         let Some(limit) = limit else { return wanted };
         let needed = |count| bytes_at_once(&self.planned, count);
         let fitting = (1..=wanted).rev().find(|&count| needed(count) <= limit).unwrap_or(1);
@@ -293,14 +291,9 @@ impl Sweep<'_> {
     /// # Errors
     /// Failed: there is none.
     fn check_any(&self) -> Result<()> {
-        let errors = self.journal.trials.iter().map(|trial| Some((&trial.name, trial.error.as_ref()?)));
-        match errors.collect::<Option<Vec<_>>>() {
-            Some(errors) => {
-                Err(Error::join(errors.into_iter().map(|(name, error)| Error::failed(&**name, error.as_str())))
-                    .unwrap_or_else(|| Error::failed("", "there is no trial")))
-            }
-            None => Ok(()),
-        }
+        let trials = self.journal.trials.iter();
+        let errors = trials.map(|trial| Some(Error::failed(&*trial.name, trial.error.as_deref()?)));
+        Error::none_of(errors.collect::<Option<_>>().unwrap_or_default(), ())
     }
 
     /// Writes the journal and the page.

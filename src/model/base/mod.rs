@@ -72,6 +72,13 @@ impl BaseFiles {
             let gguf = Gguf::open(path)?;
             (ModelConfig::from_gguf(&gguf)?, Source::Gguf(gguf))
         };
+        let base = Self::of(path.to_owned(), config, source);
+        base.check_tensors()?;
+        Ok(base)
+    }
+
+    /// A base of this shape, whose tensors are not checked yet.
+    fn of(path: PathBuf, config: ModelConfig, source: Source) -> Self {
         let mut tensors = config.tensors();
         let of_decoder = tensors.len();
         if let (Source::Folder(shards), Some(vision)) = (&source, &config.vision) {
@@ -79,9 +86,7 @@ impl BaseFiles {
         }
         let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.hf.clone(), index)).collect();
         let stored_vocabulary = config.vocab_size;
-        let base = Self { path: path.to_owned(), config, tensors, of_decoder, by_name, stored_vocabulary, source };
-        base.check_tensors()?;
-        Ok(base)
+        Self { path, config, tensors, of_decoder, by_name, stored_vocabulary, source }
     }
 
     /// The path that was opened.

@@ -15,11 +15,7 @@ const SCALE: f32 = 0.02;
 impl BaseFiles {
     /// A base of this shape in bf16, whose values mean nothing.
     pub fn synthetic(config: ModelConfig) -> Self {
-        let tensors = config.tensors();
-        let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.hf.clone(), index)).collect();
-        let (of_decoder, stored_vocabulary) = (tensors.len(), config.vocab_size);
-        let source = Source::Synthetic;
-        Self { path: PathBuf::new(), config, tensors, of_decoder, by_name, stored_vocabulary, source }
+        Self::of(PathBuf::new(), config, Source::Synthetic)
     }
 }
 

@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use burn::module::Module;
+use burn::tensor::Device;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -13,7 +14,7 @@ use super::catalogue::Candidate;
 use super::cost::{head_operations, layer_operations};
 use super::examples::set_of;
 use crate::adapter::spec::AdapterSpec;
-use crate::device::{self, DeviceChoice};
+use crate::device;
 use crate::error::Result;
 use crate::model::decoder::Recompute;
 use crate::model::load::LoadOptions;
@@ -71,15 +72,15 @@ impl Machine {
     /// Times steps of sequences of these lengths, as far as they are few.
     ///
     /// # Errors
-    /// Those of the device.
+    /// A weight cannot be placed on the device.
     pub(super) fn measure(
-        choice: &DeviceChoice,
+        device: &Device,
         (narrow, wide): (&Candidate, &Candidate),
         lengths: &[(usize, usize)],
     ) -> Result<Self> {
         let began = Instant::now();
         let lengths = usual(lengths);
-        let timed = |config: &ModelConfig, quant, recompute| timed(choice, config, quant, recompute, &lengths);
+        let timed = |config: &ModelConfig, quant, recompute| timed(device, config, quant, recompute, &lengths);
         let of_layers = |layers| ModelConfig { layers, ..narrow.config.clone() };
         let [few, many] = LAYERS.map(of_layers);
         let few_seconds = timed(&few, Quant::None, Recompute::None)?.step;
@@ -160,18 +161,17 @@ struct Timed {
 }
 
 fn timed(
-    choice: &DeviceChoice,
+    device: &Device,
     config: &ModelConfig,
     quant: Quant,
     recompute: Recompute,
     lengths: &[(usize, usize)],
 ) -> Result<Timed> {
-    let device = device::open(choice)?;
     let base = BaseFiles::synthetic(config.clone());
     let options = LoadOptions { device: device.clone(), compute: Compute::Bf16, quant };
     let decoder = Decoder::load(&base, &options, |_, _| {})?;
     let spec = AdapterSpec { targets: super::TARGETS, ..AdapterSpec::default() };
-    let adapter = spec.initialise(&base, quant, 0)?.attach(config, &device.autodiff())?;
+    let adapter = spec.initialise(&base, quant, 0)?.attach(config, &device.clone().autodiff())?;
     let settings = TrainSettings::default();
     let mut trainer = AdapterTrainer::new(adapter, settings.objective(), &settings, recompute);
     let mut sequences = set_of(lengths).sequences;

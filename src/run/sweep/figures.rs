@@ -1,9 +1,11 @@
 //! The figures of a trial by its run folder, their order by the objective of a sweep, and the trials that go on after a rung.
 
+use std::cmp::{Ordering, Reverse};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::journal::{Journal, TrialState};
+use super::journal::{Journal, Trial, TrialState};
 use crate::files::json::exact;
 use crate::recipe::SweepObjective;
 use crate::report::RunFiles;
@@ -60,12 +62,15 @@ impl Figures {
             }
         }
     }
+}
 
-    /// A key by which better figures come first: by the objective, and among equals by the loss.
-    fn key(&self, objective: SweepObjective) -> [f64; 2] {
-        let score = self.score(objective).map(|score| if objective.higher_is_better() { -score } else { score });
-        [score.unwrap_or(f64::INFINITY), self.loss]
-    }
+/// The order in which better figures come first: by the objective, and among equals by the loss. Missing ones come last.
+fn better_first(objective: SweepObjective, left: Option<&Figures>, right: Option<&Figures>) -> Ordering {
+    let signed = |score: f64| if objective.higher_is_better() { -score } else { score };
+    let score =
+        |figures: Option<&Figures>| figures.and_then(|figures| figures.score(objective)).map_or(f64::INFINITY, signed);
+    let loss = |figures: Option<&Figures>| figures.map_or(f64::INFINITY, |figures| figures.loss);
+    score(left).total_cmp(&score(right)).then(loss(left).total_cmp(&loss(right)))
 }
 
 /// Whether a run ended because its last step gave no finite loss or gradient.
@@ -77,21 +82,15 @@ impl Journal {
     /// The trials, the best first: those at their end, then those that came furthest; within these by the objective, failed ones last.
     pub(super) fn ranked(&self, objective: SweepObjective) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.trials.len()).collect();
-        let key = |index: usize| {
-            let trial = &self.trials[index];
-            let place = match trial.state {
-                TrialState::Finished => 0,
-                TrialState::Open | TrialState::Stopped => 1,
-                TrialState::Failed => 2,
-            };
-            let turns = trial.figures.len();
-            let score = trial.figures.last().map_or([f64::INFINITY; 2], |figures| figures.key(objective));
-            (place, std::cmp::Reverse(if place == 0 { 0 } else { turns }), score)
+        let place = |trial: &Trial| match (trial.state, trial.figures.len()) {
+            (TrialState::Finished, _) => (0, Reverse(0)),
+            (TrialState::Open | TrialState::Stopped, turns) => (1, Reverse(turns)),
+            (TrialState::Failed, turns) => (2, Reverse(turns)),
         };
         order.sort_by(|&left, &right| {
-            let (left, right) = (key(left), key(right));
-            let by_score = || left.2[0].total_cmp(&right.2[0]).then(left.2[1].total_cmp(&right.2[1]));
-            (left.0, left.1).cmp(&(right.0, right.1)).then_with(by_score)
+            let (left, right) = (&self.trials[left], &self.trials[right]);
+            let by_figures = || better_first(objective, left.figures.last(), right.figures.last());
+            place(left).cmp(&place(right)).then_with(by_figures)
         });
         order
     }
@@ -103,13 +102,8 @@ impl Journal {
         let failed =
             self.trials.iter().filter(|trial| trial.state == TrialState::Failed && trial.figures.len() == rung);
         let kept = (active.len() + failed.count()).div_ceil(reduction);
-        let key = |index: usize| {
-            self.trials[index].figures.get(rung).map_or([f64::INFINITY; 2], |figures| figures.key(objective))
-        };
-        active.sort_by(|&left, &right| {
-            let (left, right) = (key(left), key(right));
-            left[0].total_cmp(&right[0]).then(left[1].total_cmp(&right[1]))
-        });
+        let at_rung = |index: usize| self.trials[index].figures.get(rung);
+        active.sort_by(|&left, &right| better_first(objective, at_rung(left), at_rung(right)));
         for &index in active.iter().skip(kept) {
             // One that came to its end before this rung has nothing left to stop.
             if self.trials[index].state == TrialState::Open {
@@ -124,7 +118,6 @@ impl Journal {
 mod tests {
     use serde_json::Map;
 
-    use super::super::journal::Trial;
     use super::*;
 
     fn figures(loss: f64) -> Figures {
