@@ -411,6 +411,11 @@ fn the_whole_job_with_pictures_from_check_to_merge() {
         let exact = ask(&adapted, "pictures/wide.png", &["--compute", "f32"]);
         assert_eq!(exact, ask(&["--base", "merged"], "pictures/wide.png", &["--compute", "f32"]));
         ask(&adapted, "pictures/tall.png", &[]);
+        // A template that the adapter brings along leaves the base its pictures.
+        let template = folder.path().join("run/chat_template.jinja");
+        let text_of_template = fs::read_to_string(&template).expect("the adapter's template");
+        fs::write(&template, text_of_template + "{{ '' }}").expect("written");
+        assert_eq!(of(&adapted), loss);
         // Tower and connector trained as wholes: the merged model sees as base and adapter do.
         let modules = "adapter.modules_to_save=[\"connector\", \"vision_model\"]";
         let modules =
