@@ -74,3 +74,4 @@ mod vision;
 mod weights;
 #[cfg(feature = "wgpu")]
 mod wgpu;
+mod whole_modules;

@@ -24,14 +24,19 @@ fn every_shipped_recipe_trains_two_steps() {
     let labels =
         "{\"text\": \"1 and 2\", \"label\": \"odd\"}\n{\"text\": \"1 and 3\", \"label\": \"even\"}\n".repeat(6);
     fs::write(folder.path().join("labels.jsonl"), labels).expect("written");
-    let base = format!("base.model={:?}", tiny_model());
+    let sees = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vision/smolvlm_tiles");
+    let pictures = ["train", "valid"].map(|part| format!("data.{part}={:?}", sees.join("data.jsonl")));
     for recipe in recipes {
         let name = recipe.file_stem().expect("a name").to_str().expect("UTF-8");
         let dir = format!("output.dir=out/{name}");
         let typed: toml::Table = fs::read_to_string(&recipe).expect("a recipe").parse().expect("TOML");
+        let trains_a_tower = typed["adapter"].get("modules_to_save").is_some();
+        let base = if trains_a_tower { sees.clone() } else { tiny_model() };
+        let base = format!("base.model={base:?}");
         let (train, valid) = match typed["train"].get("objective").and_then(toml::Value::as_str) {
             Some("classify") => ("data.train=labels.jsonl", "data.valid=labels.jsonl"),
             Some(_) => ("data.train=pairs.jsonl", "data.valid=pairs.jsonl"),
+            None if trains_a_tower => (pictures[0].as_str(), pictures[1].as_str()),
             None => ("data.train=train.jsonl", "data.valid=valid.jsonl"),
         };
         let guard = typed.get("eval").map(|_| "eval.guard.path=valid.jsonl");
@@ -39,7 +44,9 @@ fn every_shipped_recipe_trains_two_steps() {
             [&base, train, valid, "train.max_steps=2", "train.accumulate_steps=1", "sample.max_tokens=2", &dir];
         // The base of the tests lacks the tokens of other templates.
         let template = typed["data"].get("template").map(|_| "data.template='zephyr'");
-        let settings = settings.into_iter().chain(template).chain(guard);
+        // Its pictures are cut into tiles.
+        let length = trains_a_tower.then_some("data.max_seq_tokens=256");
+        let settings = settings.into_iter().chain(template).chain(guard).chain(length);
         let overrides: Vec<&str> = settings.flat_map(|setting| ["--set", setting]).collect();
         let arguments = [&["train", recipe.to_str().expect("UTF-8"), "--json"][..], &overrides].concat();
         let report = json(&run(&folder, &arguments));

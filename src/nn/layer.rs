@@ -11,6 +11,7 @@ use crate::ops::attention::{Cache, Geometry, attention, cached_attention, refere
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::Again;
 use crate::ops::norm::{QkNorm, qk_norm};
+use crate::ops::wide_gradient::with_wide_gradient;
 
 /// A decoder layer with its weights.
 #[derive(Debug, Clone)]
@@ -148,7 +149,10 @@ impl Layer {
 
 /// The normalised rows, and the way to make them again from `x`, which the norm keeps for its own backward pass.
 fn normed(norm: Option<&Norm>, x: Tensor<2>, pass: &Pass<'_>) -> (Tensor<2>, Option<Again>) {
-    let Some(norm) = norm else { return (x, None) };
+    let Some(norm) = norm else {
+        let format = x.dtype();
+        return (with_wide_gradient(x, format), None);
+    };
     let again = (!norm.is_trained(pass)).then(|| -> Again {
         let (norm, x) = (norm.clone(), off_the_tape(&x));
         Box::new(move || norm.forward(x.clone(), &Pass::default()))

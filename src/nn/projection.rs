@@ -3,11 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use super::adapter::{Adapter, Delta};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::{Again, Dropout, LowRankPair, Projected, linear, linear_again, uniform};
+use crate::ops::wide_gradient::with_wide_gradient;
 
 /// The noise of a batch in training, label smoothing included. It belongs to the tokens of an example in a step, however the step is
 /// cut into batches and wherever the example lies in it.
@@ -112,7 +113,7 @@ impl Projection {
         Projected { weight: &self.weight, bias, low_rank: low_rank.or(rows), column_scale }
     }
 
-    /// `x·Wᵀ` with a trained weight, plus the bias unless that is trained too.
+    /// `x·Wᵀ` with a trained weight, plus the bias unless that is trained too. The product is taken in f32.
     ///
     /// # Shapes
     /// - `x`: `[tokens, in]`
@@ -120,11 +121,12 @@ impl Projection {
     /// - output: `[tokens, out]` in the number format of `x`
     fn with_weight(&self, weight: Tensor<2>, x: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
         let (device, format) = (x.device(), x.dtype());
-        let y = x.matmul(weight.cast(format).transpose());
+        let y = x.cast(DType::F32).matmul(weight.transpose());
         match self.in_pass(pass).bias {
-            Some(bias) => y + Tensor::<1>::from_data(TensorData::from(bias), &device).cast(format).unsqueeze(),
+            Some(bias) => y + Tensor::<1>::from_data(TensorData::from(bias), &device).unsqueeze(),
             None => y,
         }
+        .cast(format)
     }
 }
 
@@ -162,7 +164,7 @@ pub fn project_again(
     match trained_biases(group, pass) {
         Some(biases) => {
             let format = y.dtype();
-            y + biases.cast(format)
+            (with_wide_gradient(y, DType::F32) + biases).cast(format)
         }
         None => y,
     }

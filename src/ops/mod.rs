@@ -15,6 +15,7 @@ pub mod cube;
 pub mod frozen;
 pub mod linear;
 pub mod norm;
+pub mod wide_gradient;
 
 #[cfg(feature = "cpu")]
 pub(crate) use cpu::isa::vectorised;

@@ -21,6 +21,7 @@ pub const SHIPPED: &[Shipped] = shipped![
     "classify",
     "code",
     "creative",
+    "digits",
     "llama-3.1-8b-nf4",
     "preferences",
     "qlora-gguf",

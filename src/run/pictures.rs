@@ -112,7 +112,7 @@ impl OpenBase {
 
     /// Bytes that training tower or connector takes beside the weights, with so many rows of features in a micro-batch: the tiles of
     /// the pictures, and the values that the tower's tape keeps.
-    pub fn trained_vision_bytes(&self, feature_rows: usize, compute: Compute) -> (u64, u64) {
+    pub fn trained_vision_bytes(&self, feature_rows: usize) -> (u64, u64) {
         let (Some(pictures), Some(vision)) = (self.encoder.pictures(), &self.files.config().vision) else {
             return (0, 0);
         };
@@ -121,11 +121,11 @@ impl OpenBase {
             ConnectorConfig::PixelShuffle { factor } => feature_rows * factor * factor,
             ConnectorConfig::Projector { .. } => feature_rows,
         };
-        // In a layer: its input, both normed inputs, q, k and v, the mixed values and the sum; the inner values before and after the
-        // activation; in f32 the shares of every head.
+        // In a layer, in f32: its input, both normed inputs, q, k and v, the mixed values and the sum; the inner values before and after
+        // the activation; the shares of every head.
         let values = 8 * tower.hidden_size + 2 * tower.intermediate_size;
-        let shares = 4 * tower.heads * tower.side() * tower.side();
-        let a_patch = vision.used_layers() * (values * float_type(compute).bytes() + shares);
+        let shares = tower.heads * tower.side() * tower.side();
+        let a_patch = 4 * vision.used_layers() * (values + shares);
         (4 * pictures.tile_values() as u64, (patches * a_patch) as u64)
     }
 

@@ -148,7 +148,7 @@ fn prepare_plan(
             return plan;
         }
         // Of the tokens of a part, all may be those of pictures.
-        let (tiles, tape) = base.trained_vision_bytes(most_features.min(work.tokens), load.compute);
+        let (tiles, tape) = base.trained_vision_bytes(most_features.min(work.tokens));
         let (weights, activations) = (plan.weights + of_vision, plan.activations + tape);
         MemoryPlan { weights, activations, data: plan.data + tiles, ..plan }
     })?;

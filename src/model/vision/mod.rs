@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::files::{FloatType, RawTensor};
 use crate::nn::projection::project;
 use crate::nn::{Adapter, Norm, Pass, Projection};
+use crate::ops::wide_gradient::with_wide_gradient;
 
 /// A tower and its connector.
 #[derive(Debug)]
@@ -99,8 +100,9 @@ impl Vision {
             Connector::Projector { states: chosen, drops_first, layers: [first, second], activation } => {
                 let skipped = usize::from(*drops_first);
                 let chosen = chosen.iter().map(|state| {
-                    let rows = states[*state].dims()[0];
-                    states[*state].clone().narrow(0, skipped, rows - skipped)
+                    let state = states[*state].clone();
+                    let (rows, format) = (state.dims()[0], state.dtype());
+                    with_wide_gradient(state, format).narrow(0, skipped, rows - skipped)
                 });
                 let inner = project(Tensor::cat(chosen.collect(), 1), &[first], None, pass);
                 project(activated(inner, *activation), &[second], None, pass)

@@ -4,9 +4,10 @@
 mod cpu;
 pub mod reference;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::attention::Geometry;
+use super::wide_gradient::with_wide_gradient;
 #[cfg(feature = "cpu")]
 pub use cpu::{QkNormRows, layer_row, rms_row};
 
@@ -46,7 +47,8 @@ pub fn layer_norm(x: Tensor<2>, weight: &[f32], bias: Option<&[f32]>, eps: f64) 
 /// - `x`, output: `[tokens, width]`
 /// - `weight`: `[1, width]` in f32
 pub fn trained_rms_norm(x: Tensor<2>, weight: Tensor<2>, eps: f64) -> Tensor<2> {
-    reference::trained_rms_norm(x, weight, eps)
+    let format = x.dtype();
+    reference::trained_rms_norm(with_wide_gradient(x, DType::F32), weight, eps).cast(format)
 }
 
 /// [`layer_norm`] with trained values, in plain tensor code on every device.
@@ -55,7 +57,8 @@ pub fn trained_rms_norm(x: Tensor<2>, weight: Tensor<2>, eps: f64) -> Tensor<2> 
 /// - `x`, output: `[tokens, width]`
 /// - `weight`, `bias`: `[1, width]` in f32
 pub fn trained_layer_norm(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<2>>, eps: f64) -> Tensor<2> {
-    reference::trained_layer_norm(x, weight, bias, eps)
+    let format = x.dtype();
+    reference::trained_layer_norm(with_wide_gradient(x, DType::F32), weight, bias, eps).cast(format)
 }
 
 /// The values that share one root mean square in a [`QkNorm`].
