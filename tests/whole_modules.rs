@@ -8,6 +8,7 @@ use burnish::adapter::host::{HostAdapter, HostTensor};
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::vision::Vision;
+use burnish::model::vision::features::is_feature;
 use burnish::model::{BaseFiles, Batch, Decoder};
 use burnish::nn::Noise;
 use burnish::run::OpenBase;
@@ -17,7 +18,8 @@ use crate::model::{Expected, fixtures, load, turn};
 /// The gradients of all trained matrices of the mean loss of a sequence.
 fn gradients(decoder: &Decoder, ids: &[u32], adapter: &HostAdapter) -> Vec<Vec<f32>> {
     let trainable = adapter.attach(decoder.config(), &Device::flex().autodiff()).expect("fits");
-    let batch = Batch { ids: ids.to_vec(), lengths: vec![ids.len()], trained: vec![true; ids.len()] };
+    let trained = ids.iter().map(|id| !is_feature(*id)).collect();
+    let batch = Batch { ids: ids.to_vec(), lengths: vec![ids.len()], trained };
     let mut weigh = |losses: &[f32]| vec![1.0 / losses.len() as f32; losses.len()];
     let mut result = decoder.loss_and_gradients(&batch, &trainable, Noise::default(), Recompute::None, &mut weigh);
     let of_matrices = trainable.matrices().map(|matrix| {
@@ -47,10 +49,10 @@ fn assert_near(folder: &Path, names: &[String], base: &BaseFiles, [exact, rounde
         let [wanted, found] = [exact, rounded].map(|decoder| gradients(decoder, ids, &adapter));
         let largest = wanted.iter().map(|wanted| norm(wanted.iter().copied())).fold(0.0, f32::max);
         for (index, (wanted, found)) in wanted.iter().zip(&found).enumerate() {
-            // Some gradients are rounding in any precision, as those of the biases of keys.
-            let scale = norm(wanted.iter().copied()).max(1e-2 * largest);
+            // Small gradients are mostly rounding, those of the biases of keys in any precision.
+            let scale = norm(wanted.iter().copied()).max(0.1 * largest);
             let distance = norm(wanted.iter().zip(found).map(|(wanted, found)| wanted - found)) / scale;
-            assert!(distance < 0.15, "{}: {name:?} trained: matrix {index} is off by {distance}", folder.display());
+            assert!(distance < 0.4, "{}: {name:?} trained: matrix {index} is off by {distance}", folder.display());
         }
     }
 }
