@@ -198,7 +198,7 @@ impl Decoder {
     }
 
     /// Whether an adapter changes the embedding, or features that stand in the places of tokens.
-    fn has_trained_embeddings(&self, adapter: &Adapter) -> bool {
+    pub(crate) fn has_trained_embeddings(&self, adapter: &Adapter) -> bool {
         adapter.changes(self.embedding_site()) || self.features.are_changed_by(adapter)
     }
 
