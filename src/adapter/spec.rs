@@ -110,8 +110,10 @@ impl AdapterSpec {
             self.check_excluded(config, &sites),
         )?;
         let chosen = self.chosen(config, sites)?;
-        if chosen.is_empty() {
-            return Err(Error::input(Place::setting("adapter.targets"), "take no projection of the base")
+        // PEFT takes layers of a tower behind the state that is used, too; alone they would train nothing.
+        let tensors = config.whole_tensors();
+        if !chosen.iter().any(|site| tensors.contains_key(&format!("{}.weight", site.module))) {
+            return Err(Error::input(Place::setting("adapter.targets"), "take no projection of the base that is used")
                 .hint("`adapter.exclude` and `adapter.layers` narrow them"));
         }
         let paths: Vec<Vec<&str>> = chosen.iter().map(|site| config.paths_of(site)).collect();
