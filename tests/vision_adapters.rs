@@ -313,7 +313,7 @@ fn the_whole_job_with_pairs_on_tower_and_connector() {
         // A run goes on though the layers behind the state that is used never had a gradient.
         let short = ["--set", "train.max_steps=2", "--set", "train.checkpoint_steps=1", "--set", "output.dir=short"];
         let loss_of = |more: &[&[&str]]| {
-            let report = printed(&run(&folder, &[&["train", "recipe.toml", "--json"], &settings[..], &more.concat()].concat()));
+            let report = printed(&run(&folder, &[&["train", "recipe.toml", "--json"], &settings[..], &more.concat()[..]].concat()));
             report["validation"]["loss_after"].as_f64().expect("a loss")
         };
         let first = loss_of(&[&short]);

@@ -58,7 +58,7 @@ pub fn map(
         let weight_norm = if has_time() { Some(norm_of(&source, site)?) } else { None };
         updates.push(ModuleUpdate {
             module: site.module.clone(),
-            name: if site.kind.is_of_vision() { &site.module } else { site.name() }.to_owned(),
+            name: if site.kind.is_of_vision() { site.module.clone() } else { site.name().to_owned() },
             layer: site.layer,
             rank: adapter.pairs[&site.module].rank,
             update_norm: values.iter().map(|value| value.powi(2)).sum::<f64>().sqrt(),
