@@ -218,7 +218,8 @@ fn tower_and_connector_are_taken_where_they_are_named() {
     assert!(unused.contains("take no projection of the base that is used"), "{unused}");
     let norm = refused(&spec(Targets::named(["layer_norm1"])));
     assert!(norm.contains("`layer_norm1` is the name of no projection"), "{norm}");
-    let excluded = AdapterSpec { exclude: Some(Modules::Named(vec!["k_proj".into()])), ..spec(pattern(r".*\.[qk]_proj")) };
+    let excluded =
+        AdapterSpec { exclude: Some(Modules::Named(vec!["k_proj".into()])), ..spec(pattern(r".*\.[qk]_proj")) };
     assert_eq!(excluded.adapted(&smolvlm).expect("sites").len(), 4);
     let saved = AdapterSpec { modules_to_save: vec!["vision_model".into()], ..spec(pattern(r".*\.q_proj")) };
     assert_eq!(saved.adapted(&smolvlm).expect("sites").len(), 2, "a whole tower has no pairs");
@@ -240,7 +241,11 @@ fn an_adapter_over_the_tower_is_saved_with_the_names_of_peft() {
         assert_eq!(names(&dir), names(&folder.join("seeing_adapter")), "{name}");
         assert_eq!(HostAdapter::load_over(&dir, &base).expect("ours").pairs, adapter.pairs, "{name}");
         // What the settings name is what PEFT's list takes.
-        let spec = AdapterSpec { rank: 1, targets: Targets::named(targets.iter().map(String::as_str)), ..AdapterSpec::default() };
+        let spec = AdapterSpec {
+            rank: 1,
+            targets: Targets::named(targets.iter().map(String::as_str)),
+            ..AdapterSpec::default()
+        };
         let mut listed = spec.target_names(base.config()).expect("names");
         listed.sort_unstable();
         assert_eq!(listed, targets, "{name}");
@@ -288,9 +293,17 @@ fn adapters_with_the_names_of_older_transformers_are_read() {
 #[test]
 fn the_whole_job_with_pairs_on_tower_and_connector() {
     for (name, targets, parts) in [
-        ("smolvlm_tiles", r#"".*(text_model|vision_model|connector).*proj""#, ["q_proj in vision_model × 2", "proj in connector × 1"]),
+        (
+            "smolvlm_tiles",
+            r#"".*(text_model|vision_model|connector).*proj""#,
+            ["q_proj in vision_model × 2", "proj in connector × 1"],
+        ),
         // Of texts, no parameter at all has a gradient.
-        ("llava_clip", r#"["fc1", "linear_1", "linear_2"]"#, ["fc1 in vision_tower × 3", "linear_1 in multi_modal_projector × 1"]),
+        (
+            "llava_clip",
+            r#"["fc1", "linear_1", "linear_2"]"#,
+            ["fc1 in vision_tower × 3", "linear_1 in multi_modal_projector × 1"],
+        ),
     ] {
         let folder = job(name);
         let base = fixture("vision").join(name);
@@ -313,7 +326,10 @@ fn the_whole_job_with_pairs_on_tower_and_connector() {
         // A run goes on though the layers behind the state that is used never had a gradient.
         let short = ["--set", "train.max_steps=2", "--set", "train.checkpoint_steps=1", "--set", "output.dir=short"];
         let loss_of = |more: &[&[&str]]| {
-            let report = printed(&run(&folder, &[&["train", "recipe.toml", "--json"], &settings[..], &more.concat()[..]].concat()));
+            let report = printed(&run(
+                &folder,
+                &[&["train", "recipe.toml", "--json"], &settings[..], &more.concat()[..]].concat(),
+            ));
             report["validation"]["loss_after"].as_f64().expect("a loss")
         };
         let first = loss_of(&[&short]);

@@ -252,8 +252,8 @@ impl TowerConfig {
             fields.problem("patch_size", format!("is {patch_size}, above the {image_size} of image_size"));
         }
         let activation = activation(fields, "hidden_act", defaults.activation);
-        let has_pooling = model_type.as_deref() == Some("siglip_vision_model")
-            && fields.flag("vision_use_head").unwrap_or(true);
+        let has_pooling =
+            model_type.as_deref() == Some("siglip_vision_model") && fields.flag("vision_use_head").unwrap_or(true);
         let norm_eps = fields.number("layer_norm_eps").unwrap_or(defaults.norm_eps);
         if !(norm_eps >= f64::from(f32::MIN_POSITIVE) && norm_eps < 1.0) {
             fields.problem("layer_norm_eps", format!("is {norm_eps}; expected above 0 and below 1"));

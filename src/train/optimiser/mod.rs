@@ -147,7 +147,8 @@ impl Optimiser {
         let mut moments = BTreeMap::new();
         let parameters = if state.tensors.is_empty() { Vec::new() } else { parameters_of(adapter) };
         for (path, shape, device) in parameters {
-            let names = self.rule.kind.moments(&shape).into_iter().map(|(name, length)| (format!("{path}.{name}"), length));
+            let names =
+                self.rule.kind.moments(&shape).into_iter().map(|(name, length)| (format!("{path}.{name}"), length));
             let names: Vec<(String, usize)> = names.collect();
             // A parameter that has had no gradient yet has no vectors: that of a tower before the first picture, say.
             if names.iter().all(|(name, _)| !state.tensors.contains_key(name)) {
