@@ -64,8 +64,7 @@ fn a_tensor_of_a_decoder_trains_in_bf16_as_in_f32() {
         let base = BaseFiles::open(&folder).expect("a base");
         let whole = base.config().whole_tensors().into_keys();
         let is_in_file = |name: &String| base.tensor(name).is_ok();
-        let names: Vec<String> =
-            whole.filter(|name| !name.contains("layers.1.") && is_in_file(name)).collect();
+        let names: Vec<String> = whole.filter(|name| !name.contains("layers.1.") && is_in_file(name)).collect();
         let [exact, rounded] = [Compute::F32, Compute::Bf16].map(|compute| load(&folder, compute));
         assert_near(&folder, &names, &base, [&exact, &rounded], &Expected::read(&folder).ids());
     }
