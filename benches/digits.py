@@ -17,14 +17,15 @@ import importlib.util
 import json
 import os
 import random
+import resource
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from runs import printed_by, write_rows
 
+FOLDER = Path("digits")
 HELD_OUT = 360
 QUESTION = "Which digit is this?"
 IMAGE, AROUND, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
@@ -113,8 +114,9 @@ def write_base(text_model, folder, tower, factor):
     old = language.config.vocab_size
     language.resize_token_embeddings(len(texts), mean_resizing=False)
     language.get_input_embeddings().weight.data[old:] = mean
+    text = {key: value for key, value in language.config.to_dict().items() if key != "_name_or_path"}
     config = SmolVLMConfig(
-        vision_config=tower, text_config=language.config.to_dict(), scale_factor=factor, tie_word_embeddings=True,
+        vision_config=tower, text_config=text, scale_factor=factor, tie_word_embeddings=True,
         image_token_id=texts.convert_tokens_to_ids(IMAGE),
     )  # fmt: skip
     model = SmolVLMForConditionalGeneration(config)
@@ -130,53 +132,47 @@ def write_base(text_model, folder, tower, factor):
 
 
 def make(options):
-    write_data(options.out)
-    write_base(options.text_model, options.out / "base", SMALL, SMALL_FACTOR)
+    write_data(FOLDER)
+    write_base(options.text_model, FOLDER / "base", SMALL, SMALL_FACTOR)
 
 
 def measure(options):
-    burnish, threads = str(options.burnish), ["--threads", str(options.threads)]
-    run, base = options.out / "run", options.out / "base"
+    burnish, threads, run = str(options.burnish), ["--threads", str(options.threads)], Path("adapters/digits")
     shutil.rmtree(run, ignore_errors=True)
-    began = time.monotonic()
-    overrides = [f"output.dir={json.dumps(str(run))}", f"base.model={json.dumps(str(base))}"]
-    overrides += [f"data.{name}={json.dumps(str(options.out / f'{name}.jsonl'))}" for name in ("train", "valid")] + options.set
-    command = [burnish, "train", "recipes/digits.toml", "--json", "--quiet", *threads]
-    trained = printed_by(command + [word for one in overrides for word in ("--set", one)])
-    minutes = (time.monotonic() - began) / 60
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    trained = printed_by([burnish, "train", "recipes/digits.toml", "--json", "--quiet", *threads])
+    minutes, used = (time.monotonic() - began) / 60, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = (used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime) / 60
+    print(f"{trained['steps']} steps, the best {trained['best_step']}, in {minutes:.1f} minutes, {processor:.1f} of processor time")
+    print(f"{trained['tokens_per_second']:.0f} tokens/s, {trained['peak_bytes'] / 2**20:.0f} MiB")
     verdict = trained["validation"]
-    print(f"{trained['steps']} steps in {minutes:.1f} minutes, {trained['tokens_per_second']:.0f} tokens/s, {trained['peak_bytes'] / 2**20:.0f} MiB", flush=True)
     print(f"validation loss of a token {verdict['loss_before']:.3f} -> {verdict['loss_after']:.3f}", flush=True)
     print("| pictures | exact match, before | after |\n|---|---|---|")
     for name, file in (("their own", "valid"), ("shuffled", "shuffled")):
-        command = [burnish, "eval", "--base", base, "--adapter", run, "--data", options.out / f"{file}.jsonl", "--generate"]
+        command = [burnish, "eval", "--base", FOLDER / "base", "--adapter", run, "--data", FOLDER / f"{file}.jsonl", "--generate"]
         scores = printed_by([*command, "--max-tokens", "4", "--json", "--quiet", *threads])["scores"]["exact_match"]["against_base"]
         print(f"| {name} | {100 * scores['before']:.1f}% | {100 * scores['after']:.1f}% |", flush=True)
 
 
 def features(options):
-    folder = options.out / "features"
+    folder = FOLDER / "features"
     shutil.rmtree(folder, ignore_errors=True)
-    write_data(options.out)
-    rows = (options.out / "train.jsonl").read_text().splitlines()[: options.pictures]
-    write_rows(options.out / "features.jsonl", rows)
-    base = folder / "base"
-    write_base(options.text_model, base, LARGE, LARGE_FACTOR)
+    write_data(FOLDER)
+    rows = FOLDER / "features.jsonl"
+    write_rows(rows, (FOLDER / "train.jsonl").read_text().splitlines()[: options.pictures])
+    write_base(options.text_model, folder / "base", LARGE, LARGE_FACTOR)
+    environment = {**os.environ, "BURNISH_CACHE": str((folder / "cache").absolute())}
     seconds, metrics = {}, {}
+    # The cache is empty in the first run.
     for name in ("without", "with"):
-        out = folder / name
-        recipe = folder / f"{name}.toml"
-        values = {"base": base, "train": options.out / "features.jsonl", "out": out}
+        recipe, values = folder / f"{name}.toml", {"base": folder / "base", "train": rows, "out": folder / name}
         recipe.write_text(FEATURES_RECIPE.format(**{key: json.dumps(str(value)) for key, value in values.items()}))
-        command = [options.burnish, "train", recipe, "--json", "--quiet", "--threads", options.threads]
         began = time.monotonic()
-        environment = {**os.environ, "BURNISH_CACHE": str((folder / "cache").absolute())}
-        done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
-        if done.returncode != 0:
-            sys.exit(done.stderr[-800:])
+        command = [options.burnish, "train", recipe, "--json", "--quiet", "--threads", options.threads]
+        trained = printed_by(command, env=environment)
         seconds[name] = time.monotonic() - began
-        metrics[name] = (out / "metrics.jsonl").read_text()
-        print(f"{name} kept features: {seconds[name]:.1f} s, {json.loads(done.stdout)['peak_bytes'] / 2**20:.0f} MiB", flush=True)
+        metrics[name] = (folder / name / "metrics.jsonl").read_text()
+        print(f"{name} kept features: {seconds[name]:.1f} s, {trained['peak_bytes'] / 2**20:.0f} MiB", flush=True)
     same = "the same" if metrics["without"] == metrics["with"] else "OTHER"
     print(f"{options.pictures} pictures, an epoch: {seconds['without'] / seconds['with']:.1f} x the speed with kept features, {same} losses")
 
@@ -185,10 +181,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["make", "measure", "features"])
     parser.add_argument("--text-model", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("digits"))
     parser.add_argument("--burnish", type=Path, default=Path("target/release/burnish"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--set", action="append", default=[], help="a setting of the recipe, as for burnish train")
     parser.add_argument("--pictures", type=int, default=48, help="of the comparison of features")
     options = parser.parse_args()
     if options.part != "measure" and options.text_model is None:

@@ -17,7 +17,7 @@ fn root() -> PathBuf {
 /// The files below `folder` (relative to the repository) that are kept in it, sorted, relative to the repository.
 fn files(folder: &str) -> Vec<PathBuf> {
     /// Made by programs, not kept.
-    const SKIPPED: [&str; 4] = ["target", ".git", "corpus", "artifacts"];
+    const SKIPPED: [&str; 5] = ["target", ".git", "corpus", "artifacts", "digits"];
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {

@@ -13,7 +13,7 @@ use burnish::model::{BaseFiles, Batch, Decoder};
 use burnish::nn::Noise;
 use burnish::run::OpenBase;
 
-use crate::model::{Expected, fixtures, load, turn};
+use crate::model::{Expected, fixtures, load, relative_distance, turn};
 
 /// The gradients of all trained matrices of the mean loss of a sequence.
 fn gradients(decoder: &Decoder, ids: &[u32], adapter: &HostAdapter) -> Vec<Vec<f32>> {
@@ -30,10 +30,6 @@ fn gradients(decoder: &Decoder, ids: &[u32], adapter: &HostAdapter) -> Vec<Vec<f
     of_matrices.collect()
 }
 
-fn norm(values: impl Iterator<Item = f32>) -> f32 {
-    values.map(|value| value * value).sum::<f32>().sqrt()
-}
-
 /// Asserts that the gradients in bf16 are near those in f32, with each of the tensors `names` trained beside the adapter in `folder`.
 fn assert_near(folder: &Path, names: &[String], base: &BaseFiles, [exact, rounded]: [&Decoder; 2], ids: &[u32]) {
     let adapter = HostAdapter::load_over(&folder.join("adapter"), base).expect("PEFT's adapter");
@@ -47,13 +43,9 @@ fn assert_near(folder: &Path, names: &[String], base: &BaseFiles, [exact, rounde
             adapter.pairs.retain(|module, _| name.strip_prefix(module) != Some(".weight"));
         }
         let [wanted, found] = [exact, rounded].map(|decoder| gradients(decoder, ids, &adapter));
-        let largest = wanted.iter().map(|wanted| norm(wanted.iter().copied())).fold(0.0, f32::max);
-        for (index, (wanted, found)) in wanted.iter().zip(&found).enumerate() {
-            // Small gradients are mostly rounding, those of the biases of keys in any precision.
-            let scale = norm(wanted.iter().copied()).max(0.1 * largest);
-            let distance = norm(wanted.iter().zip(found).map(|(wanted, found)| wanted - found)) / scale;
-            assert!(distance < 0.4, "{}: {name:?} trained: matrix {index} is off by {distance}", folder.display());
-        }
+        let distance = relative_distance(&found.concat(), &wanted.concat());
+        // Rounding alone makes a third in the worst of these models, whose logits are large.
+        assert!(distance < 0.5, "{}: {name:?} trained: off by {distance}", folder.display());
     }
 }
 
