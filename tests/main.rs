@@ -19,6 +19,8 @@ mod export;
 mod families;
 mod faults;
 mod fuzz;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 mod hostile_adapter;
 mod hostile_cli;
 mod hostile_config;
@@ -51,5 +53,3 @@ mod tidy;
 mod tokenizer;
 mod training;
 mod weights;
-#[cfg(feature = "wgpu")]
-mod wgpu;

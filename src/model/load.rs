@@ -19,7 +19,7 @@ use crate::ops::is_processor;
 pub use crate::quant::{Compute, Quant};
 
 /// The tensor format of the activations.
-fn dtype(compute: Compute) -> DType {
+pub(super) fn dtype(compute: Compute) -> DType {
     match compute {
         Compute::F32 => DType::F32,
         Compute::Bf16 => DType::BF16,

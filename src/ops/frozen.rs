@@ -1,6 +1,6 @@
 //! A weight that never changes, where the device wants it.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 #[cfg(feature = "cpu")]
 use super::cpu::matrix::Matrix;
@@ -31,9 +31,10 @@ impl FrozenWeight {
         Self { place: Place::Matrix(std::sync::Arc::new(matrix)) }
     }
 
-    /// A weight for any other device: `rows * columns` values, row-major.
-    pub fn from_values(values: Vec<f32>, rows: usize, columns: usize, device: &Device) -> Self {
-        Self { place: Place::Tensor(Box::new(Tensor::from_data(TensorData::new(values, [rows, columns]), device))) }
+    /// A weight for any other device: `rows * columns` values, row-major, which are kept in `dtype` there.
+    pub fn from_values(values: Vec<f32>, rows: usize, columns: usize, device: &Device, dtype: DType) -> Self {
+        let data = TensorData::new(values, [rows, columns]).convert_dtype(dtype);
+        Self { place: Place::Tensor(Box::new(Tensor::from_data(data, (device, dtype)))) }
     }
 
     /// A weight of shape `[rows, columns]` that stays packed on a wgpu or CUDA device; products decode it a tile at a
@@ -111,7 +112,7 @@ impl FrozenWeight {
             }
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Place::Nf4(weight) => autograd::rows(weight, ids),
-            Place::Tensor(tensor) => selected(tensor, ids).to_device(&device.clone().inner()),
+            Place::Tensor(tensor) => selected(tensor, ids).cast(DType::F32).to_device(&device.clone().inner()),
         }
     }
 

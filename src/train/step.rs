@@ -10,6 +10,7 @@ use super::settings::TrainSettings;
 use crate::model::decoder::Recompute;
 use crate::model::{Batch, Decoder};
 use crate::nn::{Adapter, Delta, Noise};
+use crate::ops::squares::sum_of_squares;
 
 /// An adapter and its optimiser.
 pub struct AdapterTrainer {
@@ -124,20 +125,21 @@ impl AdapterTrainer {
     }
 }
 
-/// `sqrt(Σ g²)` over every parameter, summed in f64.
+/// `sqrt(Σ g²)` over every parameter.
 fn global_norm(adapter: &Adapter, gradients: &GradientsParams) -> f64 {
-    struct SquareSum<'a> {
+    struct Vectors<'a> {
         gradients: &'a GradientsParams,
-        sum: f64,
+        found: Vec<Tensor<1>>,
     }
-    impl ModuleVisitor for SquareSum<'_> {
+    impl ModuleVisitor for Vectors<'_> {
         fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
             if let Some(gradient) = self.gradients.get::<D>(parameter.id) {
-                self.sum += gradient.into_data().iter::<f64>().map(|value| value * value).sum::<f64>();
+                let values = gradient.shape().num_elements();
+                self.found.push(gradient.reshape([values]));
             }
         }
     }
-    let mut visitor = SquareSum { gradients, sum: 0.0 };
+    let mut visitor = Vectors { gradients, found: Vec::new() };
     adapter.visit(&mut visitor);
-    visitor.sum.sqrt()
+    sum_of_squares(visitor.found).sqrt()
 }

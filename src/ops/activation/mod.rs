@@ -9,7 +9,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 /// An activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `x · σ(x)` (Elfwing et al. 2017; `silu` and `swish` in configurations).
     Silu,
@@ -28,6 +28,10 @@ pub fn gated(gate_up: Tensor<2>, activation: Activation) -> Tensor<2> {
     #[cfg(feature = "cpu")]
     if super::on_processor(&gate_up) {
         return cpu::gated(gate_up, activation);
+    }
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if super::on_gpu(&gate_up) {
+        return super::cube::activation::gated(gate_up, activation);
     }
     reference::gated(gate_up, activation)
 }

@@ -33,13 +33,17 @@ pub(in crate::ops) fn project(x: Tensor<2>, projected: &Projected<'_>, rows: &[u
             None => x,
         };
         let dtype = input.dtype();
-        let low = input.matmul(pair.a.clone().cast(dtype).transpose());
-        y = y + low.matmul(pair.b.clone().cast(dtype).transpose()).mul_scalar(pair.scale);
+        let low = input.matmul(pair.a.clone().cast(dtype).transpose()).mul_scalar(pair.scale);
+        y = y + low.matmul(pair.b.clone().cast(dtype).transpose());
     }
     y
 }
 
 fn drop(x: Tensor<2>, dropout: Dropout, rows: &[u32]) -> Tensor<2> {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if crate::ops::on_gpu(&x) {
+        return crate::ops::cube::dropout::dropped(x, dropout, rows);
+    }
     let width = x.dims()[1];
     let of_row = |row: u32| (0..width as u64).map(move |column| dropout.factor(u64::from(row) * width as u64 + column));
     let factors: Vec<f32> = rows.iter().flat_map(|&row| of_row(row)).collect();

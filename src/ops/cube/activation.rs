@@ -1,0 +1,112 @@
+//! The gated activations: one pass forward, one backward.
+
+use burn::tensor::Tensor;
+use burn_backend::cubecl::dtype_to_storage_type;
+use burn_cubecl::{cubecl, tensor::CubeTensor};
+use cubecl::prelude::*;
+
+use super::autograd::{apply, dims, empty};
+use super::reduce::{units_for, workgroup};
+use crate::ops::activation::Activation;
+
+/// `√(2/π)`, of GELU's approximation.
+const ROOT: f32 = 0.797_884_6;
+/// The factor of the cube in GELU's approximation.
+const CUBIC: f32 = 0.044_715;
+
+/// See [`gated`](crate::ops::activation::gated).
+pub fn gated(gate_up: Tensor<2>, activation: Activation) -> Tensor<2> {
+    apply(gate_up, |gate_up| {
+        let [rows, columns] = dims(&gate_up);
+        let y = empty(&gate_up, [rows, columns / 2], gate_up.dtype);
+        // SAFETY: the kernel stays within the values of `y`, which has half of the columns.
+        unsafe {
+            forward::launch_unchecked(
+                &y.client,
+                units_for(rows * columns / 2),
+                workgroup(),
+                gate_up.clone().into_tensor_arg(),
+                y.clone().into_tensor_arg(),
+                activation,
+                dtype_to_storage_type(y.dtype),
+            );
+        }
+        (y, move |gradient| backward(&gate_up, gradient, activation))
+    })
+}
+
+fn backward(gate_up: &CubeTensor, gradient: CubeTensor, activation: Activation) -> CubeTensor {
+    let [rows, columns] = dims(gate_up);
+    assert_eq!(dims(&gradient), [rows, columns / 2]);
+    let result = empty(gate_up, [rows, columns], gate_up.dtype);
+    // SAFETY: as in the forward pass.
+    unsafe {
+        input_gradient::launch_unchecked(
+            &result.client,
+            units_for(rows * columns / 2),
+            workgroup(),
+            gate_up.clone().into_tensor_arg(),
+            gradient.clone().into_tensor_arg(),
+            result.clone().into_tensor_arg(),
+            activation,
+            [dtype_to_storage_type(gate_up.dtype), dtype_to_storage_type(gradient.dtype)],
+        );
+    }
+    result
+}
+
+/// The share `c(x)` of an activation `x·c(x)`.
+#[cube]
+fn share(x: f32, #[comptime] activation: Activation) -> f32 {
+    match comptime!(activation) {
+        Activation::Silu => (1.0 + (-x).exp()).recip(),
+        Activation::Gelu => 0.5 * (1.0 + (x * std::f32::consts::FRAC_1_SQRT_2).erf()),
+        Activation::GeluTanh => 0.5 * (1.0 + (ROOT * (x + CUBIC * x * x * x)).tanh()),
+    }
+}
+
+/// The derivative of the share `c` at `x`.
+#[cube]
+fn slope(x: f32, c: f32, #[comptime] activation: Activation) -> f32 {
+    match comptime!(activation) {
+        Activation::Silu => c * (1.0 - c),
+        // The density of the normal distribution.
+        Activation::Gelu => ROOT * 0.5 * (-0.5 * x * x).exp(),
+        Activation::GeluTanh => 2.0 * c * (1.0 - c) * ROOT * (1.0 + 3.0 * CUBIC * x * x),
+    }
+}
+
+#[cube(launch_unchecked)]
+fn forward<F: Float>(
+    gate_up: &Tensor<F>,
+    y: &mut Tensor<F>,
+    #[comptime] activation: Activation,
+    #[define(F)] _dtype: ElemType,
+) {
+    let width = y.shape(1);
+    if ABSOLUTE_POS < y.shape(0) * width {
+        let at = ABSOLUTE_POS / width * 2 * width + ABSOLUTE_POS % width;
+        let (gate, up) = (f32::cast_from(gate_up[at]), f32::cast_from(gate_up[at + width]));
+        y[ABSOLUTE_POS] = F::cast_from(gate * share(gate, activation) * up);
+    }
+}
+
+/// The gradients of gate, `g·up·(c + gate·c')`, and of up, `g·gate·c`.
+#[cube(launch_unchecked)]
+fn input_gradient<F: Float, G: Float>(
+    gate_up: &Tensor<F>,
+    gradient: &Tensor<G>,
+    result: &mut Tensor<F>,
+    #[comptime] activation: Activation,
+    #[define(F, G)] _dtypes: [ElemType; 2],
+) {
+    let width = gradient.shape(1);
+    if ABSOLUTE_POS < gradient.shape(0) * width {
+        let at = ABSOLUTE_POS / width * 2 * width + ABSOLUTE_POS % width;
+        let (gate, up) = (f32::cast_from(gate_up[at]), f32::cast_from(gate_up[at + width]));
+        let upstream = f32::cast_from(gradient[ABSOLUTE_POS]);
+        let c = share(gate, activation);
+        result[at] = F::cast_from(upstream * up * (c + gate * slope(gate, c, activation)));
+        result[at + width] = F::cast_from(upstream * gate * c);
+    }
+}
