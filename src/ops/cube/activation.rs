@@ -1,6 +1,6 @@
 //! The gated activations: one pass forward, one backward.
 
-use burn::tensor::Tensor;
+use burn::tensor;
 use burn_backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::{cubecl, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -15,7 +15,7 @@ const ROOT: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
 /// See [`gated`](crate::ops::activation::gated).
-pub fn gated(gate_up: Tensor<2>, activation: Activation) -> Tensor<2> {
+pub fn gated(gate_up: tensor::Tensor<2>, activation: Activation) -> tensor::Tensor<2> {
     apply(gate_up, |gate_up| {
         let [rows, columns] = dims(&gate_up);
         let y = empty(&gate_up, [rows, columns / 2], gate_up.dtype);
@@ -59,9 +59,9 @@ fn backward(gate_up: &CubeTensor, gradient: CubeTensor, activation: Activation) 
 #[cube]
 fn share(x: f32, #[comptime] activation: Activation) -> f32 {
     match comptime!(activation) {
-        Activation::Silu => (1.0 + (-x).exp()).recip(),
-        Activation::Gelu => 0.5 * (1.0 + (x * std::f32::consts::FRAC_1_SQRT_2).erf()),
-        Activation::GeluTanh => 0.5 * (1.0 + (ROOT * (x + CUBIC * x * x * x)).tanh()),
+        Activation::Silu => ((-x).exp() + 1.0f32).recip(),
+        Activation::Gelu => ((x * comptime!(std::f32::consts::FRAC_1_SQRT_2)).erf() + 1.0f32) * 0.5f32,
+        Activation::GeluTanh => ((x * ROOT + x * x * x * comptime!(ROOT * CUBIC)).tanh() + 1.0f32) * 0.5f32,
     }
 }
 
@@ -69,10 +69,10 @@ fn share(x: f32, #[comptime] activation: Activation) -> f32 {
 #[cube]
 fn slope(x: f32, c: f32, #[comptime] activation: Activation) -> f32 {
     match comptime!(activation) {
-        Activation::Silu => c * (1.0 - c),
+        Activation::Silu => c - c * c,
         // The density of the normal distribution.
-        Activation::Gelu => ROOT * 0.5 * (-0.5 * x * x).exp(),
-        Activation::GeluTanh => 2.0 * c * (1.0 - c) * ROOT * (1.0 + 3.0 * CUBIC * x * x),
+        Activation::Gelu => (x * x * -0.5f32).exp() * comptime!(ROOT * 0.5),
+        Activation::GeluTanh => (c - c * c) * (x * x * comptime!(3.0 * CUBIC) + 1.0f32) * comptime!(2.0 * ROOT),
     }
 }
 

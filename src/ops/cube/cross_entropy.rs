@@ -1,6 +1,6 @@
 //! The loss of each target from its logits, and the gradient of the logits: one pass over a row each.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{self, DType};
 use burn_backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::{cubecl, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -13,12 +13,12 @@ use crate::ops::linear::{Projected, reference::project};
 
 /// See [`cross_entropy`](crate::ops::cross_entropy::cross_entropy()).
 pub fn cross_entropy(
-    hidden: Tensor<2>,
+    hidden: tensor::Tensor<2>,
     head: &Projected<'_>,
     targets: &Targets,
     softcap: Option<f32>,
     smoothing: f32,
-) -> Tensor<2> {
+) -> tensor::Tensor<2> {
     let (rows, ids): (Vec<u32>, Vec<u32>) = targets.iter().copied().unzip();
     let logits = project(selected(hidden, &rows), head, &rows);
     losses(capped(logits, softcap), &ids, smoothing)
@@ -30,7 +30,7 @@ pub fn cross_entropy(
 /// - `logits`: `[targets, vocabulary]`
 /// - `targets`: a token id for each row
 /// - output: `[targets, 1]` in f32
-fn losses(logits: Tensor<2>, targets: &[u32], smoothing: f32) -> Tensor<2> {
+fn losses(logits: tensor::Tensor<2>, targets: &[u32], smoothing: f32) -> tensor::Tensor<2> {
     let targets = numbers(targets, &logits.device().inner());
     apply(logits, |logits| {
         let [rows, _] = dims(&logits);

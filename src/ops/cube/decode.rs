@@ -1,7 +1,7 @@
 //! A packed weight decoded whole, for products of many rows on matrix units: decoding takes a small part of their time, and
 //! the memory is free again after each.
 
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::{self, DType, Shape};
 use burn_backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::{cubecl, tensor::CubeTensor};
@@ -13,7 +13,7 @@ use super::reduce::{units_for, workgroup};
 use crate::quant::nf4;
 
 /// The weight `[out, in]` in `dtype`, on the device of `like`.
-pub(super) fn decoded(weight: &DeviceNf4, like: &CubeTensor, dtype: DType) -> Tensor<2> {
+pub(super) fn decoded(weight: &DeviceNf4, like: &CubeTensor, dtype: DType) -> tensor::Tensor<2> {
     let [out, input] = weight.dims();
     let shape = Shape::from([out, input]);
     let result = empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, dtype);

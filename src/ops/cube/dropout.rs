@@ -1,6 +1,6 @@
 //! Dropout on the input of a low-rank pair: the hash of the processor's, in the 32-bit numbers that every device has.
 
-use burn::tensor::Tensor;
+use burn::tensor;
 use burn_backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::{cubecl, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -12,7 +12,7 @@ use crate::ops::linear::Dropout;
 use crate::ops::linear::dropout::{FIRST_FACTOR, GOLDEN_GAMMA, SECOND_FACTOR};
 
 /// `x` `[rows, width]` with the factors of these `rows` of the tensor that dropout counts its elements in.
-pub fn dropped(x: Tensor<2>, dropout: Dropout, rows: &[u32]) -> Tensor<2> {
+pub fn dropped(x: tensor::Tensor<2>, dropout: Dropout, rows: &[u32]) -> tensor::Tensor<2> {
     let rows = numbers(rows, &x.device().inner());
     apply(x, |x| {
         let y = multiplied(&x, dropout, &rows);

@@ -1,6 +1,6 @@
 //! The root-mean-square norm: one pass over a row forward, one backward.
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{self, DType, TensorData};
 use burn_backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::{cubecl, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -9,9 +9,9 @@ use super::autograd::{apply, dims, empty, primitive};
 use super::reduce::{UNITS, one_for_each, sum, workgroup};
 
 /// See [`rms_norm`](crate::ops::norm::rms_norm).
-pub fn rms_norm(x: Tensor<2>, weight: &[f32], eps: f64) -> Tensor<2> {
+pub fn rms_norm(x: tensor::Tensor<2>, weight: &[f32], eps: f64) -> tensor::Tensor<2> {
     let data = TensorData::new(weight.to_vec(), [weight.len()]);
-    let weight = primitive(Tensor::<1>::from_data(data, (&x.device().inner(), DType::F32)));
+    let weight = primitive(tensor::Tensor::<1>::from_data(data, (&x.device().inner(), DType::F32)));
     apply(x, |x| {
         let (y, scales) = forward(&x, &weight, eps as f32);
         (y, move |gradient| backward(&x, &weight, &scales, gradient))

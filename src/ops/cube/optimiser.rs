@@ -1,7 +1,7 @@
 //! The steps of an optimiser that would be many small kernels for each of hundreds of matrices: AdamW, and the norm of all
 //! gradients.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{self, DType};
 use burn_cubecl::{cubecl, tensor::CubeTensor};
 use cubecl::prelude::*;
 
@@ -30,7 +30,7 @@ pub struct AdamW {
 }
 
 /// The parameter, the mean and the mean square after an update, all f32 vectors of the same length on one CubeCL device.
-pub fn adamw(numbers: AdamW, parameter: Tensor<1>, gradient: Tensor<1>, moments: [Tensor<1>; 2]) -> [Tensor<1>; 3] {
+pub fn adamw(numbers: AdamW, parameter: tensor::Tensor<1>, gradient: tensor::Tensor<1>, moments: [tensor::Tensor<1>; 2]) -> [tensor::Tensor<1>; 3] {
     let [parameter, gradient] = [parameter, gradient].map(primitive);
     let [mean, mean_square] = moments.map(primitive);
     let count = parameter.meta.shape()[0];
@@ -91,7 +91,7 @@ fn update(
 }
 
 /// `Σ x²` of each tensor, on the host: one kernel for each, one transfer for all.
-pub fn square_sums(tensors: Vec<Tensor<1>>) -> Vec<f32> {
+pub fn square_sums(tensors: Vec<tensor::Tensor<1>>) -> Vec<f32> {
     let tensors: Vec<CubeTensor> = tensors.into_iter().map(primitive).collect();
     let Some(first) = tensors.first() else { return Vec::new() };
     let sums = empty(first, [tensors.len()], DType::F32);

@@ -1,6 +1,6 @@
 //! Some rows of a matrix, with a backward pass that writes each gradient to its row.
 
-use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
+use burn::tensor::{self, DType, Device, Int, Shape, TensorData};
 use burn_backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::ops::numeric::zeros;
 use burn_cubecl::{CubeBackend, cubecl, tensor::CubeTensor};
@@ -11,7 +11,7 @@ use super::reduce::{units_for, workgroup};
 
 /// Numbers below 2³² on a CubeCL device.
 pub(super) fn numbers(values: &[u32], device: &Device) -> CubeTensor {
-    let tensor = Tensor::<1, Int>::from_data(TensorData::new(values.to_vec(), [values.len()]), (device, DType::U32));
+    let tensor = tensor::Tensor::<1, Int>::from_data(TensorData::new(values.to_vec(), [values.len()]), (device, DType::U32));
     tensor.try_into_primitive::<CubeBackend>().expect("these kernels run on CubeCL devices")
 }
 
@@ -20,7 +20,7 @@ pub(super) fn numbers(values: &[u32], device: &Device) -> CubeTensor {
 /// # Shapes
 /// - `x`: `[rows, width]`
 /// - output: `[chosen, width]`
-pub fn selected(x: Tensor<2>, chosen: &[u32]) -> Tensor<2> {
+pub fn selected(x: tensor::Tensor<2>, chosen: &[u32]) -> tensor::Tensor<2> {
     let count = chosen.len();
     let chosen = numbers(chosen, &x.device().inner());
     apply(x, |x| {

@@ -1,7 +1,7 @@
 //! Between the columns of a projection and the heads of padded sequences: queries and keys are rotated on the way, keys and
 //! values copied for every query head of their group.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{self, DType, Device};
 use burn_backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::{cubecl, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -76,7 +76,7 @@ impl Rotation {
                 Self { cos: primitive(table.cos), sin: primitive(table.sin) }
             }
             None => {
-                let none = primitive(Tensor::<2>::zeros([1, 1], (device, DType::F32)));
+                let none = primitive(tensor::Tensor::<2>::zeros([1, 1], (device, DType::F32)));
                 Self { cos: none.clone(), sin: none }
             }
         }
