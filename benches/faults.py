@@ -8,7 +8,7 @@ call of each kind, for every K there is: once from the beginning, and once while
 Between them lie every call of a save, of the removal of an old checkpoint, of the best adapter and of the final write. At the
 call the run is killed, or the call fails with an error of the system, or (`lost`) a write says that it wrote a byte and wrote
 none. `--from-then-on`: so does every call of the kind after it; of EINTR every second. A run that says it is done must be done:
-the adapter, the metrics, the recipe and the verdict are those of the unbroken run, to the byte. After any other end, resuming
+the adapter, its card, the metrics, the recipe and the verdict are those of the unbroken run, to the byte. After any other end, resuming
 must lead there. Exit code 1 where one does not. `--stride 5` takes every fifth K. Needs Linux, strace and the standard library.
 """
 
@@ -75,7 +75,7 @@ def job(folder):
 def result(folder):
     """The hashes of all that a run is about, and the names that must not be there."""
     run = folder / "run"
-    files = ["adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "recipe.toml"]
+    files = ["adapter_model.safetensors", "adapter_config.json", "README.md", "metrics.jsonl", "recipe.toml"]
     found = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in files}
     outcome = json.loads((run / "run.json").read_text())["outcome"]
     timed = {"tokens_per_second", "peak_bytes"}

@@ -65,7 +65,7 @@ fn frozen_linear(bench: &mut Criterion) {
             let x = tensor(tokens, input, dtype);
             let flops = 2 * (tokens * input * output) as u64;
             both_ways(bench, &format!("linear {tokens}x{input}x{output}"), flops, &x, |x| {
-                linear(x, &[Projected { weight: &weight, bias: None, low_rank: None }], None)
+                linear(x, &[Projected { weight: &weight, bias: None, low_rank: None, column_scale: None }], None)
             });
         }
     }
@@ -108,7 +108,13 @@ fn fused_cross_entropy(bench: &mut Criterion) {
         let targets: Vec<(u32, u32)> = (0..256).map(|row| (row, row * 97)).collect();
         let x = tensor(256, 576, dtype);
         both_ways(bench, "cross-entropy 256x576x49152", 2 * 256 * 576 * 49_152, &x, |x| {
-            cross_entropy(x, &Projected { weight: &weight, bias: None, low_rank: None }, &targets, None, 0.0)
+            cross_entropy(
+                x,
+                &Projected { weight: &weight, bias: None, low_rank: None, column_scale: None },
+                &targets,
+                None,
+                0.0,
+            )
         });
     }
 }

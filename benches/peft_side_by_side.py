@@ -2,11 +2,13 @@
 
     pip install -r tests/reference/requirements.txt
     python benches/peft_side_by_side.py --model MODEL_FOLDER [--burnish target/release/burnish --base BASE]
-        [--workloads qv,seven,1k,4k,wikisql] [--modes f32,bf16,...] [--rounds 5] [--threads 2] [--device cpu]
+        [--workloads qv,seven,1k,4k,wikisql] [--modes f32,bf16,...] [--rounds 5] [--threads 2,16] [--device cpu]
 
 MODEL_FOLDER is the base as a Hugging Face folder (f32 or bf16 weights, with its tokenizer); BASE is what burnish calls
-the same base (a name, folder or .gguf). Every measurement runs in a process of its own; the tools alternate, round after
-round. One JSON object a measurement goes to stdout, a table of medians to stderr.
+the same base (a name, folder or .gguf). Several binaries of burnish are compared if --burnish names several, as
+`NAME=PATH,NAME=PATH`. Every measurement runs in a process of its own; the tools alternate, round after round. One JSON
+object a measurement goes to stdout, a table of medians to stderr. On a processor with AMX the object has the state of AMX
+after the measurement (benches/amx_state.py).
 
 tokens_per_second counts all tokens that are no padding, prompts included, over the steps after the first two.
 peak_bytes is the largest resident size of the whole process (`ru_maxrss`), interpreter and libraries included. With `--device
@@ -38,6 +40,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import amx_state
+from runs import measured_by
 from speed import DeviceMemory
 
 QV = ["q_proj", "v_proj"]
@@ -62,17 +66,23 @@ def arguments():
     parser.add_argument("--modes", default="f32,bf16,bf16-recompute,bf16-compile")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="measured steps of a made-up workload")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", default="2", help="numbers of threads, each a table of its own")
     parser.add_argument("--device", default="cpu", help="of both tools: cpu or cuda (for burnish also wgpu)")
     parser.add_argument("--wikisql", type=Path, help="folder of train.jsonl and valid.jsonl, for the workload wikisql")
     parser.add_argument("--wikisql-steps", type=int, default=250, help="250 is one epoch in batches of 4")
-    parser.add_argument("--burnish", type=Path, help="the burnish binary; without it only PEFT is measured")
+    parser.add_argument("--burnish", help="the burnish binary, or several with names; without it only PEFT is measured")
     parser.add_argument("--base", help="what burnish calls the base (default: MODEL)")
     parser.add_argument("--burnish-modes", default="f32,bf16,bf16-recompute")
     parser.add_argument("--child", nargs=3, metavar=("MODE", "WORKLOAD", "DATA"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.wikisql is None and options.child is None and "wikisql" in options.workloads.split(","):
         parser.error("the workload wikisql needs --wikisql FOLDER (or leave it out of --workloads)")
+    # By name, in the order of the table.
+    named = [text.split("=", 1) if "=" in text else ["burnish", text] for text in (options.burnish or "").split(",") if text]
+    options.binaries = {name: Path(path) for name, path in named}
+    if len(options.binaries) < len(named):
+        parser.error("--burnish: several binaries need different names, as before=PATH,after=PATH")
+    options.threads = [int(text) for text in options.threads.split(",")]
     return options
 
 
@@ -161,7 +171,7 @@ def child(options):
     import torch
     from transformers import AutoTokenizer
 
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads[0])
     torch.manual_seed(0)
     sequences, _, targets = WORKLOADS[workload]
     tokenizer = AutoTokenizer.from_pretrained(options.model)
@@ -223,17 +233,13 @@ def child(options):
     print(json.dumps(report))
 
 
-def measure_peft(options, mode, workload, data):
-    command = [sys.executable, __file__, "--model", str(options.model), "--threads", str(options.threads)]
+def measure_peft(options, mode, workload, data, threads):
+    command = [sys.executable, __file__, "--model", str(options.model), "--threads", str(threads)]
     command += ["--wikisql-steps", str(options.wikisql_steps), "--device", options.device]
     if options.wikisql is not None:
         command += ["--wikisql", str(options.wikisql)]
     command += ["--child", mode, workload, str(data)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    if done.returncode != 0:
-        return {"error": f"exit {done.returncode}: {done.stderr.strip()[-300:]}"}
-    return json.loads(done.stdout.splitlines()[-1])
+    return measured_by(command, threads)
 
 
 # --- burnish ----------------------------------------------------------------------------------------------------------
@@ -267,7 +273,7 @@ dir = {output}
 """
 
 
-def measure_burnish(options, mode, workload, data, folder):
+def measure_burnish(options, binary, mode, workload, data, threads, folder):
     """`burnish train RECIPE --json`; the figures come from the run folder's metrics.jsonl and timings.jsonl."""
     sequences, _, targets = WORKLOADS[workload]
     output = folder / f"burnish-{workload}-{mode}-{time.time_ns()}"
@@ -288,7 +294,7 @@ def measure_burnish(options, mode, workload, data, folder):
             output=json.dumps(str(output)),
         )
     )
-    command = [str(options.burnish), "train", str(recipe), "--json", "--threads", str(options.threads)]
+    command = [str(binary), "train", str(recipe), "--json", "--threads", str(threads)]
     command += ["--device", options.device]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
@@ -326,24 +332,35 @@ def main():
                 data = folder / f"{workload}.jsonl"
                 write_made_up(data, options.model, workload, options.steps)
             contestants = [("peft", mode) for mode in modes]
-            if options.burnish:
-                contestants += [("burnish", mode) for mode in options.burnish_modes.split(",")]
+            for mode in options.burnish_modes.split(","):
+                contestants += [(name, mode) for name in options.binaries]
             for round_number in range(options.rounds):
-                for tool, mode in contestants:
-                    load = os.getloadavg()[0]
-                    with DeviceMemory(options.device) as memory:
-                        if tool == "peft":
-                            result = measure_peft(options, mode, workload, data)
-                        else:
-                            result = measure_burnish(options, mode, workload, data, folder)
-                    if memory.measures:
-                        result["device_bytes"] = memory.rise() << 20
-                    line = {"tool": tool, "mode": mode, "workload": workload, "round": round_number}
-                    line |= {**result, "load_before": round(load, 2)}
-                    print(json.dumps(line), flush=True)
-                    if "error" not in result:
-                        results.setdefault((workload, tool, mode), []).append(result)
+                for threads in options.threads:
+                    for tool, mode in contestants:
+                        load = os.getloadavg()[0]
+                        with DeviceMemory(options.device) as memory:
+                            if tool == "peft":
+                                result = measure_peft(options, mode, workload, data, threads)
+                            else:
+                                binary = options.binaries[tool]
+                                result = measure_burnish(options, binary, mode, workload, data, threads, folder)
+                        if memory.measures:
+                            result["device_bytes"] = memory.rise() << 20
+                        line = {"tool": tool, "mode": mode, "workload": workload, "threads": threads}
+                        line |= {"round": round_number, **result, "load_before": round(load, 2), "amx": amx_state.state()}
+                        print(json.dumps(line), flush=True)
+                        if "error" not in result:
+                            results.setdefault((threads, workload, tool, mode), []).append(result)
     report(results, options)
+
+
+def processor():
+    """The processor's name, as Linux gives it."""
+    try:
+        names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def report(results, options):
@@ -353,17 +370,22 @@ def report(results, options):
     say = lambda text: print(text, file=sys.stderr)
     # The memory that counts is the GPU's where there is one.
     memory = "device_bytes" if options.device == "cuda" else "peak_bytes"
-    say(f"\n{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {options.threads} threads, {options.device}")
-    say("| workload | tool | mode | runs | tokens/s | peak MiB | against PEFT bf16: speed | memory |")
-    say("|---|---|---|---|---|---|---|---|")
+    say(f"\n{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} processors, {options.device}")
+    say("| threads | workload | tool | mode | runs | tokens/s | lowest to highest | peak MiB | against PEFT: speed | memory |")
+    say("|---|---|---|---|---|---|---|---|---|---|")
     for key in results:
-        workload, tool, mode = key
+        threads, workload, tool, mode = key
         speed, peak = median(key, "tokens_per_second"), median(key, memory)
-        against = (workload, "peft", "bf16")
+        every = [result["tokens_per_second"] for result in results[key]]
+        # PEFT in the same mode, or else in bf16.
+        against = next((key for key in [(threads, workload, "peft", m) for m in (mode, "bf16")] if key in results), None)
         ratios = " | "
-        if against in results:
+        if against is not None:
             ratios = f"{speed / median(against, 'tokens_per_second'):.2f} | {peak / median(against, memory):.2f}"
-        say(f"| {workload} | {tool} | {mode} | {len(results[key])} | {speed:.0f} | {peak / 2**20:.0f} | {ratios} |")
+        say(
+            f"| {threads} | {workload} | {tool} | {mode} | {len(every)} | {speed:.0f} | {min(every):.0f} to {max(every):.0f} "
+            f"| {peak / 2**20:.0f} | {ratios} |"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Writes a model of a known shape with random weights, shard by shard: for measuring memory and speed, not for use.
 
-    python benches/random_model.py --shape llama-3.1-8b --tokenizer FOLDER --out DIR
+    python benches/random_model.py --shape llama-3.1-8b --tokenizer FOLDER --out DIR [--positions 32768]
 
-FOLDER holds the tokenizer.json (and tokenizer_config.json) that is copied along; its vocabulary may be smaller than the
-model's. Weights are bf16, normal with a standard deviation of 0.02. Needs numpy only; 8B takes 16 GB of disk.
+FOLDER holds the tokenizer.json (and tokenizer_config.json) that is copied along; where its vocabulary is larger than the shape's,
+the model has a row for each of its tokens. Weights are bf16, normal with a standard deviation of 0.02; what is added to the residual
+stream is smaller by the root of twice the number of layers, as models are initialised. Needs numpy only; 8B takes 16 GB of disk.
 """
 
 import argparse
@@ -76,8 +77,13 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--positions", type=int, help="the longest sequence, if not that of the real model")
     options = parser.parse_args()
-    shape = SHAPES[options.shape]
+    tokenizer = json.loads((options.tokenizer / "tokenizer.json").read_text())
+    last = max([*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])])
+    shape = dict(SHAPES[options.shape])
+    shape["vocab_size"] = max(shape["vocab_size"], last + 1)
+    shape["max_position_embeddings"] = options.positions or shape["max_position_embeddings"]
     options.out.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (options.tokenizer / name).exists():
@@ -89,8 +95,9 @@ def main():
     (options.out / "config.json").write_text(json.dumps(config, indent=2))
     # One stretch of random values, read from another place for every row: drawing 8 billion would take minutes.
     random = np.random.default_rng(0)
-    values = (random.standard_normal((1 << 24) + (1 << 20), dtype=np.float32) * 0.02).view(np.uint32) >> 16
-    values = values.astype(np.uint16)
+    normal = random.standard_normal((1 << 24) + (1 << 20), dtype=np.float32) * np.float32(0.02)
+    added = normal / np.float32((2 * shape["num_hidden_layers"]) ** 0.5)
+    normal, added = ((values.view(np.uint32) >> 16).astype(np.uint16) for values in (normal, added))
     one = np.array([0x3F80], dtype=np.uint16)
     groups, index = shards(shape), {}
     for number, group in enumerate(groups, 1):
@@ -108,6 +115,7 @@ def main():
                 if len(size) == 1:
                     out.write(np.repeat(one, size[0]).tobytes())
                     continue
+                values = added if name.endswith(("o_proj.weight", "down_proj.weight")) else normal
                 left = int(np.prod(size))
                 while left > 0:
                     start = int(random.integers(0, 1 << 20))

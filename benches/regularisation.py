@@ -24,14 +24,15 @@ import argparse
 import json
 import math
 import os
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import runs as runs_of_burnish
+from runs import with_interval
+
 STEPS = 500
-MICRO_BATCH_SEQS = 4
 RATE = 1e-3
 
 # What each variant adds to the recipe.
@@ -50,38 +51,6 @@ VARIANTS = {
     "rehearsal": ["data.rehearsal.share=0.2"],
     "LoRA+": ["train.b_rate_ratio=16.0", f"train.learning_rate={RATE / 4}"],
 }
-
-RECIPE = """
-[base]
-model = {base}
-compute = "bf16"
-
-[data]
-train = {train}
-valid = {valid}
-format = "prompt-completion"
-max_seq_tokens = 512
-
-[adapter]
-rank = 8
-targets = "attention"
-
-[train]
-epochs = 1000
-max_steps = {steps}
-micro_batch_seqs = {micro_batch_seqs}
-learning_rate = {rate}
-schedule = "linear"
-warmup_steps = 10
-eval_steps = {eval_steps}
-seed = {seed}
-
-[output]
-dir = {out}
-"""
-
-# Two-sided 95% quantiles of Student's t, by degrees of freedom.
-STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def numbers(text):
@@ -120,26 +89,14 @@ def folder_of(options, run):
     return options.out / f"{variant.replace(' ', '-')}-{size}-{seed}"
 
 
-def head(source, rows, target):
-    """The first rows of a file."""
-    lines = [line for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if len(lines) < rows:
-        sys.exit(f"{source}: {len(lines)} rows, {rows} are needed")
-    target.write_text("\n".join(lines[:rows]) + "\n", encoding="utf-8")
-    return target
-
-
 def read(options, run):
     """Validation losses of a finished run: before, of the best adapter, of the last; and its facts."""
     folder = folder_of(options, run)
-    try:
-        about = json.loads((folder / "run.json").read_text())
-        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except FileNotFoundError:
+    about = runs_of_burnish.about(folder)
+    if about is None:
         return None
-    outcome = about.get("outcome") or {}
-    if not outcome.get("validation") or outcome.get("interrupted"):
-        return None
+    outcome = about["outcome"]
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["valid_loss"] for line in metrics if "valid_loss" in line]
     return {
         "before": outcome["validation"]["loss_before"],
@@ -157,25 +114,25 @@ def train(options, run, left):
     folder = folder_of(options, run)
     recipe = folder.with_suffix(".toml")
     if not recipe.exists():
-        recipe.write_text(
-            RECIPE.format(
-                base=json.dumps(options.base),
-                train=json.dumps(str(options.out / f"train-{size}.jsonl")),
-                valid=json.dumps(str(options.out / "valid.jsonl")),
-                steps=options.steps,
-                micro_batch_seqs=MICRO_BATCH_SEQS,
-                rate=RATE,
-                eval_steps=options.eval_steps,
-                seed=seed,
-                out=json.dumps(str(folder)),
-            )
+        runs_of_burnish.write_recipe(
+            recipe,
+            base=options.base,
+            train=options.out / f"train-{size}.jsonl",
+            valid=options.out / "valid.jsonl",
+            format="prompt-completion",
+            rank=8,
+            alpha=16,
+            targets="attention",
+            epochs=f"1000\nmax_steps = {options.steps}",
+            rate=RATE,
+            eval_steps=options.eval_steps,
+            seed=seed,
+            out=folder,
         )
-    command = [str(options.burnish), "train", str(recipe), "--json", "--quiet", "--threads", str(options.threads)]
-    if folder.exists():
-        command.append("--resume")
+    more = ["--resume"] if folder.exists() else []
     for setting in VARIANTS[variant] + ([f"data.rehearsal.path={options.chat}"] if variant == "rehearsal" else []):
-        command += ["--set", setting]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        more += ["--set", setting]
+    child = runs_of_burnish.start(options, recipe, *more)
     try:
         _, error = child.communicate(timeout=None if math.isinf(left) else max(left, 1))
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -183,16 +140,17 @@ def train(options, run, left):
         child.terminate()
         child.communicate()
         return False
-    if child.returncode != 0:
-        sys.exit(f"{' '.join(command)}: exit {child.returncode}: {error.strip()[-800:]}")
+    runs_of_burnish.check(child, error, recipe)
     return True
 
 
 def run_all(options, runs):
     options.out.mkdir(parents=True, exist_ok=True)
     for size in options.sizes:
-        head(options.wikisql / "train.jsonl", size, options.out / f"train-{size}.jsonl")
-    head(options.wikisql / "valid.jsonl", options.valid_rows, options.out / "valid.jsonl")
+        rows = runs_of_burnish.rows(options.wikisql / "train.jsonl", size)
+        runs_of_burnish.write_rows(options.out / f"train-{size}.jsonl", rows[:size])
+    rows = runs_of_burnish.rows(options.wikisql / "valid.jsonl", options.valid_rows)
+    runs_of_burnish.write_rows(options.out / "valid.jsonl", rows[: options.valid_rows])
     began = time.monotonic()
     for run in runs:
         left = options.seconds - (time.monotonic() - began)
@@ -204,14 +162,6 @@ def run_all(options, runs):
         print(f"{time.monotonic() - began:6.0f} s  {run}  best {found['best']:.4f}  last {found['last']:.4f}", file=sys.stderr, flush=True)
 
 
-def with_interval(values, sign=""):
-    """The mean with its 95% interval (Student's t); no interval for one value."""
-    text = f"{statistics.fmean(values):{sign}.4f}"
-    if len(values) < 2:
-        return text
-    return f"{text} ± {STUDENT_T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values)):.4f}"
-
-
 def report(options, runs):
     results = {run: found for run in runs if (found := read(options, run))}
     print(f"{len(results)} of {len(runs)} runs finished.")
@@ -220,7 +170,7 @@ def report(options, runs):
         if not of_size:
             continue
         some = next(iter(of_size.values()))
-        print(f"\n{size} examples, {some['steps']} steps of {MICRO_BATCH_SEQS}; validation loss on {some['valid_tokens']} tokens, {some['before']:.4f} before:\n")
+        print(f"\n{size} examples, {some['steps']} steps of {runs_of_burnish.MICRO_BATCH_SEQS}; validation loss on {some['valid_tokens']} tokens, {some['before']:.4f} before:\n")
         print("| variant | seeds | best adapter | less plain | last adapter | less plain | best step |")
         print("|---|---|---|---|---|---|---|")
         for variant in options.variants:

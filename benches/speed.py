@@ -93,7 +93,10 @@ def arguments():
 def write_data(path, options):
     """Texts of words that are one token each: with the end token, exactly the tokens of the shape."""
     vocabulary = json.loads((options.base / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    words = sorted(token[1:] for token in vocabulary if re.fullmatch("Ġ[a-z]{1,8}", token))
+    # A random model may have fewer tokens than its tokenizer (benches/random_model.py).
+    rows = json.loads((options.base / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    known = (token for token, number in vocabulary.items() if number < rows)
+    words = sorted(token[1:] for token in known if re.fullmatch("Ġ[a-z]{1,8}", token))
     choice = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for _ in range(options.sequences * (options.warm_up + options.steps)):

@@ -21,12 +21,14 @@ import math
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+
+import runs as runs_of_burnish
+from runs import with_interval
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TARGETS = {
@@ -53,38 +55,6 @@ ALPACA_TRAIN_ROWS = 500
 ALPACA_VALID_ROWS = 100
 # What a run of each data set takes, relative to each other: longer runs start first.
 COST = {"wikisql": 1.0, "alpaca": 1.1}
-
-RECIPE = """
-[base]
-model = {base}
-compute = "bf16"
-
-[data]
-train = {train}
-valid = {valid}
-format = "{format}"
-max_seq_tokens = 512
-
-[adapter]
-rank = {rank}
-alpha = {alpha}
-targets = {targets}
-
-[train]
-epochs = 1
-micro_batch_seqs = 4
-learning_rate = {rate}
-schedule = "linear"
-warmup_steps = 10
-eval_steps = 100000
-seed = {seed}
-
-[output]
-dir = {out}
-"""
-
-# Two-sided 95% quantiles of Student's t, by degrees of freedom.
-STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def arguments():
@@ -165,21 +135,16 @@ class Result:
 
 
 def read(out, run):
-    try:
-        about = json.loads((out / name_of(run) / "run.json").read_text())
-    except FileNotFoundError:
-        return None
-    return Result(about) if "outcome" in about else None
+    about = runs_of_burnish.about(out / name_of(run))
+    return about and Result(about)
 
 
 def split_alpaca(file, folder):
-    rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if len(rows) < ALPACA_TRAIN_ROWS + ALPACA_VALID_ROWS:
-        sys.exit(f"{file}: {len(rows)} rows, {ALPACA_TRAIN_ROWS + ALPACA_VALID_ROWS} are needed")
+    rows = runs_of_burnish.rows(file, ALPACA_TRAIN_ROWS + ALPACA_VALID_ROWS)
     parts = {"train": rows[:ALPACA_TRAIN_ROWS], "valid": rows[-ALPACA_VALID_ROWS:]}
     folder.mkdir(parents=True, exist_ok=True)
     for part, lines in parts.items():
-        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        runs_of_burnish.write_rows(folder / f"{part}.jsonl", lines)
     return folder
 
 
@@ -193,26 +158,25 @@ class Runner:
         folder = self.options.out / name_of(run)
         shutil.rmtree(folder, ignore_errors=True)
         recipe = self.options.out / f"{name_of(run)}.toml"
-        recipe.write_text(
-            RECIPE.format(
-                base=json.dumps(self.options.base),
-                train=json.dumps(str(self.folders[dataset] / "train.jsonl")),
-                valid=json.dumps(str(self.folders[dataset] / "valid.jsonl")),
-                format={"wikisql": "prompt-completion", "alpaca": "alpaca"}[dataset],
-                rank=rank,
-                alpha=ALPHA_OVER_RANK * rank,
-                targets=json.dumps(TARGETS[targets]),
-                rate=rate,
-                seed=seed,
-                out=json.dumps(str(folder)),
-            )
+        runs_of_burnish.write_recipe(
+            recipe,
+            base=self.options.base,
+            train=self.folders[dataset] / "train.jsonl",
+            valid=self.folders[dataset] / "valid.jsonl",
+            format={"wikisql": "prompt-completion", "alpaca": "alpaca"}[dataset],
+            rank=rank,
+            alpha=ALPHA_OVER_RANK * rank,
+            targets=TARGETS[targets],
+            epochs=1,
+            rate=rate,
+            eval_steps=100000,
+            seed=seed,
+            out=folder,
         )
-        command = [str(self.options.burnish), "train", str(recipe), "--json", "--quiet"]
-        command += ["--threads", str(self.options.threads)]
         with self.lock:
             if self.stopped:
                 return run, None
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            child = runs_of_burnish.start(self.options, recipe)
             self.running[run] = child
         _, error = child.communicate()
         with self.lock:
@@ -220,8 +184,7 @@ class Runner:
             stopped = self.stopped
         if stopped:
             return run, None
-        if child.returncode != 0:
-            raise RuntimeError(f"{name_of(run)}: exit {child.returncode}: {error.strip()[-500:]}")
+        runs_of_burnish.check(child, error, recipe)
         return run, read(self.options.out, run)
 
     def stop(self):
@@ -264,19 +227,6 @@ def run_all(options, results):
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def interval(values):
-    """Mean and half the width of its 95% interval (Student's t); no width for one value."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, STUDENT_T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def with_interval(values, sign=""):
-    mean, half = interval(values)
-    return f"{mean:{sign}.4f}" + ("" if half is None else f" ± {half:.4f}")
 
 
 def losses(dataset, adapter, results, seeds):

@@ -1,7 +1,7 @@
 """The comparison of benches/targets.py in PyTorch on one GPU, every rate of the ladder and more seeds, in minutes.
 
     python benches/targets_gpu.py --model FOLDER --wikisql FOLDER --alpaca FILE --out RESULTS.jsonl [--seeds 6]
-        [--datasets wikisql,alpaca] [--steps N] [--device cuda]
+        [--datasets wikisql,alpaca] [--rates 1e-3,3e-3] [--steps N] [--device cuda]
 
 FOLDER is SmolLM2-135M-Instruct in Hugging Face's layout, with its tokenizer. Data, adapters, scales, rates, schedule and
 clipping are those of benches/targets.py, examples and loss those of burnish; the order of examples and the first values of
@@ -48,6 +48,7 @@ def arguments():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--datasets", default="wikisql,alpaca")
+    parser.add_argument("--rates", help="these rates of the ladder alone, where the best is known to be among them")
     parser.add_argument("--steps", type=int, help="at most so many steps, for trying it out")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--report", action="store_true")
@@ -328,7 +329,8 @@ def main():
                     results[key] = value
 
         run = lambda adapter, rate, seed: SimpleNamespace(targets=adapter[0], rank=adapter[1], rate=rate, seed=seed)
-        go([run(adapter, rate, comparison.TUNING_SEED) for adapter in comparison.ADAPTERS for rate in comparison.RATES])
+        rates = [float(rate) for rate in options.rates.split(",")] if options.rates else comparison.RATES
+        go([run(adapter, rate, comparison.TUNING_SEED) for adapter in comparison.ADAPTERS for rate in rates])
         best = {adapter: comparison.chosen_rate(dataset, adapter, results)[0] for adapter in comparison.ADAPTERS}
         go([run(adapter, best[adapter], seed) for adapter in comparison.ADAPTERS for seed in seeds])
     print_tables(results, seeds)

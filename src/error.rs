@@ -157,6 +157,12 @@ impl Error {
         self
     }
 
+    /// The same problems through no fault of the input: those of a file that this program wrote itself. Exit code 1.
+    pub fn into_failure(mut self) -> Self {
+        self.kind = Kind::Failed;
+        self
+    }
+
     /// The party that has to act.
     pub fn kind(&self) -> Kind {
         self.kind

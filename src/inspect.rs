@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::adapter::peft::{AdapterHeader, CONFIG_FILE, PairHeader, WEIGHTS_FILE, no_adapter};
+use crate::adapter::peft::{AdapterHeader, CONFIG_FILE, WEIGHTS_FILE, no_adapter};
 use crate::data::{self, Example};
 use crate::error::{Error, Result, counted, printable};
 use crate::files::json;
@@ -134,6 +134,8 @@ pub struct Adapter {
     pub dropout: f64,
     /// Whether the scale is alpha / √rank instead.
     pub rslora: bool,
+    /// Whether the pairs have magnitudes.
+    pub dora: bool,
     /// The base that its configuration names. The name is shown and not followed.
     pub base: Option<String>,
     /// Values of all pairs.
@@ -197,16 +199,10 @@ fn data_file(path: &Path) -> Result<Data> {
     let rows = data::read(path, None)?;
     let (mut format, mut turns) = ("", None);
     for row in &rows {
-        format = match &row.example {
-            Example::PromptCompletion { .. } => data::Format::PromptCompletion,
-            Example::Alpaca { .. } => data::Format::Alpaca,
-            Example::Chat { messages, .. } => {
-                *turns.get_or_insert(0) += messages.len();
-                data::Format::Chat
-            }
-            Example::Text { .. } => data::Format::Text,
+        format = row.example.format().name();
+        if let Example::Chat { messages, .. } = row.example.plain() {
+            *turns.get_or_insert(0) += messages.len();
         }
-        .name();
     }
     let bytes = std::fs::metadata(path).map_err(|error| Error::read(path, &error))?.len();
     Ok(Data { path: path.to_owned(), format, examples: rows.len(), turns, bytes })
@@ -249,7 +245,7 @@ fn base(path: &Path) -> Result<Base> {
         tied_head: config.tied_head,
         tokenizer,
         tokenizer_problem,
-        passed_over: base.passed_over(),
+        passed_over: if config.vision.is_some() { BTreeMap::new() } else { base.passed_over() },
         sha256: base.content_hash()?,
     })
 }
@@ -288,8 +284,9 @@ fn adapter(path: &Path) -> Result<Adapter> {
         alpha: config.alpha,
         dropout: config.dropout,
         rslora: config.rslora,
+        dora: config.dora,
         base: config.base_name.clone(),
-        parameters: header.pairs.values().map(PairHeader::values).sum(),
+        parameters: header.parameters(),
         targets,
         notices: header.notices(None)?,
         provenance: header.metadata,
@@ -386,6 +383,7 @@ impl fmt::Display for Adapter {
         let scaling = if self.rslora { ", alpha / √rank" } else { "" };
         let mut lines = vec![
             ("adapter", self.path.display().to_string()),
+            ("kind", if self.dora { "DoRA" } else { "LoRA" }.to_owned()),
             ("rank", self.rank.to_string()),
             ("alpha", format!("{}{scaling}", self.alpha)),
             ("dropout", self.dropout.to_string()),

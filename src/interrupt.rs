@@ -13,6 +13,8 @@ static SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// The process is about to end.
 static ENDING: AtomicBool = AtomicBool::new(false);
 static FINISHING: AtomicUsize = AtomicUsize::new(0);
+/// The words for the user when work that finishes first is interrupted.
+static FINISHING_TEXT: Mutex<&str> = Mutex::new("");
 /// The process that [`Helper`] stands for; 0 for none.
 static HELPER: AtomicU32 = AtomicU32::new(0);
 /// The way to go on after an interruption, in words.
@@ -26,6 +28,12 @@ thread_local! {
 /// Whether the user asked to stop.
 pub fn requested() -> bool {
     SIGNAL.load(Ordering::Relaxed) != 0
+}
+
+/// Whether Ctrl-C asked to stop; the next one counts as the first again.
+pub fn take_ctrl_c() -> bool {
+    const SIGINT: i32 = 2;
+    SIGNAL.compare_exchange(SIGINT, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
 }
 
 /// The exit code of a process that a signal ended, by convention 128 + its number: 130 for SIGINT, 143 for SIGTERM.
@@ -79,8 +87,10 @@ pub fn wait_for_the_end() {
 #[derive(Debug)]
 pub struct Finishing(());
 
-/// Announces work that looks at [`requested`] and comes to a good end by itself.
-pub fn finish_first() -> Finishing {
+/// Announces work that looks at [`requested`] and comes to a good end by itself. `text` is for the user when a signal
+/// interrupts it; an empty one where the work shows that itself.
+pub fn finish_first(text: &'static str) -> Finishing {
+    *FINISHING_TEXT.lock().unwrap_or_else(PoisonError::into_inner) = text;
     FINISHING.fetch_add(1, Ordering::Relaxed);
     Finishing(())
 }
@@ -121,8 +131,8 @@ fn stop_helper() {
 /// The effect of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// The work that goes on comes to a good end by itself.
-    FinishesFirst,
+    /// The work that goes on comes to a good end by itself, with these words for the user.
+    FinishesFirst(&'static str),
     /// The process ends now.
     EndsNow,
 }
@@ -152,7 +162,7 @@ pub fn listen(announce: impl Fn(Effect) + Send + 'static) {
 fn take(signal: i32, announce: &impl Fn(Effect)) {
     let is_first = SIGNAL.swap(signal, Ordering::Relaxed) == 0;
     if is_first && FINISHING.load(Ordering::Relaxed) > 0 {
-        announce(Effect::FinishesFirst);
+        announce(Effect::FinishesFirst(*FINISHING_TEXT.lock().unwrap_or_else(PoisonError::into_inner)));
     } else {
         announce(Effect::EndsNow);
         ENDING.store(true, Ordering::Release);

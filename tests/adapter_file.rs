@@ -98,7 +98,8 @@ fn what_is_saved_equals_what_peft_saved() {
         let adapter = load(name);
         let base_name = PeftConfig::read(&fixture(name)).expect("a configuration").base_name;
         let dir = folder.path().join(name);
-        let options = SaveOptions { targets: &named(targets), base_name: base_name.as_deref(), revision: None, rslora };
+        let options =
+            SaveOptions { targets: &named(targets), base_name: base_name.as_deref(), rslora, ..SaveOptions::default() };
         adapter.save(&dir, &options).expect("saved");
         assert_eq!(HostAdapter::load(&dir).expect("ours"), adapter, "{name}");
         let file = "adapter_model.safetensors";
@@ -133,7 +134,7 @@ fn assert_same_settings(ours: &Path, peft: &Path) {
 #[test]
 fn saving_over_an_adapter_replaces_all_of_it() {
     let folder = tempfile::tempdir().expect("a folder");
-    let options = SaveOptions { targets: &named(&SEVEN_AND_HEAD[..7]), base_name: None, revision: None, rslora: false };
+    let options = SaveOptions { targets: &named(&SEVEN_AND_HEAD[..7]), ..SaveOptions::default() };
     let (mut first, second) = (load("seven"), load("odd"));
     first.save(folder.path(), &options).expect("saved");
     first.metadata.insert(provenance::SEED.to_owned(), "7".to_owned());
@@ -151,7 +152,7 @@ fn a_save_that_fails_leaves_no_adapter_of_two_halves() {
     let config = folder.path().join("adapter_config.json");
     std::fs::write(&config, "{}").expect("an old configuration");
     std::fs::create_dir_all(folder.path().join("adapter_model.safetensors/x")).expect("in the way");
-    let options = SaveOptions { targets: &named(&SEVEN_AND_HEAD[..7]), base_name: None, revision: None, rslora: false };
+    let options = SaveOptions { targets: &named(&SEVEN_AND_HEAD[..7]), ..SaveOptions::default() };
     let error = load("seven").save(folder.path(), &options).expect_err("a folder is in the way");
     assert_eq!(error.exit_code(), 1);
     assert!(!config.exists());
@@ -173,8 +174,7 @@ fn the_same_adapter_gives_the_same_bytes() {
                 &SaveOptions {
                     targets: &named(&SEVEN_AND_HEAD[..7]),
                     base_name: Some("org/name"),
-                    revision: None,
-                    rslora: false,
+                    ..SaveOptions::default()
                 },
             )
             .expect("saved");

@@ -276,7 +276,7 @@ fn folders_without_an_adapter_name_what_lies_in_them() {
         ("peft", "`default`"),
         ("full", "models are in `checkpoint-5`"),
         ("ours", "is the folder of a run that saved no adapter"),
-        ("mlx", "the format of mlx-lm"),
+        ("mlx", "`lora_parameters` is missing"),
         ("model", "it is a model"),
         ("absent", "absent: does not exist; expected an adapter's folder"),
         ("trl/checkpoint-3/adapter_config.json", "is a file; expected an adapter's folder"),

@@ -94,7 +94,7 @@ fn packed_weights_are_never_decoded_whole() {
                 let a = Tensor::<2>::ones([8, COLUMNS], &autodiff).require_grad();
                 let b = Tensor::<2>::ones([ROWS, 8], &autodiff).require_grad();
                 let low_rank = LowRankPair { a: a.clone(), b: b.clone(), scale: 0.5, dropout: None };
-                let projected = Projected { weight: &weight, bias: None, low_rank: Some(low_rank) };
+                let projected = Projected { weight: &weight, bias: None, low_rank: Some(low_rank), column_scale: None };
                 let mut gradients =
                     linear(x.clone(), &[projected], None).cast(burn::tensor::DType::F32).sum().backward();
                 [x.grad_remove(&mut gradients), a.grad_remove(&mut gradients), b.grad_remove(&mut gradients)]

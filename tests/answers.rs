@@ -136,3 +136,56 @@ fn ctrl_c_in_an_evaluation_ends_the_line_on_the_terminal() {
     assert_eq!(child.wait().expect("ends").code(), Some(130), "{seen}");
     assert!(is_interrupted && seen.ends_with("\ninterrupted\r\n"), "{seen:?}");
 }
+
+#[test]
+fn prompts_of_a_file_and_of_stdin_are_answered_as_jsonl_with_their_speeds() {
+    let folder = tiny_job();
+    let prompts = ["1 and 1 is ", "the river", "another"];
+    let alone = |prompt: &str| objects(&generate(&folder, &["--prompt", prompt, "--json"]))[0]["answer"].clone();
+    fs::write(folder.path().join("prompts.txt"), format!("{}\r\n\n", prompts.join("\n"))).expect("written");
+    let lines = objects(&generate(&folder, &["--prompts", "prompts.txt"]));
+    for (line, prompt) in lines.iter().zip(prompts) {
+        assert_eq!((line["prompt"].as_str(), &line["answer"]), (Some(prompt), &alone(prompt)));
+        let number = |key: &str| line[key].as_f64().unwrap_or_else(|| panic!("{key} in {line}"));
+        assert!(number("prompt_tokens") >= 1.0 && number("prompt_tokens_per_second") > 0.0);
+        assert!(number("seconds_to_first_token") > 0.0 && number("answer_tokens") <= 5.0);
+    }
+    assert_eq!(lines.len(), 3);
+
+    fs::write(folder.path().join("prompts.jsonl"), "\"the river\"\n{\"prompt\": \"1 and\\n1 is \"}\n")
+        .expect("written");
+    let lines = objects(&generate(&folder, &["--prompts", "prompts.jsonl"]));
+    assert_eq!((lines[0]["answer"].clone(), lines.len()), (alone("the river"), 2));
+    assert_eq!(lines[1]["prompt"], "1 and\n1 is ");
+    fs::write(folder.path().join("bad.jsonl"), "\"a\"\n{\"text\": 1}\n").expect("written");
+    assert!(refused(&generate(&folder, &["--prompts", "bad.jsonl"])).contains("bad.jsonl:2: is neither a JSON string"));
+    fs::write(folder.path().join("empty.txt"), "\n").expect("written");
+    assert!(refused(&generate(&folder, &["--prompts", "empty.txt"])).contains("empty.txt: has no prompt"));
+
+    let base = tiny_model().display().to_string();
+    let mut command = burnish(&folder);
+    command.args(["generate", "--base", &base, "--max-tokens", "5", "--compute", "f32", "--prompts", "-"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("starts");
+    child.stdin.take().expect("stdin").write_all(b"the river\nanother\n").expect("written");
+    let lines = objects(&child.wait_with_output().expect("ends"));
+    assert_eq!((lines[0]["answer"].clone(), lines[1]["answer"].clone()), (alone("the river"), alone("another")));
+}
+
+#[test]
+fn stop_strings_and_biases_change_the_answer() {
+    let folder = tiny_job();
+    let answer = |options: &[&str]| {
+        let options = [&["--prompt", "the river", "--json"][..], options].concat();
+        let line = objects(&generate(&folder, &options)).remove(0);
+        (line["answer"].as_str().expect("text").to_owned(), line["finish"].as_str().expect("a reason").to_owned())
+    };
+    let (whole, _) = answer(&[]);
+    let stop: String = whole.chars().skip(1).take(1).collect();
+    let (stopped, finish) = answer(&["--stop", &stop]);
+    assert_eq!((Some(stopped.as_str()), finish.as_str()), (whole.split(&stop).next(), "stop"));
+    let biased = answer(&["--logit-bias", "70=100"]);
+    assert_ne!(biased.0, whole);
+    assert_eq!(biased, answer(&["--logit-bias", "70=100", "--logit-bias", "71=-100"]));
+    assert_eq!(generate(&folder, &["--prompt", "x", "--logit-bias", "70"]).status.code(), Some(2));
+    assert!(refused(&generate(&folder, &["--prompt", "x", "--presence-penalty", "3"])).contains("presence_penalty"));
+}

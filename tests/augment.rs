@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 
-use burnish::data::{Augment, Augmenter, Encoded, Encoder, Example, Message};
+use burnish::data::{Augment, Augmenter, Encoded, Encoder, Example, Judged, Message};
 use burnish::recipe::Recipe;
 use burnish::run::prepare::read_examples;
 use burnish::train::Batching;
@@ -159,7 +159,13 @@ fn rehearsal_is_a_share_of_every_epoch_drawn_anew() {
     let sequences: Vec<Encoded> = examples
         .train
         .iter()
-        .map(|row| Encoded { ids: vec![1, 2], trained: vec![false, true], untrained_turns: 0, weight: row.weight })
+        .map(|row| Encoded {
+            ids: vec![1, 2],
+            trained: vec![false, true],
+            untrained_turns: 0,
+            weight: row.weight,
+            judged: Judged::Not,
+        })
         .collect();
     let batching = Batching { micro_batch_seqs: 4, packed_tokens: None, accumulate_steps: 1, seed: 3 };
     let mut seen = HashSet::new();

@@ -204,5 +204,49 @@ fn data_is_cleaned_as_check_proposes() {
     assert!(refused(&run(&folder, &["data", "clean", "train.jsonl", "--out", "x.jsonl"])).contains("nothing to do"));
     let output =
         burnish(&folder).args(["data", "clean", "t.csv", "--dedupe", "--out", "x.jsonl"]).output().expect("starts");
-    assert!(refused(&output).contains("is no JSONL file") && !folder.path().join("x.jsonl").exists());
+    assert!(refused(&output).contains("t.csv: cannot be read") && !folder.path().join("x.jsonl").exists());
+}
+
+#[cfg(feature = "tables")]
+#[test]
+fn files_of_every_kind_are_cleaned_to_lines_with_all_of_their_columns() {
+    let folder = tiny_job();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("written");
+    write("t.csv", "id,prompt,completion\n1,a,b\n,\"c, d\",x@mail.de\n\n3,a,b\n");
+    write(
+        "l.json",
+        "[{\"prompt\": \"a\",\n \"completion\": \"b\"},\n{\"prompt\": \"e\", \"completion\": \"f\", \"note\": 1.50}]\n",
+    );
+    let clean = ["data", "clean", "t.csv", "l.json", "--dedupe", "--redact", "--out", "clean.jsonl", "--json"];
+    let report = object(&run(&folder, &clean));
+    let removed = |file: &str, line: usize| json!({"file": file, "line": line, "code": "D101", "kept_file": "t.csv", "kept_line": 2});
+    assert_eq!(report["removed"], json!([removed("t.csv", 5), removed("l.json", 1)]), "by the lines of the files");
+    assert_eq!(report["redacted"][0]["line"], 3);
+    let lines = fs::read_to_string(folder.path().join("clean.jsonl")).expect("rows");
+    let expected = "{\"id\":\"1\",\"prompt\":\"a\",\"completion\":\"b\"}\n{\"prompt\":\"c, d\",\"completion\":\"[EMAIL]\"}\n\
+                    {\"prompt\":\"e\",\"completion\":\"f\",\"note\":1.5}\n";
+    assert_eq!(lines, expected);
+    let parquet = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tables");
+    let parquet = fs::read_dir(parquet).expect("fixtures").map(|entry| entry.expect("an entry").path());
+    let parquet =
+        parquet.filter(|path| path.extension().is_some_and(|ending| ending == "parquet")).min().expect("a table");
+    let name = parquet.display().to_string();
+    let report = object(&run(&folder, &["data", "clean", &name, "--dedupe", "--out", "p.jsonl", "--json"]));
+    assert!(report["rows_written"].as_u64().is_some_and(|rows| rows > 0), "{report}");
+    let of = |path: &str| object(&run(&folder, &["inspect", path, "--json"]));
+    assert_eq!(of(&name)["format"], of("p.jsonl")["format"]);
+}
+
+#[test]
+fn the_memory_plan_counts_what_the_optimiser_keeps() {
+    let folder = tiny_job();
+    let adapter = |optimiser: &str| {
+        let set = format!("train.optimiser={optimiser}");
+        let checked = object(&run(&folder, &["check", "recipe.toml", "--json", "--set", &set]));
+        checked["memory"]["adapter"].as_u64().expect("bytes")
+    };
+    let (adamw, lion, adafactor) = (adapter("adamw"), adapter("lion"), adapter("adafactor"));
+    // Four vectors of the parameters, and one for each moment.
+    assert_eq!(adamw * 5, lion * 6);
+    assert!(adafactor < lion && adafactor > adamw / 6 * 4, "{adamw}, {lion}, {adafactor}");
 }

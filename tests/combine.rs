@@ -47,7 +47,7 @@ fn expected(name: &str) -> Vec<(String, HostPair)> {
     modules.sort_unstable();
     let pair = |module: &str| {
         let ((a_shape, a), (b_shape, b)) = (values(&format!("{module}.lora_A")), values(&format!("{module}.lora_B")));
-        HostPair { a, b, rank: a_shape[0], input: a_shape[1], output: b_shape[0], scale: 1.0 }
+        HostPair { a, b, rank: a_shape[0], input: a_shape[1], output: b_shape[0], scale: 1.0, ..HostPair::default() }
     };
     modules.into_iter().map(|module| (module.to_owned(), pair(module))).collect()
 }

@@ -118,6 +118,12 @@ fn test_and_guard_are_measured_at_the_end() {
     let folder = tiny_job();
     let said = refused(&train(&folder, &["data.test=valid.jsonl"], &[]));
     assert!(said.contains("`data.test` is a file that the adapter is trained or chosen on"), "{said}");
+    // The guard has names of its own for the keys.
+    let renamed = "{\"question\": \"1 and 2 is \", \"answer\": \"3\"}\n".repeat(12);
+    fs::write(folder.path().join("renamed.jsonl"), renamed).expect("written");
+    let guard = "eval.guard={path=\"renamed.jsonl\", columns={prompt=\"question\", completion=\"answer\"}}";
+    let output = train(&folder, &[guard, "output.dir=guarded"], &[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
     let said = refused(&train(&folder, &["eval.guard.path=none.jsonl"], &[]));
     assert!(said.contains("`eval.guard.path`: none.jsonl cannot be read"), "{said}");
 }

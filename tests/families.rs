@@ -8,12 +8,12 @@ use burn::tensor::Device;
 use burnish::adapter::host::HostAdapter;
 use burnish::adapter::merge::{MergeOptions, merge};
 use burnish::adapter::peft::SaveOptions;
-use burnish::adapter::spec::Targets;
+use burnish::adapter::spec::{AdapterSpec, Targets};
 use burnish::files::FloatType;
 use burnish::files::safetensors::SafeTensorsFile;
 use burnish::model::decoder::Recompute;
 use burnish::model::load::Compute;
-use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig, SiteKind};
+use burnish::model::{BaseFiles, Batch, Decoder, ModelConfig, Site, SiteKind};
 use burnish::nn::Noise;
 use burnish::train::TrainSettings;
 use burnish::train::objective::Sft;
@@ -34,13 +34,13 @@ fn models() -> Vec<(PathBuf, Option<PathBuf>)> {
 }
 
 /// Asserts that values differ by at most `share` of the largest of them.
-fn assert_near(found: &[f32], expected: &[f32], share: f32, place: &str) {
+pub fn assert_near(found: &[f32], expected: &[f32], share: f32, place: &str) {
     let scale = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     let difference = largest_difference(found, expected) / scale;
     assert!(difference <= share, "{place}: off by {difference} of {scale}");
 }
 
-fn training(folder: &Path) -> Value {
+pub fn training(folder: &Path) -> Value {
     let text = std::fs::read(folder.join("training.json")).expect("a fixture");
     serde_json::from_slice(&text).expect("JSON")
 }
@@ -86,7 +86,7 @@ fn a_gguf_file_describes_the_same_model_as_its_folder() {
         let written = config.to_hf_json(burnish::files::Dtype::F32);
         let again = ModelConfig::from_json("written", &written, None).expect("what was valid stays so");
         // What is written is a model of its own.
-        let alone = ModelConfig { names: config.family.names, ..config };
+        let alone = ModelConfig { names: config.family.names, larger: None, ..config };
         assert_eq!(again, alone, "{}", folder.display());
     }
 }
@@ -173,7 +173,7 @@ fn five_steps_follow_torch_and_peft() {
     }
 }
 
-fn batch(sequences: &Value) -> Batch {
+pub fn batch(sequences: &Value) -> Batch {
     let mut batch = Batch { ids: Vec::new(), lengths: Vec::new(), trained: Vec::new() };
     for sequence in sequences.as_array().expect("sequences") {
         let ids = sequence.as_array().expect("ids");
@@ -187,8 +187,9 @@ fn batch(sequences: &Value) -> Batch {
 /// Saves the adapter and compares its file with PEFT's factors, name for name.
 fn compare_factors(folder: &Path, ours: &HostAdapter, decoder: &Decoder) {
     let out = tempfile::tempdir().expect("a folder");
-    let targets = Targets::AllLinear.names(decoder.config()).expect("names");
-    let options = SaveOptions { targets: &targets, base_name: None, revision: None, rslora: false };
+    let spec = AdapterSpec { rank: 1, targets: Targets::AllLinear, ..AdapterSpec::default() };
+    let targets = spec.target_names(decoder.config()).expect("names");
+    let options = SaveOptions { targets: &targets, ..SaveOptions::default() };
     ours.save(out.path(), &options).expect("saved");
     assert_eq!(HostAdapter::load(out.path()).expect("ours"), *ours, "{}", folder.display());
     let file = SafeTensorsFile::open(&out.path().join("adapter_model.safetensors")).expect("ours");
@@ -214,18 +215,22 @@ fn choices_of_targets_are_those_of_peft() {
         let theirs: Vec<&str> =
             peft["target_modules"].as_array().expect("names").iter().filter_map(Value::as_str).collect();
         let sites = config.sites();
+        let spec = |targets| AdapterSpec { rank: 1, targets, ..AdapterSpec::default() };
+        let taken = |targets: Targets| -> Vec<String> {
+            let adapted = spec(targets).adapted(&config).expect("sites");
+            adapted.into_iter().map(|adapted| adapted.site.module).collect()
+        };
+        let those = |takes: &dyn Fn(&Site) -> bool| -> Vec<String> {
+            sites.iter().filter(|site| takes(site)).map(|site| site.module.clone()).collect()
+        };
         for targets in [Targets::AllLinear, Targets::Attention] {
-            let names = Targets::Named(targets.names(&config).expect("names"));
-            for site in &sites {
-                assert_eq!(names.takes(site), targets.takes(site), "{}: {}", folder.display(), site.module);
-            }
+            let names = spec(targets.clone()).target_names(&config).expect("names");
+            assert_eq!(taken(Targets::named(names.iter().map(String::as_str))), taken(targets), "{}", folder.display());
         }
-        for site in &sites {
-            let taken = theirs.iter().any(|name| site.is_named(name));
-            assert_eq!(Targets::AllLinear.takes(site), taken, "{}: {}", folder.display(), site.module);
-            assert_eq!(Targets::Attention.takes(site), site.kind == SiteKind::Attention);
-        }
-        let error = Targets::named(["q_prj"]).names(&config).expect_err("no such module");
+        let peft = those(&|site| theirs.iter().any(|name| config.is_named(site, name)));
+        assert_eq!(taken(Targets::AllLinear), peft, "{}", folder.display());
+        assert_eq!(taken(Targets::Attention), those(&|site| site.kind == SiteKind::Attention));
+        let error = spec(Targets::named(["q_prj"])).adapted(&config).expect_err("no such module");
         let existing = sites[0].name();
         assert!(error.to_string().contains("`q_prj`") && error.to_string().contains(existing), "{error}");
     }

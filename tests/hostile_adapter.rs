@@ -100,32 +100,32 @@ fn other_ranks_and_turned_matrices_are_all_listed() {
 #[test]
 fn what_is_not_plain_lora_is_named() {
     let mut tensors = sound();
-    tensors.push(named(&format!("base_model.model.{Q0}.lora_magnitude_vector"), &[32]));
-    tensors.push(named(&format!("base_model.model.{V1}.lora_magnitude_vector"), &[16]));
+    tensors.push(named(&format!("base_model.model.{Q0}.lora_magnitude_vector.default.weight"), &[32]));
+    tensors.push(named(&format!("base_model.model.{V1}.lora_magnitude_vector.weight"), &[16]));
     tensors.push(named(&format!("base_model.model.{Q0}.lora_B.bias"), &[32]));
-    tensors.push(named("base_model.model.model.embed_tokens.lora_embedding_A", &[4, 96]));
+    tensors.push(named("base_model.model.model.other_embed.lora_embedding_A", &[4, 96]));
     tensors.push(named("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", &[1, 32]));
     tensors.push(named("base_model.model.lm_head.weight", &[96, 32]));
     tensors.push(named(&format!("base_model.model.{Q0}.lora_A.default.weight"), &[4, 32]));
     tensors.push(named("something.else", &[4]));
-    let config = config_with(r#""r":4"#, r#""r":4,"use_dora":true,"modules_to_save":["lm_head"],"lora_bias":true"#);
+    let config = config_with(r#""r":4"#, r#""r":4,"use_qalora":true,"layer_replication":[[0,1]],"lora_bias":true"#);
     let text = refusal(&config, &sound());
-    for what in ["use_dora", "modules_to_save", "lora_bias"] {
+    for what in ["use_qalora", "layer_replication", "lora_bias"] {
         assert!(text.contains(what), "{what}: {text}");
     }
     let both = refusal(&config, &tensors);
     assert!(
-        both.contains("use_dora") && both.contains("adapter on an embedding"),
+        both.contains("use_qalora") && both.contains("adapter on an embedding"),
         "the configuration hides nothing: {both}"
     );
     tensors.push(named(&format!("base_model.model.{Q0}.base_layer.bias"), &[32]));
     let text = refusal(CONFIG, &tensors);
     for what in [
         "base_layer.bias: a trained bias",
-        "lora_magnitude_vector (and 1 more): a DoRA magnitude",
+        "lora_magnitude_vector.default.weight (and 1 more): a DoRA magnitude",
         "a bias of the low-rank pair",
         "adapter on an embedding",
-        "trained tokens",
+        "has rows of tokens, which `trainable_token_indices` does not name",
         "wholly trained module",
         "raw state dictionary",
         "something.else: not named as PEFT",
@@ -255,7 +255,10 @@ fn biases_that_a_base_does_not_have_are_not_trained_ones() {
         );
         let mut tensors = sound();
         tensors.push(named(&format!("base_model.model.{V1}.bias"), &[16]));
-        assert!(refusal(&config, &tensors).contains("a trained bias"));
+        assert!(refusal(CONFIG, &tensors).contains("a trained bias, though the configuration trains none"));
+        let error = load(&config, &tensors).expect("a trained bias").check_against(base().config());
+        let error = error.expect_err("the base has none").to_string();
+        assert!(error.contains(&format!("{V1}.bias")) && error.contains("none of the base"), "{error}");
     }
 }
 
@@ -272,7 +275,7 @@ fn configurations_that_are_no_lora_configuration_are_refused() {
         (r#"{"peft_type":"LORA","r":18446744073709551615}"#, "`r`"),
         (r#"{"peft_type":"LORA","lora_alpha":1e300}"#, "lora_alpha"),
         (r#"{"peft_type":"LORA","lora_alpha":1e999}"#, "adapter_config.json"),
-        (r#"{"peft_type":"LORA","task_type":"SEQ_CLS"}"#, "SEQ_CLS"),
+        (r#"{"peft_type":"LORA","task_type":"TOKEN_CLS"}"#, "TOKEN_CLS"),
         (r#"{"peft_type":"LORA","target_modules":7}"#, "target_modules"),
         (r#"{"peft_type":"LORA","rank_pattern":{"(":3,"q_proj":0}}"#, "rank_pattern.q_proj"),
     ] {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burnish::adapter::host::HostAdapter;
 use burnish::adapter::merge::{MergeOptions, merge};
-use burnish::adapter::spec::Targets;
+use burnish::adapter::spec::{AdapterSpec, Targets};
 use burnish::model::quantize::{QuantizeOptions, quantize};
 use burnish::model::{BaseFiles, ModelConfig};
 use burnish::quant::Quant;
@@ -87,9 +87,11 @@ fn what_the_whole_says_holds_for_the_decoder() {
 #[test]
 fn targets_are_whole_paths() {
     let config = changed(|_| ()).expect("a configuration");
-    let names = Targets::named(["q_proj"]).names(&config).expect("names");
+    let names_of =
+        |targets| AdapterSpec { rank: 1, targets, ..AdapterSpec::default() }.target_names(&config).expect("names");
+    let names = names_of(Targets::named(["q_proj"]));
     assert_eq!(names, [0, 1].map(|layer| format!("model.language_model.layers.{layer}.self_attn.q_proj")));
-    assert_eq!(Targets::AllLinear.names(&config).expect("names").len(), 14);
+    assert_eq!(names_of(Targets::AllLinear).len(), 14);
 }
 
 #[test]

@@ -207,7 +207,15 @@ fn a_tied_head_stays_tied_and_is_untied_where_it_is_adapted() {
     assert_eq!(json(&folder.path().join("merged/config.json"))["tie_word_embeddings"], true);
 
     let (input, output) = (base.config().hidden_size, base.config().vocab_size);
-    let head = HostPair { a: vec![0.5; input], b: vec![0.25; output], rank: 1, input, output, scale: 2.0 };
+    let head = HostPair {
+        a: vec![0.5; input],
+        b: vec![0.25; output],
+        rank: 1,
+        input,
+        output,
+        scale: 2.0,
+        ..HostPair::default()
+    };
     adapter.pairs.insert("lm_head".to_owned(), head.clone());
     let folder = tempfile::tempdir().expect("a folder");
     let report = merged(folder.path(), &base, &adapter, MergeOptions::default()).expect("merged");
@@ -217,6 +225,26 @@ fn a_tied_head_stays_tied_and_is_untied_where_it_is_adapted() {
     assert_eq!(embedding, &after["model.embed_tokens.weight"].2);
     assert_close(&f32s(&after["lm_head.weight"].2), &sum(&f32s(embedding), &head), "lm_head");
     assert_eq!(json(&folder.path().join("merged/config.json"))["tie_word_embeddings"], false);
+}
+
+/// PEFT leaves the head alone where the embedding is adapted, so that the two part.
+#[test]
+fn a_tied_head_keeps_its_matrix_where_the_embedding_is_adapted() {
+    let (base, adapter) = (base("llama_tied"), adapter("embedding_tied"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let report = merged(folder.path(), &base, &adapter, MergeOptions::default()).expect("merged");
+    assert!(report.untied_head && report.modules == 3);
+    let (before, after) = (tensors(base.path()), tensors(&folder.path().join("merged")));
+    let embedding = &before["model.embed_tokens.weight"].2;
+    assert_eq!(embedding, &after["lm_head.weight"].2);
+    let pair = &adapter.pairs["model.embed_tokens"];
+    assert_close(&f32s(&after["model.embed_tokens.weight"].2), &sum(&f32s(embedding), pair), "embed_tokens");
+    let expected = crate::model::Expected::read(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/adapters/embedding_tied"),
+    );
+    let decoder = crate::model::load(&folder.path().join("merged"), burnish::model::load::Compute::F32);
+    let found = crate::model::logits(&decoder, &expected.ids(), None);
+    assert!(crate::model::largest_difference(&found, &expected.floats("logits")) <= 1e-4);
 }
 
 #[test]
@@ -366,7 +394,7 @@ fn a_gguf_base_becomes_a_folder_of_the_same_weights() {
         let (input, output) = (base.config().hidden_size, base.config().heads * base.config().head_dim);
         let a: Vec<f32> = (0..2 * input).map(|index| (index % 7) as f32 * 0.1).collect();
         let b: Vec<f32> = (0..2 * output).map(|index| (index % 5) as f32 * 0.2).collect();
-        let query = HostPair { a, b, rank: 2, input, output, scale: 0.5 };
+        let query = HostPair { a, b, rank: 2, input, output, scale: 0.5, ..HostPair::default() };
         let module = "model.layers.0.self_attn.q_proj";
         let mut adapter = adapter("qv");
         adapter.pairs = BTreeMap::from([(module.to_owned(), query.clone())]);

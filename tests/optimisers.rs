@@ -39,8 +39,9 @@ impl Pair {
             let (shape, values) = &tensors[name];
             Param::from_tensor(matrix(values, shape, &Device::flex().autodiff()))
         };
-        let pair = LowRank { a: parameter("start.a"), b: parameter("start.b"), scale: 1.0, dropout: 0.0 };
-        let adapter = Adapter { deltas: vec![Delta::LowRank(pair)], by_site: vec![Some(0)] };
+        let pair =
+            LowRank { a: parameter("start.a"), b: parameter("start.b"), scale: 1.0, dropout: 0.0, subtracted: None };
+        let adapter = Adapter { deltas: vec![Delta::LowRank(pair)], by_site: vec![Some(0)], ..Adapter::default() };
         Self { adapter, gradients: ["gradients.a", "gradients.b"].map(|name| tensors[name].clone()) }
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 
 use burnish::Error;
-use burnish::adapter::spec::Targets;
+use burnish::adapter::spec::{Modules, Targets};
 use burnish::data::{Format, LongPolicy};
 use burnish::model::decoder::Recompute;
 use burnish::quant::{Compute, Quant};
@@ -18,7 +18,7 @@ fn settings(text: &str) -> Result<Plan, Error> {
     Recipe::parse(text, "recipe.toml", &[])?.settings()
 }
 
-fn with(overrides: &[&str]) -> Result<Plan, Error> {
+pub fn with(overrides: &[&str]) -> Result<Plan, Error> {
     let overrides: Vec<String> = overrides.iter().map(|&setting| setting.to_owned()).collect();
     Recipe::parse(SMALLEST, "recipe.toml", &overrides)?.settings()
 }
@@ -128,8 +128,8 @@ fn every_problem_is_reported_at_once_at_its_line_and_column() {
             "recipe.toml:6:9: `data.train`: expected a path or a list of paths, found the whole number 7",
             "recipe.toml:9:8: `adapter.rank`: expected 1 to 65536, found the whole number 0",
             "recipe.toml:10:9: `adapter.alpha`: expected above 0, up to 1000000, found the number nan",
-            "recipe.toml:11:11: `adapter.targets`: expected `attention`, `all-linear`, or a list of names of modules such \
-             as q_proj, found the string \"q_proj\"",
+            "recipe.toml:11:11: `adapter.targets`: expected `attention`, `all-linear`, a list of names of modules such as \
+             q_proj, or a regular expression, found the string \"q_proj\"",
             "recipe.toml:14:17: `train.learning_rate`: expected a number, found the string \"fast\"",
             "recipe.toml:15:10: `train.epochs`: expected 1 to 1000000000, found the whole number 0",
             "recipe.toml:16:10: `train.seed`: expected a whole number from 0 to 18446744073709551615, found the whole \
@@ -263,6 +263,8 @@ fn targets_are_a_word_or_a_list() {
     assert_eq!(targets("adapter.targets=attention"), Targets::Attention);
     assert_eq!(targets("adapter.targets=\"all-linear\""), Targets::AllLinear);
     assert_eq!(targets("adapter.targets=['dense', 'fc1']"), Targets::named(["dense", "fc1"]));
+    let pattern = Targets::Modules(Modules::Pattern(r".*\.1\.self_attn\..*".to_owned()));
+    assert_eq!(targets(r"adapter.targets='.*\.1\.self_attn\..*'"), pattern);
 }
 
 #[test]
@@ -403,7 +405,10 @@ fn reference() -> String {
         "data.augment={}",
         "data.rehearsal={path='g.jsonl'}",
     ];
-    let defaults = serde_json::to_value(with(&validated).expect("valid")).expect("serialisable");
+    let mut defaults = serde_json::to_value(with(&validated).expect("valid")).expect("serialisable");
+    let swept = ["sweep.values.train.seed=[0, 1]".to_owned()];
+    let swept = Recipe::parse(SMALLEST, "recipe.toml", &swept).and_then(|recipe| recipe.sweep()).expect("valid");
+    defaults["sweep"] = serde_json::to_value(swept).expect("serialisable");
     let mut text = String::new();
     let mut open_section = "";
     let settings = burnish::recipe::settings();

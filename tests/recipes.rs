@@ -19,23 +19,27 @@ fn every_shipped_recipe_trains_two_steps() {
     let recipes = shipped();
     assert!(recipes.len() >= 5 && recipes.iter().all(|path| path.extension().is_some_and(|ending| ending == "toml")));
     let folder = tiny_job();
+    let pairs = "{\"prompt\": \"1 and 2 is \", \"chosen\": \"3\", \"rejected\": \"4\"}\n".repeat(12);
+    fs::write(folder.path().join("pairs.jsonl"), pairs).expect("written");
+    let labels =
+        "{\"text\": \"1 and 2\", \"label\": \"odd\"}\n{\"text\": \"1 and 3\", \"label\": \"even\"}\n".repeat(6);
+    fs::write(folder.path().join("labels.jsonl"), labels).expect("written");
     let base = format!("base.model={:?}", tiny_model());
     for recipe in recipes {
         let name = recipe.file_stem().expect("a name").to_str().expect("UTF-8");
         let dir = format!("output.dir=out/{name}");
-        let settings = [
-            &base,
-            "data.train=train.jsonl",
-            "data.valid=valid.jsonl",
-            "train.max_steps=2",
-            "train.accumulate_steps=1",
-            "sample.max_tokens=2",
-            &dir,
-        ];
         let typed: toml::Table = fs::read_to_string(&recipe).expect("a recipe").parse().expect("TOML");
+        let (train, valid) = match typed["train"].get("objective").and_then(toml::Value::as_str) {
+            Some("classify") => ("data.train=labels.jsonl", "data.valid=labels.jsonl"),
+            Some(_) => ("data.train=pairs.jsonl", "data.valid=pairs.jsonl"),
+            None => ("data.train=train.jsonl", "data.valid=valid.jsonl"),
+        };
+        let guard = typed.get("eval").map(|_| "eval.guard.path=valid.jsonl");
+        let settings =
+            [&base, train, valid, "train.max_steps=2", "train.accumulate_steps=1", "sample.max_tokens=2", &dir];
         // The base of the tests lacks the tokens of other templates.
         let template = typed["data"].get("template").map(|_| "data.template='zephyr'");
-        let settings = settings.into_iter().chain(template);
+        let settings = settings.into_iter().chain(template).chain(guard);
         let overrides: Vec<&str> = settings.flat_map(|setting| ["--set", setting]).collect();
         let arguments = [&["train", recipe.to_str().expect("UTF-8"), "--json"][..], &overrides].concat();
         let report = json(&run(&folder, &arguments));

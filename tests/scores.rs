@@ -58,11 +58,12 @@ fn the_filters_leave_what_transformers_leaves() {
             top_p: setting("top_p", 1.0),
             min_p: setting("min_p", 0.0),
             repetition_penalty: setting("repetition_penalty", 1.0),
-            seed: 0,
+            ..SamplerConfig::default()
         };
         let logits: Vec<f32> = numbers(&case["logits"]).into_iter().map(|logit| logit as f32).collect();
         let history: Vec<u32> = numbers(&case["history"]).into_iter().map(|token| token as u32).collect();
-        let found = Sampler::new(config.clone()).expect("in range").distribution(&logits, &history).expect("finite");
+        let found =
+            Sampler::new(config.clone()).expect("in range").distribution(&logits, &history, &[]).expect("finite");
         let expected: Vec<(u32, f64)> = serde_json::from_value(case["kept"].clone()).expect("pairs");
         assert_eq!(found.len(), expected.len(), "{config:?}");
         for ((token, probability), (expected_token, expected_probability)) in found.into_iter().zip(expected) {

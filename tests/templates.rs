@@ -128,6 +128,13 @@ fn tests_and_filters_answer_as_in_jinja2() {
 }
 
 #[test]
+fn words_are_counted_as_in_jinja2() {
+    let template = ChatTemplate::compile("{{ messages[0].content | wordcount }}", "words", &[]).expect("compiles");
+    let counted = |text: &str| template.render(&[Message::user(text)], false).expect("renders");
+    assert_eq!((counted("a b, c_d's"), counted(" ?")), ("4".to_owned(), "0".to_owned()));
+}
+
+#[test]
 fn what_a_template_raises_reaches_the_user() {
     let (template, _) = template("mistral");
     let error = template.render(&[Message::assistant("a")], false).expect_err("raises").to_string();

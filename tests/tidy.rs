@@ -283,7 +283,7 @@ fn no_file_names_a_path_of_a_machine() {
 }
 
 /// The words of a command, quotes taken away.
-fn words(command: &str) -> Vec<String> {
+pub fn words(command: &str) -> Vec<String> {
     let (mut words, mut word, mut quote, mut is_word) = (Vec::new(), String::new(), None, false);
     for symbol in command.chars() {
         match (quote, symbol) {
@@ -401,6 +401,19 @@ fn the_files_that_documents_name_exist() {
         }
     }
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn every_page_is_in_the_book() {
+    let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).expect("UTF-8");
+    let listed: Vec<&str> = summary.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    let pages = files("docs").into_iter().filter(|path| path.parent() == Some(Path::new("docs")));
+    let pages: Vec<String> = pages.filter_map(|path| path.file_name()?.to_str().map(str::to_owned)).collect();
+    for page in pages.iter().filter(|page| page.ends_with(".md") && *page != "SUMMARY.md") {
+        let times = listed.iter().filter(|listed| *listed == page).count();
+        assert_eq!(times, 1, "docs/SUMMARY.md lists docs/{page}");
+    }
+    assert!(listed.len() > 25 && listed.iter().all(|page| pages.iter().any(|one| one == page)), "{listed:?}");
 }
 
 #[test]

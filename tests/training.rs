@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::Device;
 use burnish::adapter::host::HostAdapter;
-use burnish::data::Encoded;
+use burnish::data::{Encoded, Judged};
 use burnish::model::decoder::Recompute;
 use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::{BaseFiles, Batch, Decoder};
-use burnish::nn::Noise;
+use burnish::nn::{Noise, token_numbers};
 use burnish::train::evaluate::{evaluate, evaluate_at_once};
-use burnish::train::objective::Sft;
-use burnish::train::step::{AdapterTrainer, StepReport};
-use burnish::train::{Batching, Event, Job, Layout, Part, Schedule, ScheduleKind, TrainSettings, fit};
+use burnish::train::objective::{Objective, SequenceLoss, Sft, Share, StepSize};
+use burnish::train::step::{AdapterTrainer, Known, StepReport};
+use burnish::train::{Alone, Batching, Event, Job, Layout, Part, Schedule, ScheduleKind, TrainSettings, fit};
 use serde_json::Value;
 
 use crate::model::{fixtures, load, turn};
@@ -39,15 +39,20 @@ fn close(ours: f64, theirs: f64, tolerance: f64, what: &str) {
 /// A recorded run: where it starts, how it is optimised, and what torch and PEFT came to at every step.
 pub struct Run {
     pub base: PathBuf,
-    start: HostAdapter,
+    pub start: HostAdapter,
     schedule: Schedule,
     weight_decay: f64,
     max_grad_norm: f64,
-    steps: Vec<Value>,
+    pub steps: Vec<Value>,
 }
 
 impl Run {
     pub fn read(folder: &Path) -> Self {
+        Self::of(folder, HostAdapter::load(&folder.join("start")).expect("an adapter"))
+    }
+
+    /// The run in `folder`, which begins with the adapter `start`.
+    pub fn of(folder: &Path, start: HostAdapter) -> Self {
         let text = std::fs::read_to_string(folder.join("run.json")).expect("run.json");
         let run: Value = serde_json::from_str(&text).expect("JSON");
         let steps = run["steps"].as_array().expect("steps").clone();
@@ -64,7 +69,7 @@ impl Run {
         };
         Self {
             base: Path::new(env!("CARGO_MANIFEST_DIR")).join(run["base"].as_str().expect("a base")),
-            start: HostAdapter::load(&folder.join("start")).expect("an adapter"),
+            start,
             schedule,
             weight_decay: run["optimizer"]["weight_decay"].as_f64().expect("a number"),
             max_grad_norm: run["clip"].as_f64().unwrap_or(0.0),
@@ -108,11 +113,11 @@ fn eight_steps_follow_torch_and_peft() {
                 close(report.grad_norm, step["grad_norm"].as_f64().expect("a norm"), 1e-3, &place);
             }
             let theirs = HostAdapter::load(&folder.join("final")).expect("an adapter");
-            for (module, pair) in &ours.pairs {
-                let wanted = &theirs.pairs[module];
-                for (ours, theirs) in pair.a.iter().chain(&pair.b).zip(wanted.a.iter().chain(&wanted.b)) {
+            assert!(ours.vectors().count() == theirs.vectors().count(), "{}", folder.display());
+            for ((name, ours), (_, theirs)) in ours.vectors().zip(theirs.vectors()) {
+                for (ours, theirs) in ours.iter().zip(theirs) {
                     // Adam divides by the root of the squared gradient: a tiny gradient's sign is worth a step.
-                    assert!((ours - theirs).abs() <= 2e-3, "{} {module}: {ours}, not {theirs}", folder.display());
+                    assert!((ours - theirs).abs() <= 2e-3, "{} {name}: {ours}, not {theirs}", folder.display());
                 }
             }
         }
@@ -158,6 +163,7 @@ fn sequences(lengths: &[usize]) -> Vec<Encoded> {
         trained: (0..length).map(|position| position >= length / 3).collect(),
         untrained_turns: 0,
         weight: 1.0,
+        judged: Judged::Not,
     };
     lengths.iter().enumerate().map(sequence).collect()
 }
@@ -203,8 +209,10 @@ fn without_validation_data_the_adapter_is_reported_as_it_goes() {
         exact_match: None,
         settings: &settings,
         batching: Batching { micro_batch_seqs: 2, packed_tokens: None, accumulate_steps: 1, seed: 0 },
-        layout: Layout { part: Part::MicroBatch, recompute: Recompute::None },
+        layout: Layout { part: Part::MicroBatch, recomputed_layers: 0, parts_a_pass: None },
+        privacy: None,
         state: None,
+        ranks: &Alone,
     };
     let mut kept = Vec::new();
     let outcome = fit(
@@ -232,8 +240,21 @@ fn one_step(settings: &TrainSettings, micro_batches: &[Batch]) -> (StepReport, H
     (report, run.start.with_values(decoder.config(), &trainer.adapter.valid()))
 }
 
+/// A model, and a trainer of an adapter that changes something and has dropout.
+fn trainer_with_dropout(settings: &TrainSettings) -> (Decoder, AdapterTrainer) {
+    let run = Run::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training/seven_and_head"));
+    let decoder = load(&run.base, Compute::F32);
+    let mut start = HostAdapter { dropout: 0.3, ..run.start };
+    for pair in start.pairs.values_mut() {
+        pair.b.iter_mut().enumerate().for_each(|(index, value)| *value = (index % 7) as f32 * 0.05 - 0.15);
+    }
+    let adapter = start.attach(decoder.config(), &decoder.device().clone().autodiff()).expect("fits");
+    let trainer = AdapterTrainer::new(adapter, Box::new(Sft), settings, Recompute::None);
+    (decoder, trainer)
+}
+
 fn joined(sequences: &[Encoded], by: usize) -> Vec<Batch> {
-    sequences.chunks(by).map(|chunk| Batch::join(chunk.iter().map(Encoded::parts))).collect()
+    sequences.chunks(by).map(|chunk| Batch::join(chunk.iter().flat_map(Encoded::sequences))).collect()
 }
 
 #[test]
@@ -252,6 +273,35 @@ fn accumulated_micro_batches_are_one_large_batch() {
     }
 }
 
+/// Supervised fine-tuning whose value is so many times as large.
+struct Times(f64);
+
+impl Objective for Times {
+    fn share(&self, losses: &[SequenceLoss], step: &StepSize) -> Share {
+        let Share { value, weights, rewards } = Sft.share(losses, step);
+        let weights = weights.into_iter().map(|weight| weight * self.0).collect();
+        Share { value: value * self.0, weights, rewards }
+    }
+}
+
+#[test]
+fn gradients_of_any_size_are_added_up() {
+    let _turn = turn();
+    let run = Run::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training/seven_and_head"));
+    let decoder = load(&run.base, Compute::F32);
+    let batches = joined(&sequences(&[12, 20, 7, 15]), 1);
+    let norm = |factor: f64| {
+        let adapter = run.start.attach(decoder.config(), &decoder.device().clone().autodiff()).expect("fits");
+        let settings = TrainSettings::default();
+        let mut trainer = AdapterTrainer::new(adapter, Box::new(Times(factor)), &settings, Recompute::None);
+        trainer.step(&decoder, &batches, 1e-3, 7).grad_norm / factor
+    };
+    let expected = norm(1.0);
+    for factor in [1e-6, 1e3, 1e9, 1e20] {
+        close(norm(factor), expected, 1e-6, &format!("{factor} times"));
+    }
+}
+
 #[test]
 fn smoothing_and_noise_change_training_and_no_evaluation() {
     let _turn = turn();
@@ -265,8 +315,31 @@ fn smoothing_and_noise_change_training_and_no_evaluation() {
 }
 
 #[test]
+fn noise_belongs_to_an_example_and_not_to_its_place_in_the_step() {
+    let _turn = turn();
+    let all = sequences(&[12, 20, 9, 15]);
+    let settings = TrainSettings { neftune_alpha: 5.0, ..TrainSettings::default() };
+    let step = |order: [usize; 4], numbers: [u64; 4], by: usize| {
+        let (decoder, mut trainer) = trainer_with_dropout(&settings);
+        let ordered: Vec<Encoded> = order.iter().map(|index| all[*index].clone()).collect();
+        {
+            let known = Known { sequences: numbers.to_vec(), ..Known::default() };
+            trainer.step_knowing(&decoder, &joined(&ordered, by), &known, 1e-3, 7).loss
+        }
+    };
+    let first = step([0, 1, 2, 3], [0, 1, 2, 3], 4);
+    for (order, numbers, by) in [([3, 1, 0, 2], [3, 1, 0, 2], 4), ([1, 0, 3, 2], [1, 0, 3, 2], 2)] {
+        let other = step(order, numbers, by);
+        assert!((other - first).abs() < 1e-5, "{other} and {first}");
+    }
+    let renumbered = step([0, 1, 2, 3], [5, 1, 2, 3], 4);
+    assert!((renumbered - first).abs() > 1e-4, "another example has other noise: {renumbered} and {first}");
+}
+
+#[test]
 fn the_noise_on_embeddings_has_the_size_of_the_paper() {
-    let noise = Noise { seed: 3, embedding_alpha: 5.0, ..Noise::default() };
+    let tokens = token_numbers(&[9, 4], &[50, 200]);
+    let noise = Noise { seed: 3, embedding_alpha: 5.0, tokens, ..Noise::default() };
     let values = noise.of_embeddings(&[50, 200], 32).expect("noise");
     for (length, values) in [(50, &values[..50 * 32]), (200, &values[50 * 32..])] {
         let bound = 5.0 / (length as f32 * 32.0).sqrt();
@@ -276,7 +349,7 @@ fn the_noise_on_embeddings_has_the_size_of_the_paper() {
         assert!((square.sqrt() / (bound / 3f32.sqrt()) - 1.0).abs() < 0.05, "{length}");
     }
     // The second sequence as a batch of its own.
-    let rest = Noise { first_token: 50, ..noise }.of_embeddings(&[200], 32).expect("noise");
+    let rest = Noise { tokens: token_numbers(&[4], &[200]), ..noise }.of_embeddings(&[200], 32).expect("noise");
     assert_eq!(rest, values[50 * 32..]);
     assert!(Noise::default().of_embeddings(&[5], 32).is_none());
 }

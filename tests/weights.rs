@@ -6,7 +6,7 @@ use burnish::files::bitsandbytes::{Int8Tensor, Nf4Scales, Nf4Tensor};
 use burnish::files::safetensors::SafeTensorsFile;
 use burnish::files::{Dtype, RawTensor};
 use burnish::model::config::RopeScaling;
-use burnish::model::folder::write_configs;
+use burnish::model::folder::{Extent, write_configs};
 use burnish::model::{BaseFiles, ModelConfig, StoredWeight};
 use burnish::quant::{BlockType, nf4};
 use serde_json::{Value, json};
@@ -209,7 +209,7 @@ fn a_checkpoint_under_other_names_is_written_under_the_usual_ones() {
     let config = |name: &str| {
         let base = BaseFiles::open(&fixture("models").join(name)).expect("a base");
         let folder = tempfile::tempdir().expect("a folder");
-        write_configs(&base, Dtype::F32, folder.path(), |_| ()).expect("written");
+        write_configs(&base, Extent::Decoder, Dtype::F32, folder.path(), |_| ()).expect("written");
         let text = std::fs::read_to_string(folder.path().join("config.json")).expect("a config");
         serde_json::from_str::<Value>(&text).expect("JSON")
     };

@@ -2,60 +2,12 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
-use super::host::{HostAdapter, HostPair};
-use super::spec::AdapterSpec;
-use crate::error::{Error, Place, Result};
-use crate::model::ModelConfig;
-use crate::nn::{Adapter, Delta, LowRank};
-
-impl AdapterSpec {
-    /// A fresh adapter with PEFT's default initialisation: `A` uniform within `±1/sqrt(in)` (Kaiming with
-    /// `a = sqrt 5`), `B` zero.
-    ///
-    /// # Errors
-    /// Input: a target that the model does not have; a rank above the smaller side of a projection.
-    pub fn initialise(&self, config: &ModelConfig, seed: u64) -> Result<HostAdapter> {
-        let mut generator = ChaCha8Rng::seed_from_u64(seed);
-        let mut adapter = HostAdapter {
-            pairs: Default::default(),
-            rank: self.rank,
-            alpha: self.alpha,
-            dropout: self.dropout,
-            metadata: Default::default(),
-        };
-        self.targets.names(config)?;
-        let mut problems = Vec::new();
-        for site in config.sites().into_iter().filter(|site| self.targets.takes(site)) {
-            let (output, input) = (site.rows, site.columns);
-            if self.rank > output.min(input) {
-                let path = &site.module;
-                let message =
-                    format!("is {}, above the {} of {path} ({output} x {input})", self.rank, output.min(input));
-                problems.push(Error::input(Place::setting("adapter.rank"), message));
-                break;
-            }
-            let bound = 1.0 / (input as f32).sqrt();
-            let a = (0..self.rank * input).map(|_| uniform(&mut generator, bound)).collect();
-            let b = vec![0.0; output * self.rank];
-            let pair = HostPair { a, b, rank: self.rank, input, output, scale: self.scale() as f32 };
-            adapter.pairs.insert(site.module, pair);
-        }
-        Error::none_of(problems, adapter)
-    }
-}
-
-/// A value from `[-bound, bound)`: a multiple of `2⁻²²·bound`, from the upper 23 bits of the next 32.
-///
-/// The generator and this are all that decides an adapter's first values, so that a seed gives the same ones on every machine
-/// and in every version.
-fn uniform(generator: &mut ChaCha8Rng, bound: f32) -> f32 {
-    /// 2⁻²³.
-    const UNIT: f32 = 1.0 / (1 << 23) as f32;
-    (generator.next_u32() >> 9) as f32 * UNIT * (2.0 * bound) - bound
-}
+use super::host::{HostAdapter, HostClassifier, HostRows, HostTensor};
+use crate::error::Result;
+use crate::model::sites::WholeTensor;
+use crate::model::{ModelConfig, SiteKind};
+use crate::nn::{Adapter, Delta, Dora, LowRank, Rows};
 
 impl HostAdapter {
     /// Puts the factors on `device`; on an autodiff device they are parameters.
@@ -64,23 +16,60 @@ impl HostAdapter {
     /// Input: a pair that does not fit the model.
     pub fn attach(&self, config: &ModelConfig, device: &Device) -> Result<Adapter> {
         self.check_against(config)?;
-        let mut adapter = Adapter { deltas: Vec::new(), by_site: Vec::new() };
+        let mut adapter = Adapter::default();
+        let tensor = |values: &[f32], rows, columns, device: &Device| {
+            Tensor::<2>::from_data(TensorData::new(values.to_vec(), [rows, columns]), device)
+        };
+        let parameter = |values: &[f32], rows, columns| Param::from_tensor(tensor(values, rows, columns, device));
+        let frozen = device.clone().inner();
         for site in config.sites() {
             let pair = self.pairs.get(&site.module);
             adapter.by_site.push(pair.map(|_| adapter.deltas.len()));
             if let Some(pair) = pair {
-                let tensor = |values: &[f32], rows, columns| {
-                    let data = TensorData::new(values.to_vec(), [rows, columns]);
-                    Param::from_tensor(Tensor::<2>::from_data(data, device))
-                };
-                adapter.deltas.push(Delta::LowRank(LowRank {
-                    a: tensor(&pair.a, pair.rank, pair.input),
-                    b: tensor(&pair.b, pair.output, pair.rank),
+                let low_rank = LowRank {
+                    a: parameter(&pair.a, pair.rank, pair.input),
+                    b: parameter(&pair.b, pair.output, pair.rank),
                     scale: pair.scale,
                     dropout: self.dropout as f32,
+                    subtracted: pair.subtracted.as_deref().map(|[a_0, b_0]| {
+                        [tensor(a_0, pair.rank, pair.input, &frozen), tensor(b_0, pair.output, pair.rank, &frozen)]
+                    }),
+                };
+                adapter.deltas.push(match &pair.magnitude {
+                    None => Delta::LowRank(low_rank),
+                    Some(magnitude) => Delta::Dora(Dora::new(low_rank, parameter(magnitude, 1, pair.output))),
+                });
+            }
+        }
+        if let Some(HostRows { ids, values }) = &self.rows {
+            let selection = Rows::selection(ids, config.vocab_size, device);
+            for (module, values) in values {
+                for (site, delta) in config.sites().iter().zip(&mut adapter.by_site) {
+                    // A tied head has the rows of the embedding.
+                    let is_tied = config.tied_head && site.kind == SiteKind::Head && module == config.names.embedding;
+                    if is_tied || site.module == *module {
+                        *delta = Some(adapter.deltas.len());
+                    }
+                }
+                adapter.deltas.push(Delta::Rows(Rows {
+                    values: parameter(values, ids.len(), config.hidden_size),
+                    ids: ids.clone(),
+                    selection: selection.clone(),
                 }));
             }
         }
+        let known = config.whole_tensors();
+        for (name, HostTensor { shape, values }) in &self.whole {
+            let Some(WholeTensor { module, is_bias, .. }) = known.get(name) else { continue };
+            let by_module = if *is_bias { &mut adapter.biases } else { &mut adapter.weights };
+            by_module.insert(*module, adapter.whole.len());
+            // A vector is one row; all dimensions of a convolution but the first are its columns.
+            let rows = if let [rows, _, ..] = **shape { rows } else { 1 };
+            adapter.whole.push(parameter(values, rows, values.len() / rows.max(1)));
+        }
+        adapter.score = self.classifier.as_ref().map(|HostClassifier { labels, weight }| {
+            parameter(weight, labels.len(), weight.len() / labels.len().max(1))
+        });
         Ok(adapter)
     }
 
@@ -89,32 +78,34 @@ impl HostAdapter {
         let trained = trained.valid();
         let mut adapter = self.clone();
         for (number, site) in config.sites().iter().enumerate() {
-            let (Some(delta), Some(pair)) = (trained.at(number), adapter.pairs.get_mut(&site.module)) else { continue };
-            match delta {
-                Delta::LowRank(low_rank) => {
-                    pair.a = low_rank.a.val().into_data().iter::<f32>().collect();
-                    pair.b = low_rank.b.val().into_data().iter::<f32>().collect();
+            let Some(delta) = trained.at(number) else { continue };
+            let (low_rank, magnitude) = match delta {
+                Delta::LowRank(low_rank) => (low_rank, None),
+                Delta::Dora(dora) => (&dora.pair, Some(values_of(&dora.magnitude))),
+                Delta::Rows(rows) => {
+                    let own = adapter.rows.as_mut().and_then(|own| own.values.get_mut(&site.module));
+                    if let Some(own) = own {
+                        *own = values_of(&rows.values);
+                    }
+                    continue;
                 }
-            }
+            };
+            let Some(pair) = adapter.pairs.get_mut(&site.module) else { continue };
+            (pair.a, pair.b) = (values_of(&low_rank.a), values_of(&low_rank.b));
+            pair.magnitude = magnitude;
+        }
+        // In the order in which `attach` made them.
+        for (tensor, matrix) in adapter.whole.values_mut().zip(&trained.whole) {
+            tensor.values = values_of(matrix);
+        }
+        if let (Some(classifier), Some(score)) = (&mut adapter.classifier, &trained.score) {
+            classifier.weight = values_of(score);
         }
         adapter
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_seed_gives_the_same_values_for_good() {
-        // What `random_range(-bound..bound)` of rand 0.10 gave, with which adapters began before.
-        for (seed, bound, expected) in [
-            (0, 0.125, [0x3d1e_68e8, 0x3d56_17d8, 0x3d6b_6300, 0xbc0b_95c0]),
-            (1, 0.0416, [0x3b86_9e98, 0xbc04_ed38, 0x3d25_24fd, 0xbd0e_fff8]),
-            (42, 1.0, [0xbf0d_454cu32, 0x3eba_42f8, 0xbf35_0ce0, 0x3f66_8a7c]),
-        ] {
-            let mut generator = ChaCha8Rng::seed_from_u64(seed);
-            assert_eq!([(); 4].map(|()| uniform(&mut generator, bound).to_bits()), expected, "{seed}");
-        }
-    }
+/// The values of a matrix on the host.
+fn values_of(matrix: &Param<Tensor<2>>) -> Vec<f32> {
+    matrix.val().into_data().iter::<f32>().collect()
 }

@@ -44,3 +44,24 @@ fn unknown_module(place: &str, module: &str, base: &ModelConfig) -> Error {
         format!("the base has no such module; it has layers 0 to {last} with {}", existing(&sites).join(", ")),
     )
 }
+
+/// Whether every tensor is one of `base` that can be trained as a whole, with its shape.
+pub(super) fn check_whole<'a>(
+    place: &str,
+    tensors: impl Iterator<Item = (&'a str, &'a [usize])>,
+    base: &ModelConfig,
+) -> Result<()> {
+    let known = base.whole_tensors();
+    let mut errors = Vec::new();
+    for (name, shape) in tensors {
+        let place = format!("{place}: tensor {name}");
+        match known.get(name) {
+            None => errors.push(Error::input(place, "is none of the base that can be trained as a whole")),
+            Some(own) if own.shape != shape => {
+                errors.push(Error::input(place, format!("has shape {shape:?}; the base's has {:?}", own.shape)));
+            }
+            Some(_) => {}
+        }
+    }
+    Error::none_of(errors, ())
+}

@@ -1,4 +1,4 @@
-//! Folding an adapter into its base: `W' = W + scale * B * A`, written as a Hugging Face folder and checked.
+//! Folding an adapter into its base: `W' = W + scale * B * A` (with DoRA its rows at their magnitudes), written as a Hugging Face folder and checked.
 //!
 //! One tensor at a time is in memory, in f32 and as it will be stored. The sum is taken in f32 and rounded once.
 //! The folder grows under a temporary name beside its place, is read again and compared with sums formed
@@ -9,22 +9,22 @@ mod product;
 mod source;
 mod verify;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::error::{Error, Result};
 use crate::files::shards::Entry;
 use crate::files::staging::Staging;
-use crate::files::{FloatType, RawTensor};
+use crate::files::{FloatType, RawTensor, hex};
 use crate::model::BaseFiles;
-use crate::model::folder::{check_folder_name, write_configs};
+use crate::model::folder::{Extent, check_folder_name, untie, write_configs};
 use crate::quant::Quant;
 
+pub use plan::{Change, Changes};
 use plan::{Plan, Planned};
-pub use product::add_low_rank_to_row;
 pub use source::Source;
 
 /// The weights that the adapter is added to.
@@ -70,7 +70,7 @@ impl Default for MergeOptions {
 /// The outcome of a merge, and of the comparison after it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MergeReport {
-    /// Modules that have a low-rank pair.
+    /// Modules that the adapter changes.
     pub modules: usize,
     /// Of these, the ones of which a value as stored differs from the base's. A pair that is zero changes none, nor does an
     /// update below the rounding of the stored type.
@@ -134,22 +134,27 @@ pub fn stage(
     let plan = Plan::new(base, adapter, options)?;
     let source = Source { base, weights: options.weights };
     let staging = Staging::beside(out)?;
-    let mut modules_changed = 0;
+    let (mut changed, mut sha256) = (BTreeSet::new(), BTreeMap::new());
     plan.shards.write(staging.path(), |planned| {
+        // The tensors before this one are written.
+        base.release();
         let merged = merged_tensor(&source, planned)?;
-        modules_changed += usize::from(merged.is_changed);
+        // Weight and bias of a module are one.
+        let module = planned.header.name.rsplit_once('.').map_or(&*planned.header.name, |(module, _)| module);
+        changed.extend(merged.is_changed.then(|| module.to_owned()));
+        sha256.insert(planned.header.name.clone(), hex::sha256_of(&merged.tensor.bytes));
         Ok(merged.tensor.bytes)
     })?;
-    let licences_left_out = write_configs(base, plan.matrix_dtype, staging.path(), |config| {
+    let licences_left_out = write_configs(base, Extent::Whole, plan.matrix_dtype, staging.path(), |config| {
         if plan.untied_head {
-            config.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
+            untie(config);
         }
     })?;
     write_tokenizer(staging.path())?;
-    let checked = verify::reread(&source, &plan, staging.path())?;
+    let checked = verify::reread(&source, &plan, &sha256, staging.path())?;
     let report = MergeReport {
-        modules: adapter.pairs.len(),
-        modules_changed,
+        modules: adapter.modules(),
+        modules_changed: changed.len(),
         tensors: plan.shards.entries().count(),
         files: plan.shards.files(),
         bytes: plan.shards.bytes()?,
@@ -194,7 +199,7 @@ fn check(base: &BaseFiles, adapter: &HostAdapter, out: &Path, options: &MergeOpt
 /// A tensor as it goes into the file.
 struct Merged {
     tensor: RawTensor,
-    /// Whether a low-rank pair changed a value of it.
+    /// Whether the adapter changed a value of it.
     is_changed: bool,
 }
 
@@ -203,18 +208,26 @@ fn merged_tensor(source: &Source<'_>, planned: &Planned<'_>) -> Result<Merged> {
     let Entry { header, origin } = planned;
     let tensor = source.tensor(&origin.source)?;
     let dtype = origin.float_type.dtype();
-    if origin.pair.is_none() && tensor.dtype == dtype {
+    if matches!(origin.change, Change::Nothing) && tensor.dtype == dtype {
         return Ok(Merged { tensor, is_changed: false });
     }
     let mut values = tensor.to_f32()?;
     drop(tensor);
     let mut bytes = origin.float_type.encode(&values);
     let mut is_changed = false;
-    if let Some(pair) = origin.pair {
-        product::add_low_rank(&mut values, pair);
-        let sums = origin.float_type.encode(&values);
-        is_changed = sums != bytes;
-        bytes = sums;
+    match origin.change {
+        Change::Nothing => {}
+        Change::Pair(pair) => product::adapt(&mut values, pair),
+        Change::Whole(_) | Change::Rows(..) => {
+            let columns = if let [_, columns] = *header.shape { columns } else { 1 };
+            let rows = values.chunks_mut(columns.max(1)).enumerate();
+            rows.for_each(|(index, row)| origin.change.apply_to_row(row, index));
+        }
+    }
+    if !matches!(origin.change, Change::Nothing) {
+        let changed = origin.float_type.encode(&values);
+        is_changed = changed != bytes;
+        bytes = changed;
     }
     let bytes = bytes.into();
     let stored = RawTensor { dtype, shape: header.shape.clone(), bytes };

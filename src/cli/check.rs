@@ -10,6 +10,10 @@ use super::{Ending, Global};
 use crate::error::{Error, Place, Result, printable};
 use crate::recipe::Recipe;
 use crate::run::check::{CheckOptions, Report, Shown, check, check_file};
+use crate::run::memorisation::{MemorisationOptions, check_memorisation};
+use crate::run::watch::Watch;
+use crate::train::Ranks;
+use crate::train::parallel::launch;
 
 /// Find every problem with a recipe, its base and its data, before it is trained
 #[derive(Debug, Args)]
@@ -29,6 +33,15 @@ pub(super) struct Arguments {
     /// Load the weights and time a few steps, to estimate how long the run takes
     #[arg(long)]
     time: bool,
+    /// The path is the folder of a finished run: measure what it remembers of its training examples
+    #[arg(long, conflicts_with_all = ["base", "show", "time", "set", "from_adapter"])]
+    memorisation: bool,
+    /// The most training and validation examples that are compared
+    #[arg(long, requires = "memorisation", default_value_t = 200, value_name = "N")]
+    examples: usize,
+    /// The made-up secrets among which each canary is ranked
+    #[arg(long, requires = "memorisation", default_value_t = 500, value_name = "N")]
+    alternatives: usize,
 }
 
 /// The endings of data files.
@@ -67,6 +80,14 @@ impl Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<Ending> {
+    if arguments.memorisation {
+        let options =
+            MemorisationOptions { examples: arguments.examples, alternatives: arguments.alternatives }.check()?;
+        let watch = &mut TrainProgress::new(terminal);
+        let report = check_memorisation(arguments.job.path(), &global.device, options, watch)?;
+        terminal.result(&report)?;
+        return Ok(Ending::Done);
+    }
     let report = match arguments.data_file() {
         Some(file) if arguments.base.is_none() => {
             if let Some(option) = arguments.show.map(|_| "--show").or(arguments.time.then_some("--time")) {
@@ -75,14 +96,44 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
             }
             check_file(file)?
         }
-        _ => {
-            let options = CheckOptions { show: arguments.show, time: arguments.time };
-            let progress = &mut TrainProgress::new(terminal);
-            check(&arguments.recipe()?, &global.device, arguments.job.max_memory, options, progress)?
-        }
+        _ if arguments.time => return run_among_ranks(arguments, global, terminal),
+        _ => check_recipe(arguments, global, &arguments.recipe()?, None, &mut TrainProgress::new(terminal))?,
     };
     show(&report, terminal)?;
-    Ok(if report.is_worthless() { Ending::Unfit } else { Ending::Done })
+    Ok(ending(&report))
+}
+
+/// Checks a recipe and times its steps, with the processes that a launcher has started together.
+fn run_among_ranks(arguments: &Arguments, global: &Global, terminal: &Terminal) -> Result<Ending> {
+    let recipe = arguments.recipe()?;
+    let on_loss = *terminal;
+    let ranks = launch::join(&recipe.plan()?.parallel, move |error| on_loss.error(error))?;
+    let report = match ranks.is_first() {
+        true => {
+            let progress = &mut TrainProgress::new(terminal);
+            let report = check_recipe(arguments, global, &recipe, Some(&*ranks), progress)?;
+            show(&report, terminal)?;
+            report
+        }
+        false => check_recipe(arguments, global, &recipe, Some(&*ranks), &mut ())?,
+    };
+    ranks.leave();
+    Ok(ending(&report))
+}
+
+fn check_recipe(
+    arguments: &Arguments,
+    global: &Global,
+    recipe: &Recipe,
+    time: Option<&dyn Ranks>,
+    watch: &mut dyn Watch,
+) -> Result<Report> {
+    let options = CheckOptions { show: arguments.show, time };
+    check(recipe, &global.device, arguments.job.max_memory, options, watch)
+}
+
+fn ending(report: &Report) -> Ending {
+    if report.is_worthless() { Ending::Unfit } else { Ending::Done }
 }
 
 fn show(report: &Report, terminal: &Terminal) -> Result<()> {

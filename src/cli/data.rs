@@ -7,9 +7,10 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::terminal::Terminal;
+use crate::data;
 use crate::data::preflight::clean::{Cleaned, Copies, Redacted, Removed, clean};
 use crate::error::{Error, Place, Result, counted};
-use crate::files::{atomic, open};
+use crate::files::atomic;
 
 /// Work on data files
 #[derive(Debug, Args)]
@@ -26,7 +27,7 @@ enum Command {
 /// Write data files without copies of rows and without secrets, as `check` proposes
 #[derive(Debug, Args)]
 struct CleanArguments {
-    /// JSONL files; their rows are written one after the other
+    /// Data files of any kind that train reads; their rows are written as JSONL, one after the other
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Remove rows that are copies of an earlier one
@@ -40,8 +41,6 @@ struct CleanArguments {
     out: PathBuf,
 }
 
-/// The largest file that is cleaned, in bytes.
-const MAX_BYTES: u64 = 4 << 30;
 /// Lines that are named one by one.
 const MAX_NAMED: usize = 20;
 
@@ -95,17 +94,9 @@ pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
     if out.symlink_metadata().is_ok() {
         return Err(Error::input(out.display(), "exists already").hint("choose another --out, or remove it"));
     }
-    let read = |path: &PathBuf| match path.extension().and_then(|ending| ending.to_str()) {
-        Some(ending)
-            if ["json", "csv", "tsv", "parquet", "gz", "zst"].contains(&ending.to_ascii_lowercase().as_str()) =>
-        {
-            Err(Error::input(path.display(), "is no JSONL file").hint("cleaning works on one JSON object a line"))
-        }
-        _ => Ok((path.display().to_string(), open::read(path, MAX_BYTES)?)),
-    };
     let (mut read_files, mut errors) = (Vec::new(), Vec::new());
     for path in files {
-        read(path).map_or_else(|error| errors.push(error), |file| read_files.push(file));
+        data::lines(path).map_or_else(|error| errors.push(error), |file| read_files.push(file));
     }
     Error::none_of(errors, ())?;
     let Cleaned { bytes, rows, removed, redacted } = clean(&read_files, *dedupe, *redact)?;

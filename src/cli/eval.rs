@@ -14,11 +14,12 @@ use crate::eval::text::Extractor;
 use crate::run::evaluate::{EvalData, EvalOptions, evaluate};
 use crate::run::outcome::Requirement;
 
-/// Measure a model on a data file: loss and token accuracy, with --generate the answers; the accuracy of multiple choice
+/// Measure a model on a data file: loss and token accuracy, with --generate the answers; multiple choice, preferences, labels
 #[derive(Debug, Args)]
 #[command(
     after_help = "With an adapter the base is measured too, and every difference gets a 95% interval. A JSONL file \
-                        with `choices` and `answer` is multiple choice, answered by likelihood. docs/evaluation.md \
+                        with `choices` and `answer` is multiple choice, answered by likelihood; pairs of preferences are compared by \
+                        likelihood; a classifier gives labels to texts. docs/evaluation.md \
                         explains the figures."
 )]
 pub(super) struct Arguments {
@@ -30,6 +31,10 @@ pub(super) struct Arguments {
     /// Other names of its keys, as `[data.columns]` maps them: prompt=question,completion=answer
     #[arg(long, value_name = "KEY=NAME,...")]
     columns: Option<Columns>,
+    /// The rows are texts with labels: which of the file's labels is the likeliest after this text, in which {text} stands for that of the
+    /// row
+    #[arg(long, value_name = "TEXT", conflicts_with = "generate")]
+    label_prompt: Option<String>,
     /// Answer every example greedily: exact match, ROUGE-L, and calls of tools by name and arguments
     #[arg(long)]
     generate: bool,
@@ -70,6 +75,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         extract: arguments.extract.as_deref().map(Extractor::new).transpose()?,
         by: arguments.by.clone(),
         columns: arguments.columns.clone(),
+        classifies: arguments.model.is_classifier(),
+        label_prompt: arguments.label_prompt.clone(),
         limit: arguments.limit,
         max_seq_tokens: arguments.max_seq_tokens,
         overlong: arguments.overlong.unwrap_or(by_length),

@@ -7,14 +7,13 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::Global;
-use super::model::Model;
+use super::model::{Comparison, ImportanceMatrix, Model};
 use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::MergeBase;
 use crate::bytes::Size;
 use crate::error::{Error, Place, Result, counted};
 use crate::export::{ExportOptions, ExportReport, GgufType};
-use crate::run::merge::Hardware;
 use crate::run::{self, OpenBase};
 
 /// Write a model for other programs, such as llama.cpp, with an adapter folded in if there is one
@@ -27,15 +26,16 @@ pub(super) struct Arguments {
     /// The format
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Format,
-    /// The file to write, or the folder for Ollama; it must not exist
+    /// The file to write, or the folder for Ollama or mlx-lm; it must not exist
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// Type of the weights [default: as in the base; f32 for a base that bitsandbytes packed]
     #[arg(long = "type", value_enum, value_name = "TYPE")]
     gguf_type: Option<GgufType>,
-    /// Do not run the written model on texts to compare it with base and adapter
-    #[arg(long)]
-    no_verify: bool,
+    #[command(flatten)]
+    importance: ImportanceMatrix,
+    #[command(flatten)]
+    comparison: Comparison,
     /// Split a file that would be larger, as 2GiB, 500MB or a number of bytes
     #[arg(long, value_name = "SIZE")]
     split_size: Option<Size>,
@@ -50,6 +50,8 @@ enum Format {
     GgufLora,
     /// A folder with a GGUF file and a Modelfile, for Ollama
     Ollama,
+    /// The adapter alone as a folder for mlx-lm
+    Mlx,
 }
 
 /// The file that was written.
@@ -66,65 +68,62 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let weights = if quant.is_packing() { MergeBase::Dequantized(quant) } else { MergeBase::Original };
     let split_bytes = arguments.split_size.map(|size| size.0);
     let options = ExportOptions { weights, gguf_type: arguments.gguf_type, split_bytes };
-    let hardware = || (!arguments.no_verify).then(|| arguments.model.examination(global)).transpose();
+    let Arguments { model, comparison, out, .. } = arguments;
     let exported = match (arguments.format, &adapter) {
-        (Format::Gguf, adapter) => gguf(&base, adapter.as_ref(), &arguments.out, &options, hardware()?)?,
-        (Format::Ollama, adapter) => ollama(&base, adapter.as_ref(), &arguments.out, &options, hardware()?)?,
-        (Format::GgufLora, Some(adapter)) => arguments.gguf_lora(&base, adapter)?,
-        (Format::GgufLora, None) => {
+        (Format::Gguf | Format::Ollama, adapter) => {
+            let adapter = adapter.as_ref();
+            let importance = arguments.importance.importance(model, &base, adapter, &options, global)?;
+            let examination = comparison.examination(model, &base, adapter, global, terminal)?;
+            let write = if arguments.format == Format::Gguf { run::export::gguf } else { run::export::ollama };
+            write(&base, adapter, out, &options, importance.as_ref(), examination)?
+        }
+        (Format::GgufLora, Some(adapter)) => arguments.alone("gguf-lora", &base, adapter, run::export::gguf_lora)?,
+        (Format::Mlx, Some(adapter)) => arguments.alone("mlx", &base, adapter, run::export::mlx)?,
+        (Format::GgufLora | Format::Mlx, None) => {
             return Err(Error::input(Place::argument("--adapter"), "is missing")
                 .hint("name the adapter's folder, as `--adapter adapters/my-run`"));
         }
     };
-    exported.print(&base, terminal)
+    Exported::at(out, exported).print(&base, terminal)
 }
 
 impl Arguments {
-    fn gguf_lora(&self, base: &OpenBase, adapter: &HostAdapter) -> Result<Exported> {
-        let given = [("--type", self.gguf_type.is_some()), ("--split-size", self.split_size.is_some())];
+    /// Has `write` write the adapter without its base.
+    fn alone(
+        &self,
+        format: &str,
+        base: &OpenBase,
+        adapter: &HostAdapter,
+        write: fn(&OpenBase, &HostAdapter, &Path) -> Result<ExportReport>,
+    ) -> Result<run::export::Exported> {
+        let given = [
+            ("--type", self.gguf_type.is_some()),
+            ("--split-size", self.split_size.is_some()),
+            ("--data", self.comparison.data.is_some()),
+            ("--imatrix", self.importance.imatrix.is_some()),
+        ];
         let errors = given.into_iter().filter(|(_, is_given)| *is_given).map(|(argument, _)| {
             Error::input(
                 Place::argument(argument),
-                "does not go with `--format gguf-lora`, which is one small file in f32",
+                format!("does not go with `--format {format}`, which is one small file of weights in f32"),
             )
         });
         Error::none_of(errors.collect(), ())?;
-        let report = run::export::gguf_lora(base, adapter, &self.out)?;
-        Ok(Exported { out: self.out.clone(), exported: run::export::Exported { report, agreement: None } })
+        let report = write(base, adapter, &self.out)?;
+        Ok(run::export::Exported { report, agreement: None })
     }
-}
-
-/// Writes a whole model as GGUF.
-pub(super) fn gguf(
-    base: &OpenBase,
-    adapter: Option<&HostAdapter>,
-    out: &Path,
-    options: &ExportOptions,
-    hardware: Option<Hardware>,
-) -> Result<Exported> {
-    Ok(Exported { out: out.to_owned(), exported: run::export::gguf(base, adapter, out, options, hardware)? })
-}
-
-/// Writes a whole model as a folder for Ollama.
-pub(super) fn ollama(
-    base: &OpenBase,
-    adapter: Option<&HostAdapter>,
-    out: &Path,
-    options: &ExportOptions,
-    hardware: Option<Hardware>,
-) -> Result<Exported> {
-    if options.split_bytes.is_some() {
-        let message = "does not go with `--format ollama`, whose Modelfile names one file";
-        return Err(Error::input(Place::argument("--split-size"), message));
-    }
-    Ok(Exported { out: out.to_owned(), exported: run::export::ollama(base, adapter, out, options, hardware)? })
 }
 
 impl Exported {
+    /// The export that was written to `out`.
+    pub(super) fn at(out: &Path, exported: run::export::Exported) -> Self {
+        Self { out: out.to_owned(), exported }
+    }
+
     /// The remarks on stderr, the result on stdout.
     pub(super) fn print(&self, base: &OpenBase, terminal: &Terminal) -> Result<()> {
         self.exported.report.notices.iter().for_each(|notice| terminal.message(notice));
-        base.parts_passed_over().into_iter().for_each(|notice| terminal.message(notice));
+        base.parts_beside_the_decoder().into_iter().for_each(|notice| terminal.message(notice));
         terminal.result(self)
     }
 }

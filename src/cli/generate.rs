@@ -1,27 +1,30 @@
 //! `burnish generate`: answers prompts.
 
-use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 
 use super::Global;
-use super::model::Model;
+use super::model::{EngineForm, Model};
+use super::prompts;
 use super::terminal::Terminal;
 use super::train::TrainProgress;
+use crate::data::images::parts::{picture_part, text_part};
 use crate::data::{self, Message};
 use crate::error::{Error, Place, Result, counted, printable};
-use crate::files::open;
-use crate::generate::run::{Finish, SEQUENCES_AT_ONCE, check_prompt};
+use crate::files::json;
+use crate::generate::constraint::Constraint;
+use crate::generate::run::{Finish, check_prompt};
 use crate::generate::sample::SamplerConfig;
-use crate::run::answer::{Answer, Answering, PromptForm, Question, answer_ids};
+use crate::run::answer::{Answer, Answerer, Answering, Progress, PromptForm, Question};
 use crate::run::model::LoadedModel;
 use crate::run::watch::Watch;
-use crate::text::TextStream;
 
-/// The largest prompt that is read from a file or from stdin.
-const MAX_PROMPT_BYTES: u64 = 64 << 20;
+/// The name of the adapter for the engine.
+const ADAPTER: &str = "adapter";
 
 /// Answer prompts; the answers alone go to stdout, a single one as it comes
 #[derive(Debug, Args)]
@@ -29,13 +32,22 @@ const MAX_PROMPT_BYTES: u64 = 64 << 20;
 pub(super) struct Arguments {
     #[command(flatten)]
     model: Model,
+    #[command(flatten)]
+    engine: EngineForm,
     /// The prompt: a text, @FILE for the text of a file, - for stdin; may be repeated. It goes through the chat template, or
     /// stays as it is where the adapter was trained on bare prompts
-    #[arg(long, value_name = "TEXT", required_unless_present = "data")]
+    #[arg(long, value_name = "TEXT", required_unless_present_any = ["data", "prompts"])]
     prompt: Vec<String>,
+    /// A file of prompts, or - for stdin: one on each line, in a .jsonl file as a string or as an object with `prompt`; the answers
+    /// are JSONL
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompts: Option<PathBuf>,
     /// Answer every row of a data file, in any of the shapes that train reads; the answers are JSONL
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "raw", "chat", "system"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompts", "raw", "chat", "system"])]
     data: Option<PathBuf>,
+    /// A picture that each prompt shows before its text, a PNG or JPEG file; may be repeated
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "raw"])]
+    image: Vec<PathBuf>,
     /// Instructions that come before each prompt, as @FILE too
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,
@@ -63,6 +75,21 @@ pub(super) struct Arguments {
     /// Above 1, tokens seen before become less likely
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     repetition_penalty: f64,
+    /// Above 0, tokens become less likely with each time that the answer has them
+    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    frequency_penalty: f64,
+    /// Above 0, tokens that the answer has become less likely
+    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    presence_penalty: f64,
+    /// Added to the logit of a token, by its id: -100 excludes it; may be repeated
+    #[arg(long, value_name = "ID=BIAS", value_parser = token_bias)]
+    logit_bias: Vec<(u32, f64)>,
+    /// A text that ends the answer and is no part of it; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// A JSON schema that every answer is held to; it ends where it is complete
+    #[arg(long, value_name = "FILE")]
+    json_schema: Option<PathBuf>,
     /// Seed of the sampling: the same seed gives the same answer
     #[arg(long, default_value_t = 0, env = "BURNISH_SEED", value_name = "N")]
     seed: u64,
@@ -76,8 +103,15 @@ struct Answered<'a> {
     place: Option<&'a str>,
     prompt: &'a str,
     answer: &'a str,
-    tokens: usize,
     finish: Finish,
+    prompt_tokens: usize,
+    answer_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_per_second: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_per_second: Option<f64>,
+    /// From the moment that the prompt waits for no other.
+    seconds_to_first_token: f64,
     /// The answer of the row.
     #[serde(skip_serializing_if = "Option::is_none")]
     expected: Option<&'a str>,
@@ -98,67 +132,65 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         top_p: arguments.top_p,
         min_p: arguments.min_p,
         repetition_penalty: arguments.repetition_penalty,
+        frequency_penalty: arguments.frequency_penalty,
+        presence_penalty: arguments.presence_penalty,
+        logit_bias: arguments.logit_bias.clone(),
         seed: arguments.seed,
     };
     sampler.check()?;
-    let answering = Answering { sampler, max_tokens: arguments.max_tokens, until: None };
+    let (max_tokens, stop) = (arguments.max_tokens, arguments.stop.clone());
+    let schema = arguments.json_schema.as_deref().map(json::read).transpose()?;
+    let mut answering = Answering { sampler, max_tokens, stop, ..Answering::default() };
     let rows = arguments.data.as_ref().map(|path| data::read(path, None)).transpose()?;
-    let prompts = texts(&arguments.prompt)?;
-    let model = arguments.model.load(global, terminal)?;
+    let prompts = match &arguments.prompts {
+        Some(path) => prompts::of_file(path)?,
+        None => prompts::of_arguments(&arguments.prompt)?,
+    };
+    let model = arguments.model.load_for_answers(global, terminal)?;
     let asked = match (&rows, &arguments.data) {
         (Some(rows), Some(path)) => asked_by_rows(rows, path, &model, terminal)?,
         _ => asked_by_arguments(arguments, prompts, &model, terminal)?,
     };
-    let as_json = global.json || rows.is_some();
-    if let ([one], false) = (asked.as_slice(), as_json) {
-        return stream(&model, one, &answering);
+    model.show_pictures(&mut TrainProgress::new(terminal))?;
+    let as_json = global.json || rows.is_some() || arguments.prompts.is_some();
+    let streams = asked.len() == 1 && !as_json;
+    let options = arguments.engine.options(&model.decoder, model.compute)?;
+    let mut answerer = Answerer::new(&model.decoder, &model.base.encoder, options);
+    if let Some(adapter) = &model.attached {
+        answerer.add_adapter(ADAPTER, adapter);
     }
-    let mut progress = TrainProgress::new(terminal);
-    for (index, group) in asked.chunks(SEQUENCES_AT_ONCE).enumerate() {
-        let first = index * SEQUENCES_AT_ONCE;
-        let ids: Vec<Vec<u32>> = group.iter().map(|asked| asked.ids.clone()).collect();
-        // Each prompt has the seed that it has where all of them are answered at once.
-        let seed = answering.sampler.seed.wrapping_add(first as u64);
-        let answering = Answering { sampler: SamplerConfig { seed, ..answering.sampler.clone() }, ..answering.clone() };
-        let (decoder, encoder) = (&model.decoder, &model.base.encoder);
-        let answers = answer_ids(decoder, encoder, model.attached.as_ref(), &ids, &answering, |_, _| Ok(()))?;
-        for (asked, answer) in group.iter().zip(&answers) {
-            print_answer(asked, answer, as_json, terminal)?;
-        }
-        if rows.is_some() {
-            progress.answering(first + group.len(), asked.len());
-        }
+    if let (Some(schema), Some(path)) = (schema, &arguments.json_schema) {
+        let constraint = Constraint::json_schema(&answerer.vocabulary()?, &schema);
+        answering.constraint = Some(constraint.map_err(|error| error.within(path))?);
     }
-    Ok(())
+    let adapter = model.attached.as_ref().map(|_| ADAPTER);
+    let ids: Vec<Vec<u32>> = asked.iter().map(|asked| asked.ids.clone()).collect();
+    let mut counter = TrainProgress::new(terminal);
+    let (mut ready, mut printed, mut done) = (BTreeMap::new(), 0, 0);
+    answerer.answer_each(adapter, &ids, &answering, |index, progress| {
+        match progress {
+            Progress::Text(text) if streams => return print(&text),
+            Progress::Text(_) => return Ok(()),
+            Progress::Done(answer) => drop(ready.insert(index, answer)),
+        }
+        done += 1;
+        if asked.len() > 1 {
+            counter.answering(done, asked.len());
+        }
+        // In the order of the prompts, whichever answer is complete first.
+        while let Some(answer) = ready.remove(&printed).filter(|_| !streams) {
+            print_answer(&asked[printed], &answer, as_json, terminal)?;
+            printed += 1;
+        }
+        Ok(())
+    })?;
+    if streams { print("\n") } else { Ok(()) }
 }
 
-/// The texts of arguments: as they stand, of a file, or of stdin.
-fn texts(arguments: &[String]) -> Result<Vec<String>> {
-    if arguments.iter().filter(|text| *text == "-").count() > 1 {
-        return Err(Error::input(Place::argument("--prompt"), "is `-` twice; stdin holds one prompt"));
-    }
-    arguments.iter().map(|text| text_of(text)).collect()
-}
-
-/// The text of an argument. The line end that editors and `echo` put after a text is no part of it.
-fn text_of(argument: &str) -> Result<String> {
-    let (bytes, name) = match argument.strip_prefix('@') {
-        _ if argument == "-" => {
-            let mut bytes = Vec::new();
-            let read = io::stdin().lock().take(MAX_PROMPT_BYTES).read_to_end(&mut bytes);
-            read.map_err(|error| Error::input("stdin", format!("cannot be read: {error}")))?;
-            (bytes, "stdin")
-        }
-        Some(path) => {
-            let bytes = open::read(Path::new(path), MAX_PROMPT_BYTES)
-                .map_err(|error| error.hint("a text that begins with @ is given through a file or stdin (`-`)"))?;
-            (bytes, path)
-        }
-        None => return Ok(argument.to_owned()),
-    };
-    let text = String::from_utf8(bytes).map_err(|_| Error::input(name, "is not UTF-8 text"))?;
-    let text = text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text));
-    Ok(text.to_owned())
+/// A token's id and bias.
+fn token_bias(text: &str) -> Result<(u32, f64), String> {
+    let pair = text.split_once('=').and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
+    pair.ok_or_else(|| "expected the id of a token and a number, as in 50256=-100".to_owned())
 }
 
 /// The questions of the rows of a data file.
@@ -208,7 +240,11 @@ fn asked_by_arguments(
         PromptForm::Bare | PromptForm::Typed if prompts.len() == 1 => format!("the prompt is taken as it is{why}"),
         PromptForm::Bare | PromptForm::Typed => format!("the prompts are taken as they are{why}"),
     });
-    let system = arguments.system.as_deref().map(text_of).transpose()?;
+    let system = arguments.system.as_deref().map(prompts::of_argument).transpose()?;
+    if !arguments.image.is_empty() && form != PromptForm::Conversation {
+        let message = format!("is given, and the prompt is taken as it is{why}");
+        return Err(Error::input(Place::argument("--image"), message).hint("use `--chat`"));
+    }
     if system.is_some() && form != PromptForm::Conversation {
         return Err(Error::input(
             Place::argument("--system"),
@@ -221,25 +257,31 @@ fn asked_by_arguments(
             let text = "the prompt spells control tokens; they are read as ordinary text, and as tokens with --raw";
             terminal.message(text);
         }
-        let ids = match &system {
-            Some(system) => {
-                encoder.encode_prompt(&[Message::system(system.as_str()), Message::user(prompt.as_str())])?
+        let ids = match (&system, arguments.image.as_slice()) {
+            (None, []) => form.encode(encoder, &prompt)?,
+            (system, images) => {
+                let system = system.iter().map(|system| Message::system(system.as_str()));
+                let question = shown(Message::user(prompt.as_str()), images)?;
+                encoder.encode_prompt(&system.chain([question]).collect::<Vec<_>>())?
             }
-            None => form.encode(encoder, &prompt)?,
         };
         Ok(Asked { prompt, ids, place: None, expected: None })
     });
     asked.collect()
 }
 
-/// Answers one prompt, its text printed as it comes.
-fn stream(model: &LoadedModel, asked: &Asked, answering: &Answering) -> Result<()> {
-    let (decoder, encoder) = (&model.decoder, &model.base.encoder);
-    let mut stream = TextStream::new(encoder.tokenizer(), true);
-    let ids = std::slice::from_ref(&asked.ids);
-    answer_ids(decoder, encoder, model.attached.as_ref(), ids, answering, |_, token| print(&stream.push(token)?))?;
-    print(&stream.finish()?)?;
-    print("\n")
+/// The turn with pictures before its text.
+fn shown(message: Message, images: &[PathBuf]) -> Result<Message> {
+    if images.is_empty() {
+        return Ok(message);
+    }
+    let part = |path: &PathBuf| match path.to_str() {
+        Some(path) => Ok(picture_part(path)),
+        None => Err(Error::input(Place::argument("--image"), "is not UTF-8 text")),
+    };
+    let mut parts: Vec<_> = images.iter().map(part).collect::<Result<_>>()?;
+    parts.push(text_part(&message.content));
+    Ok(message.with_parts(parts))
 }
 
 /// Prints an answer: as an object on a line, or as text with an empty line after it.
@@ -251,8 +293,12 @@ fn print_answer(asked: &Asked, answer: &Answer, as_json: bool, terminal: &Termin
         place: asked.place.as_deref(),
         prompt: &asked.prompt,
         answer: &answer.text,
-        tokens: answer.tokens,
         finish: answer.finish,
+        prompt_tokens: answer.usage.prompt_tokens,
+        answer_tokens: answer.usage.answer_tokens,
+        prompt_tokens_per_second: answer.usage.prompt_tokens_per_second(),
+        tokens_per_second: answer.usage.tokens_per_second(),
+        seconds_to_first_token: (answer.usage.seconds_to_first_token - answer.usage.seconds_waiting).max(0.0),
         expected: asked.expected.as_deref(),
     })
 }

@@ -7,19 +7,19 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::Global;
-use super::export::{self, Exported};
-use super::model::Model;
+use super::export::Exported;
+use super::model::{Comparison, ImportanceMatrix, Model};
 use super::terminal::Terminal;
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{MergeBase, MergeOptions, MergeReport};
 use crate::bytes::Size;
-use crate::data::{self, Columns, LongPolicy, Shape};
+use crate::data::{self, LongPolicy, Shape};
 use crate::error::{Error, Place, Result};
 use crate::export::{ExportOptions, GgufType};
 use crate::files::FloatType;
 use crate::quant::Quant;
-use crate::run::OpenBase;
-use crate::run::merge::{self, Hardware, MergeCheck, MergedFolder};
+use crate::run::merge::{self, MergeCheck, MergedFolder};
+use crate::run::{OpenBase, export};
 
 /// Fold an adapter into its base and write a Hugging Face folder, or the model for other programs
 #[derive(Debug, Args)]
@@ -47,18 +47,13 @@ pub(super) struct Arguments {
     /// Split a GGUF file that would be larger, as 2GiB, 500MB or a number of bytes
     #[arg(long, value_name = "SIZE")]
     split_size: Option<Size>,
-    /// Do not run the merged model on texts to compare it with base and adapter
-    #[arg(long)]
-    no_verify: bool,
     /// Measure the adapter on the packed weights and merged both ways; without --out nothing is kept
     #[arg(long, requires = "data")]
     compare: bool,
-    /// The data file to measure on
-    #[arg(long, value_name = "FILE", requires = "compare")]
-    data: Option<PathBuf>,
-    /// Other names of its keys, as `[data.columns]` maps them: prompt=question,completion=answer
-    #[arg(long, requires = "data", value_name = "KEY=NAME,...")]
-    columns: Option<Columns>,
+    #[command(flatten)]
+    importance: ImportanceMatrix,
+    #[command(flatten)]
+    examined: Comparison,
 }
 
 /// The format of a merged model.
@@ -125,17 +120,13 @@ impl Arguments {
         }
     }
 
-    /// The device and precision that the merged model is examined with, unless it is not.
-    fn examination(&self, global: &Global) -> Result<Option<Hardware>> {
-        (!self.no_verify).then(|| self.model.examination(global)).transpose()
-    }
-
     fn for_other_programs(
         &self,
         base: &OpenBase,
         adapter: &HostAdapter,
         weights: MergeBase,
-        hardware: Option<Hardware>,
+        global: &Global,
+        terminal: &Terminal,
     ) -> Result<Exported> {
         let Some(out) = self.out.as_deref().filter(|_| !self.compare) else {
             let error = Error::input(Place::argument("--compare"), "measures Hugging Face folders");
@@ -143,10 +134,10 @@ impl Arguments {
         };
         let split_bytes = self.split_size.map(|size| size.0);
         let options = ExportOptions { weights, gguf_type: self.gguf_type, split_bytes };
-        match self.format() {
-            Format::Ollama => export::ollama(base, Some(adapter), out, &options, hardware),
-            Format::Gguf | Format::Hf => export::gguf(base, Some(adapter), out, &options, hardware),
-        }
+        let importance = self.importance.importance(&self.model, base, Some(adapter), &options, global)?;
+        let examination = self.examined.examination(&self.model, base, Some(adapter), global, terminal)?;
+        let write = if self.format() == Format::Ollama { export::ollama } else { export::gguf };
+        Ok(Exported::at(out, write(base, Some(adapter), out, &options, importance.as_ref(), examination)?))
     }
 }
 
@@ -175,8 +166,12 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let packing = quant.is_packing().then_some(quant);
     let weights = arguments.weights(&base, packing)?;
     if format != Format::Hf {
-        let hardware = arguments.examination(global)?;
-        return arguments.for_other_programs(&base, &adapter, weights, hardware)?.print(&base, terminal);
+        let exported = arguments.for_other_programs(&base, &adapter, weights, global, terminal)?;
+        return exported.print(&base, terminal);
+    }
+    if arguments.importance.imatrix.is_some() {
+        return Err(Error::input(Place::argument("--imatrix"), "goes with a quantised GGUF file")
+            .hint("`--format gguf --type q4_k_m`, say"));
     }
     let options = MergeOptions {
         weights,
@@ -184,10 +179,10 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         max_shard_bytes: arguments.max_shard_bytes.map_or(MergeOptions::default().max_shard_bytes, |size| size.0),
         force: arguments.model.force,
     };
-    let (report, comparison) = match &arguments.data {
+    let (report, comparison) = match &arguments.examined.data {
         Some(data) if arguments.compare => {
             let packing = packing.ok_or_else(|| not_packed("--compare"))?;
-            let rows = data::read(data, Shape::with_columns(arguments.columns.as_ref()))?;
+            let rows = data::read(data, Shape::with_columns(arguments.examined.columns.as_ref()))?;
             let positions = base.files.config().max_positions;
             let set = base.encoder.encode_all(&rows, positions, LongPolicy::Error)?;
             let hardware = arguments.model.hardware(Some(&adapter), global)?;
@@ -198,8 +193,9 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
         }
         _ => match &arguments.out {
             Some(out) => {
-                let hardware = arguments.examination(global)?;
-                (Some(merge::merge(&base, &adapter, out, &options, hardware)?), None)
+                let Arguments { model, examined, .. } = arguments;
+                let examination = examined.examination(model, &base, Some(&adapter), global, terminal)?;
+                (Some(merge::merge(&base, &adapter, out, &options, examination)?), None)
             }
             None => (None, None),
         },

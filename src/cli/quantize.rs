@@ -59,7 +59,7 @@ pub(super) fn run(arguments: &Arguments, terminal: &Terminal) -> Result<()> {
     };
     let report = quantize(&base.files, &arguments.out, &options, |folder| base.encoder.tokenizer().save(folder))?;
     terminal.licences_left_out(&arguments.out, &report.licences_left_out);
-    base.parts_passed_over().into_iter().for_each(|notice| terminal.message(notice));
+    base.parts_beside_the_decoder().into_iter().for_each(|notice| terminal.message(notice));
     terminal.result(&Quantized { out: arguments.out.clone(), report })
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Global;
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Result, printable};
 
 /// The choice whether stderr is coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -67,6 +67,20 @@ impl Terminal {
     /// Those of [`Self::result`].
     pub(super) fn line(&self, text: &str) -> Result<()> {
         line(text)
+    }
+
+    /// Text to stdout at once, as it comes. A terminal gets no character that would control it. A reader that has gone away
+    /// ends the program quietly.
+    ///
+    /// # Errors
+    /// Those of [`Self::result`].
+    pub(super) fn print(&self, text: &str) -> Result<()> {
+        let text = if io::stdout().is_terminal() { printable(text) } else { text.into() };
+        match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+            Err(error) => Err(Error::failed("stdout", format!("cannot be written: {error}"))),
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Whether progress is shown as a bar rather than as lines.

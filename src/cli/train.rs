@@ -21,6 +21,7 @@ use crate::run::samples::StepSample;
 use crate::run::train::{RunOptions, train};
 use crate::run::watch::{Stage, Watch};
 use crate::train::Event;
+use crate::train::parallel::launch;
 use crate::train::step::StepReport;
 
 /// A recipe, and the options that change the run it describes.
@@ -31,8 +32,8 @@ pub(super) struct Arguments {
     /// Set a key of the recipe: `--set train.epochs=3`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// The most memory the run may take, as 8GiB: micro-batches go through the model in parts, and activations are computed
-    /// again, until it fits; the steps stay as they are
+    /// The most memory the run may take, as 8GiB: micro-batches go through the model in parts, activations are computed again, and
+    /// layers are read from the disk as they are needed, until it fits; the steps stay as they are
     #[arg(long, env = "BURNISH_MAX_MEMORY", value_name = "SIZE")]
     pub(super) max_memory: Option<Size>,
     /// Seed of the adapter's first values, the order of examples and dropout (short for --set train.seed=N)
@@ -54,9 +55,12 @@ pub(super) struct TrainArguments {
     /// Go on although something of this kind has changed since the checkpoint; may be repeated
     #[arg(long, value_enum, value_name = "KIND", requires = "resume")]
     accept_change: Vec<Change>,
-    /// Exit with code 1 unless the verdict suffices
+    /// Exit with code 1 unless the verdict suffices; a run that is interrupted has the exit code of the signal
     #[arg(long, value_enum, value_name = "VERDICT")]
     require: Option<Requirement>,
+    /// Give each line of metrics.jsonl to the stdin of this command of the shell, as a tracker's; its end does not end the run
+    #[arg(long, value_name = "COMMAND")]
+    log_to: Option<String>,
 }
 
 impl Arguments {
@@ -76,18 +80,42 @@ impl Arguments {
 
     /// The recipe, with what the command line sets in it.
     pub(super) fn recipe(&self) -> Result<Recipe> {
-        Recipe::load(&self.recipe, &self.overrides())
+        self.recipe_with(None)
+    }
+
+    /// The same with a further setting, of an option of one command.
+    pub(super) fn recipe_with(&self, more: Option<String>) -> Result<Recipe> {
+        let overrides: Vec<String> = self.overrides().into_iter().chain(more).collect();
+        Recipe::load(&self.recipe, &overrides)
     }
 }
 
 pub(super) fn run(arguments: &TrainArguments, global: &Global, terminal: &Terminal) -> Result<()> {
-    let TrainArguments { job, resume, accept_change, require } = arguments;
+    let TrainArguments { job, resume, accept_change, require, log_to } = arguments;
     let start = if *resume { Start::Resumed(accept_change) } else { Start::Fresh };
-    let progress = &mut TrainProgress::new(terminal);
-    let how = RunOptions { device: global.device, max_memory: job.max_memory, start };
-    let report = train(&job.recipe()?, &how, progress)?;
-    terminal.result(&report)?;
-    require.map_or(Ok(()), |required| report.check(required))
+    let recipe = job.recipe()?;
+    let on_loss = *terminal;
+    let ranks = launch::join(&recipe.plan()?.parallel, move |error| on_loss.error(error))?;
+    let how = RunOptions {
+        device: global.device,
+        max_memory: job.max_memory,
+        start,
+        log_to: log_to.as_deref(),
+        ranks: &*ranks,
+        ..RunOptions::default()
+    };
+    let report = match ranks.is_first() {
+        true => {
+            let report = train(&recipe, &how, &mut TrainProgress::new(terminal))?;
+            terminal.result(&report)?;
+            report
+        }
+        false => train(&recipe, &how, &mut ())?,
+    };
+    // A run that was interrupted has the exit code of its signal: it is not at the end that is to be judged.
+    require.filter(|_| !report.interrupted).map_or(Ok(()), |required| report.check(required))?;
+    ranks.leave();
+    Ok(())
 }
 
 /// Shows a run: a bar where stderr is a terminal, otherwise a line every few seconds.
@@ -237,10 +265,18 @@ impl Watch for TrainProgress<'_> {
             }
             Event::Step { step, report, seconds, .. } => self.step(step, report, seconds),
             Event::Evaluating { done, total, .. } => self.evaluating(done, total),
-            Event::Evaluation { step, valid_loss, exact_match, is_best, .. } => {
+            Event::Evaluation { step, valid_loss, exact_match, preferences, classes, is_best, .. } => {
                 let best = if is_best && step > 0 { ", the best so far" } else { "" };
                 let exact = exact_match.map_or(String::new(), |share| format!(", exact match {:.1}%", 100.0 * share));
-                self.line(&format!("step {step}: validation loss {valid_loss:.4}{exact}{best}"));
+                let rewards = preferences.map_or(String::new(), |preferences| {
+                    let margin =
+                        preferences.reward_margin.map_or(String::new(), |margin| format!(", margin {margin:.4}"));
+                    format!(", reward accuracy {:.1}%{margin}", 100.0 * preferences.reward_accuracy)
+                });
+                let labels = classes.map_or(String::new(), |classes| {
+                    format!(", accuracy {:.1}%, macro F1 {:.1}%", 100.0 * classes.accuracy, 100.0 * classes.macro_f1)
+                });
+                self.line(&format!("step {step}: validation loss {valid_loss:.4}{rewards}{labels}{exact}{best}"));
             }
             Event::Stopped { step, evaluations_without_improvement } => {
                 let evaluations = evaluations_without_improvement;

@@ -53,31 +53,40 @@ impl Augmenter<'_> {
     pub fn sequence(&self, epoch: u64, index: usize) -> Option<Encoded> {
         let changed = self.example(epoch, index)?;
         let encoded = self.encoder.encode(&changed).ok()?;
-        (encoded.ids.len() <= self.max_seq_tokens && encoded.trained_tokens() > 0).then_some(encoded)
+        (encoded.longest_tokens() <= self.max_seq_tokens && encoded.trained_tokens() > 0).then_some(encoded)
     }
 
     /// Training example `index` in an epoch; `None` where it has no prompt.
     pub fn example(&self, epoch: u64, index: usize) -> Option<Example> {
         let mut changed = self.examples.get(index)?.clone();
-        let mut draws = Draws::of(self.seed, epoch, index as u64);
-        match &mut changed {
-            Example::PromptCompletion { prompt, .. } => {
-                *prompt = self.worded(&self.mistyped(prompt, &mut draws), &mut draws)
+        self.change(&mut changed, &mut Draws::of(self.seed, epoch, index as u64)).then_some(changed)
+    }
+
+    /// Changes the prompt of an example; false where it has none.
+    fn change(&self, example: &mut Example, draws: &mut Draws) -> bool {
+        match example {
+            Example::Preference { chosen, rejected } => {
+                // One prompt, changed alike.
+                let mut again = draws.clone();
+                return self.change(chosen, draws) && self.change(rejected, &mut again);
             }
+            Example::Labelled { answered, .. } => return self.change(answered, draws),
+            Example::PromptCompletion { prompt, .. } => *prompt = self.worded(&self.mistyped(prompt, draws), draws),
             Example::Alpaca { instruction, input, .. } => {
-                *instruction = self.worded(&self.mistyped(instruction, &mut draws), &mut draws);
-                *input = self.mistyped(input, &mut draws);
+                *instruction = self.worded(&self.mistyped(instruction, draws), draws);
+                *input = self.mistyped(input, draws);
             }
             Example::Chat { messages, .. } => {
                 let of_user = |message: &&mut Message| message.role == Role::User;
                 for (number, message) in messages.iter_mut().filter(of_user).enumerate() {
-                    let text = self.mistyped(&message.content, &mut draws);
-                    message.content = if number == 0 { self.worded(&text, &mut draws) } else { text };
+                    let text = self.mistyped(&message.content, draws);
+                    message.content = if number == 0 { self.worded(&text, draws) } else { text };
                 }
             }
-            Example::Text { .. } => return None,
+            Example::Class { text, .. } => *text = self.worded(&self.mistyped(text, draws), draws),
+            Example::Text { .. } => return false,
         }
-        Some(changed)
+        true
     }
 
     /// The prompt in one of the wordings.
@@ -107,6 +116,7 @@ impl Augmenter<'_> {
 }
 
 /// Random numbers of one example in one epoch.
+#[derive(Clone)]
 struct Draws(ChaCha8Rng);
 
 impl Draws {

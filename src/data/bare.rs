@@ -1,8 +1,8 @@
-//! Rows without a chat template: a prompt and its completion, and plain text.
+//! Rows without a chat template: a prompt and its completion, plain text, and a text with its label.
 
 use super::encode::Encoder;
 use super::encoded::Encoded;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::settings::choice;
 
 choice! {
@@ -20,6 +20,16 @@ impl Encoder {
     /// Sets the reading of control tokens in rows without a chat template.
     pub fn read_control_tokens(&mut self, control_tokens: ControlTokens) {
         self.control_tokens = control_tokens;
+    }
+
+    /// Sets the labels of texts, in the order of their numbers.
+    pub fn set_labels(&mut self, labels: Vec<String>) {
+        self.labels = labels;
+    }
+
+    /// The labels of texts, in the order of their numbers.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
     }
 
     /// Ids of a prompt taken as it is: the beginning-of-text token if the model expects one, and the text.
@@ -54,6 +64,19 @@ impl Encoder {
         let mut encoded = Encoded::new();
         encoded.push(&self.encode_raw_prompt(text)?, true);
         self.push_end(&mut encoded, text);
+        Ok(encoded)
+    }
+
+    /// A text with the number of its label in the place of a token after it: the only one that is trained. A head of labels
+    /// predicts it from the last token of the text, and nothing looks at it.
+    pub(super) fn classified(&self, text: &str, label: &str) -> Result<Encoded> {
+        let Some(number) = self.labels.iter().position(|known| known == label) else {
+            let known: Vec<String> = self.labels.iter().map(|known| format!("{known:?}")).collect();
+            return Err(Error::input("", format!("the label {label:?} is unknown; expected {}", known.join(", "))));
+        };
+        let mut encoded = Encoded::new();
+        encoded.push(&self.encode_raw_prompt(text)?, false);
+        encoded.push(&[number as u32], true);
         Ok(encoded)
     }
 

@@ -26,14 +26,20 @@ section! {
         system: Option<String> = Take(None), any();
         /// The tools that the assistant may call.
         tools: Option<String> = Take(None), any();
-        /// A text that is learned whole.
+        /// A text that is learned whole, or one that has a label.
         text: Option<String> = Take(None), any();
+        /// The answer of two that is preferred, or a list of turns.
+        chosen: Option<String> = Take(None), any();
+        /// The other answer, or a list of turns.
+        rejected: Option<String> = Take(None), any();
+        /// Whether an answer is desirable: true or false, 1 or 0. Under `classify`: the label of the text.
+        label: Option<String> = Take(None), any();
     }
 }
 
 /// The keys of the shapes as they are without a mapping: [`Columns`], in its order, and ShareGPT's name of `messages` and
 /// OpenAI's former one of `tools`.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 15] = [
     "prompt",
     "completion",
     "instruction",
@@ -44,9 +50,15 @@ const KEYS: [&str; 12] = [
     "system",
     "tools",
     "text",
+    "chosen",
+    "rejected",
+    "label",
     "conversations",
     "functions",
 ];
+
+/// The first of these are the fields of [`Columns`].
+const MAPPED: usize = 13;
 
 impl Columns {
     /// No key has another name.
@@ -68,6 +80,9 @@ impl Columns {
             &self.system,
             &self.tools,
             &self.text,
+            &self.chosen,
+            &self.rejected,
+            &self.label,
         ]);
         names.filter_map(|(key, name)| Some((key, name.as_deref()?)))
     }
@@ -85,6 +100,9 @@ impl Columns {
             "system" => &mut self.system,
             "tools" => &mut self.tools,
             "text" => &mut self.text,
+            "chosen" => &mut self.chosen,
+            "rejected" => &mut self.rejected,
+            "label" => &mut self.label,
             _ => return None,
         })
     }
@@ -116,7 +134,7 @@ impl FromStr for Columns {
         let mut columns = Self::unmapped();
         for pair in text.split(',') {
             let (key, name) = pair.split_once('=').ok_or("expected KEY=NAME, several separated by commas")?;
-            let keys = one_of(&KEYS[..10]);
+            let keys = one_of(&KEYS[..MAPPED]);
             *columns.slot(key.trim()).ok_or_else(|| format!("expected {keys}, found `{}`", key.trim()))? =
                 Some(name.into());
         }
@@ -180,7 +198,7 @@ mod tests {
         let columns: Columns = "prompt=question, completion= Answer ".parse().expect("a mapping");
         let mapped: Vec<(&str, &str)> = columns.mapped().collect();
         assert_eq!(mapped, [("prompt", "question"), ("completion", " Answer ")]);
-        for key in &KEYS[..10] {
+        for key in &KEYS[..MAPPED] {
             let columns: Columns = format!("{key}=x").parse().expect("a mapping");
             assert_eq!(columns.mapped().collect::<Vec<_>>(), [(*key, "x")]);
         }

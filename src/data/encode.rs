@@ -10,21 +10,27 @@ use super::chat::builtin::BuiltinTemplate;
 use super::chat::stand_ins::{Hidden, SpecialTexts, StandIns};
 use super::chat::template::ChatTemplate;
 use super::chat::{control, conversation, coverage, turns};
-use super::encoded::Encoded;
+use super::encoded::{Encoded, Judged};
 use super::example::{Example, Message, Role};
+use super::images::pictures::{Expanded, Pictures};
 use super::remark::Remark;
 use crate::error::{Error, Result};
+use crate::model::vision::features;
 use crate::text::Tokenizer;
 
 /// Renders and encodes: the one path for training, evaluation and generation.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Encoder {
     pub(super) tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     pub(super) specials: SpecialTexts,
     pub(super) control_tokens: ControlTokens,
-    /// Tokens that the model has an embedding for.
+    /// The labels of texts, in the order of their numbers.
+    pub(super) labels: Vec<String>,
+    /// Tokens that the model has an embedding for; `usize::MAX` where that is not known.
     vocabulary: usize,
+    /// The pictures that it has met, where the model sees any.
+    pictures: Option<Pictures>,
 }
 
 impl Encoder {
@@ -36,7 +42,8 @@ impl Encoder {
             None => tokenizer,
         };
         let specials = SpecialTexts::of(&tokenizer);
-        Self { tokenizer, template, specials, control_tokens: ControlTokens::Text, vocabulary: usize::MAX }
+        let (control_tokens, labels) = (ControlTokens::Text, Vec::new());
+        Self { tokenizer, template, specials, control_tokens, labels, vocabulary: usize::MAX, pictures: None }
     }
 
     /// The same for a model with an embedding of so many rows: a token beyond them is an error. A tokenizer may have more
@@ -45,11 +52,30 @@ impl Encoder {
         Self { vocabulary: rows, ..self }
     }
 
-    pub(super) fn check_ids(&self, ids: &[u32]) -> Result<()> {
+    /// The same for a model that sees pictures.
+    pub fn with_pictures(self, pictures: Option<Pictures>) -> Self {
+        Self { pictures, ..self }
+    }
+
+    /// The pictures that it has met; `None` where the model sees none.
+    pub fn pictures(&self) -> Option<&Pictures> {
+        self.pictures.as_ref()
+    }
+
+    /// Checks that the model has an embedding for every id.
+    ///
+    /// # Errors
+    /// Input: a token without one.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) else { return Ok(()) };
         let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
         let message = format!("token {id} {token:?} lies beyond the {} rows of the model's embedding", self.vocabulary);
         Err(Error::input(self.tokenizer.place(), message).hint("is this the tokenizer that the model was saved with?"))
+    }
+
+    /// [`check_ids`](Self::check_ids) of ids among which rows of pictures may stand.
+    fn check_tokens(&self, ids: &[u32]) -> Result<()> {
+        ids.split(|id| features::is_feature(*id)).try_for_each(|tokens| self.check_ids(tokens))
     }
 
     /// An encoder with the chat template that the tokenizer brings. `place` names the model in messages.
@@ -73,12 +99,8 @@ impl Encoder {
     /// Those of [`Tokenizer::identity`].
     pub(super) fn identity(&self) -> Result<String> {
         let template = self.template.as_ref().map(ChatTemplate::identity);
-        Ok(format!("{}{template:?}{}{}", self.tokenizer.identity()?, self.control_tokens, self.vocabulary))
-    }
-
-    /// Tokens that the model has an embedding for; `usize::MAX` where that is not known.
-    pub fn vocabulary(&self) -> usize {
-        self.vocabulary
+        let Self { control_tokens, labels, vocabulary, .. } = self;
+        Ok(format!("{}{template:?}{control_tokens}{labels:?}{vocabulary}", self.tokenizer.identity()?))
     }
 
     /// The chat template, where there is one.
@@ -115,6 +137,10 @@ impl Encoder {
                 remarks.extend(self.spelled([text.as_str()], false));
                 self.plain_text(text)?
             }
+            Example::Class { text, label } => {
+                remarks.extend(self.spelled([text.as_str()], false));
+                self.classified(text, label)?
+            }
             Example::Chat { messages, tools } => match &self.template {
                 Some(template) => self.chat(messages, tools.as_ref(), template, &mut remarks)?,
                 None => return Err(no_template()),
@@ -130,8 +156,21 @@ impl Encoder {
                     self.completion(&alpaca::prompt(instruction, input, system.as_deref()), output)?
                 }
             },
+            Example::Preference { chosen, rejected } => {
+                let (chosen, of_chosen) = self.encode_with_remarks(chosen)?;
+                let (rejected, of_rejected) = self.encode_with_remarks(rejected)?;
+                remarks.extend(of_chosen);
+                let new: Vec<Remark> = of_rejected.into_iter().filter(|remark| !remarks.contains(remark)).collect();
+                remarks.extend(new);
+                chosen.above(rejected)
+            }
+            Example::Labelled { answered, is_desirable } => {
+                let (encoded, of_answer) = self.encode_with_remarks(answered)?;
+                remarks.extend(of_answer);
+                Encoded { judged: Judged::Labelled(*is_desirable), ..encoded }
+            }
         };
-        self.check_ids(&encoded.ids)?;
+        self.check_tokens(&encoded.ids)?;
         Ok((encoded, remarks))
     }
 
@@ -149,20 +188,6 @@ impl Encoder {
         self.specials.find(text).is_some()
     }
 
-    /// Takes tokens from the left of the prompt until `max` are left; false if the prompt is too short for that.
-    pub(super) fn truncate(&self, encoded: &mut Encoded, max: usize) -> bool {
-        let keep_first = usize::from(encoded.ids.first().copied() == self.tokenizer.bos() && !encoded.ids.is_empty());
-        let excess = encoded.ids.len() - max;
-        let prompt = encoded.trained.iter().position(|trained| *trained).unwrap_or(encoded.ids.len());
-        // One token must stay before the first trained one, to predict it from.
-        if keep_first + excess + usize::from(keep_first == 0) > prompt {
-            return false;
-        }
-        encoded.ids.drain(keep_first..keep_first + excess);
-        encoded.trained.drain(keep_first..keep_first + excess);
-        true
-    }
-
     /// Ids of a conversation up to where the assistant's next answer begins.
     ///
     /// # Errors
@@ -172,8 +197,14 @@ impl Encoder {
     }
 
     /// [`Self::encode_prompt`] with tools that the assistant may call.
-    fn encode_prompt_with(&self, messages: &[Message], tools: Option<&Value>) -> Result<Vec<u32>> {
+    ///
+    /// # Errors
+    /// Those of [`Self::encode_prompt`].
+    pub fn encode_prompt_with(&self, messages: &[Message], tools: Option<&Value>) -> Result<Vec<u32>> {
         let Some(template) = &self.template else {
+            if messages.iter().any(Message::shows_pictures) {
+                return Err(no_template());
+            }
             return match messages {
                 [Message { role: Role::User, content, .. }] => {
                     self.encode_raw_prompt(&alpaca::prompt(content, "", None))
@@ -193,8 +224,10 @@ impl Encoder {
             let message = format!("shows nothing of the last message, a turn of the role `{role}`");
             return Err(Error::input(template.place(), message).hint("the model would answer what it never saw"));
         }
-        let ids = self.ids_of_rendered(&text, &hidden.stand_ins, false)?;
-        self.check_ids(&ids)?;
+        let expanded = Expanded::of(self.pictures.as_ref(), text, messages, &mut [])?;
+        let mut ids = self.ids_of_rendered(&expanded.text, &hidden.stand_ins, false)?;
+        expanded.place(&mut ids)?;
+        self.check_tokens(&ids)?;
         Ok(ids)
     }
 
@@ -222,7 +255,9 @@ impl Encoder {
                 }
             },
             Example::Chat { messages, tools } => from_messages(messages, tools.as_ref()),
-            Example::Text { .. } => Ok(None),
+            Example::Preference { chosen, .. } => self.prompt_and_answer(chosen),
+            Example::Labelled { answered, is_desirable: true } => self.prompt_and_answer(answered),
+            Example::Text { .. } | Example::Class { .. } | Example::Labelled { .. } => Ok(None),
         }
     }
 
@@ -256,6 +291,7 @@ impl Encoder {
         remarks: &mut Vec<Remark>,
     ) -> Result<Encoded> {
         let hidden = self.hidden(messages, tools, template)?;
+        let as_given = messages;
         let (messages, stand_ins) = (&hidden.messages, &hidden.stand_ins);
         let template = &template.with_tools(hidden.tools.as_ref());
         let marked = coverage::marked(messages, hidden.tools.as_ref(), template);
@@ -265,7 +301,7 @@ impl Encoder {
         if let Some((marked, shown)) = &marked {
             of_turns.extend(coverage::remarks(messages, hidden.tools.as_ref(), template, (marked, shown), &rendered));
         }
-        let turns::Rendered { text, answers, missing, other_prompt, .. } = rendered;
+        let turns::Rendered { text, mut answers, missing, other_prompt, .. } = rendered;
         of_turns.extend(
             other_prompt.map(|turns::OtherPrompt { prompt, finished }| Remark::OtherPrompt { prompt, finished }),
         );
@@ -283,18 +319,21 @@ impl Encoder {
                 _ => false,
             })
         };
-        let changed = messages.iter().filter(|message| !is_shown(&message.content, &text));
+        let changed =
+            messages.iter().filter(|message| !message.texts().into_iter().all(|content| is_shown(content, &text)));
         let changed = changed.map(|message| message.role.name()).filter(|role| !is_left_out(role));
         let changed: Vec<Remark> =
             changed.map(|role| Remark::TextChanged { role: stand_ins.as_written(role) }).collect();
         remarks.extend(changed);
 
+        let expanded = Expanded::of(self.pictures.as_ref(), text, as_given, &mut answers)?;
+        let text = expanded.text.as_str();
         let mut encoded = Encoded::new();
         encoded.untrained_turns = missing;
         let mut done = 0;
         for answer in &answers {
-            self.extend(&mut encoded, &text, done..answer.start, stand_ins, false)?;
-            self.extend(&mut encoded, &text, answer.clone(), stand_ins, true)?;
+            self.extend(&mut encoded, text, done..answer.start, stand_ins, false)?;
+            self.extend(&mut encoded, text, answer.clone(), stand_ins, true)?;
             done = answer.end;
         }
         let last_is_open = answers.last().is_some_and(|answer| {
@@ -304,8 +343,9 @@ impl Encoder {
             // The template writes no end of turn: without one, generation would never learn to stop.
             encoded.push(&self.end(), true);
         } else {
-            self.extend(&mut encoded, &text, done..text.len(), stand_ins, false)?;
+            self.extend(&mut encoded, text, done..text.len(), stand_ins, false)?;
         }
+        expanded.place(&mut encoded.ids)?;
         Ok(encoded)
     }
 

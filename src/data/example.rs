@@ -147,6 +147,27 @@ pub enum Example {
         /// The text.
         text: String,
     },
+    /// A text with its label.
+    Class {
+        /// The text.
+        text: String,
+        /// The label.
+        label: String,
+    },
+    /// Two answers to one prompt.
+    Preference {
+        /// The prompt with the preferred answer.
+        chosen: Box<Example>,
+        /// The prompt with the other answer.
+        rejected: Box<Example>,
+    },
+    /// An answer that is judged alone.
+    Labelled {
+        /// The prompt with the answer.
+        answered: Box<Example>,
+        /// Whether the answer is desirable.
+        is_desirable: bool,
+    },
 }
 
 impl Example {
@@ -157,6 +178,17 @@ impl Example {
             Example::Alpaca { .. } => Format::Alpaca,
             Example::Chat { .. } => Format::Chat,
             Example::Text { .. } => Format::Text,
+            Example::Class { .. } => Format::Class,
+            Example::Preference { .. } => Format::Preference,
+            Example::Labelled { .. } => Format::Labelled,
+        }
+    }
+
+    /// The example that shows the prompt, and an answer to it: of a pair the chosen one.
+    pub fn plain(&self) -> &Self {
+        match self {
+            Example::Preference { chosen: plain, .. } | Example::Labelled { answered: plain, .. } => plain.plain(),
+            plain => plain,
         }
     }
 }

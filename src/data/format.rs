@@ -5,6 +5,14 @@ use crate::settings::choice;
 choice! {
     /// The shape of the objects of a data file, in the order in which detection tries them.
     Format {
+        /// `{"prompt", "chosen", "rejected"}`: two answers, of which one is preferred.
+        Preference = "preference",
+        /// `{"prompt", "completion", "label"}`: an answer and whether it is desirable. Never detected: it is named, or follows from
+        /// `train.objective`.
+        Labelled = "labelled",
+        /// `{"text", "label"}`: a text and its label, a text or a whole number. Never detected: it is named, or follows from
+        /// `train.objective`.
+        Class = "class",
         /// `{"prompt", "completion"}`.
         PromptCompletion = "prompt-completion",
         /// `{"instruction", "input", "output"}`.
@@ -25,6 +33,8 @@ impl Format {
     /// The format that has these keys.
     pub(super) fn of_keys(has: impl Fn(&str) -> bool) -> Option<Self> {
         Self::ALL.into_iter().find(|format| match format {
+            Format::Preference => has("chosen") && has("rejected"),
+            Format::Labelled | Format::Class => false,
             Format::PromptCompletion => has("prompt") && has("completion"),
             Format::Alpaca => has("instruction"),
             Format::Chat => has("messages") || has("conversations"),
@@ -35,4 +45,4 @@ impl Format {
 
 /// The keys of each shape, for messages.
 pub(super) const SHAPES: &str = "expected one of {\"prompt\", \"completion\"}, {\"instruction\", \"output\"}, \
-                                 {\"messages\"}, {\"conversations\"}, {\"text\"}";
+                                 {\"messages\"}, {\"conversations\"}, {\"text\"}, {\"prompt\", \"chosen\", \"rejected\"}";

@@ -15,19 +15,18 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::encode::Encoder;
-use super::encoded::Encoded;
+use super::encoded::{Encoded, Judged};
 use super::example::Row;
 use super::format::Format;
+use super::images::parts::have_pictures;
 use super::remark::{Remark, Remarks, Rows};
 use super::set::{EncodedSet, LongPolicy};
 use crate::error::{Error, Result};
+use crate::files::hex;
 use crate::files::output::bounded::BoundedFolder;
-use crate::files::{hex, open};
 
 /// The first bytes of a file: its kind, and the version of the layout.
-const MAGIC: &[u8; 8] = b"BRNSET01";
-/// The bytes of the checksum at the end.
-const SUM_BYTES: usize = 32;
+const MAGIC: &[u8; 8] = b"BRNSET02";
 /// The most bytes of all files together.
 const MAX_BYTES: u64 = 4 << 30;
 /// The fewest rows that are worth a file: fewer are encoded in no time.
@@ -43,6 +42,7 @@ struct Head {
     format: Option<String>,
     lengths: Vec<usize>,
     untrained_turns: Vec<usize>,
+    judged: Vec<Judged>,
     indices: Vec<usize>,
     dropped_long: usize,
     truncated: usize,
@@ -58,11 +58,9 @@ impl KeptSets {
 
     /// The set of this key, made of `rows`; `None` where it is not kept, or not whole.
     fn get(&self, key: &str, rows: &[Row]) -> Option<EncodedSet> {
-        let bytes = open::read(&self.0.file(key), MAX_BYTES).ok()?;
-        let set = parsed(&bytes, rows);
-        match set {
-            Some(_) => self.0.touch(key),
-            None => self.0.remove(key),
+        let set = parsed(&self.0.read(key, MAX_BYTES)?, rows);
+        if set.is_none() {
+            self.0.remove(key);
         }
         set
     }
@@ -74,6 +72,7 @@ impl KeptSets {
             format: set.format.map(|format| format.name().to_owned()),
             lengths: set.sequences.iter().map(|sequence| sequence.ids.len()).collect(),
             untrained_turns: set.sequences.iter().map(|sequence| sequence.untrained_turns).collect(),
+            judged: set.sequences.iter().map(|sequence| sequence.judged).collect(),
             indices: set.indices.clone(),
             dropped_long: set.dropped_long,
             truncated: set.truncated,
@@ -83,11 +82,7 @@ impl KeptSets {
         let head = serde_json::to_vec(&head).map_err(|error| Error::failed("head", error.to_string()))?;
         let bytes = head.len() + set.tokens * size_of::<u32>() + set.tokens / 8;
         self.0.write(key, bytes as u64, |writer| {
-            let mut sum = Sha256::new();
-            let mut write = |bytes: &[u8]| {
-                sum.update(bytes);
-                writer.write_all(bytes).map_err(failed)
-            };
+            let mut write = |bytes: &[u8]| writer.write_all(bytes).map_err(failed);
             write(MAGIC)?;
             write(&(head.len() as u64).to_le_bytes())?;
             write(&head)?;
@@ -100,17 +95,13 @@ impl KeptSets {
                 let mask: Vec<u8> = sequence.trained.chunks(8).map(bits).collect();
                 write(&mask)?;
             }
-            writer.write_all(&sum.finalize()).map_err(failed)
+            Ok(())
         })
     }
 }
 
 /// The set of a file, made of `rows`; `None` where the file is not whole.
 fn parsed(bytes: &[u8], rows: &[Row]) -> Option<EncodedSet> {
-    let (bytes, sum) = bytes.split_at_checked(bytes.len().checked_sub(SUM_BYTES)?)?;
-    if Sha256::digest(bytes)[..] != *sum {
-        return None;
-    }
     let (head_bytes, rest) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<8>()?;
     let (head, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*head_bytes)).ok()?)?;
     let head: Head = serde_json::from_slice(head).ok()?;
@@ -118,7 +109,8 @@ fn parsed(bytes: &[u8], rows: &[Row]) -> Option<EncodedSet> {
     let tokens: usize = head.lengths.iter().sum();
     let (mut ids, mut masks) = rest.split_at_checked(tokens.checked_mul(size_of::<u32>())?)?;
     let (mut sequences, mut positions) = (Vec::with_capacity(head.lengths.len()), Vec::new());
-    for ((length, untrained_turns), index) in head.lengths.iter().zip(&head.untrained_turns).zip(&head.indices) {
+    let heads = head.lengths.iter().zip(&head.untrained_turns).zip(&head.judged).zip(&head.indices);
+    for (((length, untrained_turns), judged), index) in heads {
         let row = rows.get(*index)?;
         positions.push(row.position.clone());
         let (of_this, rest) = ids.split_at_checked(length * size_of::<u32>())?;
@@ -130,6 +122,7 @@ fn parsed(bytes: &[u8], rows: &[Row]) -> Option<EncodedSet> {
             trained: (0..*length).map(|at| mask[at / 8] >> (at % 8) & 1 == 1).collect(),
             untrained_turns: *untrained_turns,
             weight: row.weight,
+            judged: *judged,
         });
     }
     let mut remarks = Remarks::about(rows);
@@ -163,7 +156,8 @@ impl Encoder {
         (max_seq_tokens, policy): (usize, LongPolicy),
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<EncodedSet> {
-        let Some(kept) = kept.filter(|_| rows.len() >= MIN_ROWS) else {
+        // The numbers of pictures are those of this run.
+        let Some(kept) = kept.filter(|_| rows.len() >= MIN_ROWS && !have_pictures(rows)) else {
             return self.encode_all_watched(rows, max_seq_tokens, policy, progress);
         };
         let key = self.key(rows, max_seq_tokens, policy)?;
@@ -183,7 +177,7 @@ impl Encoder {
         let mut sum = Sha256::new();
         hashes.iter().for_each(|hash| sum.update(hash));
         sum.update(self.identity()?);
-        sum.update(format!("{max_seq_tokens} {policy:?} {}", env!("CARGO_PKG_VERSION")));
+        sum.update(format!("{max_seq_tokens} {policy:?} {}", env!("BURNISH_BUILD")));
         Ok(hex::encode(&sum.finalize()))
     }
 }
@@ -225,6 +219,7 @@ mod tests {
             trained: (0..length).map(|at| at % 3 != 0).collect(),
             untrained_turns: length % 2,
             weight: rows[row].weight,
+            judged: [Judged::Not, Judged::Labelled(false), Judged::Above(length / 2)][length % 3],
         };
         let sequences: Vec<Encoded> = lengths.map(sequence).into();
         let mut remarks = Remarks::about(&rows);

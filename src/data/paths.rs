@@ -150,7 +150,11 @@ impl IsEmpty for Paths {
     }
 }
 
-impl Describe for Paths {}
+impl Describe for Paths {
+    fn schema() -> serde_json::Value {
+        serde_json::json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] })
+    }
+}
 
 impl FromNode for Paths {
     fn from_node(node: &Node, key: &str, reader: &mut Reader) -> Option<Self> {

@@ -1,5 +1,8 @@
 //! All rows of a data file, encoded.
 
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
 use rayon::prelude::*;
 
 use super::encode::Encoder;
@@ -64,6 +67,8 @@ impl EncodedSet {
 
 /// The number of rows that are encoded between two reports of progress.
 const ROWS_AT_ONCE: usize = 1024;
+/// The number of rows that a thread takes at a time.
+const ROWS_OF_A_TASK: usize = 8;
 
 impl Encoder {
     /// Ids and masks of all rows, in parallel. `policy` decides about examples of more than
@@ -87,20 +92,44 @@ impl Encoder {
         policy: LongPolicy,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<EncodedSet> {
+        if let Some(pictures) = self.pictures() {
+            pictures.meet(rows);
+        }
         let format = rows.first().map(|row| row.example.format());
         let set = EncodedSet { format, ..EncodedSet::default() };
         let (problems, remarks) = (Problems::default(), Remarks::about(rows));
+        let encoder = Arc::new(self.clone());
         let mut building = Building { encoder: self, max_seq_tokens, policy, set, problems, remarks };
         for (index, chunk) in rows.chunks(ROWS_AT_ONCE).enumerate() {
             let done = index * ROWS_AT_ONCE;
-            let encoded: Vec<_> = chunk.par_iter().map(|row| self.encode_with_remarks(&row.example)).collect();
-            for (offset, (row, encoded)) in chunk.iter().zip(encoded).enumerate() {
+            let encoded: Vec<_> = chunk.par_chunks(ROWS_OF_A_TASK).map(|rows| encode_some(&encoder, rows)).collect();
+            for (offset, (row, encoded)) in chunk.iter().zip(encoded.into_iter().flatten()).enumerate() {
                 building.add(done + offset, row, encoded);
             }
             progress(done + chunk.len(), rows.len());
         }
         building.finish()
     }
+}
+
+/// Ids, mask and remarks of some rows, made on a thread of the template where there is one.
+fn encode_some(encoder: &Arc<Encoder>, rows: &[Row]) -> Vec<Result<(Encoded, Vec<Remark>)>> {
+    let one_by_one =
+        |rows: &[Row]| rows.iter().map(|row| encoder.encode_with_remarks(&row.example)).collect::<Vec<_>>();
+    let Some(template) = encoder.template() else { return one_by_one(rows) };
+    let (ready, encoded) = channel();
+    let (shared, examples) = (Arc::clone(encoder), rows.iter().map(|row| row.example.clone()).collect::<Vec<_>>());
+    let outcome = template.on_its_thread(move || {
+        // Without a receiver the template was given up.
+        let mut done = examples.iter().map(|example| ready.send(shared.encode_with_remarks(example)));
+        done.all(|sent| sent.is_ok());
+    });
+    let mut done: Vec<_> = encoded.try_iter().collect();
+    // The row in which the template was given up; the others behind it say that it was.
+    done.extend(outcome.err().map(Err));
+    done.extend(one_by_one(rows.get(done.len()..).unwrap_or_default()));
+    done.truncate(rows.len());
+    done
 }
 
 /// A set that is being built, row by row in their order.
@@ -121,11 +150,11 @@ impl Building<'_> {
             Err(error) => return self.problems.add(&row.position, &error),
         };
         said.extend(row.ignored.iter().map(|key| Remark::KeyIgnored { key: key.to_string() }));
-        let (length, max) = (encoded.ids.len(), self.max_seq_tokens);
+        let (length, max) = (encoded.longest_tokens(), self.max_seq_tokens);
         let fits = match self.policy {
             _ if length <= max => true,
             LongPolicy::Drop => false,
-            LongPolicy::TruncatePrompt => self.encoder.truncate(&mut encoded, max),
+            LongPolicy::TruncatePrompt => encoded.cut_prompt(self.encoder.tokenizer.bos(), max),
             LongPolicy::Error => {
                 let message = format!("has {length} tokens; at most {max} fit");
                 return self.problems.add(&row.position, &Error::input(Place::Nowhere, message));
@@ -136,7 +165,7 @@ impl Building<'_> {
         if !fits {
             set.dropped_long += 1;
             said.push(Remark::TooLong { max });
-        } else if trained == 0 {
+        } else if encoded.trained_by_sequence().any(|trained| trained == 0) {
             set.dropped_untrained += 1;
             said.push(Remark::NothingTrained);
         } else {

@@ -2,6 +2,7 @@
 
 use super::augment::Augment;
 use super::bare::ControlTokens;
+use super::canaries::Canaries;
 use super::columns::Columns;
 use super::example::Row;
 use super::format::Format;
@@ -30,6 +31,9 @@ section! {
         test: Option<Paths> = Take(None), optional(not_empty());
         /// The shape of the examples; `auto` looks at the first of each file.
         format: OrAuto<Format> = Take(OrAuto::Auto), any();
+        /// Under `train.objective = "classify"`: the labels in the order of their numbers. By default those of the training and validation
+        /// examples, sorted.
+        labels: Option<Vec<String>> = Take(None), optional(labels());
         /// The chat template in place of the base's: `chatml`, `llama2`, `llama3`, `mistral`, `gemma`, `phi3`, `qwen`, `zephyr`,
         /// `vicuna` or a file. It is saved with the adapter.
         template: Option<String> = Take(None), optional(not_empty());
@@ -51,7 +55,17 @@ section! {
         columns: Columns = ReadEmpty, any();
         /// Training examples beside those of `train`, each with a weight of its own.
         sources: Vec<DataSource> = Take(Vec::new()), any();
+        /// Made-up secrets among the training examples, to measure what the adapter remembers.
+        canaries: Option<Canaries> = Take(None), any();
     }
+}
+
+/// Different texts, two or more, none of them empty.
+fn labels() -> Limit<Vec<String>> {
+    Limit::new("two or more different texts that are not empty", |labels: &Vec<String>| {
+        let is_new = |(index, label): (usize, &String)| !label.trim().is_empty() && !labels[..index].contains(label);
+        labels.len() > 1 && labels.iter().enumerate().all(is_new)
+    })
 }
 
 section! {

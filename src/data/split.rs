@@ -67,7 +67,8 @@ fn prompt(example: &Example) -> String {
     match example {
         Example::PromptCompletion { prompt, .. } => prompt.clone(),
         Example::Alpaca { instruction, input, .. } => format!("{instruction}\n{input}"),
-        Example::Text { text } => text.clone(),
+        Example::Text { text } | Example::Class { text, .. } => text.clone(),
+        Example::Preference { .. } | Example::Labelled { .. } => prompt(example.plain()),
         Example::Chat { messages, .. } => {
             let asks = messages.iter().take_while(|message| message.role != Role::Assistant);
             let asks = asks.filter(|message| message.role != Role::System);

@@ -37,6 +37,17 @@ pub fn mean<'a>(shares: impl IntoIterator<Item = &'a Share>) -> f64 {
     if weight == 0.0 { 0.0 } else { sum / weight }
 }
 
+/// A figure with its 95% interval, by the percentile bootstrap over examples.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Estimate {
+    /// The figure.
+    pub value: f64,
+    /// Lower end of the interval.
+    pub low: f64,
+    /// Upper end of the interval.
+    pub high: f64,
+}
+
 /// The conclusion of a comparison, at 95% confidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Verdict {
@@ -123,10 +134,9 @@ pub fn compare(before: &[Share], after: &[Share], better: Better, seed: u64) -> 
     let pairs = before.iter().zip(after);
     let differences: Vec<Share> =
         pairs.map(|(before, after)| Share { sum: after.sum - before.sum, ..*before }).collect();
-    let mut resampled: Vec<f64> =
+    let resampled =
         (0..RESAMPLES as u64).into_par_iter().map(|resample| resampled_mean(&differences, seed, resample)).collect();
-    resampled.sort_by(f64::total_cmp);
-    let (low, high) = (quantile(&resampled, 0.025), quantile(&resampled, 0.975));
+    let (low, high) = interval(resampled);
     let (is_below, is_above) = (high < 0.0, low > 0.0);
     let verdict = match (better, differences.len()) {
         (_, examples) if examples < LEAST_EXAMPLES => Verdict::NoEvidence,
@@ -141,14 +151,21 @@ pub fn compare(before: &[Share], after: &[Share], better: Better, seed: u64) -> 
 
 /// The mean of as many examples as there are, drawn with replacement.
 fn resampled_mean(differences: &[Share], seed: u64, resample: u64) -> f64 {
+    mean(draws(seed, resample, differences.len()).map(|index| &differences[index]))
+}
+
+/// The indices of a resample of `count` examples: as many, drawn with replacement.
+pub(super) fn draws(seed: u64, resample: u64, count: usize) -> impl Iterator<Item = usize> {
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
     rng.set_stream(resample);
-    let drawn = differences.iter().filter_map(|_| {
-        // 64 random bits over the number of examples: the bias is below 2^-32 for any set that fits in memory.
-        let index = (u128::from(rng.next_u64()) * differences.len() as u128) >> 64;
-        differences.get(index as usize)
-    });
-    mean(drawn)
+    // 64 random bits over the number of examples: the bias is below 2^-32 for any set that fits in memory.
+    (0..count).map(move |_| ((u128::from(rng.next_u64()) * count as u128) >> 64) as usize)
+}
+
+/// The 95% interval of a figure by its values in all resamples.
+pub(super) fn interval(mut resampled: Vec<f64>) -> (f64, f64) {
+    resampled.sort_unstable_by(f64::total_cmp);
+    (quantile(&resampled, 0.025), quantile(&resampled, 0.975))
 }
 
 /// The value below which `share` of `sorted` lies, interpolated linearly (numpy's default).

@@ -20,17 +20,26 @@ choice! {
         RougeL = "rouge_l",
         /// Share of greedy answers with the expected calls of tools.
         ToolCalls = "tool_calls",
-        /// Share of questions whose right choice is the likeliest.
+        /// Share of questions whose right choice is the likeliest, of pairs whose chosen answer is the likelier one, and of texts whose right
+        /// label is.
         Accuracy = "accuracy",
-        /// The same by the likelihood for each character of a choice.
+        /// The same by the likelihood for each character of a choice, and for each token of an answer.
         AccuracyNormalised = "accuracy_normalised",
+        /// Share of pairs whose chosen answer has gained more likelihood over the base than the rejected one; a draw counts one half.
+        RewardAccuracy = "reward_accuracy",
+        /// Mean difference of the log-probabilities of chosen and rejected answers, in nats.
+        Margin = "margin",
+        /// Mean log-probability of chosen answers, in nats.
+        ChosenLogProbability = "chosen_log_probability",
+        /// Mean log-probability of rejected answers, in nats.
+        RejectedLogProbability = "rejected_log_probability",
     }
 }
 
 impl Measure {
     /// Whether less or more is better.
     pub fn better(self) -> Better {
-        if self == Self::Loss { Better::Lower } else { Better::Higher }
+        if matches!(self, Self::Loss | Self::RejectedLogProbability) { Better::Lower } else { Better::Higher }
     }
 
     /// A value of this measure for people.
@@ -38,6 +47,7 @@ impl Measure {
         match self {
             Self::Loss => format!("{value:.4}"),
             Self::RougeL => format!("{value:.3}"),
+            Self::Margin | Self::ChosenLogProbability | Self::RejectedLogProbability => format!("{value:.2}"),
             _ => format!("{:.1}%", 100.0 * value),
         }
     }
@@ -47,6 +57,7 @@ impl Measure {
         match self {
             Self::Loss => format!("{value:+.4}"),
             Self::RougeL => format!("{value:+.3}"),
+            Self::Margin | Self::ChosenLogProbability | Self::RejectedLogProbability => format!("{value:+.2}"),
             _ => format!("{:+.1}%", 100.0 * value),
         }
     }

@@ -2,8 +2,10 @@
 
 pub mod bootstrap;
 pub mod choices;
+pub mod classes;
 pub mod loss;
 pub mod measure;
+pub mod memorisation;
 pub mod settings;
 pub mod text;
 pub mod tool_calls;

@@ -1,7 +1,7 @@
 //! The settings of evaluations: how many examples they take, and what else is measured at the end of a run.
 
-use crate::data::Paths;
-use crate::settings::{any, between, not_empty, optional, section};
+use crate::data::{Columns, Format, Paths, Shape};
+use crate::settings::{OrAuto, any, between, not_empty, optional, section};
 
 /// The largest number of examples that can be asked for.
 const MAX_EXAMPLES: usize = 1 << 30;
@@ -25,7 +25,19 @@ section! {
     Guard {
         /// The examples: files of any kind that `data.train` accepts. A path is relative to the current folder.
         path: Paths = Refuse, not_empty();
+        /// The shape of the examples; `auto` looks at the first of each file.
+        format: OrAuto<Format> = Take(OrAuto::Auto), any();
+        /// The keys of the shapes, each with the key or column of these files that has its place. Those of `[data.columns]` are not
+        /// those of a guard.
+        columns: Columns = ReadEmpty, any();
         /// The most examples that are measured, chosen by `train.seed`; all by default.
         max_examples: Option<usize> = Take(None), optional(between(1..=MAX_EXAMPLES));
+    }
+}
+
+impl Guard {
+    /// The form of the objects in the files.
+    pub fn shape(&self) -> Shape {
+        Shape { format: self.format.given(), columns: self.columns.clone(), group: None }
     }
 }

@@ -187,7 +187,7 @@ pub(super) fn reads_back(
     };
     let found = Gguf::open(path).map_err(|error| {
         let main = Error::failed(path.display(), "the written file does not open again");
-        Error::join([main, error.clone()]).unwrap_or(error)
+        Error::join([main, error.clone()]).unwrap_or(error).into_failure()
     })?;
     let expected: BTreeMap<String, Value> = metadata.iter().cloned().collect();
     if *found.metadata() != expected {
@@ -197,7 +197,7 @@ pub(super) fn reads_back(
         return Err(differs(Place::file(path), "other tensors"));
     }
     for (info, digest) in tensors.iter().zip(digests) {
-        let tensor = found.tensor(&info.name)?;
+        let tensor = found.tensor(&info.name).map_err(Error::into_failure)?;
         let place = || Place::tensor(path, &info.name);
         if (tensor.dtype, &tensor.shape) != (info.dtype, &info.shape) {
             return Err(differs(place(), "another format or shape"));

@@ -11,6 +11,7 @@ use super::check;
 use super::model::ExportReport;
 use super::types::GgufType;
 use crate::adapter::host::{HostAdapter, HostPair};
+use crate::adapter::peft::transposed;
 use crate::error::{Error, Place, Result};
 use crate::files::Dtype;
 use crate::files::gguf::write::write;
@@ -35,6 +36,7 @@ struct Factor {
 /// else. After any of them nothing is there.
 pub fn write_lora(config: &ModelConfig, adapter: &HostAdapter, name: &str, out: &Path) -> Result<ExportReport> {
     Staging::check_free(out)?;
+    let adapter = &*adapter.without_subtraction();
     let alpha = common_alpha(adapter);
     let mut factors = factors(config, adapter, alpha)?;
     let infos: Vec<TensorInfo> = factors.iter().map(|factor| factor.info.clone()).collect();
@@ -98,12 +100,33 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
     let head_module = head.module.clone();
     linears.insert(head_module.clone(), head);
     let mut factors = Vec::new();
-    let mut errors = Vec::new();
+    let mut errors = Vec::from_iter(refuse_whole(adapter, "llama.cpp adds low-rank pairs only"));
     for (module, pair) in &adapter.pairs {
+        if module == config.names.embedding {
+            match config.tied_head {
+                true => {
+                    let message = "shares its matrix with the head: llama.cpp would change both";
+                    errors.push(
+                        Error::input(Place::tensor("adapter", module), message)
+                            .hint("`merge --format gguf` gives the head a matrix of its own"),
+                    );
+                }
+                false => factors.extend(embedding_factors(pair, alpha_of(pair) / alpha)),
+            }
+            continue;
+        }
         let Some(linear) = linears.get(module) else {
             errors.push(Error::failed(module, "is no module of the base"));
             continue;
         };
+        if pair.magnitude.is_some() {
+            let message = "has DoRA's magnitudes: llama.cpp has no tensor for them";
+            errors.push(
+                Error::input(Place::tensor("adapter", module), message)
+                    .hint("`merge --format gguf` has them in its weights"),
+            );
+            continue;
+        }
         if *module == head_module && !has_head_tensor(config) {
             let message = "shares the embedding's matrix: llama.cpp has no tensor for the change of the head alone";
             errors.push(
@@ -115,6 +138,29 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
         factors.extend(pair_factors(linear, pair, alpha_of(pair) / alpha)?);
     }
     Error::none_of(errors, factors)
+}
+
+/// The error for tensors that are trained as wholes, for rows of tokens, and for heads of labels.
+pub(super) fn refuse_whole(adapter: &HostAdapter, reason: &str) -> Option<Error> {
+    if let Err(error) = adapter.check_gives_text("adapter") {
+        return Some(error);
+    }
+    let rows = adapter.rows.iter().flat_map(|rows| rows.values.keys());
+    let name = adapter.whole.keys().chain(rows).next()?;
+    let message = format!("is trained in part or as a whole: {reason}");
+    let error = Error::input(Place::tensor("adapter", name), message);
+    Some(error.hint("`burnish merge` puts it into the model"))
+}
+
+/// The factors of the embedding, which llama.cpp has transposed (`src/llama-adapter.cpp`, `token_embd`): `[tokens, rank]` and
+/// `[width, rank]`.
+fn embedding_factors(pair: &HostPair, factor: f64) -> [Factor; 2] {
+    let info = |half: &str, shape| TensorInfo { name: format!("token_embd.weight.{half}"), dtype: Dtype::F32, shape };
+    let b = transposed(&pair.a, pair.rank).into_iter().map(|value| (f64::from(value) * factor) as f32).collect();
+    [
+        Factor { info: info("lora_a", vec![pair.output, pair.rank]), values: pair.b.clone() },
+        Factor { info: info("lora_b", vec![pair.input, pair.rank]), values: b },
+    ]
 }
 
 /// Whether llama.cpp's file of the base has a tensor of the head.

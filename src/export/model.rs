@@ -6,10 +6,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::importance::Importance;
 use super::types::GgufType;
 use super::{check, pieces};
-use crate::adapter::host::{HostAdapter, HostPair};
-use crate::adapter::merge::{MergeBase, Source};
+use crate::adapter::host::HostAdapter;
+use crate::adapter::merge::{Change, Changes, MergeBase, Source};
 use crate::error::{Error, Place, Result};
 use crate::files::gguf::split;
 use crate::files::gguf::write::{TensorDigest, write};
@@ -46,7 +47,7 @@ pub struct ExportReport {
     pub formats: BTreeMap<&'static str, usize>,
     /// Size of all tensors.
     pub bytes: u64,
-    /// Modules that have a low-rank pair.
+    /// Modules that the adapter changes.
     pub modules: usize,
     /// The head shared the embedding's matrix, and has its own now: the adapter changes it.
     pub untied_head: bool,
@@ -72,7 +73,7 @@ pub(super) enum Content<'a> {
     Rows {
         source: String,
         rows: Rows,
-        pair: Option<&'a HostPair>,
+        change: Change<'a>,
         /// Added to every value.
         offset: f32,
     },
@@ -92,6 +93,7 @@ pub struct ModelPlan<'a> {
     pub(super) metadata: Vec<(String, Value)>,
     pub(super) tensors: Vec<Planned<'a>>,
     split_bytes: Option<u64>,
+    importance: Option<&'a Importance>,
     report: ExportReport,
 }
 
@@ -129,7 +131,12 @@ impl<'a> ModelPlan<'a> {
                     let is_set = metadata.iter().any(|(set, _)| set == *key);
                     !is_set && (own_vocabulary.is_some() || !key.starts_with("tokenizer."))
                 });
-                let carried: Vec<_> = carried.map(|(key, value)| (key.clone(), value.clone())).collect();
+                let size = format!("{}.vocab_size", base.config().family.gguf);
+                let own = |key: &str, value: &Value| match key == size {
+                    true => Value::U32(base.config().vocab_size as u32),
+                    false => value.clone(),
+                };
+                let carried: Vec<_> = carried.map(|(key, value)| (key.clone(), own(key, value))).collect();
                 metadata.extend(carried);
             }
         }
@@ -141,7 +148,7 @@ impl<'a> ModelPlan<'a> {
         notices.extend(check::window_notice(base.config()));
         let mut report = ExportReport {
             tensors: tensors.len(),
-            modules: adapter.map_or(0, |adapter| adapter.pairs.len()),
+            modules: adapter.map_or(0, HostAdapter::modules),
             untied_head,
             notices,
             ..ExportReport::default()
@@ -150,9 +157,14 @@ impl<'a> ModelPlan<'a> {
             *report.formats.entry(info.dtype.name()).or_insert(0) += 1;
             report.bytes += info.bytes()?;
         }
-        let plan = Self { source, metadata, tensors, split_bytes: options.split_bytes, report };
+        let plan = Self { source, metadata, tensors, split_bytes: options.split_bytes, importance: None, report };
         check::comes_out_the_same(&plan, base)?;
         Ok(plan)
+    }
+
+    /// The same plan, whose blocks weigh their errors by the importance of the columns.
+    pub fn weighted(self, importance: Option<&'a Importance>) -> Self {
+        Self { importance, ..self }
     }
 
     /// The tensors' names, formats and shapes.
@@ -207,7 +219,7 @@ impl<'a> ModelPlan<'a> {
             }
             let mut planned = self.tensors.iter().skip(begin);
             digests.extend(write(&path(number), &metadata, part, |info, writer| match planned.next() {
-                Some(planned) => pieces::write(&self.source, planned, writer),
+                Some(planned) => pieces::write(&self.source, planned, self.importance, writer),
                 None => Err(Error::failed(&info.name, "was not planned")),
             })?);
         }
@@ -258,12 +270,11 @@ fn plan_tensors<'a>(
 ) -> Result<(Vec<Planned<'a>>, bool)> {
     let config = base.config();
     let head = config.head();
-    let pairs = adapter.map(|adapter| &adapter.pairs);
-    let mut unused: BTreeMap<&str, &HostPair> =
-        pairs.into_iter().flatten().map(|(module, pair)| (module.as_str(), pair)).collect();
+    adapter.map_or(Ok(()), |adapter| adapter.check_gives_text("adapter"))?;
+    let mut changes = Changes::of(adapter);
     let mut specs: Vec<(TensorSpec, String)> =
         config.tensors().into_iter().map(|spec| (spec.clone(), spec.hf)).collect();
-    let untied_head = config.tied_head && unused.contains_key(head.module.as_str());
+    let untied_head = adapter.is_some_and(|adapter| adapter.unties_head(config));
     if config.tied_head && (untied_head || config.family.gguf_head == GgufHead::Always) {
         specs.extend(head.tensors(false).map(|spec| (spec, config.embedding_name())));
     }
@@ -273,12 +284,9 @@ fn plan_tensors<'a>(
     }
     let mut tensors = Vec::new();
     for (spec, source) in &specs {
-        let pair = spec.hf.strip_suffix(".weight").and_then(|module| unused.remove(module));
-        tensors.extend(plan_one(base, spec, source, pair, options, has_head)?);
+        tensors.extend(plan_one(base, spec, source, changes.take(&spec.hf), options, has_head)?);
     }
-    if let Some(module) = unused.keys().next() {
-        return Err(Error::failed(*module, format!("{} pairs of the adapter found no tensor to go to", unused.len())));
-    }
+    changes.finish()?;
     // Frequency factors, which are a part of the configuration elsewhere.
     let planned: Vec<String> = tensors.iter().map(|planned: &Planned<'_>| planned.info.name.clone()).collect();
     if let Some(gguf) = base.gguf() {
@@ -296,7 +304,7 @@ fn plan_one<'a>(
     base: &BaseFiles,
     spec: &TensorSpec,
     source: &str,
-    pair: Option<&'a HostPair>,
+    change: Change<'a>,
     options: &ExportOptions,
     has_head: bool,
 ) -> Result<Vec<Planned<'a>>> {
@@ -318,7 +326,7 @@ fn plan_one<'a>(
                 .map_err(|error| error.within(Place::file(base.path())))?,
             None => type_of(stored, &shape, base.is_gguf()),
         };
-        let is_unchanged = pair.is_none()
+        let is_unchanged = matches!(change, Change::Nothing)
             && base.gguf().is_some_and(|gguf| gguf.dtype(&name) == Some(dtype) && gguf.shape(&name) == Some(&shape))
             && !(matches!(options.weights, MergeBase::Dequantized(_)) && spec.is_projection);
         let content = match is_unchanged {
@@ -326,7 +334,7 @@ fn plan_one<'a>(
             false => Content::Rows {
                 source: source.to_owned(),
                 rows: Rows { order: spec.gguf_rows, range },
-                pair,
+                change,
                 offset: spec.gguf_offset,
             },
         };

@@ -69,6 +69,11 @@ impl GgufType {
         }
     }
 
+    /// Whether an importance matrix makes a difference to the type: to all in blocks but `q8_0`.
+    pub fn takes_importance(self) -> bool {
+        matches!(self.matrices(), Matrices::Blocks(block) if block != BlockType::Q8_0)
+    }
+
     fn matrices(self) -> Matrices {
         match self {
             Self::F32 => Matrices::Float(FloatType::F32),

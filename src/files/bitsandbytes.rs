@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::safetensors::SafeTensorsFile;
-use super::{Bytes, PIECE, RawTensor};
+use super::{Bytes, Floats, PIECE, RawTensor};
 use crate::error::{Error, Result};
 use crate::quant::{int8, nf4};
 
@@ -42,7 +42,7 @@ pub struct Nf4Tensor {
 #[derive(Debug, Clone)]
 pub enum Nf4Scales {
     /// Plain: one scale per block.
-    Single(Arc<[f32]>),
+    Single(Floats),
     /// Double quantisation: a scale is `map[code] * absmax + offset`.
     Nested {
         /// One per block.
@@ -67,6 +67,14 @@ impl Nf4Scales {
             Self::Nested { codes, absmax, block, offset, map } => {
                 nf4::nested_scale(codes, absmax, map, *block, *offset, index)
             }
+        }
+    }
+
+    /// One value or code for each block, as it is stored.
+    pub fn stored(&self) -> &Bytes {
+        match self {
+            Self::Single(scales) => scales.bytes(),
+            Self::Nested { codes, .. } => codes,
         }
     }
 
@@ -218,6 +226,16 @@ pub fn storage(file: &SafeTensorsFile, weight: &str) -> Storage {
         Storage::EightBit
     } else {
         Storage::Dense
+    }
+}
+
+/// The tensor with the scales of a packed weight: one value or code for each block, or one for each row; `None` for a dense
+/// weight.
+pub fn scales_name(file: &SafeTensorsFile, weight: &str) -> Option<String> {
+    match storage(file, weight) {
+        Storage::Dense => None,
+        Storage::FourBit => Some(format!("{weight}.absmax")),
+        Storage::EightBit => row_scales_name(weight),
     }
 }
 

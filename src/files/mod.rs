@@ -5,6 +5,7 @@
 
 pub mod bitsandbytes;
 pub mod cache_folder;
+pub mod fetch;
 pub mod folders;
 pub mod gguf;
 pub mod hex;
@@ -12,6 +13,7 @@ pub mod json;
 pub mod known_hashes;
 pub mod open;
 pub mod output;
+pub mod read_rate;
 pub mod safetensors;
 
 use std::fmt;
@@ -21,7 +23,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-pub use output::{atomic, lock, log, shards, space, staging, temporary, versions};
+pub use output::{atomic, lock, log, secret, shards, space, staging, temporary, versions};
 
 use crate::error::{Error, Place, Result};
 use crate::quant::{BlockType, float};
@@ -53,6 +55,25 @@ impl Bytes {
         }
         let range = self.range.start + part.start..self.range.start + part.end;
         Some(Self { owner: self.owner.clone(), range })
+    }
+
+    /// Whether they lie in a mapped file, at an address that suits values of `size` bytes.
+    pub fn are_mapped(&self, size: usize) -> bool {
+        matches!(self.owner, Owner::Mapped(_)) && self.as_ptr().addr().is_multiple_of(size)
+    }
+
+    /// Has the system read the pages of a mapped file into its cache, without waiting for them.
+    pub fn fetch(&self) {
+        #[cfg(unix)]
+        if let Owner::Mapped(map) = &self.owner {
+            // Linux reads no more for one call than the device takes at once.
+            const PIECE: usize = 128 << 10;
+            for start in self.range.clone().step_by(PIECE) {
+                let length = PIECE.min(self.range.end - start);
+                // That the system does not take the advice is no error.
+                let _ = map.advise_range(memmap2::Advice::WillNeed, start, length);
+            }
+        }
     }
 
     /// Returns the memory of a mapped file's pages to the system, which reads them again on the next access. Owned bytes
@@ -93,6 +114,41 @@ impl Deref for Bytes {
 impl fmt::Debug for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Bytes({})", self.len())
+    }
+}
+
+/// Values of f32 in a mapped file or owned. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Floats(Bytes);
+
+impl Floats {
+    /// The bytes of the values.
+    pub fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+impl From<Bytes> for Floats {
+    /// Little-endian values, as many as there are whole ones; those at an address that does not suit them are copied once.
+    fn from(bytes: Bytes) -> Self {
+        let whole = bytes.len() / size_of::<f32>() * size_of::<f32>();
+        let bytes = bytes.slice(0..whole).unwrap_or(bytes);
+        let is_aligned = bytemuck::try_cast_slice::<u8, f32>(&bytes).is_ok();
+        Self(if is_aligned { bytes } else { Bytes::from(bytes.to_vec()) })
+    }
+}
+
+impl From<Vec<f32>> for Floats {
+    fn from(values: Vec<f32>) -> Self {
+        Bytes::from(float::encode_f32(&values)).into()
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
     }
 }
 
@@ -187,6 +243,14 @@ impl FloatType {
         }
     }
 
+    /// Bytes of a value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
     /// `values` rounded once to this type.
     pub fn encode(self, values: &[f32]) -> Vec<u8> {
         match self {
@@ -243,7 +307,7 @@ impl RawTensor {
     /// The bytes do not fit the shape.
     pub fn encoded(&self, float_type: FloatType) -> Result<Vec<u8>> {
         self.check_size()?;
-        let size = float_type.dtype().bytes_of(&[1]).unwrap_or(4);
+        let size = float_type.bytes();
         let mut encoded = vec![0; size * self.elements()];
         encoded.par_chunks_mut(size * PIECE).enumerate().for_each(|(piece, encoded)| {
             let mut values = vec![0.0; encoded.len() / size];

@@ -6,6 +6,7 @@ mod keys;
 mod rope;
 
 use super::spec::OuterNames;
+use super::vision::VisionConfig;
 use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
 
@@ -21,6 +22,10 @@ pub struct ModelConfig {
     pub family: &'static Family,
     /// Names of the modules outside the layers: the family's, or those within a larger model.
     pub names: OuterNames,
+    /// The larger model around the decoder, where there is one.
+    pub larger: Option<&'static LargerModel>,
+    /// The part of it that sees pictures, where it is supported.
+    pub vision: Option<VisionConfig>,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -112,6 +117,8 @@ impl ModelConfig {
         Self {
             family,
             names: family.names,
+            larger: None,
+            vision: None,
             vocab_size: 0,
             hidden_size: 0,
             intermediate_size: 0,
@@ -141,6 +148,11 @@ impl ModelConfig {
             bos_token: None,
             eos_tokens: Vec::new(),
         }
+    }
+
+    /// Beginnings of names in checkpoints and in older adapters, and what transformers puts in their place.
+    pub fn stored_prefixes(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+        self.larger.iter().flat_map(|larger| larger.stored_prefixes).chain(self.family.stored_prefixes)
     }
 
     /// The window of a layer.

@@ -5,10 +5,11 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::BaseFiles;
-use super::families::keep_decoder;
+use super::families::{TEXT_CONFIG, keep_decoder};
 use crate::error::{Error, Result};
 use crate::files::{Dtype, atomic, json as strict_json, open};
 
+const TIED: &str = "tie_word_embeddings";
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 /// Beginnings of the names of files that have to stay with the weights.
@@ -16,8 +17,36 @@ const LICENCES: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
 const MAX_LICENCE_BYTES: u64 = 1 << 20;
 const MAX_GENERATION_CONFIG_BYTES: u64 = 1 << 20;
 
+/// Settings of the image processor, which stay with a model that sees pictures.
+const PROCESSORS: [&str; 3] = ["preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"];
+const MAX_PROCESSOR_BYTES: u64 = 1 << 20;
+
 /// Endings of the names of model files, which a folder is not given by intent.
 const FILE_ENDINGS: [&str; 4] = ["gguf", "safetensors", "bin", "pt"];
+
+/// The part of a larger model that a folder holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// The decoder alone.
+    Decoder,
+    /// All of it, where the model sees pictures; else the decoder.
+    Whole,
+}
+
+impl Extent {
+    /// Whether a folder made from `base` holds more than the decoder.
+    pub fn is_whole(self, base: &BaseFiles) -> bool {
+        self == Self::Whole && base.config().vision.is_some()
+    }
+}
+
+/// Gives a configuration a head of its own, in the decoder's fields too.
+pub fn untie(config: &mut serde_json::Map<String, Value>) {
+    config.insert(TIED.to_owned(), Value::Bool(false));
+    if let Some(Value::Object(text)) = config.get_mut(TEXT_CONFIG) {
+        text.insert(TIED.to_owned(), Value::Bool(false));
+    }
+}
 
 /// Whether a model folder may be written under the name `out`.
 ///
@@ -34,7 +63,7 @@ pub fn check_folder_name(out: &Path) -> Result<()> {
 
 /// Writes `config.json`, `generation_config.json` and the licences of a model made from `base` into `folder`.
 ///
-/// `matrix_dtype` is the type of its unpacked matrices; `edit` makes the other changes to the configuration.
+/// `extent` is what it holds, `matrix_dtype` the type of its unpacked matrices; `edit` makes the other changes to the configuration.
 ///
 /// Returns the names of the licences that were left out, because they are larger than any licence.
 ///
@@ -42,6 +71,7 @@ pub fn check_folder_name(out: &Path) -> Result<()> {
 /// The base's files cannot be read, or the folder not be written.
 pub fn write_configs(
     base: &BaseFiles,
+    extent: Extent,
     matrix_dtype: Dtype,
     folder: &Path,
     edit: impl FnOnce(&mut serde_json::Map<String, Value>),
@@ -52,20 +82,28 @@ pub fn write_configs(
         strict_json::read(&base.path().join(CONFIG))?
     };
     let object = config.as_object_mut().ok_or_else(|| Error::input(base.path().display(), "has no configuration"))?;
-    if base.config().is_part() {
+    let is_whole = extent.is_whole(base);
+    if base.config().is_part() && !is_whole {
         keep_decoder(base.config().family, object);
     }
     object.shift_remove("quantization_config");
     // The family that the weights are of, where the base's own file names another class.
-    object.insert("architectures".to_owned(), json!([base.config().family.class_name]));
-    if !base.config().tied_head && object.get("tie_word_embeddings") == Some(&Value::Bool(true)) {
-        object.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
+    let larger = base.config().larger.filter(|_| is_whole).map(|larger| larger.class_name);
+    object.insert("architectures".to_owned(), json!([larger.unwrap_or(base.config().family.class_name)]));
+    if !base.config().tied_head && object.get(TIED) == Some(&Value::Bool(true)) {
+        untie(object);
     }
     // transformers 5 writes `dtype`, older ones `torch_dtype`; both are read.
     let key = if object.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     let says = object.get(key).and_then(Value::as_str);
     if says.is_none_or(|says| says != matrix_dtype.torch_name()) {
         object.insert(key.to_owned(), Value::from(matrix_dtype.torch_name()));
+    }
+    let sized = if is_whole { object.get_mut(TEXT_CONFIG).and_then(Value::as_object_mut) } else { Some(&mut *object) };
+    if let Some(sized) = sized
+        && sized.get("vocab_size").and_then(Value::as_u64).is_some_and(|size| size < base.config().vocab_size as u64)
+    {
+        sized.insert("vocab_size".to_owned(), json!(base.config().vocab_size));
     }
     edit(object);
     write_json(&folder.join(CONFIG), &config)?;
@@ -76,6 +114,9 @@ pub fn write_configs(
     let generation_config = base.path().join(GENERATION_CONFIG);
     if generation_config.exists() {
         copy(&generation_config, &folder.join(GENERATION_CONFIG), MAX_GENERATION_CONFIG_BYTES)?;
+    }
+    for name in PROCESSORS.iter().filter(|name| is_whole && base.path().join(name).exists()) {
+        copy(&base.path().join(name), &folder.join(name), MAX_PROCESSOR_BYTES)?;
     }
     copy_licences(base.path(), folder)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::base::BaseFiles;
 use super::config::{ModelConfig, RopeConfig};
@@ -10,9 +10,12 @@ use super::decoder::Decoder;
 use super::place::{Placing, only_on_the_processor};
 use super::rope::rope;
 use super::spec::{LinearSpec, NormSpec};
+use super::vision::{Features, features};
 use crate::error::{Error, Place, Result};
+use crate::files::FloatType;
+use crate::files::fetch::Fetcher;
 use crate::nn::block::{Build, Qkv};
-use crate::nn::{Layer, Norm, Projection};
+use crate::nn::{Adapter, Layer, Norm, Observer, Pass, Projection};
 use crate::ops::attention::{Geometry, QkvLayout, Rope};
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::is_processor;
@@ -23,6 +26,14 @@ pub(super) fn dtype(compute: Compute) -> DType {
     match compute {
         Compute::F32 => DType::F32,
         Compute::Bf16 => DType::BF16,
+    }
+}
+
+/// The number format of the activations in files and in estimates of memory.
+pub fn float_type(compute: Compute) -> FloatType {
+    match compute {
+        Compute::F32 => FloatType::F32,
+        Compute::Bf16 => FloatType::Bf16,
     }
 }
 
@@ -68,35 +79,120 @@ impl Decoder {
     /// # Errors
     /// Input: a tensor that cannot be read, or that holds a value that is not finite; what [`LoadOptions::check`] says; a
     /// weight that would stay in int8 or GGUF blocks anywhere but on the processor.
-    pub fn load(base: &BaseFiles, options: &LoadOptions, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
+    pub fn load(base: &BaseFiles, options: &LoadOptions, progress: impl FnMut(usize, usize)) -> Result<Self> {
+        Self::load_with(base, options, false, progress)
+    }
+
+    /// [`Self::load`] for a model that need not fit into memory: weights that lie in the base's files as the kernels read them are
+    /// read from there whenever a layer is needed, and let go after it.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`]; the system starts no thread.
+    pub fn load_streamed(base: &BaseFiles, options: &LoadOptions, progress: impl FnMut(usize, usize)) -> Result<Self> {
+        let started = Fetcher::start();
+        let fetcher =
+            started.map_err(|error| Error::failed(base.path().display(), format!("no thread to read it: {error}")))?;
+        let mut decoder = Self::load_with(base, options, true, progress)?;
+        decoder.fetcher = Some(fetcher);
+        Ok(decoder)
+    }
+
+    fn load_with(
+        base: &BaseFiles,
+        options: &LoadOptions,
+        releases: bool,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Self> {
         options.check()?;
-        let compute = dtype(options.compute);
-        let config = base.config().clone();
         let total = base.tensor_names().count();
         let mut done = 0;
-        let mut loader = Loader {
-            base,
-            options,
-            next_site: 0,
-            advance: &mut || {
-                done += 1;
-                progress(done, total);
-            },
+        let mut advance = || {
+            done += 1;
+            progress(done, total);
         };
-        let embedding = loader.weight(&config.embedding_name())?;
-        let ropes = Ropes::new(&config);
-        let layers = (0..config.layers).map(|layer| {
-            let block = config.block(layer).build(&mut loader)?;
-            let geometry = geometry(&config, &ropes, layer, &block.attention.qkv);
-            Ok(Layer::new(block, geometry))
-        });
-        let layers = layers.collect::<Result<_>>()?;
-        let norm = loader.norm(config.final_norm())?;
-        let head = match config.tied_head {
-            true => Projection { weight: embedding.clone(), bias: None, site: loader.next_site },
-            false => loader.projection(config.head())?,
-        };
-        Ok(Self { config, device: options.device.clone(), compute, embedding, layers, norm, head })
+        let mut loader = Loader { releases, ..Loader::new(base, options, &mut advance) };
+        let mut decoder = loader.ends()?;
+        decoder.layers = (0..base.config().layers).map(|layer| loader.layer(layer)).collect::<Result<_>>()?;
+        Ok(decoder)
+    }
+
+    /// Runs texts through a base of which one layer at a time is in memory, once with each of `adapters`, and hands the
+    /// logits to `visit`: the first position, and `[positions, vocabulary]` for each of `adapters`, at most `rows` positions at
+    /// once. The values are those of [`Self::logits`].
+    ///
+    /// # Shapes
+    /// - `ids`: `[tokens]`, texts of these `lengths` end to end
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn stream_logits(
+        base: &BaseFiles,
+        options: &LoadOptions,
+        (ids, lengths): (&[u32], &[usize]),
+        adapters: &[Option<&Adapter>],
+        rows: usize,
+        visit: &mut dyn FnMut(usize, &[Vec<f32>]),
+    ) -> Result<()> {
+        let passes: Vec<Pass<'_>> =
+            adapters.iter().map(|adapter| Pass { adapter: *adapter, ..Pass::default() }).collect();
+        let (decoder, hidden) = Self::stream(base, options, (ids, lengths), &passes)?;
+        for first in (0..ids.len()).step_by(rows.max(1)) {
+            let count = rows.max(1).min(ids.len() - first);
+            let logits = hidden.iter().zip(&passes).map(|(x, pass)| {
+                let logits = decoder.head_logits(x.clone().narrow(0, first, count), pass);
+                logits.cast(DType::F32).into_data().iter::<f32>().collect()
+            });
+            visit(first, &logits.collect::<Vec<Vec<f32>>>());
+        }
+        base.release();
+        Ok(())
+    }
+
+    /// Runs texts through the layers of a base, of which one at a time is in memory; `observer` gets the inputs of their
+    /// projections.
+    ///
+    /// # Shapes
+    /// - `ids`: `[tokens]`, texts of these `lengths` end to end
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn stream_inputs(
+        base: &BaseFiles,
+        options: &LoadOptions,
+        texts: (&[u32], &[usize]),
+        adapter: Option<&Adapter>,
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        let pass = Pass { adapter, observer: Some(observer), noise: None };
+        Self::stream(base, options, texts, &[pass]).map(drop)
+    }
+
+    /// The model without its layers, and the hidden states of the texts after them, of each pass.
+    fn stream(
+        base: &BaseFiles,
+        options: &LoadOptions,
+        (ids, lengths): (&[u32], &[usize]),
+        passes: &[Pass<'_>],
+    ) -> Result<(Self, Vec<Tensor<2>>)> {
+        options.check()?;
+        if features::has_features(ids) {
+            return Err(Error::input(
+                base.path().display(),
+                "is run a layer at a time, without the pictures of the examples",
+            )
+            .hint("give examples without pictures"));
+        }
+        let mut advance = || {};
+        let mut loader = Loader::new(base, options, &mut advance);
+        let decoder = loader.ends()?;
+        let mut hidden: Vec<Tensor<2>> = passes.iter().map(|pass| decoder.embed(ids, lengths, pass)).collect();
+        for layer in 0..base.config().layers {
+            let layer = loader.layer(layer)?;
+            hidden = hidden.into_iter().zip(passes).map(|(x, pass)| layer.forward(x, lengths, pass)).collect();
+            drop(layer);
+            base.release();
+        }
+        Ok((decoder, hidden))
     }
 }
 
@@ -135,9 +231,58 @@ fn geometry(config: &ModelConfig, ropes: &Ropes<'_>, layer: usize, qkv: &Qkv<Pro
 struct Loader<'a> {
     base: &'a BaseFiles,
     options: &'a LoadOptions,
+    ropes: Ropes<'a>,
     /// The number of the next projection.
     next_site: usize,
+    /// The number of the next norm.
+    next_norm: usize,
+    /// Whether the memory of mapped weights is returned once they are checked.
+    releases: bool,
+    /// Called after each tensor.
     advance: &'a mut dyn FnMut(),
+}
+
+impl<'a> Loader<'a> {
+    fn new(base: &'a BaseFiles, options: &'a LoadOptions, advance: &'a mut dyn FnMut()) -> Self {
+        Self {
+            base,
+            options,
+            ropes: Ropes::new(base.config()),
+            next_site: 0,
+            next_norm: base.config().sites().len(),
+            releases: false,
+            advance,
+        }
+    }
+
+    /// The model without its layers. Its head is numbered after the sites in them, its norm after theirs.
+    fn ends(&mut self) -> Result<Decoder> {
+        let config = self.base.config();
+        let embedding = self.weight(&config.embedding_name())?;
+        if !config.tied_head {
+            // Of a mapped file, the rows of a step's tokens are read.
+            embedding.release();
+        }
+        let norm = Norm { number: config.decoder_modules().len() - 1, ..self.norm(config.final_norm())? };
+        // The embedding is the last site.
+        let site = config.sites().len() - 2;
+        let head = match config.tied_head {
+            true => Projection { weight: embedding.clone(), bias: None, site },
+            false => Projection { site, ..self.projection(config.head())? },
+        };
+        (self.next_site, self.next_norm) = (0, config.sites().len());
+        let (config, device) = (config.clone(), self.options.device.clone());
+        let (compute, layers, features) = (dtype(self.options.compute), Vec::new(), Features::default());
+        Ok(Decoder { config, device, compute, embedding, features, layers, norm, head, fetcher: None })
+    }
+
+    /// The next layer, which has this number.
+    fn layer(&mut self, layer: usize) -> Result<Layer> {
+        let config = self.base.config();
+        let block = config.block(layer).build(self)?;
+        let geometry = geometry(config, &self.ropes, layer, &block.attention.qkv);
+        Ok(Layer::new(block, geometry))
+    }
 }
 
 impl Build<LinearSpec, NormSpec> for Loader<'_> {
@@ -161,7 +306,9 @@ impl Build<LinearSpec, NormSpec> for Loader<'_> {
             weight.iter_mut().for_each(|value| *value += spec.style.offset);
         }
         let bias = spec.style.bias.then(|| self.vector(&format!("{}.bias", spec.module))).transpose()?;
-        Ok(Norm { kind: spec.style.kind, weight, bias, eps: spec.eps })
+        let number = self.next_norm;
+        self.next_norm += 1;
+        Ok(Norm { kind: spec.style.kind, weight, offset: spec.style.offset, bias, eps: spec.eps, number })
     }
 }
 
@@ -180,6 +327,10 @@ impl Loader<'_> {
             return Err(Error::input(place, "is not a matrix"));
         };
         let place = Placing { place: &place, is_projection: self.base.is_projection(name), options: self.options };
-        place.weight(stored, rows, columns)
+        let weight = place.weight(stored, rows, columns)?;
+        if self.releases {
+            weight.release();
+        }
+        Ok(weight)
     }
 }

@@ -6,13 +6,17 @@ pub mod config;
 pub mod decoder;
 pub mod families;
 pub mod folder;
+pub mod gradients;
+mod inside;
 pub mod load;
 mod place;
 pub mod quantize;
 pub mod rope;
 pub mod sites;
 pub mod spec;
+mod stages;
 mod tensors;
+pub mod vision;
 
 pub use base::{BaseFiles, StoredWeight};
 pub use batch::Batch;

@@ -39,7 +39,7 @@ impl LoadOptions {
             return dtype(self.compute).size() * values;
         }
         if base.is_packed(name) {
-            return base.stored_bytes(name) + 4 * values / nf4::BLOCK;
+            return base.stored_bytes(name) + base.stored_scale_bytes(name);
         }
         if let Some(double) = self.quant.nf4_double().filter(|_| is_projection) {
             let blocks = values.div_ceil(nf4::BLOCK);
@@ -52,6 +52,27 @@ impl LoadOptions {
         match Dense::of(base.dtype(name).unwrap_or(Dtype::F32), self.quant, self.compute) {
             Dense::AsStored => base.stored_bytes(name),
             Dense::Encoded(float_type) => float_type.dtype().bytes_of(&[values]).unwrap_or(0),
+        }
+    }
+}
+
+impl LoadOptions {
+    /// Of [`Self::bytes_of`], the bytes that are read where they lie in the mapped file. Those of vectors are not.
+    pub fn mapped_bytes_of(&self, base: &BaseFiles, name: &str) -> usize {
+        let is_matrix = base.shape(name).is_some_and(|shape| shape.len() == 2);
+        if !is_matrix || !is_processor(&self.device) || !base.is_mapped(name) {
+            return 0;
+        }
+        let (is_packed, is_projection) = (base.is_packed(name), base.is_projection(name));
+        match base.dtype(name) {
+            // The scales of rows are copied.
+            _ if is_packed && base.storage_name(name).as_deref() == Some("INT8") => base.stored_bytes(name),
+            _ if is_packed => self.bytes_of(base, name),
+            _ if is_projection && self.quant.is_packing() => 0,
+            Some(stored) if matches!(Dense::of(stored, self.quant, self.compute), Dense::AsStored) => {
+                base.stored_bytes(name)
+            }
+            _ => 0,
         }
     }
 }

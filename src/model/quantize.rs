@@ -1,15 +1,16 @@
 //! `burnish quantize`: a base written as a checkpoint that transformers and bitsandbytes load packed.
 //!
-//! The layers' projections are packed; embedding, norms and head stay floats, as bitsandbytes leaves them. One weight
-//! at a time is in memory. A header says how long the quantisation state of every weight is before the first byte
-//! is written, so a weight is quantised twice: for its scales and state when the files are planned, and for its codes
-//! when they are written.
+//! The layers' projections are packed; embedding, norms and head stay floats, as bitsandbytes leaves them. The codes are row-major as
+//! the kernels read them, and those of a layer lie together with their scales, so that a layer can be read from the file while the one
+//! before is computed (`stages.rs`). One weight at a time is in memory. A header says how long the quantisation state of every weight is
+//! before the first byte is written, so a weight is quantised twice: for its state when the files are planned, and for its
+//! codes and scales when they are written (a third time for scales in f32, which lie apart from the codes).
 
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::folder::{check_folder_name, write_configs};
+use super::folder::{Extent, check_folder_name, write_configs};
 use super::{BaseFiles, StoredWeight};
 use crate::error::{Error, Result};
 use crate::files::bitsandbytes::{self, Part};
@@ -51,9 +52,9 @@ pub struct QuantizeReport {
 enum Origin {
     /// The base's tensor of the same name, as this type.
     Float(FloatType),
-    /// The codes of the weight of the same name.
-    Codes,
-    /// Known since planning.
+    /// A large part of this packed weight: its codes, or the scales of its blocks.
+    PartOf(String),
+    /// A small part, known since planning.
     Known(Bytes),
 }
 
@@ -73,11 +74,12 @@ pub fn quantize(
     check_folder_name(out)?;
     Staging::check_free(out)?;
     let float_type = options.float_type.unwrap_or_else(|| float_type_of(base));
+    let mut packer = Packer { base, scheme: options.scheme, float_type, last: None };
     let mut weights = Vec::new();
     let mut packed = 0;
     for name in base.tensor_names() {
         if base.is_projection(name) {
-            weights.push(packed_entries(base, name, options.scheme, float_type)?);
+            weights.push(packer.entries(name)?);
             packed += 1;
         } else {
             let shape = base.shape(name).unwrap_or_default().to_vec();
@@ -87,8 +89,8 @@ pub fn quantize(
     }
     let shards = Shards::plan(weights, options.max_shard_bytes)?;
     let staging = Staging::beside(out)?;
-    shards.write(staging.path(), |entry| contents(base, entry, options.scheme))?;
-    let licences_left_out = write_configs(base, float_type.dtype(), staging.path(), |config| {
+    shards.write(staging.path(), |entry| packer.contents(entry))?;
+    let licences_left_out = write_configs(base, Extent::Decoder, float_type.dtype(), staging.path(), |config| {
         let quantization =
             bitsandbytes::quantization_config(options.scheme.nf4_double(), float_type.dtype().torch_name());
         config.insert("quantization_config".to_owned(), quantization);
@@ -115,44 +117,68 @@ fn float_type_of(base: &BaseFiles) -> FloatType {
     }
 }
 
-fn parts(base: &BaseFiles, name: &str, scheme: Quant, float_type: FloatType) -> Result<Vec<Part>> {
-    let place = format!("{}: tensor {name}", base.path().display());
-    let stored = base.weight(name)?;
-    if !matches!(stored, StoredWeight::Dense(_)) {
-        return Err(Error::input(place, "is packed already").hint("quantise the model that it was made from"));
-    }
-    match stored.packed(&place, scheme)? {
-        StoredWeight::Nf4(tensor) => Ok(tensor.parts(name, float_type.dtype().torch_name())),
-        StoredWeight::Int8(tensor) => Ok(tensor.parts(name)),
-        StoredWeight::Dense(_) => Err(Error::failed(place, format!("`{}` packs nothing", scheme.name()))),
-    }
+/// Codes, and other parts of this size or more, are not kept from planning to writing.
+const LARGE_PART_BYTES: usize = 64 << 10;
+
+/// Quantises weights, and remembers the last one: its parts are mostly written one after another.
+struct Packer<'a> {
+    base: &'a BaseFiles,
+    scheme: Quant,
+    float_type: FloatType,
+    last: Option<(String, Vec<Part>)>,
 }
 
-fn packed_entries(base: &BaseFiles, name: &str, scheme: Quant, float_type: FloatType) -> Result<Vec<Entry<Origin>>> {
-    let parts = parts(base, name, scheme, float_type)?;
-    let entries = parts.into_iter().map(|Part { mut header, bytes }| {
-        let origin = if header.name == name { Origin::Codes } else { Origin::Known(bytes) };
-        header.name = base.config().name_alone(&header.name);
-        Entry { header, origin }
-    });
-    Ok(entries.collect())
-}
-
-fn contents(base: &BaseFiles, entry: &Entry<Origin>, scheme: Quant) -> Result<Bytes> {
-    let name = &base.config().name_within(&entry.header.name);
-    match &entry.origin {
-        Origin::Known(bytes) => Ok(bytes.clone()),
-        Origin::Float(float_type) => {
-            let tensor = base.tensor(name)?;
-            if tensor.dtype == float_type.dtype() {
-                return Ok(tensor.bytes);
-            }
-            Ok(tensor.encoded(*float_type)?.into())
+impl Packer<'_> {
+    fn parts(&mut self, name: &str) -> Result<&[Part]> {
+        if self.last.as_ref().is_none_or(|(last, _)| last != name) {
+            // Only one weight is in memory.
+            self.last = None;
+            self.last = Some((name.to_owned(), self.quantised(name)?));
         }
-        Origin::Codes => {
-            let parts = parts(base, name, scheme, FloatType::Bf16)?;
-            let codes = parts.into_iter().find(|part| part.header.name == *name);
-            codes.map(|part| part.bytes).ok_or_else(|| Error::failed(name, "has no codes"))
+        Ok(self.last.as_ref().map_or(&[], |(_, parts)| parts))
+    }
+
+    fn quantised(&self, name: &str) -> Result<Vec<Part>> {
+        let Self { base, scheme, float_type, .. } = *self;
+        let place = format!("{}: tensor {name}", base.path().display());
+        let stored = base.weight(name)?;
+        if !matches!(stored, StoredWeight::Dense(_)) {
+            return Err(Error::input(place, "is packed already").hint("quantise the model that it was made from"));
+        }
+        match stored.packed(&place, scheme)? {
+            StoredWeight::Nf4(tensor) => Ok(tensor.parts(name, float_type.dtype().torch_name())),
+            StoredWeight::Int8(tensor) => Ok(tensor.parts(name)),
+            StoredWeight::Dense(_) => Err(Error::failed(place, format!("`{}` packs nothing", scheme.name()))),
+        }
+    }
+
+    /// The tensors of a packed weight.
+    fn entries(&mut self, name: &str) -> Result<Vec<Entry<Origin>>> {
+        let config = self.base.config();
+        let entries = self.parts(name)?.iter().map(|Part { header, bytes }| {
+            let is_large = header.name == name || bytes.len() >= LARGE_PART_BYTES;
+            let origin = if is_large { Origin::PartOf(name.to_owned()) } else { Origin::Known(bytes.to_vec().into()) };
+            Entry { header: TensorHeader { name: config.name_alone(&header.name), ..header.clone() }, origin }
+        });
+        Ok(entries.collect())
+    }
+
+    /// The bytes of a tensor of the checkpoint.
+    fn contents(&mut self, entry: &Entry<Origin>) -> Result<Bytes> {
+        let name = &self.base.config().name_within(&entry.header.name);
+        match &entry.origin {
+            Origin::Known(bytes) => Ok(bytes.clone()),
+            Origin::Float(float_type) => {
+                let tensor = self.base.tensor(name)?;
+                if tensor.dtype == float_type.dtype() {
+                    return Ok(tensor.bytes);
+                }
+                Ok(tensor.encoded(*float_type)?.into())
+            }
+            Origin::PartOf(weight) => {
+                let part = self.parts(weight)?.iter().find(|part| part.header.name == *name);
+                part.map(|part| part.bytes.clone()).ok_or_else(|| Error::failed(name, "has no such part"))
+            }
         }
     }
 }

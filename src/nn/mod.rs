@@ -6,8 +6,8 @@ pub mod layer;
 pub mod norm;
 pub mod projection;
 
-pub use adapter::{Adapter, Delta, LowRank};
+pub use adapter::{Adapter, Delta, Dora, LowRank, Rows};
 pub use block::Block;
 pub use layer::Layer;
 pub use norm::{Norm, NormKind};
-pub use projection::{Noise, Pass, Projection};
+pub use projection::{Noise, Observer, Pass, Projection, token_numbers};

@@ -1,6 +1,9 @@
 //! A weight that never changes, where the device wants it.
 
+use std::sync::{Arc, OnceLock};
+
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use rayon::prelude::*;
 
 #[cfg(feature = "cpu")]
 use super::cpu::matrix::Matrix;
@@ -8,19 +11,25 @@ use super::cpu::matrix::Matrix;
 use super::cube::{autograd, nf4::DeviceNf4};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use crate::files::bitsandbytes::Nf4Tensor;
+use crate::files::fetch::Fetcher;
+
+/// Rows that are decoded at once to sum up their squares.
+const ROWS_PER_PIECE: usize = 64;
 
 /// A frozen `[rows, columns]` weight: on the processor as it was stored, elsewhere as a tensor or packed in NF4.
 #[derive(Debug, Clone)]
 pub struct FrozenWeight {
     place: Place,
+    /// `‖W_r‖²` of every row, once they have been asked for.
+    squared_row_norms: Arc<OnceLock<Vec<f32>>>,
 }
 
 #[derive(Debug, Clone)]
 enum Place {
     #[cfg(feature = "cpu")]
-    Matrix(std::sync::Arc<Matrix>),
+    Matrix(Arc<Matrix>),
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
-    Nf4(std::sync::Arc<DeviceNf4>),
+    Nf4(Arc<DeviceNf4>),
     Tensor(Box<Tensor<2>>),
 }
 
@@ -28,20 +37,24 @@ impl FrozenWeight {
     /// A weight for the processor's kernels.
     #[cfg(feature = "cpu")]
     pub fn from_matrix(matrix: Matrix) -> Self {
-        Self { place: Place::Matrix(std::sync::Arc::new(matrix)) }
+        Self::at(Place::Matrix(Arc::new(matrix)))
     }
 
     /// A weight for any other device: `rows * columns` values, row-major, which are kept in `dtype` there.
     pub fn from_values(values: Vec<f32>, rows: usize, columns: usize, device: &Device, dtype: DType) -> Self {
         let data = TensorData::new(values, [rows, columns]).convert_dtype(dtype);
-        Self { place: Place::Tensor(Box::new(Tensor::from_data(data, (device, dtype)))) }
+        Self::at(Place::Tensor(Box::new(Tensor::from_data(data, (device, dtype)))))
     }
 
     /// A weight of shape `[rows, columns]` that stays packed on a wgpu or CUDA device; products decode it a tile at a
     /// time.
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     pub fn from_nf4(weight: &Nf4Tensor, rows: usize, columns: usize, device: &Device) -> Self {
-        Self { place: Place::Nf4(std::sync::Arc::new(DeviceNf4::new(weight, [rows, columns], device))) }
+        Self::at(Place::Nf4(Arc::new(DeviceNf4::new(weight, [rows, columns], device))))
+    }
+
+    fn at(place: Place) -> Self {
+        Self { place, squared_row_norms: Arc::default() }
     }
 
     /// `[rows, columns]`.
@@ -57,11 +70,25 @@ impl FrozenWeight {
 
     /// The processor's matrix, if it is one.
     #[cfg(feature = "cpu")]
-    pub fn matrix(&self) -> Option<&std::sync::Arc<Matrix>> {
+    pub fn matrix(&self) -> Option<&Arc<Matrix>> {
         match &self.place {
             Place::Matrix(matrix) => Some(matrix),
             _ => None,
         }
+    }
+
+    /// Has the system read the values that lie in a mapped file.
+    pub fn fetch(&self, fetcher: &Fetcher) {
+        #[cfg(feature = "cpu")]
+        self.matrix().into_iter().flat_map(|matrix| matrix.stored()).for_each(|bytes| fetcher.fetch(bytes));
+        #[cfg(not(feature = "cpu"))]
+        let _ = fetcher;
+    }
+
+    /// Returns the memory of values in a mapped file to the system, which reads them again on the next access.
+    pub fn release(&self) {
+        #[cfg(feature = "cpu")]
+        self.matrix().into_iter().for_each(|matrix| matrix.release());
     }
 
     /// `x·Wᵀ` for `x` `[tokens, columns]`, differentiable: by the kernel where the weight lies packed on a GPU, or else
@@ -114,6 +141,21 @@ impl FrozenWeight {
             Place::Nf4(weight) => autograd::rows(weight, ids),
             Place::Tensor(tensor) => selected(tensor, ids).cast(DType::F32).to_device(&device.clone().inner()),
         }
+    }
+
+    /// `‖W_r‖²` of every row. They are computed once, from a few decoded rows at a time.
+    ///
+    /// # Shapes
+    /// - output: `[rows, 1]` in f32, without autodiff
+    pub fn squared_row_norms(&self, device: &Device) -> Tensor<2> {
+        let [rows, columns] = self.dims();
+        let square_sum = |row: &[f32]| row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>() as f32;
+        let norms = self.squared_row_norms.get_or_init(|| {
+            let ids: Vec<u32> = (0..rows as u32).collect();
+            let pieces = ids.par_chunks(ROWS_PER_PIECE);
+            pieces.flat_map_iter(|ids| self.select(ids).chunks(columns).map(square_sum).collect::<Vec<_>>()).collect()
+        });
+        Tensor::from_data(TensorData::new(norms.clone(), [rows, 1]), &device.clone().inner())
     }
 
     /// The values of rows `ids` on the host, one after another.

@@ -12,9 +12,20 @@ pub mod cross_entropy;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub mod cube;
 pub mod frozen;
+pub mod host;
 pub mod linear;
 pub mod norm;
-pub mod squares;
+
+#[cfg(feature = "cpu")]
+pub(crate) use cpu::isa::vectorised;
+
+/// Without the processor's kernels a loop is compiled once, for the baseline.
+#[cfg(not(feature = "cpu"))]
+macro_rules! vectorised {
+    ($($item:tt)*) => { $($item)* };
+}
+#[cfg(not(feature = "cpu"))]
+pub(crate) use vectorised;
 
 /// Whether the processor's kernels run on this device.
 pub fn is_processor(device: &burn::tensor::Device) -> bool {

@@ -3,6 +3,8 @@
 //! A row keeps its largest magnitude (`SCB` in a checkpoint) and a signed byte per value:
 //! `value = code * absmax / 127`.
 
+use crate::quant::float::round_ties_even;
+
 /// Quantises one row into `codes`, as long as the row, and returns its largest magnitude.
 /// `code = round(value * (127 / absmax))`, ties to even. `row` must be finite.
 pub fn quantise_row(row: &[f32], codes: &mut [i8]) -> f32 {
@@ -10,7 +12,7 @@ pub fn quantise_row(row: &[f32], codes: &mut [i8]) -> f32 {
     let absmax = row.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
     let scale = if absmax > 0.0 { 127.0 / absmax } else { 0.0 };
     for (code, value) in codes.iter_mut().zip(row) {
-        *code = (value * scale).round_ties_even() as i8;
+        *code = round_ties_even(value * scale) as i8;
     }
     absmax
 }

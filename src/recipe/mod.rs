@@ -11,22 +11,29 @@
 
 mod aliases;
 mod plan;
+mod privacy;
+pub mod shipped;
+pub mod sweep;
 
 use std::fs;
 use std::path::Path;
 
 pub use crate::settings::Setting;
 pub use plan::{Base, Output, Plan, SampleSettings};
+pub use sweep::{SweepObjective, SweepSettings};
 
-use crate::data::Paths;
+use crate::adapter::spec::{Modules, Targets};
+use crate::data::{Format, Paths};
 use crate::error::{self, Error, Result};
 use crate::pull::Source;
 use crate::settings::tree::{self, Node, Place, Value};
-use crate::settings::{Describe, FromNode, Reader, Suggestions};
-use crate::train::EvalOn;
+use crate::settings::{Describe, FromNode, OrAuto, Reader, Suggestions, one_of};
+use crate::train::{EvalOn, ObjectiveKind};
 
 /// The largest recipe that is read, in bytes.
 const MAX_RECIPE_BYTES: u64 = 256 << 10;
+/// The section that says what `burnish sweep` searches.
+const SWEEP: &str = "sweep";
 
 /// A recipe as it was typed.
 #[derive(Debug, Clone)]
@@ -38,6 +45,8 @@ pub struct Recipe {
     /// The `--set key=value` laid over it, in order.
     pub overrides: Vec<String>,
     root: Node,
+    /// The section `[sweep]` and its place; it is no part of what a run is.
+    sweep: Option<(Place, Node)>,
 }
 
 impl Recipe {
@@ -78,9 +87,13 @@ impl Recipe {
         let mut root = tree::parse(text, name)?;
         let errors = overrides.iter().filter_map(|setting| tree::set(&mut root, setting).err());
         let errors = errors.collect();
+        let sweep = match &mut root.value {
+            Value::Table(sections) => sections.remove(SWEEP),
+            _ => None,
+        };
         Error::none_of(
             errors,
-            Self { name: name.to_owned(), text: text.to_owned(), overrides: overrides.to_vec(), root },
+            Self { name: name.to_owned(), text: text.to_owned(), overrides: overrides.to_vec(), root, sweep },
         )
     }
 
@@ -91,6 +104,7 @@ impl Recipe {
     pub fn settings(&self) -> Result<Plan> {
         let mut reader = self.reader();
         let plan = self.read(&mut reader);
+        self.read_sweep(&mut reader);
         reader.finish(plan)
     }
 
@@ -102,6 +116,7 @@ impl Recipe {
     pub fn plan(&self) -> Result<Plan> {
         let mut reader = self.reader();
         let plan = self.read(&mut reader);
+        self.read_sweep(&mut reader);
         if let Some(plan) = &plan {
             self.check_files(plan, &mut reader);
         }
@@ -128,7 +143,15 @@ impl Recipe {
     }
 
     fn read(&self, reader: &mut Reader) -> Option<Plan> {
-        let plan = Plan::from_node(&self.root, "", reader)?;
+        let mut plan = Plan::from_node(&self.root, "", reader)?;
+        // Keys alone do not tell a label of these kinds from any other column of that name.
+        let labelled = plan.train.objective.data_format().filter(|format| *format != Format::Preference);
+        if let Some(labelled) = labelled {
+            let formats = plan.data.sources.iter_mut().map(|source| &mut source.format);
+            for format in formats.chain([&mut plan.data.format]).filter(|format| **format == OrAuto::Auto) {
+                *format = OrAuto::Given(labelled);
+            }
+        }
         self.check_contradictions(&plan, reader);
         Some(plan)
     }
@@ -155,6 +178,8 @@ impl Recipe {
             let message = "`train.eval_on` is \"exact_match\", which needs validation examples, and there are none";
             reader.problem_with_hint(&place, message, "give `data.valid` or `data.valid_fraction`");
         }
+        self.check_preferences(plan, reader);
+        self.check_privacy(plan, reader);
         if train.early_stopping.is_some() && data.valid.is_none() && data.valid_fraction.is_none() {
             let place = self.place("train.early_stopping");
             let message = "`train.early_stopping` needs validation examples, and there are none";
@@ -177,6 +202,10 @@ impl Recipe {
                 reader.problem(&place, format!("`adapter.targets` names {target} twice"));
             }
         }
+        if adapter.layers.is_some() && matches!(adapter.targets, Targets::Modules(Modules::Pattern(_))) {
+            let message = "`adapter.layers` does not go with a regular expression in `adapter.targets`, as in PEFT";
+            reader.problem_with_hint(&self.place("adapter.layers"), message, "let the expression name the layers");
+        }
         if let Some(control) = plan.base.model.chars().find(|symbol| symbol.is_control()) {
             let message = format!("`base.model`: the control character {control:?} cannot stand in a name or path");
             reader.problem_with_hint(&self.place("base.model"), message, tree::ESCAPE_HINT);
@@ -189,6 +218,75 @@ impl Recipe {
                     None => reader.problem(&place, message),
                 }
             }
+        }
+    }
+
+    /// The settings that go together with the objective, and those that do not.
+    fn check_preferences(&self, plan: &Plan, reader: &mut Reader) {
+        let Plan { data, train, .. } = plan;
+        let objective = train.objective;
+        for (key, readers) in train.unread_by_objective() {
+            let readers: Vec<&str> = readers.iter().map(|kind| kind.name()).collect();
+            let readers = one_of(&readers);
+            let message =
+                format!("`{key}` does nothing under `train.objective = \"{objective}\"`: it belongs to {readers}");
+            reader.problem(&self.place(key), message);
+        }
+        if data.canaries.is_some() && objective != ObjectiveKind::Sft {
+            let message =
+                format!("`data.canaries` are examples to learn from, and `train.objective` is \"{objective}\"");
+            reader.problem(&self.place("data.canaries"), message);
+        }
+        if objective == ObjectiveKind::Classify {
+            return self.check_classification(plan, reader);
+        }
+        if data.labels.is_some() {
+            let message =
+                format!("`data.labels` does nothing under `train.objective = \"{objective}\"`: it belongs to classify");
+            reader.problem(&self.place("data.labels"), message);
+        }
+        if !objective.is_preference() {
+            return;
+        }
+        let refused = [
+            (
+                "train.label_smoothing",
+                train.label_smoothing > 0.0,
+                "`train.preference_smoothing` is that of preferences",
+            ),
+            (
+                "train.eval_on",
+                train.eval_on == EvalOn::ExactMatch,
+                "the loss of the objective chooses the best adapter",
+            ),
+            ("data.rehearsal", data.rehearsal.is_some(), "give general examples in `eval.guard` to see what they lose"),
+        ];
+        for (key, _, hint) in refused.into_iter().filter(|(_, is_given, _)| *is_given) {
+            let message = format!("`{key}` does not go with preferences, and `train.objective` is \"{objective}\"");
+            reader.problem_with_hint(&self.place(key), message, hint);
+        }
+    }
+
+    /// The settings that do not go together with a classifier, which gives no text.
+    fn check_classification(&self, plan: &Plan, reader: &mut Reader) {
+        let Plan { data, train, eval, sample, .. } = plan;
+        let refused = [
+            ("train.eval_on", train.eval_on == EvalOn::ExactMatch, "`accuracy` chooses by the right labels"),
+            ("data.rehearsal", data.rehearsal.is_some(), "its examples have no labels"),
+            ("eval.guard", eval.guard.is_some(), "`data.test` takes further texts with labels"),
+            ("sample.prompts", !sample.prompts.is_empty(), "`burnish predict` gives the labels of texts"),
+        ];
+        for (key, _, hint) in refused.into_iter().filter(|(_, is_given, _)| *is_given) {
+            let message = format!("`{key}` does not go with a classifier, which gives no text");
+            reader.problem_with_hint(&self.place(key), message, hint);
+        }
+        if train.eval_on == EvalOn::Accuracy && data.valid.is_none() && data.valid_fraction.is_none() {
+            let message = "`train.eval_on` is \"accuracy\", which needs validation examples, and there are none";
+            reader.problem_with_hint(
+                &self.place("train.eval_on"),
+                message,
+                "give `data.valid` or `data.valid_fraction`",
+            );
         }
     }
 
@@ -276,9 +374,19 @@ pub fn resolved(plan: &Plan) -> Result<String> {
     Ok(format!("# Every setting of this run, defaults and `--set` included.\n\n{text}"))
 }
 
+/// The JSON Schema of a recipe, for editors that complete and check TOML by one.
+pub fn schema() -> serde_json::Value {
+    let mut schema = Plan::schema();
+    schema["properties"][SWEEP] = SweepSettings::schema();
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    schema["title"] = "A recipe of burnish".into();
+    schema
+}
+
 /// Every setting of a recipe, in the order of the plan.
 pub fn settings() -> Vec<Setting> {
     let mut settings = Vec::new();
     Plan::describe("", &mut settings);
+    SweepSettings::describe(SWEEP, &mut settings);
     settings
 }

@@ -7,7 +7,7 @@ use crate::data::DataSettings;
 use crate::eval::EvalSettings;
 use crate::quant::{Compute, Quant};
 use crate::settings::{Limit, any, between, not_empty, section};
-use crate::train::TrainSettings;
+use crate::train::{ParallelSettings, PrivacySettings, TrainSettings};
 
 section! {
     /// A validated recipe, every default filled in.
@@ -20,6 +20,10 @@ section! {
         adapter: AdapterSpec = ReadEmpty, any();
         /// The training.
         train: TrainSettings = ReadEmpty, any();
+        /// Differential privacy for the training examples.
+        privacy: Option<PrivacySettings> = Take(None), any();
+        /// The processes that train together.
+        parallel: ParallelSettings = ReadEmpty, any();
         /// The examples of evaluations.
         eval: EvalSettings = ReadEmpty, any();
         /// The place of the results.
@@ -56,7 +60,7 @@ section! {
     SampleSettings {
         /// Validation prompts that are answered greedily at each evaluation, chosen by `train.seed`; 0 for none.
         valid_prompts: usize = Take(3), between(0..=64);
-        /// The most of the training's time that these answers take: they are cut, or left out, where the machine is too slow.
+        /// The most of the training's time that these answers and the measures of the report take: they are cut, or left out, where the machine is too slow.
         time_share: f64 = Take(0.03), between(0.0..=1.0);
         /// The prompts that are answered before and after the training, rendered as the training examples are: through the chat template, or as they stand where the
         /// examples are prompts with completions. None by default.

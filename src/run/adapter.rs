@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::base::OpenBase;
 use crate::adapter::host::{HostAdapter, provenance};
-use crate::adapter::peft::AdapterHeader;
+use crate::adapter::peft::{AdapterHeader, PeftConfig};
 use crate::data::Encoder;
 use crate::error::{Error, Result};
 use crate::files::{json, open};
@@ -31,6 +31,10 @@ impl OpenAdapter {
     /// # Errors
     /// Input: what reading the adapter or its tokenizer says; the adapter names another base, unless `force`.
     pub fn open(folder: &Path, base: &mut OpenBase, force: bool) -> Result<Self> {
+        let tokens = PeftConfig::vocabulary_of(folder).unwrap_or_default();
+        if tokens > base.files.config().vocab_size {
+            base.files = base.files.clone().with_vocabulary(tokens);
+        }
         let header = AdapterHeader::read_over(folder, &base.files)?;
         if !force {
             check_base(folder, &header, base)?;
@@ -38,11 +42,13 @@ impl OpenAdapter {
         let place = folder.display();
         let mut notices: Vec<String> =
             header.notices(Some(base.files.config()))?.into_iter().map(|notice| format!("{place}: {notice}")).collect();
-        let adapter = header.decode()?;
+        let adapter = header.decode_over(&base.files)?;
         if let Some(notice) = use_own_tokenizer(folder, base)? {
             notices.push(format!("{place}: {notice}"));
         }
         base.encoder.read_control_tokens(adapter.control_tokens()?);
+        let labels = adapter.classifier.as_ref().map(|classifier| classifier.labels.clone());
+        base.encoder.set_labels(labels.unwrap_or_default());
         Ok(Self { adapter, notices })
     }
 }
@@ -90,7 +96,7 @@ fn use_own_tokenizer(folder: &Path, base: &mut OpenBase) -> Result<Option<String
     if differences.is_empty() && !template_differs && base.files.is_gguf() {
         return Ok(None);
     }
-    base.encoder = encoder.for_vocabulary(base.files.config().vocab_size);
+    base.encode_with(encoder);
     let what = match (template_differs, differences.join(", ")) {
         (false, other) if other.is_empty() => return Ok(None),
         (true, other) if other.is_empty() => "chat template differs".to_owned(),
@@ -119,7 +125,7 @@ fn use_lone_template(folder: &Path, base: &mut OpenBase) -> Result<Option<String
     let differs = |template: &String| Some(comparable(template)) != template_of(tokenizer);
     let Some(template) = alone.or_else(within).filter(differs) else { return Ok(None) };
     let encoder = Encoder::of(tokenizer.with_chat_template(&template), &folder.display().to_string())?;
-    base.encoder = encoder.for_vocabulary(base.files.config().vocab_size);
+    base.encode_with(encoder);
     Ok(Some(of_its_own("chat template differs")))
 }
 

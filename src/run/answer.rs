@@ -1,12 +1,15 @@
 //! From prompts to answers, and from examples to questions with the answers that they expect.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Instant;
 
 use crate::data::{Encoder, Example, Format, Message, Role};
 use crate::error::Result;
 use crate::eval::tool_calls::{ToolCall, calls_of_turn};
-use crate::generate::run::{Finish, Request, generate};
+use crate::generate::constraint::{Constraint, Vocabulary};
+use crate::generate::engine::{Engine, EngineOptions, Event, Precision, Request, Usage};
+use crate::generate::run::Finish;
 use crate::generate::sample::SamplerConfig;
 use crate::model::Decoder;
 use crate::nn::Adapter;
@@ -85,7 +88,8 @@ impl Question {
                 let last = messages.iter().rev().skip(1).find(|message| message.role != Role::Assistant);
                 last.map_or_else(String::new, |message| message.content.clone())
             }
-            Example::Text { .. } => return Ok(None),
+            Example::Preference { .. } | Example::Labelled { .. } => return Self::of(encoder, example.plain()),
+            Example::Text { .. } | Example::Class { .. } => return Ok(None),
         };
         let calls = match example {
             Example::Chat { messages, .. } => messages.last().map(calls_of_turn).unwrap_or_default(),
@@ -99,16 +103,20 @@ impl Question {
 /// How prompts are answered.
 #[derive(Debug, Clone, Default)]
 pub struct Answering {
-    /// How the next token is chosen.
+    /// How the next token is chosen. The prompt at index `i` has the seed `seed + i`.
     pub sampler: SamplerConfig,
     /// The longest answer, in tokens.
     pub max_tokens: usize,
+    /// The texts before which an answer ends.
+    pub stop: Vec<String>,
+    /// The format that answers are held to, of [`Answerer::vocabulary`].
+    pub constraint: Option<Constraint>,
     /// No token is begun after this moment.
     pub until: Option<Instant>,
 }
 
 /// The answer to a prompt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     /// The text, without control tokens.
     pub text: String,
@@ -116,32 +124,135 @@ pub struct Answer {
     pub tokens: usize,
     /// The reason why it ends.
     pub finish: Finish,
+    /// Tokens and times.
+    pub usage: Usage,
 }
 
-/// Answers prompts that are encoded already; `emit(prompt's index, token)` sees every token as it comes.
+/// News of the answer to a prompt.
+#[derive(Debug)]
+pub enum Progress {
+    /// Further text, which may be empty while a token ends inside a character.
+    Text(String),
+    /// The whole answer.
+    Done(Answer),
+}
+
+/// Answers prompts by a base, with and without adapters.
+pub struct Answerer {
+    engine: Engine,
+    end_tokens: Vec<u32>,
+}
+
+impl Answerer {
+    /// An answerer without adapters.
+    pub fn new(decoder: &Decoder, encoder: &Encoder, options: EngineOptions) -> Self {
+        let mut end_tokens = encoder.stop_tokens();
+        end_tokens.extend(&decoder.config().eos_tokens);
+        let engine = Engine::new(decoder.clone(), encoder.tokenizer(), options);
+        Self { engine, end_tokens }
+    }
+
+    /// The vocabulary for formats of answers.
+    ///
+    /// # Errors
+    /// Those of [`Engine::vocabulary`].
+    pub fn vocabulary(&self) -> Result<Vocabulary> {
+        self.engine.vocabulary(&self.end_tokens)
+    }
+
+    /// Adds an adapter.
+    pub fn add_adapter(&mut self, name: &str, adapter: &Adapter) {
+        self.engine.add_adapter(name, adapter);
+    }
+
+    /// Answers prompts that are encoded already; `news(prompt's index, progress)` hears of all text as it comes, and of
+    /// every whole answer.
+    ///
+    /// # Errors
+    /// Those of [`Engine::submit`], at `prompt 1` and so on; logits that are not numbers; what `news` returns.
+    pub fn answer_each(
+        &mut self,
+        adapter: Option<&str>,
+        prompts: &[Vec<u32>],
+        answering: &Answering,
+        mut news: impl FnMut(usize, Progress) -> Result<()>,
+    ) -> Result<()> {
+        let mut texts = HashMap::new();
+        for (index, prompt) in prompts.iter().enumerate() {
+            let seed = answering.sampler.seed.wrapping_add(index as u64);
+            let request = Request {
+                adapter: adapter.map(str::to_owned),
+                sampler: SamplerConfig { seed, ..answering.sampler.clone() },
+                max_tokens: answering.max_tokens,
+                end_tokens: self.end_tokens.clone(),
+                stop: answering.stop.clone(),
+                constraint: answering.constraint.clone(),
+                until: answering.until,
+                ..Request::new(prompt.clone())
+            };
+            let id = self.engine.submit(request);
+            let id = id.map_err(|error| error.within(format_args!("prompt {}", index + 1).to_string()))?;
+            texts.insert(id, (index, String::new()));
+        }
+        while !texts.is_empty() {
+            for event in self.engine.step() {
+                let Some((index, text)) = texts.get_mut(&event.request()) else { continue };
+                match event {
+                    Event::Token { text: more, .. } => {
+                        text.push_str(&more);
+                        news(*index, Progress::Text(more))?;
+                    }
+                    Event::Finished { request, text: more, finish, usage } => {
+                        let index = *index;
+                        let text = texts.remove(&request).map_or_else(String::new, |(_, text)| text);
+                        let text = text + &more;
+                        news(index, Progress::Text(more))?;
+                        let answer = Answer { text, tokens: usage.answer_tokens, finish, usage };
+                        news(index, Progress::Done(answer))?;
+                    }
+                    Event::Failed { error, .. } => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// [`answer_each`](Self::answer_each), and the answers in the order of the prompts.
+    ///
+    /// # Errors
+    /// Those of [`answer_each`](Self::answer_each).
+    pub fn answers(
+        &mut self,
+        adapter: Option<&str>,
+        prompts: &[Vec<u32>],
+        answering: &Answering,
+    ) -> Result<Vec<Answer>> {
+        let mut answers = vec![None; prompts.len()];
+        self.answer_each(adapter, prompts, answering, |index, progress| {
+            if let Progress::Done(answer) = progress {
+                answers[index] = Some(answer);
+            }
+            Ok(())
+        })?;
+        Ok(answers.into_iter().flatten().collect())
+    }
+}
+
+/// Answers prompts by a decoder and perhaps one adapter, with the kernels and the precision of training.
 ///
 /// # Errors
-/// Those of [`generate`](crate::generate).
+/// Those of [`Answerer::answer_each`].
 pub fn answer_ids(
     decoder: &Decoder,
     encoder: &Encoder,
     adapter: Option<&Adapter>,
     prompts: &[Vec<u32>],
     answering: &Answering,
-    emit: impl FnMut(usize, u32) -> Result<()>,
 ) -> Result<Vec<Answer>> {
-    let mut end_tokens = encoder.stop_tokens();
-    end_tokens.extend(&decoder.config().eos_tokens);
-    let request = Request {
-        sampler: answering.sampler.clone(),
-        max_tokens: answering.max_tokens,
-        end_tokens: &end_tokens,
-        until: answering.until,
-    };
-    let continuations = generate(decoder, adapter, prompts, &request, emit)?;
-    let answers = continuations.into_iter().map(|one| {
-        let text = encoder.tokenizer().decode(&one.ids, true)?;
-        Ok(Answer { text, tokens: one.ids.len(), finish: one.finish })
-    });
-    answers.collect()
+    const NAME: &str = "adapter";
+    let mut answerer = Answerer::new(decoder, encoder, EngineOptions::unbounded(Precision::Exact));
+    if let Some(adapter) = adapter {
+        answerer.add_adapter(NAME, adapter);
+    }
+    answerer.answers(adapter.map(|_| NAME), prompts, answering)
 }

@@ -2,19 +2,18 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
-
+use crate::adapter::begin::TrainedToken;
 use crate::data::chat::builtin::with_chosen_template;
-use crate::data::{DataSettings, Encoder};
+use crate::data::{DataSettings, Encoder, Pictures};
 use crate::error::{Error, Place, Result, counted};
 use crate::model::load::LoadOptions;
 use crate::model::{BaseFiles, Decoder};
 use crate::pull;
-use crate::quant::{Compute, Quant};
+use crate::quant::Quant;
 use crate::text::Tokenizer;
 
 /// An open base model; its weights are still in their files.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct OpenBase {
     /// Its name as the user gave it.
     pub name: String,
@@ -33,8 +32,10 @@ impl OpenBase {
         let path = pull::resolve(name, progress)?;
         let files = BaseFiles::open(&path)?;
         let tokenizer = Tokenizer::of_base(&files)?;
+        let vision = files.config().vision.as_ref();
+        let pictures = vision.map(|vision| Pictures::new(files.path(), vision, &tokenizer)).transpose()?;
         let encoder = Encoder::of(tokenizer, &path.display().to_string())?;
-        let encoder = encoder.for_vocabulary(files.config().vocab_size);
+        let encoder = encoder.for_vocabulary(files.config().vocab_size).with_pictures(pictures);
         Ok(Self { name: name.to_owned(), files, encoder })
     }
 
@@ -46,10 +47,39 @@ impl OpenBase {
     pub fn for_data(mut self, settings: &DataSettings) -> Result<Self> {
         if let Some(chosen) = &settings.template {
             let tokenizer = with_chosen_template(self.encoder.tokenizer(), chosen)?;
-            self.encoder = Encoder::of(tokenizer, chosen)?.for_vocabulary(self.encoder.vocabulary());
+            self.encode_with(Encoder::of(tokenizer, chosen)?);
         }
         self.encoder.read_control_tokens(settings.control_tokens);
         Ok(self)
+    }
+
+    /// The same base with the tokens of `texts`: its tokenizer, its embedding and its head grow by those that it does not have. Returns
+    /// the tokens in the order of `texts`.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::with_tokens`].
+    pub fn with_tokens(mut self, texts: &[String]) -> Result<(Self, Vec<TrainedToken>)> {
+        let before = self.encoder.tokenizer().clone();
+        let tokenizer = before.with_tokens(texts)?;
+        let token = |text: &String| {
+            let id = tokenizer.token_to_id(text);
+            let id = id.ok_or_else(|| Error::failed(tokenizer.place(), format!("has no token {text:?}")))?;
+            Ok(TrainedToken { id, is_new: before.token_to_id(text).is_none() })
+        };
+        let tokens: Vec<TrainedToken> = texts.iter().map(token).collect::<Result<_>>()?;
+        if let Some(largest) = tokens.iter().filter(|token| token.is_new).map(|token| token.id).max() {
+            self.files = self.files.with_vocabulary(largest as usize + 1);
+            let place = self.path().display().to_string();
+            self.encode_with(Encoder::of(tokenizer, &place)?);
+        }
+        Ok((self, tokens))
+    }
+
+    /// Makes the base encode with another tokenizer or template from now on. The limit of its embedding and the pictures that it has met
+    /// stay.
+    pub(super) fn encode_with(&mut self, encoder: Encoder) {
+        let pictures = self.encoder.pictures().cloned();
+        self.encoder = encoder.for_vocabulary(self.files.config().vocab_size).with_pictures(pictures);
     }
 
     /// The folder or file of the model.
@@ -57,27 +87,38 @@ impl OpenBase {
         self.files.path()
     }
 
-    /// A line about the parts of a larger model that the decoder does without, if the base has any.
+    /// A line about the parts of a larger model that training and merging do without, if the base has any.
     pub fn parts_passed_over(&self) -> Option<String> {
+        self.parts_beside_the_decoder().filter(|_| self.files.config().vision.is_none())
+    }
+
+    /// A line about the parts of a larger model that a decoder alone does without, if the base has any.
+    pub fn parts_beside_the_decoder(&self) -> Option<String> {
         let parts = self.files.passed_over();
         let list: Vec<String> =
             parts.iter().map(|(part, tensors)| format!("{part} ({})", counted(*tensors, "tensor"))).collect();
         (!list.is_empty()).then(|| format!("base: only the text decoder is used; passed over: {}", list.join(", ")))
     }
 
-    /// Loads the weights onto `device`; calls `progress(done, total)` after each tensor.
+    /// Loads the weights as `options` say, and shows the decoder the pictures that the encoder has met; calls `progress(done, total)`
+    /// after each tensor, then after each picture.
     ///
     /// # Errors
-    /// Those of [`Decoder::load`].
-    pub fn load(
-        &self,
-        device: &Device,
-        compute: Compute,
-        quant: Quant,
-        progress: impl FnMut(usize, usize),
-    ) -> Result<Decoder> {
-        let options = LoadOptions { device: device.clone(), compute, quant };
-        Decoder::load(&self.files, &options, progress)
+    /// Those of [`Decoder::load`] and [`Self::show_pictures`].
+    pub fn load(&self, options: &LoadOptions, mut progress: impl FnMut(usize, usize)) -> Result<Decoder> {
+        let decoder = Decoder::load(&self.files, options, &mut progress)?;
+        self.show_pictures(&decoder, options, &mut progress)?;
+        Ok(decoder)
+    }
+
+    /// [`Self::load`] for weights that need not fit into memory ([`Decoder::load_streamed`]).
+    ///
+    /// # Errors
+    /// Those of [`Decoder::load_streamed`] and [`Self::show_pictures`].
+    pub fn load_streamed(&self, options: &LoadOptions, mut progress: impl FnMut(usize, usize)) -> Result<Decoder> {
+        let decoder = Decoder::load_streamed(&self.files, options, &mut progress)?;
+        self.show_pictures(&decoder, options, &mut progress)?;
+        Ok(decoder)
     }
 
     /// Whether its weights can be held as `quant` says; `key` is the setting that says so.
@@ -100,13 +141,18 @@ impl OpenBase {
         }
     }
 
+    /// The repository on the hub, `org/repo`; `None` for a model that is not from there.
+    pub fn hub_repository(&self) -> Option<String> {
+        match pull::Source::parse(&self.name) {
+            Ok(pull::Source::Known(model)) => Some(model.repo.to_owned()),
+            Ok(pull::Source::Hub { repo, .. }) => Some(repo),
+            _ => None,
+        }
+    }
+
     /// The name in an adapter's configuration: the hub's where there is one, else the user's.
     pub fn hub_name(&self) -> String {
-        match pull::Source::parse(&self.name) {
-            Ok(pull::Source::Known(model)) => model.repo.to_owned(),
-            Ok(pull::Source::Hub { repo, .. }) => repo,
-            _ => self.name.clone(),
-        }
+        self.hub_repository().unwrap_or_else(|| self.name.clone())
     }
 
     /// The last part of its name, without the ending of a file.

@@ -6,28 +6,32 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::folder::RunFolder;
-use super::memory_plan::MemoryPlan;
+use super::identity::identity;
+use super::memory::MemoryPlan;
 use super::notices::{has_no_end, notices_of_run};
 use super::prepare::{Examples, Prepared, prepare, read_examples};
 use super::probe::{TimeEstimate, probe};
+use super::ranks;
 use super::watch::{Stage, Watch};
 use crate::bytes::Size;
 use crate::data::preflight::lengths::{LengthClass, histogram};
 use crate::data::preflight::{Code, Finding, Severity, Split, preflight};
-use crate::data::{EncodedSet, Encoder, Paths, Row, read};
+use crate::data::{Encoded, EncodedSet, Encoder, Example, Paths, Row, read};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Place, Result, counted};
+use crate::model::vision::features::is_feature;
 use crate::pull::{self, Presence};
 use crate::recipe::{Plan, Recipe};
 use crate::text::TextStream;
+use crate::train::Ranks;
 
 /// The parts of a check that are not always wanted.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct CheckOptions {
+pub struct CheckOptions<'a> {
     /// The number of a training example to show, from 1.
     pub show: Option<usize>,
-    /// Whether a few steps are timed, for which the weights are loaded.
-    pub time: bool,
+    /// The processes that time a few steps together, for which the weights are loaded; `None` to time nothing.
+    pub time: Option<&'a dyn Ranks>,
 }
 
 /// The outcome of a check.
@@ -156,14 +160,14 @@ pub fn check(
     recipe: &Recipe,
     choice: &DeviceChoice,
     max_memory: Option<Size>,
-    options: CheckOptions,
+    options: CheckOptions<'_>,
     watch: &mut dyn Watch,
 ) -> Result<Report> {
     let plan = recipe.plan()?;
     if let Presence::Fetchable(fetches) = pull::look_up(&plan.base.model)? {
         let examples = read_examples(&plan).map_err(|error| recipe.locate(error))?;
         let mut report = of_texts(recipe, &plan, &examples);
-        if options.show.is_some() || options.time {
+        if options.show.is_some() || options.time.is_some() {
             let option = if options.show.is_some() { "--show" } else { "--time" };
             let error = Error::input(Place::argument(option), format!("needs the base {}", plan.base.model));
             return Err(error.hint(format!("`burnish pull {}` fetches {fetches}", plan.base.model)));
@@ -192,8 +196,12 @@ pub fn check(
     findings.sort_by_key(|finding| (finding.severity, finding.code));
     let shown = options.show.map(|number| shown(number, &examples.train, encoder)).transpose()?;
     let time = match options.time {
-        true => Some(probe(&prepared, watch).map_err(|error| recipe.locate(error))?),
-        false => None,
+        Some(ranks) => {
+            let same = ranks::check(ranks, &prepared, &identity(&prepared, choice), watch);
+            let time = same.and_then(|()| probe(&prepared, ranks, watch));
+            Some(time.map_err(|error| recipe.locate(error))?)
+        }
+        None => None,
     };
     let files = file_facts(&examples);
     Ok(Report { files, run: Some(RunFacts::of(&prepared)), to_fetch: None, findings, shown, time })
@@ -280,18 +288,40 @@ fn shown(number: usize, rows: &[Row], encoder: &Encoder) -> Result<Shown> {
         .ok_or_else(|| Error::input(Place::argument("--show"), format!("is {number}; expected 1 to {}", rows.len())))?;
     let encoded = encoder.encode(&row.example).map_err(|error| error.within(format_args!("example {number}")))?;
     let mut parts: Vec<ShownPart> = Vec::new();
-    let mut stream = TextStream::new(encoder.tokenizer(), false);
     let mut add = |text: String, trained: bool| match parts.last_mut() {
         Some(last) if last.trained == trained => last.text += &text,
         _ if text.is_empty() => {}
         _ => parts.push(ShownPart { text, trained }),
     };
     let mut last = false;
-    for (id, trained) in encoded.ids.iter().zip(&encoded.trained) {
-        add(stream.push(*id)?, *trained);
-        last = *trained;
+    let label = match &row.example {
+        Example::Class { label, .. } => Some(label),
+        _ => None,
+    };
+    for (number, (ids, trained)) in encoded.sequences().enumerate() {
+        if number > 0 {
+            add("\n\n(rejected)\n".to_owned(), false);
+        }
+        let mut stream = TextStream::new(encoder.tokenizer(), false);
+        // The number of a label stands in the place of a token.
+        let tokens = ids.len() - usize::from(label.is_some());
+        let runs = ids[..tokens].chunk_by(|a, b| is_feature(*a) && *b == *a + 1);
+        let mut trained = trained.iter();
+        for run in runs {
+            let is_trained = trained.nth(run.len() - 1).is_some_and(|trained| *trained);
+            match run.first() {
+                Some(id) if is_feature(*id) => {
+                    add(format!("[{} of a picture]", counted(run.len(), "token")), is_trained)
+                }
+                _ => add(stream.push(run[0])?, is_trained),
+            }
+            last = is_trained;
+        }
+        add(stream.finish()?, last);
     }
-    add(stream.finish()?, last);
+    if let Some(label) = label {
+        add(format!("\n\n(label)\n{label}"), true);
+    }
     Ok(Shown { number, place: row.position.to_string(), tokens: encoded.ids.len(), parts })
 }
 
@@ -301,7 +331,7 @@ impl SplitFacts {
             examples: set.sequences.len(),
             tokens: set.tokens,
             trained_tokens: set.trained_tokens,
-            longest_tokens: set.sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0),
+            longest_tokens: set.sequences.iter().map(Encoded::longest_tokens).max().unwrap_or(0),
             lengths: histogram(&set.sequences),
             left_out: set.dropped_long + set.dropped_untrained,
             truncated: set.truncated,
@@ -312,7 +342,6 @@ impl SplitFacts {
 
 impl RunFacts {
     fn of(prepared: &Prepared) -> Self {
-        let pairs = prepared.start.pairs.values();
         Self {
             total_steps: prepared.total_steps,
             format: prepared.train.format.map(crate::data::Format::name),
@@ -320,7 +349,7 @@ impl RunFacts {
             valid: (!prepared.valid.sequences.is_empty()).then(|| SplitFacts::of(&prepared.valid)),
             seen_in_training: prepared.seen_in_training,
             base_parameters: prepared.base.files.config().parameters(),
-            adapter_parameters: pairs.map(|pair| pair.a.len() + pair.b.len()).sum(),
+            adapter_parameters: prepared.start.parameters(),
             chat_template: prepared.base.encoder.has_template(),
             memory: prepared.memory,
             memory_bytes: prepared.memory.total(),

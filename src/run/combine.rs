@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::adapter::holds_the_same_files;
 use crate::adapter::combine::{self, CombineOptions};
-use crate::adapter::host::HostAdapter;
+use crate::adapter::host::{HostAdapter, HostPair};
 use crate::adapter::peft::{AdapterHeader, PeftConfig, SaveOptions};
 use crate::error::{Error, Result};
 use crate::files::staging::Staging;
@@ -53,13 +53,12 @@ pub fn combine(folders: &[PathBuf], out: &Path, options: &CombineOptions) -> Res
         targets: &targets(&configs, &combined),
         base_name: configs.iter().find_map(|config| config.base_name.as_deref()),
         revision: None,
-        rslora: false,
+        ..SaveOptions::default()
     };
     combined.save(staging.path(), &save)?;
     notices.extend(save_tokenizer(folders, staging.path())?);
     staging.publish(out)?;
-    let pairs = combined.pairs.values();
-    let parameters = pairs.map(|pair| pair.a.len() + pair.b.len()).sum();
+    let parameters = combined.pairs.values().map(HostPair::parameters).sum();
     Ok(CombineReport { modules: combined.pairs.len(), rank: combined.rank, parameters, notices })
 }
 

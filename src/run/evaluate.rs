@@ -1,7 +1,9 @@
 //! Evaluation of a base, or of a base with an adapter beside it, on a data file.
 
 mod choices;
+mod classes;
 mod examples;
+mod pairs;
 mod report;
 
 use std::collections::BTreeSet;
@@ -14,9 +16,10 @@ pub use report::{EvalReport, Group};
 use super::model::LoadedModel;
 use super::outcome::Validation;
 use super::watch::Watch;
-use crate::data::{self, Columns, LongPolicy, Row, Shape};
+use crate::data::{self, Columns, Format, LongPolicy, Row, Shape};
 use crate::error::{Error, Place, Result};
 use crate::eval::choices::{ChoiceQuestion, read as read_choices};
+use crate::eval::classes::ClassReport;
 use crate::eval::loss::{ExampleLoss, perplexity};
 use crate::eval::measure::{Measure, Shares, scores};
 use crate::eval::text::Extractor;
@@ -36,6 +39,10 @@ pub struct EvalOptions {
     pub by: Option<String>,
     /// Other names of the keys of the rows.
     pub columns: Option<Columns>,
+    /// The adapter is a classifier: the rows are texts with labels.
+    pub classifies: bool,
+    /// A wording with `{text}` in it: the rows are texts with labels, and the label that is the likeliest after the wording counts.
+    pub label_prompt: Option<String>,
     /// The first so many rows are measured; `None` for all.
     pub limit: Option<usize>,
     /// The longest sequence, in tokens; `None` for the positions of the model.
@@ -56,12 +63,21 @@ impl Default for EvalOptions {
             extract: None,
             by: None,
             columns: None,
+            classifies: false,
+            label_prompt: None,
             limit: None,
             max_seq_tokens: None,
             overlong: LongPolicy::Error,
             out: None,
             seed: 0,
         }
+    }
+}
+
+impl EvalOptions {
+    /// The form of the objects in the data file; without a format, the first decides.
+    fn shape(&self, format: Option<Format>) -> Shape {
+        Shape { format, group: self.by.clone(), ..Shape::with_columns(self.columns.as_ref()) }
     }
 }
 
@@ -78,10 +94,15 @@ enum Rows {
     Examples(Vec<Row>),
     /// Questions with choices.
     Choices(Vec<ChoiceQuestion>),
+    /// Pairs of preferences.
+    Pairs(Vec<Row>),
+    /// Texts with labels, for a classifier.
+    Classes(Vec<Row>),
 }
 
 impl EvalData {
-    /// Reads a data file: in any of the shapes of training, or as JSONL with `choices` and `answer`.
+    /// Reads a data file: in any of the shapes of training, or as JSONL with `choices` and `answer`; texts with labels where the options
+    /// say so.
     ///
     /// # Errors
     /// Input: every bad row; the file to write exists already.
@@ -91,7 +112,11 @@ impl EvalData {
         }
         let by = options.by.as_deref();
         let may_hold_choices = path.extension().is_some_and(|ending| ending == "jsonl" || ending == "ndjson");
-        let choices = if may_hold_choices { read_choices(path, by)? } else { None };
+        let choices = match &options.label_prompt {
+            Some(wording) => Some(choices::of_labels(path, wording, options)?),
+            None if may_hold_choices && !options.classifies => read_choices(path, by)?,
+            None => None,
+        };
         let most = options.limit.unwrap_or(usize::MAX);
         let rows = match choices {
             Some(mut questions) => {
@@ -99,10 +124,14 @@ impl EvalData {
                 Rows::Choices(questions)
             }
             None => {
-                let shape = Shape { group: options.by.clone(), ..Shape::with_columns(options.columns.as_ref()) };
-                let mut rows = data::read(path, shape)?;
+                let mut rows = data::read(path, options.shape(options.classifies.then_some(Format::Class)))?;
                 rows.truncate(most);
-                Rows::Examples(rows)
+                // All rows of a file have one shape.
+                match rows.first().map(|row| row.example.format()) {
+                    Some(Format::Preference) => Rows::Pairs(rows),
+                    Some(Format::Class) => Rows::Classes(rows),
+                    _ => Rows::Examples(rows),
+                }
             }
         };
         Ok(Self { path: path.to_owned(), rows })
@@ -110,11 +139,9 @@ impl EvalData {
 }
 
 /// Whether the file to write can be made.
-fn check_free(out: &Path) -> Result<()> {
+pub(super) fn check_free(out: &Path) -> Result<()> {
     let place = || Place::argument("--out");
-    if out.symlink_metadata().is_ok() {
-        return Err(Error::input(place(), format!("{} exists already", out.display())).hint("choose another name"));
-    }
+    atomic::check_new(place(), out)?;
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         return Err(Error::input(place(), format!("{} is not a folder", folder.display())).hint("make it first"));
@@ -138,6 +165,7 @@ fn systems(model: &LoadedModel) -> Vec<System<'_>> {
 }
 
 /// The figures of every example.
+#[derive(Default)]
 struct Measured {
     /// The place of each example, for messages and for the file of examples.
     places: Vec<String>,
@@ -147,8 +175,10 @@ struct Measured {
     records: Vec<Map<String, Value>>,
     /// The shares of each system in every measure.
     shares: Vec<Shares>,
-    /// The losses of each system; empty for questions with choices.
+    /// The losses of each system by token; empty for questions with choices, pairs and labels.
     losses: Vec<Vec<ExampleLoss>>,
+    /// The measures of labels, by a classifier.
+    classes: Option<ClassReport>,
     left_out: usize,
     truncated: usize,
 }
@@ -165,7 +195,22 @@ pub fn evaluate(
     watch: &mut dyn Watch,
 ) -> Result<EvalReport> {
     let systems = systems(model);
+    let classifier =
+        model.adapter.as_ref().and_then(|adapter| adapter.classifier.as_ref()).zip(model.attached.as_ref());
     let measured = match &data.rows {
+        Rows::Classes(rows) => match classifier {
+            Some(classifier) => classes::measure(model, classifier, &data.path, rows, options, watch)?,
+            None => {
+                let error = Error::input(&*data.path, "holds texts with labels, and the adapter is no classifier");
+                return Err(error.hint("`--label-prompt` measures the likelihood of label words"));
+            }
+        },
+        _ if classifier.is_some() => {
+            let message =
+                "does not hold texts with labels, and the adapter is a classifier: it gives labels and no text";
+            return Err(Error::input(&*data.path, message).hint("the keys are `text` and `label`"));
+        }
+        Rows::Pairs(rows) => pairs::measure(model, &systems, &data.path, rows, options, watch)?,
         Rows::Examples(rows) => examples::measure(model, &systems, &data.path, rows, options, watch)?,
         Rows::Choices(questions) => choices::measure(model, &systems, &data.path, questions, options, watch)?,
     };
@@ -204,8 +249,9 @@ fn report_of(
     let loss = scores_of_all.get(&Measure::Loss).map(|score| score.value);
     EvalReport {
         loss,
-        perplexity: loss.map(perplexity),
+        perplexity: loss.filter(|_| measured.classes.is_none()).map(perplexity),
         tokens: measured.losses.last().map(|losses| losses.iter().map(|loss| loss.tokens).sum()),
+        classes: measured.classes.clone(),
         examples: measured.records.len(),
         left_out: measured.left_out,
         truncated: measured.truncated,

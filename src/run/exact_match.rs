@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::eval::text::exact_match;
 use crate::model::Decoder;
 use crate::nn::Adapter;
-use crate::train::ExactMatch;
+use crate::train::{ExactMatch, Ranks};
 
 /// Tokens that an answer may have beyond the longest that is expected: the same text can have more of them.
 const SPARE_TOKENS: usize = 8;
@@ -30,16 +30,21 @@ pub(super) struct Answered<'a> {
 }
 
 impl ExactMatch for Answered<'_> {
-    fn share(&self, adapter: &Adapter) -> Result<f64> {
-        let prompts: Vec<Vec<u32>> = self.questions.iter().map(|question| question.ids.clone()).collect();
+    fn prompts(&self) -> usize {
+        self.questions.len()
+    }
+
+    fn exact(&self, ranks: &dyn Ranks, adapter: &Adapter) -> Result<usize> {
+        let own = self.questions.iter().enumerate().filter(|(index, _)| ranks.is_mine(*index));
+        let own: Vec<&Question> = own.map(|(_, question)| question).collect();
+        let prompts: Vec<Vec<u32>> = own.iter().map(|question| question.ids.clone()).collect();
         let answering = Answering { max_tokens: max_tokens(self.encoder, self.questions), ..Answering::default() };
-        let answers = answer_ids(self.decoder, self.encoder, Some(adapter), &prompts, &answering, |_, _| Ok(()))?;
+        let answers = answer_ids(self.decoder, self.encoder, Some(adapter), &prompts, &answering)?;
         let is_exact = |question: &Question, answer: &str| match &question.expected {
             Expected::Text(text) => exact_match(text, answer),
             Expected::Calls(_) => false,
         };
-        let pairs = self.questions.iter().zip(&answers);
-        let exact = pairs.filter(|(question, answer)| is_exact(question, &answer.text)).count();
-        Ok(exact as f64 / self.questions.len() as f64)
+        let pairs = own.iter().zip(&answers);
+        Ok(pairs.filter(|(question, answer)| is_exact(question, &answer.text)).count())
     }
 }

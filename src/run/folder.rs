@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::card::{CARD_FILE, UNPUBLISHED};
 use crate::error::{Error, Place, Result};
 use crate::files::log::Log;
 use crate::files::output::disk;
 use crate::files::temporary::{self, MadeFolders, Tracked};
 use crate::files::{atomic, json, lock, space};
+use crate::report::{DETAILS_FILE, PAGE_FILE};
 use crate::text::FOLDER_FILES;
 
 const METRICS: &str = "metrics.jsonl";
@@ -19,6 +21,9 @@ const TIMINGS: &str = "timings.jsonl";
 const LOCK: &str = "run.lock";
 const RECIPE: &str = "recipe.toml";
 const RECORD: &str = "run.json";
+const IGNORED: &str = ".gitignore";
+/// The secret of a private run, which is there until the run has come to its end.
+pub(super) const KEY: &str = "privacy.key";
 
 /// A run folder that is being written; no other process writes into it. Lines of metrics reach the disk one by one; every
 /// other file is written whole. A folder that was made and is dropped before [`RunFolder::keep`] is removed.
@@ -214,11 +219,12 @@ impl RunFolder {
         atomic::write_bytes(&self.path.join(name), contents.as_bytes())
     }
 
-    /// Writes the recipe.
+    /// Writes the recipe, and the list of the files that are not published with the adapter.
     ///
     /// # Errors
     /// Those of [`Self::write`].
     pub fn write_recipe(&self, text: &str) -> Result<()> {
+        self.write(IGNORED, UNPUBLISHED)?;
         self.write(RECIPE, text)
     }
 
@@ -243,7 +249,11 @@ fn add(log: &mut Log, line: &impl Serialize) -> Result<()> {
 
 /// Removes the files that a run writes; any other file belongs to the user.
 fn remove_files(folder: &Path) {
-    for name in [METRICS, TIMINGS, RECIPE, RECORD, LOCK, "samples.jsonl"].iter().chain(&FOLDER_FILES) {
+    for name in
+        [METRICS, TIMINGS, RECIPE, RECORD, LOCK, KEY, "samples.jsonl", IGNORED, CARD_FILE, DETAILS_FILE, PAGE_FILE]
+            .iter()
+            .chain(&FOLDER_FILES)
+    {
         let _ = std::fs::remove_file(folder.join(name));
     }
     // One of those files lies in a folder of its own.
@@ -262,13 +272,16 @@ impl Drop for RunFolder {
 
 /// The command that goes on with the run in the folder `path`, as it is typed in the same current folder.
 pub fn resume_command(path: &Path) -> String {
-    let recipe = path.join(RECIPE).display().to_string();
+    format!("burnish train {} --resume", quoted(&path.join(RECIPE).display().to_string()))
+}
+
+/// A text as a word of a shell's command.
+pub(super) fn quoted(text: &str) -> String {
     let is_plain = |symbol: char| symbol.is_ascii_alphanumeric() || "/._-+=:@%,".contains(symbol);
-    let recipe = match recipe.chars().all(is_plain) {
-        true => recipe,
-        false => format!("'{}'", recipe.replace('\'', r"'\''")),
-    };
-    format!("burnish train {recipe} --resume")
+    match text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }
 
 fn taken(path: &Path, found: Found) -> Error {

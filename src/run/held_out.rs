@@ -3,11 +3,12 @@
 
 use super::answer::{Expected, Question};
 use super::base::OpenBase;
+use super::preferences::check_shapes;
 use super::samples::questions;
 use crate::data::{DataSet, Encoded, EncodedSet, Paths, Row, Shape, batch};
 use crate::error::{Error, Place, Result};
 use crate::recipe::Plan;
-use crate::train::EvalOn;
+use crate::train::{EvalOn, ObjectiveKind};
 
 /// The stream of the seed that chooses examples: neither that of an epoch nor that of the validation split.
 const CHOICE_STREAM: u64 = u64::MAX - 2;
@@ -48,11 +49,14 @@ impl HeldOut {
             .data
             .test
             .as_ref()
-            .map(|paths| MeasuredSet::read(paths, &plan.data.shape(), None, plan, base))
+            .map(|paths| MeasuredSet::read((paths, &plan.data.shape()), plan.train.objective, None, plan, base))
             .transpose();
         let guard = plan.eval.guard.as_ref();
-        // A guard is data of another kind: its own keys decide its shape.
-        let guard = guard.map(|guard| MeasuredSet::read(&guard.path, &None.into(), guard.max_examples, plan, base));
+        // Examples to learn from, even where the training compares answers.
+        let guard = guard.map(|guard| {
+            let files = (&guard.path, &guard.shape());
+            MeasuredSet::read(files, ObjectiveKind::Sft, guard.max_examples, plan, base)
+        });
         let guard = guard.transpose();
         let (test, guard) = Error::both(test, guard)?;
         Ok(Self { test, guard, ..Self::default() })
@@ -93,9 +97,17 @@ fn chosen(count: usize, most: Option<usize>, seed: u64) -> Option<Vec<usize>> {
 }
 
 impl MeasuredSet {
-    fn read(paths: &Paths, shape: &Shape, most: Option<usize>, plan: &Plan, base: &OpenBase) -> Result<Self> {
+    /// Reads a set of examples of the kind that `objective` takes, `most` of them.
+    fn read(
+        (paths, shape): (&Paths, &Shape),
+        objective: ObjectiveKind,
+        most: Option<usize>,
+        plan: &Plan,
+        base: &OpenBase,
+    ) -> Result<Self> {
         let data = DataSet::read(paths, shape)?;
         let (sha256, mut rows) = (data.sha256(), data.rows);
+        check_shapes(objective, &rows)?;
         if let Some(indices) = chosen(rows.len(), most, plan.train.seed) {
             rows = indices.into_iter().map(|index| rows[index].clone()).collect();
         }

@@ -1,5 +1,7 @@
 //! The identity of a run: all that decides what it learns. A checkpoint keeps it, and a run that goes on must have the same.
 
+use std::fmt;
+
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -7,6 +9,7 @@ use super::prepare::Prepared;
 use crate::adapter::host::HostAdapter;
 use crate::device::DeviceChoice;
 use crate::files::hex;
+use crate::recipe::Plan;
 use crate::settings::choice;
 
 choice! {
@@ -24,7 +27,7 @@ choice! {
         Template = "template",
         /// The adapter that the run began with.
         Adapter = "adapter",
-        /// The version of burnish.
+        /// The program: its version, and the hash of its sources, dependencies and compiler.
         Program = "program",
         /// The device that computes.
         Device = "device",
@@ -45,6 +48,7 @@ const NOT_COMPARED: &[&str] = &[
     "data.valid",
     "eval.guard",
     "output",
+    "parallel",
     "sample",
     "train.checkpoint_minutes",
     "train.checkpoint_steps",
@@ -60,8 +64,17 @@ pub struct Difference {
     pub change: Change,
     /// The thing that differs: a setting, a split of the data, or the kind itself.
     pub name: String,
-    /// The difference in words.
-    pub text: String,
+    /// The value of the checkpoint, in words.
+    pub was: String,
+    /// The value of now, in words.
+    pub is: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, was, is, .. } = self;
+        write!(f, "{name} was {was} and is {is}")
+    }
 }
 
 impl Difference {
@@ -77,12 +90,7 @@ impl Difference {
 pub fn identity(prepared: &Prepared, choice: &DeviceChoice) -> Value {
     let Prepared { plan, base, base_sha256, train_sha256, valid_sha256, start, layout, .. } = prepared;
     let tokenizer = base.encoder.tokenizer();
-    let mut recipe = Map::new();
-    flatten("", &json!(plan), &mut recipe);
-    let is_of = |key: &str, section: &str| {
-        key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    recipe.retain(|key, _| !NOT_COMPARED.iter().any(|section| is_of(key, section)));
+    let mut recipe = recipe_of(plan);
     let config = sha256(format!("{:?}", base.files.config()));
     let mut identity = Map::new();
     for change in Change::ALL {
@@ -95,7 +103,7 @@ pub fn identity(prepared: &Prepared, choice: &DeviceChoice) -> Value {
                 json!({ "chat": tokenizer.chat_template().map(sha256), "tools": tokenizer.tool_use_template().map(sha256) })
             }
             Change::Adapter => json!(adapter_sha256(start)),
-            Change::Program => json!(env!("CARGO_PKG_VERSION")),
+            Change::Program => json!({ "version": env!("CARGO_PKG_VERSION"), "build": env!("BURNISH_BUILD") }),
             Change::Device => json!(choice.feature()),
             Change::InstructionSet => json!(instruction_set(choice)),
             Change::Layout => json!(json!(layout).to_string()),
@@ -103,6 +111,17 @@ pub fn identity(prepared: &Prepared, choice: &DeviceChoice) -> Value {
         identity.insert(change.name().to_owned(), value);
     }
     Value::Object(identity)
+}
+
+/// The settings that decide what is learned, by key, as texts.
+pub(super) fn recipe_of(plan: &Plan) -> Map<String, Value> {
+    let mut recipe = Map::new();
+    flatten("", &json!(plan), &mut recipe);
+    let is_of = |key: &str, section: &str| {
+        key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    recipe.retain(|key, _| !NOT_COMPARED.iter().any(|section| is_of(key, section)));
+    recipe
 }
 
 /// The instruction set of the kernels; `None` where another device computes.
@@ -127,8 +146,8 @@ pub fn differences(saved: &Value, now: &Value) -> Vec<Difference> {
         for name in names {
             let (was, is) = (saved.get(name), now.get(name));
             if was != is {
-                let text = format!("{name} was {} and is {}", in_words(was), in_words(is));
-                found.push(Difference { change, name: name.clone(), text });
+                let (was, is) = (in_words(was), in_words(is));
+                found.push(Difference { change, name: name.clone(), was, is });
             }
         }
     }
@@ -173,11 +192,12 @@ fn sha256(text: impl AsRef<[u8]>) -> String {
 /// The SHA-256 of an adapter's values and scales.
 fn adapter_sha256(adapter: &HostAdapter) -> String {
     let mut hash = Sha256::new();
-    for (module, pair) in &adapter.pairs {
-        hash.update(module.as_bytes());
-        for value in [pair.scale].iter().chain(&pair.a).chain(&pair.b) {
-            hash.update(value.to_le_bytes());
-        }
+    for pair in adapter.pairs.values() {
+        hash.update(pair.scale.to_le_bytes());
+    }
+    for (name, values) in adapter.vectors() {
+        hash.update(name.as_bytes());
+        values.iter().for_each(|value| hash.update(value.to_le_bytes()));
     }
     hex::encode(&hash.finalize())
 }
@@ -192,7 +212,7 @@ mod tests {
         let now = json!({ "recipe": { "train.epochs": "2", "train.seed": "0" }, "program": "0.2.0",
                           "data": { "train": "a", "valid": "0".repeat(64) } });
         let found = differences(&saved, &now);
-        let texts: Vec<&str> = found.iter().map(|difference| difference.text.as_str()).collect();
+        let texts: Vec<String> = found.iter().map(ToString::to_string).collect();
         assert_eq!(
             texts,
             [

@@ -3,12 +3,10 @@
 use std::fmt;
 use std::path::Path;
 
-use burn::tensor::Device;
 use serde::Serialize;
 
 use super::base::OpenBase;
-pub use super::verify::Agreement;
-use super::verify::Expected;
+use super::verify::{Agreement, Examination, Expected, Hardware};
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{self, MergeBase, MergeOptions, MergeReport};
 use crate::data::{Encoded, EncodedSet};
@@ -17,8 +15,9 @@ use crate::eval::loss::{example_number, mean_loss};
 use crate::files::atomic;
 use crate::files::staging::Staging;
 use crate::model::load::LoadOptions;
+use crate::model::vision::Features;
 use crate::model::{BaseFiles, Decoder};
-use crate::quant::{Compute, Quant};
+use crate::quant::Quant;
 use crate::train::evaluate::evaluate;
 
 /// The name of the report in a merged folder.
@@ -34,7 +33,7 @@ pub struct Merged {
     pub agreement: Option<Agreement>,
 }
 
-/// Merges into a folder at `out`. With `hardware`, the same texts go through base and adapter and through the files that were
+/// Merges into a folder at `out`. With an `examination`, the same texts go through base and adapter and through the files that were
 /// written, and the folder only gets its name if they agree; the report stands in the folder.
 ///
 /// # Errors
@@ -44,11 +43,10 @@ pub fn merge(
     adapter: &HostAdapter,
     out: &Path,
     options: &MergeOptions,
-    hardware: Option<Hardware>,
+    examination: Option<Examination>,
 ) -> Result<Merged> {
-    // The base is in memory before the merge and gone by then.
     let quant = options.weights.quant();
-    let expected = hardware.map(|hardware| Expected::of(base, Some(adapter), quant, hardware)).transpose()?;
+    let expected = examination.map(|examination| Expected::of(base, Some(adapter), quant, examination)).transpose()?;
     let (staging, report) =
         merge::stage(&base.files, adapter, out, options, |folder| base.encoder.tokenizer().save(folder))?;
     let agreement = expected.map(|expected| expected.check(staging.path())).transpose()?;
@@ -57,15 +55,6 @@ pub fn merge(
     atomic::write_bytes(&staging.path().join(REPORT_FILE), format!("{text}\n").as_bytes())?;
     staging.publish(out)?;
     Ok(merged)
-}
-
-/// The device and precision that losses are measured with.
-#[derive(Debug, Clone)]
-pub struct Hardware {
-    /// The device that the model is loaded onto.
-    pub device: Device,
-    /// Precision of the frozen matrix products.
-    pub compute: Compute,
 }
 
 /// The losses that tell which weights an adapter belongs to.
@@ -111,17 +100,19 @@ pub fn compare(
         MergedFolder::Keep(out) => (Some(out), out),
         MergedFolder::Discard(scratch) => (None, scratch),
     };
-    let adapter_on_packed = {
-        let decoder = base.load(&hardware.device, hardware.compute, packing, |_, _| {})?;
+    let (adapter_on_packed, features) = {
+        let load = LoadOptions { device: hardware.device.clone(), compute: hardware.compute, quant: packing };
+        let decoder = base.load(&load, |_, _| {})?;
         let attached = adapter.attach(decoder.config(), &hardware.device)?;
-        mean_loss(&evaluate(&decoder, Some(&attached), &set.sequences, &mut |_| Ok(()))?, example_number)?
+        let losses = evaluate(&decoder, Some(&attached), &set.sequences, &mut |_| Ok(()))?;
+        (mean_loss(&losses, example_number)?, decoder.features().clone())
     };
     let mut kept = None;
     let mut loss_of = |weights: MergeBase| {
         let save = |folder: &Path| base.encoder.tokenizer().save(folder);
         let both = MergeOptions { weights, ..*options };
         let (staging, report) = merge::stage(&base.files, adapter, scratch, &both, save)?;
-        let loss = loss_of_folder(&staging, &set.sequences, hardware)?;
+        let loss = loss_of_folder(&staging, &set.sequences, &features, hardware)?;
         if weights == options.weights {
             kept = Some((staging, report));
         }
@@ -149,10 +140,11 @@ pub fn compare(
     Ok((comparison, report))
 }
 
-fn loss_of_folder(folder: &Staging, sequences: &[Encoded], hardware: &Hardware) -> Result<f64> {
+/// The loss of the model in a folder, which has the tower and the connector of the base, so that pictures have the same `features`.
+fn loss_of_folder(folder: &Staging, sequences: &[Encoded], features: &Features, hardware: &Hardware) -> Result<f64> {
     let files = BaseFiles::open(folder.path())?;
     let options = LoadOptions { device: hardware.device.clone(), compute: hardware.compute, quant: Quant::None };
-    let decoder = Decoder::load(&files, &options, |_, _| {})?;
+    let decoder = Decoder::load(&files, &options, |_, _| {})?.with_features(features);
     mean_loss(&evaluate(&decoder, None, sequences, &mut |_| Ok(()))?, example_number)
 }
 

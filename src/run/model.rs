@@ -11,8 +11,9 @@ use crate::adapter::host::HostAdapter;
 use crate::device::{self, DeviceChoice};
 use crate::error::{Place, Result};
 use crate::model::Decoder;
-use crate::model::load::computes_in;
+use crate::model::load::{LoadOptions, computes_in};
 use crate::nn::Adapter;
+use crate::ops::is_processor;
 use crate::quant::{Compute, Quant};
 
 /// A base and perhaps an adapter, by name, and how their weights are held.
@@ -46,6 +47,18 @@ pub struct LoadedModel {
     pub compute: Compute,
 }
 
+impl LoadedModel {
+    /// Shows the decoder the pictures that the encoder has met since it was loaded.
+    ///
+    /// # Errors
+    /// Those of [`OpenBase::show_pictures`].
+    pub fn show_pictures(&self, watch: &mut dyn Watch) -> Result<()> {
+        let (device, compute, quant) = (self.decoder.device().clone(), self.compute, self.quant);
+        let options = LoadOptions { device, compute, quant };
+        self.base.show_pictures(&self.decoder, &options, &mut |done, total| watch.loading(done, total))
+    }
+}
+
 impl ModelChoice {
     /// The base alone, in the default form.
     pub fn base(name: impl Into<String>) -> Self {
@@ -57,11 +70,20 @@ impl ModelChoice {
         Self { adapter: Some(folder.into()), ..self }
     }
 
-    /// Opens the base and the adapter; their weights are not loaded yet.
+    /// Opens the base and the adapter, which gives text; their weights are not loaded yet.
     ///
     /// # Errors
-    /// Those of [`OpenBase::open`] and [`OpenAdapter::open`].
+    /// Those of [`OpenBase::open`], [`OpenAdapter::open`] and [`HostAdapter::check_gives_text`].
     pub fn open(&self, watch: &mut dyn Watch) -> Result<(OpenBase, Option<HostAdapter>)> {
+        let (base, adapter) = self.open_of_any_task(watch)?;
+        if let (Some(folder), Some(adapter)) = (&self.adapter, &adapter) {
+            adapter.check_gives_text(folder)?;
+        }
+        Ok((base, adapter))
+    }
+
+    /// [`Self::open`], whether the adapter gives text or labels.
+    fn open_of_any_task(&self, watch: &mut dyn Watch) -> Result<(OpenBase, Option<HostAdapter>)> {
         let mut base = OpenBase::open(&self.base, &mut |event| watch.pull(event))?;
         let Some(folder) = &self.adapter else { return Ok((base, None)) };
         let OpenAdapter { adapter, notices } = OpenAdapter::open(folder, &mut base, self.force)?;
@@ -69,17 +91,49 @@ impl ModelChoice {
         Ok((base, Some(adapter)))
     }
 
-    /// Opens and loads everything.
+    /// Opens and loads everything, whether the adapter gives text or labels.
     ///
     /// # Errors
-    /// Those of [`Self::open`], of the device and of loading; the base cannot be held as asked for.
+    /// Those of [`OpenBase::open`], [`OpenAdapter::open`], of the device and of loading; the base cannot be held as asked for.
     pub fn load(&self, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<LoadedModel> {
+        let device = device::open(choice)?;
+        let (base, adapter) = self.open_of_any_task(watch)?;
+        let form = (self.quant(&base, adapter.as_ref())?, self.compute(adapter.as_ref(), &device)?);
+        place(base, adapter, form, &device, watch)
+    }
+
+    /// Opens and loads everything for answers, in the fast form unless another one is asked for: on the processor bf16, and the
+    /// blocks of a GGUF file as they are.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`] and [`HostAdapter::check_gives_text`].
+    pub fn load_for_answers(&self, choice: &DeviceChoice, watch: &mut dyn Watch) -> Result<LoadedModel> {
         let device = device::open(choice)?;
         let (base, adapter) = self.open(watch)?;
         let (quant, compute) = (self.quant(&base, adapter.as_ref())?, self.compute(adapter.as_ref(), &device)?);
-        let decoder = base.load(&device, compute, quant, |done, total| watch.loading(done, total))?;
-        let attached = adapter.as_ref().map(|adapter| adapter.attach(decoder.config(), &device)).transpose()?;
-        Ok(LoadedModel { base, decoder, adapter, attached, quant, compute })
+        let form = self.form_for_answers(&base, quant, compute, &device);
+        place(base, adapter, form, &device, watch)
+    }
+
+    /// The fast form where nobody asked for another one; `quant` and `compute` are what is used otherwise.
+    pub(super) fn form_for_answers(
+        &self,
+        base: &OpenBase,
+        quant: Quant,
+        compute: Compute,
+        device: &Device,
+    ) -> (Quant, Compute) {
+        if !is_processor(device) {
+            return (quant, compute);
+        }
+        let compute = self.compute.unwrap_or(Compute::Bf16);
+        let is_fast = compute == Compute::Bf16 && base.files.is_gguf();
+        match quant {
+            Quant::None if self.quant.is_none() && is_fast => (Quant::Keep, compute),
+            // The scheme keeps blocks of a GGUF file, and this base is no GGUF file.
+            Quant::Keep if !base.files.is_gguf() => (Quant::None, compute),
+            quant => (quant, compute),
+        }
     }
 
     /// The precision asked for, or else that of the adapter's training, or else f32, as where `device` lacks what nobody asked for.
@@ -117,4 +171,21 @@ impl ModelChoice {
     fn adapter_place(&self) -> Place {
         self.adapter.as_ref().map_or(Place::Nowhere, Place::file)
     }
+}
+
+/// Loads the weights.
+fn place(
+    base: OpenBase,
+    adapter: Option<HostAdapter>,
+    (quant, compute): (Quant, Compute),
+    device: &Device,
+    watch: &mut dyn Watch,
+) -> Result<LoadedModel> {
+    let options = LoadOptions { device: device.clone(), compute, quant };
+    let decoder = base.load(&options, |done, total| watch.loading(done, total))?;
+    if let Some(adapter) = &adapter {
+        base.keep_vision(&decoder, &options, adapter)?;
+    }
+    let attached = adapter.as_ref().map(|adapter| adapter.attach(decoder.config(), device)).transpose()?;
+    Ok(LoadedModel { base, decoder, adapter, attached, quant, compute })
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::answer::PromptForm;
 use super::prepare::Prepared;
+use crate::data::canaries;
 use crate::error::counted;
 use crate::export::feasible::{Facts, ruled_out};
 
@@ -12,14 +13,20 @@ use crate::export::feasible::{Facts, ruled_out};
 pub(super) fn notices_of_run(prepared: &Prepared) -> Vec<String> {
     let mut notices = prepared.adjustments.clone();
     notices.extend(prepared.base.parts_passed_over());
-    let config = prepared.base.files.config();
-    let changes_head = prepared.start.pairs.contains_key(&config.head().module);
-    notices.extend(ruled_out(&Facts { config, changes_head }));
+    notices.extend(ruled_out(&facts(prepared)));
     notices
+}
+
+/// The facts of the run that rule exports out.
+pub(super) fn facts(prepared: &Prepared) -> Facts<'_> {
+    Facts { config: prepared.base.files.config(), adapter: &prepared.start }
 }
 
 /// Whether the answers of the run have no end that could be trained.
 pub(super) fn has_no_end(prepared: &Prepared) -> bool {
+    if prepared.start.classifier.is_some() {
+        return false;
+    }
     let encoder = &prepared.base.encoder;
     let ends = if prepared.form == PromptForm::Bare { encoder.tokenizer().eos_tokens() } else { encoder.stop_tokens() };
     ends.is_empty()
@@ -40,7 +47,9 @@ pub(super) fn notices(prepared: &Prepared) -> Vec<String> {
         );
     }
     let mut distinct = HashSet::new();
-    let copies = prepared.train.sequences.iter().filter(|sequence| !distinct.insert(sequence.ids.as_slice())).count();
+    let positions = &prepared.train.positions;
+    let own = prepared.train.sequences.iter().zip(positions).filter(|(_, position)| *position.file != *canaries::FILE);
+    let copies = own.filter(|(sequence, _)| !distinct.insert(sequence.ids.as_slice())).count();
     if copies > 0 {
         notices.push(format!(
             "train: {} the same as an earlier one (`burnish check` names the lines)",

@@ -4,12 +4,16 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 
+use super::classes::ClassVerdict;
+use super::preferences::PreferenceVerdict;
 use crate::bytes::Size;
 use crate::error::{Error, Place, Result, counted, printable};
-use crate::eval::bootstrap::Verdict;
+use crate::eval::bootstrap::{Comparison, Verdict};
 use crate::eval::loss::{self, ExampleLoss, perplexity};
 use crate::settings::choice;
+use crate::train::Guarantee;
 
 /// The outcome of a training run.
 #[derive(Debug, Clone, Serialize)]
@@ -37,6 +41,9 @@ pub struct TrainReport {
     pub peak_bytes: u64,
     /// The peak by the memory plan; none where the model lies in another memory than the process.
     pub planned_bytes: Option<u64>,
+    /// The promise to the training examples, where the run was private.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<Guarantee>,
     /// Validation loss before and after, with a 95% interval of the difference; none without validation data.
     pub validation: Option<Validation>,
     /// The same on the test examples, by which nothing was chosen.
@@ -50,6 +57,13 @@ pub struct TrainReport {
 }
 
 impl TrainReport {
+    /// The verdicts by data set; `None` where there is none.
+    pub fn verdicts(&self) -> Option<Value> {
+        let verdicts = self.validation.iter().chain(&self.test).chain(&self.guard);
+        let by_name: Map<String, Value> = verdicts.map(|verdict| (verdict.name.to_owned(), json!(verdict))).collect();
+        (!by_name.is_empty()).then_some(Value::Object(by_name))
+    }
+
     /// Checks the verdict that decides, by the test examples or else by the validation examples, and that on the guard.
     ///
     /// # Errors
@@ -112,20 +126,30 @@ pub struct Validation {
     /// The data set: `validation`, `test` or `guard`.
     #[serde(skip)]
     pub name: &'static str,
-    /// Mean loss over the trained tokens without the adapter.
+    /// Mean loss over the trained tokens without the adapter; for preferences, the mean loss of an example by the objective.
     pub loss_before: f64,
     /// Mean loss with it.
     pub loss_after: f64,
-    /// `exp` of the mean loss without the adapter.
-    pub perplexity_before: f64,
+    /// `exp` of the mean loss without the adapter; none for preferences.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity_before: Option<f64>,
     /// `exp` of the mean loss with it.
-    pub perplexity_after: f64,
-    /// Trained tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity_after: Option<f64>,
+    /// Trained tokens; of a classifier, labels.
     pub tokens: usize,
-    /// Share of the trained tokens than which the base found no other likelier.
-    pub token_accuracy_before: f64,
+    /// Share of the trained tokens than which the base found no other likelier; none for preferences.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_accuracy_before: Option<f64>,
     /// The same with the adapter.
-    pub token_accuracy_after: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_accuracy_after: Option<f64>,
+    /// The measures of preferences, where the examples are such.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preferences: Option<PreferenceVerdict>,
+    /// The measures of labels, where the adapter is a classifier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<ClassVerdict>,
     /// Examples.
     pub examples: usize,
     /// Examples of the set that were not measured.
@@ -159,14 +183,27 @@ impl Validation {
     ) -> Result<Self> {
         let comparison = loss::compare(before, after, seed, place)?;
         Ok(Self {
+            perplexity_before: Some(perplexity(comparison.before)),
+            perplexity_after: Some(perplexity(comparison.after)),
+            token_accuracy_before: Some(loss::token_accuracy(before)),
+            token_accuracy_after: Some(loss::token_accuracy(after)),
+            ..Self::by(name, &comparison, after.iter().map(|example| example.tokens).sum())
+        })
+    }
+
+    /// The verdict of a comparison over `tokens` trained tokens, without further measures.
+    pub(super) fn by(name: &'static str, comparison: &Comparison, tokens: usize) -> Self {
+        Self {
             name,
             loss_before: comparison.before,
             loss_after: comparison.after,
-            perplexity_before: perplexity(comparison.before),
-            perplexity_after: perplexity(comparison.after),
-            tokens: after.iter().map(|example| example.tokens).sum(),
-            token_accuracy_before: loss::token_accuracy(before),
-            token_accuracy_after: loss::token_accuracy(after),
+            perplexity_before: None,
+            perplexity_after: None,
+            tokens,
+            token_accuracy_before: None,
+            token_accuracy_after: None,
+            preferences: None,
+            classes: None,
             examples: comparison.examples,
             unmeasured_examples: 0,
             difference: comparison.difference,
@@ -175,7 +212,7 @@ impl Validation {
             verdict: comparison.verdict,
             verdict_reason: comparison.reason(),
             advice: None,
-        })
+        }
     }
 }
 
@@ -195,6 +232,9 @@ impl fmt::Display for TrainReport {
                 None => "examples in `data.test` would have the last word",
             };
             writeln!(f, "the best step was chosen by the validation examples; {test}")?;
+        }
+        if let Some(privacy) = &self.privacy {
+            writeln!(f, "privacy: {privacy}")?;
         }
         let (steps, best) = (counted(self.steps, "step"), self.best_step);
         let early = match (self.interrupted, self.stopped_early) {
@@ -221,16 +261,20 @@ impl fmt::Display for TrainReport {
 impl fmt::Display for Validation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} loss {:.4} -> {:.4}", self.name, self.loss_before, self.loss_after)?;
-        let accuracies = [self.token_accuracy_before, self.token_accuracy_after].map(|share| 100.0 * share);
-        write!(f, ", token accuracy {:.1}% -> {:.1}%", accuracies[0], accuracies[1])?;
-        write!(f, " over {}", counted(self.tokens, "token"))?;
+        if let (Some(before), Some(after)) = (self.token_accuracy_before, self.token_accuracy_after) {
+            write!(f, ", token accuracy {:.1}% -> {:.1}%", 100.0 * before, 100.0 * after)?;
+        }
+        let unit = if self.classes.is_some() { "text" } else { "token" };
+        write!(f, " over {}", counted(self.tokens, unit))?;
         if self.unmeasured_examples > 0 {
             write!(f, " of {} of {} examples", self.examples, self.examples + self.unmeasured_examples)?;
         }
         let Self { difference, low, high, verdict, .. } = self;
         write!(f, " ({difference:+.4}, 95% interval {low:+.4} to {high:+.4}): {}", verdict.name())?;
         self.verdict_reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))?;
-        self.advice.as_ref().map_or(Ok(()), |advice| write!(f, "; {advice}"))
+        self.advice.as_ref().map_or(Ok(()), |advice| write!(f, "; {advice}"))?;
+        self.preferences.as_ref().map_or(Ok(()), |preferences| write!(f, "\n{preferences}"))?;
+        self.classes.as_ref().map_or(Ok(()), |classes| write!(f, "\n{classes}"))
     }
 }
 
@@ -287,6 +331,7 @@ mod tests {
             tokens_per_second: 1.0,
             peak_bytes: 1,
             planned_bytes: None,
+            privacy: None,
             validation: None,
             test: None,
             guard: None,

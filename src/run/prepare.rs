@@ -4,23 +4,29 @@ use burn::tensor::Device;
 
 use super::answer::PromptForm;
 use super::base::OpenBase;
+use super::classes;
 use super::exact_match;
 use super::held_out::HeldOut;
-use super::memory_fit::{Demand, fit_memory};
-use super::memory_plan::MemoryPlan;
+use super::memory::{Demand, MemoryPlan, Planner, described, fit_memory, moments};
 use super::notices::notices;
+use super::preferences;
+use super::privacy;
 use super::watch::{Stage, Watch};
 use crate::adapter::host::{HostAdapter, provenance};
 use crate::bytes::Size;
 use crate::data::kept::KeptSets;
-use crate::data::{Augmenter, DataSet, EncodedSet, Example, Paths, Row, split};
+use crate::data::{Augmenter, Canaries, DataSet, Encoded, EncodedSet, Example, Paths, Row, split};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Place, Result, counted};
+use crate::files::hex;
 use crate::generate::run::check_prompt;
+use crate::model::Decoder;
+use crate::model::base::quantiser_sha256;
 use crate::model::load::LoadOptions;
+use crate::model::vision::features::is_feature;
 use crate::pull;
-use crate::recipe::{Plan, Recipe};
-use crate::train::{Batching, Layout, Part};
+use crate::recipe::{Base, Plan, Recipe};
+use crate::train::{Batching, Guarantee, Layout, TrainSettings, preference};
 
 /// All that a run needs, short of the weights.
 pub struct Prepared {
@@ -54,6 +60,8 @@ pub struct Prepared {
     pub layout: Layout,
     /// Steps of the run, unless it stops early.
     pub total_steps: u64,
+    /// The promise to the training examples, where the run is private.
+    pub privacy: Option<Guarantee>,
     /// The memory that the run will take.
     pub memory: MemoryPlan,
     /// The form of the sample prompts: that of the prompts in the training data.
@@ -78,6 +86,9 @@ pub fn prepare(
     let plan = recipe.plan()?;
     let prepared = prepare_plan(plan, choice, max_memory, watch).map_err(|error| recipe.locate(error))?;
     notices(&prepared).iter().for_each(|notice| watch.notice(notice));
+    if recipe.has_sweep() {
+        watch.notice("[sweep] is left out: `burnish sweep` tries its values");
+    }
     Ok(prepared)
 }
 
@@ -89,16 +100,22 @@ fn prepare_plan(
 ) -> Result<Prepared> {
     let device = device::open(choice)?;
     watch.stage(Stage::OpenBase);
-    let base =
-        OpenBase::open(&plan.base.model, &mut |event| watch.pull(event)).and_then(|base| base.for_data(&plan.data));
+    let base = OpenBase::open(&plan.base.model, &mut |event| watch.pull(event))
+        .and_then(|base| base.with_tokens(&plan.adapter.new_tokens))
+        .and_then(|(base, tokens)| Ok((base.for_data(&plan.data)?, tokens)));
     watch.stage(Stage::ReadData);
-    let (base, Examples { train, own, valid, train_sha256, valid_sha256 }) = Error::both(base, read_examples(&plan))?;
-    let format = train.first().map(|row| row.example.format());
+    let ((mut base, tokens), Examples { train, own, valid, train_sha256, valid_sha256 }) =
+        Error::both(base, read_examples(&plan))?;
+    let labels = classes::labels(&plan, train.iter().chain(&valid));
+    base.encoder.set_labels(labels.clone());
+    let format = train.first().map(|row| row.example.plain().format());
     let form = format.map_or(PromptForm::Conversation, PromptForm::of);
     let mixed = mixed_shapes(&train);
+    let canaries = plan.data.canaries.as_ref().map(Canaries::notice);
     let load = LoadOptions { device: device.clone(), compute: plan.base.compute, quant: plan.base.quant };
     let precise = Error::both(base.check_quant(Place::setting("base.quant"), load.quant), load.check());
-    let start = Error::both(precise, plan.adapter.begin(&base.files, plan.train.seed));
+    let begun = plan.adapter.begin(&base.files, plan.base.quant, &tokens, &labels, plan.train.seed);
+    let start = Error::both(precise, begun);
     watch.stage(Stage::Encode);
     let sets = encode(&plan, &base, &train, &valid, &mut |done, total| watch.encoding(done, total));
     let encoded = Error::both(sets, encode_prompts(&plan, &base, form));
@@ -107,36 +124,64 @@ fn prepare_plan(
     train_rows.truncate(own);
     let ((_, mut start), (((train, valid), prompts), mut held_out)) = Error::both(start, encoded)?;
     held_out.choose(&plan, &base, &valid_rows, &valid)?;
+    plan.train.label_weights.of(&labels, &train.sequences)?;
+    let objective = plan.train.objective();
+    for examples in [&train, &valid].into_iter().chain(held_out.test.as_ref().map(|test| &test.set)) {
+        preference::evaluated(&*objective, &examples.sequences)?;
+    }
     let changing = if plan.data.augment.is_some() { changing(train_rows, &train)? } else { Vec::new() };
 
     let questions = held_out.questions.iter().chain(&held_out.scored).map(|question| &question.ids);
     let answered: Vec<Vec<u32>> = prompts.iter().chain(questions).cloned().collect();
     let longest = exact_match::max_tokens(&base.encoder, &held_out.scored);
     let sample = (&answered[..], plan.sample.max_tokens.max(longest));
+    privacy::by_example(&mut plan);
     let demand = Demand::of(&plan.train, &plan.data, &train, &valid, sample);
-    let (layout, memory) = fit_memory(&demand, max_memory, |work| MemoryPlan::of(&base.files, &load, &start, work))?;
-    let of_data = plan.data.passed_over().into_iter().chain(mixed);
-    let mut adjustments: Vec<String> = of_data.chain(described(layout, &plan)).collect();
+    let features = |sequence: &Encoded| sequence.ids.iter().filter(|id| is_feature(**id)).count();
+    let most_features = train.sequences.iter().map(features).max().unwrap_or(0) * plan.train.micro_batch_seqs;
+    let (of_pictures, of_vision) = (base.picture_bytes(load.compute), base.vision_bytes(&load));
+    let planner = Planner::new(&base.files, &load, &start);
+    let (layout, memory) = fit_memory(&demand, max_memory, (planner.layers(), planner.can_stream()), |work| {
+        let plan = planner.plan(work);
+        let plan = MemoryPlan { data: plan.data + of_pictures, loading: plan.loading.max(of_vision), ..plan };
+        if !base.trains_vision(&start) {
+            return plan;
+        }
+        // Of the tokens of a part, all may be those of pictures.
+        let (tiles, tape) = base.trained_vision_bytes(most_features.min(work.tokens), load.compute);
+        let (weights, activations) = (plan.weights + of_vision, plan.activations + tape);
+        MemoryPlan { weights, activations, data: plan.data + tiles, ..plan }
+    })?;
+    let of_data = plan.data.passed_over().into_iter().chain(mixed).chain(canaries);
+    let mut adjustments: Vec<String> = of_data.chain(described(layout, &memory, &plan.train, &base.files)?).collect();
     let batching = Batching::of(&plan.train, &plan.data);
     let total_steps = batching.total_steps(&plan.train, &train.sequences)?;
     adjustments.extend(shorten_warmup(&mut plan, total_steps));
+    let privacy = privacy::guarantee(&mut plan, &train, &mut start, total_steps)?;
+    adjustments.extend(privacy.iter().flat_map(|guarantee| privacy::notices(&plan, guarantee)));
 
     if let Some(format) = format {
         start.record_data_format(format);
     }
     let base_sha256 = base.files.content_hash()?;
-    start.metadata.extend(
-        [
-            (provenance::BASE_SHA256, base_sha256.clone()),
-            (provenance::QUANT, plan.base.quant.to_string()),
-            (provenance::COMPUTE, plan.base.compute.to_string()),
-            (provenance::DATA_SHA256, train_sha256.clone()),
-            (provenance::CONTROL_TOKENS, plan.data.control_tokens.to_string()),
-            (provenance::SEED, plan.train.seed.to_string()),
-            (provenance::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value)),
-    );
+    let tokenizer = base.encoder.tokenizer();
+    let quantiser_sha256 = quantiser_sha256(plan.base.quant)?;
+    let facts = [
+        (provenance::BASE_SHA256, Some(base_sha256.clone())),
+        (provenance::QUANT, Some(plan.base.quant.to_string())),
+        (provenance::QUANTISER_SHA256, quantiser_sha256.clone()),
+        (provenance::COMPUTE, Some(plan.base.compute.to_string())),
+        (provenance::TOKENIZER_SHA256, Some(tokenizer.sha256())),
+        (provenance::TEMPLATE_SHA256, tokenizer.chat_template().map(|text| hex::sha256_of(text.as_bytes()))),
+        // A hash would tell whether a guess of the private data is right.
+        (provenance::DATA_SHA256, privacy.is_none().then(|| train_sha256.clone())),
+        (provenance::VALID_SHA256, valid_sha256.clone()),
+        (provenance::CONTROL_TOKENS, Some(plan.data.control_tokens.to_string())),
+        (provenance::SEED, Some(plan.train.seed.to_string())),
+        (provenance::VERSION, Some(env!("CARGO_PKG_VERSION").to_owned())),
+        (provenance::BUILD, Some(env!("BURNISH_BUILD").to_owned())),
+    ];
+    start.metadata.extend(facts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
     let seen_in_training = split::seen_in_training(&train.sequences, &valid.sequences);
     Ok(Prepared {
         plan,
@@ -154,6 +199,7 @@ fn prepare_plan(
         batching,
         layout,
         total_steps,
+        privacy,
         memory,
         form,
         prompts,
@@ -162,6 +208,23 @@ fn prepare_plan(
 }
 
 impl Prepared {
+    /// Loads the weights of the base as the run holds them.
+    ///
+    /// # Errors
+    /// Those of [`OpenBase::load_streamed`] and [`OpenBase::keep_vision`].
+    pub(super) fn load(&self, watch: &mut dyn Watch) -> Result<Decoder> {
+        watch.stage(Stage::LoadWeights);
+        let Base { compute, quant, .. } = self.plan.base;
+        let options = LoadOptions { device: self.device.clone(), compute, quant };
+        let progress = |done, total| watch.loading(done, total);
+        let decoder = match self.layout.parts_a_pass {
+            None => self.base.load(&options, progress)?,
+            Some(_) => self.base.load_streamed(&options, progress)?,
+        };
+        self.base.keep_vision(&decoder, &options, &self.start)?;
+        Ok(decoder)
+    }
+
     /// The changes of the training sequences, if the recipe asks for any.
     pub fn augmenter(&self) -> Option<Augmenter<'_>> {
         let Self { plan, base, changing, .. } = self;
@@ -175,12 +238,17 @@ impl Prepared {
     }
 
     /// Room on the disk that the run takes at most: the best adapter twice, since it is replaced, and the checkpoints, of which
-    /// each holds two adapters and two moments, beside the one that is being written and the one that was resumed from.
+    /// each holds two adapters and the moments, beside the one that is being written and the one that was resumed from.
     pub fn disk_bytes(&self) -> u64 {
-        let parameters: usize = self.start.pairs.values().map(|pair| pair.a.len() + pair.b.len()).sum();
-        let adapters = 2 + 4 * (self.plan.train.keep_checkpoints as u64 + 2);
-        adapters * 4 * parameters as u64
+        disk_bytes(&self.start, &self.plan.train)
     }
+}
+
+/// Room on the disk that a run takes at most, see [`Prepared::disk_bytes`].
+pub(super) fn disk_bytes(adapter: &HostAdapter, train: &TrainSettings) -> u64 {
+    let parameters = adapter.parameters() as u64;
+    let checkpoint = 2 * parameters + moments(adapter, train.optimiser);
+    4 * (2 * parameters + checkpoint * (train.keep_checkpoints as u64 + 2))
 }
 
 /// The examples of the sequences of `set`, which come in the order of the rows.
@@ -197,9 +265,9 @@ fn changing(rows: Vec<Row>, set: &EncodedSet) -> Result<Vec<Example>> {
 
 /// The examples of both splits, as they were read.
 pub struct Examples {
-    /// Training examples, those of rehearsal at the end.
+    /// Training examples, those of rehearsal and canaries at the end.
     pub train: Vec<Row>,
-    /// Training examples that are not those of rehearsal.
+    /// Training examples that are neither those of rehearsal nor canaries.
     pub own: usize,
     /// Validation examples; empty without.
     pub valid: Vec<Row>,
@@ -222,10 +290,16 @@ pub fn read_examples(plan: &Plan) -> Result<Examples> {
         (None, Some(fraction)) => split::split_valid(rows, fraction, plan.train.seed)?,
         (None, None) => (rows, Vec::new()),
     };
+    let fits = |rows: &[Row]| preferences::check_shapes(plan.train.objective, rows);
+    Error::both(fits(&train), fits(&valid))?;
     let own = train.len();
     if let Some(rehearsal) = plan.data.read_rehearsal(&train)? {
         train.extend(rehearsal.rows);
         files.file_sha256.extend(rehearsal.file_sha256);
+    }
+    if let Some(canaries) = &plan.data.canaries {
+        let rows = canaries.rows(plan.train.seed, train.first().map(|row| &row.example));
+        train.extend(rows);
     }
     Ok(Examples { train, own, valid, train_sha256: files.sha256(), valid_sha256 })
 }
@@ -279,27 +353,14 @@ fn nothing_trained(names: String, set: &EncodedSet, limit: usize) -> Error {
 
 /// The examples that do not go the way of the first, through the chat template or bare, in words.
 fn mixed_shapes(rows: &[Row]) -> Option<String> {
-    let first = rows.first()?.example.format();
-    let is_other = |row: &&Row| row.example.format().uses_template() != first.uses_template();
+    let first = rows.first()?.example.plain().format();
+    let is_other = |row: &&Row| row.example.plain().format().uses_template() != first.uses_template();
     let others = rows.iter().filter(is_other).count();
     let are = if others == 1 { "is" } else { "are" };
     (others > 0).then(|| {
         let others = counted(others, "example");
         format!("train: {others} {are} not read as `{first}`, as the first is, whose form the prompts of samples get")
     })
-}
-
-/// The layout in words, where it is not the recipe's own.
-fn described(layout: Layout, plan: &Plan) -> Option<String> {
-    let part = match layout.part {
-        Part::MicroBatch if layout.recompute == plan.train.recompute => return None,
-        Part::MicroBatch => "micro-batches go through the model whole".to_owned(),
-        Part::Sequences(count) => {
-            format!("micro-batches go through the model {} at a time", counted(count, "sequence"))
-        }
-        Part::Tokens(tokens) => format!("micro-batches go through the model {} at a time", counted(tokens, "token")),
-    };
-    Some(format!("to fit --max-memory: {part}, recompute {}; the steps stay as they are", layout.recompute))
 }
 
 /// Shortens a warm-up that is longer than the run, so that the rate reaches its peak at the last step; says so.

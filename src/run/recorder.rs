@@ -4,7 +4,9 @@
 use serde_json::{Value, json};
 
 use super::folder::{RunFolder, now};
+use super::log_command::LogCommand;
 use super::prepare::Prepared;
+use super::report::Reporter;
 use super::resume::Extras;
 use super::samples::Samples;
 use super::watch::Watch;
@@ -14,7 +16,7 @@ use crate::error::{Error, Result, counted};
 use crate::files::versions::Versions;
 use crate::interrupt;
 use crate::model::Decoder;
-use crate::train::{Event, State};
+use crate::train::{Event, Outcome, State};
 
 /// The most examples of a bad step that are named.
 const NAMED_EXAMPLES: usize = 8;
@@ -28,6 +30,9 @@ pub(super) struct Recorder<'a> {
     prepared: &'a Prepared,
     decoder: &'a Decoder,
     samples: Samples<'a>,
+    report: Reporter<'a>,
+    /// The command that gets the lines of the metrics.
+    pub(super) log: Option<LogCommand>,
     options: SaveOptions<'a>,
     /// The best adapter, where it could not be written.
     unsaved_adapter: Option<(HostAdapter, Error)>,
@@ -56,6 +61,8 @@ impl<'a> Recorder<'a> {
             prepared,
             decoder,
             samples: Samples::begin(prepared),
+            report: Reporter::begin(prepared),
+            log: None,
             options,
             unsaved_adapter: None,
             saved_adapter: None,
@@ -76,13 +83,20 @@ impl<'a> Recorder<'a> {
                     "step": step, "epoch": epoch, "loss": report.loss, "learning_rate": learning_rate,
                     "grad_norm": report.grad_norm, "tokens": report.tokens, "trained_tokens": report.trained_tokens,
                 });
+                if let (Some(margin), Some(accuracy)) = (report.rewards.margin(), report.rewards.accuracy()) {
+                    line["reward_margin"] = json!(margin);
+                    line["reward_accuracy"] = json!(accuracy);
+                }
+                if report.is_finite() && !report.not_finite.is_empty() {
+                    // Examples of a private step that counted for nothing.
+                    line["not_finite"] = json!(report.not_finite.len());
+                }
                 if !report.is_finite() {
                     watch.notice(&bad_step(step, report.loss, report.grad_norm, &examples));
                     line["skipped"] = json!(true);
                     line["examples"] = json!(examples);
                 }
-                let recorded = self.folder.record(&line);
-                self.lines(recorded, watch);
+                self.record(&line, watch);
                 // Timings are not what a run is about: one that finds no room waits in silence.
                 let _ = self.folder.record_timing(&json!({
                     "step": step, "time": now(), "seconds": seconds, "tokens": report.tokens,
@@ -90,16 +104,31 @@ impl<'a> Recorder<'a> {
                 }));
                 self.folder.keep();
             }
-            Event::Evaluation { step, valid_loss, tokens, correct_tokens, exact_match, is_best, adapter } => {
+            Event::Evaluation {
+                step,
+                valid_loss,
+                tokens,
+                correct_tokens,
+                exact_match,
+                preferences,
+                classes,
+                is_best,
+                adapter,
+            } => {
                 let mut line = json!({
-                    "step": step, "valid_loss": valid_loss, "valid_tokens": tokens,
-                    "valid_token_accuracy": correct_tokens as f64 / tokens as f64, "is_best": is_best,
+                    "step": step, "valid_loss": valid_loss, "valid_tokens": tokens, "is_best": is_best,
                 });
+                let measures = match (preferences, classes) {
+                    (Some(preferences), _) => json!(preferences),
+                    (None, Some(classes)) => json!(classes),
+                    (None, None) => json!({ "token_accuracy": correct_tokens as f64 / tokens as f64 }),
+                };
+                let measures = measures.as_object().into_iter().flatten().filter(|(name, _)| *name != "loss");
+                measures.for_each(|(name, value)| line[format!("valid_{name}")] = value.clone());
                 if let Some(share) = exact_match {
                     line["valid_exact_match"] = json!(share);
                 }
-                let recorded = self.folder.record(&line);
-                self.lines(recorded, watch);
+                self.record(&line, watch);
                 let Self { samples, decoder, folder, .. } = self;
                 let answered = interrupt::cancellable(|| samples.answer(step, decoder, adapter, folder, watch));
                 if let Some(Err(error)) = answered {
@@ -110,6 +139,18 @@ impl<'a> Recorder<'a> {
             Event::Checkpoint { state } => self.save_checkpoint(state, watch),
             Event::Begin { .. } | Event::Evaluating { .. } | Event::Stopped { .. } => {}
         }
+        let Self { report, samples, decoder, folder, .. } = self;
+        report.take(event, decoder, samples, folder, watch);
+    }
+
+    /// Measures what the report of a run that has come to its end tells.
+    pub(super) fn measure_outcome(&mut self, outcome: &Outcome) {
+        self.report.measure_outcome(outcome, self.decoder, &mut self.samples);
+    }
+
+    /// Writes the report by the files as they are now.
+    pub(super) fn write_report(&mut self, watch: &mut dyn Watch) {
+        self.report.write(&self.folder, watch);
     }
 
     /// Writes what could not be written so far.
@@ -133,7 +174,12 @@ impl<'a> Recorder<'a> {
         &self.extras.answers
     }
 
-    fn lines(&mut self, recorded: Result<()>, watch: &mut dyn Watch) {
+    /// Records a line of the metrics.
+    fn record(&mut self, line: &Value, watch: &mut dyn Watch) {
+        if let Some(log) = &mut self.log {
+            log.send(line, watch);
+        }
+        let recorded = self.folder.record(line);
         if let (Err(error), false) = (&recorded, self.lines_wait) {
             watch.notice(&format!("warning: {error}; training goes on, and its lines are written once there is room"));
         }

@@ -12,8 +12,8 @@ use super::watch::Watch;
 use crate::data::Encoded;
 use crate::error::{Error, Result};
 use crate::files::versions::{Draft, Newest, Version, Versions};
-use crate::train::State;
 use crate::train::best::Evaluations;
+use crate::train::{State, preference};
 
 const EXTRAS_FILE: &str = "run.json";
 const METRICS_FILE: &str = "metrics.jsonl";
@@ -116,8 +116,7 @@ pub(super) fn newest(
         return Err(changed(&version, &refused));
     }
     for difference in &found {
-        let Difference { change, text, .. } = difference;
-        watch.notice(&format!("since the checkpoint the {change} has changed: {text}"));
+        watch.notice(&format!("since the checkpoint the {} has changed: {difference}", difference.change));
     }
     if found.iter().any(Difference::is_length) {
         watch.notice(&format!(
@@ -127,7 +126,9 @@ pub(super) fn newest(
     }
     let mut state = State::read(&version, &prepared.start)?;
     let measured = state.best.evaluations.losses_before.iter().map(|loss| loss.tokens);
-    let now = prepared.held_out.valid_at_steps(&prepared.valid).iter().map(Encoded::trained_tokens);
+    let valid = prepared.held_out.valid_at_steps(&prepared.valid);
+    let valid = preference::evaluated(&*prepared.plan.train.objective(), valid)?;
+    let now = valid.iter().flat_map(Encoded::trained_by_sequence);
     let is_other = found.iter().any(|found| found.change == Change::Data && found.name == "valid") || measured.ne(now);
     if is_other && !state.best.evaluations.losses_before.is_empty() {
         // Losses on other examples say nothing about these.
@@ -138,8 +139,8 @@ pub(super) fn newest(
 
 /// The error of a run that is another one than its checkpoint's.
 fn changed(version: &Version, refused: &[&Difference]) -> Error {
-    let errors = refused.iter().map(|Difference { change, text, .. }| {
-        Error::input(&*version.path, format!("the {change} has changed since this checkpoint: {text}"))
+    let errors = refused.iter().map(|found| {
+        Error::input(&*version.path, format!("the {} has changed since this checkpoint: {found}", found.change))
     });
     let mut kinds: Vec<String> = refused.iter().map(|found| format!("--accept-change {}", found.change)).collect();
     kinds.dedup();

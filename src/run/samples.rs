@@ -1,4 +1,5 @@
-//! Samples of a run: answers to a few validation prompts at each evaluation, within a share of the training's time.
+//! Samples of a run: answers to a few validation prompts at each evaluation, within a share of the training's time, of which the
+//! report takes its part.
 
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ const MAX_FILE_BYTES: u64 = 256 << 20;
 const CHOICE_STREAM: u64 = u64::MAX - 1;
 /// A training step takes about three times as long by token as an evaluation: forward, backward, and the update.
 const STEP_COST: f64 = 3.0;
+/// The part of the share of time that answers may take; the rest is left for the report.
+const ANSWERS_PART: f64 = 2.0 / 3.0;
 
 /// A validation prompt answered by the adapter of a step.
 #[derive(Debug, Clone, Serialize)]
@@ -41,6 +44,17 @@ pub struct StepSample {
     pub tokens: usize,
     /// The reason why it ends; `time` where the share of time was used up.
     pub finish: Finish,
+}
+
+/// Times of a run, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Taken {
+    /// The answers at evaluations.
+    pub samples: f64,
+    /// The measures and pages of the report.
+    pub report: f64,
+    /// The run from its first evaluation on.
+    pub run: f64,
 }
 
 /// The questions of at most `most` validation examples, chosen by the seed among those that `is_wanted`.
@@ -74,6 +88,8 @@ pub struct Samples<'p> {
     began: Instant,
     /// The time that the answers took so far.
     spent: Duration,
+    /// The time that the report took so far, from the same share.
+    charged: Duration,
     /// The time that reading the prompts takes: that of the last answers before their first token, or else an estimate.
     reading: Duration,
     /// Lines of the file; `None` before the first evaluation.
@@ -84,7 +100,8 @@ impl<'p> Samples<'p> {
     /// No answers yet; the time of the training begins.
     pub fn begin(prepared: &'p Prepared) -> Self {
         let prompts = prepared.held_out.questions.iter().map(|question| question.ids.clone()).collect();
-        Self { prepared, prompts, began: Instant::now(), spent: Duration::ZERO, reading: Duration::ZERO, lines: None }
+        let (spent, charged, reading) = Default::default();
+        Self { prepared, prompts, began: Instant::now(), spent, charged, reading, lines: None }
     }
 
     /// Answers the prompts with the adapter of `step`, as far as time is left, and writes the answers to the run folder.
@@ -104,13 +121,11 @@ impl<'p> Samples<'p> {
         let max_tokens = self.prepared.plan.sample.max_tokens;
         let answering = Answering { max_tokens, until, ..Answering::default() };
         let encoder = &self.prepared.base.encoder;
-        let mut reading = None;
-        let answers = answer_ids(decoder, encoder, Some(adapter), &self.prompts, &answering, |_, _| {
-            reading.get_or_insert_with(|| began.elapsed());
-            Ok(())
-        })?;
+        let answers = answer_ids(decoder, encoder, Some(adapter), &self.prompts, &answering)?;
         self.spent += began.elapsed();
-        self.reading = reading.unwrap_or_else(|| began.elapsed());
+        let first_tokens = answers.iter().filter(|answer| answer.tokens > 0);
+        let reading = first_tokens.map(|answer| answer.usage.seconds_to_first_token).min_by(f64::total_cmp);
+        self.reading = reading.map_or_else(|| began.elapsed(), Duration::from_secs_f64);
         let pairs = self.prepared.held_out.questions.iter().zip(answers);
         let samples: Vec<StepSample> = pairs
             .map(|(question, answer)| StepSample {
@@ -135,21 +150,55 @@ impl<'p> Samples<'p> {
         if share == 1.0 {
             return Some(Duration::MAX);
         }
-        let elapsed = self.began.elapsed();
-        // Before the first step nothing but an evaluation has been done: its time tells that of the run, and that of reading
-        // prompts.
-        let allowed = match step {
-            0 => {
-                let Prepared { valid, held_out, .. } = self.prepared;
-                let sequences = held_out.valid_at_steps(valid).iter();
-                let evaluated = sequences.map(|sequence| sequence.ids.len()).sum::<usize>().max(1) as f64;
-                let prompted = self.prompts.iter().map(Vec::len).sum::<usize>() as f64;
-                self.reading = elapsed.mul_f64(prompted / evaluated);
-                elapsed.mul_f64(share * self.evaluations_worth(evaluated))
-            }
-            _ => elapsed.mul_f64(share).saturating_sub(self.spent),
-        };
+        if step == 0 {
+            // Nothing but an evaluation has been done: its time tells that of reading prompts.
+            self.reading = self.evaluating(self.prompts.iter().map(Vec::len).sum());
+        }
+        let allowed = self.budget(step).mul_f64(ANSWERS_PART).saturating_sub(self.spent).min(self.left(step));
         (allowed > self.reading).then_some(allowed)
+    }
+
+    /// The time that answers and report may take in all up to the evaluation of `step`.
+    fn budget(&self, step: u64) -> Duration {
+        let worth = match step {
+            // The time of the first evaluation tells that of the run.
+            0 => self.evaluations_worth(self.evaluated_tokens()),
+            _ => 1.0,
+        };
+        self.began.elapsed().mul_f64(self.prepared.plan.sample.time_share * worth)
+    }
+
+    /// The time that is left for the report at the evaluation of `step`.
+    pub fn left(&self, step: u64) -> Duration {
+        match self.prepared.plan.sample.time_share {
+            1.0 => Duration::MAX,
+            _ => self.budget(step).saturating_sub(self.spent + self.charged),
+        }
+    }
+
+    /// The time that answers and report took so far, and that of the run, in seconds.
+    pub fn taken(&self) -> Taken {
+        Taken {
+            samples: self.spent.as_secs_f64(),
+            report: self.charged.as_secs_f64(),
+            run: self.began.elapsed().as_secs_f64(),
+        }
+    }
+
+    /// Takes the time that the report took from the share.
+    pub fn charge(&mut self, time: Duration) {
+        self.charged += time;
+    }
+
+    /// The time of a pass over so many tokens, where nothing but the first evaluation has been done so far.
+    pub fn evaluating(&self, tokens: usize) -> Duration {
+        self.began.elapsed().mul_f64(tokens as f64 / self.evaluated_tokens())
+    }
+
+    /// The tokens of an evaluation.
+    fn evaluated_tokens(&self) -> f64 {
+        let Prepared { valid, held_out, .. } = self.prepared;
+        held_out.valid_at_steps(valid).iter().map(|sequence| sequence.ids.len()).sum::<usize>().max(1) as f64
     }
 
     /// The expected time of the run for each of its evaluations, in times of one evaluation.

@@ -1,7 +1,9 @@
 //! The two ways to declare settings: `section!` for a section of a recipe, `choice!` for a setting that is one of a few
-//! words. One declaration is the type, its reader, its entry in the reference and its values on the command line.
+//! words. One declaration is the type, its reader, its entry in the reference, its JSON Schema and its values on the command line.
 
 use std::path::PathBuf;
+
+use serde_json::{Value, json};
 
 /// A setting, for the reference and for suggestions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +27,9 @@ pub(crate) trait Describe {
     fn expected() -> String {
         String::new()
     }
+
+    /// The JSON Schema of its values (draft 2020-12), for editors.
+    fn schema() -> Value;
 }
 
 /// A type declared by `choice!`.
@@ -33,12 +38,25 @@ pub(crate) trait Choice: std::str::FromStr {
     const NAMES: &'static [&'static str];
 }
 
-impl Describe for String {}
-impl Describe for PathBuf {}
-impl Describe for bool {}
-impl Describe for f64 {}
-impl Describe for u64 {}
-impl Describe for usize {}
+/// Implements [`Describe`] for types that are one setting, by their schemas.
+macro_rules! plain {
+    ($($type:ty = $schema:tt;)*) => {
+        $(impl Describe for $type {
+            fn schema() -> Value {
+                json!($schema)
+            }
+        })*
+    };
+}
+
+plain! {
+    String = { "type": "string" };
+    PathBuf = { "type": "string" };
+    bool = { "type": "boolean" };
+    f64 = { "type": "number" };
+    u64 = { "type": "integer", "minimum": 0 };
+    usize = { "type": "integer", "minimum": 0 };
+}
 
 impl<T: Describe> Describe for Option<T> {
     fn describe(section: &str, settings: &mut Vec<Setting>) {
@@ -47,6 +65,10 @@ impl<T: Describe> Describe for Option<T> {
 
     fn expected() -> String {
         T::expected()
+    }
+
+    fn schema() -> Value {
+        T::schema()
     }
 }
 
@@ -61,6 +83,23 @@ impl<T: Describe> Describe for Vec<T> {
             words => format!("any of {words}"),
         }
     }
+
+    fn schema() -> Value {
+        json!({ "type": "array", "items": T::schema() })
+    }
+}
+
+/// The schema of one setting of a section: that of its type, with its meaning and its default.
+pub(crate) fn setting_schema(mut schema: Value, doc: &str, expected: &str, default: Option<Value>) -> Value {
+    let description = match expected {
+        "" => doc.to_owned(),
+        expected => format!("{doc} Accepted: {expected}."),
+    };
+    schema["description"] = description.into();
+    if let Some(default) = default.filter(|default| !default.is_null()) {
+        schema["default"] = default;
+    }
+    schema
 }
 
 /// Declares a section: each setting once, with its doc, type, value where it is missing, and limit.
@@ -111,6 +150,32 @@ macro_rules! section {
                         });
                     }
                 })*
+            }
+
+            fn schema() -> serde_json::Value {
+                #[allow(unused_imports)]
+                use $crate::settings::Missing::{ReadEmpty, Refuse, Take};
+                let mut properties = serde_json::Map::new();
+                let mut required: Vec<&str> = Vec::new();
+                $({
+                    let (missing, limit): ($crate::settings::Missing<$type>, $crate::settings::Limit<$type>) =
+                        ($missing, $limit);
+                    required.extend(matches!(missing, Refuse).then_some(stringify!($field)));
+                    let default = match &missing {
+                        Take(value) => serde_json::to_value(value).ok(),
+                        Refuse | ReadEmpty => None,
+                    };
+                    let doc = [$($field_doc.trim()),*].join(" ");
+                    let schema = <$type as $crate::settings::Describe>::schema();
+                    let schema = $crate::settings::setting_schema(schema, &doc, &limit.expected, default);
+                    properties.insert(stringify!($field).to_owned(), schema);
+                })*
+                serde_json::json!({
+                    "type": "object",
+                    "properties": properties,
+                    "required": required,
+                    "additionalProperties": false,
+                })
             }
         }
     };
@@ -186,6 +251,10 @@ macro_rules! choice {
         impl $crate::settings::Describe for $name {
             fn expected() -> String {
                 $crate::settings::one_of(<Self as $crate::settings::Choice>::NAMES)
+            }
+
+            fn schema() -> serde_json::Value {
+                serde_json::json!({ "enum": <Self as $crate::settings::Choice>::NAMES })
             }
         }
     };

@@ -16,7 +16,7 @@ pub(crate) mod tree;
 mod values;
 
 pub use declare::Setting;
-pub(crate) use declare::{Choice, Describe, choice, section};
+pub(crate) use declare::{Choice, Describe, choice, section, setting_schema};
 pub(crate) use limit::{IsEmpty, Limit, above, any, below, between, not_empty, one_of, optional};
 pub(crate) use reader::{FromNode, Missing, Reader, Section, Suggestions, defaults, join_key, mismatch, word};
 pub(crate) use tree::{Node, Value};

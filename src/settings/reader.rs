@@ -37,6 +37,15 @@ impl Suggestions {
         format!("{of} {}", known.join(", "))
     }
 
+    /// The setting that `key`, which is none, may have meant.
+    fn for_setting(&self, key: &str) -> Option<&str> {
+        let name = key.rsplit('.').next().unwrap_or(key);
+        let foreign = self.foreign_keys.iter().find(|(foreign, _)| *foreign == name.to_ascii_lowercase());
+        let known = || self.keys.iter().map(String::as_str);
+        let same_name = || known().find(|known| known.rsplit('.').next() == Some(name));
+        foreign.map(|(_, ours)| *ours).or_else(same_name).or_else(|| nearest(key, known()))
+    }
+
     /// The word of `words` that `text` may have meant as the value of `key`.
     fn for_word<'w>(&self, key: &str, text: &str, words: &[&'w str]) -> Option<&'w str> {
         let foreign = text.to_ascii_lowercase();
@@ -61,6 +70,29 @@ impl<'a> Reader<'a> {
     /// The word of `words` that `text` may have meant as the value of `key`.
     pub(crate) fn suggested<'w>(&self, key: &str, text: &str, words: &[&'w str]) -> Option<&'w str> {
         self.suggestions.for_word(key, text, words)
+    }
+
+    /// Whether `key` is a setting; records at `place` that it is none, with the one that it may have meant.
+    pub(crate) fn is_setting(&mut self, key: &str, place: &Place) -> bool {
+        let is_known = self.suggestions.keys.iter().any(|known| known == key);
+        if !is_known {
+            let hint = match self.suggestions.for_setting(key) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "docs/recipe.md lists the settings".to_owned(),
+            };
+            self.problem_with_hint(place, format!("there is no setting `{key}`"), hint);
+        }
+        is_known
+    }
+
+    /// Records an error of something that was read apart, in the order of `place`.
+    pub(crate) fn error(&mut self, place: &Place, error: Error) {
+        self.problems.push((place.clone(), error));
+    }
+
+    /// Whether a problem was recorded.
+    pub(crate) fn has_problems(&self) -> bool {
+        !self.problems.is_empty()
     }
 
     /// Records a problem at `place`.

@@ -34,14 +34,14 @@ impl Place {
 }
 
 /// A value and its place.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Node {
     pub(crate) place: Place,
     pub(crate) value: Value,
 }
 
 /// A TOML value. Numbers keep their text: what does not fit a type is then still shown as it was typed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value {
     String(String),
     /// Digits with an optional sign, as `i128::from_str_radix` takes them.
@@ -72,6 +72,33 @@ impl fmt::Display for Value {
             Self::Datetime(text) => write!(f, "the date {text}"),
             Self::Array(_) => write!(f, "a list"),
             Self::Table(_) => write!(f, "a section"),
+        }
+    }
+}
+
+impl Node {
+    /// A string that was typed nowhere.
+    pub(crate) fn text(text: &str) -> Self {
+        Self { place: Place::Recipe, value: Value::String(text.to_owned()) }
+    }
+}
+
+impl Value {
+    /// The value as TOML has it; a number that TOML's types cannot hold is a string.
+    pub(crate) fn to_toml(&self) -> toml::Value {
+        match self {
+            Self::String(text) => text.clone().into(),
+            Self::Integer { digits, radix } => {
+                i64::from_str_radix(digits, *radix).map_or_else(|_| digits.clone().into(), Into::into)
+            }
+            Self::Float(text) => text.parse::<f64>().map_or_else(|_| text.clone().into(), Into::into),
+            Self::Bool(value) => (*value).into(),
+            Self::Datetime(text) => text.parse().map_or_else(|_| text.clone().into(), toml::Value::Datetime),
+            Self::Array(nodes) => toml::Value::Array(nodes.iter().map(|node| node.value.to_toml()).collect()),
+            Self::Table(table) => {
+                let entries = table.iter().map(|(key, (_, node))| (key.clone(), node.value.to_toml()));
+                toml::Value::Table(entries.collect())
+            }
         }
     }
 }
@@ -142,7 +169,10 @@ pub(crate) fn set(root: &mut Node, setting: &str) -> Result<()> {
 }
 
 /// Puts `value` at `key`, seen from `node`, whose own key is `parent`. Missing sections are made.
-fn insert(node: &mut Node, key: &str, parent: &str, value: Node) -> Result<()> {
+///
+/// # Errors
+/// Input: a part of the key is no section.
+pub(crate) fn insert(node: &mut Node, key: &str, parent: &str, value: Node) -> Result<()> {
     let place = value.place.clone();
     let found = node.value.to_string();
     let Value::Table(table) = &mut node.value else {

@@ -127,6 +127,11 @@ impl<T: Choice> Describe for OrAuto<T> {
         let words: Vec<&str> = std::iter::once(AUTO).chain(T::NAMES.iter().copied()).collect();
         one_of(&words)
     }
+
+    fn schema() -> serde_json::Value {
+        let words: Vec<&str> = std::iter::once(AUTO).chain(T::NAMES.iter().copied()).collect();
+        serde_json::json!({ "enum": words })
+    }
 }
 
 impl<T: Serialize> Serialize for OrAuto<T> {

@@ -4,10 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::folder::FOLDER_FILES;
-use super::tokenizer::{MAX_TOKENIZER_BYTES, Source, Surroundings, Tokenizer};
+use super::tokenizer::{Surroundings, Tokenizer};
 use crate::error::{Error, Result};
-use crate::files::{atomic, json as strict_json, open};
+use crate::files::{atomic, json as strict_json};
 
 /// The file that names the special tokens and holds the chat template.
 const CONFIG: &str = "tokenizer_config.json";
@@ -20,14 +19,7 @@ impl Tokenizer {
     /// A file that cannot be read or written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let chosen = self.chosen_template();
-        let mut files: Vec<(&'static str, Vec<u8>)> = match self.source() {
-            Source::Folder(from) => {
-                let present = FOLDER_FILES.into_iter().filter(|name| from.join(name).exists());
-                let read = |name| Ok((name, open::read(&from.join(name), MAX_TOKENIZER_BYTES)?));
-                present.map(read).collect::<Result<_>>()?
-            }
-            Source::Written(files) => files.iter().map(|(name, text)| (*name, text.clone().into_bytes())).collect(),
-        };
+        let mut files = self.files()?;
         if let Some(template) = chosen {
             files.retain(|(name, _)| !name.ends_with(".jinja"));
             let config = files.iter().position(|(name, _)| *name == CONFIG).map(|at| files.swap_remove(at).1);
@@ -51,7 +43,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// The files that make transformers load this tokenizer.
-pub(super) fn written_files(tokenizer: &Value, surroundings: &Surroundings) -> Vec<(&'static str, String)> {
+pub(super) fn written_files(tokenizer: &Value, surroundings: &Surroundings) -> Vec<(&'static str, Vec<u8>)> {
     let named = &surroundings.named;
     let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -71,7 +63,8 @@ pub(super) fn written_files(tokenizer: &Value, surroundings: &Surroundings) -> V
     if let Some(templates) = surroundings.templates.to_config() {
         config["chat_template"] = templates;
     }
-    vec![("tokenizer.json", pretty(tokenizer)), (CONFIG, pretty(&config)), ("special_tokens_map.json", pretty(&map))]
+    let files = [("tokenizer.json", tokenizer), (CONFIG, &config), ("special_tokens_map.json", &map)];
+    files.map(|(name, value)| (name, pretty(value).into_bytes())).into()
 }
 
 fn pretty(value: &Value) -> String {

@@ -7,6 +7,22 @@ use crate::error::Result;
 /// few tokens; without a bound, endless rubbish would cost quadratic time.
 const MAX_HELD: usize = 64;
 
+/// The text of each token; of a token that is a part of a character, its name in the vocabulary.
+pub fn token_texts(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
+    let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
+    let text = |index: usize| {
+        // After the token before it: alone, some tokenizers take its leading space away.
+        let before = &ids[index.saturating_sub(1)..index];
+        let both = decode(&ids[index.saturating_sub(1)..=index]);
+        let own = both.strip_prefix(&decode(before)).unwrap_or_default();
+        match own.is_empty() || own.contains('\u{fffd}') {
+            true => tokenizer.id_to_token(ids[index]).unwrap_or_default(),
+            false => own.to_owned(),
+        }
+    };
+    (0..ids.len()).map(text).collect()
+}
+
 /// Turns ids into text as they come. Never gives out half a character.
 pub struct TextStream {
     tokenizer: Tokenizer,

@@ -47,7 +47,7 @@ struct Inner {
 #[derive(Clone)]
 pub(super) enum Source {
     Folder(PathBuf),
-    Written(Vec<(&'static str, String)>),
+    Written(Vec<(&'static str, Vec<u8>)>),
 }
 
 /// The tokens with a name of their own, as text.
@@ -84,7 +84,12 @@ impl Tokenizer {
     pub fn from_json(bytes: &[u8], name: &str) -> Result<Self> {
         let value = Self::parse(name, bytes)?;
         let text = value.to_string();
-        Self::build(name.into(), value, Surroundings::default(), Source::Written(vec![("tokenizer.json", text)]))
+        Self::build(
+            name.into(),
+            value,
+            Surroundings::default(),
+            Source::Written(vec![("tokenizer.json", text.into_bytes())]),
+        )
     }
 
     /// Builds a tokenizer from its JSON form and writes the files that [`Tokenizer::save`] will need.
@@ -109,10 +114,8 @@ impl Tokenizer {
         check::checked(&place, &mut value)?;
         let puts_space_first = puts_space_first(&value);
         let unknown = unknown_id(&value);
-        let bytes = serde_json::to_vec(&value).map_err(|error| Error::input(&place, error.to_string()))?;
-        drop(value);
         // The checks before should leave nothing that panics; if something does, it is still only an error.
-        let parsing = catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes))
+        let parsing = catch_unwind(AssertUnwindSafe(|| serde_json::from_value::<tokenizers::Tokenizer>(value)))
             .map_err(|_| Error::input(&place, "the tokenizers crate cannot read this file"))?
             .map_err(|error| Error::input(&place, format!("not a tokenizer: {error}")))?;
         let mut ordinary = parsing.clone();
@@ -362,6 +365,10 @@ impl Tokenizer {
 
     pub(super) fn source(&self) -> &Source {
         &self.0.source
+    }
+
+    pub(super) fn surroundings(&self) -> &Surroundings {
+        &self.0.surroundings
     }
 }
 

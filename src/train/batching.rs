@@ -6,7 +6,6 @@ use serde::Serialize;
 use super::settings::TrainSettings;
 use crate::data::{DataSettings, Encoded, batch};
 use crate::error::{Error, Place, Result};
-use crate::model::decoder::Recompute;
 
 /// How sequences become micro-batches and steps. It decides what is learned; [`Layout`] does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +26,11 @@ pub struct Batching {
 pub struct Layout {
     /// The most that goes through the model at once.
     pub part: Part,
-    /// The activations that are computed again.
-    pub recompute: Recompute,
+    /// The number of layers, from the first on, whose activations are computed again.
+    pub recomputed_layers: usize,
+    /// The parts that go through a layer while it is in memory, where layers are read from the disk as they are needed (then all of them
+    /// are computed again); `None` where the weights stay in memory.
+    pub parts_a_pass: Option<usize>,
 }
 
 /// The most of a micro-batch that goes through the model at once.

@@ -2,18 +2,23 @@
 
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::evaluate::evaluate;
+use super::evaluate::{classify_cancellable, evaluate_cancellable};
 use super::event::Event;
 use super::fit::Job;
-use super::score::Score;
+use super::preference::{self, Preferences};
+use super::score::{EvalOn, Score};
 use super::settings::EarlyStopping;
 use super::step::AdapterTrainer;
 use crate::adapter::host::HostAdapter;
-use crate::error::Result;
+use crate::data::Encoded;
+use crate::error::{Error, Result};
+use crate::eval::classes::{ClassFigures, Classified, figures};
 use crate::eval::loss::{ExampleLoss, example_number, mean_loss};
 use crate::files::json::exact;
 use crate::interrupt;
+use crate::nn::Adapter;
 
 /// The best adapter so far: the one with the best validation score, or the last one without validation data.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +36,7 @@ pub struct Evaluations {
     pub best_step: u64,
     /// Its measures; `None` before the first evaluation.
     pub best: Option<Score>,
-    /// Loss of each validation sequence before the first step.
+    /// Loss of each validation sequence before the first step: the reference, where the objective has one.
     pub losses_before: Vec<ExampleLoss>,
     /// The same with the best adapter.
     pub losses: Vec<ExampleLoss>,
@@ -42,6 +47,27 @@ pub struct Evaluations {
     pub last_loss: Option<f64>,
     /// Steps done at the last evaluation, or without validation data at the last time that the adapter was kept.
     pub last_step: Option<u64>,
+}
+
+/// The losses of the validation examples `valid`, and of a classifier of so many labels its measures; `None`, on every rank, where
+/// one of them was asked to stop.
+fn measured(
+    job: &Job<'_>,
+    adapter: &Adapter,
+    valid: &[Encoded],
+    labels: Option<usize>,
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Option<(Vec<ExampleLoss>, Option<ClassFigures>)>> {
+    let Job { ranks, decoder, .. } = *job;
+    let Some(labels) = labels else {
+        let losses = evaluate_cancellable(ranks, decoder, Some(adapter), valid, progress)?;
+        return Ok(losses.map(|losses| (losses, None)));
+    };
+    let classified = classify_cancellable(ranks, decoder, adapter, valid, progress)?;
+    Ok(classified.map(|classified| {
+        let losses = classified.iter().map(Classified::loss).collect();
+        (losses, Some(figures(&classified, labels)))
+    }))
 }
 
 impl BestSoFar {
@@ -68,44 +94,69 @@ impl BestSoFar {
             return Ok(true);
         }
         let adapter = trainer.adapter.valid();
-        let total = job.valid.len();
-        let progress = &mut |done| watch(Event::Evaluating { step, done, total });
-        let losses = interrupt::cancellable(|| evaluate(job.decoder, Some(&adapter), job.valid, progress));
-        let Some(losses) = losses.transpose()? else { return Ok(false) };
+        let objective = job.settings.objective();
+        let valid = preference::evaluated(&*objective, job.valid)?;
+        let valid = &valid[..];
+        let total = valid.len();
+        let labels = job.start.classifier.as_ref().map(|classifier| classifier.labels.len());
+        let mut measured = |adapter: &Adapter| {
+            measured(job, adapter, valid, labels, &mut |done| watch(Event::Evaluating { step, done, total }))
+        };
+        let Some((losses, classes)) = measured(&adapter)? else { return Ok(false) };
         // The validation data are others than those the run began with: the adapter that it began with is evaluated too.
         let before = match self.evaluations.losses_before.is_empty() && step > 0 {
             true => {
                 let start = job.start.attach(job.decoder.config(), job.decoder.device())?;
-                let progress = &mut |done| watch(Event::Evaluating { step, done, total });
-                let before = interrupt::cancellable(|| evaluate(job.decoder, Some(&start), job.valid, progress));
-                let Some(before) = before.transpose()? else { return Ok(false) };
+                let Some((before, _)) = measured(&start)? else { return Ok(false) };
                 Some(before)
             }
             false => None,
         };
         let exact_match = match job.exact_match {
-            Some(measure) => match interrupt::cancellable(|| measure.share(&adapter)) {
-                Some(share) => Some(share?),
-                None => return Ok(false),
-            },
+            Some(measure) => {
+                let own = interrupt::cancellable(|| measure.exact(job.ranks, &adapter)).transpose()?;
+                let mut counts = [i64::from(own.is_none()), own.unwrap_or_default() as i64];
+                job.ranks.sum(&mut counts);
+                let [cancelled, exact] = counts;
+                if cancelled > 0 {
+                    return Ok(false);
+                }
+                Some(exact as f64 / measure.prompts() as f64)
+            }
             None => None,
         };
+        check_same_adapter(job, step, trainer)?;
         let so_far = &mut self.evaluations;
-        let valid_loss = match (mean_loss(&losses, example_number), so_far.best) {
-            // An adapter that has run away is no better than any other.
-            (Err(_), Some(_)) => f64::INFINITY,
-            (valid_loss, _) => valid_loss?,
-        };
-        let min_delta = job.settings.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
-        let score = Score { exact_match, loss: valid_loss };
-        let is_best = so_far.best.is_none_or(|best| score.is_better_than(best));
-        let has_improved = so_far.best.is_none_or(|best| score.improves_by(best, min_delta));
         if so_far.losses_before.is_empty() {
             so_far.losses_before = before.unwrap_or_else(|| losses.clone());
         }
+        let preferences = job.settings.objective.is_preference().then(|| {
+            let measured = preference::measure(&*objective, job.valid, &losses, &so_far.losses_before);
+            Preferences::of(&measured)
+        });
+        let valid_loss = match (mean_loss(&losses, example_number), so_far.best) {
+            // An adapter that has run away is no better than any other.
+            (Err(_), Some(_)) => f64::INFINITY,
+            (valid_loss, _) => preferences.as_ref().map_or(valid_loss?, |preferences| preferences.loss),
+        };
+        let min_delta = job.settings.early_stopping.as_ref().map_or(0.0, |stopping| stopping.min_delta);
+        let accuracy = classes.map(|classes| classes.accuracy).filter(|_| job.settings.eval_on == EvalOn::Accuracy);
+        let score = Score { share: exact_match.or(accuracy), loss: valid_loss };
+        let is_best = so_far.best.is_none_or(|best| score.is_better_than(best));
+        let has_improved = so_far.best.is_none_or(|best| score.improves_by(best, min_delta));
         let tokens = losses.iter().map(|loss| loss.tokens).sum();
         let correct_tokens = losses.iter().map(|loss| loss.correct_tokens).sum();
-        watch(Event::Evaluation { step, valid_loss, tokens, correct_tokens, exact_match, is_best, adapter: &adapter })?;
+        watch(Event::Evaluation {
+            step,
+            valid_loss,
+            tokens,
+            correct_tokens,
+            exact_match,
+            preferences: preferences.as_ref(),
+            classes: classes.as_ref(),
+            is_best,
+            adapter: &adapter,
+        })?;
         (so_far.last_step, so_far.last_loss) = (Some(step), Some(valid_loss));
         so_far.without_improvement = if has_improved { 0 } else { so_far.without_improvement + 1 };
         if is_best {
@@ -132,4 +183,23 @@ impl BestSoFar {
         self.evaluations.best_step = step;
         watch(Event::Best { step, adapter: &self.adapter })
     }
+}
+
+/// Compares the adapters of all ranks, which every decision from here on is computed from.
+///
+/// # Errors
+/// Failed: that of another rank is not the one of rank 0.
+fn check_same_adapter(job: &Job<'_>, step: u64, trainer: &AdapterTrainer) -> Result<()> {
+    if job.ranks.count() == 1 {
+        return Ok(());
+    }
+    let mut hash = Sha256::new();
+    for matrix in trainer.adapter.matrices() {
+        hash.update(matrix.val().into_data().as_bytes());
+    }
+    let hashes = job.ranks.gather(&hash.finalize());
+    let Some(other) = hashes.iter().position(|hash| *hash != hashes[0]) else { return Ok(()) };
+    let message = format!("the adapter differs from that of {}, from the same sums", job.ranks.name(0));
+    Err(Error::failed(format!("step {step} on {}", job.ranks.name(other)), message)
+        .hint("processors of different kinds may round differently: train on machines of one kind"))
 }

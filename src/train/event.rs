@@ -1,8 +1,10 @@
 //! The events of a training run.
 
 use super::checkpoint::State;
+use super::preference::Preferences;
 use super::step::StepReport;
 use crate::adapter::host::HostAdapter;
+use crate::eval::classes::ClassFigures;
 use crate::nn::Adapter;
 
 /// The events of a run, in order.
@@ -38,16 +40,16 @@ pub enum Event<'a> {
     Evaluating {
         /// Steps done.
         step: u64,
-        /// Sequences done.
+        /// Examples done.
         done: usize,
-        /// Sequences in all.
+        /// Examples in all.
         total: usize,
     },
     /// After each evaluation; the first, at step 0, is of the adapter as it started.
     Evaluation {
         /// Steps done.
         step: u64,
-        /// Mean over the trained tokens; infinite where the adapter gives none that is finite.
+        /// Mean over the trained tokens, or of an objective over preferences its mean over the examples; infinite where the adapter gives none that is finite.
         valid_loss: f64,
         /// Those tokens.
         tokens: usize,
@@ -55,6 +57,10 @@ pub enum Event<'a> {
         correct_tokens: usize,
         /// The share of prompts answered exactly, where that chooses the best adapter.
         exact_match: Option<f64>,
+        /// The measures of preferences, where the objective compares answers.
+        preferences: Option<&'a Preferences>,
+        /// The measures of labels, where the adapter is a classifier.
+        classes: Option<&'a ClassFigures>,
         /// Whether it is the best adapter so far.
         is_best: bool,
         /// The adapter that was evaluated, on the decoder's device.

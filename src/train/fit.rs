@@ -7,16 +7,17 @@ use super::batching::{Batching, Layout};
 use super::best::BestSoFar;
 use super::checkpoint::{Progress, State};
 use super::event::Event;
-use super::objective::Sft;
+use super::parallel::Ranks;
 use super::peak_memory::peak_bytes;
+use super::privacy::Mechanism;
+use super::reference::References;
 use super::score::ExactMatch;
 use super::settings::TrainSettings;
-use super::step::{AdapterTrainer, StepReport};
+use super::step::{AdapterTrainer, Known, Step, StepReport};
 use crate::adapter::host::HostAdapter;
 use crate::data::{Augmenter, Encoded};
 use crate::error::{Error, Result};
 use crate::eval::loss::ExampleLoss;
-use crate::interrupt;
 use crate::model::{Batch, Decoder};
 
 /// A training run: the base, the adapter to begin with, the examples, and how to train.
@@ -41,8 +42,22 @@ pub struct Job<'a> {
     pub batching: Batching,
     /// How a step goes through the model.
     pub layout: Layout,
+    /// The private part of the steps; `None` to train without. It draws the examples of a step in the place of `batching`.
+    pub privacy: Option<&'a Mechanism>,
     /// The state to go on from; `None` to begin.
     pub state: Option<&'a State>,
+    /// The processes that share the work; each of them calls [`fit`] with the same job.
+    pub ranks: &'a dyn Ranks,
+}
+
+impl Job<'_> {
+    /// Indices of the training sequences of an epoch: by step, by micro-batch.
+    fn steps(&self, epoch: u64) -> Vec<Vec<Vec<usize>>> {
+        match self.privacy {
+            Some(privacy) => privacy.steps(self.train.len(), epoch),
+            None => self.batching.steps(self.train, epoch),
+        }
+    }
 }
 
 /// The outcome of a run.
@@ -71,7 +86,7 @@ pub struct Outcome {
 }
 
 /// Trains `job.start`, or goes on from `job.state`, and returns the best adapter. `watch` sees every [`Event`]; its error ends the
-/// run. Once `stop` says so, the run ends after the step, or within it if the process was interrupted; its state is reported
+/// run. Once `stop` says so on one of the ranks, the run ends after the step, or within it if the process was interrupted; its state is reported
 /// first. A run that goes on from that state ends as if it had not been stopped.
 ///
 /// Without validation data, the adapter is reported every `eval_steps` steps, and before too many bad steps end the run.
@@ -108,6 +123,7 @@ struct Run<'a> {
     trainer: AdapterTrainer,
     best: BestSoFar,
     progress: Progress,
+    references: References<'a>,
     /// The steps of the epoch: their micro-batches.
     steps_of_epoch: Vec<Vec<Vec<usize>>>,
     /// The last state that was reported.
@@ -127,15 +143,17 @@ impl<'a> Run<'a> {
         let device = job.decoder.device().clone().autodiff();
         let start = job.state.map_or(job.start, |state| &state.adapter);
         let adapter = start.attach(job.decoder.config(), &device)?;
-        let mut trainer = AdapterTrainer::new(adapter, Box::new(Sft), job.settings, job.layout.recompute);
+        let mut trainer = job.layout.trainer(adapter, job.settings);
+        trainer.privacy = job.privacy.cloned();
         let (mut best, mut progress) = (BestSoFar::new(job.start), Progress::default());
         if let Some(state) = job.state {
             trainer.optimiser.restore(&trainer.adapter, &state.optimiser)?;
             (best, progress) = (state.best.clone(), state.progress.clone());
         }
-        let steps_of_epoch = job.batching.steps(job.train, progress.epoch);
+        let references = References::of(job.decoder, job.start, job.train, job.settings)?;
+        let steps_of_epoch = job.steps(progress.epoch);
         let saved = Reported { at: Instant::now(), step: progress.step, evaluated: best.evaluations.last_step };
-        Ok(Self { job, total_steps, trainer, best, progress, steps_of_epoch, saved })
+        Ok(Self { job, total_steps, trainer, best, progress, references, steps_of_epoch, saved })
     }
 
     /// Trains to the end of the run. Says whether the user ended it.
@@ -162,7 +180,7 @@ impl<'a> Run<'a> {
             if self.is_due() {
                 self.report_state(watch)?;
             }
-            if stop() || !self.step(watch)? {
+            if !self.step(stop, watch)? {
                 break;
             }
         }
@@ -182,28 +200,42 @@ impl<'a> Run<'a> {
     }
 
     /// Makes the next step. `false` if the user asked to stop first: then nothing has changed.
-    fn step(&mut self, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<bool> {
-        let Job { decoder, train, augment, settings, batching, layout, .. } = *self.job;
+    fn step(&mut self, stop: &impl Fn() -> bool, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<bool> {
+        let Job { decoder, train, augment, settings, layout, ranks, .. } = *self.job;
         while self.progress.steps_of_epoch >= self.steps_of_epoch.len() {
             self.progress.epoch += 1;
             self.progress.steps_of_epoch = 0;
-            self.steps_of_epoch = batching.steps(train, self.progress.epoch);
+            self.steps_of_epoch = self.job.steps(self.progress.epoch);
         }
         let began = Instant::now();
         let step = self.progress.step;
         let learning_rate = settings.schedule(self.total_steps).rate(step);
         let parts = layout.part.split(&self.steps_of_epoch[self.progress.steps_of_epoch], train);
-        let batches: Vec<Batch> = parts.iter().map(|part| join(part, train, augment, self.progress.epoch)).collect();
-        // The adapter and the optimiser change at the end, where nothing is cancelled any more.
-        let trainer = &mut self.trainer;
-        let report =
-            interrupt::cancellable(|| trainer.step(decoder, &batches, learning_rate, seed_of(settings.seed, step)));
-        let Some(report) = report else { return Ok(false) };
+        let of_epoch = |part: &Vec<usize>| of_epoch(part, train, augment, self.progress.epoch);
+        let examples: Vec<Vec<Cow<'_, Encoded>>> = parts.iter().map(of_epoch).collect();
+        let join = |examples: &Vec<Cow<'_, Encoded>>| Batch::join(examples.iter().flat_map(|one| one.sequences()));
+        let batches: Vec<Batch> = examples.iter().map(join).collect();
+        let Self { trainer, references, .. } = self;
+        ranks.begin_step(step + 1);
+        let known = references.known(ranks, &trainer.adapter, &parts, &examples, stop())?;
+        // Every rank comes to the sum of the step, be it to say that it stops.
+        let is_stopped = known.is_none();
+        let known = Known { sequences: numbers(&parts, &examples), ..known.unwrap_or_default() };
+        let seed = seed_of(settings.seed, step);
+        let step_of_ranks = Step { decoder, micro_batches: &batches, known: &known, rate: learning_rate, seed };
+        let report = trainer.step_among(ranks, &step_of_ranks, is_stopped);
+        if report.is_cancelled {
+            return Ok(false);
+        }
         let is_bad = !report.is_finite();
         let mut bad_sequences = Vec::new();
         if is_bad {
             let sequences = parts.concat();
-            bad_sequences = report.not_finite.iter().filter_map(|&place| sequences.get(place).copied()).collect();
+            // Of a pair, either sequence may be the bad one.
+            let of_each = batches.iter().map(|batch| batch.lengths.len()).sum::<usize>() / sequences.len().max(1);
+            let places = report.not_finite.iter().filter_map(|&place| sequences.get(place / of_each));
+            bad_sequences = places.copied().collect();
+            bad_sequences.dedup();
             if bad_sequences.is_empty() {
                 bad_sequences = sequences;
             }
@@ -248,8 +280,11 @@ impl<'a> Run<'a> {
         by_steps || (settings.checkpoint_minutes > 0.0 && minutes >= settings.checkpoint_minutes)
     }
 
-    /// Reports the state, unless the last one was the same.
+    /// Reports the state, unless the last one was the same. Every rank has the same state: the first saves it.
     fn report_state(&mut self, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<()> {
+        if !self.job.ranks.is_first() {
+            return Ok(());
+        }
         let (step, evaluated) = (self.progress.step, self.best.evaluations.last_step);
         let is_first = self.job.state.is_none() && step == 0;
         if !is_first && (self.saved.step, self.saved.evaluated) == (step, evaluated) {
@@ -272,11 +307,22 @@ fn seed_of(seed: u64, step: u64) -> u64 {
     seed.wrapping_add((step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-fn join(indices: &[usize], sequences: &[Encoded], augment: Option<&Augmenter<'_>>, epoch: u64) -> Batch {
+/// The numbers of the sequences of a step: those of an example are the same wherever it lies.
+fn numbers(parts: &[Vec<usize>], examples: &[Vec<Cow<'_, Encoded>>]) -> Vec<u64> {
+    let pairs = parts.iter().flatten().zip(examples.iter().flatten());
+    // An example has one sequence or two.
+    pairs.flat_map(|(index, example)| (2 * *index as u64..).take(example.sequences().count())).collect()
+}
+
+/// The sequences of an epoch at these indices.
+fn of_epoch<'a>(
+    indices: &[usize],
+    sequences: &'a [Encoded],
+    augment: Option<&Augmenter<'_>>,
+    epoch: u64,
+) -> Vec<Cow<'a, Encoded>> {
     let changed = |index: usize| augment.and_then(|augment| augment.sequence(epoch, index));
-    let of_epoch = indices.iter().map(|&index| changed(index).map_or(Cow::Borrowed(&sequences[index]), Cow::Owned));
-    let of_epoch: Vec<Cow<'_, Encoded>> = of_epoch.collect();
-    Batch::join(of_epoch.iter().map(|sequence| sequence.parts()))
+    indices.iter().map(|&index| changed(index).map_or(Cow::Borrowed(&sequences[index]), Cow::Owned)).collect()
 }
 
 /// The error of a run whose last steps were bad.

@@ -2,11 +2,13 @@
 //!
 //! A step is one update of the adapter: `accumulate_steps` micro-batches of `micro_batch_seqs` sequences.
 
+use super::label_weights::LabelWeights;
+use super::objective::ObjectiveKind;
 use super::optimiser::OptimiserKind;
 use super::schedule::{Schedule, ScheduleKind};
 use super::score::EvalOn;
 use crate::model::decoder::Recompute;
-use crate::settings::{above, any, below, between, defaults, optional, section};
+use crate::settings::{Describe, Limit, above, any, below, between, defaults, optional, section};
 
 /// The largest seed: every whole number up to here survives a trip through JSON.
 const MAX_SEED: u64 = 1 << 53;
@@ -16,11 +18,33 @@ const MAX_STEPS: u64 = 1_000_000_000;
 section! {
     /// How the adapter is trained.
     TrainSettings {
+        /// The value that is minimised. `classify` needs texts with labels, all others but `sft` preferences: pairs of a chosen and a
+        /// rejected answer, or for `kto` answers with labels.
+        objective: ObjectiveKind = Take(ObjectiveKind::Sft), any();
+        /// The strength of the tie to the reference in `dpo`, `ipo` and `kto` (0.1 where it is not given), the weight of the odds ratio in `orpo`
+        /// (0.1), the scale of the rewards in `simpo` (2).
+        beta: Option<f64> = Take(None), optional(above(0.0, 1e3));
+        /// Under `dpo` and `simpo`: the probability that a preference in the data is wrong (conservative DPO, Mitchell 2023).
+        preference_smoothing: f64 = Take(0.0), below(0.0, 0.5);
+        /// Under `dpo` and `ipo`: the weight of the mean loss of a token of the chosen answers, which is added (Pang et al. 2024).
+        rpo_alpha: f64 = Take(0.0), between(0.0..=1e3);
+        /// Under `dpo`: log-probabilities are divided by the tokens of their answer; `beta` is then to be some ten times greater.
+        length_normalised: bool = Take(false), any();
+        /// Under `simpo`: the margin between the rewards of chosen and rejected answers that is aimed at (half of `beta` where it is
+        /// not given).
+        target_margin: Option<f64> = Take(None), optional(between(0.0..=1e3));
+        /// Under `kto`: the weight of desirable answers (1 where it is not given).
+        desirable_weight: Option<f64> = Take(None), optional(above(0.0, 1e3));
+        /// Under `kto`: the weight of undesirable answers (1 where it is not given).
+        undesirable_weight: Option<f64> = Take(None), optional(above(0.0, 1e3));
+        /// Under `classify`: the weight of each label in the loss, scaled so that those of the training examples have the mean 1.
+        /// `balanced` gives every label the same share.
+        label_weights: LabelWeights = Take(LabelWeights::Equal), any_above_zero();
         /// Passes over the training examples.
         epochs: u64 = Take(1), between(1..=MAX_STEPS);
         /// Stop after this many steps, even within an epoch.
         max_steps: Option<u64> = Take(None), optional(between(1..=MAX_STEPS));
-        /// Sequences in one forward and backward pass.
+        /// Sequences in one forward and backward pass; a pair of preferences counts once.
         micro_batch_seqs: usize = Take(4), between(1..=65_536);
         /// Micro-batches whose gradients make one step; their sum is divided once, by the trained tokens.
         accumulate_steps: usize = Take(1), between(1..=65_536);
@@ -72,7 +96,7 @@ section! {
         recompute: Recompute = Take(Recompute::None), any();
         /// Decides the adapter's first values, the order of examples, dropout and the held-out share.
         seed: u64 = Take(0), between(0..=MAX_SEED);
-        /// Stop when the validation loss no longer falls.
+        /// Stop when the validation loss no longer falls, or what `eval_on` names no longer rises.
         early_stopping: Option<EarlyStopping> = Take(None), any();
     }
 }
@@ -82,10 +106,18 @@ section! {
     EarlyStopping {
         /// Stop after this many evaluations without improvement.
         patience_evals: u64 = Take(3), between(1..=MAX_STEPS);
-        /// The validation loss must fall by more than this to count as an improvement; under `eval_on = "exact_match"`, the share
-        /// of exact answers must rise by more.
+        /// The validation loss must fall by more than this to count as an improvement; under `eval_on = "exact_match"` or
+        /// `"accuracy"`, the share must rise by more.
         min_delta: f64 = Take(0.0), between(0.0..=1e6);
     }
+}
+
+/// Every weight above 0.
+fn any_above_zero() -> Limit<LabelWeights> {
+    Limit::new(LabelWeights::expected(), |weights: &LabelWeights| match weights {
+        LabelWeights::Equal | LabelWeights::Balanced => true,
+        LabelWeights::Given(given) => given.iter().all(|(_, weight)| *weight > 0.0 && weight.is_finite()),
+    })
 }
 
 impl TrainSettings {

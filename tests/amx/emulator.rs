@@ -1,9 +1,9 @@
-//! AMX-BF16 in software: a handler for the illegal instructions that its absence causes.
+//! AMX-BF16 and a part of AMX-INT8 in software: a handler for the illegal instructions that its absence causes.
 //!
 //! A processor without AMX raises `SIGILL` at each of its instructions. The handler decodes the instruction that the
 //! kernel was stopped at, does to memory and to tile registers of its own what the manual says, and goes on behind it.
 //! Source: Intel, "Intel 64 and IA-32 Architectures SDM" vol. 2: VEX encoding, `LDTILECFG`, `TILELOADD`, `TILESTORED`,
-//! `TILEZERO`, `TILERELEASE`, `TDPBF16PS`. Whatever the manual calls a fault ends the process with a message.
+//! `TILEZERO`, `TILERELEASE`, `TDPBF16PS`, `TDPBSUD`. Whatever the manual calls a fault ends the process with a message.
 
 use std::cell::UnsafeCell;
 use std::sync::Once;
@@ -78,7 +78,10 @@ extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc
 unsafe fn is_amx(code: *const u8) -> bool {
     // SAFETY: as the caller vouches; each byte is looked at if the instruction has it.
     let byte = |at: usize| unsafe { *code.add(at) };
-    byte(0) == 0xc4 && byte(1) & 0x1f == 0b00010 && byte(2) & 0b1000_0100 == 0 && matches!(byte(3), 0x49 | 0x4b | 0x5c)
+    byte(0) == 0xc4
+        && byte(1) & 0x1f == 0b00010
+        && byte(2) & 0b1000_0100 == 0
+        && matches!(byte(3), 0x49 | 0x4b | 0x5c | 0x5e)
 }
 
 /// Ends the process; a panic cannot leave a handler.
@@ -179,6 +182,10 @@ impl Tiles {
                 self.multiply(register, last, second_source);
                 5
             }
+            (F3, 0x5e, 0b11) => {
+                self.multiply_bytes(register, last, second_source);
+                5
+            }
             _ => fault("an instruction of AMX that the kernels should not use"),
         }
     }
@@ -208,18 +215,40 @@ impl Tiles {
         }
     }
 
-    /// `TDPBF16PS`: `sums += a · b` over pairs; denormals count as zero, each product and sum rounds to nearest.
-    fn multiply(&mut self, sums: usize, a: usize, b: usize) {
+    /// The groups of four bytes in a row of `a`, and the columns of `b`, of a product that is counted.
+    fn shapes(&self, sums: usize, a: usize, b: usize) -> (usize, usize) {
         if b >= REGISTERS || sums == a || sums == b || a == b {
-            fault("TDPBF16PS: operands that are the same register, or none");
+            fault("a product of operands that are the same register, or none");
         }
         [sums, a, b].into_iter().for_each(|register| self.check(register));
-        let (pairs, columns) = (self.bytes_per_row[a] / 4, self.bytes_per_row[b] / 4);
-        let fits = self.rows[b] == pairs && self.rows[sums] == self.rows[a] && self.bytes_per_row[sums] == 4 * columns;
+        let (groups, columns) = (self.bytes_per_row[a] / 4, self.bytes_per_row[b] / 4);
+        let fits = self.rows[b] == groups && self.rows[sums] == self.rows[a] && self.bytes_per_row[sums] == 4 * columns;
         if !fits {
-            fault("TDPBF16PS: the shapes of the registers do not fit");
+            fault("a product of registers whose shapes do not fit");
         }
         PRODUCTS.fetch_add(1, Ordering::Relaxed);
+        (groups, columns)
+    }
+
+    /// `TDPBSUD`: `sums += a · b` over groups of four bytes, those of `a` signed, those of `b` not.
+    fn multiply_bytes(&mut self, sums: usize, a: usize, b: usize) {
+        let (groups, columns) = self.shapes(sums, a, b);
+        for row in 0..self.rows[a] {
+            for column in 0..columns {
+                let product = |at: usize| {
+                    let left = i32::from(self.registers[a][row][at] as i8);
+                    left * i32::from(self.registers[b][at / 4][4 * column + at % 4])
+                };
+                let sum: i32 = (0..4 * groups).map(product).sum();
+                let bytes = &mut self.registers[sums][row].as_chunks_mut::<4>().0[column];
+                *bytes = i32::from_le_bytes(*bytes).wrapping_add(sum).to_le_bytes();
+            }
+        }
+    }
+
+    /// `TDPBF16PS`: `sums += a · b` over pairs; denormals count as zero, each product and sum rounds to nearest.
+    fn multiply(&mut self, sums: usize, a: usize, b: usize) {
+        let (pairs, columns) = self.shapes(sums, a, b);
         // [pair][column]: the two halves of each pair of `b`.
         let mut right = [[[0f32; BYTES_PER_ROW / 4]; 2]; ROWS];
         for (pair, right) in right.iter_mut().enumerate().take(pairs) {

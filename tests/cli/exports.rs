@@ -54,7 +54,7 @@ fn a_trained_adapter_goes_to_llama_cpp_and_ollama() {
         ("merge", &["--format", "hf", "--out", "other.gguf"], "is the name of a .gguf file"),
         ("merge", &["--out", "n.gguf", "--compare", "--data", "train.jsonl"], "measures Hugging Face folders"),
         ("export", &["--format", "ollama", "--out", "o", "--split-size", "1GB"], "names one file"),
-        ("export", &["--format", "gguf-lora", "--out", "l.gguf", "--type", "f16"], "one small file in f32"),
+        ("export", &["--format", "gguf-lora", "--out", "l.gguf", "--type", "f16"], "one small file of weights in f32"),
     ] {
         let said = refused(&with(command, arguments));
         assert!(said.contains(expected), "{arguments:?}: {said}");

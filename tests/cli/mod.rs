@@ -1,9 +1,15 @@
 //! The program as users meet it: exit codes, what goes to stdout and to stderr, and the whole job on a tiny model.
 
+mod advise;
+mod chat;
+mod examples;
 mod exports;
 mod fetching;
+mod init;
+mod shell;
 #[cfg(unix)]
 pub mod signals;
+pub mod with_settings;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -360,8 +366,8 @@ fn sizes_have_units_and_numbers_signs() {
 #[test]
 fn a_run_folder_that_cannot_be_filled_is_not_left() {
     let folder = tiny_job();
-    // No file may grow beyond a few kilobytes: the recipe is written, the tokenizer is not.
-    let script = "ulimit -f 8; trap '' XFSZ; exec \"$0\" train recipe.toml";
+    // No file may grow beyond 8 KiB: the recipe is written, the tokenizer is not.
+    let script = "ulimit -f 16; trap '' XFSZ; exec \"$0\" train recipe.toml";
     let mut command = burnish(&folder);
     let (program, environment) = (command.get_program().to_owned(), command.get_envs());
     let environment: Vec<_> = environment.map(|(key, value)| (key.to_owned(), value.map(ToOwned::to_owned))).collect();
@@ -413,4 +419,12 @@ fn an_unknown_instruction_set_is_named() {
         let output = burnish(&folder).args(["check", "recipe.toml"]).env("BURNISH_ISA", name).output().expect("runs");
         assert!(refused(&output).contains("BURNISH_ISA: is `avx2"));
     }
+}
+
+#[test]
+fn the_instruction_set_in_use_is_told_on_request() {
+    let folder = tiny_job();
+    let arguments = ["check", "recipe.toml", "--verbose"];
+    let output = burnish(&folder).args(arguments).env("BURNISH_ISA", "portable").output().expect("runs");
+    assert!(text(&output.stderr).contains("kernels for portable"), "{}", text(&output.stderr));
 }

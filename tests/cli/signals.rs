@@ -52,6 +52,23 @@ fn an_interrupted_run_keeps_its_best_adapter_and_says_how_to_go_on() {
     }
 }
 
+#[test]
+fn an_interrupted_run_has_the_exit_code_of_its_signal_whatever_verdict_is_required() {
+    let folder = tiny_job();
+    let path = folder.path().join("recipe.toml");
+    let recipe = fs::read_to_string(&path).expect("the recipe");
+    // Without validation examples there is no verdict, which would be exit code 1.
+    fs::write(&path, recipe.replace("valid = \"valid.jsonl\"\n", "")).expect("written");
+    let mut command = burnish(&folder);
+    command.args(["train", "recipe.toml", "--set", "train.epochs=100000", "--require", "improved", "--json"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    wait_for(&folder.path().join("runs/sums/adapter_model.safetensors"));
+    // SAFETY: sends a signal to the child.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) }, 0);
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(143), "{}", text(&output.stderr));
+}
+
 /// The program, started to ignore `signal`, as `nohup` and a shell's background jobs are.
 fn ignoring(folder: &TempDir, signal: libc::c_int) -> Command {
     use std::os::unix::process::CommandExt;

@@ -1,7 +1,9 @@
 //! The table of what each consumer can take: its page, and the sentences before a run.
 
+use burnish::adapter::spec::{AdapterSpec, Targets};
 use burnish::export::feasible::{Facts, markdown, ruled_out};
-use burnish::model::{BaseFiles, ModelConfig};
+use burnish::model::BaseFiles;
+use burnish::quant::Quant;
 
 use super::fixture;
 
@@ -22,18 +24,30 @@ fn the_page_has_the_table_of_the_code() {
 
 #[test]
 fn a_run_is_told_which_exports_it_rules_out() {
-    let config = |name: &str| -> ModelConfig {
+    let base = |name: &str| {
         let family = fixture("families").join(name);
         let path = if family.exists() { family } else { fixture("models").join(name) };
-        BaseFiles::open(&path).expect("a base").config().clone()
+        BaseFiles::open(&path).expect("a base")
     };
-    let notices = |name: &str, changes_head| ruled_out(&Facts { config: &config(name), changes_head });
+    let notices_of = |name: &str, spec: AdapterSpec| {
+        let base = base(name);
+        let adapter = spec.initialise(&base, Quant::None, 1).expect("an adapter");
+        ruled_out(&Facts { config: base.config(), adapter: &adapter })
+    };
+    let notices = |name: &str, changes_head: bool| {
+        let head = Targets::named([base(name).config().names.head]);
+        let targets = if changes_head { head } else { Targets::Attention };
+        notices_of(name, AdapterSpec { rank: 1, targets, ..AdapterSpec::default() })
+    };
+    let dora = notices_of("llama_gqa", AdapterSpec { dora: true, ..AdapterSpec::default() });
+    assert!(dora.len() == 1 && dora[0].contains("GGUF-LoRA is ruled out") && dora[0].contains("DoRA"), "{dora:?}");
     for name in ["llama_gqa", "llama_tied", "qwen2", "gemma2_grouped", "olmo2_bf16_tied", "gpt_neox_parallel"] {
         assert_eq!(notices(name, false), Vec::<String>::new(), "{name}");
     }
     assert_eq!(notices("llama_gqa", true), Vec::<String>::new());
     let tied = notices("llama_tied", true);
-    assert!(tied.len() == 1 && tied[0].contains("GGUF-LoRA is ruled out"), "{tied:?}");
+    assert!(tied.len() == 2 && tied[0].contains("GGUF-LoRA is ruled out"), "{tied:?}");
+    assert!(tied[1].contains("adapter (mlx-lm) is ruled out: mlx-lm has no module for a tied head"), "{tied:?}");
     let gemma = notices("gemma2_grouped", true).join("\n");
     assert!(gemma.contains("merged GGUF") && gemma.contains("GGUF-LoRA"), "{gemma}");
     let untied = notices("gemma2_bf16_untied", false);

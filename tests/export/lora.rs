@@ -13,11 +13,16 @@ use super::{PLAIN, export, fixture, message, temporary};
 fn change(lora: &Gguf, name: &str) -> Vec<f32> {
     let factor = |half: &str| lora.tensor(&format!("{name}.{half}")).expect("there");
     let (a, b) = (factor("lora_a"), factor("lora_b"));
-    let (rank, columns) = (a.shape[0], a.shape[1]);
-    assert_eq!(b.shape[1], rank);
+    let rank = b.shape[1];
     let alpha = lora.get("adapter.lora.alpha").and_then(Value::as_f64).expect("alpha") as f32;
     let (a, b) = (a.to_f32().expect("floats"), b.to_f32().expect("floats"));
     let scale = alpha / rank as f32;
+    if name == "token_embd.weight" {
+        // Transposed: `[tokens, rank]` and `[width, rank]`.
+        let of = |a: &[f32], b: &[f32]| scale * a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        return a.chunks(rank).flat_map(|a| b.chunks(rank).map(|b| of(a, b)).collect::<Vec<_>>()).collect();
+    }
+    let columns = a.len() / rank;
     let of_row = |b: &[f32], column: usize| {
         scale * b.iter().zip(a.iter().skip(column).step_by(columns)).map(|(b, a)| b * a).sum::<f32>()
     };
@@ -34,6 +39,7 @@ fn the_factors_change_a_gguf_base_as_merging_does() {
         llama("rslora"),
         llama("patterns"),
         llama("seven_and_head"),
+        llama("embedding"),
         family("qwen3_grouped"),
         family("gpt_neox_parallel"),
         family("granite4_grouped"),

@@ -1,7 +1,9 @@
 //! Exports: GGUF files against the fixtures that other programs made, and everything that is refused by name.
 
 mod feasible;
+mod importance;
 mod lora;
+mod mlx;
 mod ollama;
 mod refused;
 mod vocabulary;
@@ -88,6 +90,23 @@ fn every_block_encoder_gives_the_bytes_of_llama_cpp() {
         let size = block.bytes_per_block();
         let wrong = found.chunks(size).zip(expected.chunks(size)).position(|(found, expected)| found != expected);
         assert_eq!(wrong, None, "{block}: the first block that differs");
+    }
+}
+
+#[test]
+fn every_block_encoder_gives_the_bytes_of_llama_cpp_with_an_importance_matrix() {
+    let file = SafeTensorsFile::open(&fixture("gguf/encoded.safetensors")).expect("fixtures");
+    let values = file.tensor("values").expect("values").to_f32().expect("floats");
+    let importance = file.tensor("importance").expect("importance").to_f32().expect("floats");
+    for block in BlockType::ALL {
+        let expected = file.tensor(&format!("{}.weighted", block.name().to_lowercase())).expect("blocks").bytes;
+        let row_bytes = importance.len() / block.values_per_block() * block.bytes_per_block();
+        let rows = values.chunks(importance.len()).zip(expected.chunks(row_bytes));
+        for (index, (row, expected)) in rows.enumerate() {
+            let mut found = vec![0; row_bytes];
+            block.encode_weighted(row, &importance, &mut found);
+            assert_eq!(found, expected, "{block}: row {index}");
+        }
     }
 }
 

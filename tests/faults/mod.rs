@@ -4,6 +4,7 @@
 mod damage;
 mod failures;
 mod fault;
+mod merges;
 mod power;
 mod simulated;
 mod system;

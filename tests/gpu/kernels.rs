@@ -10,7 +10,6 @@ use burnish::ops::cross_entropy;
 use burnish::ops::frozen::FrozenWeight;
 use burnish::ops::linear::Projected;
 use burnish::ops::norm::{self, QkNorm, Span};
-use burnish::ops::squares::sum_of_squares;
 
 use super::{gpu, product_error};
 use crate::ops::attention::attention_shapes;
@@ -110,26 +109,13 @@ fn the_loss_of_each_target() {
             [tokens, width],
             &|x| {
                 let weight = on(gpu(), x.dtype());
-                let head = Projected { weight: &weight, bias: None, low_rank: None };
+                let head = Projected { weight: &weight, bias: None, low_rank: None, column_scale: None };
                 cross_entropy::cross_entropy(x, &head, &targets, softcap, smoothing)
             },
             &|x| {
-                let head = Projected { weight: &here, bias: None, low_rank: None };
+                let head = Projected { weight: &here, bias: None, low_rank: None, column_scale: None };
                 cross_entropy::reference::cross_entropy(x, &head, &targets, softcap, smoothing)
             },
         );
     }
-}
-
-#[test]
-fn the_sum_of_squares() {
-    let vectors = |device: &Device| {
-        let lengths = [1, 300, 4096];
-        let made = lengths.map(|length| {
-            Tensor::<1>::from_data(TensorData::new(values(length, length as u64), [length]), (device, DType::F32))
-        });
-        made.to_vec()
-    };
-    let [ours, expected] = [gpu(), &Device::flex()].map(|device| sum_of_squares(vectors(device)));
-    assert!((ours - expected).abs() <= 1e-6 * expected, "{ours}, not {expected}");
 }

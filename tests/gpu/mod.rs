@@ -1,10 +1,11 @@
 //! The GPU path against the processor's kernels, transformers and torch. `BURNISH_TEST_DEVICE` says on which device: `wgpu`, which
 //! needs a Vulkan driver (Mesa's software one will do, docs/devices.md), or `cuda`. Without it, the first that was compiled in.
 
+mod families;
+mod jobs;
 mod kernels;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::sync::LazyLock;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -18,7 +19,6 @@ use burnish::ops::backward_from::backward_from;
 use burnish::ops::frozen::FrozenWeight;
 use burnish::ops::linear::{Dropout, LowRankPair, Projected, linear};
 use burnish::quant::float;
-use serde_json::{Value, json};
 
 use crate::model::{Expected, largest_difference, load_on, logits, turn};
 use crate::ops::values;
@@ -121,10 +121,13 @@ fn project(weight: &FrozenWeight, tokens: usize, device: &Device) -> Vec<Vec<f32
         Tensor::<2>::from_data(data, &device.clone().autodiff()).require_grad()
     };
     let [x, a, b, residual] = [leaf(tokens, input, 1), leaf(3, input, 2), leaf(out, 3, 3), leaf(tokens, out, 4)];
-    let dropout = Some(Dropout { probability: 0.25, seed: 5 });
+    let dropout = Some(Dropout { probability: 0.25, seed: 5, tokens: (0..tokens as u64).collect() });
     let low_rank = Some(LowRankPair { a: a.clone(), b: b.clone(), scale: 0.5, dropout });
     let bias = values(out, 6);
-    let group = [Projected { weight, bias: Some(&bias), low_rank }, Projected { weight, bias: None, low_rank: None }];
+    let group = [
+        Projected { weight, bias: Some(&bias), low_rank, column_scale: None },
+        Projected { weight, bias: None, low_rank: None, column_scale: None },
+    ];
     let both = Tensor::cat(vec![residual.clone(), residual.clone()], 1);
     let y = linear(x.clone(), &group, Some(both));
     let upstream = TensorData::new(values(tokens * 2 * out, 8), [tokens, 2 * out]);
@@ -243,115 +246,4 @@ fn what_only_the_processor_can_do_is_a_named_error() {
         let error = options.check().expect_err("no bf16");
         assert!(error.exit_code() == 2 && error.to_string().contains("base.compute"), "{error}");
     }
-}
-
-/// Runs the program on a device; `hide` is set where it should find no driver.
-fn burnish(device: &str, arguments: &[&str], hide_drivers: bool) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_burnish"));
-    command.args(arguments).args(["--device", device, "--json", "--quiet"]);
-    if hide_drivers {
-        // Of the Vulkan loader, before and after 1.3.207, and of GLVND.
-        for variable in ["VK_DRIVER_FILES", "VK_ICD_FILENAMES", "__EGL_VENDOR_LIBRARY_FILENAMES"] {
-            command.env(variable, "/nonexistent");
-        }
-    }
-    command.output().expect("burnish runs")
-}
-
-fn result(output: Output) -> Value {
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {error}", output.status);
-    serde_json::from_slice(&output.stdout).expect("JSON")
-}
-
-#[test]
-fn a_machine_without_a_driver_or_without_that_device_gets_a_named_error() {
-    let data = fixture("gguf/smollm.tokens.jsonl").display().to_string();
-    let base = fixture("gguf/smollm.gguf").display().to_string();
-    let arguments = ["eval", "--base", &base, "--data", &data];
-    let name = gpu_name();
-    let (first, missing, none) = (format!("{name}:0"), format!("{name}:99"), format!("no {name} device"));
-    let mut cases = vec![(missing.as_str(), false, format!("no {missing}"))];
-    if name == "wgpu" {
-        cases.extend([(name.as_str(), true, none.clone()), (first.as_str(), true, none)]);
-    }
-    for (device, hide_drivers, expected) in cases {
-        let output = burnish(device, &arguments, hide_drivers);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{device}: {error}");
-        assert!(error.contains(&expected), "{device}: {error}");
-    }
-}
-
-/// The losses that a run wrote, of training and of validation.
-fn recorded_losses(folder: &Path) -> Vec<f64> {
-    let metrics = std::fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
-    let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    lines.map(|line| line["loss"].as_f64().or(line["valid_loss"].as_f64()).expect("a loss")).collect()
-}
-
-/// A recipe over a tiny base with a tokenizer, and its data.
-fn write_job(folder: &Path) -> String {
-    let path = |name: &str| folder.join(name).display().to_string();
-    let write = |name: &str, numbers: std::ops::Range<usize>| {
-        let lines: Vec<_> = numbers
-            .map(|number| json!({ "prompt": format!("boats: {number}, sea: "), "completion": format!("{number} boats") }))
-            .map(|example| example.to_string())
-            .collect();
-        std::fs::write(folder.join(name), lines.join("\n")).expect("written");
-    };
-    write("train.jsonl", 0..11);
-    write("valid.jsonl", 20..25);
-    let (base, train, valid) = (fixture("gguf/smollm.gguf"), path("train.jsonl"), path("valid.jsonl"));
-    let recipe = format!(
-        "[base]\nmodel = {base:?}\ncompute = \"f32\"\n\
-         [data]\ntrain = {train:?}\nvalid = {valid:?}\nmax_seq_tokens = 96\n\
-         [adapter]\nrank = 4\ndropout = 0.1\ntargets = [\"q_proj\", \"v_proj\", \"down_proj\"]\n\
-         [train]\nepochs = 2\nmicro_batch_seqs = 4\nlearning_rate = 1e-2\neval_steps = 3\nrecompute = \"block\"\n\
-         [output]\ndir = {:?}\n[sample]\nprompts = [\"boats: 3, sea: \"]\nmax_tokens = 4\n",
-        path("run")
-    );
-    std::fs::write(folder.join("recipe.toml"), recipe).expect("written");
-    path("recipe.toml")
-}
-
-#[test]
-fn a_recipe_for_the_processor_is_refused_before_a_weight_is_loaded() {
-    let work = tempfile::tempdir().expect("a folder");
-    let recipe = write_job(work.path());
-    let overrides = ["--set", "base.compute=\"bf16\"", "--set", "base.quant=\"int8\""];
-    let output = burnish(&gpu_name(), &[&["check", &recipe], &overrides[..]].concat(), false);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{error}");
-    assert!(error.contains("base.quant"), "{error}");
-    assert_eq!(error.contains("base.compute"), !computes_in(gpu(), Compute::Bf16), "{error}");
-}
-
-#[test]
-fn the_whole_job_comes_to_the_same_on_both_devices() {
-    let work = tempfile::tempdir().expect("a folder");
-    let path = |name: &str| work.path().join(name).display().to_string();
-    let recipe = write_job(work.path());
-    let runs = ["cpu".to_owned(), gpu_name()].map(|device| {
-        let output = format!("output.dir={:?}", path(&device));
-        let report = result(burnish(&device, &["train", &recipe, "--set", &output], false));
-        (report, recorded_losses(&work.path().join(device)))
-    });
-    let [(here, expected), (there, ours)] = runs;
-    assert_eq!(ours.len(), expected.len());
-    for (index, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
-        assert!((ours - expected).abs() <= f64::from(TOLERANCE), "line {index}: {ours}, not {expected}");
-    }
-    let validation = |report: &Value, key: &str| report["validation"][key].as_f64().expect("a loss");
-    assert!(validation(&there, "loss_after") < validation(&there, "loss_before"), "{there}");
-    assert_eq!(there["samples"], here["samples"]);
-
-    let evaluate = |device: &str| {
-        let base = fixture("gguf/smollm.gguf").display().to_string();
-        let arguments = ["eval", "--base", &base, "--adapter", &path(&gpu_name()), "--data", &path("valid.jsonl")];
-        result(burnish(device, &arguments, false))["loss"].as_f64().expect("a loss")
-    };
-    let losses = [evaluate("cpu"), evaluate(&format!("{}:0", gpu_name())), validation(&there, "loss_after")];
-    assert!((losses[0] - losses[1]).abs() <= f64::from(TOLERANCE), "{losses:?}");
-    assert!((losses[0] - losses[2]).abs() <= f64::from(TOLERANCE), "{losses:?}");
 }

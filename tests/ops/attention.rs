@@ -75,7 +75,7 @@ fn attention_with_a_cache_is_attention_over_the_whole_sequence() {
             }
         }
     }
-    Isa::best().choose();
+    Isa::preferred().choose();
 }
 
 /// Attention through caches: a first piece of every sequence together, then pieces of other sizes, in the rows' order.

@@ -2,7 +2,9 @@
 
 pub mod attention;
 mod cross_entropy;
+mod decode;
 mod linear;
+mod pages;
 mod row_by_row;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -95,5 +97,5 @@ fn compare(
             }
         }
     }
-    Isa::best().choose();
+    Isa::preferred().choose();
 }

@@ -64,6 +64,11 @@ def open_adapter(model, folder):
 
     config = PeftConfig.from_pretrained(folder)
     config.inference_mode = False
+    tokens = config.trainable_token_indices or []
+    tokens = [token for ids in tokens.values() for token in ids] if isinstance(tokens, dict) else tokens
+    if max(tokens, default=-1) >= model.config.vocab_size:
+        # New tokens: the base has no rows for them.
+        model.resize_token_embeddings(max(tokens) + 1)
     model = get_peft_model(model, config)
     stored = load_peft_weights(folder, device="cpu")
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)

@@ -8,7 +8,7 @@ training/NAME/   a replayable run of torch.optim.AdamW over a PEFT model: `start
     pip install -r tests/reference/requirements.txt
     python tests/reference/make_models.py && python tests/reference/make_adapters.py
 
-`make_adapters.py NAME …` makes only those adapters.
+`make_adapters.py NAME training/NAME …` makes only those adapters and runs.
 """
 
 import json
@@ -94,6 +94,38 @@ ADAPTERS = {
         "families/gpt_neox_parallel",
         dict(r=2, lora_alpha=4, target_modules=["query_key_value", "dense", "lm_head"], layers_to_transform=[1]),
     ),
+    # The factors of an embedding are stored transposed; PEFT leaves a head that is tied to it alone.
+    "embedding": ("llama_gqa", dict(r=4, lora_alpha=6, target_modules=["q_proj", "embed_tokens"])),
+    "embedding_tied": ("llama_tied", dict(r=3, lora_alpha=6, target_modules=["v_proj", "embed_tokens"])),
+    # Whole copies, and no pair inside of them. PEFT takes any module whose path ends with a name.
+    "saved": (
+        "llama_gqa",
+        dict(r=2, lora_alpha=4, target_modules=SEVEN, modules_to_save=["embed_tokens", "lm_head", "norm", "0.mlp.up_proj"]),
+    ),
+    "saved_tied": ("llama_tied", dict(r=2, lora_alpha=4, target_modules=["q_proj"], modules_to_save=["lm_head"])),
+    "saved_neox": (
+        "families/gpt_neox_parallel",
+        dict(r=2, lora_alpha=4, target_modules=["query_key_value"], modules_to_save=["embed_in", "input_layernorm"]),
+    ),
+    # Rows of some tokens. A head that is tied to the embedding has the same ones.
+    "tokens_tied": ("llama_tied", dict(r=2, lora_alpha=4, target_modules=["q_proj"], trainable_token_indices=[20, 95, 83])),
+    "tokens": (
+        "llama_gqa",
+        dict(
+            r=2,
+            lora_alpha=4,
+            target_modules=["q_proj"],
+            trainable_token_indices={"embed_tokens": [89, 34], "lm_head": [89, 34]},
+        ),
+    ),
+    "bias_lora_only": (
+        "llama_bias",
+        dict(r=2, lora_alpha=4, target_modules=["q_proj", "o_proj"], bias="lora_only"),
+    ),
+    "bias_all": (
+        "families/gpt_neox_parallel",
+        dict(r=2, lora_alpha=4, target_modules=["query_key_value"], bias="all"),
+    ),
     # PEFT writes out what `all-linear` stands for in this model.
     "all_linear": ("llama_gqa", dict(r=2, lora_alpha=3, target_modules="all-linear", exclude_modules=r".*\.0\..*")),
 }
@@ -113,7 +145,11 @@ def fill(model, seed):
     """Random A and B, large enough that the adapter clearly changes the logits."""
     random = np.random.default_rng(seed)
     for name, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
+        if parameter.requires_grad and "lora_" not in name:
+            # A module or a bias that is trained as a whole stays near the base's.
+            values = random.standard_normal(tuple(parameter.shape)).astype(np.float32) * 0.2
+            parameter.data.add_(torch.from_numpy(values))
+        elif parameter.requires_grad:
             scale = 0.25 if "lora_B" in name else 1.0 / math.sqrt(parameter.shape[1])
             values = random.standard_normal(tuple(parameter.shape)).astype(np.float32) * scale
             parameter.data.copy_(torch.from_numpy(values.astype(np.float32)))
@@ -134,8 +170,12 @@ def save(model, folder, base):
 
 
 def short(name, renamed):
-    """`base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight` -> module path and factor."""
-    module, factor = name.removeprefix("base_model.model.").removesuffix(".default.weight").rsplit(".", 1)
+    """`base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight` -> module path and factor; a whole tensor's name."""
+    name = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "").replace(".base_layer", "")
+    name = name.replace(".token_adapter.trainable_tokens_delta.default", ".rows")
+    if ".lora_" in name:
+        name = name.removesuffix(".weight").removesuffix(".default")
+    module, factor = name.rsplit(".", 1)
     return f"{renamed.get(module, module)}.{factor}"
 
 
@@ -204,6 +244,27 @@ RUNS = {
         dict(r=3, lora_alpha=6, target_modules=SEVEN),
         dict(learning_rate=1e-2, schedule="constant", warmup_steps=0, clip=None, accumulate_steps=1, sequences=4),
     ),
+    "saved": (
+        "llama_gqa",
+        dict(r=3, lora_alpha=6, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head", "model.norm"]),
+        dict(learning_rate=2e-3, schedule="linear", warmup_steps=0, clip=1.0, accumulate_steps=2, sequences=2),
+    ),
+    "tokens_tied": (
+        "llama_tied",
+        dict(r=3, lora_alpha=6, target_modules=["q_proj"], trainable_token_indices=list(range(0, 96, 5))),
+        dict(learning_rate=2e-3, schedule="linear", warmup_steps=0, clip=1.0, accumulate_steps=2, sequences=2),
+    ),
+    # A bias of keys has no gradient but rounding, which AdamW would turn into steps.
+    "bias_lora_only": (
+        "llama_bias",
+        dict(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], bias="lora_only"),
+        dict(learning_rate=2e-3, schedule="linear", warmup_steps=0, clip=1.0, accumulate_steps=1, sequences=3),
+    ),
+    "embedding_tied": (
+        "llama_tied",
+        dict(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj", "embed_tokens"]),
+        dict(learning_rate=5e-3, schedule="linear", warmup_steps=0, clip=1.0, accumulate_steps=2, sequences=2),
+    ),
 }
 STEPS, WEIGHT_DECAY = 8, 0.01
 
@@ -237,9 +298,14 @@ def schedule_of(name, optimizer, warmup_steps):
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
-def train(base, start, batches, training, dtype):
+def started(base, start, dtype):
+    """The base with the adapter that a run begins with."""
+    model = PeftModel.from_pretrained(tiny.open_model(tiny.FIXTURES / folder_of(base)), start, is_trainable=True)
+    return model.to(dtype)
+
+
+def train(model, batches, training, dtype):
     """Runs the steps; the loss of a step is the sum over its trained tokens divided once by their number."""
-    model = PeftModel.from_pretrained(tiny.open_model(tiny.FIXTURES / folder_of(base)), start, is_trainable=True).to(dtype)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=training["learning_rate"], betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY
@@ -271,7 +337,7 @@ def train(base, start, batches, training, dtype):
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    return model, records
+    return records
 
 
 def make_run(name, base, arguments, training, seed):
@@ -283,9 +349,11 @@ def make_run(name, base, arguments, training, seed):
     batches = make_batches(
         vocabulary, training["accumulate_steps"], training["sequences"], np.random.default_rng(seed)
     )
-    model, records = train(base, folder / "start", batches, training, torch.float32)
+    model = started(base, folder / "start", torch.float32)
+    records = train(model, batches, training, torch.float32)
     save(model, folder / "final", base)
-    exact_model, exact = train(base, folder / "start", batches, training, torch.float64)
+    exact_model = started(base, folder / "start", torch.float64)
+    exact = train(exact_model, batches, training, torch.float64)
     for record, truth in zip(records, exact):
         record["loss_f64"], record["grad_norm_f64"] = truth["loss"], truth["grad_norm"]
     drift = max(
@@ -294,7 +362,7 @@ def make_run(name, base, arguments, training, seed):
         if value.requires_grad
     )
     run = {
-        "base": f"tests/fixtures/models/{base}",
+        "base": f"tests/fixtures/{folder_of(base)}",
         "optimizer": {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": WEIGHT_DECAY},
         **{key: training[key] for key in ("learning_rate", "schedule", "warmup_steps", "accumulate_steps", "clip")},
         "f32_against_f64": {"largest_parameter_difference": drift},
@@ -313,11 +381,11 @@ def main():
     for seed, (name, (base, arguments)) in enumerate(ADAPTERS.items(), start=100):
         if not chosen or name in chosen:
             make_adapter(name, base, arguments, seed)
-    if chosen:
-        return
-    make_merged()
+    if not chosen:
+        make_merged()
     for seed, (name, (base, arguments, training)) in enumerate(RUNS.items(), start=200):
-        make_run(name, base, arguments, training, seed)
+        if not chosen or f"training/{name}" in chosen:
+            make_run(name, base, arguments, training, seed)
 
 
 if __name__ == "__main__":

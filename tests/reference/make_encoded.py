@@ -2,7 +2,8 @@
 
 `values` [rows, 256] in f32; for each block format its bytes under llama.cpp's name, such as `q4_k`: those of gguf-py where it
 has the format, otherwise those of llama.cpp itself (`ggml_quantize_chunk`, without an importance matrix), which for the
-others must be the same.
+others must be the same. `importance` [256] in f32, and as `q4_k.weighted` the bytes that llama.cpp makes with it as its
+importance matrix.
 
     pip install -r tests/reference/requirements.txt
     python tests/reference/make_encoded.py
@@ -39,12 +40,21 @@ def values():
     return np.array(rows, np.float32)
 
 
-def encoded_by_llama_cpp(quantize, data, kind):
+def importance():
+    """Mean squares as activations have them: most alike, some columns far larger, one without any."""
+    random = np.random.default_rng(78)
+    squares = random.chisquare(3, COLUMNS) * 0.1
+    squares[::29] *= 500
+    squares[5] = 0
+    return squares.astype(np.float32)
+
+
+def encoded_by_llama_cpp(quantize, data, kind, importance=None):
     _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     block, _ = gguf.GGML_QUANT_SIZES[kind]
     out = np.zeros(data.size // block * block_bytes, np.uint8)
     written = quantize(
-        int(kind), data.ctypes.data, out.ctypes.data, 0, data.shape[0], data.shape[1], None
+        int(kind), data.ctypes.data, out.ctypes.data, 0, data.shape[0], data.shape[1], None if importance is None else importance.ctypes.data
     )
     assert written == out.size, (kind, written)
     return out
@@ -56,7 +66,8 @@ def main():
     quantize.restype = ctypes.c_size_t
     quantize.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
     data = values()
-    tensors = {"values": torch.from_numpy(data)}
+    columns = importance()
+    tensors = {"values": torch.from_numpy(data), "importance": torch.from_numpy(columns)}
     for kind in FORMATS:
         blocks = encoded_by_llama_cpp(quantize, data, kind)
         try:
@@ -66,6 +77,8 @@ def main():
         except NotImplementedError:
             maker = "llama.cpp"
         tensors[kind.name.lower()] = torch.from_numpy(blocks)
+        weighted = encoded_by_llama_cpp(quantize, data, kind, columns)
+        tensors[f"{kind.name.lower()}.weighted"] = torch.from_numpy(weighted)
         print(f"{kind.name}: {blocks.size} bytes by {maker}")
     save_file(tensors, tiny.FIXTURES / "gguf" / "encoded.safetensors")
 

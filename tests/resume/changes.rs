@@ -86,7 +86,7 @@ fn changed_files_and_settings_are_noticed() {
     let folder = begun();
     let planned = json_of(&run(&folder, &["check", "recipe.toml", "--json", "--set", "output.dir=other"]));
     let less = (planned["memory_bytes"].as_u64().expect("bytes") - 1).to_string();
-    refuses(&folder, "layout", &["--max-memory", &less], "sequences");
+    refuses(&folder, "layout", &["--max-memory", &less], "and is {\"part\":");
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn a_run_begins_from_another_adapter_that_fits() {
             "`adapter.targets` do not take model.layers.0.mlp.down_proj, which the adapter",
         ),
         ("adapter.targets=[\"q_proj\",\"v_proj\",\"down_proj\",\"o_proj\"]", "which the adapter in runs/sums lacks"),
-        ("adapter.rslora=true", "give every pair rank 4 and scale 8"),
+        ("adapter.rslora=true", "rank 4 and scale 8; in runs/sums it has rank 4 and scale 4"),
     ] {
         let error =
             refused(&train(&folder, &["--from-adapter", "runs/sums", "--set", "output.dir=third", "--set", setting]));

@@ -43,10 +43,11 @@ pub fn runs(folder: &TempDir) -> PathBuf {
     folder.path().join("runs/sums")
 }
 
-/// The results of a run that must not depend on its interruptions: adapter, metrics and verdict.
+/// The results of a run that must not depend on its interruptions: adapter, model card, metrics and verdict.
 #[derive(Debug, PartialEq)]
 pub struct Results {
     adapter: String,
+    card: String,
     metrics: String,
     verdict: Value,
     samples: Value,
@@ -58,6 +59,7 @@ impl Results {
         Self {
             adapter: burnish::files::hex::sha256_of_file(&runs(folder).join("adapter_model.safetensors"))
                 .expect("read"),
+            card: fs::read_to_string(runs(folder).join("README.md")).expect("a card"),
             metrics: metrics(folder),
             verdict: about["outcome"]["validation"].clone(),
             samples: about["outcome"]["samples"].clone(),

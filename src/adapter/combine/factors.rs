@@ -24,7 +24,7 @@ impl Mixture {
         let of_b: Vec<f32> = weights.iter().map(|weight| weight.abs().sqrt() as f32).collect();
         let a = self.mixed(parts.iter().map(|(_, pair)| pair.a.clone()).collect(), &of_a);
         let b = self.mixed(parts.iter().map(|(_, pair)| pair.b.clone()).collect(), &of_b);
-        HostPair { a, b, rank, input, output, scale: 1.0 }
+        HostPair { a, b, rank, input, output, scale: 1.0, ..HostPair::default() }
     }
 
     fn mixed(&mut self, mut tensors: Vec<Vec<f32>>, weights: &[f32]) -> Vec<f32> {

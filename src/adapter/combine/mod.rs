@@ -4,14 +4,14 @@
 //! the factors themselves, `A` with `A` and `B` with `B`, each weighted by `√|w·s|`.
 
 mod factors;
-mod svd;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 
-use super::host::{HostAdapter, HostPair};
+use super::host::{HostAdapter, HostPair, SCORE};
+use super::svd;
 use crate::error::{Error, Place, Result, counted};
 use crate::settings::choice;
 use factors::Mixture;
@@ -112,13 +112,24 @@ impl CombineOptions {
 /// quantised ones; pairs of one module with different sizes, or with different ranks where the method combines factors.
 pub fn combine(adapters: &[(String, HostAdapter)], options: &CombineOptions) -> Result<HostAdapter> {
     options.check(adapters.len())?;
+    let adapters: Vec<(String, HostAdapter)> =
+        adapters.iter().map(|(place, adapter)| (place.clone(), adapter.without_subtraction().into_owned())).collect();
+    let adapters = adapters.as_slice();
     // A single adapter needs no vote and no decomposition (as in PEFT).
     let method = if adapters.len() == 1 { Method::Linear } else { options.method };
     let modules: BTreeSet<&str> =
         adapters.iter().flat_map(|(_, adapter)| adapter.pairs.keys().map(String::as_str)).collect();
     let mut errors: Vec<Error> =
         ["burnish.base_sha256", "burnish.quant"].iter().filter_map(|key| check_shared(adapters, key).err()).collect();
+    errors.extend(adapters.iter().filter_map(|(place, adapter)| check_is_plain(place, adapter).err()));
     errors.extend(modules.iter().filter_map(|module| check_pairs(adapters, module, method).err()));
+    errors.extend(adapters.iter().filter_map(|(place, adapter)| {
+        let rows = adapter.rows.iter().flat_map(|rows| rows.values.keys());
+        let score = adapter.classifier.iter().map(|_| SCORE);
+        let name = adapter.whole.keys().chain(rows).map(String::as_str).chain(score).next()?;
+        let message = "is trained in part or as a whole, which cannot be combined";
+        Some(Error::input(format_args!("{place}: tensor {name}"), message))
+    }));
     Error::none_of(errors, ())?;
 
     let largest = adapters.iter().flat_map(|(_, adapter)| adapter.pairs.values()).map(|pair| pair.rank).max();
@@ -151,7 +162,20 @@ pub fn combine(adapters: &[(String, HostAdapter)], options: &CombineOptions) -> 
         };
         first.metadata.iter().filter(is_shared).map(|(key, value)| (key.clone(), value.clone())).collect()
     });
-    Ok(HostAdapter { pairs, rank, alpha: rank as f64, dropout: 0.0, metadata: shared })
+    Ok(HostAdapter { pairs, rank, alpha: rank as f64, metadata: shared, ..HostAdapter::default() })
+}
+
+/// Whether an adapter has nothing but low-rank pairs. PEFT drops the magnitudes of DoRA in silence here.
+fn check_is_plain(place: &str, adapter: &HostAdapter) -> Result<()> {
+    match adapter.pairs.iter().find(|(_, pair)| pair.magnitude.is_some()) {
+        None => Ok(()),
+        Some((module, _)) => {
+            let at = format_args!("{place}: module {module}");
+            let error =
+                Error::input(at, "has DoRA's magnitudes, which belong to its own factors and cannot be combined");
+            Err(error.hint("merge one of the adapters into the base, and train or apply the others over that"))
+        }
+    }
 }
 
 /// Whether the adapters that record `key` agree on it.
@@ -198,5 +222,13 @@ fn cat(parts: &[(f64, &HostPair)]) -> HostPair {
         pair.a.iter().map(move |value| value * factor)
     });
     let row = |row: usize| parts.iter().flat_map(move |(_, pair)| &pair.b[row * pair.rank..(row + 1) * pair.rank]);
-    HostPair { a: a.collect(), b: (0..output).flat_map(row).copied().collect(), rank, input, output, scale: 1.0 }
+    HostPair {
+        a: a.collect(),
+        b: (0..output).flat_map(row).copied().collect(),
+        rank,
+        input,
+        output,
+        scale: 1.0,
+        ..HostPair::default()
+    }
 }

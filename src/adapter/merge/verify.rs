@@ -1,12 +1,14 @@
 //! Reading a merged folder again, and comparing it with sums formed another way.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::plan::{Plan, Planned};
+use super::plan::{Change, Plan, Planned};
+use super::product::row_factor;
 use super::source::Source;
 use crate::adapter::host::HostPair;
 use crate::error::{Error, Result};
-use crate::files::{Dtype, RawTensor};
+use crate::files::{Dtype, RawTensor, hex};
 use crate::model::BaseFiles;
 
 /// Rows compared of every matrix that was changed or converted, evenly spread.
@@ -20,26 +22,37 @@ pub(super) struct Checked {
     pub max_difference: f64,
 }
 
-/// Opens `folder` as a base model and compares every tensor: bytes with bytes where nothing should have
-/// changed, otherwise rows with `W + scale * B * A` formed value by value in f64.
+/// Opens `folder` as a base model and compares every tensor: all of its bytes with the SHA-256 of what was sent to the file, then
+/// bytes with bytes where nothing should have changed, otherwise rows with `W + scale * B * A` formed in f64.
 ///
 /// # Errors
 /// A difference beyond the rounding of the stored type; a folder that does not open.
-pub(super) fn reread(source: &Source<'_>, plan: &Plan<'_>, folder: &Path) -> Result<Checked> {
+pub(super) fn reread(
+    source: &Source<'_>,
+    plan: &Plan<'_>,
+    sha256: &BTreeMap<String, String>,
+    folder: &Path,
+) -> Result<Checked> {
     let merged = BaseFiles::open(folder).map_err(|error| {
         let found = Error::failed(folder.display(), "the merged folder does not open again");
-        Error::join([found.clone(), error]).unwrap_or(found)
+        Error::join([found.clone(), error]).unwrap_or(found).into_failure()
     })?;
     let mut checked = Checked::default();
     for planned in plan.shards.entries() {
-        let (before, after) = (source.tensor(&planned.origin.source)?, merged.tensor(&planned.header.name)?);
-        if planned.origin.pair.is_none() && before.dtype == after.dtype {
+        let after = merged.tensor(&planned.header.name).map_err(Error::into_failure)?;
+        if sha256.get(&planned.header.name) != Some(&hex::sha256_of(&after.bytes)) {
+            return Err(differs(planned, "reads back with other bytes than were written"));
+        }
+        let before = source.tensor(&planned.origin.source)?;
+        if matches!(planned.origin.change, Change::Nothing) && before.dtype == after.dtype {
             compare_bytes(planned, &before, &after)?;
             checked.values += after.elements();
         } else {
             compare_rows(planned, &before, &after, &mut checked)?;
         }
         checked.tensors += 1;
+        source.base.release();
+        merged.release();
     }
     Ok(checked)
 }
@@ -59,13 +72,15 @@ fn differs(planned: &Planned<'_>, message: impl Into<String>) -> Error {
 fn compare_rows(planned: &Planned<'_>, before: &RawTensor, after: &RawTensor, checked: &mut Checked) -> Result<()> {
     let columns = planned.header.shape.last().copied().unwrap_or(1);
     let rows = after.elements() / columns.max(1);
+    // The last rows are compared too: new tokens stand there.
     for row in spread(rows) {
-        let expected = row_values(before, row, columns)?;
+        let expected = changed(&row_values(before, row, columns)?, planned.origin.change, row);
         let found = row_values(after, row, columns)?;
-        for (column, (expected, found)) in expected.into_iter().zip(found).enumerate() {
-            let sum = exact(f64::from(expected), planned.origin.pair, row, column);
+        for (column, (sum, found)) in expected.into_iter().zip(found).enumerate() {
             let difference = (f64::from(found) - sum.value).abs();
-            if difference > bound(after.dtype, &sum) {
+            // Not `>`: a difference that is no number is one.
+            let is_within = difference <= bound(after.dtype, &sum);
+            if !is_within {
                 let message = format!("row {row}, column {column} is {found}; the sum is {}", sum.value);
                 return Err(differs(planned, message));
             }
@@ -95,18 +110,49 @@ struct Sum {
     magnitude: f64,
 }
 
-/// `weight + scale * sum over k of B[row, k] * A[k, column]`.
-fn exact(weight: f64, pair: Option<&HostPair>, row: usize, column: usize) -> Sum {
-    let mut sum = Sum { value: weight, magnitude: weight.abs() };
-    let Some(pair) = pair else { return sum };
-    let b_row = pair.b.chunks_exact(pair.rank).nth(row).unwrap_or_default();
-    let a_column = pair.a.iter().skip(column).step_by(pair.input);
-    for (b, a) in b_row.iter().zip(a_column) {
-        let term = f64::from(pair.scale) * f64::from(*b) * f64::from(*a);
-        sum.value += term;
-        sum.magnitude += term.abs();
+/// A value that takes the place of the base's; none is as good as a wrong one.
+fn stated(value: Option<f32>) -> Sum {
+    let value = value.map_or(f64::NAN, f64::from);
+    Sum { value, magnitude: value.abs() }
+}
+
+/// A row of a changed tensor that is `weight` in the base.
+fn changed(weight: &[f32], change: Change<'_>, row: usize) -> Vec<Sum> {
+    let columns = weight.len();
+    let of = |values: &[f32], row: usize| {
+        (0..columns).map(|column| stated(values.get(row * columns + column).copied())).collect()
+    };
+    match change {
+        Change::Nothing => exact(weight, None, row),
+        Change::Pair(pair) => exact(weight, Some(pair), row),
+        Change::Whole(tensor) => of(&tensor.values, row),
+        Change::Rows(ids, values) => match ids.iter().position(|id| *id as usize == row) {
+            Some(place) => of(values, place),
+            None => exact(weight, None, row),
+        },
     }
-    sum
+}
+
+/// Row `row` of `weight + scale * B * A`, at its magnitude where the pair has one.
+fn exact(weight: &[f32], pair: Option<&HostPair>, row: usize) -> Vec<Sum> {
+    let sum = |value: &f32| Sum { value: f64::from(*value), magnitude: f64::from(value.abs()) };
+    let mut sums: Vec<Sum> = weight.iter().map(sum).collect();
+    let Some(pair) = pair else { return sums };
+    for (b, a_row) in pair.terms_of_row(row) {
+        for (sum, a) in sums.iter_mut().zip(a_row) {
+            let term = f64::from(pair.scale) * f64::from(b) * f64::from(*a);
+            sum.value += term;
+            sum.magnitude += term.abs();
+        }
+    }
+    if let Some(magnitude) = &pair.magnitude {
+        let norm = sums.iter().map(|sum| sum.value.powi(2)).sum::<f64>().sqrt();
+        let factor = row_factor(magnitude, row, norm);
+        for sum in &mut sums {
+            *sum = Sum { value: sum.value * factor, magnitude: sum.magnitude * factor.abs() };
+        }
+    }
+    sums
 }
 
 /// The largest distance of a stored value from the exact sum: half a unit in the last place of its type, and the part

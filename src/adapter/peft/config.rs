@@ -8,9 +8,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::CONFIG_FILE;
 use super::fields::Fields;
 use super::patterns::{LayerChoice, Pattern, Selection, first_match};
+use super::{CONFIG_FILE, SEQ_CLS};
+use crate::adapter::init::Init;
 use crate::error::{Error, Result};
 use crate::files::json;
 
@@ -29,6 +30,12 @@ pub struct PeftConfig {
     pub dropout: f64,
     /// `use_rslora`: scale by `alpha / sqrt(rank)`.
     pub rslora: bool,
+    /// `use_dora`: every pair has magnitudes.
+    pub dora: bool,
+    /// `init_lora_weights`, where it takes the product of the first factors from the base: PEFT does so again as it loads.
+    pub subtracted: Option<Init>,
+    /// `task_type` is `SEQ_CLS`: the adapter has a head of labels.
+    pub is_classifier: bool,
     /// `base_model_name_or_path`. To be shown, never followed.
     pub base_name: Option<String>,
     place: String,
@@ -37,6 +44,13 @@ pub struct PeftConfig {
     pub(super) has_default_targets: bool,
     pub(super) excluded: Option<Selection>,
     pub(super) layers: Option<LayerChoice>,
+    /// `modules_to_save`: ends of the paths of modules that are saved as wholes.
+    pub(super) saved: Vec<String>,
+    /// Whether `bias` says that biases are trained.
+    pub(super) trains_biases: bool,
+    /// `trainable_token_indices`: by the end of a module's path, the tokens whose rows are trained; the embedding has no path in a
+    /// configuration that only lists tokens.
+    pub(super) tokens: Vec<(Option<String>, Vec<u32>)>,
     pub(super) ranks: Vec<(Pattern, usize)>,
     pub(super) alphas: Vec<(Pattern, f64)>,
 }
@@ -46,6 +60,13 @@ impl PeftConfig {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG_FILE);
         Self::from_json(&path.display().to_string(), &json::read(&path)?)
+    }
+
+    /// The tokens that a base needs rows for where the adapter in the folder `dir` trains rows of them; `None` where it trains none or
+    /// cannot be read.
+    pub fn vocabulary_of(dir: &Path) -> Option<usize> {
+        let tokens = Self::read(dir).ok()?.tokens;
+        tokens.iter().flat_map(|(_, ids)| ids).max().map(|id| *id as usize + 1)
     }
 
     /// Takes a configuration from JSON; `place` is named in errors.
@@ -61,12 +82,21 @@ impl PeftConfig {
             alpha: fields.number("lora_alpha", 8.0),
             dropout: fields.probability("lora_dropout"),
             rslora: fields.boolean("use_rslora", false),
+            dora: fields.boolean("use_dora", false),
+            subtracted: fields.subtracted(),
+            is_classifier: object.get("task_type").and_then(Value::as_str) == Some(SEQ_CLS),
             base_name: fields.optional_text("base_model_name_or_path"),
             place: place.to_owned(),
             targets: fields.selection("target_modules").unwrap_or_else(default_targets),
             has_default_targets: object.get("target_modules").is_none_or(Value::is_null),
             excluded: fields.selection("exclude_modules"),
             layers: fields.layer_choice(),
+            saved: fields
+                .value("modules_to_save")
+                .map(|value| fields.texts("modules_to_save", &value))
+                .unwrap_or_default(),
+            trains_biases: object.get("bias").and_then(Value::as_str).is_some_and(|which| which != "none"),
+            tokens: fields.tokens(),
             ranks: fields.patterns("rank_pattern", |fields, key, value| fields.as_positive(key, value)),
             alphas: fields.patterns("alpha_pattern", |fields, key, value| fields.as_number(key, value)),
         };
@@ -83,6 +113,11 @@ impl PeftConfig {
         {
             return Ok(false);
         }
+        // A module that is saved as a whole gets no pair, nor does anything inside it.
+        let within = format!(".{module}.");
+        if self.saved.iter().any(|saved| within.contains(&format!(".{saved}."))) {
+            return Ok(false);
+        }
         if !self.named("target_modules", self.targets.matches(module))? {
             return Ok(false);
         }
@@ -93,6 +128,14 @@ impl PeftConfig {
             }
             _ => Ok(true),
         }
+    }
+
+    /// Whether PEFT would train the tensor `name` as a whole: it is one of a saved module, or a bias where biases are trained.
+    pub(super) fn trains_whole(&self, name: &str) -> bool {
+        // The end of a path, dots or not (`_set_trainable`).
+        let is_saved = |module: &str| self.saved.iter().any(|saved| module.ends_with(saved.as_str()));
+        let Some((module, parameter)) = name.rsplit_once('.') else { return false };
+        is_saved(module) || (parameter == "bias" && self.trains_biases)
     }
 
     /// The rank of `module`: the first pattern that matches, or `r`.
@@ -194,8 +237,8 @@ mod tests {
     #[test]
     fn every_problem_is_reported() {
         let error = parse(
-            r#"{"peft_type":"LOHA","r":0,"lora_alpha":"x","use_dora":true,"bias":"some","lora_dropout":2,
-                "modules_to_save":["lm_head"],"target_modules":"(","init_lora_weights":"pissa_niter_4"}"#,
+            r#"{"peft_type":"LOHA","r":0,"lora_alpha":"x","use_dora":1,"bias":"some","lora_dropout":2,
+                "modules_to_save":[1],"target_modules":"(","init_lora_weights":"pissa_niter_4"}"#,
         )
         .unwrap_err();
         let text = error.to_string();

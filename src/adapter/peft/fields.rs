@@ -8,6 +8,8 @@ use crate::files::json::shortened;
 
 /// More patterns than the modules of any model that is adapted; compiling one takes a quarter of a millisecond.
 const MAX_PATTERNS: usize = 2_000;
+/// The largest id of a token, as in a tokenizer.
+const MAX_TOKEN: u32 = 10_000_000;
 /// The largest rank, as in a recipe.
 const MAX_RANK: u64 = 65_536;
 
@@ -142,6 +144,26 @@ impl Fields<'_> {
             return None;
         };
         (!indices.is_empty()).then_some(LayerChoice { indices, lists })
+    }
+
+    /// `trainable_token_indices`: a list of tokens, or an object from modules to such lists.
+    pub fn tokens(&mut self) -> Vec<(Option<String>, Vec<u32>)> {
+        const KEY: &str = "trainable_token_indices";
+        let lists: Vec<(Option<String>, Value)> = match self.value(KEY) {
+            None => return Vec::new(),
+            Some(Value::Object(entries)) => entries.into_iter().map(|(module, ids)| (Some(module), ids)).collect(),
+            Some(list) => vec![(None, list)],
+        };
+        let mut tokens = Vec::with_capacity(lists.len());
+        for (module, list) in lists {
+            let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id <= MAX_TOKEN);
+            match list.as_array().and_then(|ids| ids.iter().map(id).collect::<Option<Vec<u32>>>()) {
+                Some(ids) => tokens.push((module, ids)),
+                None => self.wrong_type(KEY, "lists of token ids", &list),
+            }
+        }
+        tokens.retain(|(_, ids)| !ids.is_empty());
+        tokens
     }
 
     pub fn patterns<T>(

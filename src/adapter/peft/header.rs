@@ -7,12 +7,15 @@ use std::path::Path;
 use super::config::PeftConfig;
 use super::missing::{no_adapter, no_weights};
 use super::renaming::Renaming;
-use super::{A_SUFFIX, B_SUFFIX, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
-use crate::adapter::base_modules::{check_sizes, module_shapes};
+use super::roles::{Role, refusals};
+use super::{CLASSIFIER_MODULES, CONFIG_FILE, PREFIX, SEQ_CLS, WEIGHTS_FILE};
+use super::{embedding, mlx, tokens};
+use crate::adapter::base_modules::{check_sizes, check_whole, module_shapes};
+use crate::adapter::host::SCORE;
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafeTensorsFile;
 use crate::files::{Dtype, RawTensor};
-use crate::model::{ModelConfig, families};
+use crate::model::ModelConfig;
 
 /// An adapter folder whose values have not been read yet.
 pub struct AdapterHeader {
@@ -21,6 +24,12 @@ pub struct AdapterHeader {
     pub(super) place: String,
     /// By module path as it stands in the file.
     pub pairs: BTreeMap<String, PairHeader>,
+    /// The tensors that are trained as wholes, by name as it stands in the file.
+    pub whole: BTreeMap<String, RawTensor>,
+    /// The trained rows of some tokens, by module path as it stands in the file.
+    pub rows: BTreeMap<String, RawTensor>,
+    /// The head of labels, `[labels, width]`, where the adapter is a classifier.
+    pub score: Option<RawTensor>,
     /// From the paths in the file to those of the base.
     pub(super) renaming: Renaming,
     /// `burnish.…` from the file of weights.
@@ -37,6 +46,10 @@ pub struct PairHeader {
     pub(super) input: usize,
     pub(super) output: usize,
     pub(super) scale: f32,
+    /// Both factors are stored with rows and columns exchanged.
+    pub(super) is_transposed: bool,
+    /// `[out]`, where the configuration says that there are magnitudes.
+    pub(super) magnitude: Option<RawTensor>,
 }
 
 /// Most entries without effect that are named; further ones are only counted.
@@ -45,14 +58,17 @@ const MAX_UNUSED: usize = 20;
 const MAX_ZEROS_READ: usize = 1 << 30;
 
 impl PairHeader {
-    /// Values of both factors.
-    pub fn values(&self) -> usize {
-        self.a.elements() + self.b.elements()
+    /// Values of both factors and of the magnitude.
+    fn values(&self) -> usize {
+        self.a.elements() + self.b.elements() + self.magnitude.as_ref().map_or(0, RawTensor::elements)
     }
 
-    /// Whether the update is zero: a factor of only zeros, or a scale of zero. Reading ends at the first other value, and
-    /// after `budget` bytes, which then count as not zero.
+    /// Whether the update is zero: a factor of only zeros, or a scale of zero, and no magnitude. Reading ends at the first other
+    /// value, and after `budget` bytes, which then count as not zero.
     fn is_zero(&self, budget: &mut usize) -> bool {
+        if self.magnitude.is_some() {
+            return false;
+        }
         self.scale == 0.0 || is_zero(&self.b, budget) || is_zero(&self.a, budget)
     }
 }
@@ -79,9 +95,14 @@ impl AdapterHeader {
         if let Some(error) = no_adapter(dir) {
             return Err(error);
         }
-        let place = dir.join(WEIGHTS_FILE).display().to_string();
-        let (config, weights) = (PeftConfig::read(dir), read_weights(dir));
-        let mut errors = weights.as_ref().map_or(Vec::new(), |(tensors, _)| refusals(&place, tensors, is_copy));
+        if mlx::is_mlx(dir) {
+            return mlx::read(dir);
+        }
+        let path = dir.join(WEIGHTS_FILE);
+        let place = path.display().to_string();
+        let (config, weights) = (PeftConfig::read(dir), no_weights(dir).map_or_else(|| read_weights(&path), Err));
+        let known = config.as_ref().ok();
+        let mut errors = weights.as_ref().map_or(Vec::new(), |(tensors, _)| refusals(&place, known, tensors, is_copy));
         let (config, (tensors, metadata)) = match Error::both(config, weights) {
             Ok(read) => read,
             Err(error) => {
@@ -89,17 +110,45 @@ impl AdapterHeader {
                 return Err(Error::join(errors).unwrap_or(error));
             }
         };
+        let (wholes, tensors): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            tensors.into_iter().partition(|(name, _)| Role::of(name).whole(&config).is_some());
+        let whole = wholes.iter().filter_map(|(name, tensor)| Some((Role::of(name).whole(&config)?, tensor.clone())));
+        let mut whole: BTreeMap<String, RawTensor> = whole.collect();
+        errors.extend(whole.iter().filter_map(|(name, tensor)| float(&place, name, tensor).err()));
+        let rows = tensors.iter().filter_map(|(name, tensor)| match Role::of(name) {
+            Role::Rows(module) => Some((module.to_owned(), tensor.clone())),
+            _ => None,
+        });
+        let rows: BTreeMap<String, RawTensor> = rows.collect();
+        errors.extend(tokens::check(&place, &config, &rows));
         let pairs = pairs_of(&place, &config, tensors, &mut errors);
         if pairs.is_empty() && errors.is_empty() {
             errors.push(Error::input(&place, "holds no low-rank pair"));
         }
+        let score = if config.is_classifier { whole.remove(&format!("{SCORE}.weight")) } else { None };
+        match &score {
+            Some(score) => errors.extend(matrix(&place, SCORE, score).err()),
+            None if config.is_classifier => {
+                let message =
+                    format!("has no `{PREFIX}{SCORE}.weight`, and {CONFIG_FILE} says `task_type` = \"{SEQ_CLS}\"");
+                errors.push(Error::input(&place, message));
+            }
+            None => {}
+        }
         let metadata = metadata.into_iter().filter(|(key, _)| key.starts_with("burnish.")).collect();
-        Error::none_of(errors, Self { config, place, pairs, renaming: Renaming::default(), metadata })
+        let renaming = Renaming::default();
+        Error::none_of(errors, Self { config, place, pairs, whole, rows, score, renaming, metadata })
     }
 
     /// The configuration.
     pub fn config(&self) -> &PeftConfig {
         &self.config
+    }
+
+    /// Number of values.
+    pub fn parameters(&self) -> usize {
+        let pairs: usize = self.pairs.values().map(PairHeader::values).sum();
+        pairs + self.whole.values().chain(self.rows.values()).chain(&self.score).map(RawTensor::elements).sum::<usize>()
     }
 
     /// Remarks for the user, a sentence each: pairs that change nothing, and entries of the configuration without effect.
@@ -131,7 +180,9 @@ impl AdapterHeader {
         let adapted: Vec<&str> = self.pairs.keys().map(String::as_str).collect();
         let in_file = |module: String| self.renaming.in_file(&module);
         let modules = base.map(|base| module_shapes(base).into_keys().map(in_file).collect::<Vec<_>>());
-        let unused = self.config.unused_entries(&adapted, modules.as_deref())?;
+        let whole = self.whole.keys().filter_map(|name| Some(name.rsplit_once('.')?.0));
+        let whole: Vec<&str> = whole.chain(self.score.iter().flat_map(|_| CLASSIFIER_MODULES)).collect();
+        let unused = self.config.unused_entries(&adapted, &whole, modules.as_deref())?;
         notices.extend(unused.iter().take(MAX_UNUSED).map(|entry| format!("{CONFIG_FILE}: {entry}")));
         if let Some(more @ 1..) = unused.len().checked_sub(MAX_UNUSED) {
             notices.push(format!("{CONFIG_FILE}: and {more} more entries without effect"));
@@ -154,19 +205,27 @@ impl AdapterHeader {
     pub(super) fn check_against(&self, base: &ModelConfig) -> Result<()> {
         let renamed = self.pairs.iter().map(|(path, pair)| (self.renaming.in_base(path), (pair.input, pair.output)));
         let renamed: Vec<_> = renamed.collect();
-        check_sizes(&self.place, renamed.iter().map(|(module, sizes)| (module.as_str(), *sizes)), base)
+        let sizes = check_sizes(&self.place, renamed.iter().map(|(module, sizes)| (module.as_str(), *sizes)), base);
+        let whole: Vec<_> =
+            self.whole.iter().map(|(name, tensor)| (self.renaming.in_base(name), &tensor.shape)).collect();
+        let shapes = whole.iter().map(|(name, shape)| (name.as_str(), &shape[..]));
+        let score = match self.score.as_ref().map(|score| score.shape.as_slice()) {
+            Some(&[labels, width]) if width != base.hidden_size => {
+                let message =
+                    format!("is a head of {labels} labels over {width} values; the base has {}", base.hidden_size);
+                Err(Error::input(format_args!("{}: module {SCORE}", self.place), message))
+            }
+            _ => Ok(()),
+        };
+        Error::both(Error::both(sizes, check_whole(&self.place, shapes, base)), score).map(drop)
     }
 }
 
 /// Tensors and metadata of the weights' file.
 type Weights = (BTreeMap<String, RawTensor>, BTreeMap<String, String>);
 
-fn read_weights(dir: &Path) -> Result<Weights> {
-    let path = dir.join(WEIGHTS_FILE);
-    if let Some(error) = no_weights(dir) {
-        return Err(error);
-    }
-    let file = SafeTensorsFile::open(&path)?;
+pub(super) fn read_weights(path: &Path) -> Result<Weights> {
+    let file = SafeTensorsFile::open(path)?;
     let mut tensors = BTreeMap::new();
     let mut errors = Vec::new();
     for name in file.names() {
@@ -178,86 +237,14 @@ fn read_weights(dir: &Path) -> Result<Weights> {
     Error::none_of(errors, (tensors, file.metadata().clone()))
 }
 
-/// The role of a tensor, by its name.
-enum Role<'a> {
-    A(&'a str),
-    B(&'a str),
-    /// PEFT stores the base's own matrix along with an adapter on the head.
-    BaseCopy(&'a str),
-    /// Of no use to plain LoRA; why.
-    Refused(&'static str),
-}
-
-impl<'a> Role<'a> {
-    fn of(name: &'a str) -> Self {
-        let Some(path) = name.strip_prefix(PREFIX) else {
-            return Self::Refused("not named as PEFT names a tensor (`base_model.model.<path>.lora_A.weight`)");
-        };
-        if let Some(module) = path.strip_suffix(A_SUFFIX) {
-            return Self::A(module);
-        }
-        if let Some(module) = path.strip_suffix(B_SUFFIX) {
-            return Self::B(module);
-        }
-        if let Some(module) = path.strip_suffix(".base_layer.weight") {
-            return Self::BaseCopy(module);
-        }
-        let reason = REFUSED_NAMES.iter().find(|(part, _)| path.contains(part)).map(|(_, reason)| *reason);
-        Self::Refused(reason.unwrap_or("neither half of a low-rank pair"))
-    }
-}
-
-/// Whether `name` is that of an embedding or a head, in a larger model around the decoder as well. PEFT copies these of the
-/// base when it is asked to, or when a vocabulary has grown.
-fn is_embedding_or_head(name: &str) -> bool {
-    let mut prefixes = families::FAMILIES.iter().flat_map(|family| family.stored_prefixes);
-    let is_one = |name: &str| families::is_embedding_or_head(name);
-    let is_within = |(stored, usual): &(&str, &str)| {
-        name.strip_prefix(stored).is_some_and(|rest| is_one(&format!("{usual}{rest}")))
-    };
-    is_one(name) || prefixes.any(is_within)
-}
-
-/// Parts of names that tell what else PEFT can store.
-const REFUSED_NAMES: [(&str, &str); 8] = [
-    (".lora_magnitude_vector", "a DoRA magnitude, which cannot be applied"),
-    (".lora_embedding_", "an adapter on an embedding, which cannot be applied"),
-    (".lora_B.bias", "a bias of the low-rank pair, which cannot be applied"),
-    (".token_adapter.", "trained tokens, which cannot be applied"),
-    (".lora_A.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
-    (".lora_B.", "a half with an adapter's name inside (a raw state dictionary, not PEFT's file)"),
-    (".bias", "a trained bias, which cannot be applied"),
-    (".weight", "a wholly trained module, which cannot be applied"),
-];
-
-/// The two halves of a pair, as far as the file has them.
+/// The two halves of a pair and its magnitude, as far as the file has them.
 #[derive(Default)]
 struct Halves {
     a: Option<RawTensor>,
     b: Option<RawTensor>,
-}
-
-/// Tensors that plain LoRA has no use for, by what they are.
-fn refusals(
-    place: &str,
-    tensors: &BTreeMap<String, RawTensor>,
-    is_copy: impl Fn(&str, &RawTensor) -> bool,
-) -> Vec<Error> {
-    let mut refused: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
-    for (name, tensor) in tensors {
-        if let Role::Refused(reason) = Role::of(name) {
-            let base_name = name.strip_prefix(PREFIX).filter(|name| is_embedding_or_head(name));
-            if base_name.is_some_and(|base_name| is_copy(base_name, tensor)) {
-                continue;
-            }
-            refused.entry(reason).or_default().push(name);
-        }
-    }
-    let reported = refused.into_iter().filter_map(|(reason, names)| {
-        let (first, rest) = names.split_first()?;
-        Some(Error::input(format_args!("{place}: tensor {first}{}", and_more(rest.len())), reason))
-    });
-    reported.collect()
+    /// `lora_embedding_A` and `lora_embedding_B`.
+    of_embedding: [Option<RawTensor>; 2],
+    magnitude: Option<RawTensor>,
 }
 
 /// Sorts the tensors into pairs and checks every one but those that [`refusals`] names; what is wrong goes to `errors`.
@@ -274,8 +261,11 @@ fn pairs_of(
         match Role::of(&name) {
             Role::A(module) => halves.entry(module.to_owned()).or_default().a = Some(tensor),
             Role::B(module) => halves.entry(module.to_owned()).or_default().b = Some(tensor),
+            Role::EmbeddingA(module) => halves.entry(module.to_owned()).or_default().of_embedding[0] = Some(tensor),
+            Role::EmbeddingB(module) => halves.entry(module.to_owned()).or_default().of_embedding[1] = Some(tensor),
+            Role::Magnitude(module) => halves.entry(module.to_owned()).or_default().magnitude = Some(tensor),
             Role::BaseCopy(module) => copies.push((module.to_owned(), tensor)),
-            Role::Refused(_) => {}
+            Role::Refused(_) | Role::Whole(..) | Role::Rows(_) => {}
         }
     }
     let mut pairs = BTreeMap::new();
@@ -314,7 +304,7 @@ pub(super) fn and_more(count: usize) -> String {
 fn mixed_dtypes(place: &str, tensors: &BTreeMap<String, RawTensor>) -> Option<Error> {
     let mut counts: Vec<(Dtype, usize)> = Vec::new();
     for (name, tensor) in tensors {
-        if !matches!(Role::of(name), Role::A(_) | Role::B(_)) {
+        if matches!(Role::of(name), Role::BaseCopy(_) | Role::Refused(_) | Role::Whole(..) | Role::Rows(_)) {
             continue;
         }
         match counts.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
@@ -351,10 +341,20 @@ fn misplaced_copies<'a>(
 /// One pair, or everything that is wrong with it.
 fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Result<PairHeader> {
     let place = format!("{place}: module {module}");
-    let (a, b) = match (halves.a, halves.b) {
-        (Some(a), Some(b)) => (a, b),
-        (Some(_), None) => return Err(Error::input(place, "has lora_A and no lora_B")),
-        _ => return Err(Error::input(place, "has lora_B and no lora_A")),
+    let (a, b) = match (halves.a, halves.b, halves.of_embedding) {
+        (Some(a), Some(b), [None, None]) => (a, b),
+        (None, None, [Some(a), Some(b)]) if halves.magnitude.is_none() => {
+            return embedding::pair_of(&place, config, module, a, b);
+        }
+        (None, None, [None, None]) => {
+            return Err(Error::input(place, "has a magnitude and neither lora_A nor lora_B"));
+        }
+        (Some(_), None, [None, None]) => return Err(Error::input(place, "has lora_A and no lora_B")),
+        (None, Some(_), [None, None]) => return Err(Error::input(place, "has lora_B and no lora_A")),
+        (None, None, _) => {
+            return Err(Error::input(place, "has not just both lora_embedding_A and lora_embedding_B"));
+        }
+        _ => return Err(Error::input(place, "has factors of a linear layer and of an embedding")),
     };
     let rank = config.rank_of(module)?;
     let ([a_rank, input], [output, b_rank]) = Error::both(matrix(&place, "lora_A", &a), matrix(&place, "lora_B", &b))?;
@@ -368,12 +368,32 @@ fn pair_of(place: &str, config: &PeftConfig, module: &str, halves: Halves) -> Re
     errors.extend(
         [("lora_A", &a), ("lora_B", &b)].into_iter().filter_map(|(half, tensor)| float(&place, half, tensor).err()),
     );
+    let magnitude = halves.magnitude;
+    errors.extend(check_magnitude(&place, config.dora, magnitude.as_ref(), output));
     let scale = config.scale_of(module)? as f32;
-    Error::none_of(errors, PairHeader { a, b, rank, input, output, scale })
+    Error::none_of(errors, PairHeader { a, b, rank, input, output, scale, magnitude, is_transposed: false })
+}
+
+/// A magnitude that is missing, of no use, or of another size or type than the pair needs.
+pub(super) fn check_magnitude(place: &str, dora: bool, magnitude: Option<&RawTensor>, output: usize) -> Option<Error> {
+    const NAME: &str = "lora_magnitude_vector";
+    match (magnitude, dora) {
+        (None, false) => None,
+        (None, true) => Some(Error::input(place, format!("has no {NAME}; {CONFIG_FILE} says `use_dora`"))),
+        (Some(_), false) => {
+            let message = format!("has a {NAME}, which PEFT does not load without `use_dora` in {CONFIG_FILE}");
+            Some(Error::input(place, message))
+        }
+        (Some(tensor), true) if tensor.shape != [output] => {
+            let message = format!("{NAME} has shape {:?}; expected [{output}], the rows of lora_B", tensor.shape);
+            Some(Error::input(place, message))
+        }
+        (Some(tensor), true) => float(place, NAME, tensor).err(),
+    }
 }
 
 /// A half whose shape does not have the rank that the configuration gives.
-fn other_rank(place: &str, half: &str, layout: &str, shape: [usize; 2], rank: usize) -> Error {
+pub(super) fn other_rank(place: &str, half: &str, layout: &str, shape: [usize; 2], rank: usize) -> Error {
     let turned = if shape.contains(&rank) { "; is it transposed?" } else { "" };
     Error::input(
         place,
@@ -382,7 +402,7 @@ fn other_rank(place: &str, half: &str, layout: &str, shape: [usize; 2], rank: us
 }
 
 /// The two sizes of a matrix.
-fn matrix(place: &str, half: &str, tensor: &RawTensor) -> Result<[usize; 2]> {
+pub(super) fn matrix(place: &str, half: &str, tensor: &RawTensor) -> Result<[usize; 2]> {
     tensor
         .shape
         .as_slice()
@@ -391,7 +411,7 @@ fn matrix(place: &str, half: &str, tensor: &RawTensor) -> Result<[usize; 2]> {
 }
 
 /// Whether it is of a type of float.
-fn float(place: &str, half: &str, tensor: &RawTensor) -> Result<()> {
+pub(super) fn float(place: &str, half: &str, tensor: &RawTensor) -> Result<()> {
     match tensor.dtype {
         Dtype::F32 | Dtype::F16 | Dtype::Bf16 => Ok(()),
         other => Err(Error::input(place, format!("{half} is {other}; expected F32, F16 or BF16"))),

@@ -2,23 +2,18 @@
 
 use std::path::Path;
 
-use super::{CONFIG_FILE, WEIGHTS_FILE};
+use super::{CONFIG_FILE, MLX_WEIGHTS_FILE, WEIGHTS_FILE};
 use crate::error::Error;
 use crate::files::folders::{folders_with, listed};
 
 /// Files of a run folder of this program.
 const RUN_FILES: [&str; 3] = ["run.json", "recipe.toml", "metrics.jsonl"];
 /// Formats of other programs, by the file that marks them.
-const FOREIGN_WEIGHTS: [(&str, &str, &str); 3] = [
+const FOREIGN_WEIGHTS: [(&str, &str, &str); 2] = [
     (
         "adapter_model.bin",
         "holds adapter_model.bin, a pickle, which is never read",
         "save it again with PEFT's `save_pretrained(..., safe_serialization=True)`",
-    ),
-    (
-        "adapters.safetensors",
-        "holds adapters.safetensors, the format of mlx-lm, which is not read",
-        "convert it to PEFT's format",
     ),
     (
         "adapter_model.safetensors.index.json",
@@ -34,7 +29,7 @@ pub fn no_adapter(dir: &Path) -> Option<Error> {
         return Some(error.hint("a path is relative to the current folder"));
     }
     let has = |name: &str| dir.join(name).exists();
-    let known = [CONFIG_FILE, WEIGHTS_FILE].into_iter().chain(FOREIGN_WEIGHTS.map(|(file, ..)| file));
+    let known = [CONFIG_FILE, WEIGHTS_FILE, MLX_WEIGHTS_FILE].into_iter().chain(FOREIGN_WEIGHTS.map(|(file, ..)| file));
     if dir.is_file() {
         let error = Error::input(dir.display(), "is a file; expected an adapter's folder");
         return Some(error.hint(format!("name the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")));

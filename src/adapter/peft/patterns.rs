@@ -14,12 +14,12 @@ const MAX_PATTERN_BYTES: usize = 16 << 10;
 
 /// A choice of modules by name or by pattern.
 #[derive(Debug, Clone)]
-pub(super) enum Selection {
+pub(in crate::adapter) enum Selection {
     /// A module path is one of these, or ends with `.` and one of these.
     Names(Vec<String>),
     /// The whole path matches.
     Pattern(Pattern),
-    /// Every projection but the head.
+    /// Every linear layer but the head.
     AllLinear,
 }
 
@@ -29,8 +29,8 @@ impl Selection {
         match self {
             Self::Names(names) => Ok(names.iter().any(|name| is_or_ends_with(module, name))),
             Self::Pattern(pattern) => pattern.matches(module),
-            // PEFT leaves out the output embedding of the model, whatever it is called.
-            Self::AllLinear => Ok(!families::is_head(module)),
+            // PEFT leaves out the output embedding of the model, whatever it is called; that of tokens is no linear layer.
+            Self::AllLinear => Ok(!families::is_head(module) && !families::is_embedding(module)),
         }
     }
 }
@@ -77,7 +77,7 @@ fn first_numbered_segment(module: &str) -> Option<u64> {
 
 /// A regular expression of Python's dialect, and how it stands in the file.
 #[derive(Debug, Clone)]
-pub(super) struct Pattern {
+pub(in crate::adapter) struct Pattern {
     regex: Regex,
     pub written: String,
 }

@@ -1,13 +1,15 @@
-//! Settings of an adapter's configuration that ask for more than plain LoRA: each is refused by its key.
+//! Settings of an adapter's configuration that ask for more than LoRA and DoRA: each is refused by its key.
 
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::{CAUSAL_LM, SEQ_CLS};
+use crate::adapter::init::Init;
 use crate::error::Error;
 use crate::files::json::shortened;
 
 impl Fields<'_> {
-    /// Collects an error for every key that asks for arithmetic other than `W + scale * B * A`.
+    /// Collects an error for every key that asks for arithmetic other than `W + scale * B * A` and its magnitudes.
     pub fn refuse_what_is_not_plain_lora(&mut self) {
         match self.value("peft_type") {
             Some(Value::String(kind)) if kind == "LORA" => {}
@@ -16,11 +18,10 @@ impl Fields<'_> {
         }
         match self.value("task_type") {
             None => {}
-            Some(Value::String(task)) if task == "CAUSAL_LM" => {}
-            Some(other) => self.wrong_type("task_type", "\"CAUSAL_LM\"", &other),
+            Some(Value::String(task)) if task == CAUSAL_LM || task == SEQ_CLS => {}
+            Some(other) => self.wrong_type("task_type", "\"CAUSAL_LM\" or \"SEQ_CLS\"", &other),
         }
-        // A base without biases has none to train, whatever is said here; those of another stand in the file of weights,
-        // where they are refused.
+        // A base without biases has none to train, whatever is said here.
         match self.value("bias") {
             None => {}
             Some(Value::String(which)) if ["none", "all", "lora_only"].contains(&which.as_str()) => {}
@@ -31,26 +32,29 @@ impl Fields<'_> {
                 self.problem(format!("`{key}` is {}: {what} cannot be applied", shortened(&value)));
             }
         }
-        self.refuse_changed_bases();
     }
 
-    /// Initialisations that subtract from the base's weights at the start: the adapter fits that other base only.
-    fn refuse_changed_bases(&mut self) {
+    /// The initialisation by `init_lora_weights`, where it subtracts from the base's weights in a way that can be repeated. One that
+    /// cannot be, since it depends on chance or data, is refused: the adapter fits that other base only.
+    pub fn subtracted(&mut self) -> Option<Init> {
         match self.value("init_lora_weights") {
-            None | Some(Value::Bool(_)) => {}
-            Some(Value::String(name)) if HARMLESS_INITS.contains(&name.to_lowercase().as_str()) => {}
+            None | Some(Value::Bool(_)) => None,
+            Some(Value::String(name)) if HARMLESS_INITS.contains(&name.to_lowercase().as_str()) => None,
+            Some(Value::String(name)) if name == Init::Pissa.name() => Some(Init::Pissa),
+            Some(Value::String(name)) if name.to_lowercase() == Init::Olora.name() => Some(Init::Olora),
             Some(other) => {
                 self.errors.push(
                     Error::input(
                         self.place,
                         format!(
-                            "`init_lora_weights` is {}: it changes the base's own weights, so that the adapter does \
-                             not fit the base as published",
+                            "`init_lora_weights` is {}: it changes the base's own weights by chance or data, so that the \
+                             adapter does not fit the base as published",
                             shortened(&other)
                         ),
                     )
                     .hint("save it as a plain LoRA: PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`"),
                 );
+                None
             }
         }
     }
@@ -59,12 +63,9 @@ impl Fields<'_> {
 /// Initialisations that leave the base as it is.
 const HARMLESS_INITS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
-/// Keys that, unless null, false, empty or `"none"`, ask for arithmetic beyond `W + scale * B * A`.
-const NOT_APPLICABLE: [(&str, &str); 13] = [
-    ("use_dora", "DoRA's magnitudes"),
+/// Keys that, unless null, false, empty or `"none"`, ask for arithmetic beyond `W + scale * B * A` and whole tensors.
+const NOT_APPLICABLE: [(&str, &str); 10] = [
     ("lora_bias", "biases of the low-rank pair"),
-    ("modules_to_save", "wholly trained modules"),
-    ("trainable_token_indices", "trained tokens"),
     ("layer_replication", "repeated layers"),
     ("target_parameters", "adapters on bare parameters"),
     ("use_qalora", "QALoRA's pooling"),

@@ -6,12 +6,17 @@ use super::patterns::{Pattern, Selection, first_match, is_or_ends_with};
 use crate::error::Result;
 
 impl PeftConfig {
-    /// A sentence for every entry that has no effect. `adapted` are the modules that have a pair, `modules` those of the
+    /// A sentence for every entry that has no effect. `adapted` are the modules that have a pair, `whole` those that are saved as wholes, `modules` those of the
     /// base that can have one; what only the base can tell is left out without it.
     ///
     /// # Errors
     /// A pattern that takes too many steps.
-    pub(super) fn unused_entries(&self, adapted: &[&str], modules: Option<&[String]>) -> Result<Vec<String>> {
+    pub(super) fn unused_entries(
+        &self,
+        adapted: &[&str],
+        whole: &[&str],
+        modules: Option<&[String]>,
+    ) -> Result<Vec<String>> {
         let mut unused = Vec::new();
         if let (Selection::Names(names), Some(modules), false) = (&self.targets, modules, self.has_default_targets) {
             for name in names.iter().filter(|name| !modules.iter().any(|module| is_or_ends_with(module, name))) {
@@ -20,6 +25,9 @@ impl PeftConfig {
         }
         if let Some(modules) = modules {
             self.unused_exclusions(modules, &mut unused)?;
+        }
+        for saved in self.saved.iter().filter(|saved| !whole.iter().any(|module| module.ends_with(saved.as_str()))) {
+            unused.push(format!("`modules_to_save`: {} matches no module in the file", shown(saved)));
         }
         self.unused_layers(adapted, &mut unused)?;
         self.unused_patterns("rank_pattern", &self.ranks, adapted, &mut unused)?;

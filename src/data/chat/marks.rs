@@ -81,7 +81,10 @@ impl MarkedConversation {
         let mut pen = Pen { free: unused(texts), number: FIRST_NUMBER, marking, texts: Vec::new() };
         let mut marked = messages.to_vec();
         for (turn, message) in marked.iter_mut().enumerate() {
-            pen.text(&mut message.content, "content", Some(turn))?;
+            match message.part_texts_mut() {
+                Some(texts) => texts.into_iter().try_for_each(|text| pen.text(text, "content", Some(turn)))?,
+                None => pen.text(&mut message.content, "content", Some(turn))?,
+            }
             for (key, value) in message.more.iter_mut().filter(|(key, _)| *key != "content") {
                 pen.value(value, key, key, Some(turn))?;
             }

@@ -18,7 +18,7 @@ use crate::text::Tokenizer;
 const PRIVATE_USE: Range<u32> = 0xF_0000..0xF_FFFE;
 
 /// The texts of the control tokens, for finding them in what people wrote.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in crate::data) struct SpecialTexts {
     /// By first character; the longest text first.
     by_first: HashMap<char, Vec<String>>,

@@ -1,15 +1,18 @@
-//! The threads that render a chat template, and the deadline of each rendering.
+//! The threads on which a chat template renders, and the deadline of each rendering.
 //!
-//! There are as many as the machine has cores. A job waits, without a clock, until one of them is free; the clock starts
-//! when it is taken. After one deadline the template is given up: its thread may still be busy.
+//! There are as many as the machine has cores. A job, a single rendering or all that is done with a few rows, waits without a
+//! clock until one of them is free. A clock runs while a template renders. After one deadline the template is given up: its
+//! thread may still be busy.
 
+use std::cell::Cell;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use minijinja::ErrorKind;
 use minijinja::value::Value;
+use minijinja::{ErrorKind, Template};
 use time::OffsetDateTime;
 
 use super::environment::environment;
@@ -36,7 +39,7 @@ pub(super) struct Program {
 
 /// The threads of one template.
 pub(super) struct Workers {
-    program: Program,
+    program: Arc<Program>,
     deadline: Duration,
     state: Mutex<State>,
     freed: Condvar,
@@ -49,10 +52,36 @@ struct State {
     given_up: bool,
 }
 
-/// One thread, by the ends of its channels.
+/// Work for a thread, which sends its own outcome.
+type Task = Box<dyn FnOnce() + Send>;
+
+/// One thread: the way to it, and its clock.
 struct Worker {
-    jobs: Sender<Job>,
-    outcomes: Receiver<Result<String, String>>,
+    tasks: Sender<Task>,
+    clock: Arc<Clock>,
+}
+
+/// The time that a thread has been rendering.
+struct Clock {
+    zero: Instant,
+    /// Microseconds from `zero` to the begin of the rendering that goes on; [`IDLE`] while there is none.
+    begun: AtomicU64,
+}
+
+/// The value of a clock that does not run.
+const IDLE: u64 = u64::MAX;
+
+/// The means of a thread of a template.
+#[derive(Clone, Copy)]
+struct Here {
+    program: *const Program,
+    template: *const Template<'static, 'static>,
+    clock: *const Clock,
+}
+
+thread_local! {
+    /// The template of this thread, while it works on a task.
+    static HERE: Cell<Option<Here>> = const { Cell::new(None) };
 }
 
 impl Workers {
@@ -62,6 +91,7 @@ impl Workers {
     /// Input: it does not compile, or not in time.
     pub(super) fn start(program: Program, place: &str) -> Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let program = Arc::new(program);
         let first = Worker::start(&program, DEADLINE, place)?;
         let state = State { idle: vec![first], unstarted: threads - 1, given_up: false };
         Ok(Self { program, deadline: DEADLINE, state: Mutex::new(state), freed: Condvar::new() })
@@ -71,26 +101,34 @@ impl Workers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Renders `job` on the next free thread. `place` stands in messages.
+    /// Renders `job`, on this thread if it is one of these, else on the next free one. `place` stands in messages.
     ///
     /// # Errors
     /// Input: what the template raises; the deadline has passed, now or earlier.
     pub(super) fn render(&self, job: Job, place: &str) -> Result<String> {
+        let rendered = match HERE.get().filter(|here| std::ptr::eq(here.program, Arc::as_ptr(&self.program))) {
+            Some(here) => here.render(job),
+            None => self.run(place, || HERE.get().expect("a thread of a template").render(job))?,
+        };
+        rendered.map_err(|message| Error::input(place, message))
+    }
+
+    /// Does `task` on the next free thread, where [`Self::render`] needs no other.
+    ///
+    /// # Errors
+    /// Input: the deadline of a rendering has passed, now or earlier.
+    pub(super) fn run<T: Send + 'static>(&self, place: &str, task: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let worker = match self.take(place)? {
             Some(worker) => Ok(worker),
             None => Worker::start(&self.program, self.deadline, place),
         };
-        let outcome = worker.and_then(|worker| {
-            // A thread that is gone shows when the outcome is waited for.
-            let _ = worker.jobs.send(job);
-            Ok((wait(&worker.outcomes, self.deadline, place, "render")?, worker))
-        });
+        let outcome = worker.and_then(|worker| Ok((worker.run(task, self.deadline, place)?, worker)));
         let mut state = self.state();
         match outcome {
-            Ok((text, worker)) => {
+            Ok((result, worker)) => {
                 state.idle.push(worker);
                 self.freed.notify_one();
-                text.map_err(|message| Error::input(place, message))
+                Ok(result)
             }
             Err(error) => {
                 state.given_up = true;
@@ -126,43 +164,81 @@ impl fmt::Debug for Workers {
 }
 
 impl Worker {
-    fn start(program: &Program, deadline: Duration, place: &str) -> Result<Self> {
-        let (jobs, inbox) = channel();
-        let (sender, outcomes) = channel();
+    fn start(program: &Arc<Program>, deadline: Duration, place: &str) -> Result<Self> {
+        let (tasks, inbox) = channel();
         let (compiled, compilation) = channel();
-        let program = program.clone();
+        let clock = Arc::new(Clock { zero: Instant::now(), begun: AtomicU64::new(IDLE) });
+        let (program, of_thread) = (Arc::clone(program), Arc::clone(&clock));
         std::thread::Builder::new()
             .name("chat-template".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || work(&program, &compiled, &inbox, &sender))
+            .spawn(move || work(&program, &of_thread, &compiled, &inbox))
             .map_err(|error| Error::failed(place, format!("cannot start a thread: {error}")))?;
-        wait(&compilation, deadline, place, "compile")?.map_err(|message| Error::input(place, message))?;
-        Ok(Self { jobs, outcomes })
+        let outcome: Result<(), String> = compilation.recv_timeout(deadline).map_err(|error| match error {
+            RecvTimeoutError::Timeout => too_slow(deadline, place, "compile"),
+            RecvTimeoutError::Disconnected => Error::input(place, "minijinja failed to compile it"),
+        })?;
+        outcome.map_err(|message| Error::input(place, message))?;
+        Ok(Self { tasks, clock })
+    }
+
+    /// The outcome of `task`, unless a rendering in it takes longer than `deadline`.
+    fn run<T: Send + 'static>(
+        &self,
+        task: impl FnOnce() -> T + Send + 'static,
+        deadline: Duration,
+        place: &str,
+    ) -> Result<T> {
+        let (sender, outcome) = channel();
+        // A thread that is gone shows when the outcome is waited for, and one that is given up has no receiver.
+        let _ = self.tasks.send(Box::new(move || {
+            let _ = sender.send(task());
+        }));
+        let mut left = deadline;
+        loop {
+            match outcome.recv_timeout(left) {
+                Ok(outcome) => return Ok(outcome),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error::input(place, "minijinja failed to render it"));
+                }
+                Err(RecvTimeoutError::Timeout) => left = deadline.saturating_sub(self.clock.rendering()),
+            }
+            if left.is_zero() {
+                return Err(too_slow(deadline, place, "render"));
+            }
+        }
     }
 }
 
-/// The answer of a thread, or an error if none comes in time.
-fn wait<T>(
-    outcome: &Receiver<Result<T, String>>,
-    deadline: Duration,
-    place: &str,
-    doing: &str,
-) -> Result<Result<T, String>> {
-    outcome.recv_timeout(deadline).map_err(|error| match error {
-        RecvTimeoutError::Timeout => {
-            Error::input(place, format!("takes more than {} s to {doing}", deadline.as_secs_f64()))
-        }
-        RecvTimeoutError::Disconnected => Error::input(place, format!("minijinja failed to {doing} it")),
-    })
+fn too_slow(deadline: Duration, place: &str, doing: &str) -> Error {
+    Error::input(place, format!("takes more than {} s to {doing}", deadline.as_secs_f64()))
 }
 
-/// The life of a thread: compile once, render until the template is dropped.
-fn work(
-    program: &Program,
-    compiled: &Sender<Result<(), String>>,
-    inbox: &Receiver<Job>,
-    outcomes: &Sender<Result<String, String>>,
-) {
+impl Clock {
+    /// The time since the rendering that goes on began; none while there is no rendering.
+    fn rendering(&self) -> Duration {
+        match self.begun.load(Ordering::Relaxed) {
+            IDLE => Duration::ZERO,
+            begun => self.zero.elapsed().saturating_sub(Duration::from_micros(begun)),
+        }
+    }
+}
+
+impl Here {
+    fn render(self, job: Job) -> Result<String, String> {
+        // SAFETY: `work` owns all three for as long as it has put this value into `HERE`, and nothing else gives it out: `HERE` is
+        // read on this thread only, and a copy of it is used up before the task ends.
+        let (program, template, clock) = unsafe { (&*self.program, &*self.template, &*self.clock) };
+        let begun = u64::try_from(clock.zero.elapsed().as_micros()).unwrap_or(IDLE - 1);
+        clock.begun.store(begun, Ordering::Relaxed);
+        let rendered = template.render(context(job, &program.globals)).map_err(|error| explain(&error));
+        clock.begun.store(IDLE, Ordering::Relaxed);
+        rendered
+    }
+}
+
+/// The life of a thread: compile once, work until the template is dropped.
+fn work(program: &Program, clock: &Clock, compiled: &Sender<Result<(), String>>, inbox: &Receiver<Task>) {
     let environment = environment(program.now, program.kept.clone());
     let template = match environment.template_from_named_str("chat", &program.text) {
         Ok(template) => template,
@@ -175,11 +251,11 @@ fn work(
     if compiled.send(Ok(())).is_err() {
         return;
     }
-    while let Ok(job) = inbox.recv() {
-        let rendered = template.render(context(job, &program.globals)).map_err(|error| explain(&error));
-        if outcomes.send(rendered).is_err() {
-            return;
-        }
+    let here = Here { program, template: (&raw const template).cast(), clock };
+    while let Ok(task) = inbox.recv() {
+        HERE.set(Some(here));
+        task();
+        HERE.set(None);
     }
 }
 

@@ -114,15 +114,20 @@ fn is_cut_off(text: &str, survey: &Survey) -> bool {
     if text.chars().take(MIN_CUT_CHARACTERS).count() < MIN_CUT_CHARACTERS {
         return false;
     }
-    if text.ends_with([',', ';', '(', '[', '{', '，', '、', '；', '（', '【']) {
+    if text.ends_with([',', '(', '[', '{', '，', '、', '（', '【']) {
+        return true;
+    }
+    // Statements of SQL and of programs end so, where they are the usual answers.
+    if survey.sentences_are_usual && text.ends_with([';', '；']) {
         return true;
     }
     let last = text.rsplit(|symbol: char| !symbol.is_alphabetic()).next().unwrap_or_default();
-    if NEVER_LAST.contains(&last) {
+    let last_line = text.lines().next_back().unwrap_or_default();
+    // In an indented line, the word is the name of a variable.
+    if NEVER_LAST.contains(&last) && !last_line.starts_with([' ', '\t']) {
         return true;
     }
     // Prose that stops in the middle, where no other answer does.
-    let last_line = text.lines().next_back().unwrap_or_default();
     // The author of a quotation ends no sentence.
     let is_quotation = SOURCE.is_match(last_line);
     survey.sentences_are_usual && last_line.len() >= MIN_CUT_CHARACTERS && !is_quotation && !ends_like_a_sentence(text)
@@ -282,6 +287,9 @@ mod tests {
         assert!(cut("{\"name\": \"Mira\", \"tags\": [\"a\"") && !cut("{\"name\": \"Mi]ra\"}"));
         assert!(!cut("The door opens at ten and closes at four, every day but Monday."));
         assert!(!cut("\"What is written without effort is read without pleasure.\" - Samuel Johnson"));
+        assert!(!is_cut_off("def gcd(a, b):\n    while b:\n        a, b = b, a % b\n    return a", &Survey::default()));
+        let statement = "SELECT name, city FROM customers WHERE total > 1000 ORDER BY total;";
+        assert!(cut(statement) && !is_cut_off(statement, &Survey::default()));
         assert!(!cut("Paris") && !cut("- an apple\n- a pear and a very long name of a fruit\n- a plum"));
         let survey = Survey::default();
         assert!(["TODO", "N/A", "...", "Lorem ipsum dolor sit amet"].iter().all(|text| is_placeholder(text, &survey)));

@@ -67,7 +67,8 @@ impl Serialize for Code {
 }
 
 /// The headings of the page, by the first two characters of the codes below them.
-const GROUPS: [(&str, &str); 9] = [
+const GROUPS: [(&str, &str); 10] = [
+    ("D0", "Preferences and labels"),
     ("D1", "Repeated rows"),
     ("D2", "Validation data"),
     ("D3", "Answers"),

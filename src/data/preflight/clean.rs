@@ -1,4 +1,5 @@
-//! Data files without the rows that are there twice, and with placeholders for secrets. What is kept is kept byte for byte.
+//! Data files without the rows that are there twice, and with placeholders for secrets. Lines of JSONL that are kept are kept byte
+//! for byte; rows of other files become an object a line.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,8 +12,8 @@ use super::duplicates::{Digest, almost_equal};
 use super::secrets::{placeholder, secrets};
 use super::view::{Part, View};
 use crate::data::example::Row;
-use crate::data::jsonl;
-use crate::error::{Error, Place, Result};
+use crate::data::{Lines, jsonl};
+use crate::error::{Error, Result};
 
 /// Which rows count as copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -69,22 +70,18 @@ struct Placed<'a> {
     row: Row,
 }
 
-/// Cleans the JSONL files `files`, each a name with its bytes: one after the other, without the rows that are copies of an
-/// earlier one, and with secrets replaced.
+/// Cleans files as JSONL, one after the other, without the rows that are copies of an earlier one, and with secrets replaced.
 ///
 /// # Errors
 /// Input: every bad row.
-pub fn clean(files: &[(String, Vec<u8>)], copies: Option<Copies>, redact: bool) -> Result<Cleaned> {
+pub fn clean(files: &[Lines], copies: Option<Copies>, redact: bool) -> Result<Cleaned> {
     let mut placed = Vec::new();
     let mut errors = Vec::new();
-    for (file, bytes) in files {
-        if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
-            let error = Error::input(Place::file(file), "is one JSON list");
-            errors.push(error.hint("cleaning works on one JSON object a line"));
-            continue;
-        }
-        match jsonl::parse(bytes, file, None) {
-            Ok(rows) => placed.extend(rows.into_iter().map(|row| Placed { file, line: row.position.number(), row })),
+    for lines in files {
+        let file = &*lines.name;
+        let place = |row: Row| Placed { file, line: lines.number(row.position.number()), row };
+        match jsonl::parse(&lines.bytes, file, None) {
+            Ok(rows) => placed.extend(rows.into_iter().map(place)),
             Err(error) => errors.push(error),
         }
     }
@@ -93,14 +90,15 @@ pub fn clean(files: &[(String, Vec<u8>)], copies: Option<Copies>, redact: bool) 
     let is_removed: HashMap<(&str, usize), ()> =
         removed.iter().map(|removed| ((removed.file.as_str(), removed.line), ())).collect();
     let (mut bytes, mut redacted) = (Vec::new(), Vec::new());
-    for (index, (file, text)) in files.iter().enumerate() {
+    for (index, lines) in files.iter().enumerate() {
+        let (file, text) = (&lines.name, &lines.bytes[..]);
         // A mark is for the beginning of a file.
         let text = if index == 0 { text } else { text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text) };
         if bytes.last().is_some_and(|last| *last != b'\n') {
             bytes.push(b'\n');
         }
         for (index, line) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {
-            let line_number = index + 1;
+            let line_number = lines.number(index + 1);
             if is_removed.contains_key(&(file.as_str(), line_number)) {
                 continue;
             }
@@ -151,9 +149,9 @@ fn copies_of(placed: &[Placed<'_>], copies: Copies) -> Vec<Removed> {
     removed.collect()
 }
 
-/// The line with placeholders for the secrets in its texts, and their numbers; `None` where there are none. A text without a
+/// A line of JSON with placeholders for the secrets in its texts, and their numbers; `None` where there are none. A text without a
 /// secret stays byte for byte; keys are left alone.
-fn without_secrets(line: &[u8]) -> Option<(Vec<u8>, BTreeMap<String, usize>)> {
+pub fn without_secrets(line: &[u8]) -> Option<(Vec<u8>, BTreeMap<String, usize>)> {
     let (mut redacted, mut counts, mut at) = (Vec::with_capacity(line.len()), BTreeMap::new(), 0);
     while let Some(quote) = line[at..].iter().position(|byte| *byte == b'"') {
         let begin = at + quote;
@@ -198,11 +196,12 @@ mod tests {
     use super::*;
 
     fn cleaned(files: &[&str], copies: Option<Copies>, redact: bool) -> Cleaned {
-        let files: Vec<(String, Vec<u8>)> = files
-            .iter()
-            .enumerate()
-            .map(|(index, text)| (format!("{index}.jsonl"), text.as_bytes().to_vec()))
-            .collect();
+        let lines = |(index, text): (usize, &&str)| Lines {
+            name: format!("{index}.jsonl"),
+            bytes: text.as_bytes().to_vec(),
+            numbers: None,
+        };
+        let files: Vec<Lines> = files.iter().enumerate().map(lines).collect();
         clean(&files, copies, redact).expect("good data")
     }
 

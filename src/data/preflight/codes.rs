@@ -28,6 +28,31 @@ macro_rules! codes {
 }
 
 codes! {
+    IdenticalPair "D001" Warning
+        "chosen and rejected answer are the same"
+        "The pair says nothing, and a model that cannot tell the two apart keeps the loss of a coin there."
+        "Remove the row, or look up which answers were meant.";
+    SwappedPair "D002" Warning
+        "another row prefers the same two answers the other way round"
+        "The two rows pull in opposite directions; one of them is probably swapped."
+        "Decide which answer is better, and remove or turn round the other row.";
+    LengthBias "D003" Warning
+        "the chosen answers are the longer or the shorter ones by a rule"
+        "Length is the easiest difference to learn: the model learns to answer at greater or smaller length, whatever the content."
+        "Where length is not what you want to teach, add pairs in which the other length is the better one, or set `train.length_normalised` under `dpo`.";
+    OneLabel "D004" Error
+        "all examples have the same label"
+        "Without examples of another kind there is nothing to tell apart."
+        "Add examples with other labels; of answers with labels, learn the desirable ones with `train.objective = \"sft\"`.";
+    RareLabel "D005" Warning
+        "a label has at most a tenth of the examples of another"
+        "The model learns to give the frequent label whenever in doubt, and the accuracy hides it."
+        "Add examples of the rare label, or set `train.label_weights = \"balanced\"`; judge by the macro F1.";
+    UnseenLabel "D006" Warning
+        "the validation row has a label that no training row has"
+        "The label is never learned, so the row counts as wrong whatever is trained."
+        "Correct the label where it is misspelt, or add training rows with it.";
+
     ExactDuplicate "D101" Warning
         "the row is the same as an earlier one"
         "A row that stands there n times is trained n times as hard, and the model learns it by heart."

@@ -42,17 +42,22 @@ impl Digest {
         let mut prompt = DefaultHasher::new();
         before.iter().for_each(|(_, text)| hash_words(text, &mut prompt));
         let has_prompt = before.iter().any(|(_, text)| !text.trim().is_empty());
-        let mut of_answer = DefaultHasher::new();
-        hash_words(answer, &mut of_answer);
         let mut whole = DefaultHasher::new();
         view.parts.iter().for_each(|(part, text)| (*part, text.trim()).hash(&mut whole));
         Self {
             whole: whole.finish(),
             prompt: has_prompt.then(|| prompt.finish()),
-            answer: of_answer.finish(),
+            answer: hash_of_answer(answer),
             sketch: sketch(&shingles(view.texts())),
         }
     }
+}
+
+/// The hash of an answer by its words.
+pub(super) fn hash_of_answer(answer: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hash_words(answer, &mut hasher);
+    hasher.finish()
 }
 
 fn hash_words(text: &str, hasher: &mut DefaultHasher) {

@@ -20,7 +20,7 @@ const FIRST: usize = 16;
 /// to the last.
 pub fn histogram(sequences: &[Encoded]) -> Vec<LengthClass> {
     let mut classes: Vec<LengthClass> = Vec::new();
-    for length in sequences.iter().map(|sequence| sequence.ids.len()) {
+    for length in sequences.iter().map(Encoded::longest_tokens) {
         let class = length.max(FIRST).next_power_of_two();
         while classes.last().is_none_or(|last| last.up_to < class) {
             let up_to = classes.last().map_or(FIRST, |last| 2 * last.up_to);
@@ -37,6 +37,7 @@ pub fn histogram(sequences: &[Encoded]) -> Vec<LengthClass> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Judged;
 
     #[test]
     fn lengths_fall_into_classes_of_powers_of_two() {
@@ -45,6 +46,7 @@ mod tests {
             trained: vec![true; length],
             untrained_turns: 0,
             weight: 1.0,
+            judged: Judged::Not,
         };
         let sequences: Vec<Encoded> = [40, 33, 200, 64, 65].map(sequence).into();
         let found: Vec<(usize, usize)> =

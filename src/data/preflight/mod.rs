@@ -9,13 +9,15 @@ pub mod clean;
 pub mod codes;
 pub mod findings;
 pub mod lengths;
+pub mod secrets;
 
 mod answers;
+mod classes;
 mod conversation;
 mod damage;
 mod duplicates;
 mod language;
-mod secrets;
+mod preferences;
 mod survey;
 mod tokens;
 mod view;
@@ -113,7 +115,10 @@ fn look_at<'a>(split: Split<'a>, encoder: Option<&Encoder>) -> Seen<'a> {
 /// The findings about the texts of one row, each once.
 fn of_row(view: &View<'_>, survey: &Survey) -> Vec<(Code, String)> {
     let mut found = Vec::new();
-    answers::findings(view, survey, &mut found);
+    // A label is no answer in words.
+    if view.class.is_none() {
+        answers::findings(view, survey, &mut found);
+    }
     damage::findings(view, &mut found);
     language::findings(view, survey, &mut found);
     secrets::findings(view, &mut found);
@@ -171,13 +176,16 @@ fn of_answers(views: &[View<'_>], digests: &[Digest], found: &mut Collector) {
         at_limit.into_iter().for_each(|index| found.row(Code::SameLength, longest.to_string(), views[index].position));
     }
     contradictions(views, digests, found);
+    preferences::findings(views, digests, found);
+    classes::findings(views, found);
 }
 
 /// Rows of one prompt with different answers.
 fn contradictions(views: &[View<'_>], digests: &[Digest], found: &mut Collector) {
     let mut by_prompt: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
     for (index, digest) in digests.iter().enumerate() {
-        if let Some(prompt) = digest.prompt {
+        // Judged answers are several by nature.
+        if let Some(prompt) = digest.prompt.filter(|_| !views[index].is_preference()) {
             by_prompt.entry(prompt).or_default().push(index);
         }
     }
@@ -195,6 +203,7 @@ fn compare(train: &mut Seen<'_>, valid: Option<&mut Seen<'_>>) {
         return near_copies(&pairs, 0, train);
     };
     copies(valid);
+    classes::unseen(&train.views, &valid.views, &mut valid.found);
     let whole: HashSet<u64> = train.digests.iter().map(|digest| digest.whole).collect();
     let prompts: HashSet<u64> = train.digests.iter().filter_map(|digest| digest.prompt).collect();
     let mut exact = HashSet::new();

@@ -13,15 +13,17 @@ use super::answers::regex;
 use super::catalogue::Code;
 use super::view::View;
 
-/// A secret: its place in the text, its kind, and the placeholder that takes its place.
+/// A secret: its place in the text and its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Secret {
-    pub(super) place: Range<usize>,
-    pub(super) code: Code,
+pub struct Secret {
+    /// Bytes of the text.
+    pub place: Range<usize>,
+    /// Its kind.
+    pub code: Code,
 }
 
 /// The placeholder for a secret of this kind.
-pub(super) fn placeholder(code: Code) -> &'static str {
+pub fn placeholder(code: Code) -> &'static str {
     match code {
         Code::Email => "[EMAIL]",
         Code::Phone => "[PHONE]",
@@ -151,7 +153,7 @@ static KINDS: [Kind; 12] = [
 ];
 
 /// The secrets in a text, in order, none over another.
-pub(super) fn secrets(text: &str) -> Vec<Secret> {
+pub fn secrets(text: &str) -> Vec<Secret> {
     let mut found: Vec<Secret> = Vec::new();
     for kind in KINDS.iter().filter(|kind| (kind.needs)(text)) {
         for captures in kind.pattern.captures_iter(text) {

@@ -9,6 +9,7 @@ use super::findings::Collector;
 use super::view::View;
 use crate::data::encode::Encoder;
 use crate::data::encoded::Encoded;
+use crate::data::format::Format;
 use crate::data::remark::Remark;
 use crate::data::set::EncodedSet;
 
@@ -28,7 +29,9 @@ pub(super) fn findings(views: &[View<'_>], set: &EncodedSet, encoder: &Encoder, 
             found.rows(code, detail, rows);
         }
     }
-    let stops = encoder.stop_tokens();
+    // The number of a label ends no text, and is trained alone.
+    let is_class = set.format == Some(Format::Class);
+    let stops = if is_class { Vec::new() } else { encoder.stop_tokens() };
     let of_sequences: Vec<Vec<Code>> =
         set.sequences.par_iter().map(|sequence| of_sequence(sequence, encoder, &stops)).collect();
     for (codes, position) in of_sequences.into_iter().zip(&set.positions) {
@@ -51,7 +54,7 @@ pub(super) fn findings(views: &[View<'_>], set: &EncodedSet, encoder: &Encoder, 
             found.row(Code::VeryLong, "", position);
         }
     }
-    if !set.sequences.is_empty() && (set.trained_tokens as f64) < FEW_TRAINED * set.tokens as f64 {
+    if !is_class && !set.sequences.is_empty() && (set.trained_tokens as f64) < FEW_TRAINED * set.tokens as f64 {
         found.whole(Code::FewTrained, format!("{} of {}", set.trained_tokens, set.tokens));
     }
 }

@@ -17,6 +17,8 @@ pub(super) enum Part {
     Answer,
     /// Any other text that is shown: results of tools, turns that are not trained, fields of turns.
     Other,
+    /// The path of a picture.
+    Picture,
 }
 
 /// A row by its texts.
@@ -30,13 +32,35 @@ pub(super) struct View<'a> {
     pub(super) tools: Option<&'a Value>,
     /// Whether the row is a prompt with its completion, or a plain text.
     pub(super) is_bare: bool,
+    /// The last answer that is not preferred, where the row is a pair. It stands among the parts too, as [`Part::Other`].
+    pub(super) rejected: Option<&'a str>,
+    /// Whether the answer is desirable, where the row says so.
+    pub(super) label: Option<bool>,
+    /// The label of the text, where the row is a text with one. It stands among the parts too, as [`Part::Answer`].
+    pub(super) class: Option<&'a str>,
 }
 
 impl<'a> View<'a> {
     pub(super) fn of(row: &'a Row) -> Self {
+        let mut view = Self::of_example(&row.position, row.example.plain());
+        match &row.example {
+            Example::Preference { rejected, .. } => {
+                let rejected = Self::of_example(&row.position, rejected);
+                view.parts.extend(rejected.answers().map(|answer| (Part::Other, answer)));
+                view.rejected = rejected.answers().last();
+            }
+            Example::Labelled { is_desirable, .. } => view.label = Some(*is_desirable),
+            Example::Class { label, .. } => view.class = Some(label),
+            _ => {}
+        }
+        view
+    }
+
+    /// The view of an example that is no preference.
+    fn of_example(position: &'a Position, example: &'a Example) -> Self {
         let (mut messages, mut tools_of_row): (&[Message], _) = (&[], None);
         let mut parts = Vec::new();
-        match &row.example {
+        match example {
             Example::PromptCompletion { prompt, completion } => {
                 parts.extend([(Part::Prompt, prompt.as_str()), (Part::Answer, completion)]);
             }
@@ -51,9 +75,11 @@ impl<'a> View<'a> {
                 turns.iter().for_each(|turn| add_turn(turn, &mut parts));
             }
             Example::Text { text } => parts.push((Part::Answer, text)),
+            Example::Class { text, label } => parts.extend([(Part::Prompt, text.as_str()), (Part::Answer, label)]),
+            Example::Preference { .. } | Example::Labelled { .. } => {}
         }
-        let is_bare = matches!(row.example, Example::PromptCompletion { .. } | Example::Text { .. });
-        Self { position: &row.position, parts, messages, tools: tools_of_row, is_bare }
+        let is_bare = matches!(example, Example::PromptCompletion { .. } | Example::Text { .. });
+        Self { position, parts, messages, tools: tools_of_row, is_bare, rejected: None, label: None, class: None }
     }
 
     /// The texts that are trained.
@@ -63,7 +89,7 @@ impl<'a> View<'a> {
 
     /// All texts.
     pub(super) fn texts(&self) -> impl Iterator<Item = &'a str> {
-        self.parts.iter().map(|(_, text)| *text)
+        self.parts.iter().filter(|(part, _)| *part != Part::Picture).map(|(_, text)| *text)
     }
 
     /// The texts before the last answer, and that answer; `None` without an answer.
@@ -76,6 +102,11 @@ impl<'a> View<'a> {
     pub(super) fn last_prompt(&self) -> Option<&'a str> {
         let (before, _) = self.last_exchange()?;
         before.iter().rev().find(|(part, _)| *part == Part::Prompt).map(|(_, text)| *text)
+    }
+
+    /// Whether the row judges answers, of which several may belong to one prompt.
+    pub(super) fn is_preference(&self) -> bool {
+        self.rejected.is_some() || self.label.is_some()
     }
 
     pub(super) fn has_system(&self) -> bool {
@@ -95,6 +126,7 @@ fn add_turn<'a>(turn: &'a Message, parts: &mut Vec<(Part, &'a str)>) {
         parts.push((part, &turn.content));
     }
     let mut fields = Vec::new();
+    parts.extend(turn.pictures().map(|path| (Part::Picture, path)));
     turn.more.iter().filter(|(key, _)| *key != "content").for_each(|(_, value)| strings(value, &mut fields));
     parts.extend(fields.into_iter().map(|text| (Part::Other, text)));
 }

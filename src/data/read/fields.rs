@@ -23,6 +23,13 @@ impl<'a> Fields<'a> {
         self.values.get(self.columns.name(key)).filter(|value| !value.is_null())
     }
 
+    /// Makes an object a list of it alone: some data sets have one turn where others have a list.
+    pub(super) fn wrap_object(&mut self, key: &str) {
+        if let Some(value) = self.values.get_mut(self.columns.name(key)).filter(|value| value.is_object()) {
+            *value = Value::Array(vec![value.take()]);
+        }
+    }
+
     /// [`Self::peek`], and the key is read.
     pub(super) fn take(&mut self, key: &str) -> Option<Value> {
         self.values.shift_remove(self.columns.name(key)).filter(|value| !value.is_null())

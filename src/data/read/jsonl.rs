@@ -12,7 +12,7 @@
 
 use serde_json::Value;
 
-use super::rows::Rows;
+use super::rows::{Receiver, Rows};
 use super::{Shape, list, unreadable};
 use crate::data::example::Row;
 use crate::data::position::At;

@@ -2,12 +2,12 @@
 //! the file.
 
 use super::jsonl::parse_object;
-use super::rows::Rows;
+use super::rows::Receiver;
 use crate::data::position::At;
 use crate::error::Error;
 
 /// Reads the text of a list, which begins with `[` after white space, into `rows`.
-pub(super) fn parse(bytes: &[u8], rows: &mut Rows) {
+pub(super) fn parse(bytes: &[u8], rows: &mut impl Receiver) {
     let (mut at, mut line) = (0, 1);
     let skip = |at: &mut usize, line: &mut usize| {
         while let Some(space) = bytes.get(*at).filter(|byte| byte.is_ascii_whitespace()) {

@@ -9,20 +9,27 @@ mod csv;
 mod fields;
 #[cfg(feature = "tables")]
 mod footer;
+mod lines;
 mod list;
 mod packed;
 #[cfg(feature = "tables")]
 mod parquet;
+mod preferences;
 mod rows;
 mod shape;
 mod turns;
 mod unreadable;
 
+pub use turns::message_of;
+
 use std::path::Path;
+
+pub use lines::{Lines, lines};
 
 use super::columns::Columns;
 use super::example::Row;
 use super::format::Format;
+use super::images::parts;
 use super::paths::Paths;
 use crate::error::{Error, Result};
 use crate::files::{hex, open};
@@ -167,7 +174,14 @@ fn read_file(path: &Path, shape: &Shape) -> Result<DataSet> {
         Kind::Csv => tables::parse_csv(bytes, &name, shape.clone()),
         Kind::Parquet => tables::parse_parquet(bytes, &name, shape.clone()),
     };
-    Ok(DataSet { rows: rows?, file_sha256: vec![sha256] })
+    let mut rows = rows?;
+    let pictures = parts::found_in(path.parent().unwrap_or(Path::new("")), &mut rows)?;
+    let sha256 = match pictures.is_empty() {
+        true => sha256,
+        // A file is another one where a picture that it names is another one.
+        false => hex::sha256_of(format!("{sha256}\n{}\n", pictures.join("\n")).as_bytes()),
+    };
+    Ok(DataSet { rows, file_sha256: vec![sha256] })
 }
 
 /// The rows of the files that `paths` name: [`DataSet::read`] without the checksums.

@@ -14,8 +14,8 @@ use polars_parquet::arrow::read::{
 use polars_parquet::parquet::page::CompressedPage;
 use serde_json::{Map, Value};
 
-use super::rows::Rows;
-use super::tables::{check_columns, unread};
+use super::rows::{Receiver, Rows};
+use super::tables::{Kept, check_columns, unread};
 use super::{Shape, footer};
 use crate::data::example::Row;
 use crate::data::position::At;
@@ -32,12 +32,25 @@ const MAX_VALUES: usize = 1 << 24;
 /// Input: every bad row, equal problems together.
 pub fn parse_parquet(bytes: Vec<u8>, name: &str, shape: impl Into<Shape>) -> Result<Vec<Row>> {
     let shape = shape.into();
+    let mut rows = Rows::new(name, shape.clone());
+    parquet_into(&bytes, name, &shape, Kept::Read, &mut rows)?;
+    rows.finish()
+}
+
+/// Hands the rows of a Parquet file to `rows`, as objects of its columns.
+pub(super) fn parquet_into(
+    bytes: &[u8],
+    name: &str,
+    shape: &Shape,
+    kept: Kept,
+    rows: &mut impl Receiver,
+) -> Result<()> {
     // polars may panic on a damaged file; that, too, is only a bad file.
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| read(&bytes, name, shape)))
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| read(bytes, name, shape, kept, rows)))
         .unwrap_or_else(|_| Err(broken(name, &"polars cannot read it")))
 }
 
-fn read(bytes: &[u8], name: &str, shape: Shape) -> Result<Vec<Row>> {
+fn read(bytes: &[u8], name: &str, shape: &Shape, kept: Kept, rows: &mut impl Receiver) -> Result<()> {
     footer::check(bytes).map_err(|error| broken(name, &error))?;
     let mut metadata = read_metadata(&mut Cursor::new(bytes)).map_err(|error| broken(name, &error))?;
     let sizes = metadata.row_groups.iter().map(|group| group.total_byte_size());
@@ -50,10 +63,10 @@ fn read(bytes: &[u8], name: &str, shape: Shape) -> Result<Vec<Row>> {
     metadata.key_value_metadata = None;
     let schema = infer_schema(&metadata).map_err(|error| broken(name, &error))?;
     let names: Vec<String> = schema.iter_names().map(|column| column.to_string()).collect();
-    check_columns(&names, name, &shape)?;
-    let fields: Vec<&Field> = schema.iter_values().filter(|field| shape.reads(&field.name)).collect();
-    let unread = unread(&names, &shape);
-    let mut rows = Rows::new(name, shape);
+    check_columns(&names, name, shape)?;
+    let is_kept = |field: &&Field| kept == Kept::Every || shape.reads(&field.name);
+    let fields: Vec<&Field> = schema.iter_values().filter(is_kept).collect();
+    let unread = unread(&names, shape);
     let mut rows_before = 0;
     for group in &metadata.row_groups {
         let columns = fields.iter().map(|field| column(group, field, bytes));
@@ -74,7 +87,7 @@ fn read(bytes: &[u8], name: &str, shape: Shape) -> Result<Vec<Row>> {
         }
         rows_before += group.num_rows();
     }
-    rows.finish()
+    Ok(())
 }
 
 fn broken(name: &str, error: &dyn std::fmt::Display) -> Error {

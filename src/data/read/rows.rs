@@ -19,6 +19,31 @@ use crate::error::{Error, Result};
 /// file without line ends is something else.
 pub(super) const MAX_ROW_BYTES: usize = 1 << 20;
 
+/// The receiver of the rows of a file.
+pub(super) trait Receiver {
+    /// The rows that cannot be read.
+    fn problems(&mut self) -> (&Arc<str>, &mut Problems);
+
+    /// A row as a JSON value. `unread` are the names of columns beside it that are not read.
+    fn row(&mut self, at: At, value: Value, unread: &[String]);
+
+    /// A row that cannot be read.
+    fn bad(&mut self, at: At, error: &Error) {
+        let (file, problems) = self.problems();
+        problems.add(&Position { file: file.clone(), at }, error);
+    }
+
+    /// A row of `bytes` bytes that is too long; false where it is not.
+    fn is_too_long(&mut self, at: At, bytes: usize) -> bool {
+        if bytes <= MAX_ROW_BYTES {
+            return false;
+        }
+        let message = format!("a row of {bytes} bytes; at most {MAX_ROW_BYTES}");
+        self.bad(at, &Error::input("", message).hint("cut long documents into several rows"));
+        true
+    }
+}
+
 /// Collects examples and problems.
 pub(super) struct Rows {
     file: Arc<str>,
@@ -31,31 +56,12 @@ pub(super) struct Rows {
     unseen: Vec<(&'static str, String)>,
 }
 
-impl Rows {
-    /// No rows yet of the file `name`. Without a format, the first object decides.
-    pub(super) fn new(name: &str, shape: Shape) -> Self {
-        let unseen = shape.columns.mapped().map(|(key, name)| (key, name.to_owned())).collect();
-        let (rows, problems, keys) = (Vec::new(), Problems::default(), HashMap::new());
-        Self { file: name.into(), shape, rows, problems, keys, unseen }
+impl Receiver for Rows {
+    fn problems(&mut self) -> (&Arc<str>, &mut Problems) {
+        (&self.file, &mut self.problems)
     }
 
-    /// A row that cannot be read.
-    pub(super) fn bad(&mut self, at: At, error: &Error) {
-        self.problems.add(&Position { file: self.file.clone(), at }, error);
-    }
-
-    /// A row of `bytes` bytes that is too long; false where it is not.
-    pub(super) fn is_too_long(&mut self, at: At, bytes: usize) -> bool {
-        if bytes <= MAX_ROW_BYTES {
-            return false;
-        }
-        let message = format!("a row of {bytes} bytes; at most {MAX_ROW_BYTES}");
-        self.bad(at, &Error::input("", message).hint("cut long documents into several rows"));
-        true
-    }
-
-    /// A row as a JSON value. `unread` are the names of columns beside it that are not read.
-    pub(super) fn row(&mut self, at: At, value: Value, unread: &[String]) {
+    fn row(&mut self, at: At, value: Value, unread: &[String]) {
         let example = match value {
             Value::Object(fields) => self.example(at, fields, unread),
             other => Err(Error::input("", format!("found {}; expected an object", fields::kind(&other)))),
@@ -64,6 +70,15 @@ impl Rows {
             Ok(row) => self.rows.push(row),
             Err(error) => self.bad(at, &error),
         }
+    }
+}
+
+impl Rows {
+    /// No rows yet of the file `name`. Without a format, the first object decides.
+    pub(super) fn new(name: &str, shape: Shape) -> Self {
+        let unseen = shape.columns.mapped().map(|(key, name)| (key, name.to_owned())).collect();
+        let (rows, problems, keys) = (Vec::new(), Problems::default(), HashMap::new());
+        Self { file: name.into(), shape, rows, problems, keys, unseen }
     }
 
     fn example(&mut self, at: At, values: Map<String, Value>, unread: &[String]) -> Result<Row> {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::fields::{Fields, shown};
-use super::turns;
+use super::{preferences, turns};
 use crate::data::alpaca;
 use crate::data::example::{Example, Message, Role};
 use crate::data::format::Format;
@@ -19,17 +19,33 @@ pub(super) fn example(format: Format, fields: &mut Fields) -> Result<Example, St
             conversation(messages, fields)
         }
         Format::Text => Ok(Example::Text { text: fields.text("text")? }),
+        Format::Preference => preferences::pair(fields),
+        Format::Labelled => preferences::labelled(fields),
+        Format::Class => class(fields),
     }
 }
 
+/// A text and its label, which is a text or a whole number.
+fn class(fields: &mut Fields) -> Result<Example, String> {
+    let key = fields.columns.name("label");
+    let text = fields.text("text")?;
+    let label = match fields.take("label") {
+        Some(Value::String(label)) if !label.trim().is_empty() => label,
+        Some(Value::Number(label)) if !label.is_f64() => label.to_string(),
+        Some(other) => return Err(format!("`{key}` is {}; expected a text or a whole number", shown(&other))),
+        None => return Err(format!("`{key}` is missing; expected the label of the text, a text or a whole number")),
+    };
+    Ok(Example::Class { text, label })
+}
+
 /// A conversation of these turns, with the system text and the tools that stand beside them.
-fn conversation(mut messages: Vec<Message>, fields: &mut Fields) -> Result<Example, String> {
+pub(super) fn conversation(mut messages: Vec<Message>, fields: &mut Fields) -> Result<Example, String> {
     add_system(&mut messages, fields)?;
     Ok(Example::Chat { messages, tools: tools(fields)? })
 }
 
 /// A prompt and a completion: two texts, or, as TRL has them, two lists of turns. Of the lists, only the completion is trained.
-fn prompt_completion(fields: &mut Fields) -> Result<Example, String> {
+pub(super) fn prompt_completion(fields: &mut Fields) -> Result<Example, String> {
     let is_list = |key: &str| fields.peek(key).is_some_and(Value::is_array);
     match (is_list("prompt"), is_list("completion")) {
         (false, false) => {

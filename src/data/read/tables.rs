@@ -8,13 +8,14 @@ use polars::prelude::{Column, CsvReadOptions, SerReader};
 use serde_json::{Map, Value};
 
 use super::csv::Tidy;
-use super::rows::{Rows, unknown_shape};
+use super::rows::{Receiver, Rows, unknown_shape};
 use super::{Shape, unreadable};
 use crate::data::example::Row;
 use crate::data::format::SHAPES;
 use crate::data::position::At;
 use crate::error::{Error, Result};
 
+pub(super) use super::parquet::parquet_into;
 pub use super::parquet::parse_parquet;
 
 /// Parses the bytes of a CSV file with a header line; `name` stands in messages. Without a format, the columns decide. A
@@ -25,18 +26,34 @@ pub use super::parquet::parse_parquet;
 /// Input: every bad row, equal problems together.
 pub fn parse_csv(bytes: Vec<u8>, name: &str, shape: impl Into<Shape>) -> Result<Vec<Row>> {
     let shape = shape.into();
-    let tidy = Tidy::read(unreadable::text(&bytes, name)?, name, &shape)?;
+    let mut rows = Rows::new(name, shape.clone());
+    csv_into(bytes, name, &shape, Kept::Read, &mut rows)?;
+    rows.finish()
+}
+
+/// The columns that are handed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Those that the shape reads.
+    Read,
+    /// All.
+    Every,
+}
+
+/// Hands the rows of a CSV file to `rows`, as objects of its columns.
+pub(super) fn csv_into(bytes: Vec<u8>, name: &str, shape: &Shape, kept: Kept, rows: &mut impl Receiver) -> Result<()> {
+    let tidy = Tidy::read(unreadable::text(&bytes, name)?, name, shape)?;
     drop(bytes);
-    check_columns(&tidy.header, name, &shape)?;
+    check_columns(&tidy.header, name, shape)?;
     // No types are guessed: a completion "100" is a text.
     let options = CsvReadOptions::default().with_has_header(true).with_infer_schema_length(Some(0));
     let frame = options
         .into_reader_with_file_handle(Cursor::new(tidy.bytes))
         .finish()
         .map_err(|error| Error::input(name, format!("not a CSV file: {error}")))?;
-    let unread = unread(&tidy.header, &shape);
-    let columns: Vec<&Column> = frame.columns().iter().filter(|column| shape.reads(column.name())).collect();
-    let mut rows = Rows::new(name, shape);
+    let unread = unread(&tidy.header, shape);
+    let is_kept = |column: &&Column| kept == Kept::Every || shape.reads(column.name());
+    let columns: Vec<&Column> = frame.columns().iter().filter(is_kept).collect();
     for (row, line) in tidy.lines.into_iter().enumerate() {
         let cells = columns.iter().map(|column| (column.name().as_str(), cell(column, row)));
         let bytes = cells.clone().map(|(_, cell)| cell.map_or(0, str::len)).sum();
@@ -46,7 +63,7 @@ pub fn parse_csv(bytes: Vec<u8>, name: &str, shape: impl Into<Shape>) -> Result<
             rows.row(At::Line(line), Value::Object(fields), &unread);
         }
     }
-    rows.finish()
+    Ok(())
 }
 
 /// Whether there is an example in these columns at all.

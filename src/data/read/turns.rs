@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, is_empty, shown};
 use crate::data::example::{Message, Role};
+use crate::data::images::parts::{path_of, picture_part, text_part};
 
 /// The turns that stand under `key`: a list, or its JSON in a text.
 pub(super) fn list(fields: &mut Fields, key: &str) -> Result<Vec<Message>, String> {
@@ -16,7 +17,7 @@ pub(super) fn list(fields: &mut Fields, key: &str) -> Result<Vec<Message>, Strin
     let unread = &mut fields.unread_inside;
     let message = |(index, turn): (usize, Value)| {
         match turn {
-            Value::Object(turn) => message(turn, unread),
+            Value::Object(turn) => message(turn, unread, true),
             other => Err(format!("found {}", shown(&other))),
         }
         .map_err(|message| format!("`{list}[{index}]`: {message}"))
@@ -24,8 +25,21 @@ pub(super) fn list(fields: &mut Fields, key: &str) -> Result<Vec<Message>, Strin
     turns.into_iter().enumerate().map(message).collect()
 }
 
-/// One turn; `unread` gets what nothing reads of it, in words.
-fn message(mut turn: Map<String, Value>, unread: &mut Vec<String>) -> Result<Message, String> {
+/// The message that an object spells, in OpenAI's form.
+///
+/// # Errors
+/// The reason why it is none, or why a part of it would go unread.
+pub fn message_of(turn: Map<String, Value>) -> Result<Message, String> {
+    let mut unread = Vec::new();
+    let message = message(turn, &mut unread, false)?;
+    match unread.first() {
+        Some(unread) => Err(format!("has {unread}, which nothing reads")),
+        None => Ok(message),
+    }
+}
+
+/// One turn; `unread` gets what nothing reads of it, in words. Pictures are files, so only a data file may name them.
+fn message(mut turn: Map<String, Value>, unread: &mut Vec<String>, of_file: bool) -> Result<Message, String> {
     let (role, content) = match turn.contains_key("role") || !turn.contains_key("from") {
         true => ("role", "content"),
         false => ("from", "value"),
@@ -62,7 +76,11 @@ fn message(mut turn: Map<String, Value>, unread: &mut Vec<String>) -> Result<Mes
             return Ok(Message { role, content: String::new(), more: turn, trained, spells_calls: false });
         }
     }
-    let content = turn_text(&mut turn, content, unread)?;
+    let content = turn_text(&mut turn, content, unread, of_file)?;
+    let shows_pictures = turn.get("content").is_some_and(Value::is_array);
+    if shows_pictures && role == Role::Assistant {
+        return Err("has a picture in a turn of the assistant, who answers in words".into());
+    }
     let calls = if spells_calls { calls_of(&content) } else { None };
     let spells_calls = calls.is_some();
     turn.extend(calls.map(|calls| ("tool_calls".to_owned(), calls)));
@@ -118,20 +136,37 @@ fn calls_of(text: &str) -> Option<Value> {
     (!calls.is_empty()).then_some(Value::Array(calls))
 }
 
-/// The content of a turn: a text, or a list of parts. Parts of text are joined; reasoning becomes the turn's `reasoning`.
-fn turn_text(turn: &mut Map<String, Value>, key: &str, unread: &mut Vec<String>) -> Result<String, String> {
+/// The content of a turn: a text, or a list of parts. Parts of text are joined; reasoning becomes the turn's `reasoning`. Where there
+/// are pictures among the parts, these stay the turn's `content`, for the template.
+fn turn_text(
+    turn: &mut Map<String, Value>,
+    key: &str,
+    unread: &mut Vec<String>,
+    of_file: bool,
+) -> Result<String, String> {
     let parts = match turn.shift_remove(key) {
         Some(Value::String(text)) => return Ok(text),
         Some(Value::Array(parts)) => parts,
         None => return Err(format!("`{key}` is missing; expected a text")),
         Some(other) => return Err(format!("`{key}` is {}; expected a text", shown(&other))),
     };
-    let (mut content, mut reasoning) = (String::new(), String::new());
+    let (mut content, mut reasoning, mut shown, mut has_pictures) = (String::new(), String::new(), Vec::new(), false);
     for (index, part) in parts.iter().enumerate() {
         match part_text(part, unread).map_err(|message| format!("`{key}[{index}]` {message}"))? {
-            (Part::Text, text) => content.push_str(text),
+            (Part::Text, text) => {
+                content.push_str(text);
+                shown.push(text_part(text));
+            }
             (Part::Reasoning, text) => reasoning.push_str(text),
+            (Part::Picture, path) if of_file => {
+                has_pictures = true;
+                shown.push(picture_part(path));
+            }
+            (Part::Picture, _) => return Err(format!("`{key}[{index}]` is a picture; those of data files are read")),
         }
+    }
+    if has_pictures {
+        turn.insert("content".to_owned(), Value::Array(shown));
     }
     if !reasoning.is_empty() {
         let beside = ["reasoning_content", "thinking", "reasoning"].into_iter().find(|key| turn.contains_key(*key));
@@ -148,9 +183,10 @@ fn turn_text(turn: &mut Map<String, Value>, key: &str, unread: &mut Vec<String>)
 enum Part {
     Text,
     Reasoning,
+    Picture,
 }
 
-/// The kind and the text of one part of a turn's content.
+/// The kind of one part of a turn's content, and its text or the path of its picture.
 fn part_text<'a>(part: &'a Value, unread: &mut Vec<String>) -> Result<(Part, &'a str), String> {
     let Value::Object(fields) = part else { return Err(format!("is {}; expected a part", shown(part))) };
     let (kind, keys): (_, &[&str]) = match fields.get("type") {
@@ -158,8 +194,17 @@ fn part_text<'a>(part: &'a Value, unread: &mut Vec<String>) -> Result<(Part, &'a
         Some(Value::String(name)) => match name.as_str() {
             "text" | "input_text" | "output_text" => (Part::Text, &["text"]),
             "reasoning" | "thinking" => (Part::Reasoning, &["text", "reasoning", "thinking"]),
+            "image" => {
+                let path = path_of(fields)?;
+                let others =
+                    fields.iter().filter(|(key, value)| !["path", "type"].contains(&key.as_str()) && !is_empty(value));
+                unread.extend(others.map(|(key, _)| format!("{key} of pictures")));
+                return Ok((Part::Picture, path));
+            }
             other => {
-                return Err(format!("is a part of the type `{other}`; expected {{\"type\": \"text\", \"text\": …}}"));
+                return Err(format!(
+                    "is a part of the type `{other}`; expected {{\"type\": \"text\", \"text\": …}} or {{\"type\": \"image\", \"path\": …}}"
+                ));
             }
         },
         Some(other) => return Err(format!("has as `type` {}; expected \"text\"", shown(other))),

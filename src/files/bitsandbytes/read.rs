@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{Int8Tensor, NF4_STATE, Nf4Scales, Nf4Tensor, STATE, row_scales_name};
 use crate::error::{Error, Place, Result};
 use crate::files::safetensors::SafeTensorsFile;
-use crate::files::{Dtype, RawTensor, json};
+use crate::files::{Dtype, Floats, RawTensor, json};
 use crate::quant::nf4;
 
 /// The JSON beside a weight has about 150.
@@ -23,7 +23,7 @@ pub fn read_int8(file: &SafeTensorsFile, weight: &str) -> Result<Int8Tensor> {
     };
     let scales_name = row_scales_name(weight).unwrap_or_default();
     let row_absmax = scales(file, &scales_name, rows)?;
-    Ok(Int8Tensor { shape: [rows, columns], codes: codes.bytes, row_absmax })
+    Ok(Int8Tensor { shape: [rows, columns], codes: codes.bytes, row_absmax: row_absmax.to_vec().into() })
 }
 
 /// Reads a 4-bit weight. Every contradiction between its parts is an error naming the part.
@@ -50,7 +50,7 @@ pub fn read_nf4(file: &SafeTensorsFile, weight: &str) -> Result<Nf4Tensor> {
             }
             let nested = self::scales(file, &format!("{weight}.nested_absmax"), blocks.div_ceil(block))?;
             let map = nested_map(file, &format!("{weight}.nested_quant_map"))?;
-            Nf4Scales::Nested { codes: codes.bytes, absmax: nested, block, offset, map }
+            Nf4Scales::Nested { codes: codes.bytes, absmax: nested.to_vec().into(), block, offset, map }
         }
     };
     Ok(Nf4Tensor { shape: state.shape, block: state.block, packed, scales })
@@ -143,17 +143,17 @@ fn part(file: &SafeTensorsFile, name: &str) -> Result<RawTensor> {
 }
 
 /// `count` scales, finite and not negative.
-fn scales(file: &SafeTensorsFile, name: &str, count: usize) -> Result<Arc<[f32]>> {
+fn scales(file: &SafeTensorsFile, name: &str, count: usize) -> Result<Floats> {
     let problem = |message: String| Error::input(Place::tensor(file.place(), name), message);
     let tensor = part(file, name)?;
     if tensor.dtype != Dtype::F32 || tensor.elements() != count {
         let message = format!("{} {} values; expected {count} scales of F32", tensor.elements(), tensor.dtype);
         return Err(problem(message));
     }
-    let scales = tensor.to_f32()?;
+    let scales = Floats::from(tensor.bytes);
     match scales.iter().position(|scale| !(scale.is_finite() && *scale >= 0.0)) {
         Some(index) => Err(problem(format!("scale {index} is {}; expected 0 or more", scales[index]))),
-        None => Ok(scales.into()),
+        None => Ok(scales),
     }
 }
 

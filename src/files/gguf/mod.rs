@@ -75,6 +75,11 @@ impl Gguf {
         }
     }
 
+    /// Returns the memory of the files' pages to the system ([`Bytes::release`]).
+    pub fn release(&self) {
+        self.parts.iter().for_each(|part| part.bytes.release());
+    }
+
     /// Checks the bytes of a whole file; `place` names them in errors.
     ///
     /// # Errors

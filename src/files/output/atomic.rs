@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::disk::{self, Counted, folder_of};
 use super::temporary::{self, Temporary, TemporaryFile};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 
 /// The receiver of a file's content.
 pub type Writer<'a> = BufWriter<Counted<'a>>;
@@ -53,6 +53,17 @@ impl Prepared {
 /// Those of [`prepare`] and [`Prepared::publish`].
 pub fn write(path: &Path, fill: impl FnOnce(&mut Writer<'_>) -> Result<()>) -> Result<()> {
     prepare(path, fill)?.publish()
+}
+
+/// Whether nothing is at `path` yet; `place` names the argument or setting that it comes from.
+///
+/// # Errors
+/// Input: there is something.
+pub fn check_new(place: impl Into<Place>, path: &Path) -> Result<()> {
+    match path.symlink_metadata() {
+        Ok(_) => Err(Error::input(place, format!("{} exists already", path.display())).hint("choose another name")),
+        Err(_) => Ok(()),
+    }
 }
 
 /// Writes `bytes` to `path` as [`write()`] does.

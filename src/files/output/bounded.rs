@@ -1,13 +1,19 @@
 //! A folder of files that are of use but not needed: together they stay below a size, and the ones that were not used for
-//! the longest time are removed first.
+//! the longest time are removed first. Each ends with the SHA-256 of its content, and one that is not whole is removed.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use sha2::{Digest, Sha256};
+
 use super::atomic;
 use crate::error::{Error, Result};
+use crate::files::open;
+
+/// The bytes of the checksum at the end of a file.
+const SUM_BYTES: usize = 32;
 
 /// A folder whose files together have at most a number of bytes.
 #[derive(Debug, Clone)]
@@ -27,6 +33,20 @@ impl BoundedFolder {
         self.path.join(name)
     }
 
+    /// The content of the file `name`, of at most `max_bytes` bytes; it counts as used now. `None` where the file is not there or is
+    /// larger, and where it is not whole: then it is removed.
+    pub fn read(&self, name: &str, max_bytes: u64) -> Option<Vec<u8>> {
+        let file_bytes = max_bytes.saturating_add(SUM_BYTES as u64).min(self.max_bytes);
+        let mut bytes = open::read(&self.file(name), file_bytes).ok()?;
+        let sum = bytes.split_off(bytes.len().saturating_sub(SUM_BYTES));
+        if Sha256::digest(&bytes)[..] != sum {
+            self.remove(name);
+            return None;
+        }
+        self.touch(name);
+        Some(bytes)
+    }
+
     /// Writes the file `name` of about `bytes` bytes, after removing others until there is room for it. A file that is
     /// larger than the folder may be is not written.
     ///
@@ -36,11 +56,17 @@ impl BoundedFolder {
         let Some(room) = self.max_bytes.checked_sub(bytes) else { return Ok(()) };
         make_private(&self.path).map_err(|error| Error::write(&self.path, &error))?;
         self.shrink_to(room);
-        atomic::write(&self.path.join(name), |writer| fill(writer))
+        let path = self.file(name);
+        atomic::write(&path, |writer| {
+            let mut summed = Summed { writer, sum: Sha256::new() };
+            fill(&mut summed)?;
+            let Summed { writer, sum } = summed;
+            writer.write_all(&sum.finalize()).map_err(|error| Error::write(&path, &error))
+        })
     }
 
     /// Marks the file `name` as used now. A file that is gone, or of another user, is left as it is.
-    pub fn touch(&self, name: &str) {
+    fn touch(&self, name: &str) {
         let _ = File::open(self.file(name)).and_then(|file| file.set_modified(SystemTime::now()));
     }
 
@@ -68,6 +94,24 @@ impl BoundedFolder {
             let _ = fs::remove_file(path);
             total -= size;
         }
+    }
+}
+
+/// A writer that sums what it writes.
+struct Summed<W> {
+    writer: W,
+    sum: Sha256,
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.writer.write(bytes)?;
+        self.sum.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
     }
 }
 

@@ -166,7 +166,7 @@ pub fn sync_name(path: &Path) -> io::Result<()> {
 
 /// The file systems of the operating system.
 #[derive(Debug)]
-struct System;
+pub struct System;
 
 impl Disk for System {
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {

@@ -42,7 +42,7 @@ fn probe(folder: &Path) -> io::Result<()> {
 
 /// The bytes that this process may still write to the file system that `folder` lies in, or `None` where the system does not
 /// say.
-fn free_bytes(folder: &Path) -> Option<u64> {
+pub fn free_bytes(folder: &Path) -> Option<u64> {
     #[cfg(unix)]
     {
         use std::os::unix::ffi::OsStrExt;

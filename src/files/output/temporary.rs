@@ -223,11 +223,11 @@ impl Drop for TemporaryFolder {
 
 impl Tracked {
     /// Gives the path its final name by `rename`, and forgets it.
-    pub fn settle<T>(self, rename: impl FnOnce() -> T) -> T {
+    pub fn settle<T>(mut self, rename: impl FnOnce() -> T) -> T {
         let mut live = live();
         let renamed = rename();
-        live.remove(&self.0);
-        // `drop` would take the lock again.
+        live.remove(&std::mem::take(&mut self.0));
+        // `drop` would take the lock again. An empty path has nothing to free.
         std::mem::forget(self);
         renamed
     }

@@ -45,6 +45,11 @@ impl SafeTensorsFile {
         Self::from_bytes(path.display().to_string(), open::map(path)?)
     }
 
+    /// Returns the memory of the file's pages to the system ([`Bytes::release`]).
+    pub fn release(&self) {
+        self.bytes.release();
+    }
+
     /// Checks the bytes of a whole file; `place` names them in errors.
     pub fn from_bytes(place: impl Into<String>, bytes: Bytes) -> Result<Self> {
         let place = place.into();

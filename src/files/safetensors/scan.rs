@@ -183,7 +183,8 @@ struct MetadataScan;
 
 impl<'de> Deserialize<'de> for MetadataScan {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(MetadataVisitor)
+        // mlx-lm writes `null` where there are none.
+        deserializer.deserialize_option(MetadataVisitor)
     }
 }
 
@@ -194,6 +195,14 @@ impl<'de> Visitor<'de> for MetadataVisitor {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of strings")
+    }
+
+    fn visit_none<E: serde::de::Error>(self) -> Result<MetadataScan, E> {
+        Ok(MetadataScan)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<MetadataScan, D::Error> {
+        deserializer.deserialize_map(self)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<MetadataScan, A::Error> {

@@ -74,6 +74,8 @@ pub fn write_to(
             return Err(Error::failed(place, format!("{} bytes to write; expected {expected}", bytes.len())));
         }
         writer.write_all(&bytes).map_err(failed)?;
+        // The pages of a mapped base are not needed any more.
+        bytes.release();
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ impl BaseFiles {
         let mut errors = match &self.source {
             Source::Folder(shards) => self.folder_differences(shards),
             Source::Gguf(gguf) => self.gguf_differences(gguf),
+            Source::Synthetic => Vec::new(),
         };
         if errors.len() > MAX_DIFFERENCES {
             let more = errors.len() - MAX_DIFFERENCES;
@@ -31,7 +32,8 @@ impl BaseFiles {
     pub fn passed_over(&self) -> BTreeMap<String, usize> {
         let mut parts = BTreeMap::new();
         let Source::Folder(shards) = &self.source else { return parts };
-        let unused = shards.file_of.keys().filter(|name| (self.config.family.ignores)(name));
+        let is_beside = |name: &str| self.config.vision.as_ref().is_some_and(|vision| vision.owns(name));
+        let unused = shards.file_of.keys().filter(|name| (self.config.family.ignores)(name) || is_beside(name));
         for name in unused.filter(|name| !name.starts_with(self.config.names.layers)) {
             let part = name.strip_prefix("model.").unwrap_or(name).split('.').next().unwrap_or(name);
             *parts.entry(part.to_owned()).or_insert(0) += 1;
@@ -71,7 +73,15 @@ impl BaseFiles {
             };
             errors.extend(stored_difference(file, tensor));
         }
-        let expected: BTreeSet<&str> = self.tensor_names().collect();
+        for (name, needed) in self.config.vision.iter().flat_map(|vision| vision.tensors(self.config.hidden_size)) {
+            let place = format!("{}: tensor {name}", self.path.display());
+            match self.shape(&name) {
+                None => errors.push(Error::input(place, "is missing")),
+                Some(found) if found != needed => errors.push(wrong_shape(place, found, &needed)),
+                Some(_) => {}
+            }
+        }
+        let expected: BTreeSet<&str> = self.tensor_names().chain(self.vision_tensor_names()).collect();
         for (name, file) in &shards.file_of {
             let part = bitsandbytes::weight_of_part(name).is_some_and(|weight| expected.contains(weight.as_str()));
             if !self.config.ignores(name) && !part && !expected.contains(name.as_str()) {

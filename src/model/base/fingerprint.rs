@@ -9,6 +9,9 @@ use super::{BaseFiles, Source};
 use crate::error::Result;
 use crate::files::{Bytes, hex, known_hashes};
 
+/// Bytes of a tensor that are in memory at once.
+const PIECE: usize = 16 << 20;
+
 impl BaseFiles {
     /// SHA-256 in hexadecimal that identifies the weights: over the files in the order of their names, of
     /// each its size, its header and the digest of each tensor. File names do not count. That of a large model is kept in
@@ -17,11 +20,17 @@ impl BaseFiles {
     /// # Errors
     /// The files cannot be read.
     pub fn content_hash(&self) -> Result<String> {
-        let files: Vec<PathBuf> = match &self.source {
+        known_hashes::known_or(&self.files(), || self.hash_of_all())
+    }
+
+    /// The files of weights; of a GGUF model in several files the first.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match &self.source {
             Source::Gguf(_) => vec![self.path.clone()],
             Source::Folder(shards) => shards.files.iter().map(|file| PathBuf::from(file.place())).collect(),
-        };
-        known_hashes::known_or(&files, || self.hash_of_all())
+            // It has the hash of no content.
+            Source::Synthetic => Vec::new(),
+        }
     }
 
     fn hash_of_all(&self) -> Result<String> {
@@ -38,6 +47,7 @@ impl BaseFiles {
                     hash_file(&mut hasher, header, size, file.names(), |name| file.tensor_bytes(name))?;
                 }
             }
+            Source::Synthetic => {}
         }
         Ok(hex::encode(&hasher.finalize()))
     }
@@ -57,9 +67,16 @@ fn hash_file<'a>(
     let names: Vec<&str> = names.collect();
     let digest = |name: &&str| {
         let bytes = bytes(name)?;
-        let digest: [u8; 32] = Sha256::digest(&*bytes).into();
-        // Pages read for the digest need not stay in memory until the weights are loaded.
-        bytes.release();
+        let mut hasher = Sha256::new();
+        for start in (0..bytes.len()).step_by(PIECE) {
+            let piece = bytes.slice(start..bytes.len().min(start + PIECE));
+            piece.iter().for_each(|piece| {
+                hasher.update(&**piece);
+                // Pages read for the digest need not stay in memory until the weights are loaded.
+                piece.release();
+            });
+        }
+        let digest: [u8; 32] = hasher.finalize().into();
         Ok(digest)
     };
     let digests: Result<Vec<_>> = names.par_iter().map(digest).collect();

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::files::json;
 use crate::files::safetensors::SafeTensorsFile;
 use crate::model::config::ModelConfig;
+use crate::model::spec::{GgufRows, TensorSpec};
 
 /// The safetensors files of a folder.
 #[derive(Debug, Clone)]
@@ -84,7 +85,7 @@ impl ShardIndex {
         let (embedding, head) = (config.embedding_name(), config.head_name());
         let outer = config.names.embedding.split_inclusive('.').next().unwrap_or_default();
         let usual = |name: &str| {
-            let prefix = config.family.stored_prefixes.iter().find_map(|(stored, usual)| {
+            let prefix = config.stored_prefixes().find_map(|(stored, usual)| {
                 let rest = name.strip_prefix(stored)?;
                 Some(format!("{usual}{rest}"))
             });
@@ -121,6 +122,20 @@ impl ShardIndex {
         embedding.bytes.release();
         head.bytes.release();
         Ok(!same)
+    }
+
+    /// The tensors whose names are `wanted`, in the order of these.
+    pub fn tensors_where(&self, wanted: impl Fn(&str) -> bool) -> Vec<TensorSpec> {
+        let tensors = self.file_of.iter().filter(|(name, _)| wanted(name));
+        let spec = |(name, file): (&String, &usize)| TensorSpec {
+            hf: name.clone(),
+            gguf: String::new(),
+            shape: self.files[*file].shape(name).unwrap_or_default().to_vec(),
+            is_projection: false,
+            gguf_rows: GgufRows::Same,
+            gguf_offset: 0.0,
+        };
+        tensors.map(spec).collect()
     }
 
     /// The file that holds a tensor.

@@ -3,8 +3,10 @@
 mod differences;
 mod fingerprint;
 mod gguf;
+mod grown;
 mod index;
 mod missing;
+mod synthetic;
 mod weight;
 
 use std::collections::HashMap;
@@ -19,20 +21,25 @@ use crate::files::safetensors::SafeTensorsFile;
 use crate::files::{Dtype, RawTensor};
 
 use index::ShardIndex;
-pub use weight::StoredWeight;
+pub use weight::{StoredWeight, quantiser_sha256};
 
 /// Most differences to list; further ones are only counted.
 const MAX_DIFFERENCES: usize = 100;
 
-/// An open base model. Its tensors have the names of [`ModelConfig::tensors`], the right shapes, and a dtype that
+/// An open base model. Its tensors have the names of [`ModelConfig::tensors`] (and of its `vision`), the right shapes, and a dtype that
 /// is supported; their bytes stay in the mapped files until they are asked for.
 #[derive(Debug, Clone)]
 pub struct BaseFiles {
     path: PathBuf,
     config: ModelConfig,
+    /// Those of the decoder, then those of tower and connector, used or not, as the files have them.
     tensors: Vec<TensorSpec>,
+    /// The number of the decoder's.
+    of_decoder: usize,
     /// Index into `tensors` by Hugging Face name: a file may have ten thousand layers.
     by_name: HashMap<String, usize>,
+    /// The rows of the embedding in its file.
+    stored_vocabulary: usize,
     source: Source,
 }
 
@@ -40,6 +47,8 @@ pub struct BaseFiles {
 enum Source {
     Folder(ShardIndex),
     Gguf(Gguf),
+    /// No files: every tensor is in bf16 and has made-up values.
+    Synthetic,
 }
 
 impl BaseFiles {
@@ -63,11 +72,21 @@ impl BaseFiles {
             let gguf = Gguf::open(path)?;
             (ModelConfig::from_gguf(&gguf)?, Source::Gguf(gguf))
         };
-        let tensors = config.tensors();
-        let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.hf.clone(), index)).collect();
-        let base = Self { path: path.to_owned(), config, tensors, by_name, source };
+        let base = Self::of(path.to_owned(), config, source);
         base.check_tensors()?;
         Ok(base)
+    }
+
+    /// A base of this shape, whose tensors are not checked yet.
+    fn of(path: PathBuf, config: ModelConfig, source: Source) -> Self {
+        let mut tensors = config.tensors();
+        let of_decoder = tensors.len();
+        if let (Source::Folder(shards), Some(vision)) = (&source, &config.vision) {
+            tensors.extend(shards.tensors_where(|name| vision.owns(name)));
+        }
+        let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.hf.clone(), index)).collect();
+        let stored_vocabulary = config.vocab_size;
+        Self { path, config, tensors, of_decoder, by_name, stored_vocabulary, source }
     }
 
     /// The path that was opened.
@@ -89,14 +108,19 @@ impl BaseFiles {
     pub fn gguf(&self) -> Option<&Gguf> {
         match &self.source {
             Source::Gguf(gguf) => Some(gguf),
-            Source::Folder(_) => None,
+            Source::Folder(_) | Source::Synthetic => None,
         }
     }
 
     /// Hugging Face names of the model's tensors, in the order of [`ModelConfig::tensors`]. Without the head
     /// where it is tied.
     pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.iter().map(|tensor| tensor.hf.as_str())
+        self.tensors[..self.of_decoder].iter().map(|tensor| tensor.hf.as_str())
+    }
+
+    /// Names of the tensors of tower and connector, of a model that sees pictures.
+    pub fn vision_tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors[self.of_decoder..].iter().map(|tensor| tensor.hf.as_str())
     }
 
     /// Whether the model has a tensor of this Hugging Face name.
@@ -129,6 +153,7 @@ impl BaseFiles {
                 }
             }
             Source::Gguf(gguf) => gguf.dtype(&self.spec(hf_name)?.gguf),
+            Source::Synthetic => self.spec(hf_name).map(|_| Dtype::Bf16),
         }
     }
 
@@ -150,13 +175,17 @@ impl BaseFiles {
                     Storage::Dense => {
                         let tensor = file.tensor(hf_name)?;
                         tensor.check_finite(format_args!("{}: tensor {hf_name}", file.place()))?;
-                        Ok(StoredWeight::Dense(tensor))
+                        Ok(StoredWeight::Dense(self.grown(hf_name, tensor)))
                     }
                 }
             }
             Source::Gguf(gguf) => {
                 let tensor = self.spec(hf_name).ok_or_else(|| self.unknown(hf_name))?;
-                gguf::read(gguf, tensor).map(StoredWeight::Dense)
+                Ok(StoredWeight::Dense(self.grown(hf_name, gguf::read(gguf, tensor)?)))
+            }
+            Source::Synthetic => {
+                let tensor = self.spec(hf_name).ok_or_else(|| self.unknown(hf_name))?;
+                Ok(StoredWeight::Dense(synthetic::tensor(&tensor.shape)))
             }
         }
     }
@@ -168,7 +197,7 @@ impl BaseFiles {
                 let file = shards.file_of(hf_name);
                 file.is_some_and(|file| bitsandbytes::storage(file, hf_name) != Storage::Dense)
             }
-            Source::Gguf(_) => false,
+            Source::Gguf(_) | Source::Synthetic => false,
         }
     }
 
@@ -191,6 +220,7 @@ impl BaseFiles {
                 }
             }
             Source::Gguf(gguf) => gguf.dtype(&self.spec(hf_name)?.gguf).map(|dtype| dtype.name().to_owned()),
+            Source::Synthetic => self.spec(hf_name).map(|_| Dtype::Bf16.name().to_owned()),
         }
     }
 
@@ -199,8 +229,39 @@ impl BaseFiles {
         let bytes = match &self.source {
             Source::Folder(shards) => shards.file_of(hf_name).and_then(|file| file.tensor(hf_name).ok()),
             Source::Gguf(gguf) => self.spec(hf_name).and_then(|tensor| gguf.tensor(&tensor.gguf).ok()),
+            Source::Synthetic => return self.spec(hf_name).map_or(0, |tensor| synthetic::bytes(&tensor.shape)),
         };
         bytes.map_or(0, |tensor| tensor.bytes.len())
+    }
+
+    /// Size of the scales beside the codes of a weight that bitsandbytes packed; 0 for any other.
+    pub fn stored_scale_bytes(&self, hf_name: &str) -> usize {
+        let Source::Folder(shards) = &self.source else { return 0 };
+        let file = shards.file_of(hf_name);
+        file.and_then(|file| file.tensor(&bitsandbytes::scales_name(file, hf_name)?).ok())
+            .map_or(0, |scales| scales.bytes.len())
+    }
+
+    /// Whether [`Self::weight`] hands out the bytes of the mapped file themselves, which the kernels read there.
+    pub fn is_mapped(&self, hf_name: &str) -> bool {
+        let tensor = match &self.source {
+            Source::Folder(shards) => shards.file_of(hf_name).and_then(|file| file.tensor(hf_name).ok()),
+            Source::Gguf(gguf) => {
+                let as_stored = |spec: &&TensorSpec| !spec.gguf_rows.moves_rows() && spec.gguf_offset == 0.0;
+                self.spec(hf_name).filter(as_stored).and_then(|spec| gguf.tensor(&spec.gguf).ok())
+            }
+            // It stands for a folder in bf16.
+            Source::Synthetic => return self.has(hf_name),
+        };
+        let suits = |tensor: RawTensor| {
+            let value_bytes = match tensor.dtype {
+                Dtype::F32 => 4,
+                Dtype::F16 | Dtype::Bf16 => 2,
+                _ => 1,
+            };
+            tensor.bytes.are_mapped(value_bytes)
+        };
+        !self.is_grown(hf_name) && tensor.is_some_and(suits)
     }
 
     /// Size of the files of weights.
@@ -208,6 +269,16 @@ impl BaseFiles {
         match &self.source {
             Source::Folder(shards) => shards.files.iter().map(SafeTensorsFile::file_bytes).sum(),
             Source::Gguf(gguf) => gguf.file_bytes(),
+            Source::Synthetic => self.tensors.iter().map(|tensor| synthetic::bytes(&tensor.shape)).sum(),
+        }
+    }
+
+    /// Returns the memory of the mapped files' pages to the system, which reads them again on the next access.
+    pub fn release(&self) {
+        match &self.source {
+            Source::Folder(shards) => shards.files.iter().for_each(SafeTensorsFile::release),
+            Source::Gguf(gguf) => gguf.release(),
+            Source::Synthetic => {}
         }
     }
 

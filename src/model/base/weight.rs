@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::files::bitsandbytes::{Int8Tensor, Nf4Tensor};
-use crate::files::{Dtype, RawTensor};
+use crate::files::{Dtype, RawTensor, hex};
 use crate::quant::{Quant, float};
 
 /// A weight in the form in which the base stores it.
@@ -14,6 +14,25 @@ pub enum StoredWeight {
     Nf4(Nf4Tensor),
     /// bitsandbytes' 8-bit format.
     Int8(Int8Tensor),
+}
+
+/// The SHA-256 of the values that `quant` makes of a fixed matrix, by which one quantiser is told from another; `None` for a
+/// scheme that packs nothing.
+///
+/// # Errors
+/// Those of [`StoredWeight::packed`].
+pub fn quantiser_sha256(quant: Quant) -> Result<Option<String>> {
+    const SIDE: u64 = 128;
+    if !quant.is_packing() {
+        return Ok(None);
+    }
+    // Both signs, many magnitudes.
+    let unit = |index: u64| (index * 2_654_435_761 % 65_521) as f32 / 65_521.0 - 0.5;
+    let values: Vec<f32> = (0..SIDE * SIDE).map(|index| unit(index).powi(3)).collect();
+    let bytes = float::encode_f32(&values).into();
+    let matrix = RawTensor { dtype: Dtype::F32, shape: vec![SIDE as usize; 2], bytes };
+    let packed = StoredWeight::Dense(matrix).packed("the fixed matrix", quant)?;
+    Ok(Some(hex::sha256_of(&float::encode_f32(&packed.to_f32()?))))
 }
 
 impl StoredWeight {

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{Fields, Keys, ModelConfig};
 use crate::model::spec::{BlockSpec, NormStyle, OuterNames};
+use crate::model::vision::VisionKind;
 
 /// An architecture.
 pub struct Family {
@@ -25,8 +26,8 @@ pub struct Family {
     pub names: OuterNames,
     /// Beginnings of names in checkpoints, and what transformers puts in their place.
     pub stored_prefixes: &'static [(&'static str, &'static str)],
-    /// The larger models that hold a decoder of this family.
-    pub larger_models: &'static [LargerModel],
+    /// Beginnings of module paths in mlx-lm, and those of the base's own checkpoints in their place.
+    pub mlx_prefixes: &'static [(&'static str, &'static str)],
     /// Whether a tensor of this Hugging Face name has no use in the decoder.
     pub ignores: fn(&str) -> bool,
     /// Reads `config.json`.
@@ -57,8 +58,20 @@ pub struct LargerModel {
     pub class_name: &'static str,
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
+    /// `model_type` of its decoder; `None` for any of the supported ones.
+    pub decoder: Option<&'static str>,
     /// Names of the decoder's modules within it.
     pub names: OuterNames,
+    /// Beginnings of names in checkpoints and in older adapters, and what transformers puts in their place.
+    pub stored_prefixes: &'static [(&'static str, &'static str)],
+    /// The way in which it sees pictures; `None` where only its decoder is supported.
+    pub vision: Option<VisionKind>,
+}
+
+impl PartialEq for LargerModel {
+    fn eq(&self, other: &Self) -> bool {
+        self.class_name == other.class_name
+    }
 }
 
 /// The name stands for the family: the addresses of its functions differ from process to process.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::layer::LayerSpec;
 use super::{gemma2, llama};
-use crate::model::config::{Defaults, Family, Fields, GgufHead, Keys, LargerModel, ModelConfig, RopeConfig};
+use crate::model::config::{Defaults, Family, Fields, GgufHead, Keys, ModelConfig, RopeConfig};
 use crate::model::spec::{BlockSpec, NormStyle, OuterNames};
 use crate::nn::block::QkNorm;
 use crate::ops::norm::Span;
@@ -19,17 +19,8 @@ pub static GEMMA3: Family = Family {
     norm_eps: "rms_norm_eps",
     norm: NormStyle::RMS_PLUS_ONE,
     names: OuterNames::USUAL,
-    stored_prefixes: &[("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head.")],
-    larger_models: &[LargerModel {
-        class_name: "Gemma3ForConditionalGeneration",
-        model_type: "gemma3",
-        names: OuterNames {
-            layers: "model.language_model.layers",
-            embedding: "model.language_model.embed_tokens",
-            final_norm: "model.language_model.norm",
-            head: "lm_head",
-        },
-    }],
+    stored_prefixes: &[],
+    mlx_prefixes: &[],
     ignores: belongs_to_images,
     from_json,
     gguf_keys,

@@ -24,7 +24,12 @@ pub static GPT_NEOX: Family = Family {
         head: "embed_out",
     },
     stored_prefixes: &[],
-    larger_models: &[],
+    mlx_prefixes: &[
+        ("model.h.", "gpt_neox.layers."),
+        ("model.embed_in", "gpt_neox.embed_in"),
+        ("model.embed_out", "embed_out"),
+        ("model.final_layer_norm", "gpt_neox.final_layer_norm"),
+    ],
     ignores: is_buffer,
     from_json,
     gguf_keys,

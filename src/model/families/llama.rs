@@ -21,7 +21,7 @@ pub(super) const FAMILY: Family = Family {
     norm: NormStyle::RMS,
     names: OuterNames::USUAL,
     stored_prefixes: &[],
-    larger_models: &[],
+    mlx_prefixes: &[],
     ignores: |_| false,
     from_json,
     gguf_keys,

@@ -6,6 +6,7 @@ mod gemma3;
 mod gpt_neox;
 mod granite;
 mod granite4;
+mod larger;
 mod layer;
 mod llama;
 mod mistral;
@@ -15,15 +16,18 @@ mod qwen2;
 mod qwen3;
 mod smollm3;
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::config::{Family, Fields, GgufConfig, Keys, LargerModel, ModelConfig};
 use super::spec::OuterNames;
+use super::vision::VisionConfig;
 use crate::error::{Error, Result};
 use crate::files::gguf::Gguf;
 use crate::files::{Dtype, json as strict_json};
+pub use larger::LARGER_MODELS;
 
 /// Every architecture.
 pub static FAMILIES: &[&Family] = &[
@@ -43,14 +47,24 @@ pub static FAMILIES: &[&Family] = &[
 
 /// The names of every family, and those within larger models.
 fn all_names() -> impl Iterator<Item = OuterNames> {
-    let families = FAMILIES.iter();
-    families
-        .flat_map(|family| std::iter::once(family.names).chain(family.larger_models.iter().map(|larger| larger.names)))
+    FAMILIES.iter().map(|family| family.names).chain(LARGER_MODELS.iter().map(|larger| larger.names))
+}
+
+/// Beginnings of names in checkpoints and in older adapters of every family, and what transformers puts in their place.
+pub fn stored_prefixes() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    let of_larger = LARGER_MODELS.iter().flat_map(|larger| larger.stored_prefixes);
+    of_larger.chain(FAMILIES.iter().flat_map(|family| family.stored_prefixes))
 }
 
 /// Whether a module of this path is the output head in some family.
 pub fn is_head(module: &str) -> bool {
     all_names().any(|names| names.head == module)
+}
+
+/// Whether a module of this path is the embedding in some family, in a larger model around the decoder as well.
+pub fn is_embedding(module: &str) -> bool {
+    let name = |path: &str| path.rsplit('.').next().map(str::to_owned);
+    all_names().any(|names| name(names.embedding) == name(module))
 }
 
 /// Whether a tensor of this name is the weight of the embedding or of the head in some family.
@@ -84,17 +98,23 @@ impl ModelConfig {
         };
         let Recognised { family, object: own, larger } = recognised(place, object)?;
         let inner_place = larger.map_or(place.to_owned(), |_| format!("{place}: {TEXT_CONFIG}"));
-        let mut fields = Fields::new(&inner_place, own);
+        let mut fields = Fields::new(&inner_place, &own);
         let mut config = (family.from_json)(&mut fields);
         let mut errors = fields.into_errors();
         let beside = format!("{place} (generation_config.json)");
         let whole = larger.map(|_| (place, object));
         config.names = larger.map_or(config.names, |larger| larger.names);
+        config.larger = larger;
         let generation = generation.and_then(Value::as_object).map(|object| (beside.as_str(), object));
         if let Some((place, object)) = whole {
             let mut fields = Fields::new(place, object);
             config.tied_head = fields.flag("tie_word_embeddings").unwrap_or(config.tied_head);
             errors.extend(fields.into_errors());
+            if let Some(kind) = larger.and_then(|larger| larger.vision) {
+                let (vision, problems) = VisionConfig::read(place, object, kind, config.vocab_size);
+                errors.extend(problems);
+                config.vision = Some(vision);
+            }
         }
         for (place, object) in whole.into_iter().chain(generation) {
             let mut fields = Fields::new(place, object);
@@ -170,12 +190,12 @@ impl ModelConfig {
 }
 
 /// The field of a larger model's `config.json` with the decoder's configuration.
-const TEXT_CONFIG: &str = "text_config";
+pub(super) const TEXT_CONFIG: &str = "text_config";
 
 /// The family of a `config.json`, and the object with the decoder's fields.
 struct Recognised<'a> {
     family: &'static Family,
-    object: &'a Map<String, Value>,
+    object: Cow<'a, Map<String, Value>>,
     /// The larger model, where the object is its `text_config`.
     larger: Option<&'static LargerModel>,
 }
@@ -204,36 +224,50 @@ fn recognised<'a>(place: &str, object: &'a Map<String, Value>) -> Result<Recogni
         Some(class) => class_name.eq_ignore_ascii_case(class),
         None => Some(*type_name) == model_type,
     };
-    let own_names = |family: &Family| (family.class_name, family.model_type);
-    let (family, names, larger) = FAMILIES
-        .iter()
-        .copied()
-        .flat_map(|family| {
-            let larger = family.larger_models.iter();
-            let larger = larger.map(move |larger| (family, (larger.class_name, larger.model_type), Some(larger)));
-            std::iter::once((family, own_names(family), None)).chain(larger)
-        })
-        .find(|(_, names, _)| is_named(names))
-        .ok_or_else(|| unsupported(place, class.or(model_type).unwrap_or("(none named)")))?;
-    if let (Some(class), Some(found)) = (class, model_type)
-        && found != names.1
-    {
-        let message = format!("is {found:?}, and `architectures` names {class}; expected {:?}", names.1);
-        return Err(Error::input(format_args!("{place}: model_type"), message));
+    let agrees = |expected: &str| match (class, model_type) {
+        (Some(class), Some(found)) if found != expected => {
+            let message = format!("is {found:?}, and `architectures` names {class}; expected {expected:?}");
+            Err(Error::input(format_args!("{place}: model_type"), message))
+        }
+        _ => Ok(()),
+    };
+    let mut larger_models = LARGER_MODELS.iter().copied();
+    if let Some(larger) = larger_models.find(|larger| is_named(&(larger.class_name, larger.model_type))) {
+        agrees(larger.model_type)?;
+        let (family, object) = decoder_within(place, object, larger)?;
+        return Ok(Recognised { family, object, larger: Some(larger) });
     }
-    if larger.is_none() {
-        return Ok(Recognised { family, object, larger });
-    }
+    let family = FAMILIES.iter().copied().find(|family| is_named(&(family.class_name, family.model_type)));
+    let family = family.ok_or_else(|| unsupported(place, class.or(model_type).unwrap_or("(none named)")))?;
+    agrees(family.model_type)?;
+    Ok(Recognised { family, object: Cow::Borrowed(object), larger: None })
+}
+
+/// The family of the decoder in a larger model, and the object with its fields.
+fn decoder_within<'a>(
+    place: &str,
+    object: &'a Map<String, Value>,
+    larger: &LargerModel,
+) -> Result<(&'static Family, Cow<'a, Map<String, Value>>)> {
     let Some(text) = object.get(TEXT_CONFIG).and_then(Value::as_object) else {
         return Err(Error::input(format_args!("{place}: {TEXT_CONFIG}"), "is missing or not an object"));
     };
-    match text.get("model_type").and_then(Value::as_str) {
-        Some(other) if other != family.model_type => {
-            let message = format!("is {other:?}; expected {:?}", family.model_type);
-            Err(Error::input(format_args!("{place}: {TEXT_CONFIG}: model_type"), message))
-        }
-        _ => Ok(Recognised { family, object: text, larger }),
+    let found = text.get("model_type").and_then(Value::as_str).or(larger.decoder).unwrap_or(llama::LLAMA.model_type);
+    let type_place = format!("{place}: {TEXT_CONFIG}: model_type");
+    if let Some(expected) = larger.decoder.filter(|expected| *expected != found) {
+        return Err(Error::input(type_place, format!("is {found:?}; expected {expected:?}")));
     }
+    let family = FAMILIES.iter().copied().find(|family| family.model_type == found);
+    let family = family.ok_or_else(|| unsupported(&type_place, found))?;
+    let mut text = Cow::Borrowed(text);
+    if larger.vision.is_some() && *family == llama::LLAMA {
+        for (field, size) in larger::LLAMA_SIZES {
+            if !text.contains_key(field) {
+                text.to_mut().insert(field.to_owned(), json!(size));
+            }
+        }
+    }
+    Ok((family, text))
 }
 
 /// Makes the configuration of a larger model that of its decoder alone, which is of `family`.
@@ -249,7 +283,8 @@ pub(super) fn keep_decoder(family: &Family, config: &mut Map<String, Value>) {
 
 /// The error for an architecture that is in no file here.
 fn unsupported(place: &str, found: &str) -> Error {
-    let classes: Vec<&str> = FAMILIES.iter().map(|family| family.class_name).collect();
+    let larger = LARGER_MODELS.iter().map(|larger| larger.class_name);
+    let classes: Vec<&str> = FAMILIES.iter().map(|family| family.class_name).chain(larger).collect();
     let mut gguf: Vec<&str> = FAMILIES.iter().map(|family| family.gguf).collect();
     gguf.sort_unstable();
     gguf.dedup();

@@ -64,6 +64,24 @@ impl Curve for GeluTanh {
     }
 }
 
+/// [`gated`](super::gated) of one row, in the place of the gate.
+pub fn gate_row(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    match activation {
+        Activation::Silu => gated_row::<Silu>(gate, up),
+        Activation::Gelu => gated_row::<Gelu>(gate, up),
+        Activation::GeluTanh => gated_row::<GeluTanh>(gate, up),
+    }
+}
+
+/// [`activate`](super::activate) of one row, in place.
+pub fn activate_row(activation: Activation, x: &mut [f32]) {
+    match activation {
+        Activation::Silu => activated_row::<Silu>(x),
+        Activation::Gelu => activated_row::<Gelu>(x),
+        Activation::GeluTanh => activated_row::<GeluTanh>(x),
+    }
+}
+
 struct Gated(Activation);
 
 /// See [`gated`](super::gated).
@@ -79,15 +97,10 @@ impl Kernel for Gated {
         let [tokens, double] = dims(gate_up);
         let width = double / 2;
         let source = rows(gate_up);
-        let forward = match self.0 {
-            Activation::Silu => gated_row::<Silu>,
-            Activation::Gelu => gated_row::<Gelu>,
-            Activation::GeluTanh => gated_row::<GeluTanh>,
-        };
         let y = map_rows(gate_up.dtype(), tokens, width, |row, y, up| {
             source.read(row, 0, y);
             source.read(row, width, up);
-            forward(y, up);
+            gate_row(self.0, y, up);
         });
         (y, save.then(|| gate_up.clone()))
     }
@@ -126,14 +139,9 @@ impl Kernel for Activated {
         let x = &inputs[0];
         let [tokens, width] = dims(x);
         let source = rows(x);
-        let forward = match self.0 {
-            Activation::Silu => activated_row::<Silu>,
-            Activation::Gelu => activated_row::<Gelu>,
-            Activation::GeluTanh => activated_row::<GeluTanh>,
-        };
         let y = map_rows(x.dtype(), tokens, width, |row, y, _| {
             source.read(row, 0, y);
-            forward(y);
+            activate_row(self.0, y);
         });
         (y, save.then(|| x.clone()))
     }

@@ -8,6 +8,9 @@ pub mod reference;
 
 use burn::tensor::Tensor;
 
+#[cfg(feature = "cpu")]
+pub use cpu::{activate_row, gate_row};
+
 /// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {

@@ -12,7 +12,9 @@ pub mod rope;
 
 use burn::tensor::Tensor;
 
-pub use cache::Cache;
+pub use cache::{Cache, CacheFormat};
+#[cfg(feature = "cpu")]
+pub use cache::{PAGE_POSITIONS, Page, PagedCache, PagedPiece, paged_attention};
 pub use geometry::{Geometry, QkvLayout};
 pub use rope::Rope;
 

@@ -19,6 +19,17 @@ pub fn attention(qkv: Tensor<2>, lengths: &[usize], geometry: &Geometry) -> Tens
     Tensor::cat(outputs.collect(), 0)
 }
 
+/// The maps of one sequence: of each head, the weight with which a query mixes the value of each key.
+///
+/// # Shapes
+/// - `qkv`: `[tokens, geometry.qkv_width()]` before rotation, as in [`attention`](super::attention)
+/// - output: `[heads, tokens, tokens]` in f32; rows sum to 1
+pub fn maps(qkv: Tensor<2>, geometry: &Geometry) -> Tensor<3> {
+    let length = qkv.dims()[0];
+    let (q, k, _) = split(qkv, geometry);
+    weights(rotate(q, geometry, 0, length), rotate(k, geometry, 0, length), 0, geometry)
+}
+
 /// See [`cached_attention`](super::cached_attention).
 pub fn cached_attention(
     qkv: Tensor<2>,
@@ -131,27 +142,37 @@ fn turn(x: Tensor<2>, geometry: &Geometry, table: &DeviceTable, first: usize, di
 
 /// Rotated `q` at positions `past..`, against keys and values from position 0.
 fn attend(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, past: usize, geometry: &Geometry) -> Tensor<2> {
-    let ([queries, width], [keys, _]) = (q.dims(), k.dims());
-    let (device, dtype, group) = (q.device(), q.dtype(), geometry.heads / geometry.kv_heads);
-    let by_head = |x: Tensor<2>, tokens: usize, heads: usize| {
-        x.cast(DType::F32).reshape([tokens, heads, geometry.head_dim]).swap_dims(0, 1)
-    };
-    // Every query head gets a copy of its group's keys and values.
-    let shared = |x: Tensor<3>| {
-        let [heads, tokens, dim] = x.dims();
-        x.reshape([heads, 1, tokens, dim]).repeat_dim(1, group).reshape([heads * group, tokens, dim])
-    };
-    let q = by_head(q, queries, geometry.heads);
-    let k = shared(by_head(k, keys, geometry.kv_heads));
-    let v = shared(by_head(v, keys, geometry.kv_heads));
-    let hidden = hidden(past, queries, keys, geometry, &device);
+    let ([queries, width], dtype) = (q.dims(), q.dtype());
+    let v = shared(v, geometry);
+    let mixed = weights(q, k, past, geometry).matmul(v);
+    mixed.swap_dims(0, 1).reshape([queries, width]).cast(dtype)
+}
+
+/// `[heads, tokens, head_dim]` in f32, of `heads` heads side by side.
+fn by_head(x: Tensor<2>, heads: usize) -> Tensor<3> {
+    let [tokens, width] = x.dims();
+    x.cast(DType::F32).reshape([tokens, heads, width / heads]).swap_dims(0, 1)
+}
+
+/// The keys or values of every query head, each with a copy of its group's.
+fn shared(x: Tensor<2>, geometry: &Geometry) -> Tensor<3> {
+    let group = geometry.heads / geometry.kv_heads;
+    let x = by_head(x, geometry.kv_heads);
+    let [heads, tokens, dim] = x.dims();
+    x.reshape([heads, 1, tokens, dim]).repeat_dim(1, group).reshape([heads * group, tokens, dim])
+}
+
+/// The softmax over the keys that each query sees, `[heads, queries, keys]`.
+fn weights(q: Tensor<2>, k: Tensor<2>, past: usize, geometry: &Geometry) -> Tensor<3> {
+    let (queries, keys) = (q.dims()[0], k.dims()[0]);
+    let hidden = hidden(past, queries, keys, geometry, &q.device());
+    let (q, k) = (by_head(q, geometry.heads), shared(k, geometry));
     let mut scores = q.matmul(k.swap_dims(1, 2)).mul_scalar(geometry.scale);
     if let Some(cap) = geometry.softcap {
         scores = scores.div_scalar(cap).tanh().mul_scalar(cap);
     }
     let scores = scores.mask_fill(hidden.expand([geometry.heads, queries, keys]), f32::NEG_INFINITY);
-    let mixed = activation::softmax(scores, 2).matmul(v);
-    mixed.swap_dims(0, 1).reshape([queries, width]).cast(dtype)
+    activation::softmax(scores, 2)
 }
 
 /// `[1, queries, keys]`: whether the query at `past + row` does not see the key; made on the device.

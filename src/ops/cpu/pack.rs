@@ -1,19 +1,31 @@
 //! Laying the right-hand matrix of a product out in panels (see `kernel`).
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::isa::Isa;
 use super::kernel::{Element, PANEL};
 use super::rows::Stored;
+#[cfg(target_arch = "x86_64")]
+use super::transpose;
 
 /// A right-hand matrix `[depth, columns]` that can lay any of its columns out as panels.
 pub trait Columns<E: Element>: Sync {
     /// Length of a column.
     fn depth(&self) -> usize;
 
-    /// Fills `panels` with columns `first..first + count`, 32 to a panel, each panel `padded_depth * 32` values.
-    /// Places beyond the depth or the last column become zero.
-    fn pack(&self, first: usize, count: usize, panels: &mut [E]);
+    /// Fills `panels` with rows `depth` of columns `first..first + count`, 32 columns to a panel, `depth.len() * 32` values each.
+    /// Places beyond the depth or the last column become zero. `depth` is not empty and consists of whole steps of the kernel.
+    fn pack(&self, first: usize, count: usize, depth: Range<usize>, panels: &mut [E]);
+
+    /// Whether several panels are packed faster at once than one after another: the memory that one takes comes in short runs.
+    fn packs_together(&self) -> bool {
+        false
+    }
+
+    /// Fetches the share `share` of `shares` of the memory that [`Columns::pack`] will read into the second-level cache.
+    fn fetch(&self, _first: usize, _count: usize, _depth: Range<usize>, _share: usize, _shares: usize) {}
 
     /// The depth a panel has: rounded up to the kernel's step.
     fn padded_depth(&self) -> usize {
@@ -38,9 +50,11 @@ impl<S: Stored, E: Element> Columns<E> for RowsAsColumns<'_, S> {
         self.depth
     }
 
-    fn pack(&self, first: usize, count: usize, panels: &mut [E]) {
-        each_panel(first, count, Columns::<E>::padded_depth(self), panels, |column, columns, panel| {
-            pack_rows(&self.data[column * self.stride..], self.stride, columns, self.depth, self.scale, panel);
+    fn pack(&self, first: usize, count: usize, depth: Range<usize>, panels: &mut [E]) {
+        let values = depth.end.min(self.depth) - depth.start;
+        each_panel(first, count, depth.len(), panels, |column, columns, panel| {
+            let data = &self.data[column * self.stride + depth.start..];
+            pack_rows(data, self.stride, columns, values, self.scale, panel);
         });
     }
 }
@@ -62,21 +76,20 @@ impl<S: Stored, E: Element> Columns<E> for PlainColumns<'_, S> {
         self.depth
     }
 
-    fn pack(&self, first: usize, count: usize, panels: &mut [E]) {
-        let depth = Columns::<E>::padded_depth(self);
-        each_panel(first, count, depth, panels, |column, columns, panel| {
+    fn pack(&self, first: usize, count: usize, depth: Range<usize>, panels: &mut [E]) {
+        each_panel(first, count, depth.len(), panels, |column, columns, panel| {
             if let (Some(panel), true, PANEL) = (E::as_f32(panel), self.scale == 1.0, columns) {
-                for (k, target) in panel.chunks_exact_mut(PANEL).enumerate() {
+                for (k, target) in depth.clone().zip(panel.chunks_exact_mut(PANEL)) {
                     S::widen_into(&self.data[k * self.stride + column..][..PANEL], target);
                 }
                 return;
             }
-            for k in 0..depth {
+            for (at, k) in depth.clone().enumerate() {
                 if k < self.depth {
                     let row = &self.data[k * self.stride + column..][..columns];
-                    write_depth_row(row, self.scale, k, panel);
+                    write_depth_row(row, self.scale, at, panel);
                 } else {
-                    write_depth_row::<f32, E>(&[], 1.0, k, panel);
+                    write_depth_row::<f32, E>(&[], 1.0, at, panel);
                 }
             }
         });
@@ -155,7 +168,7 @@ pub fn pack_rows_bf16(data: &[bf16], stride: usize, columns: usize, depth: usize
         panel[depth * PANEL..].fill(bf16::ZERO);
         assert!(data.len() >= 31 * stride + depth && panel.len() >= depth * PANEL);
         // SAFETY: AVX-512 is there; 32 rows of `depth` values lie in `data`, the panel has room for them.
-        return unsafe { x86::transpose_words(data.as_ptr().cast(), stride, depth / 2, panel.as_mut_ptr().cast()) };
+        return unsafe { transpose::words(data.as_ptr().cast(), stride, depth / 2, panel.as_mut_ptr().cast()) };
     }
     pack_rows(data, stride, columns, depth, 1.0, panel)
 }
@@ -163,10 +176,17 @@ pub fn pack_rows_bf16(data: &[bf16], stride: usize, columns: usize, depth: usize
 /// [`pack_rows`] for f32 values as they are.
 pub fn pack_rows_f32(data: &[f32], stride: usize, columns: usize, depth: usize, panel: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if columns == PANEL && Isa::current() >= Isa::Avx512 {
+    if columns == PANEL && Isa::current() >= Isa::Avx2 {
         assert!(data.len() >= 31 * stride + depth && panel.len() >= depth * PANEL);
-        // SAFETY: AVX-512 is there; 32 rows of `depth` values lie in `data`, the panel has room for them.
-        return unsafe { x86::transpose_words(data.as_ptr().cast(), stride * 2, depth, panel.as_mut_ptr().cast()) };
+        let (data, panel) = (data.as_ptr().cast(), panel.as_mut_ptr());
+        // SAFETY: the instruction set is there; 32 rows of `depth` values lie in `data`, the panel has room for them.
+        return unsafe {
+            if Isa::current() >= Isa::Avx512 {
+                transpose::words(data, stride * 2, depth, panel.cast());
+            } else {
+                transpose::words_avx2(data.cast(), stride, depth, panel.cast());
+            }
+        };
     }
     pack_rows(data, stride, columns, depth, 1.0, panel)
 }
@@ -189,8 +209,8 @@ pub fn transpose_into<E: Element>(
         // SAFETY: AVX-512 is there; the assertions hold every row of both.
         return unsafe {
             match E::DEPTH_UNIT {
-                1 => x86::transpose_rows::<false>(values.cast(), stride * 4, rows, columns, out, out_stride),
-                _ => x86::transpose_rows::<true>(values.cast(), stride * 2, rows, columns, out, out_stride / 2),
+                1 => transpose::rows::<false>(values.cast(), stride * 4, rows, columns, out, out_stride),
+                _ => transpose::rows::<true>(values.cast(), stride * 2, rows, columns, out, out_stride / 2),
             }
         };
     }
@@ -198,131 +218,6 @@ pub fn transpose_into<E: Element>(
         for (row, out) in out[..padded].iter_mut().enumerate() {
             *out = if row < rows { values[row * stride + column] } else { E::zeroed() };
         }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use super::PANEL;
-
-    /// How far ahead of a row's reading it is fetched, in 16-bit units.
-    const PREFETCH: usize = 192;
-
-    /// `rows` rows of `columns` values (f32, or bf16 that are paired first) become `columns` rows of 32-bit words.
-    ///
-    /// # Safety
-    /// AVX-512F, BW and VL are there. Every row lies in `values`, `stride` bytes apart; every row of `rows` words (half as many for bf16, rounded up) in
-    /// `out`, `out_stride` words apart.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub unsafe fn transpose_rows<const BF16: bool>(
-        values: *const u8,
-        stride: usize,
-        rows: usize,
-        columns: usize,
-        out: *mut i32,
-        out_stride: usize,
-    ) {
-        let mask = |count: usize| -> __mmask16 { if count >= 16 { !0 } else { (1 << count) - 1 } };
-        let word_rows = if BF16 { rows.div_ceil(2) } else { rows };
-        for column in (0..columns).step_by(16) {
-            let inside = mask(columns - column);
-            for first in (0..word_rows).step_by(16) {
-                let mut block = [_mm512_setzero_si512(); 16];
-                for (row, words) in block.iter_mut().enumerate().take(word_rows - first) {
-                    let row = first + row;
-                    // SAFETY: as the caller vouches; masked loads at the edge.
-                    unsafe {
-                        if BF16 {
-                            let half = |row: usize| {
-                                let at = values.add(row * stride + column * 2).cast();
-                                _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, at))
-                            };
-                            *words = half(2 * row);
-                            if 2 * row + 1 < rows {
-                                *words = _mm512_or_si512(*words, _mm512_slli_epi32::<16>(half(2 * row + 1)));
-                            }
-                        } else {
-                            *words = _mm512_maskz_loadu_epi32(inside, values.add(row * stride + column * 4).cast());
-                        }
-                    }
-                }
-                let block = transpose(block);
-                let inside = mask(word_rows - first);
-                for (step, words) in block.iter().enumerate().take(columns - column) {
-                    // SAFETY: as above.
-                    unsafe { _mm512_mask_storeu_epi32(out.add((column + step) * out_stride + first), inside, *words) };
-                }
-            }
-        }
-    }
-
-    /// 32 rows of `depth` 32-bit words (stride in 16-bit units) become `depth` rows of 32 words.
-    ///
-    /// # Safety
-    /// AVX-512F is there; every row lies in `data`, and `panel` has room for `depth * 32` words.
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn transpose_words(data: *const u16, stride: usize, depth: usize, panel: *mut i32) {
-        // SAFETY: as the caller vouches: 32 rows, `depth` words each; masked loads at the edge.
-        unsafe {
-            for half in 0..2 {
-                let rows = data.add(half * 16 * stride);
-                let mut k = 0;
-                while k < depth {
-                    let count = (depth - k).min(16);
-                    let mask: __mmask16 = if count == 16 { !0 } else { (1 << count) - 1 };
-                    let mut block = [_mm512_setzero_si512(); 16];
-                    for (row, words) in block.iter_mut().enumerate() {
-                        let at = rows.add(row * stride + k * 2);
-                        // Far enough ahead for main memory; beyond the end it is ignored.
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH).cast());
-                        *words = _mm512_maskz_loadu_epi32(mask, at.cast());
-                    }
-                    let block = transpose(block);
-                    for (step, words) in block.iter().enumerate().take(count) {
-                        _mm512_storeu_si512(panel.add((k + step) * PANEL + half * 16).cast(), *words);
-                    }
-                    k += 16;
-                }
-            }
-        }
-    }
-
-    /// Transposes 16 by 16 words: pairs, quads, then 128-bit lanes in two rounds.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
-        let mut pairs = rows;
-        for i in 0..8 {
-            pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
-            pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
-        }
-        let mut quads = pairs;
-        for i in 0..4 {
-            let [a, b, c, d] = [pairs[4 * i], pairs[4 * i + 1], pairs[4 * i + 2], pairs[4 * i + 3]];
-            quads[4 * i] = _mm512_unpacklo_epi64(a, c);
-            quads[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
-            quads[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
-            quads[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
-        }
-        let mut halves = quads;
-        for i in 0..4 {
-            let (a, b) = (quads[i], quads[4 + i]);
-            let (c, d) = (quads[8 + i], quads[12 + i]);
-            halves[i] = _mm512_shuffle_i32x4::<0x88>(a, b);
-            halves[4 + i] = _mm512_shuffle_i32x4::<0xdd>(a, b);
-            halves[8 + i] = _mm512_shuffle_i32x4::<0x88>(c, d);
-            halves[12 + i] = _mm512_shuffle_i32x4::<0xdd>(c, d);
-        }
-        let mut columns = halves;
-        for i in 0..4 {
-            columns[i] = _mm512_shuffle_i32x4::<0x88>(halves[i], halves[8 + i]);
-            columns[8 + i] = _mm512_shuffle_i32x4::<0xdd>(halves[i], halves[8 + i]);
-            columns[4 + i] = _mm512_shuffle_i32x4::<0x88>(halves[4 + i], halves[12 + i]);
-            columns[12 + i] = _mm512_shuffle_i32x4::<0xdd>(halves[4 + i], halves[12 + i]);
-        }
-        columns
     }
 }
 

@@ -7,15 +7,19 @@
 //! of threads.
 
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::thread::LocalKey;
 
 use super::isa::{Isa, vectorised};
-use super::kernel::{Element, PANEL, Tile, with_tiles};
+use super::kernel::{Element, LAID_DEPTH, PANEL, Tile, with_tiles};
 use super::pack::Columns;
 use super::pool;
 use super::rows::{OutputBuffer, OutputData, Rows, Stored};
 use super::shared::SharedMut;
+pub use super::store::Epilogue;
+use super::store::{StoredTile, Target, store_tile};
+#[cfg(target_arch = "x86_64")]
+use super::streamed;
 
 /// One term of a product in the kernel's number format.
 pub struct Term<'a, E: Element> {
@@ -43,22 +47,31 @@ impl<'a, E: Element> Part<'a, E> {
         [Self { column: 0, columns, terms: vec![term], bias: None }]
     }
 
-    fn depth(&self) -> usize {
+    pub(super) fn depth(&self) -> usize {
         self.terms.iter().map(|term| term.columns.padded_depth()).sum()
     }
 
-    fn panels(&self) -> usize {
+    pub(super) fn panels(&self) -> usize {
         self.columns.div_ceil(PANEL)
     }
-}
 
-/// Added to every output value.
-#[derive(Clone, Copy, Default)]
-pub struct Epilogue<'a> {
-    /// By row and column of the target.
-    pub residual: Option<Rows<'a>>,
-    /// Adds to the values that the target has already.
-    pub accumulate: bool,
+    /// The place of one of its panels in the target, rows `row..row + rows`.
+    ///
+    /// # Safety
+    /// The conditions of [`Target::tile`].
+    pub(super) unsafe fn tile<O: Element>(
+        &self,
+        target: &Target<'a, O>,
+        panel: usize,
+        row: usize,
+        rows: usize,
+    ) -> StoredTile<'a, O> {
+        let first = panel * PANEL;
+        let count = (self.columns - first).min(PANEL);
+        let bias = self.bias.map(|bias| &bias[first..first + count]);
+        // SAFETY: as the caller vouches.
+        unsafe { target.tile((row, rows), (self.column + first, count), bias) }
+    }
 }
 
 thread_local! {
@@ -74,7 +87,7 @@ const ROWS_PER_PIECE: usize = 160;
 
 /// Computes `rows` rows of every part into `target`, all columns of each part.
 ///
-/// `E` is the number format of the kernel; pick it with [`Isa::multiplies_bf16`].
+/// `E` is the number format of the kernel; pick it with [`Isa::packs_bf16`].
 ///
 /// # Panics
 /// If the target has no room for a row, or is to be added to and has no values yet.
@@ -100,6 +113,14 @@ fn run<E: Element, O: Element>(
     let columns = parts.iter().map(|part| part.column + part.columns).max().unwrap_or(0);
     assert!(data.len() >= (rows - 1) * stride + columns, "the target holds every row");
     let isa = Isa::current();
+    let out = SharedMut::new(data);
+    let target = Target { out: &out, stride, epilogue };
+    let operations: usize = parts.iter().map(|part| rows * part.columns * part.depth()).sum();
+    let is_small = operations < 1 << 16;
+    #[cfg(target_arch = "x86_64")]
+    if E::streams(isa) && panels >= streamed::LEAST_PANELS && !is_small {
+        return streamed::run(isa, rows, parts, &target);
+    }
     let threads = pool::threads();
     let wanted_tasks = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
     // A thread of its own for some rows, as far as packing the right-hand side for each is worth it: their values are
@@ -117,28 +138,14 @@ fn run<E: Element, O: Element>(
             (0..part.panels()).step_by(group).map(move |first| (part, first, group.min(part.panels() - first)))
         })
         .collect();
-    let out = SharedMut::new(data);
     let task = |index: usize| {
-        let (part, first, panels) = blocks[index % blocks.len()];
+        let (part, first_panel, panels) = blocks[index % blocks.len()];
         let row = index / blocks.len() * piece;
-        let column = first * PANEL;
-        let job = Job::<E, O> {
-            isa,
-            part,
-            epilogue,
-            out: &out,
-            stride,
-            column,
-            columns: (part.columns - column).min(panels * PANEL),
-            row,
-            rows: (rows - row).min(piece),
-            marker: PhantomData,
-        };
-        job.run(part.depth());
+        let rows = (rows - row).min(piece);
+        Job { isa, part, target: &target, first_panel, panels, row, rows }.run();
     };
     let tasks = blocks.len() * pieces;
-    let operations: usize = parts.iter().map(|part| rows * part.columns * part.depth()).sum();
-    if tasks == 1 || operations < 1 << 16 {
+    if tasks == 1 || is_small {
         (0..tasks).for_each(task);
     } else {
         pool::for_each(tasks, task);
@@ -149,147 +156,114 @@ fn run<E: Element, O: Element>(
 struct Job<'a, E: Element, O: Element> {
     isa: Isa,
     part: &'a Part<'a, E>,
-    epilogue: Epilogue<'a>,
-    out: &'a SharedMut<'a, MaybeUninit<O>>,
-    stride: usize,
+    target: &'a Target<'a, O>,
     /// Of the part.
-    column: usize,
-    columns: usize,
+    first_panel: usize,
+    panels: usize,
     row: usize,
     rows: usize,
-    marker: PhantomData<E>,
 }
 
 impl<E: Element, O: Element> Job<'_, E, O> {
-    fn run(&self, depth: usize) {
-        let panels = self.columns.div_ceil(PANEL);
+    fn run(&self) {
+        let (depth, panels, first) = (self.part.depth(), self.panels, self.first_panel * PANEL);
+        let columns = (self.part.columns - first).min(panels * PANEL);
         let strip_rows = E::rows_per_tile(self.isa);
-        let packed = panels * depth * PANEL;
-        let strips = strip_rows * depth;
-        with_scratch::<E, ()>(packed + strips, |scratch| {
+        let packed = panels * depth * PANEL * size_of::<E>() / size_of::<f32>();
+        // Rows that are laid out are rounded up, those of each term.
+        let strips = strip_rows * (depth + self.part.terms.len() * LAID_DEPTH);
+        with_scratch::<f32, ()>(packed + strips, |scratch| {
             let (packed, strips) = scratch.split_at_mut(packed);
+            let packed: &mut [E] = bytemuck::cast_slice_mut(packed);
             let mut rest = &mut *packed;
             for term in &self.part.terms {
-                let (these, after) = rest.split_at_mut(panels * term.columns.padded_depth() * PANEL);
-                term.columns.pack(self.column, self.columns, these);
+                let depth = term.columns.padded_depth();
+                let (these, after) = rest.split_at_mut(panels * depth * PANEL);
+                term.columns.pack(first, columns, 0..depth, these);
                 rest = after;
             }
             with_tiles::<E, _>(self.isa, || self.strips(panels, strip_rows, packed, strips));
         });
     }
 
-    fn strips(&self, panels: usize, strip_rows: usize, packed: &[E], copies: &mut [E]) {
+    fn strips(&self, panels: usize, strip_rows: usize, packed: &[E], copies: &mut [f32]) {
         let mut tile = Tile::ZERO;
         let mut row = self.row;
         let end = self.row + self.rows;
-        // A strip of each term and the distance of its rows: where it lies, or copied where the format differs.
-        let mut sources: Vec<(*const E, usize)> = Vec::with_capacity(self.part.terms.len());
+        let mut lefts: Vec<Left<E>> = Vec::with_capacity(self.part.terms.len());
         while row < end {
             let rows = (end - row).min(strip_rows);
             let mut copy_rest = &mut *copies;
-            sources.clear();
+            lefts.clear();
             for term in &self.part.terms {
-                let depth = term.columns.padded_depth();
-                let (copy, after) = copy_rest.split_at_mut(strip_rows * depth);
-                let (strip, stride) = strip(term.rows, row, rows, term.columns.depth(), depth, copy);
-                sources.push((strip.as_ptr(), stride));
+                let (depth, padded) = (term.columns.depth(), term.columns.padded_depth());
+                let (copy, after) = copy_rest.split_at_mut(strip_rows * padded.next_multiple_of(LAID_DEPTH));
+                lefts.push(if E::lays_out(self.isa) {
+                    let copy = &mut copy[..rows * padded.next_multiple_of(LAID_DEPTH)];
+                    match term.rows.from_row(row) {
+                        Rows::F32 { data, stride } => lay_out(data, stride, depth, copy),
+                        Rows::Bf16 { data, stride } => lay_out(data, stride, depth, copy),
+                    }
+                    Left::LaidOut(copy.as_ptr())
+                } else {
+                    let copy = bytemuck::cast_slice_mut(copy);
+                    let (strip, stride) = strip::<E>(term.rows, row, rows, depth, padded, copy);
+                    Left::Same(strip.as_ptr(), stride)
+                });
                 copy_rest = after;
             }
             for panel in 0..panels {
                 let mut offset = 0;
-                for (index, (term, &(a, lda))) in self.part.terms.iter().zip(&sources).enumerate() {
+                for (index, (term, left)) in self.part.terms.iter().zip(&lefts).enumerate() {
                     let depth = term.columns.padded_depth();
-                    let columns = &packed[offset + panel * depth * PANEL..][..depth * PANEL];
-                    // SAFETY: `strip` gave `rows` rows of `depth` values, which stay where they are while this strip is
-                    // worked on; the panel is whole.
-                    unsafe { E::tile(self.isa, rows, depth, a, lda, columns.as_ptr(), tile.0.as_mut_ptr(), index > 0) };
+                    let columns = packed[offset + panel * depth * PANEL..][..depth * PANEL].as_ptr();
+                    let sums = tile.0.as_mut_ptr();
+                    // SAFETY: there are `rows` rows of `depth` values, which stay where they are while this strip is worked
+                    // on; the panel is whole.
+                    unsafe {
+                        match *left {
+                            Left::Same(a, stride) => {
+                                E::tile(self.isa, rows, depth, a, stride, columns, sums, index > 0);
+                            }
+                            Left::LaidOut(a) => E::laid_out_tile(rows, depth, a, columns, sums, index > 0),
+                        }
+                    }
                     offset += panels * depth * PANEL;
                 }
-                self.store(row, rows, panel, &tile);
+                // SAFETY: the target was measured before; the block there is this task's alone.
+                let place = unsafe { self.part.tile(self.target, self.first_panel + panel, row, rows) };
+                store_tile(&tile, &place);
             }
             row += rows;
         }
     }
-
-    /// Writes a finished tile, the epilogue added, where it belongs.
-    fn store(&self, row: usize, rows: usize, panel: usize, tile: &Tile) {
-        let in_part = self.column + panel * PANEL;
-        let column = self.part.column + in_part;
-        let count = (self.columns - panel * PANEL).min(PANEL);
-        let Epilogue { residual, accumulate } = self.epilogue;
-        let target = StoredTile {
-            // SAFETY: the place lies in the output, which was measured before; the block there is this task's alone.
-            out: unsafe { self.out.as_ptr().add(row * self.stride + column).cast::<O>() },
-            stride: self.stride,
-            rows,
-            columns: count,
-            accumulate,
-        };
-        let residual = residual.map(|residual| residual.from_row(row).from_column(column));
-        store_tile(tile, target, self.part.bias.map(|bias| &bias[in_part..in_part + count]), residual);
-    }
 }
 
-/// Where a tile goes: `rows` rows of `columns` values.
-struct StoredTile<O> {
-    out: *mut O,
-    stride: usize,
-    rows: usize,
-    columns: usize,
-    accumulate: bool,
+/// A strip of rows.
+enum Left<E> {
+    /// In the format of the panels, and the distance between rows: where it lies, or copied where its format differs.
+    Same(*const E, usize),
+    /// In f32, as [`Element::laid_out_tile`] takes it.
+    LaidOut(*const f32),
 }
 
 vectorised! {
-    /// `target = tile (+ bias) (+ residual) (+ target)`, rounded once.
-    fn store_tile<O: Element>(tile: &Tile, target: StoredTile<O>, bias: Option<&[f32]>, residual: Option<Rows<'_>>) {
-        let mut biases = [0f32; PANEL];
-        if let Some(bias) = bias {
-            biases[..bias.len()].copy_from_slice(bias);
-        }
-        for row in 0..target.rows {
-            let mut sums = [0f32; PANEL];
-            sums.copy_from_slice(&tile.0[row * PANEL..][..PANEL]);
-            if bias.is_some() {
-                add_lanes(&mut sums, &biases);
-            }
-            match residual {
-                Some(Rows::F32 { data, stride }) => add_lanes(&mut sums, &data[row * stride..][..target.columns]),
-                Some(Rows::Bf16 { data, stride }) => add_lanes(&mut sums, &data[row * stride..][..target.columns]),
-                None => {}
-            }
-            // SAFETY: the rows of the target lie in the output and belong to this task alone; where it accumulates,
-            // they hold values.
-            unsafe {
-                let out = target.out.add(row * target.stride);
-                if target.accumulate {
-                    add_lanes(&mut sums, std::slice::from_raw_parts(out, target.columns));
-                }
-                if target.columns == PANEL {
-                    let mut rounded = [O::zeroed(); PANEL];
-                    for lane in 0..PANEL {
-                        rounded[lane] = O::round(sums[lane]);
+    /// Lays rows out for [`Element::laid_out_tile`], as many as `copy` has room for; values beyond `depth` become zero.
+    fn lay_out<S: Stored>(data: &[S], stride: usize, depth: usize, copy: &mut [f32]) {
+        let rows = copy.len() / depth.next_multiple_of(LAID_DEPTH);
+        let (runs, _) = copy.as_chunks_mut::<LAID_DEPTH>();
+        for (k, runs) in (0..depth).step_by(LAID_DEPTH).zip(runs.chunks_exact_mut(rows)) {
+            for (row, to) in runs.iter_mut().enumerate() {
+                let values = &data[row * stride + k..][..LAID_DEPTH.min(depth - k)];
+                if let Some(values) = values.first_chunk::<LAID_DEPTH>() {
+                    for lane in 0..LAID_DEPTH {
+                        to[lane] = values[lane].to_f32();
                     }
-                    out.cast::<[O; PANEL]>().write_unaligned(rounded);
                 } else {
-                    for (column, &sum) in sums[..target.columns].iter().enumerate() {
-                        out.add(column).write(O::round(sum));
-                    }
+                    to.fill(0.0);
+                    to.iter_mut().zip(values).for_each(|(to, value)| *to = value.to_f32());
                 }
             }
-        }
-    }
-}
-
-/// Adds up to 32 values; whole rows of lanes without a loop over the rest.
-#[inline(always)]
-fn add_lanes<S: Stored>(sums: &mut [f32; PANEL], values: &[S]) {
-    if let Ok(values) = <&[S; PANEL]>::try_from(values) {
-        for lane in 0..PANEL {
-            sums[lane] += values[lane].to_f32();
-        }
-    } else {
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum += value.to_f32();
         }
     }
 }
@@ -326,17 +300,26 @@ pub fn strip<'a, E: Element>(
     (&copy[..readable * padded], padded)
 }
 
-/// Lends this thread's scratch: `count` values that mean nothing.
+/// Lends this thread's scratch: `count` values that mean nothing, at a cache line.
 pub fn with_scratch<E: Element, R>(count: usize, work: impl FnOnce(&mut [E]) -> R) -> R {
+    with_buffer(&SCRATCH, count, work)
+}
+
+/// Lends a buffer of this thread that keeps its size from call to call, as [`with_scratch`] does.
+pub(super) fn with_buffer<E: Element, R>(
+    buffer_of_thread: &'static LocalKey<RefCell<Vec<u64>>>,
+    count: usize,
+    work: impl FnOnce(&mut [E]) -> R,
+) -> R {
     let words = (count * size_of::<E>()).div_ceil(8) + 8;
-    let mut buffer = SCRATCH.with(|scratch| std::mem::take(&mut *scratch.borrow_mut()));
+    let mut buffer = buffer_of_thread.take();
     if buffer.len() < words {
         buffer.resize(words, 0);
     }
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut buffer);
     let skip = bytes.as_ptr().align_offset(64);
     let result = work(&mut bytemuck::cast_slice_mut(&mut bytes[skip..skip + count * size_of::<E>()])[..count]);
-    SCRATCH.with(|scratch| *scratch.borrow_mut() = buffer);
+    buffer_of_thread.set(buffer);
     result
 }
 
@@ -377,5 +360,38 @@ mod tests {
             ones_by_terms(1, add, OutputBuffer::fresh_f32(fresh.spare_capacity_mut(), 40));
         }));
         assert!(caught.is_err());
+    }
+
+    #[test]
+    fn products_in_f32_multiply_and_add_in_the_order_of_the_depth() {
+        let (rows, columns, depths) = (29, 70, [45, 3]);
+        let value = |i: usize| ((i * 7919 % 2003) as f32 - 1001.0) / 1001.0;
+        let values = |count: usize| -> Vec<f32> { (0..count).map(value).collect() };
+        let lefts = depths.map(|depth| values(rows * depth + 5));
+        let rights = depths.map(|depth| values(depth * columns));
+        let views = [0, 1].map(|term| PlainColumns {
+            data: &rights[term][..],
+            stride: columns,
+            depth: depths[term],
+            scale: 1.0,
+        });
+        let terms = (0..2).map(|term| {
+            let rows = Rows::F32 { data: &lefts[term][term..], stride: depths[term] };
+            Term::<f32> { rows, columns: &views[term] }
+        });
+        let parts = [Part { column: 0, columns, terms: terms.collect(), bias: None }];
+        let mut sums = vec![0f32; rows * columns];
+        product(rows, &parts, Epilogue::default(), OutputBuffer::f32(&mut sums, columns));
+        for (at, &sum) in sums.iter().enumerate() {
+            let (row, column) = (at / columns, at % columns);
+            let expected = (0..2).fold(0f32, |sum, term| {
+                (0..depths[term]).fold(sum, |sum, k| {
+                    let (left, right) =
+                        (lefts[term][term + row * depths[term] + k], rights[term][k * columns + column]);
+                    if Isa::current() == Isa::Portable { sum + left * right } else { left.mul_add(right, sum) }
+                })
+            });
+            assert_eq!(sum.to_bits(), expected.to_bits(), "row {row}, column {column}: {sum} for {expected}");
+        }
     }
 }

@@ -83,6 +83,19 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// Whether both are the same values in memory.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::F32 { data, stride }, Self::F32 { data: others, stride: distance }) => {
+                std::ptr::eq(*data, *others) && stride == distance
+            }
+            (Self::Bf16 { data, stride }, Self::Bf16 { data: others, stride: distance }) => {
+                std::ptr::eq(*data, *others) && stride == distance
+            }
+            _ => false,
+        }
+    }
+
     /// Widens the values of row `row` from column `first` on into `out`, as many as it has.
     pub fn read(&self, row: usize, first: usize, out: &mut [f32]) {
         match self {

@@ -38,7 +38,7 @@ pub fn cross_entropy(
     smoothing: f32,
 ) -> Tensor<2> {
     #[cfg(feature = "cpu")]
-    if head.weight.matrix().is_some() {
+    if has_kernel(head) {
         return cpu::cross_entropy(hidden, head, targets, softcap, smoothing);
     }
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -65,10 +65,50 @@ pub fn predictions(
     softcap: Option<f32>,
 ) -> Vec<Prediction> {
     #[cfg(feature = "cpu")]
-    if head.weight.matrix().is_some() {
+    if has_kernel(head) {
         return cpu::predictions(hidden, head, targets, softcap);
     }
-    reference::predictions(hidden, head, targets, softcap)
+    let chunks = targets.chunks(targets_per_chunk(head.weight.dims()[0]));
+    chunks.flat_map(|targets| reference::predictions(hidden.clone(), head, targets, softcap)).collect()
+}
+
+/// Whether the processor's kernel computes the loss of this head. It knows no factors on the logits (DoRA): there the logits of
+/// all targets are held at once.
+#[cfg(feature = "cpu")]
+fn has_kernel(head: &Projected<'_>) -> bool {
+    head.weight.matrix().is_some() && head.column_scale.is_none()
+}
+
+/// [`cross_entropy`] with a trained head, in plain tensor code on every device: the logits of all targets are held at once.
+///
+/// # Shapes
+/// - `hidden`: `[tokens, width]`
+/// - `head`: `[vocabulary, width]` in f32
+/// - output: `[targets, 1]` in f32, in the order of the targets
+pub fn trained_cross_entropy(
+    hidden: Tensor<2>,
+    head: Tensor<2>,
+    targets: &Targets,
+    softcap: Option<f32>,
+    smoothing: f32,
+) -> Tensor<2> {
+    reference::trained_cross_entropy(hidden, head, targets, softcap, smoothing)
+}
+
+/// [`predictions`] with a trained head, some targets at a time.
+///
+/// # Shapes
+/// - `hidden`: `[tokens, width]`
+/// - `head`: `[vocabulary, width]` in f32
+pub fn trained_predictions(
+    hidden: Tensor<2>,
+    head: Tensor<2>,
+    targets: &Targets,
+    softcap: Option<f32>,
+) -> Vec<Prediction> {
+    let chunks = targets.chunks(targets_per_chunk(head.dims()[0]));
+    let of_chunk = |targets| reference::trained_predictions(hidden.clone(), head.clone(), targets, softcap);
+    chunks.flat_map(of_chunk).collect()
 }
 
 /// `cap · tanh(logits / cap)`, or the logits themselves without a cap.

@@ -11,31 +11,36 @@ use super::rows::numbers;
 use crate::ops::linear::Dropout;
 use crate::ops::linear::dropout::{FIRST_FACTOR, GOLDEN_GAMMA, SECOND_FACTOR};
 
-/// `x` `[rows, width]` with the factors of these `rows` of the tensor that dropout counts its elements in.
-pub fn dropped(x: tensor::Tensor<2>, dropout: Dropout, rows: &[u32]) -> tensor::Tensor<2> {
-    let rows = numbers(rows, &x.device().inner());
+/// `x` `[rows, width]` with the factors of these `rows` of the tensor whose tokens `dropout` knows.
+pub fn dropped(x: tensor::Tensor<2>, dropout: &Dropout, rows: &[u32]) -> tensor::Tensor<2> {
+    let width = x.dims()[1];
+    let halves = |row: &u32| {
+        let seed = dropout.of_row(*row as usize, width).seed;
+        [seed as u32, (seed >> 32) as u32]
+    };
+    let seeds: Vec<u32> = rows.iter().flat_map(halves).collect();
+    let (seeds, probability) = (numbers(&seeds, &x.device().inner()), dropout.probability);
     apply(x, |x| {
-        let y = multiplied(&x, dropout, &rows);
-        (y, move |gradient| multiplied(&gradient, dropout, &rows))
+        let y = multiplied(&x, probability, &seeds);
+        (y, move |gradient| multiplied(&gradient, probability, &seeds))
     })
 }
 
-fn multiplied(x: &CubeTensor, dropout: Dropout, rows: &CubeTensor) -> CubeTensor {
-    let [count, width] = dims(x);
-    let y = empty(x, [count, width], x.dtype);
-    // SAFETY: the kernel stays within `x`, of which `y` has the size and `rows` the number of rows.
+/// `x` times its factors; `seeds` has the two halves of each row's.
+fn multiplied(x: &CubeTensor, probability: f32, seeds: &CubeTensor) -> CubeTensor {
+    let [rows, width] = dims(x);
+    let y = empty(x, [rows, width], x.dtype);
+    // SAFETY: the kernel stays within `x`, of which `y` has the size; `seeds` has two numbers for each of its rows.
     unsafe {
         multiply::launch_unchecked(
             &y.client,
-            units_for(count * width),
+            units_for(rows * width),
             workgroup(),
             x.clone().into_tensor_arg(),
-            rows.clone().into_tensor_arg(),
+            seeds.clone().into_tensor_arg(),
             y.clone().into_tensor_arg(),
-            dropout.seed as u32,
-            (dropout.seed >> 32) as u32,
-            dropout.probability,
-            1.0 / (1.0 - dropout.probability),
+            probability,
+            1.0 / (1.0 - probability),
             dtype_to_storage_type(x.dtype),
         );
     }
@@ -75,21 +80,17 @@ fn sum(a: Wide, b: Wide) -> Wide {
 #[cube(launch_unchecked)]
 fn multiply<F: Float>(
     x: &Tensor<F>,
-    rows: &Tensor<u32>,
+    seeds: &Tensor<u32>,
     y: &mut Tensor<F>,
-    seed_low: u32,
-    seed_high: u32,
     probability: f32,
     kept: f32,
     #[define(F)] _dtype: ElemType,
 ) {
     let width = x.shape(1);
     if ABSOLUTE_POS < x.shape(0) * width {
-        let (row, width, column) = (rows[ABSOLUTE_POS / width], width as u32, (ABSOLUTE_POS % width) as u32);
-        let first = Wide { low: row * width, high: u32::mul_hi(row, width) };
-        let index = sum(first, Wide { low: column, high: 0u32 });
-        let seed = Wide { low: seed_low, high: seed_high };
-        let bits = sum(seed, times(index, GOLDEN_GAMMA));
+        let (row, column) = (ABSOLUTE_POS / width, (ABSOLUTE_POS % width) as u32);
+        let seed = Wide { low: seeds[2 * row], high: seeds[2 * row + 1] };
+        let bits = sum(seed, times(Wide { low: column, high: 0u32 }, GOLDEN_GAMMA));
         let bits = times(mixed(bits, 30u32), FIRST_FACTOR);
         let bits = mixed(times(mixed(bits, 27u32), SECOND_FACTOR), 31u32);
         // The 24 highest bits, as a share of 1.

@@ -2,6 +2,7 @@
 //! spread over many small kernels. The rest of a pass is Burn's products.
 
 pub mod activation;
+pub mod adamw;
 pub mod attention;
 pub mod autograd;
 pub mod cross_entropy;
@@ -9,7 +10,6 @@ mod decode;
 pub mod dropout;
 pub mod nf4;
 pub mod norm;
-pub mod optimiser;
 pub mod product;
 mod reduce;
 pub mod rows;

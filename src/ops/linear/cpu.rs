@@ -7,8 +7,8 @@ use burn_flex::FlexTensor;
 use half::bf16;
 
 use super::dropout::apply_dropout;
-use super::{Dropout, LowRankPair, Projected};
-use crate::ops::cpu::autograd::{Kernel, Output, apply, dims, f32s, from_f32, rows};
+use super::{Again, Dropout, LowRankPair, Projected};
+use crate::ops::cpu::autograd::{Kernel, Output, apply, dims, f32s, from_f32, plain, rows};
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::kernel::Element;
 use crate::ops::cpu::matrix::{Matrix, Views};
@@ -22,6 +22,8 @@ use crate::ops::cpu::rowwise::{for_each_row, map_rows, narrowed};
 struct Group {
     members: Vec<Member>,
     has_residual: bool,
+    /// Makes the input for the backward pass, where it is not kept.
+    again: Option<Again>,
 }
 
 struct Member {
@@ -32,7 +34,7 @@ struct Member {
 }
 
 struct Saved {
-    /// The input, where a low-rank pair needs it; frozen weights do not.
+    /// The input, where a low-rank pair needs it and it cannot be made again; frozen weights do not need it.
     x: Option<FlexTensor>,
     dims: [usize; 2],
     dtype: DType,
@@ -43,13 +45,13 @@ struct Saved {
 }
 
 /// See [`linear`](super::linear()).
-pub fn linear(x: Tensor<2>, group: &[Projected<'_>], residual: Option<Tensor<2>>) -> Tensor<2> {
+pub fn linear(x: Tensor<2>, again: Option<Again>, group: &[Projected<'_>], residual: Option<Tensor<2>>) -> Tensor<2> {
     let members = group.iter().map(|projected| Member {
         weight: projected.weight.matrix().expect("the caller checked").clone(),
         bias: projected.bias.map(<[f32]>::to_vec),
-        pair: projected.low_rank.as_ref().map(|pair| (pair.scale, pair.dropout)),
+        pair: projected.low_rank.as_ref().map(|pair| (pair.scale, pair.dropout.clone())),
     });
-    let kernel = Group { members: members.collect(), has_residual: residual.is_some() };
+    let kernel = Group { members: members.collect(), has_residual: residual.is_some(), again };
     let pairs = group.iter().filter_map(|projected| projected.low_rank.as_ref());
     let factors = pairs.flat_map(|LowRankPair { a, b, .. }| [a.clone(), b.clone()]);
     apply(kernel, std::iter::once(x).chain(residual).chain(factors).collect())
@@ -69,14 +71,15 @@ impl Kernel for Group {
         } else {
             self.run::<f32>(x, residual.first(), &factors)
         };
-        let kept = (!factors.is_empty()).then(|| x.clone());
+        let kept = (!factors.is_empty() && self.again.is_none()).then(|| x.clone());
         (y, save.then(|| Saved { x: kept, dims: dims(x), dtype: x.dtype(), low, factors }))
     }
 
     fn backward(&self, saved: Saved, gradient: FlexTensor, wanted: &[bool]) -> Vec<Option<FlexTensor>> {
         let (dx, pairs) = if uses_bf16(saved.dtype) {
-            // Rounded once, rather than by every task of every product that reads it.
-            let rounded = (gradient.dtype() == DType::F32).then(|| narrowed(&gradient));
+            // Rounded once, rather than by every task of every product that reads it; not where products take f32.
+            let is_rounded = gradient.dtype() == DType::F32 && !bf16::lays_out(Isa::current());
+            let rounded = is_rounded.then(|| narrowed(&gradient));
             self.gradients::<bf16>(&saved, rounded.as_ref().unwrap_or(&gradient), wanted[0])
         } else {
             self.gradients::<f32>(&saved, &gradient, wanted[0])
@@ -87,9 +90,9 @@ impl Kernel for Group {
     }
 }
 
-/// Activations in bf16 on a processor that multiplies bf16.
+/// Activations in bf16 on a processor whose kernels read bf16.
 fn uses_bf16(dtype: DType) -> bool {
-    dtype == DType::BF16 && Isa::current().multiplies_bf16()
+    dtype == DType::BF16 && Isa::current().packs_bf16()
 }
 
 /// Fewer rows than this go through dot products: packing the weight would cost more.
@@ -105,7 +108,7 @@ impl Group {
     fn laid_out(&self) -> impl Iterator<Item = (&Member, usize, Option<usize>)> {
         let (mut column, mut pairs) = (0, 0);
         self.members.iter().map(move |member| {
-            let here = (member, column, member.pair.map(|_| pairs));
+            let here = (member, column, member.pair.as_ref().map(|_| pairs));
             column += member.weight.rows();
             pairs += usize::from(member.pair.is_some());
             here
@@ -129,12 +132,12 @@ impl Group {
         let updates: Vec<_> = self
             .laid_out()
             .map(|(member, _, pair)| {
-                let ((scale, _), pair) = (member.pair?, pair?);
+                let ((scale, _), pair) = (member.pair.as_ref()?, pair?);
                 let columns = RowsAsColumns {
                     data: f32s(&factors[pair].1),
                     stride: ranks.of_pair(pair),
                     depth: ranks.of_pair(pair),
-                    scale,
+                    scale: *scale,
                 };
                 Some((ranks.rows(&low, pair), columns))
             })
@@ -178,19 +181,28 @@ impl Group {
         let [tokens, input] = dims(x);
         let mut low = vec![0f32; tokens * ranks.total()];
         let sources = self.low_sources(x);
-        let columns: Vec<_> = factors
-            .iter()
-            .map(|(a, _)| RowsAsColumns { data: f32s(a), stride: input, depth: input, scale: 1.0 })
-            .collect();
+        // Pairs with the same input are one matrix: their few columns share panels.
+        let is_dropped = self.members.iter().any(|member| matches!(member.pair, Some((_, Some(_)))));
+        let factors: Vec<Vec<f32>> = if is_dropped {
+            factors.iter().map(|(a, _)| f32s(a).to_vec()).collect()
+        } else {
+            vec![factors.iter().flat_map(|(a, _)| f32s(a)).copied().collect()]
+        };
+        let columns: Vec<_> =
+            factors.iter().map(|data| RowsAsColumns { data, stride: input, depth: input, scale: 1.0 }).collect();
+        let mut column = 0;
         let parts: Vec<Part<'_, E>> = sources
             .iter()
             .zip(&columns)
-            .enumerate()
-            .map(|(pair, (source, columns))| Part {
-                column: ranks.first[pair],
-                columns: ranks.of_pair(pair),
-                terms: vec![Term { rows: rows(source), columns }],
-                bias: None,
+            .map(|(source, factor)| {
+                let (first, count) = (column, factor.data.len() / input);
+                column += count;
+                Part {
+                    column: first,
+                    columns: count,
+                    terms: vec![Term { rows: rows(source), columns: factor }],
+                    bias: None,
+                }
             })
             .collect();
         product(tokens, &parts, Epilogue::default(), OutputBuffer::f32(&mut low, ranks.total()));
@@ -199,8 +211,8 @@ impl Group {
 
     /// The input of the low-rank pair of each adapted member: `drop(x)`.
     fn low_sources(&self, x: &FlexTensor) -> Vec<FlexTensor> {
-        let pairs = self.members.iter().filter_map(|member| member.pair);
-        pairs.map(|(_, dropout)| dropout.map_or_else(|| x.clone(), |dropout| dropped(x, dropout))).collect()
+        let pairs = self.members.iter().filter_map(|member| member.pair.as_ref());
+        pairs.map(|(_, dropout)| dropout.as_ref().map_or_else(|| x.clone(), |dropout| dropped(x, dropout))).collect()
     }
 
     /// The input's gradient if wanted, and `(dA, dB)` of each pair.
@@ -216,17 +228,24 @@ impl Group {
         let [tokens, input] = saved.dims;
         let ranks = Ranks::of(&saved.factors);
         let (mut low_gradient, mut pair_gradients) = (Vec::new(), Vec::new());
-        if let Some(x) = &saved.x {
+        if !saved.factors.is_empty() {
             low_gradient = self.low_gradients::<E>(saved, gradient, &ranks);
-            let sources = self.low_sources(x);
+            let made_again = || plain(self.again.as_ref().expect("what is not kept can be made")());
+            let sources = self.low_sources(&saved.x.clone().unwrap_or_else(made_again));
             let mut outers = Vec::new();
             for (member, column, pair) in self.laid_out() {
-                let (Some(pair), Some((scale, _))) = (pair, member.pair) else { continue };
+                let (Some(pair), Some((scale, _))) = (pair, &member.pair) else { continue };
                 let (first, rank) = (ranks.first[pair], ranks.of_pair(pair));
                 let left = |low| (&Vec::as_slice(low)[first..], ranks.total());
                 let (x, g) = (rows(&sources[pair]), rows(gradient).from_column(column));
                 outers.push(Outer { left: left(&low_gradient), rank, right: x, width: input, scale: 1.0 });
-                outers.push(Outer { left: left(&saved.low), rank, right: g, width: member.weight.rows(), scale });
+                outers.push(Outer {
+                    left: left(&saved.low),
+                    rank,
+                    right: g,
+                    width: member.weight.rows(),
+                    scale: *scale,
+                });
             }
             let mut sums = sum_outers(&outers).into_iter();
             for (pair, (_, b)) in saved.factors.iter().enumerate() {
@@ -247,9 +266,9 @@ impl Group {
         let adapted: Vec<_> = self
             .laid_out()
             .filter_map(|(member, column, pair)| {
-                let ((scale, _), pair) = (member.pair?, pair?);
+                let ((scale, _), pair) = (member.pair.as_ref()?, pair?);
                 let (data, stride) = (f32s(&saved.factors[pair].1), ranks.of_pair(pair));
-                Some((pair, column, PlainColumns { data, stride, depth: member.weight.rows(), scale }))
+                Some((pair, column, PlainColumns { data, stride, depth: member.weight.rows(), scale: *scale }))
             })
             .collect();
         let parts: Vec<Part<'_, E>> = adapted
@@ -285,7 +304,7 @@ impl Group {
         let mut dropped: Option<Vec<f32>> = None;
         let mut updates = Vec::new();
         for (member, _, pair) in self.laid_out() {
-            let (Some(pair), Some((_, dropout))) = (pair, member.pair) else { continue };
+            let (Some(pair), Some((_, dropout))) = (pair, &member.pair) else { continue };
             let data = f32s(&saved.factors[pair].0);
             let columns = PlainColumns { data, stride: input, depth: ranks.of_pair(pair), scale: 1.0 };
             let low = ranks.rows(low_gradient, pair);
@@ -297,7 +316,7 @@ impl Group {
             let mut share = vec![0f32; tokens * input];
             let part = Part::whole(input, Term::<E> { rows: low, columns: &columns });
             product(tokens, &part, Epilogue::default(), OutputBuffer::f32(&mut share, input));
-            for_each_row(&mut share, input, 0, |row, share, _| apply_dropout(share, dropout, (row * input) as u64));
+            for_each_row(&mut share, input, 0, |row, share, _| apply_dropout(share, dropout.of_row(row, input)));
             match &mut dropped {
                 Some(sum) => add_rows(sum, input, Rows::F32 { data: &share, stride: input }),
                 None => dropped = Some(share),
@@ -356,10 +375,10 @@ fn add_rows(sums: &mut [f32], width: usize, values: Rows<'_>) {
 }
 
 /// `drop(x)` in f32.
-fn dropped(x: &FlexTensor, dropout: Dropout) -> FlexTensor {
+fn dropped(x: &FlexTensor, dropout: &Dropout) -> FlexTensor {
     let [tokens, width] = dims(x);
     map_rows(DType::F32, tokens, width, |row, out, _| {
         rows(x).read(row, 0, out);
-        apply_dropout(out, dropout, (row * width) as u64);
+        apply_dropout(out, dropout.of_row(row, width));
     })
 }

@@ -1,12 +1,24 @@
 //! Dropout on the input of a low-rank pair, without a mask that is kept.
 
-/// Dropout on the input of a low-rank pair: element `i` is kept if a hash of (`seed`, `i`) says so.
-#[derive(Debug, Clone, Copy, PartialEq)]
+use std::sync::Arc;
+
+/// Dropout on the input of a low-rank pair: the value at a column of a token is kept if a hash of (`seed`, the token's number,
+/// column) says so.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Dropout {
     /// Probability of dropping a value, in `[0, 1)`.
     pub probability: f32,
     /// Differs for every projection and step.
     pub seed: u64,
+    /// The number of the token of each row: a token of an example has the same wherever it lies.
+    pub tokens: Arc<[u64]>,
+}
+
+/// The dropout of one row.
+#[derive(Debug, Clone, Copy)]
+pub struct RowDropout {
+    probability: f32,
+    pub(in crate::ops) seed: u64,
 }
 
 /// The odd constant of SplitMix64, by which elements are spread.
@@ -17,17 +29,20 @@ pub(in crate::ops) const FIRST_FACTOR: u64 = 0xbf58_476d_1ce4_e5b9;
 pub(in crate::ops) const SECOND_FACTOR: u64 = 0x94d0_49bb_1331_11eb;
 
 impl Dropout {
-    /// The dropout of what begins at element `first`: its element `i` is element `first + i` of this one.
-    pub fn from_element(self, first: u64) -> Self {
-        Self { seed: self.seed.wrapping_add(first.wrapping_mul(GOLDEN_GAMMA)), ..self }
+    /// The dropout of row `row` of `width` values.
+    pub fn of_row(&self, row: usize, width: usize) -> RowDropout {
+        let first = self.tokens[row].wrapping_mul(width as u64);
+        RowDropout { probability: self.probability, seed: self.seed.wrapping_add(first.wrapping_mul(GOLDEN_GAMMA)) }
     }
+}
 
-    /// Factor for element `index`: 0, or `1 / (1 - probability)`.
+impl RowDropout {
+    /// Factor for the value at `column`: 0, or `1 / (1 - probability)`.
     ///
     /// Counter-based, so that the backward pass makes the same mask again instead of keeping it.
     #[inline(always)]
-    pub fn factor(self, index: u64) -> f32 {
-        if uniform(self.seed, index) < self.probability { 0.0 } else { 1.0 / (1.0 - self.probability) }
+    pub fn factor(self, column: u64) -> f32 {
+        if uniform(self.seed, column) < self.probability { 0.0 } else { 1.0 / (1.0 - self.probability) }
     }
 }
 
@@ -43,10 +58,10 @@ pub fn uniform(seed: u64, index: u64) -> f32 {
 
 #[cfg(feature = "cpu")]
 crate::ops::cpu::isa::vectorised! {
-    /// Multiplies `values`, the elements from `first` on, by their factors.
-    pub(in crate::ops) fn apply_dropout(values: &mut [f32], dropout: Dropout, first: u64) {
-        for (index, value) in values.iter_mut().enumerate() {
-            *value *= dropout.factor(first + index as u64);
+    /// Multiplies the values of a row by their factors.
+    pub(in crate::ops) fn apply_dropout(values: &mut [f32], dropout: RowDropout) {
+        for (column, value) in values.iter_mut().enumerate() {
+            *value *= dropout.factor(column as u64);
         }
     }
 }

@@ -63,7 +63,8 @@ fn row_gradients(
 }
 
 vectorised! {
-    fn rms_row(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    /// [`rms_norm`](super::rms_norm) of one row.
+    pub fn rms_row(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
         let scale = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
         for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
             *y = x * scale * weight;
@@ -106,8 +107,7 @@ impl Kernel for LayerNorm {
         let source = rows(x);
         let y = map_rows(x.dtype(), tokens, width, |row, y, scratch| {
             source.read(row, 0, scratch);
-            let scale = centre(scratch, self.eps);
-            scale_row(scratch, scale, &self.weight, self.bias.as_deref(), y);
+            layer_row(scratch, &self.weight, self.bias.as_deref(), self.eps, y);
         });
         (y, save.then(|| x.clone()))
     }
@@ -115,6 +115,12 @@ impl Kernel for LayerNorm {
     fn backward(&self, x: FlexTensor, gradient: FlexTensor, _: &[bool]) -> Vec<Option<FlexTensor>> {
         vec![Some(row_gradients(&x, &gradient, |x, g, dx| layer_row_gradient(x, g, &self.weight, self.eps, dx)))]
     }
+}
+
+/// [`layer_norm`](super::layer_norm) of one row; `x` becomes the row without its mean.
+pub fn layer_row(x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32, y: &mut [f32]) {
+    let scale = centre(x, eps);
+    scale_row(x, scale, weight, bias, y);
 }
 
 vectorised! {
@@ -175,34 +181,51 @@ vectorised! {
 }
 
 /// Columns of a row that share one root mean square: segments of `head_dim` values.
+#[derive(Debug, Clone)]
 struct Group {
     first_columns: Vec<usize>,
     /// One value for each column of a segment, or for each column of all segments.
     weight: Arc<[f32]>,
 }
 
-struct QkNormKernel {
+/// [`qk_norm`](super::qk_norm) for rows of queries, keys and values.
+#[derive(Debug, Clone)]
+pub struct QkNormRows {
     groups: Vec<Group>,
     head_dim: usize,
     eps: f32,
 }
 
-/// See [`qk_norm`](super::qk_norm).
-pub fn qk_norm(qkv: Tensor<2>, norm: &QkNorm, geometry: &Geometry) -> Tensor<2> {
-    let queries = (0..geometry.heads).map(|head| geometry.query_column(head)).collect::<Vec<_>>();
-    let keys = (0..geometry.kv_heads).map(|head| geometry.key_column(head)).collect::<Vec<_>>();
-    let mut groups = Vec::new();
-    for (columns, weight) in [(queries, &norm.q), (keys, &norm.k)] {
-        let weight: Arc<[f32]> = weight.as_slice().into();
-        let size = if norm.span == Span::PerHead { 1 } else { columns.len() };
-        groups.extend(
-            columns.chunks(size).map(|columns| Group { first_columns: columns.to_vec(), weight: weight.clone() }),
-        );
+impl QkNormRows {
+    /// The norms of queries and keys that stand in the columns of this geometry.
+    pub fn new(norm: &QkNorm, geometry: &Geometry) -> Self {
+        let queries = (0..geometry.heads).map(|head| geometry.query_column(head)).collect::<Vec<_>>();
+        let keys = (0..geometry.kv_heads).map(|head| geometry.key_column(head)).collect::<Vec<_>>();
+        let mut groups = Vec::new();
+        for (columns, weight) in [(queries, &norm.q), (keys, &norm.k)] {
+            let weight: Arc<[f32]> = weight.as_slice().into();
+            let size = if norm.span == Span::PerHead { 1 } else { columns.len() };
+            groups.extend(
+                columns.chunks(size).map(|columns| Group { first_columns: columns.to_vec(), weight: weight.clone() }),
+            );
+        }
+        Self { groups, head_dim: geometry.head_dim, eps: norm.eps as f32 }
     }
-    apply(QkNormKernel { groups, head_dim: geometry.head_dim, eps: norm.eps as f32 }, vec![qkv])
+
+    /// Normalises a row in place.
+    pub fn apply(&self, row: &mut [f32]) {
+        for group in &self.groups {
+            rms_segments(row, &group.first_columns, self.head_dim, &group.weight, self.eps);
+        }
+    }
 }
 
-impl Kernel for QkNormKernel {
+/// See [`qk_norm`](super::qk_norm).
+pub fn qk_norm(qkv: Tensor<2>, norm: &QkNorm, geometry: &Geometry) -> Tensor<2> {
+    apply(QkNormRows::new(norm, geometry), vec![qkv])
+}
+
+impl Kernel for QkNormRows {
     type Saved = FlexTensor;
 
     fn forward(&self, inputs: &[FlexTensor], save: bool) -> (FlexTensor, Option<FlexTensor>) {
@@ -211,9 +234,7 @@ impl Kernel for QkNormKernel {
         let source = rows(qkv);
         let y = map_rows(qkv.dtype(), tokens, width, |row, y, _| {
             source.read(row, 0, y);
-            for group in &self.groups {
-                rms_segments(y, &group.first_columns, self.head_dim, &group.weight, self.eps);
-            }
+            QkNormRows::apply(self, y);
         });
         (y, save.then(|| qkv.clone()))
     }

@@ -7,6 +7,8 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 use super::attention::Geometry;
+#[cfg(feature = "cpu")]
+pub use cpu::{QkNormRows, layer_row, rms_row};
 
 /// Root-mean-square norm of each row: `y = x / sqrt(mean(x²) + eps) · w` (Zhang and Sennrich 2019, "Root Mean Square Layer
 /// Normalization", eq. 4).
@@ -40,6 +42,24 @@ pub fn layer_norm(x: Tensor<2>, weight: &[f32], bias: Option<&[f32]>, eps: f64) 
         return cpu::layer_norm(x, weight, bias, eps);
     }
     reference::layer_norm(x, weight, bias, eps)
+}
+
+/// [`rms_norm`] with a trained weight, in plain tensor code on every device.
+///
+/// # Shapes
+/// - `x`, output: `[tokens, width]`
+/// - `weight`: `[1, width]` in f32
+pub fn trained_rms_norm(x: Tensor<2>, weight: Tensor<2>, eps: f64) -> Tensor<2> {
+    reference::trained_rms_norm(x, weight, eps)
+}
+
+/// [`layer_norm`] with trained values, in plain tensor code on every device.
+///
+/// # Shapes
+/// - `x`, output: `[tokens, width]`
+/// - `weight`, `bias`: `[1, width]` in f32
+pub fn trained_layer_norm(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<2>>, eps: f64) -> Tensor<2> {
+    reference::trained_layer_norm(x, weight, bias, eps)
 }
 
 /// The values that share one root mean square in a [`QkNorm`].

@@ -4,7 +4,7 @@ use super::f16_at;
 
 /// The eight 6-bit scales and minima that Q4_K and Q5_K pack into 12 bytes: `(scales, minima)`.
 #[inline(always)]
-fn six_bit_scales<const BYTES: usize>(block: &[u8; BYTES], offset: usize) -> ([f32; 8], [f32; 8]) {
+pub(super) fn six_bit_scales<const BYTES: usize>(block: &[u8; BYTES], offset: usize) -> ([f32; 8], [f32; 8]) {
     let (mut scales, mut minima) = ([0.0; 8], [0.0; 8]);
     for i in 0..4 {
         let (scale, minimum, shared) = (block[offset + i], block[offset + 4 + i], block[offset + 8 + i]);

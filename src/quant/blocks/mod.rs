@@ -6,6 +6,7 @@
 //! The decoders are what the packed products call per tile: plain loops of fixed length without branches,
 //! compiled for several instruction sets, of which [`BlockType::decode`] takes the best there is.
 
+mod codes;
 mod encode;
 mod k;
 mod q4;
@@ -14,6 +15,8 @@ mod q8_0;
 use k::{q4_k, q5_k, q6_k};
 use q4::{q4_0, q4_1, q5_0, q5_1};
 use q8_0::q8_0;
+
+pub use codes::Codes;
 
 use super::float::f16_bits_to_f32;
 

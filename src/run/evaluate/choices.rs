@@ -5,14 +5,45 @@ use std::path::Path;
 use serde_json::{Map, json};
 
 use super::{EvalOptions, Measured, System};
-use crate::data::{Encoded, Encoder, LongPolicy};
+use crate::data::{self, Encoded, Encoder, Example, Format, Judged, LongPolicy, Row};
 use crate::error::{Error, Place, Result};
 use crate::eval::bootstrap::Share;
 use crate::eval::choices::{ChoicePrompt, ChoiceQuestion, chosen};
 use crate::eval::measure::{Measure, Shares};
+use crate::run::classes;
 use crate::run::model::LoadedModel;
 use crate::run::watch::Watch;
 use crate::train::evaluate::evaluate as losses_of;
+
+/// The place of a row's text in a wording.
+const TEXT: &str = "{text}";
+
+/// The texts with labels of a data file as questions: `wording` with the text in it, and every label of the file to choose from.
+///
+/// # Errors
+/// Input: every bad row; a wording without a place for the text; fewer than two labels.
+pub(super) fn of_labels(path: &Path, wording: &str, options: &EvalOptions) -> Result<Vec<ChoiceQuestion>> {
+    let refuse = |message: &str| Err(Error::input(Place::argument("--label-prompt"), message));
+    if !wording.contains(TEXT) {
+        return refuse("has no `{text}`, which stands for the text of a row");
+    }
+    let rows = data::read(path, options.shape(Some(Format::Class)))?;
+    let labels = classes::sorted(rows.iter());
+    if labels.len() < 2 {
+        return refuse("needs two labels or more to choose from, and the file has one");
+    }
+    let question = |row: &Row| match &row.example {
+        Example::Class { text, label } => Some(ChoiceQuestion {
+            line: row.position.number(),
+            prompt: ChoicePrompt::Text(wording.replace(TEXT, text)),
+            choices: labels.clone(),
+            answer: labels.iter().position(|known| known == label)?,
+            group: row.group.clone(),
+        }),
+        _ => None,
+    };
+    Ok(rows.iter().filter_map(question).collect())
+}
 
 /// Measures every system on `questions`.
 pub(super) fn measure(
@@ -32,15 +63,7 @@ pub(super) fn measure(
     }
     let positions = model.decoder.config().max_positions;
     let limit = options.max_seq_tokens.unwrap_or(positions).min(positions);
-    let mut measured = Measured {
-        places: Vec::new(),
-        groups: Vec::new(),
-        records: Vec::new(),
-        shares: Vec::new(),
-        losses: Vec::new(),
-        left_out: 0,
-        truncated: 0,
-    };
+    let mut measured = Measured::default();
     let (mut sequences, mut kept, mut errors) = (Vec::new(), Vec::new(), Vec::new());
     for question in questions {
         let place = Place::file(path).line(question.line);
@@ -158,5 +181,5 @@ fn with_choice(encoder: &Encoder, prompt: &ChoicePrompt, choice: &str) -> Result
         return Err(Error::input("", "prompt and choice have no tokens apart; expected a prompt and then a choice"));
     }
     let trained = (0..ids.len()).map(|index| index >= context_tokens).collect();
-    Ok(Encoded { ids, trained, untrained_turns: 0, weight: 1.0 })
+    Ok(Encoded { ids, trained, untrained_turns: 0, weight: 1.0, judged: Judged::Not })
 }

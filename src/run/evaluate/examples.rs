@@ -13,8 +13,9 @@ use crate::eval::loss::{ExampleLoss, mean_loss};
 use crate::eval::measure::{Measure, Shares};
 use crate::eval::text::{exact_match, rouge_l};
 use crate::eval::tool_calls;
-use crate::generate::run::{SEQUENCES_AT_ONCE, check_prompt};
-use crate::run::answer::{Answer, Answering, Expected, Question, answer_ids};
+use crate::generate::engine::{EngineOptions, Precision};
+use crate::generate::run::check_prompt;
+use crate::run::answer::{Answer, Answerer, Answering, Expected, Progress, Question};
 use crate::run::model::LoadedModel;
 use crate::run::watch::Watch;
 use crate::train::evaluate::evaluate as losses_of;
@@ -28,25 +29,7 @@ pub(super) fn measure(
     options: &EvalOptions,
     watch: &mut dyn Watch,
 ) -> Result<Measured> {
-    let positions = model.decoder.config().max_positions;
-    let limit = options.max_seq_tokens.unwrap_or(positions).min(positions);
-    let set = model.base.encoder.encode_all(rows, limit, options.overlong)?;
-    set.notices.iter().for_each(|text| watch.notice(text));
-    shape_differs(model, &set, watch)?;
-    if set.sequences.is_empty() {
-        return Err(Error::input(path, format!("no example has a token to evaluate and at most {limit} tokens")));
-    }
-    let rows = kept(rows, &set.positions);
-    let places: Vec<String> = set.positions.iter().map(Position::to_string).collect();
-    let mut measured = Measured {
-        groups: rows.iter().map(|row| row.group.clone()).collect(),
-        records: vec![Map::new(); rows.len()],
-        shares: Vec::new(),
-        losses: Vec::new(),
-        left_out: set.dropped_long + set.dropped_untrained,
-        truncated: set.truncated,
-        places,
-    };
+    let (set, rows, mut measured) = encoded(model, path, rows, options, watch)?;
     let total = systems.len() * set.sequences.len();
     for (index, system) in systems.iter().enumerate() {
         let first = index * set.sequences.len();
@@ -58,7 +41,7 @@ pub(super) fn measure(
         add_losses(&mut measured, system, losses);
     }
     if options.generate {
-        let questions = questions(model, &rows, &measured.places, limit, options)?;
+        let questions = questions(model, &rows, &measured.places, limit(model, options), options)?;
         if questions.iter().all(Option::is_none) {
             return Err(Error::input(path, "no example has an answer to compare with")
                 .hint("--generate needs prompts with completions, Alpaca examples or conversations"));
@@ -75,6 +58,40 @@ pub(super) fn measure(
         }
     }
     Ok(measured)
+}
+
+/// The longest sequence, in tokens.
+fn limit(model: &LoadedModel, options: &EvalOptions) -> usize {
+    let positions = model.decoder.config().max_positions;
+    options.max_seq_tokens.unwrap_or(positions).min(positions)
+}
+
+/// The examples of `rows` as far as they fit, their rows, and a place for their figures.
+pub(super) fn encoded<'r>(
+    model: &LoadedModel,
+    path: &Path,
+    rows: &'r [Row],
+    options: &EvalOptions,
+    watch: &mut dyn Watch,
+) -> Result<(EncodedSet, Vec<&'r Row>, Measured)> {
+    let limit = limit(model, options);
+    let set = model.base.encoder.encode_all(rows, limit, options.overlong)?;
+    model.show_pictures(watch)?;
+    set.notices.iter().for_each(|text| watch.notice(text));
+    shape_differs(model, &set, watch)?;
+    if set.sequences.is_empty() {
+        return Err(Error::input(path, format!("no example has a token to evaluate and at most {limit} tokens")));
+    }
+    let rows = kept(rows, &set.positions);
+    let measured = Measured {
+        places: set.positions.iter().map(Position::to_string).collect(),
+        groups: rows.iter().map(|row| row.group.clone()).collect(),
+        records: vec![Map::new(); rows.len()],
+        left_out: set.dropped_long + set.dropped_untrained,
+        truncated: set.truncated,
+        ..Measured::default()
+    };
+    Ok((set, rows, measured))
 }
 
 /// Says so where the adapter was trained on prompts of another form.
@@ -146,19 +163,23 @@ fn answers(
     options: &EvalOptions,
     done: &mut dyn FnMut(usize),
 ) -> Result<Vec<Option<Answer>>> {
+    const NAME: &str = "adapter";
     let answering = Answering { max_tokens: options.max_tokens, ..Answering::default() };
-    let asked: Vec<usize> = (0..questions.len()).filter(|index| questions[*index].is_some()).collect();
-    let mut answers = vec![None; questions.len()];
-    for group in asked.chunks(SEQUENCES_AT_ONCE) {
-        let prompts: Vec<Vec<u32>> =
-            group.iter().flat_map(|index| &questions[*index]).map(|one| one.ids.clone()).collect();
-        let encoder = &model.base.encoder;
-        let given = answer_ids(&model.decoder, encoder, system.adapter, &prompts, &answering, |_, _| Ok(()))?;
-        for (index, answer) in group.iter().zip(given) {
-            answers[*index] = Some(answer);
-        }
-        done(group.len());
+    let options_of_engine = EngineOptions::unbounded(Precision::of(model.compute));
+    let mut answerer = Answerer::new(&model.decoder, &model.base.encoder, options_of_engine);
+    if let Some(adapter) = system.adapter {
+        answerer.add_adapter(NAME, adapter);
     }
+    let asked: Vec<usize> = (0..questions.len()).filter(|index| questions[*index].is_some()).collect();
+    let prompts: Vec<Vec<u32>> = questions.iter().flatten().map(|question| question.ids.clone()).collect();
+    let mut answers = vec![None; questions.len()];
+    answerer.answer_each(system.adapter.map(|_| NAME), &prompts, &answering, |index, progress| {
+        if let Progress::Done(answer) = progress {
+            answers[asked[index]] = Some(answer);
+            done(1);
+        }
+        Ok(())
+    })?;
     Ok(answers)
 }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::error::{Result, counted, printable};
+use crate::eval::classes::ClassReport;
 use crate::eval::measure::{Measure, Score};
 use crate::quant::{Compute, Quant};
 use crate::run::outcome::{Requirement, Validation};
@@ -13,10 +14,10 @@ use crate::run::outcome::{Requirement, Validation};
 /// The outcome of an evaluation.
 #[derive(Debug, Clone, Serialize)]
 pub struct EvalReport {
-    /// Mean loss by trained token, with the adapter if there is one; none for questions with choices, as the next two.
+    /// Mean loss by trained token, with the adapter if there is one; of a classifier, by text. None for questions with choices and pairs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
-    /// `exp(loss)`.
+    /// `exp` of the loss by token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<f64>,
     /// Trained tokens.
@@ -34,6 +35,9 @@ pub struct EvalReport {
     pub compute: Compute,
     /// Every measure, with the base's beside it where there is an adapter.
     pub scores: BTreeMap<Measure, Score>,
+    /// The measures of labels, where the adapter is a classifier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<ClassReport>,
     /// The verdict by the loss; none without an adapter, and for questions with choices.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub against_base: Option<Validation>,
@@ -57,7 +61,7 @@ pub struct Group {
 }
 
 impl EvalReport {
-    /// Checks the verdict that decides: by the loss, or for questions with choices by the accuracy.
+    /// Checks the verdict that decides: by the loss, or for questions with choices and for pairs by the accuracy.
     ///
     /// # Errors
     /// Those of [`Requirement::check`].
@@ -72,6 +76,8 @@ impl fmt::Display for EvalReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let (Some(loss), Some(perplexity), Some(tokens)) = (self.loss, self.perplexity, self.tokens) {
             write!(f, "loss {loss:.4}, perplexity {perplexity:.3} over {} of ", counted(tokens, "token"))?;
+        } else if let Some(loss) = self.loss {
+            write!(f, "loss {loss:.4} over ")?;
         }
         write!(f, "{}", counted(self.examples, "example"))?;
         if self.left_out > 0 {
@@ -87,14 +93,16 @@ impl fmt::Display for EvalReport {
         if let Some(against) = &self.against_base {
             write!(f, "\n{against}")?;
         }
-        let others: Vec<_> = self.scores.iter().filter(|(measure, _)| **measure != Measure::Loss).collect();
+        // The table of labels has their accuracy.
+        let is_shown = |measure: &Measure| *measure != Measure::Loss && self.classes.is_none();
+        let others: Vec<_> = self.scores.iter().filter(|(measure, _)| is_shown(measure)).collect();
         let has_base = others.iter().any(|(_, score)| score.against_base.is_some());
         if has_base {
-            write!(f, "\n{:<20} {:>9} {:>9}  difference", "", "base", "adapter")?;
+            write!(f, "\n{:<24} {:>9} {:>9}  difference", "", "base", "adapter")?;
         }
         for (measure, score) in others {
             let (name, value) = (measure.name().replace('_', " "), measure.shown(score.value));
-            write!(f, "\n{name:<20} ")?;
+            write!(f, "\n{name:<24} ")?;
             match &score.against_base {
                 None if has_base => write!(f, "{:>9} {value:>9}", "")?,
                 None => write!(f, "{value:>9}")?,
@@ -111,6 +119,9 @@ impl fmt::Display for EvalReport {
                     )?;
                 }
             }
+        }
+        if let Some(classes) = &self.classes {
+            write!(f, "\n{classes}")?;
         }
         self.write_groups(f)
     }

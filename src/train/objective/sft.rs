@@ -3,7 +3,7 @@
 //! `L = Σ −ln p(token) / N` over the `N` trained tokens of all micro-batches: every token weighs the same, however the step is
 //! cut.
 
-use super::{Objective, SequenceLoss, Share, StepSize};
+use super::{Objective, Rewards, SequenceLoss, Share, StepSize};
 
 /// Supervised fine-tuning.
 #[derive(Debug, Clone, Copy, Default)]
@@ -13,6 +13,6 @@ impl Objective for Sft {
     fn share(&self, losses: &[SequenceLoss], step: &StepSize) -> Share {
         let tokens = step.trained_tokens as f64;
         let sum: f64 = losses.iter().map(|loss| loss.sum).sum();
-        Share { value: sum / tokens, weights: vec![1.0 / tokens; losses.len()] }
+        Share { value: sum / tokens, weights: vec![1.0 / tokens; losses.len()], rewards: Rewards::default() }
     }
 }

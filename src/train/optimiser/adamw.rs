@@ -30,7 +30,7 @@ pub(super) fn apply(rule: &Rule, update: Update<'_>) -> (Tensor<1>, Vec<Tensor<1
 /// The same in one kernel.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn on_gpu(rule: &Rule, update: Update<'_>) -> (Tensor<1>, Vec<Tensor<1>>) {
-    use crate::ops::cube::optimiser::{AdamW, adamw};
+    use crate::ops::cube::adamw::{AdamW, adamw};
 
     let Rule { beta1, beta2, .. } = *rule;
     let Update { rate, number, parameter, gradient, moments, .. } = update;

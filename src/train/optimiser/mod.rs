@@ -31,6 +31,11 @@ choice! {
 }
 
 impl OptimiserKind {
+    /// The number of values that the rule keeps for a parameter of this shape.
+    pub fn kept_values(self, shape: &[usize]) -> usize {
+        self.moments(shape).iter().map(|(_, length)| length).sum()
+    }
+
     /// The names of the vectors that the rule keeps for a parameter of this shape, and their lengths.
     fn moments(self, shape: &[usize]) -> Vec<(&'static str, usize)> {
         let values = shape.iter().product();
@@ -122,7 +127,9 @@ impl Optimiser {
     /// as much (LoRA+, Hayou et al. 2024, in the grouping of PEFT's `create_loraplus_optimizer`).
     pub fn step(&mut self, rate: f64, adapter: Adapter, gradients: GradientsParams) -> Adapter {
         self.updates += 1;
-        adapter.map(&mut Walk { optimiser: self, path: Vec::new(), rate, gradients })
+        let mut adapter = adapter.map(&mut Walk { optimiser: self, path: Vec::new(), rate, gradients });
+        adapter.parameters_changed();
+        adapter
     }
 
     /// The state, for [`Self::restore`].
@@ -180,13 +187,14 @@ impl ModuleMapper for Walk<'_> {
 
     fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(gradient) = self.gradients.remove::<D>(parameter.id) else { return parameter };
-        let is_b = D == 1 || self.path.last().is_some_and(|name| name == "b");
+        let is_b = self.path.last().is_some_and(|name| name == "b");
         let Optimiser { rule, b_rate_ratio, updates, moments } = &mut *self.optimiser;
         let path = self.path.join(".");
         let (id, tensor, mapper) = parameter.consume();
         let tensor = tensor.inner();
-        let shape = tensor.dims();
-        let flat = [shape.iter().product::<usize>()];
+        let dims = tensor.dims();
+        let flat = [dims.iter().product::<usize>()];
+        let shape = shape_of(&self.path, &dims);
         let names: Vec<(String, usize)> =
             rule.kind.moments(&shape).into_iter().map(|(name, length)| (format!("{path}.{name}"), length)).collect();
         let device = gradient.device();
@@ -194,7 +202,7 @@ impl ModuleMapper for Walk<'_> {
             .iter()
             .map(|(name, length)| moments.remove(name).unwrap_or_else(|| Tensor::zeros([*length], &device)));
         let (updated, after) = rule.apply(Update {
-            rate: if is_b { self.rate * *b_rate_ratio } else { self.rate },
+            rate: if is_b || shape.len() == 1 { self.rate * *b_rate_ratio } else { self.rate },
             number: *updates,
             shape: &shape,
             moments: taken.collect(),
@@ -202,7 +210,15 @@ impl ModuleMapper for Walk<'_> {
             gradient: gradient.reshape(flat),
         });
         moments.extend(names.into_iter().map(|(name, _)| name).zip(after));
-        Param::from_mapped_value(id, updated.reshape(shape).autodiff().require_grad(), mapper)
+        Param::from_mapped_value(id, updated.reshape(dims).autodiff().require_grad(), mapper)
+    }
+}
+
+/// The shape of a parameter, for the rules: that of a vector where it is one that lies in a row, as a DoRA magnitude, a norm or a bias.
+fn shape_of(path: &[String], dims: &[usize]) -> Vec<usize> {
+    match dims {
+        [1, length] if path.iter().any(|name| name == "magnitude" || name == "whole") => vec![*length],
+        _ => dims.to_vec(),
     }
 }
 
@@ -224,7 +240,7 @@ fn parameters_of(adapter: &Adapter) -> Vec<(String, Vec<usize>, Device)> {
 
         fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
             let tensor = parameter.val().inner();
-            self.found.push((self.path.join("."), tensor.dims().to_vec(), tensor.device()));
+            self.found.push((self.path.join("."), shape_of(&self.path, &tensor.dims()), tensor.device()));
         }
     }
     let mut shapes = Shapes::default();

@@ -83,7 +83,7 @@ impl Head<'_> {
         let padded = dim.next_multiple_of(E::depth_step(self.isa));
         let dim_panels = dim.div_ceil(PANEL);
         let step = E::rows_per_tile(self.isa);
-        let most = self.panel_range(0, wanted.end).end;
+        let most = self.panel_range(wanted.start, wanted.len()).len();
         let mut queries = Aligned::<E>::new(step * padded);
         let mut scores = Aligned::<f32>::new(most * step * PANEL);
         let mut weights = Aligned::<E>::new(step * most * PANEL);

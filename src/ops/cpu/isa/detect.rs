@@ -30,6 +30,13 @@ pub(super) fn without_amx() -> super::Isa {
     }
 }
 
+/// Whether the processor is one of Intel's.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn is_intel() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+}
+
 /// Asks the processor for AMX-BF16, then the operating system for the permission to use it, then tries it.
 ///
 /// The permission covers every thread of the process. Without it the first instruction that touches a tile register is
@@ -72,6 +79,13 @@ fn has_amx_bf16() -> bool {
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & both == both
 }
 
+/// CPUID leaf 7, EDX bit 25.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_amx_int8() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (1 << 25) != 0
+}
+
 /// `arch_prctl(ARCH_REQ_XCOMP_PERM)`; asking twice does no harm.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn amx_is_permitted() -> bool {
@@ -97,17 +111,53 @@ pub(crate) struct TileConfiguration {
     rows: [u8; 16],
 }
 
+#[cfg(target_arch = "x86_64")]
+impl TileConfiguration {
+    /// No register in use.
+    pub(crate) const NONE: Self =
+        Self { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
+
+    /// The same with a register of this shape.
+    pub(crate) const fn with(mut self, register: usize, rows: usize, bytes_per_row: usize) -> Self {
+        (self.rows[register], self.bytes_per_row[register]) = (rows as u8, bytes_per_row as u16);
+        self
+    }
+}
+
 /// All eight registers with 16 rows of 64 bytes.
 #[cfg(target_arch = "x86_64")]
 pub(crate) static WHOLE_TILES: TileConfiguration = {
-    let (mut bytes_per_row, mut rows) = ([0; 16], [0; 16]);
-    let mut register = 0;
+    let (mut tiles, mut register) = (TileConfiguration::NONE, 0);
     while register < 8 {
-        (bytes_per_row[register], rows[register]) = (64, 16);
+        tiles = tiles.with(register, 16, 64);
         register += 1;
     }
-    TileConfiguration { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row, rows }
+    tiles
 };
+
+/// Multiplies two tiles of 16 rows of 64 bytes by an instruction, into 16 × 16 sums of four bytes.
+///
+/// # Safety
+/// Something executes the instructions of AMX and this one, and the process may use tile registers. Each pointer has 16 rows of 64 bytes.
+#[cfg(target_arch = "x86_64")]
+macro_rules! multiply_tiles {
+    ($instruction:literal, $a:expr, $b:expr, $sums:expr) => {
+        std::arch::asm!(
+            "ldtilecfg [{configuration}]",
+            "tilezero tmm0",
+            "tileloadd tmm1, [{a} + {stride}*1]",
+            "tileloadd tmm2, [{b} + {stride}*1]",
+            concat!($instruction, " tmm0, tmm1, tmm2"),
+            "tilestored [{sums} + {stride}*1], tmm0",
+            "tilerelease",
+            configuration = in(reg) &raw const WHOLE_TILES,
+            a = in(reg) $a, b = in(reg) $b, sums = in(reg) $sums,
+            stride = in(reg) 64usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _,
+            options(nostack)
+        )
+    };
+}
 
 /// One product against plain arithmetic: instructions that silently compute something else are not used.
 ///
@@ -115,8 +165,6 @@ pub(crate) static WHOLE_TILES: TileConfiguration = {
 /// Something executes the instructions of AMX, and the process may use tile registers.
 #[cfg(target_arch = "x86_64")]
 pub unsafe fn amx_multiplies() -> bool {
-    use std::arch::asm;
-
     use half::bf16;
 
     const ROWS: usize = 16;
@@ -127,26 +175,32 @@ pub unsafe fn amx_multiplies() -> bool {
     let b: [bf16; ROWS * DEPTH] = std::array::from_fn(|i| value(i * 7 + 3));
     let mut sums = [0f32; ROWS * ROWS];
     // SAFETY: as the caller vouches; each address has 16 rows of 64 bytes.
-    unsafe {
-        asm!(
-            "ldtilecfg [{configuration}]",
-            "tilezero tmm0",
-            "tileloadd tmm1, [{a} + {stride}*1]",
-            "tileloadd tmm2, [{b} + {stride}*1]",
-            "tdpbf16ps tmm0, tmm1, tmm2",
-            "tilestored [{sums} + {stride}*1], tmm0",
-            "tilerelease",
-            configuration = in(reg) &raw const WHOLE_TILES,
-            a = in(reg) a.as_ptr(), b = in(reg) b.as_ptr(), sums = in(reg) sums.as_mut_ptr(),
-            stride = in(reg) 64usize,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _,
-            options(nostack)
-        );
-    }
+    unsafe { multiply_tiles!("tdpbf16ps", a.as_ptr(), b.as_ptr(), sums.as_mut_ptr()) };
     sums.iter().enumerate().all(|(i, sum)| {
         let (row, column) = (i / ROWS, i % ROWS);
         let product = |k: usize| a[row * DEPTH + k].to_f32() * b[k / 2 * DEPTH + 2 * column + k % 2].to_f32();
         let expected: f32 = (0..DEPTH).map(product).sum();
         (expected - sum).abs() <= 1e-3 * (1.0 + expected.abs())
+    })
+}
+
+/// One product of signed by unsigned bytes against plain arithmetic.
+///
+/// # Safety
+/// Those of [`amx_multiplies`], with AMX-INT8.
+#[cfg(target_arch = "x86_64")]
+pub unsafe fn amx_multiplies_bytes() -> bool {
+    const SIDE: usize = 16;
+    /// Bytes of a row: 16 columns of four.
+    const DEPTH: usize = 64;
+    let a: [i8; SIDE * DEPTH] = std::array::from_fn(|i| (i * 37 % 255) as u8 as i8);
+    let b: [u8; SIDE * DEPTH] = std::array::from_fn(|i| (i * 91 % 253) as u8);
+    let mut sums = [0i32; SIDE * SIDE];
+    // SAFETY: as the caller vouches; each address has 16 rows of 64 bytes.
+    unsafe { multiply_tiles!("tdpbsud", a.as_ptr(), b.as_ptr(), sums.as_mut_ptr()) };
+    sums.iter().enumerate().all(|(i, sum)| {
+        let (row, column) = (i / SIDE, i % SIDE);
+        let product = |k: usize| i32::from(a[row * DEPTH + k]) * i32::from(b[k / 4 * DEPTH + 4 * column + k % 4]);
+        *sum == (0..DEPTH).map(product).sum::<i32>()
     })
 }

@@ -1,4 +1,4 @@
-//! Which instruction set the kernels use: found at start, lowered by `BURNISH_ISA`.
+//! The instruction set of the kernels: found at start, by the processor and its vendor, or chosen by `BURNISH_ISA`.
 
 pub(crate) mod detect;
 
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 pub use self::detect::AmxSupport;
 #[cfg(target_arch = "x86_64")]
-pub use self::detect::amx_multiplies;
+pub use self::detect::{amx_multiplies, amx_multiplies_bytes};
 
 use crate::error::{Error, Result};
 
@@ -53,6 +53,11 @@ impl Isa {
         self >= Self::Avx512Bf16
     }
 
+    /// Frozen weights in bf16 are packed as bf16, whether they are multiplied so or widened by the kernel.
+    pub fn packs_bf16(self) -> bool {
+        self >= Self::Avx512
+    }
+
     /// The best that this machine has.
     pub fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -65,6 +70,22 @@ impl Isa {
         Self::Portable
     }
 
+    /// The one that is used unless another is asked for.
+    pub fn preferred() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            Self::best().preferred_by(detect::is_intel())
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Self::best()
+    }
+
+    /// The fastest of those up to `self`, the best of a processor. Intel's multiply pairs of bf16 without AMX at half the rate of f32
+    /// (docs/performance.md), AMD's at twice that rate.
+    fn preferred_by(self, is_intel: bool) -> Self {
+        if self == Self::Avx512Bf16 && is_intel { Self::Avx512 } else { self }
+    }
+
     /// Whether this process can use AMX-BF16. The first call asks the operating system for the permission.
     pub fn amx_support() -> AmxSupport {
         #[cfg(target_arch = "x86_64")]
@@ -74,6 +95,17 @@ impl Isa {
         }
         #[cfg(not(target_arch = "x86_64"))]
         AmxSupport::Absent
+    }
+
+    /// Whether products of bytes run on tiles: AMX is in use, and the processor has AMX-INT8 and the instructions beside it.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn multiplies_bytes_in_tiles() -> bool {
+        static WORKS: LazyLock<bool> = LazyLock::new(|| {
+            let is_there = detect::has_amx_int8() || AMX_IS_ASSUMED.load(Ordering::Relaxed);
+            // SAFETY: AMX is in use, so it is permitted, and the processor or something else executes AMX-INT8.
+            is_there && is_x86_feature_detected!("avx512vnni") && unsafe { amx_multiplies_bytes() }
+        });
+        Self::current() == Self::Amx && *WORKS
     }
 
     /// Takes AMX for available from now on wherever there is AVX512-BF16, even if the processor does not offer it.
@@ -89,7 +121,7 @@ impl Isa {
         Self::ALL.into_iter().filter(|&isa| isa <= Self::best())
     }
 
-    /// The one in use: the best there is, or the lower one that `BURNISH_ISA` or [`Isa::choose`] names.
+    /// The one in use: the preferred one, or the one that `BURNISH_ISA` or [`Isa::choose`] names.
     #[inline]
     pub fn current() -> Self {
         match CURRENT.load(Ordering::Relaxed) {
@@ -120,7 +152,7 @@ impl Isa {
     fn from_environment() -> Self {
         let named = std::env::var("BURNISH_ISA").ok();
         let wanted = named.and_then(|name| Self::ALL.into_iter().find(|isa| isa.name() == name));
-        wanted.unwrap_or(Self::Amx).choose();
+        wanted.unwrap_or_else(Self::preferred).choose();
         Self::current()
     }
 }
@@ -156,3 +188,18 @@ macro_rules! vectorised {
     };
 }
 pub(crate) use vectorised;
+
+#[cfg(test)]
+mod tests {
+    use super::Isa;
+
+    #[test]
+    fn intel_without_amx_widens_and_everything_else_is_used_as_far_as_it_goes() {
+        assert_eq!(Isa::Avx512Bf16.preferred_by(true), Isa::Avx512);
+        assert_eq!(Isa::Avx512Bf16.preferred_by(false), Isa::Avx512Bf16);
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx] {
+            assert!([true, false].iter().all(|&is_intel| isa.preferred_by(is_intel) == isa));
+        }
+        assert!(Isa::preferred() <= Isa::best());
+    }
+}

@@ -5,7 +5,7 @@
 //! the same panel, adds along the depth in the same order for every row, and is tested against the portable one.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -15,6 +15,8 @@ mod portable;
 use half::bf16;
 
 use super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::isa::detect::WHOLE_TILES;
 use super::rows::{Rows, Stored, narrow};
 
 /// Columns of a panel.
@@ -22,9 +24,11 @@ pub const PANEL: usize = 32;
 /// The most rows any kernel computes at once.
 pub const MAX_ROWS: usize = 32;
 /// Rows of a tile register of AMX.
-const AMX_ROWS: usize = 16;
+pub(super) const AMX_ROWS: usize = 16;
 /// The bf16 values of a row of such a register.
-const AMX_DEPTH: usize = 32;
+pub(super) const AMX_DEPTH: usize = 32;
+/// Values of a row that lie together where rows are laid out.
+pub const LAID_DEPTH: usize = 16;
 #[cfg(target_arch = "x86_64")]
 const AVX512_ROWS: usize = avx512::ROWS;
 #[cfg(target_arch = "x86_64")]
@@ -56,6 +60,12 @@ pub struct Tile(pub [f32; MAX_ROWS * PANEL]);
 impl Tile {
     /// All zero.
     pub const ZERO: Self = Self([0.0; MAX_ROWS * PANEL]);
+
+    /// A row of sums.
+    #[inline(always)]
+    pub fn row(&self, row: usize) -> &[f32; PANEL] {
+        &self.0.as_chunks().0[row]
+    }
 }
 
 /// A number format that panels come in: f32, or bf16 pairs.
@@ -105,6 +115,28 @@ pub trait Element: Stored {
         tile: *mut f32,
         accumulate: bool,
     );
+
+    /// Whether products lay rows out for [`Element::laid_out_tile`].
+    fn lays_out(isa: Isa) -> bool;
+
+    /// [`Element::tile`] for rows in f32 that are laid out as `[depth / 16][rows][16]`.
+    ///
+    /// # Safety
+    /// The conditions of [`Element::tile`] but for `a`, which has `rows` rows of `depth` values, rounded up to 16; and
+    /// [`Element::lays_out`].
+    unsafe fn laid_out_tile(
+        rows: usize,
+        depth: usize,
+        a: *const f32,
+        panel: *const Self,
+        tile: *mut f32,
+        accumulate: bool,
+    );
+
+    /// Whether products of many columns go through the tiles of AMX in the order of `streamed`: the format is bf16, then.
+    fn streams(_: Isa) -> bool {
+        false
+    }
 }
 
 /// Runs `work`, which calls [`Element::tile`], in the state that the instruction set wants for it.
@@ -112,7 +144,7 @@ pub fn with_tiles<E: Element, R>(isa: Isa, work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Amx && E::DEPTH_UNIT == 2 {
         // SAFETY: AMX is available.
-        return unsafe { amx::with_tiles(work) };
+        return unsafe { amx::with_tiles(&WHOLE_TILES, work) };
     }
     let _ = isa;
     work()
@@ -201,6 +233,29 @@ impl Element for f32 {
         }
         // SAFETY: as above.
         unsafe { portable::f32_tile(rows, depth, a, lda, panel, tile, accumulate) }
+    }
+
+    /// On Intel's processors, where it was measured: AMD's with AVX-512 use AVX512-BF16.
+    fn lays_out(isa: Isa) -> bool {
+        matches!(isa, Isa::Avx512 | Isa::Amx)
+    }
+
+    #[inline]
+    unsafe fn laid_out_tile(
+        rows: usize,
+        depth: usize,
+        a: *const f32,
+        panel: *const f32,
+        tile: *mut f32,
+        accumulate: bool,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has AVX-512; the caller vouches for the buffers.
+        unsafe {
+            avx512::f32_laid_out_tile(rows, depth, a, panel, tile, accumulate);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{rows} {depth} {a:?} {panel:?} {tile:?} {accumulate}: no other processor has AVX-512")
     }
 }
 
@@ -296,5 +351,32 @@ impl Element for bf16 {
         }
         // SAFETY: as above.
         unsafe { portable::bf16_tile(rows, depth, a, lda, panel, tile, accumulate) }
+    }
+
+    /// Where pairs of bf16 are not multiplied, they are widened.
+    fn lays_out(isa: Isa) -> bool {
+        isa == Isa::Avx512
+    }
+
+    #[inline]
+    unsafe fn laid_out_tile(
+        rows: usize,
+        depth: usize,
+        a: *const f32,
+        panel: *const bf16,
+        tile: *mut f32,
+        accumulate: bool,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has AVX-512; the caller vouches for the buffers.
+        unsafe {
+            avx512::widened_tile(rows, depth, a, panel, tile, accumulate);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{rows} {depth} {a:?} {panel:?} {tile:?} {accumulate}: no other processor has AVX-512")
+    }
+
+    fn streams(isa: Isa) -> bool {
+        isa == Isa::Amx
     }
 }

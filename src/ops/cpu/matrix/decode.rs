@@ -34,6 +34,14 @@ pub(super) fn lend<T: Clone, R>(
 }
 
 impl Matrix {
+    /// A row as it lies in memory, if it is f32.
+    pub fn row_in_f32(&self, row: usize) -> Option<&[f32]> {
+        match self.storage() {
+            Storage::F32(bytes) => Some(&cast::<f32>(bytes)[row * self.columns()..][..self.columns()]),
+            _ => None,
+        }
+    }
+
     /// Decodes `out.len()` values of row `row` from column `first` on.
     pub fn decode(&self, row: usize, first: usize, out: &mut [f32]) {
         let start = row * self.columns() + first;

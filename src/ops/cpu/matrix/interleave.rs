@@ -1,5 +1,7 @@
 //! Rows of bf16 laid out as panels of pairs.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use crate::ops::cpu::isa::vectorised;
@@ -26,8 +28,6 @@ fn fetch_rows(data: &[bf16], stride: usize, columns: usize, row: usize) {
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         const AHEAD: usize = 12;
-        /// Values of a cache line.
-        const LINE: usize = 32;
         for row in [row + AHEAD, row + AHEAD + 1] {
             for column in (0..columns).step_by(LINE) {
                 let at = data.as_ptr().wrapping_add(row * stride + column);
@@ -38,6 +38,27 @@ fn fetch_rows(data: &[bf16], stride: usize, columns: usize, row: usize) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (data, stride, columns, row);
+}
+
+/// Values of a cache line.
+const LINE: usize = 32;
+
+/// Fetches the values of `rows` (`stride` apart) in `columns` into the second-level cache.
+pub(super) fn fetch_lines(data: &[bf16], stride: usize, rows: Range<usize>, columns: Range<usize>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        for row in rows {
+            // The last value may stand on a line of its own.
+            for column in columns.clone().step_by(LINE).chain([columns.end - 1]) {
+                let at = data.as_ptr().wrapping_add(row * stride + column);
+                // SAFETY: a prefetch reads nothing; any address will do.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (data, stride, rows, columns);
 }
 
 vectorised! {

@@ -64,6 +64,23 @@ impl Matrix {
         self.columns
     }
 
+    /// The bytes that may lie in a mapped file: values or codes, and the scales of the blocks.
+    pub fn stored(&self) -> impl Iterator<Item = &Bytes> {
+        let (values, scales) = match &self.storage {
+            Storage::F32(bytes) | Storage::F16(bytes) | Storage::Bf16(bytes) | Storage::Blocks(_, bytes) => {
+                (bytes, None)
+            }
+            Storage::Nf4(tensor) => (&tensor.packed, Some(tensor.scales.stored())),
+            Storage::Int8(tensor) => (&tensor.codes, None),
+        };
+        std::iter::once(values).chain(scales)
+    }
+
+    /// Returns the memory of values in a mapped file to the system, which reads them again on the next access.
+    pub fn release(&self) {
+        self.stored().for_each(Bytes::release);
+    }
+
     /// How it is stored.
     pub fn storage(&self) -> &Storage {
         &self.storage

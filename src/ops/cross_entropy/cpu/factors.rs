@@ -97,7 +97,7 @@ pub(super) fn add_low_gradient<E: Element>(
     let (rank, count) = (pair.rank, targets.len());
     let columns = PlainColumns { data: f32s(&pair.a), stride: width, depth: rank, scale: 1.0 };
     let rows = Rows::F32 { data: d_low, stride: rank };
-    let Some(dropout) = pair.dropout else {
+    let Some(dropout) = &pair.dropout else {
         let part = Part::whole(width, Term::<E> { rows, columns: &columns });
         let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
         return product(count, &part, epilogue, OutputBuffer::f32(d_picked, width));

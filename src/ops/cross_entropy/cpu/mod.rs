@@ -131,9 +131,9 @@ impl Kernel for CrossEntropy {
     }
 }
 
-/// Activations in bf16 on a processor that multiplies bf16.
+/// Activations in bf16 on a processor whose kernels read bf16.
 fn uses_bf16(hidden: &FlexTensor) -> bool {
-    hidden.dtype() == DType::BF16 && Isa::current().multiplies_bf16()
+    hidden.dtype() == DType::BF16 && Isa::current().packs_bf16()
 }
 
 /// The hidden states of some targets, one after another.
@@ -167,12 +167,12 @@ impl CrossEntropy {
             targets: targets.into(),
             softcap,
             smoothing,
-            pair: head.low_rank.as_ref().map(|pair| (pair.scale, pair.dropout)),
+            pair: head.low_rank.as_ref().map(|pair| (pair.scale, pair.dropout.clone())),
         }
     }
 
     fn predictions_and_gradient(&self, inputs: &[FlexTensor], gradient: bool) -> (Vec<Prediction>, Option<Saved>) {
-        let pair = self.pair.map(|(scale, dropout)| {
+        let pair = self.pair.clone().map(|(scale, dropout)| {
             let (a, b) = (inputs[1].clone(), inputs[2].clone());
             let rank = dims(&a)[0];
             Pair { a, b, rank, scale, dropout }
@@ -272,7 +272,7 @@ impl CrossEntropy {
         }
         let mut chunk = Chunk { targets, picked, dropped: None, low: Vec::new(), width };
         if let Some(pair) = pair {
-            chunk.dropped = pair.dropout.map(|dropout| {
+            chunk.dropped = pair.dropout.as_ref().map(|dropout| {
                 let mut dropped = chunk.picked.clone();
                 drop_by_target(&mut dropped, dropout, targets, width);
                 dropped
@@ -321,11 +321,11 @@ impl CrossEntropy {
     }
 }
 
-/// The dropout of the hidden states of some targets: its elements are counted in all hidden states, so that the noise of a
-/// token does not depend on which others are trained.
-fn drop_by_target(picked: &mut [f32], dropout: Dropout, targets: &Targets, width: usize) {
+/// The dropout of the hidden states of some targets, whose rows are those of all hidden states: the noise of a token does not
+/// depend on which others are trained.
+fn drop_by_target(picked: &mut [f32], dropout: &Dropout, targets: &Targets, width: usize) {
     for (values, &(row, _)) in picked.chunks_exact_mut(width).zip(targets) {
-        apply_dropout(values, dropout, u64::from(row) * width as u64);
+        apply_dropout(values, dropout.of_row(row as usize, width));
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod k;
 mod small;
+mod weighted;
 
 use super::{BlockType, f16_bits_to_f32};
 use crate::quant::float::f32_to_f16_bits;

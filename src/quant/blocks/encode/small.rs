@@ -15,14 +15,14 @@ fn range(values: &[f32; 32]) -> (f32, f32) {
 }
 
 /// Puts the codes' low four bits into 16 bytes, the first half of the values in the low nibbles.
-fn put_nibbles(bytes: &mut [u8], codes: &[u8; 32]) {
+pub(super) fn put_nibbles(bytes: &mut [u8], codes: &[u8; 32]) {
     for (index, byte) in bytes.iter_mut().enumerate().take(16) {
         *byte = (codes[index] & 15) | (codes[16 + index] << 4);
     }
 }
 
 /// The codes' fifth bits: bit `i` belongs to value `i`.
-fn fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
+pub(super) fn fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
     let bits = codes.iter().enumerate().fold(0u32, |bits, (index, code)| bits | (u32::from(code >> 4 & 1) << index));
     bits.to_le_bytes()
 }

@@ -1,0 +1,180 @@
+//! Features of pictures in the places of tokens.
+//!
+//! A row of features is a token whose id lies beyond every vocabulary: [`FIRST_ID`] and the number of the row. So a sequence with
+//! pictures is a sequence, and batches, packing, caches and checkpoints know nothing of them; the embedding alone does.
+
+use std::borrow::Cow;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use burn::tensor::{Tensor, TensorData};
+
+use super::Vision;
+use crate::files::RawTensor;
+use crate::nn::{Adapter, Pass};
+
+/// The id of the first row of features.
+pub const FIRST_ID: u32 = 1 << 31;
+
+/// Whether an id is that of a row of features.
+pub fn is_feature(id: u32) -> bool {
+    id >= FIRST_ID
+}
+
+/// Whether features stand among some ids.
+pub fn has_features(ids: &[u32]) -> bool {
+    ids.iter().any(|id| is_feature(*id))
+}
+
+/// The ids with any token in the places of features.
+pub fn tokens_of(ids: &[u32]) -> Cow<'_, [u32]> {
+    match has_features(ids) {
+        false => Cow::Borrowed(ids),
+        true => Cow::Owned(ids.iter().map(|id| if is_feature(*id) { 0 } else { *id }).collect()),
+    }
+}
+
+/// The features of the pictures that a decoder knows. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Features(Arc<RwLock<Rows>>);
+
+/// The pictures of a model whose tower or connector is trained.
+#[derive(Debug)]
+struct Live {
+    vision: Vision,
+    /// Of each picture the values of its tiles, and height and width of a tile.
+    tiles: Vec<(Vec<f32>, [usize; 2])>,
+}
+
+#[derive(Debug, Default)]
+struct Rows {
+    /// Of each picture `[rows, width]`.
+    pictures: Vec<RawTensor>,
+    /// The number of the first row after each picture.
+    ends: Vec<usize>,
+    /// Where tower or connector are trained.
+    live: Option<Live>,
+}
+
+impl Rows {
+    /// The number of the picture that a row belongs to, and the number of the row within it.
+    fn place(&self, row: usize) -> (usize, usize) {
+        let picture = self.ends.partition_point(|end| *end <= row);
+        let first = if picture == 0 { 0 } else { self.ends[picture - 1] };
+        (picture, row - first)
+    }
+}
+
+impl Features {
+    /// The number of rows so far.
+    pub fn rows(&self) -> usize {
+        self.read().ends.last().copied().unwrap_or(0)
+    }
+
+    /// Adds the features of the next picture, `[rows, width]`.
+    pub fn add(&self, picture: RawTensor) {
+        let mut rows = self.write();
+        let end = rows.ends.last().copied().unwrap_or(0) + picture.shape.first().copied().unwrap_or(0);
+        rows.pictures.push(picture);
+        rows.ends.push(end);
+    }
+
+    /// The number of pictures whose tiles are kept beside their features; `None` where none are.
+    pub fn live_pictures(&self) -> Option<usize> {
+        self.read().live.as_ref().map(|live| live.tiles.len())
+    }
+
+    /// Keeps tower and connector in memory, for an adapter that changes them.
+    pub fn keep(&self, vision: Vision) {
+        self.write().live = Some(Live { vision, tiles: Vec::new() });
+    }
+
+    /// Keeps the tiles of the next picture, whose features an adapter changes.
+    pub fn keep_tiles(&self, values: Vec<f32>, size: [usize; 2]) {
+        if let Some(live) = &mut self.write().live {
+            live.tiles.push((values, size));
+        }
+    }
+
+    /// Whether an adapter changes the features themselves.
+    pub fn are_changed_by(&self, adapter: &Adapter) -> bool {
+        self.read().live.as_ref().is_some_and(|live| live.vision.is_changed_by(adapter))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Rows> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Rows> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts features over the rows of `values` whose ids are theirs.
+    ///
+    /// # Shapes
+    /// - `values`: `[ids, width]`
+    ///
+    /// # Panics
+    /// If a row has not been added: whoever encodes pictures adds their features first.
+    pub fn fill(&self, ids: &[u32], values: &mut [f32]) {
+        let width = values.len() / ids.len().max(1);
+        let rows = self.read();
+        for (id, values) in ids.iter().zip(values.chunks_exact_mut(width.max(1))) {
+            if let Some(row) = id.checked_sub(FIRST_ID).map(|row| row as usize) {
+                let (picture, row) = rows.place(row);
+                assert!(picture < rows.ends.len(), "the features of a picture are known before it is seen");
+                rows.pictures[picture].decode(row * width, values);
+            }
+        }
+    }
+
+    /// The embeddings `rows` of `ids` with features in their places, as the adapter of a pass changes them.
+    ///
+    /// # Shapes
+    /// - `rows`, output: `[ids, width]` in f32
+    ///
+    /// # Panics
+    /// Those of [`Self::fill`].
+    pub fn placed(&self, ids: &[u32], rows: Tensor<2>, pass: &Pass<'_>) -> Tensor<2> {
+        if !has_features(ids) {
+            return rows;
+        }
+        let is_changed = pass.adapter.is_some_and(|adapter| self.are_changed_by(adapter));
+        let (width, device) = (rows.dims()[1], rows.device().inner());
+        let mut start = 0;
+        let mut pieces: Vec<Tensor<2>> = Vec::new();
+        for run in ids.chunk_by(|a, b| is_feature(*a) == is_feature(*b)) {
+            match run.first() {
+                Some(id) if !is_feature(*id) => pieces.push(rows.clone().narrow(0, start, run.len())),
+                _ if is_changed => pieces.extend(self.computed(run, pass)),
+                _ => {
+                    let mut values = vec![0f32; run.len() * width];
+                    self.fill(run, &mut values);
+                    pieces.push(Tensor::from_data(TensorData::new(values, [run.len(), width]), &device));
+                }
+            }
+            start += run.len();
+        }
+        let is_on_tape = pieces.iter().any(Tensor::is_autodiff);
+        let on_tape = |piece: Tensor<2>| if is_on_tape && !piece.is_autodiff() { piece.autodiff() } else { piece };
+        Tensor::cat(pieces.into_iter().map(on_tape).collect(), 0)
+    }
+
+    /// The rows of features `ids` under the adapter of a pass, computed anew, picture by picture.
+    fn computed(&self, ids: &[u32], pass: &Pass<'_>) -> Vec<Tensor<2>> {
+        let known = self.read();
+        let Some(live) = &known.live else { return Vec::new() };
+        let place = |id: &u32| known.place((id - FIRST_ID) as usize);
+        let runs = ids.chunk_by(|a, b| place(a).0 == place(b).0 && *b == a + 1);
+        let of_run = |run: &[u32]| {
+            let (picture, begin) = place(&run[0]);
+            let (values, size) = &live.tiles[picture];
+            // Only the tiles that the rows belong to.
+            let tile = 3 * size[0] * size[1];
+            let tile_rows = known.pictures[picture].shape[0] / (values.len() / tile.max(1)).max(1);
+            let tiles = begin / tile_rows..(begin + run.len()).div_ceil(tile_rows);
+            let features = live.vision.tiles(&values[tiles.start * tile..tiles.end * tile], *size, pass);
+            features.narrow(0, begin - tiles.start * tile_rows, run.len())
+        };
+        runs.map(of_run).collect()
+    }
+}
