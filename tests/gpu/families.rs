@@ -54,7 +54,12 @@ fn every_family_trains_over_f32_and_nf4_as_on_the_processor() {
                 let place = format!("{} {quant:?} step {index}", folder.display());
                 let (loss, norm) = (ours.loss - expected.loss, ours.grad_norm - expected.grad_norm);
                 assert!(loss.abs() <= f64::from(TOLERANCE), "{place}: loss {} - {}", ours.loss, expected.loss);
-                assert!(norm.abs() <= 2e-3 * expected.grad_norm, "{place}: {} - {}", ours.grad_norm, expected.grad_norm);
+                assert!(
+                    norm.abs() <= 2e-3 * expected.grad_norm,
+                    "{place}: {} - {}",
+                    ours.grad_norm,
+                    expected.grad_norm
+                );
             }
         }
     }

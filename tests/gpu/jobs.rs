@@ -127,6 +127,6 @@ fn the_whole_job_comes_to_the_same_on_both_devices() {
 }
 
 #[test]
-fn the_whole_job_over_another_family_packed_comes_to_the_same_on_both_devices() {
-    compare_job("gguf/qwen2.gguf", &["data.packing=true", "train.recompute=\"none\""]);
+fn the_whole_job_of_another_family_over_nf4_and_packed_comes_to_the_same_on_both_devices() {
+    compare_job("gguf/qwen2.gguf", &["base.quant=\"nf4\"", "data.packing=true", "train.recompute=\"none\""]);
 }

@@ -14,6 +14,7 @@ use burnish::ops::norm::{self, QkNorm, Span};
 use super::{gpu, product_error};
 use crate::ops::attention::attention_shapes;
 use crate::ops::{relative, values};
+use crate::optimisers::wrong_updates;
 
 type Op<'a> = &'a dyn Fn(Tensor<2>) -> Tensor<2>;
 
@@ -49,12 +50,9 @@ fn compare(what: &str, shape: [usize; 2], kernel: Op<'_>, reference: Op<'_>) {
 fn the_root_mean_square_norm() {
     for (rows, width) in [(1, 1), (3, 7), (70, 64), (5, 300), (2, 1030)] {
         let weight = values(width, 9);
-        compare(
-            "norm",
-            [rows, width],
-            &|x| norm::rms_norm(x, &weight, 1e-5),
-            &|x| norm::reference::rms_norm(x, &weight, 1e-5),
-        );
+        compare("norm", [rows, width], &|x| norm::rms_norm(x, &weight, 1e-5), &|x| {
+            norm::reference::rms_norm(x, &weight, 1e-5)
+        });
     }
 }
 
@@ -62,24 +60,18 @@ fn the_root_mean_square_norm() {
 fn the_norms_of_queries_and_keys() {
     let geometry = attention::Geometry::new(4, 2, 16);
     let norm = QkNorm { q: values(16, 1), k: values(16, 2), eps: 1e-6, span: Span::PerHead };
-    compare(
-        "norms of queries and keys",
-        [9, geometry.qkv_width()],
-        &|x| norm::qk_norm(x, &norm, &geometry),
-        &|x| norm::reference::qk_norm(x, &norm, &geometry),
-    );
+    compare("norms of queries and keys", [9, geometry.qkv_width()], &|x| norm::qk_norm(x, &norm, &geometry), &|x| {
+        norm::reference::qk_norm(x, &norm, &geometry)
+    });
 }
 
 #[test]
 fn the_gated_activations() {
     for form in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
         for shape in [[1, 2], [3, 10], [65, 514]] {
-            compare(
-                &format!("{form:?}"),
-                shape,
-                &|x| activation::gated(x.mul_scalar(3.0), form),
-                &|x| activation::reference::gated(x.mul_scalar(3.0), form),
-            );
+            compare(&format!("{form:?}"), shape, &|x| activation::gated(x.mul_scalar(3.0), form), &|x| {
+                activation::reference::gated(x.mul_scalar(3.0), form)
+            });
         }
     }
 }
@@ -101,7 +93,9 @@ fn the_loss_of_each_target() {
     let (tokens, width, vocabulary) = (40, 24, 331);
     let targets: Vec<(u32, u32)> =
         (0..tokens as u32).filter(|row| row % 3 != 1).map(|row| (row, row * 7 % vocabulary as u32)).collect();
-    let on = |device: &Device, dtype| FrozenWeight::from_values(values(vocabulary * width, 4), vocabulary, width, device, dtype);
+    let on = |device: &Device, dtype| {
+        FrozenWeight::from_values(values(vocabulary * width, 4), vocabulary, width, device, dtype)
+    };
     let here = on(&Device::flex(), DType::F32);
     for (softcap, smoothing) in [(None, 0.0), (Some(1.5), 0.0), (None, 0.1), (Some(0.8), 0.3)] {
         compare(
@@ -118,4 +112,10 @@ fn the_loss_of_each_target() {
             },
         );
     }
+}
+
+#[test]
+fn fifty_updates_by_each_rule_are_those_of_pytorch() {
+    let wrong = wrong_updates(gpu(), 1e-5);
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -206,7 +206,12 @@ fn compare_run(name: &str, quant: Quant, recompute: Recompute) {
         let (loss, norm) = (ours.loss - expected.loss, ours.grad_norm - expected.grad_norm);
         assert!(loss.abs() <= f64::from(TOLERANCE), "{place}: loss {} - {}", ours.loss, expected.loss);
         let norm_tolerance = 1e-3 * f64::from(product_error()).sqrt();
-        assert!(norm.abs() <= norm_tolerance * expected.grad_norm, "{place}: {} - {}", ours.grad_norm, expected.grad_norm);
+        assert!(
+            norm.abs() <= norm_tolerance * expected.grad_norm,
+            "{place}: {} - {}",
+            ours.grad_norm,
+            expected.grad_norm
+        );
     }
 }
 

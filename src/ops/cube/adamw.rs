@@ -28,8 +28,16 @@ pub struct AdamW {
     pub epsilon: f32,
 }
 
-/// The parameter, the mean and the mean square after an update, all f32 vectors of the same length on one CubeCL device.
-pub fn adamw(numbers: AdamW, parameter: tensor::Tensor<1>, gradient: tensor::Tensor<1>, moments: [tensor::Tensor<1>; 2]) -> [tensor::Tensor<1>; 3] {
+/// The parameter, the mean and the mean square after an update.
+///
+/// # Shapes
+/// - `parameter`, `gradient`, both `moments` (mean and mean square), each output: `[values]` in f32 on one CubeCL device
+pub fn adamw(
+    numbers: AdamW,
+    parameter: tensor::Tensor<1>,
+    gradient: tensor::Tensor<1>,
+    moments: [tensor::Tensor<1>; 2],
+) -> [tensor::Tensor<1>; 3] {
     let [parameter, gradient] = [parameter, gradient].map(primitive);
     let [mean, mean_square] = moments.map(primitive);
     let count = parameter.meta.shape()[0];

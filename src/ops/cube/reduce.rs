@@ -1,4 +1,4 @@
-//! What one workgroup does with a row: every kernel here that reduces has one to a row, and strides over its columns.
+//! Sums and maxima over a workgroup: every kernel here that reduces has one workgroup to a row, whose units stride over its columns.
 
 use burn_cubecl::cubecl;
 use cubecl::prelude::*;
@@ -23,7 +23,7 @@ pub(super) fn workgroup() -> CubeDim {
     CubeDim::new_1d(UNITS as u32)
 }
 
-/// The sum over the workgroup, which every unit gets. `shared` has a place for each.
+/// The sum over the workgroup, which every unit gets. `shared` has a place for each unit.
 #[cube]
 pub(super) fn sum(value: f32, shared: &mut Shared<[f32]>) -> f32 {
     let unit = UNIT_POS as usize;

@@ -11,7 +11,8 @@ use super::reduce::{units_for, workgroup};
 
 /// Numbers below 2³² on a CubeCL device.
 pub(super) fn numbers(values: &[u32], device: &Device) -> CubeTensor {
-    let tensor = tensor::Tensor::<1, Int>::from_data(TensorData::new(values.to_vec(), [values.len()]), (device, DType::U32));
+    let tensor =
+        tensor::Tensor::<1, Int>::from_data(TensorData::new(values.to_vec(), [values.len()]), (device, DType::U32));
     tensor.try_into_primitive::<CubeBackend>().expect("these kernels run on CubeCL devices")
 }
 

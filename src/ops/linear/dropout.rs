@@ -18,6 +18,7 @@ pub struct Dropout {
 #[derive(Debug, Clone, Copy)]
 pub struct RowDropout {
     probability: f32,
+    /// The seed that the columns of the row are hashed with.
     pub(in crate::ops) seed: u64,
 }
 

@@ -228,7 +228,16 @@ fn split_heads<F: Float>(
             let angles = position * comptime!(columns.half);
             let first = row + head * comptime!(columns.pitch());
             query = turned::<F>(qkv, first, at, cos, sin, angles, 1.0, comptime!(columns.half));
-            key = turned::<F>(qkv, shared + comptime!(columns.keys()), at, cos, sin, angles, 1.0, comptime!(columns.half));
+            key = turned::<F>(
+                qkv,
+                shared + comptime!(columns.keys()),
+                at,
+                cos,
+                sin,
+                angles,
+                1.0,
+                comptime!(columns.half),
+            );
             value = f32::cast_from(qkv[shared + comptime!(columns.values()) + at]);
         }
         queries[ABSOLUTE_POS] = F::cast_from(query);

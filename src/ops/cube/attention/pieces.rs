@@ -37,7 +37,8 @@ pub(super) fn pieces(lengths: &[usize], long_above: usize, device: &Device) -> A
         }
         _ => {
             let pieces = made(lengths, long_above, device);
-            *last = Some(Known { lengths: lengths.to_vec(), long_above, device: device.clone(), pieces: pieces.clone() });
+            *last =
+                Some(Known { lengths: lengths.to_vec(), long_above, device: device.clone(), pieces: pieces.clone() });
             pieces
         }
     }
