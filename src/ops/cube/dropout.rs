@@ -89,7 +89,8 @@ fn multiply<F: Float>(
     let width = x.shape(1);
     if ABSOLUTE_POS < x.shape(0) * width {
         let (row, column) = (ABSOLUTE_POS / width, (ABSOLUTE_POS % width) as u32);
-        let seed = Wide { low: seeds[2 * row], high: seeds[2 * row + 1] };
+        let (low, high) = (seeds[2 * row], seeds[2 * row + 1]);
+        let seed = Wide { low, high };
         let bits = sum(seed, times(Wide { low: column, high: 0u32 }, GOLDEN_GAMMA));
         let bits = times(mixed(bits, 30u32), FIRST_FACTOR);
         let bits = mixed(times(mixed(bits, 27u32), SECOND_FACTOR), 31u32);
