@@ -48,7 +48,8 @@ fn compare(what: &str, shape: [usize; 2], kernel: Op<'_>, reference: Op<'_>) {
 
 #[test]
 fn the_root_mean_square_norm() {
-    for (rows, width) in [(1, 1), (3, 7), (70, 64), (5, 300), (2, 1030)] {
+    // Of a single column the gradient is what two nearly equal values differ by.
+    for (rows, width) in [(1, 3), (3, 7), (70, 64), (5, 300), (2, 1030)] {
         let weight = values(width, 9);
         compare("norm", [rows, width], &|x| norm::rms_norm(x, &weight, 1e-5), &|x| {
             norm::reference::rms_norm(x, &weight, 1e-5)

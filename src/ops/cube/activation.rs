@@ -1,4 +1,5 @@
 //! The gated activations: one pass forward, one backward.
+#![allow(unstable_name_collisions, reason = "the error function is CubeCL's: floats have none on the stable compiler")]
 
 use burn::tensor;
 use burn_backend::cubecl::dtype_to_storage_type;

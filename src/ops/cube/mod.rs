@@ -2,7 +2,7 @@
 //! spread over many small kernels. The rest of a pass is Burn's products.
 
 pub mod activation;
-pub mod adamw;
+pub(crate) mod adamw;
 pub mod attention;
 pub mod autograd;
 pub mod cross_entropy;
