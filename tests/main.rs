@@ -73,4 +73,5 @@ mod tokenizer;
 mod training;
 mod variants;
 mod vision;
+mod vision_adapters;
 mod weights;
