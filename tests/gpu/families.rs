@@ -8,6 +8,7 @@ use burnish::model::load::{Compute, Quant};
 use burnish::train::TrainSettings;
 use burnish::train::objective::Sft;
 use burnish::train::step::{AdapterTrainer, StepReport};
+use serde_json::Value;
 
 use super::{TOLERANCE, gpu, load_quantised};
 use crate::families::{assert_near, batch, training};
@@ -35,10 +36,17 @@ fn every_family_has_the_logits_of_transformers_at_once_and_with_a_cache() {
 }
 
 #[test]
-fn every_family_trains_over_f32_and_nf4_as_on_the_processor() {
+fn every_family_trains_as_peft_does_and_over_nf4_as_on_the_processor() {
     for folder in fixtures("families") {
         let run = training(&folder);
-        let rate = run["learning_rate"].as_f64().expect("a rate");
+        let number = |value: &Value| value.as_f64().expect("a number");
+        let rate = number(&run["learning_rate"]);
+        let settings = TrainSettings {
+            weight_decay: number(&run["weight_decay"]),
+            max_grad_norm: 0.0,
+            ..TrainSettings::default()
+        };
+        let steps = &run["steps"].as_array().expect("steps")[..3];
         let adapter = HostAdapter::load_over(&folder.join("adapter"), &BaseFiles::open(&folder).expect("a base"));
         let adapter = adapter.expect("PEFT's adapter");
         for (quant, recompute) in [(Quant::None, Recompute::Block), (Quant::Nf4, Recompute::None)] {
@@ -46,12 +54,19 @@ fn every_family_trains_over_f32_and_nf4_as_on_the_processor() {
             let [ours, expected] = [gpu(), &Device::flex()].map(|device| -> Vec<StepReport> {
                 let decoder = load_quantised(device, &folder, quant);
                 let attached = adapter.attach(decoder.config(), &device.clone().autodiff()).expect("fits");
-                let mut trainer = AdapterTrainer::new(attached, Box::new(Sft), &TrainSettings::default(), recompute);
-                let steps = run["steps"].as_array().expect("steps").iter().take(3);
-                steps.map(|step| trainer.step(&decoder, &[batch(&step["sequences"])], rate, 0)).collect()
+                let mut trainer = AdapterTrainer::new(attached, Box::new(Sft), &settings, recompute);
+                steps.iter().map(|step| trainer.step(&decoder, &[batch(&step["sequences"])], rate, 0)).collect()
             });
             for (index, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
                 let place = format!("{} {quant:?} step {index}", folder.display());
+                if quant == Quant::None {
+                    let theirs = number(&steps[index]["loss"]);
+                    assert!(
+                        (ours.loss - theirs).abs() <= f64::from(TOLERANCE),
+                        "{place}: {}, PEFT {theirs}",
+                        ours.loss
+                    );
+                }
                 let (loss, norm) = (ours.loss - expected.loss, ours.grad_norm - expected.grad_norm);
                 assert!(loss.abs() <= f64::from(TOLERANCE), "{place}: loss {} - {}", ours.loss, expected.loss);
                 assert!(

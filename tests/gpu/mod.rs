@@ -193,7 +193,7 @@ fn what_bitsandbytes_packed_in_nf4_stays_packed() {
     }
 }
 
-/// Replays a recorded run on both devices: every step's loss and gradient norm must agree.
+/// Replays a recorded run on both devices: every step's loss and gradient norm must agree, and over dense weights the loss with PEFT's.
 fn compare_run(name: &str, quant: Quant, recompute: Recompute) {
     let run = Run::read(&fixture("training").join(name));
     let [there, here] = [gpu(), &Device::flex()].map(|device| load_quantised(device, &run.base, quant));
@@ -205,6 +205,10 @@ fn compare_run(name: &str, quant: Quant, recompute: Recompute) {
         let place = format!("{name} {quant:?} {recompute:?} step {index}");
         let (loss, norm) = (ours.loss - expected.loss, ours.grad_norm - expected.grad_norm);
         assert!(loss.abs() <= f64::from(TOLERANCE), "{place}: loss {} - {}", ours.loss, expected.loss);
+        if quant == Quant::None {
+            let theirs = run.steps[index]["loss"].as_f64().expect("a loss");
+            assert!((ours.loss - theirs).abs() <= f64::from(TOLERANCE), "{place}: loss {}, PEFT {theirs}", ours.loss);
+        }
         let norm_tolerance = 1e-3 * f64::from(product_error()).sqrt();
         assert!(
             norm.abs() <= norm_tolerance * expected.grad_norm,
