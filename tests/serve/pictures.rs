@@ -145,7 +145,7 @@ fn nothing_but_a_sound_picture_is_taken() {
             "not a field",
         ),
         (asking(SEEING, &vec![shown(&sound); 17]), "messages", "at most 16"),
-        // 400 pictures of tokens would not fit: refused before a tower sees them.
+        // A prompt that does not fit, before the tower sees its picture.
         (asking(SEEING, &[shown(&sound), said(&"x y ".repeat(600))]), "messages", "512 positions"),
     ]);
     let mut of_assistant = one(shown(&sound));
