@@ -13,7 +13,7 @@ use super::processor::{ImageProcessor, Tiles};
 use crate::data::example::{Message, Row};
 use crate::error::{Error, Place, Result};
 use crate::files::{hex, open};
-use crate::model::vision::features::FIRST_ID;
+use crate::model::vision::features::{FIRST_ID, is_feature};
 use crate::model::vision::{ConnectorConfig, VisionConfig};
 use crate::text::Tokenizer;
 
@@ -111,6 +111,21 @@ impl Pictures {
     /// The pictures met so far, from the one on whose first row has this number.
     pub fn met_from(&self, row: usize) -> Vec<Picture> {
         self.met().pictures.iter().filter(|picture| picture.first_row >= row).cloned().collect()
+    }
+
+    /// The pictures whose rows stand among some ids, in the order of the ids.
+    pub fn shown_in(&self, ids: &[u32]) -> Vec<Picture> {
+        let met = self.met();
+        let mut shown: Vec<Picture> = Vec::new();
+        for id in ids.iter().filter(|id| is_feature(**id)) {
+            let row = (id - FIRST_ID) as usize;
+            if shown.iter().any(|picture| picture.rows().contains(&row)) {
+                continue;
+            }
+            let index = met.pictures.partition_point(|picture| picture.first_row <= row);
+            shown.extend(index.checked_sub(1).map(|index| met.pictures[index].clone()));
+        }
+        shown
     }
 
     /// The rows of the features of all pictures met so far.
