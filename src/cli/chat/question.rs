@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::data::Message;
 use crate::data::images::decode::MAX_FILE_BYTES;
 use crate::data::images::parts::{picture_part, text_part};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::open;
 use crate::run::prompt_pictures::PromptPictures;
 
