@@ -36,7 +36,7 @@ pub struct NamedModel {
     /// The tokens that end an answer.
     pub end_tokens: Vec<u32>,
     /// The reader of pictures, where the base sees any.
-    reader: Option<Arc<PictureReader>>,
+    pub(crate) reader: Option<Arc<PictureReader>>,
 }
 
 impl NamedModel {
