@@ -68,8 +68,7 @@ fn an_answer_about_a_picture_is_the_same_bits_alone_together_and_after_others() 
             let alone: Vec<Answer> = requests
                 .iter()
                 .map(|request| {
-                    let mut engine =
-                        engine(&models, EngineOptions { max_prefix_bytes: 0, ..options(precision) });
+                    let mut engine = engine(&models, EngineOptions { max_prefix_bytes: 0, ..options(precision) });
                     answers(&mut engine, std::slice::from_ref(request)).remove(0)
                 })
                 .collect();
@@ -201,7 +200,8 @@ fn chat_answers_about_pictures_as_generate_does() {
             let ask = ["--prompt", "Which colour?", "--max-tokens", "6", "--json"];
             let shown = ["--image", "pictures/wide.png", "--image", "pictures/tall.png"];
             let generated = printed(&run(&folder, &[&model[..], &ask, &shown].concat()))["answer"].clone();
-            let lines = "/image pictures/wide.png\n/image pictures/tall.png\nWhich colour?\nAnd this?\n/new\nWhich colour?\n";
+            let lines =
+                "/image pictures/wide.png\n/image pictures/tall.png\nWhich colour?\nAnd this?\n/new\nWhich colour?\n";
             let output = chat(&folder, Path::new(&base), &[adapter, compute, &["--json"]].concat(), lines);
             assert!(text(&output.stderr).contains("shows 2 pictures"), "{}", text(&output.stderr));
             let told = told(&output);

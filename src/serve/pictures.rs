@@ -17,8 +17,7 @@ use crate::data::Message;
 use crate::data::images::parts::{picture_part, text_part};
 
 /// The part of a message that shows a picture.
-const PART: &str =
-    "{\"type\": \"image_url\", \"image_url\": {\"url\": \"data:image/png;base64,…\"}}, with a PNG or JPEG file in base64";
+const PART: &str = "{\"type\": \"image_url\", \"image_url\": {\"url\": \"data:image/png;base64,…\"}}, with a PNG or JPEG file in base64";
 /// The beginnings of addresses that bring a picture along, in lower case.
 const BEGINNINGS: [&str; 3] = ["data:image/png;base64", "data:image/jpeg;base64", "data:image/jpg;base64"];
 
@@ -121,9 +120,9 @@ impl SentPictures {
             let _turn = turn;
             let Self { sent, place } = self;
             for Sent { field, base64 } in sent {
-                let bytes = STANDARD.decode(base64).map_err(|error| {
-                    Failure::field(&field, format!("is no base64 in one line: {error}"))
-                })?;
+                let bytes = STANDARD
+                    .decode(base64)
+                    .map_err(|error| Failure::field(&field, format!("is no base64 in one line: {error}")))?;
                 pictures.add(&field, Arc::new(bytes)).map_err(|error| Failure::of(&error, &field))?;
             }
             drop(place);

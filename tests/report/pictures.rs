@@ -49,7 +49,10 @@ fn samples_and_examples_show_their_pictures_and_a_redacted_report_shows_none() {
         keys.map(|key| pictures[key.as_str().expect("a key")]["name"].as_str().expect("a name").to_owned()).collect()
     };
     let rendered = &data["details"]["rendered"];
-    assert_eq!((keys(&rendered[0]), keys(&rendered[1])), (vec!["wide.png".into()], vec!["tall.png".into(), "square.png".into()]));
+    assert_eq!(
+        (keys(&rendered[0]), keys(&rendered[1])),
+        (vec!["wide.png".into()], vec!["tall.png".into(), "square.png".into()])
+    );
     let tokens = rendered[0]["tokens"].as_array().expect("tokens");
     let of_picture = tokens.iter().filter(|token| token.as_str().is_some_and(|text| text.ends_with("of a picture]")));
     assert!(of_picture.count() > 1 && tokens.len() < rendered[0]["count"].as_u64().expect("a number") as usize);

@@ -190,10 +190,15 @@ fn bodies_with_pictures_may_be_larger_where_the_base_sees_them() {
     let status = |body: &str| client::post(server.address, "/v1/chat/completions", body).status;
     assert_eq!(status(&padded(SEEING, 64 << 10)), 200);
     let too_large = client::post(server.address, "/v1/chat/completions", &padded(SEEING, (64 << 10) + 1));
-    assert_eq!((too_large.status, too_large.json()["error"]["message"].as_str()), (413, Some("the body has more than 65536 bytes")));
+    assert_eq!(
+        (too_large.status, too_large.json()["error"]["message"].as_str()),
+        (413, Some("the body has more than 65536 bytes"))
+    );
     // A body that does not say its length is one of the others.
     let body = padded(SEEING, 32 << 10);
-    let head = format!("POST /v1/chat/completions HTTP/1.1\r\nconnection: close\r\n{HOST}\r\n{JSON}\r\ntransfer-encoding: chunked\r\n\r\n");
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nconnection: close\r\n{HOST}\r\n{JSON}\r\ntransfer-encoding: chunked\r\n\r\n"
+    );
     let chunked = format!("{head}{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
     assert_eq!(client::raw(server.address, chunked.as_bytes()).expect("an answer").status, 413);
     let blind = Running::of(limit);

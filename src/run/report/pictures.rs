@@ -32,7 +32,8 @@ pub(super) fn thumbnails(prepared: &Prepared) -> BTreeMap<String, Thumbnail> {
     let Some(pictures) = prepared.base.encoder.pictures() else { return BTreeMap::new() };
     let questions = prepared.held_out.questions.iter().map(|question| question.ids.as_slice());
     let (mut thumbnails, mut room) = (BTreeMap::new(), MAX_CHARACTERS);
-    for picture in shown_examples(prepared).map(|(ids, ..)| ids).chain(questions).flat_map(|ids| pictures.shown_in(ids)) {
+    for picture in shown_examples(prepared).map(|(ids, ..)| ids).chain(questions).flat_map(|ids| pictures.shown_in(ids))
+    {
         thumbnails.entry(picture.sha256).or_insert_with(|| {
             let name = picture.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let small = || thumbnail(&open::read(&picture.path, MAX_FILE_BYTES).ok()?, SIDE).ok();

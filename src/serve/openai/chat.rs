@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::{Delivery, Head, Tokens, finish_reason, identifier, take_fields_of_the_service};
-use crate::data::{Message, Role};
 use crate::data::read::message_of;
+use crate::data::{Message, Role};
 use crate::eval::tool_calls::ToolCall;
 use crate::generate::engine::{TokenLogProbability, Usage};
 use crate::generate::run::Finish;
@@ -107,12 +107,7 @@ impl Conversation {
 const MESSAGE_FIELDS: [&str; 7] =
     ["content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "tool_name"];
 
-fn read_message(
-    index: usize,
-    message: Value,
-    pictures: &mut SentPictures,
-    is_ollama: bool,
-) -> Outcome<Message> {
+fn read_message(index: usize, message: Value, pictures: &mut SentPictures, is_ollama: bool) -> Outcome<Message> {
     let place = format!("messages[{index}]");
     let Value::Object(mut message) = message else {
         return Err(Failure::field(&place, "is not an object"));
