@@ -26,7 +26,7 @@ const BEGINNINGS: [&str; 3] = ["data:image/png;base64", "data:image/jpeg;base64"
 pub(super) struct SentPictures {
     sent: Vec<Sent>,
     /// The place among the large bodies, which is kept until the pictures are decoded.
-    pub(super) place: Option<OwnedSemaphorePermit>,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 /// A picture as a field of the request spells it.
@@ -37,6 +37,11 @@ struct Sent {
 }
 
 impl SentPictures {
+    /// None so far, of a body that has this place among the large ones.
+    pub(super) fn within(place: Option<OwnedSemaphorePermit>) -> Self {
+        Self { sent: Vec::new(), place }
+    }
+
     /// Takes the pictures out of `message`, which stands at `place`; the parts that it shows in the place of its text, where there are
     /// any.
     pub(super) fn take(

@@ -50,7 +50,9 @@ fn an_answer_about_a_picture_is_that_of_generate() {
         let mut generate = program(&folder);
         generate.args(["generate", "--max-tokens", "6", "--compute", "f32", "--json", "--prompt", prompt, "--base"]);
         generate.arg(base());
-        names.iter().for_each(|name| drop(generate.arg("--image").arg(base().join("pictures").join(name))));
+        for name in names {
+            generate.arg("--image").arg(base().join("pictures").join(name));
+        }
         printed(&generate.output().expect("the program starts"))["answer"].clone()
     };
     for names in [&["wide.png"][..], &["tall.png", "square.png"], &["wide.png", "wide.png"]] {

@@ -44,7 +44,7 @@ impl Conversation {
         if messages.is_empty() {
             return Err(Failure::field("messages", "is empty"));
         }
-        let mut pictures = SentPictures { place: fields.take_large(), ..SentPictures::default() };
+        let mut pictures = SentPictures::within(fields.take_large());
         let message = |(index, message)| read_message(index, message, &mut pictures, is_ollama);
         let messages = messages.into_iter().enumerate().map(message).collect::<Outcome<_>>()?;
         let tools = fields.list("tools", TOOLS)?.filter(|tools| !tools.is_empty());
