@@ -2,6 +2,8 @@
 //!
 //! No module but this one and `ops` names a backend.
 
+pub mod nodes;
+
 use std::fmt;
 use std::str::FromStr;
 

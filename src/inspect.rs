@@ -12,6 +12,7 @@ use crate::data::{self, Example};
 use crate::error::{Error, Result, counted, printable};
 use crate::files::json;
 use crate::model::BaseFiles;
+use crate::model::vision::short_name;
 use crate::recipe::Recipe;
 use crate::text::Tokenizer;
 
@@ -275,8 +276,7 @@ fn adapter(path: &Path) -> Result<Adapter> {
     let config = header.config();
     let mut targets = BTreeMap::new();
     for module in header.pairs.keys() {
-        let projection = module.rsplit('.').next().unwrap_or(module);
-        *targets.entry(projection.to_owned()).or_insert(0) += 1;
+        *targets.entry(short_name(module)).or_insert(0) += 1;
     }
     Ok(Adapter {
         path: path.to_owned(),

@@ -72,6 +72,7 @@ mod tokenizer;
 mod training;
 mod variants;
 mod vision;
+mod vision_adapters;
 mod weights;
 #[cfg(feature = "wgpu")]
 mod wgpu;

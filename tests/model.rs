@@ -49,6 +49,10 @@ impl Expected {
         (view.shape().to_vec(), view.data().to_vec())
     }
 
+    pub fn has(&self, name: &str) -> bool {
+        safetensors::SafeTensors::deserialize(&self.bytes).expect("valid").tensor(name).is_ok()
+    }
+
     pub fn floats(&self, name: &str) -> Vec<f32> {
         self.tensor(name).1.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     }

@@ -195,3 +195,16 @@ fn shares_of_a_run_become_steps() {
     let steps = TrainSettings { warmup_share: None, warmup_steps: 3, ..settings };
     assert_eq!(steps.schedule(150).warmup_steps, 3);
 }
+
+/// A matrix that has had no gradient, as that of a tower before the first picture, has no state to restore.
+#[test]
+fn a_parameter_without_a_gradient_so_far_has_no_vectors() {
+    let tensors = tensors();
+    let (mut pair, mut optimiser) = (Pair::new(&tensors), Optimiser::new(&TrainSettings::default()));
+    pair.step(&mut optimiser, 1e-2, 0);
+    let mut state = optimiser.state();
+    state.tensors.retain(|name, _| !name.contains("LowRank.a."));
+    let mut restored = Optimiser::new(&TrainSettings::default());
+    restored.restore(&pair.adapter, &state).expect("the state of the others");
+    assert_eq!(restored.state(), state);
+}

@@ -14,7 +14,7 @@ use burnish::model::load::{Compute, LoadOptions, Quant};
 use burnish::model::vision::features::FIRST_ID;
 use burnish::run::OpenBase;
 use burnish::run::model::ModelChoice;
-use burnish::run::named::{NamedModel, NamedModels};
+use burnish::run::named::{AdapterFolder, NamedModel, NamedModels};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -130,6 +130,30 @@ fn the_features_of_a_prompt_are_those_of_the_whole_base() {
     let decoder = base.load(&load, |_, _| {}).expect("loaded");
     let mut engine = Engine::new(decoder, base.encoder.tokenizer(), options(Precision::Exact));
     assert_eq!(answers(&mut engine, &[greedy(&ids, 6)]).remove(0).outcome(), found.outcome());
+}
+
+/// An adapter with low-rank pairs on the tower has features of its own, and its answers are those of `burnish generate`.
+#[test]
+fn an_adapter_of_the_tower_sees_by_itself() {
+    let folder = fixture("vision/llava_clip");
+    let adapter = folder.join("seeing_adapter").display().to_string();
+    let choice = ModelChoice { compute: Some(Compute::F32), ..ModelChoice::base(folder.display().to_string()) };
+    let adapters = [format!("tuned={adapter}").parse::<AdapterFolder>().expect("a folder")];
+    let models = NamedModels::load(&choice, &adapters, &DeviceChoice::Cpu, &mut ()).expect("loaded");
+    let wide = [picture(&folder, "wide.png")];
+    let of = |model: &NamedModel| showing(model, &wide, "Which colour?").pictures.remove(0);
+    let (plain, tuned) = (of(&models.base), of(&models.adapters[0].model));
+    assert_eq!((&plain.sha256, plain.count()), (&tuned.sha256, tuned.count()));
+    assert_ne!(plain.rows.to_f32().expect("floats"), tuned.rows.to_f32().expect("floats"));
+
+    let work = tempfile::tempdir().expect("a folder");
+    let model = ["--adapter", &adapter, "--compute", "f32", "--json"];
+    let path = wide[0].to_str().expect("UTF-8");
+    let base = folder.to_str().expect("UTF-8");
+    let ask = ["generate", "--base", base, "--prompt", "Which colour?", "--max-tokens", "6", "--image", path];
+    let generated = printed(&run(&work, &[&ask[..], &model].concat()))["answer"].clone();
+    let told = told(&chat(&work, &folder, &model, &format!("/image {path}\nWhich colour?\n")));
+    assert_eq!(json!(told[0]), generated);
 }
 
 #[test]

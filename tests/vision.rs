@@ -27,14 +27,14 @@ use crate::hostile_weights::{copied, fixture, refused};
 use crate::model::{Expected, fixtures, largest_difference, load, logits, turn};
 
 /// Trained tokens at the end of a row in `trained.safetensors`.
-const ANSWER: usize = 3;
+pub const ANSWER: usize = 3;
 
-fn open(folder: &Path) -> OpenBase {
+pub fn open(folder: &Path) -> OpenBase {
     OpenBase::open(folder.to_str().expect("UTF-8"), &mut |_| {}).expect("a base")
 }
 
 /// Shows the decoder the pictures that were met, without a cache on the disk.
-fn show(base: &OpenBase, decoder: &Decoder) {
+pub fn show(base: &OpenBase, decoder: &Decoder) {
     let options = LoadOptions { device: Device::flex(), compute: Compute::F32, quant: Quant::None };
     let vision = Vision::load(&base.files, &options).expect("a tower");
     let pictures = pictures(base);
@@ -44,17 +44,27 @@ fn show(base: &OpenBase, decoder: &Decoder) {
     }
 }
 
+/// Keeps tower, connector and the pictures that were met, for an adapter that changes them.
+pub fn keep(base: &OpenBase, decoder: &Decoder, compute: Compute) {
+    let options = LoadOptions { device: Device::flex(), compute, quant: Quant::None };
+    decoder.features().keep(Vision::load(&base.files, &options).expect("a tower"));
+    for picture in pictures(base).met_from(0) {
+        let tiles = pictures(base).tiles(&picture).expect("a picture");
+        decoder.features().keep_tiles(tiles.values, tiles.size);
+    }
+}
+
 fn pictures(base: &OpenBase) -> &Pictures {
     base.encoder.pictures().expect("a base that sees pictures")
 }
 
 /// The token ids of every row of the fixture's data.
-fn rows(base: &OpenBase, folder: &Path) -> Vec<Vec<u32>> {
+pub fn rows(base: &OpenBase, folder: &Path) -> Vec<Vec<u32>> {
     let rows = data::read(folder.join("data.jsonl"), None).expect("rows");
     rows.iter().map(|row| base.encoder.encode(&row.example).expect("encoded").ids).collect()
 }
 
-fn assert_near(found: &[f32], expected: &[f32], place: &str) {
+pub fn assert_near(found: &[f32], expected: &[f32], place: &str) {
     let scale = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     let difference = largest_difference(found, expected) / scale;
     assert!(difference <= 1e-4, "{place}: off by {difference} of {scale}");
@@ -175,12 +185,7 @@ fn gradients_of_tower_and_connector_are_those_of_torch() {
         let (base, decoder) = (open(&folder), load(&folder, Compute::F32));
         let ids = &rows(&base, &folder)[0];
         show(&base, &decoder);
-        let options = LoadOptions { device: Device::flex(), compute: Compute::F32, quant: Quant::None };
-        decoder.features().keep(Vision::load(&base.files, &options).expect("a tower"));
-        for picture in pictures(&base).met_from(0) {
-            let tiles = pictures(&base).tiles(&picture).expect("a picture");
-            decoder.features().keep_tiles(tiles.values, tiles.size);
-        }
+        keep(&base, &decoder, Compute::F32);
         let config = base.files.config();
         let vision = config.vision.as_ref().expect("a tower");
         let mut adapter = HostAdapter::load_over(&folder.join("adapter"), &base.files).expect("PEFT's adapter");
@@ -250,29 +255,6 @@ fn saves(folder: &Path, base: &OpenBase, adapter: &HostAdapter) {
     };
     assert_eq!(names(out.path()), names(&folder.join("adapter")), "{}", folder.display());
     assert_eq!(HostAdapter::load_over(out.path(), &base.files).expect("ours").pairs, adapter.pairs);
-}
-
-#[test]
-fn adapters_with_the_names_of_older_transformers_are_read() {
-    let folder = fixture("vision/llava_clip");
-    let base = open(&folder);
-    let out = tempfile::tempdir().expect("a folder");
-    for file in ["adapter_config.json", "adapter_model.safetensors"] {
-        let bytes = fs::read(folder.join("adapter").join(file)).expect("a fixture");
-        fs::write(out.path().join(file), bytes).expect("written");
-    }
-    let file = out.path().join("adapter_model.safetensors");
-    let bytes = fs::read(&file).expect("weights");
-    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
-    let header = String::from_utf8(bytes[8..8 + length].to_vec()).expect("UTF-8");
-    let old =
-        header.replace("base_model.model.model.language_model.layers", "base_model.model.language_model.model.layers");
-    assert_ne!(old, header);
-    let renamed = [&(old.len() as u64).to_le_bytes()[..], old.as_bytes(), &bytes[8 + length..]].concat();
-    fs::write(&file, renamed).expect("written");
-    let [new, old] = [&folder.join("adapter"), &out.path().to_owned()]
-        .map(|folder| HostAdapter::load_over(folder, &base.files).expect("an adapter"));
-    assert_eq!(new.pairs, old.pairs);
 }
 
 fn changed(name: &str, change: impl FnOnce(&mut Value)) -> burnish::Result<ModelConfig> {
@@ -351,7 +333,7 @@ fn a_model_without_a_tower_names_the_picture() {
 }
 
 /// A folder with a copy of the fixture's data and a recipe over it.
-fn job(name: &str) -> TempDir {
+pub fn job(name: &str) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let base = fixture("vision").join(name);
     fs::create_dir(folder.path().join("pictures")).expect("made");

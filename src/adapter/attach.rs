@@ -22,10 +22,10 @@ impl HostAdapter {
         };
         let parameter = |values: &[f32], rows, columns| Param::from_tensor(tensor(values, rows, columns, device));
         let frozen = device.clone().inner();
-        for site in config.sites() {
-            let pair = self.pairs.get(&site.module);
-            adapter.by_site.push(pair.map(|_| adapter.deltas.len()));
-            if let Some(pair) = pair {
+        adapter.by_site = vec![None; config.modules().len()];
+        for (number, site) in config.all_sites() {
+            if let Some(pair) = self.pairs.get(&site.module) {
+                adapter.by_site[number] = Some(adapter.deltas.len());
                 let low_rank = LowRank {
                     a: parameter(&pair.a, pair.rank, pair.input),
                     b: parameter(&pair.b, pair.output, pair.rank),
@@ -77,7 +77,7 @@ impl HostAdapter {
     pub fn with_values(&self, config: &ModelConfig, trained: &Adapter) -> Self {
         let trained = trained.valid();
         let mut adapter = self.clone();
-        for (number, site) in config.sites().iter().enumerate() {
+        for (number, site) in config.all_sites() {
             let Some(delta) = trained.at(number) else { continue };
             let (low_rank, magnitude) = match delta {
                 Delta::LowRank(low_rank) => (low_rank, None),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::spec::existing;
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Site};
 
 /// Whether every module is one of `base`, with the given sizes of input and output.
 pub(super) fn check_sizes<'a>(
@@ -33,12 +33,12 @@ pub(super) fn check_sizes<'a>(
 
 /// Every module that can carry a pair, with its input and output size. The head counts even where it is tied.
 pub(super) fn module_shapes(base: &ModelConfig) -> BTreeMap<String, (usize, usize)> {
-    base.sites().into_iter().map(|site| (site.module, (site.columns, site.rows))).collect()
+    base.all_sites().into_iter().map(|(_, site)| (site.module, (site.columns, site.rows))).collect()
 }
 
 fn unknown_module(place: &str, module: &str, base: &ModelConfig) -> Error {
     let last = base.layers.saturating_sub(1);
-    let sites = base.sites();
+    let sites: Vec<Site> = base.all_sites().into_iter().map(|(_, site)| site).collect();
     Error::input(
         format_args!("{place}: {module}"),
         format!("the base has no such module; it has layers 0 to {last} with {}", existing(&sites).join(", ")),

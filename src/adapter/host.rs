@@ -290,6 +290,18 @@ impl HostAdapter {
         Err(Error::input(place, message).hint(hint))
     }
 
+    /// The modules with pairs and the tensors trained as wholes that belong to the tower or the connector of `base`.
+    pub fn of_vision(&self, base: &ModelConfig) -> impl Iterator<Item = &str> {
+        let vision = base.vision.as_ref();
+        let names = self.pairs.keys().chain(self.whole.keys()).map(String::as_str);
+        names.filter(move |name| vision.is_some_and(|vision| vision.owns(name)))
+    }
+
+    /// Whether it changes the tower or the connector of `base`, and so the features of pictures.
+    pub fn changes_vision(&self, base: &ModelConfig) -> bool {
+        self.of_vision(base).next().is_some()
+    }
+
     /// Whether every pair has its module in a base of this shape, with the right sizes.
     ///
     /// # Errors

@@ -20,9 +20,9 @@ const PIECE_VALUES: usize = 1 << 20;
 pub struct ModuleUpdate {
     /// The path of the module.
     pub module: String,
-    /// The last part of the path.
+    /// The last part of the path; all of it in a tower or its connector.
     pub name: String,
-    /// The layer; none for head and embedding.
+    /// The layer of the decoder; none for any other module.
     pub layer: Option<usize>,
     /// The rank of the pair.
     pub rank: usize,
@@ -49,8 +49,8 @@ pub fn map(
     has_time: &dyn Fn() -> bool,
 ) -> Result<Vec<ModuleUpdate>> {
     let adapter = adapter.without_subtraction();
-    let sites: Vec<Site> =
-        base.config().sites().into_iter().filter(|site| adapter.pairs.contains_key(&site.module)).collect();
+    let sites = base.config().all_sites().into_iter().map(|(_, site)| site);
+    let sites: Vec<Site> = sites.filter(|site| adapter.pairs.contains_key(&site.module)).collect();
     let spectra: Vec<Vec<f64>> = sites.par_iter().map(|site| singular_values(&adapter.pairs[&site.module])).collect();
     let source = Source { base, weights: MergeBase::Dequantized(quant) };
     let mut updates = Vec::with_capacity(sites.len());
@@ -58,7 +58,7 @@ pub fn map(
         let weight_norm = if has_time() { Some(norm_of(&source, site)?) } else { None };
         updates.push(ModuleUpdate {
             module: site.module.clone(),
-            name: site.name().to_owned(),
+            name: if site.kind.is_of_vision() { site.module.clone() } else { site.name().to_owned() },
             layer: site.layer,
             rank: adapter.pairs[&site.module].rank,
             update_norm: values.iter().map(|value| value.powi(2)).sum::<f64>().sqrt(),

@@ -22,7 +22,8 @@ section! {
         dropout: f64 = Take(0.0), below(0.0, 1.0);
         /// The modules that get a low-rank pair: `attention` for those of attention (q, k, v and o in most families),
         /// `all-linear` for every linear layer but the head, as PEFT means it, a list of names (a whole path, or its end after a
-        /// dot; `lm_head` and `embed_tokens` are such names too), or a regular expression that the whole path matches.
+        /// dot; `lm_head` and `embed_tokens` are such names too), or a regular expression that the whole path matches. Those of a tower or
+        /// a connector are taken by a regular expression, or by a name that no module of the language model has.
         targets: Targets = Take(Targets::Attention), at_least_one();
         /// Modules that get none all the same, by a list of names or a regular expression.
         exclude: Option<Modules> = Take(None), any();
@@ -103,14 +104,16 @@ impl AdapterSpec {
     /// # Errors
     /// Input: every name, layer or pattern that selects nothing; a rank above the smaller side of a projection; no site at all.
     pub fn adapted(&self, config: &ModelConfig) -> Result<Vec<AdaptedSite>> {
-        let sites = config.sites();
+        let sites: Vec<Site> = config.all_sites().into_iter().map(|(_, site)| site).collect();
         Error::both(
             Error::both(self.check_names(config, &sites), self.check_layers(config)),
             self.check_excluded(config, &sites),
         )?;
         let chosen = self.chosen(config, sites)?;
-        if chosen.is_empty() {
-            return Err(Error::input(Place::setting("adapter.targets"), "take no projection of the base")
+        // PEFT takes layers of a tower behind the state that is used, too; alone they would train nothing.
+        let tensors = config.whole_tensors();
+        if !chosen.iter().any(|site| tensors.contains_key(&format!("{}.weight", site.module))) {
+            return Err(Error::input(Place::setting("adapter.targets"), "take no projection of the base that is used")
                 .hint("`adapter.exclude` and `adapter.layers` narrow them"));
         }
         let paths: Vec<Vec<&str>> = chosen.iter().map(|site| config.paths_of(site)).collect();
@@ -137,7 +140,10 @@ impl AdapterSpec {
     /// The sites that the targets take and nothing else leaves out.
     fn chosen(&self, config: &ModelConfig, sites: Vec<Site>) -> Result<Vec<Site>> {
         let targets = match &self.targets {
-            Targets::Modules(modules) => Some(selection("adapter.targets", modules)?),
+            Targets::Modules(modules) => {
+                let of_vision = selection("adapter.targets", &beside_the_decoder(modules, &sites, config))?;
+                Some([selection("adapter.targets", modules)?, of_vision])
+            }
             Targets::Attention | Targets::AllLinear => None,
         };
         let excluded = self.exclude.as_ref().map(|modules| selection("adapter.exclude", modules)).transpose()?;
@@ -146,8 +152,11 @@ impl AdapterSpec {
             let paths = config.paths_of(&site);
             let is_target = match (&self.targets, &targets) {
                 (Targets::Attention, _) => site.kind == SiteKind::Attention,
-                (Targets::AllLinear, _) => !matches!(site.kind, SiteKind::Head | SiteKind::Embedding),
-                (Targets::Modules(_), Some(targets)) => matches_any("adapter.targets", targets, &paths)?,
+                (Targets::AllLinear, _) => matches!(site.kind, SiteKind::Attention | SiteKind::Mlp),
+                (Targets::Modules(_), Some([of_decoder, of_vision])) => {
+                    let targets = if site.kind.is_of_vision() { of_vision } else { of_decoder };
+                    matches_any("adapter.targets", targets, &paths)?
+                }
                 (Targets::Modules(_), None) => false,
             };
             let is_excluded =
@@ -175,10 +184,15 @@ impl AdapterSpec {
     /// # Errors
     /// Input: a name that is that of no such module; biases of a base that has none.
     pub fn whole(&self, config: &ModelConfig) -> Result<Vec<String>> {
-        let modules = config.modules();
+        let (modules, tensors) = (config.modules(), config.whole_tensors());
+        let can_be_whole = |number: usize, module: &Site| {
+            module.kind == SiteKind::QkNorm || tensors.values().any(|tensor| tensor.module == number)
+        };
         let mut errors = Vec::new();
         for name in &self.modules_to_save {
-            let found: Vec<&Site> = modules.iter().filter(|module| is_saved_as(config, module, name)).collect();
+            let named = modules.iter().enumerate().filter(|(_, module)| is_saved_as(config, module, name));
+            let found: Vec<&Site> =
+                named.filter(|(number, module)| can_be_whole(*number, module)).map(|(_, module)| module).collect();
             let message = if found.is_empty() {
                 format!("`{name}` is the name of no module of {}", config.family.class_name)
             } else if found.iter().any(|module| module.kind == SiteKind::QkNorm) {
@@ -195,9 +209,9 @@ impl AdapterSpec {
         let is_trained = |module: &Site, is_bias: bool| {
             let is_saved = self.modules_to_save.iter().any(|name| is_saved_as(config, module, name));
             let has_pair = || adapted.iter().any(|adapted| adapted.site.module == module.module);
-            is_saved || is_bias && module.kind != SiteKind::Vision && (self.bias == Bias::All || has_pair())
+            let is_all = self.bias == Bias::All && !module.kind.is_of_vision();
+            is_saved || is_bias && (is_all || has_pair())
         };
-        let tensors = config.whole_tensors();
         let trained = tensors
             .iter()
             .filter(|(_, tensor)| modules.get(tensor.module).is_some_and(|module| is_trained(module, tensor.is_bias)));
@@ -268,7 +282,16 @@ impl AdapterSpec {
 /// Whether the name of a module to save takes `module`: the module itself, or one of a tower or a connector that it lies within.
 fn is_saved_as(config: &ModelConfig, module: &Site, name: &str) -> bool {
     let is_within = || module.module.match_indices('.').any(|(end, _)| is_named(&module.module[..end], name));
-    config.is_named(module, name) || module.kind == SiteKind::Vision && is_within()
+    config.is_named(module, name) || module.kind.is_of_vision() && is_within()
+}
+
+/// The same choice among the modules of a tower and its connector. A name that a module of the decoder has means that one alone, whereas
+/// PEFT would take those of the tower too.
+fn beside_the_decoder(modules: &Modules, sites: &[Site], config: &ModelConfig) -> Modules {
+    let Modules::Named(names) = modules else { return modules.clone() };
+    let is_of_decoder =
+        |name: &String| sites.iter().any(|site| !site.kind.is_of_vision() && config.is_named(site, name));
+    Modules::Named(names.iter().filter(|name| !is_of_decoder(name)).cloned().collect())
 }
 
 fn selection(key: &'static str, modules: &Modules) -> Result<Selection> {

@@ -67,6 +67,10 @@ struct Global {
     /// Threads to compute with [default: one for each core]
     #[arg(long, global = true, env = "BURNISH_THREADS", value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Whether threads stay on a NUMA node, where the machine has several
+    #[cfg(feature = "cpu")]
+    #[arg(long, global = true, env = "BURNISH_PIN_THREADS", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
+    pin_threads: bool,
     /// Print the result as one JSON object
     #[arg(long, global = true)]
     json: bool,
@@ -189,7 +193,7 @@ fn announce(effect: Effect) {
 }
 
 fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
-    use_threads(cli.global.threads)?;
+    use_threads(&cli.global)?;
     #[cfg(feature = "cpu")]
     crate::ops::cpu::isa::Isa::check_environment()?;
     terminal.detail(|| {
@@ -232,9 +236,17 @@ fn run(cli: &Cli, terminal: &Terminal) -> Result<Ending> {
     done.map(|()| Ending::Done)
 }
 
-/// Sizes the pool of the kernels, and that of everything else.
-fn use_threads(threads: Option<u16>) -> Result<()> {
-    let Some(threads) = threads.map(usize::from).or_else(launch::threads) else { return Ok(()) };
+/// Sizes the pool of the kernels, and that of everything else; the kernels' threads stay on nodes of the machine.
+fn use_threads(global: &Global) -> Result<()> {
+    let threads = global.threads.map(usize::from).or_else(launch::threads);
+    #[cfg(feature = "cpu")]
+    if global.pin_threads {
+        let count = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let nodes = crate::device::nodes::nodes();
+        let places = crate::device::nodes::places(&nodes, count);
+        crate::ops::cpu::pool::place_threads(places.into_iter().map(|node| node.processors.clone()).collect());
+    }
+    let Some(threads) = threads else { return Ok(()) };
     #[cfg(feature = "cpu")]
     crate::ops::cpu::pool::use_threads(threads);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();

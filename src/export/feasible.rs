@@ -74,7 +74,7 @@ pub struct Row {
 use Feasible::{As, No, Yes};
 
 /// Every choice.
-pub const TABLE: [Row; 14] = [
+pub const TABLE: [Row; 15] = [
     Row {
         choice: "low-rank pairs on projections",
         holds: |_| true,
@@ -176,6 +176,15 @@ pub const TABLE: [Row; 14] = [
         gguf: Yes,
         gguf_lora: No("llama.cpp adds low-rank pairs only"),
         mlx: No("mlx-lm reads low-rank pairs only"),
+    },
+    Row {
+        choice: "the tower or the connector of a model that sees pictures",
+        holds: |facts| facts.adapter.changes_vision(facts.config),
+        peft: Yes,
+        folder: Yes,
+        gguf: No("the file holds the language model alone"),
+        gguf_lora: No("the file holds the language model alone"),
+        mlx: No("mlx-lm runs the language model alone"),
     },
     Row {
         choice: "rows of tokens (`new_tokens`)",

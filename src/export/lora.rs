@@ -99,6 +99,7 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
     let head = config.head();
     let head_module = head.module.clone();
     linears.insert(head_module.clone(), head);
+    check_language_model_alone(config, adapter)?;
     let mut factors = Vec::new();
     let mut errors = Vec::from_iter(refuse_whole(adapter, "llama.cpp adds low-rank pairs only"));
     for (module, pair) in &adapter.pairs {
@@ -138,6 +139,16 @@ fn factors(config: &ModelConfig, adapter: &HostAdapter, alpha: f64) -> Result<Ve
         factors.extend(pair_factors(linear, pair, alpha_of(pair) / alpha)?);
     }
     Error::none_of(errors, factors)
+}
+
+/// Checks that the adapter changes the language model alone, which is all that these files hold.
+///
+/// # Errors
+/// Input: it changes the tower or the connector.
+pub(super) fn check_language_model_alone(config: &ModelConfig, adapter: &HostAdapter) -> Result<()> {
+    let Some(name) = adapter.of_vision(config).next() else { return Ok(()) };
+    let message = "changes the tower or the connector, and the file would hold the language model alone";
+    Err(Error::input(Place::tensor("adapter", name), message).hint("`burnish merge` puts it into the whole model"))
 }
 
 /// The error for tensors that are trained as wholes, for rows of tokens, and for heads of labels.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::lora::{has_head_tensor, refuse_whole};
+use super::lora::{check_language_model_alone, has_head_tensor, refuse_whole};
 use super::model::ExportReport;
 use crate::adapter::host::{HostAdapter, HostPair};
 use crate::adapter::peft::{
@@ -94,6 +94,7 @@ pub(super) fn splits_feed_forward(config: &ModelConfig, adapter: &HostAdapter) -
 
 /// The pairs under mlx-lm's paths, all of one rank and one scale.
 fn pairs(config: &ModelConfig, adapter: &HostAdapter) -> Result<BTreeMap<String, HostPair>> {
+    check_language_model_alone(config, adapter)?;
     let rank = adapter.pairs.values().map(|pair| pair.rank).max().unwrap_or_default();
     let scale = common_scale(adapter);
     let has_head = !config.tied_head && has_head_tensor(config);

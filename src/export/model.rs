@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::importance::Importance;
+use super::lora::check_language_model_alone;
 use super::types::GgufType;
 use super::{check, pieces};
 use crate::adapter::host::HostAdapter;
@@ -270,7 +271,9 @@ fn plan_tensors<'a>(
 ) -> Result<(Vec<Planned<'a>>, bool)> {
     let config = base.config();
     let head = config.head();
-    adapter.map_or(Ok(()), |adapter| adapter.check_gives_text("adapter"))?;
+    adapter.map_or(Ok(()), |adapter| {
+        Error::both(adapter.check_gives_text("adapter"), check_language_model_alone(config, adapter)).map(drop)
+    })?;
     let mut changes = Changes::of(adapter);
     let mut specs: Vec<(TensorSpec, String)> =
         config.tensors().into_iter().map(|spec| (spec.clone(), spec.hf)).collect();

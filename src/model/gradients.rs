@@ -121,7 +121,8 @@ impl Decoder {
             let pass = Pass { adapter: Some(adapter), noise: Some(&noise), ..Pass::default() };
             let losses = self.token_losses(self.hidden(&batch.ids, &batch.lengths, &pass), batch, &pass);
             let gradients = weighed(losses, &mut |losses| receiver.weigh(part, losses));
-            receiver.take(part, GradientsParams::from_grads(gradients, adapter));
+            let gradients = gradients.map(|gradients| GradientsParams::from_grads(gradients, adapter));
+            receiver.take(part, gradients.unwrap_or_default());
         }
     }
 
@@ -180,7 +181,10 @@ impl Decoder {
         for (index, mut part) in parts.into_iter().enumerate() {
             if let (true, Some(known)) = (self.has_trained_embeddings(adapter), part.upstream.take()) {
                 let embedded = self.embed(&part.batch.ids, &part.batch.lengths, &part.pass(adapter));
-                collect(&mut part.gradients, &mut backward_from(embedded, known), adapter);
+                // Of an adapter of the tower, a text without pictures has no parameter.
+                if embedded.is_autodiff() {
+                    collect(&mut part.gradients, &mut backward_from(embedded, known), adapter);
+                }
             }
             receiver.take(index, part.gradients);
         }
@@ -192,13 +196,13 @@ impl Decoder {
         let pass = part.pass(adapter);
         let end = part.x.clone().autodiff().require_grad();
         let x = layers.iter().fold(end.clone(), |x, layer| layer.forward(x, &batch.lengths, &pass));
-        let mut tape = weighed(self.token_losses(x, batch, &pass), weigh);
+        let Some(mut tape) = weighed(self.token_losses(x, batch, &pass), weigh) else { return };
         part.upstream = end.grad_remove(&mut tape);
         collect(&mut part.gradients, &mut tape, adapter);
     }
 
     /// Whether an adapter changes the embedding, or features that stand in the places of tokens.
-    fn has_trained_embeddings(&self, adapter: &Adapter) -> bool {
+    pub(crate) fn has_trained_embeddings(&self, adapter: &Adapter) -> bool {
         adapter.changes(self.embedding_site()) || self.features.are_changed_by(adapter)
     }
 
@@ -224,13 +228,15 @@ fn collect(gradients: &mut GradientsParams, tape: &mut burn::tensor::Gradients, 
     }
 }
 
-/// The gradients of the sum of `losses` weighed by `weigh(losses)`.
+/// The gradients of the sum of `losses` weighed by `weigh(losses)`; `None` where they depend on no parameter, as those of a text without
+/// pictures on an adapter of the tower.
 ///
 /// # Shapes
-/// - `losses`: `[trained tokens, 1]`, on an autodiff device
-fn weighed(losses: Tensor<2>, weigh: &mut Weigh<'_>) -> burn::tensor::Gradients {
-    let values: Vec<f32> = losses.clone().inner().into_data().iter::<f32>().collect();
+/// - `losses`: `[trained tokens, 1]`
+fn weighed(losses: Tensor<2>, weigh: &mut Weigh<'_>) -> Option<burn::tensor::Gradients> {
+    let is_on_tape = losses.is_autodiff();
+    let plain = if is_on_tape { losses.clone().inner() } else { losses.clone() };
+    let values: Vec<f32> = plain.into_data().iter::<f32>().collect();
     let weights = TensorData::new(weigh(&values), losses.dims());
-    let weights = Tensor::from_data(weights, &losses.device().inner());
-    backward_from(losses, weights)
+    is_on_tape.then(|| backward_from(losses.clone(), Tensor::from_data(weights, &losses.device().inner())))
 }

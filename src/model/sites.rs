@@ -1,10 +1,11 @@
 //! The modules of a model that an adapter can change, by number and by path: its sites, which are the matrices that a low-rank pair
-//! can change, and its norms.
+//! can change, its norms, and the other modules of a tower.
 
 use std::collections::BTreeMap;
 
 use super::config::ModelConfig;
 use super::spec::NormSpec;
+use super::vision::VisionModule;
 use crate::nn::block::Part;
 
 /// A module that an adapter can change. Its number is its place in [`ModelConfig::modules`].
@@ -18,7 +19,7 @@ pub struct Site {
     pub columns: usize,
     /// The part of the model that it belongs to.
     pub kind: SiteKind,
-    /// The layer; `None` for head, embedding and the norm before the head.
+    /// The layer of the decoder; `None` for head, embedding and the norm before the head, and for tower and connector.
     pub layer: Option<usize>,
 }
 
@@ -37,8 +38,17 @@ pub enum SiteKind {
     Norm,
     /// A norm of queries or of keys.
     QkNorm,
-    /// A layer, a norm or the positions of a tower or its connector.
+    /// A linear layer of a tower or its connector.
+    VisionLinear,
+    /// The patches, the positions or a norm of a tower, which no low-rank pair changes.
     Vision,
+}
+
+impl SiteKind {
+    /// Whether it is of a tower or its connector.
+    pub fn is_of_vision(self) -> bool {
+        matches!(self, Self::VisionLinear | Self::Vision)
+    }
 }
 
 impl Site {
@@ -104,8 +114,8 @@ impl ModelConfig {
         self.paths_of(site).into_iter().any(|path| is_named(path, name))
     }
 
-    /// Every site, layer by layer in the order in which a layer uses them, then the head, then the embedding. A tied head is one
-    /// too.
+    /// Every site of the decoder, layer by layer in the order in which a layer uses them, then the head, then the embedding. A tied head
+    /// is one too.
     pub fn sites(&self) -> Vec<Site> {
         let mut sites = Vec::new();
         for layer in 0..self.layers {
@@ -127,16 +137,20 @@ impl ModelConfig {
         sites
     }
 
-    /// Every module that can be trained as a whole: those of the decoder, then those of tower and connector.
+    /// Every site with its number: those of the decoder, then the linear layers of tower and connector.
+    pub fn all_sites(&self) -> Vec<(usize, Site)> {
+        let of_decoder = self.sites().len();
+        let modules = self.modules().into_iter().enumerate();
+        modules.filter(|(number, module)| *number < of_decoder || module.kind == SiteKind::VisionLinear).collect()
+    }
+
+    /// Every module: those of the decoder, then those of tower and connector.
     pub fn modules(&self) -> Vec<Site> {
         let mut modules = self.decoder_modules();
         let of_vision = self.vision.iter().flat_map(|vision| vision.modules(self.hidden_size));
-        modules.extend(of_vision.map(|(module, [rows, columns])| Site {
-            module,
-            rows,
-            columns,
-            kind: SiteKind::Vision,
-            layer: None,
+        modules.extend(of_vision.map(|VisionModule { path, rows, columns, is_linear }| {
+            let kind = if is_linear { SiteKind::VisionLinear } else { SiteKind::Vision };
+            Site { module: path, rows, columns, kind, layer: None }
         }));
         modules
     }

@@ -34,6 +34,16 @@ pub fn token_numbers(examples: &[u64], lengths: &[usize]) -> Arc<[u64]> {
 }
 
 impl Noise {
+    /// The noise of the `rows` rows that a tower makes of a picture, whose first token in the batch has the number `token`.
+    pub fn of_picture(&self, token: u64, rows: usize) -> Self {
+        let first = mix(token, u64::MAX);
+        Self {
+            seed: self.seed,
+            tokens: (0..rows as u64).map(|row| first.wrapping_add(row)).collect(),
+            ..Self::default()
+        }
+    }
+
     /// The noise on the embeddings of sequences of these `lengths`, `[tokens, width]`: uniform within `±α / √(length · width)`;
     /// `None` where there is none.
     ///

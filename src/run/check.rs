@@ -18,12 +18,14 @@ use crate::data::preflight::lengths::{LengthClass, histogram};
 use crate::data::preflight::{Code, Finding, Severity, Split, preflight};
 use crate::data::{Encoded, EncodedSet, Encoder, Example, Paths, Row, read};
 use crate::device::DeviceChoice;
+use crate::device::nodes::nodes;
 use crate::error::{Error, Place, Result, counted};
 use crate::model::vision::features::is_feature;
 use crate::pull::{self, Presence};
 use crate::recipe::{Plan, Recipe};
 use crate::text::TextStream;
 use crate::train::Ranks;
+use crate::train::parallel::launch::{Launched, advice};
 
 /// The parts of a check that are not always wanted.
 #[derive(Debug, Clone, Copy, Default)]
@@ -176,7 +178,8 @@ pub fn check(
         return Ok(report);
     }
     let prepared = prepare(recipe, choice, max_memory, &mut WithoutNotices(watch))?;
-    notices_of_run(&prepared).iter().for_each(|notice| watch.notice(notice));
+    let on_nodes = (*choice == DeviceChoice::Cpu).then(|| advice(&nodes(), Launched::of_this_process())).flatten();
+    notices_of_run(&prepared).iter().chain(&on_nodes).for_each(|notice| watch.notice(notice));
     watch.stage(Stage::Check);
     // Read again: a run needs the texts no longer once they are encoded.
     let examples = read_examples(&prepared.plan).map_err(|error| recipe.locate(error))?;

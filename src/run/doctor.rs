@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::identity::instruction_set;
 use crate::bytes::Size;
+use crate::device::nodes::{Node, nodes};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::files::cache_folder::cache_folder;
@@ -15,6 +16,7 @@ use crate::files::space::free_bytes;
 use crate::ops::frozen::FrozenWeight;
 use crate::ops::linear::{self, Projected};
 use crate::pull::hub::Hub;
+use crate::train::parallel::launch::{Launched, advice};
 
 /// The facts about a machine.
 #[derive(Debug, Serialize)]
@@ -31,6 +33,8 @@ pub struct Health {
     pub instruction_set: Option<&'static str>,
     /// Threads that compute.
     pub threads: usize,
+    /// The nodes of the machine that this process may run on; none where the system does not say.
+    pub nodes: Vec<Node>,
     /// The memory of the machine, in bytes.
     pub memory_bytes: Option<u64>,
     /// The part of it that is free or can be freed.
@@ -74,6 +78,7 @@ pub fn health(choice: &DeviceChoice) -> Result<Health> {
         processor: device::processor(),
         instruction_set: instruction_set(choice),
         threads: rayon::current_num_threads(),
+        nodes: nodes(),
         memory_bytes: memory("MemTotal:"),
         available_bytes: memory("MemAvailable:"),
         limit_bytes: limit(),
@@ -165,6 +170,9 @@ impl fmt::Display for Health {
         if let Some(set) = self.instruction_set {
             writeln!(f, "kernels     {set}, {} threads", self.threads)?;
         }
+        if let Some(advice) = advice(&self.nodes, Launched::of_this_process()) {
+            writeln!(f, "nodes       {advice}")?;
+        }
         let verdict = if self.is_good() { "right" } else { "WRONG: results of this machine cannot be trusted" };
         writeln!(f, "self-test   {verdict} (a product is off by {exact:.0e} in f32, {rounded:.0e} in bf16)")?;
         write!(f, "memory      {}, {} available", size(self.memory_bytes), size(self.available_bytes))?;
@@ -178,5 +186,20 @@ impl fmt::Display for Health {
             "network     {}",
             if self.offline { "left alone (HF_HUB_OFFLINE)" } else { "used to fetch bases only" }
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_nodes_are_reported_with_advice() {
+        let mut health = health(&DeviceChoice::Cpu).expect("a machine");
+        let node = |number| Node { number, processors: vec![number] };
+        health.nodes = vec![node(0), node(1)];
+        assert!(health.to_string().contains("\nnodes       this process may run on 2 NUMA nodes"), "{health}");
+        health.nodes.pop();
+        assert!(!health.to_string().contains("\nnodes"), "{health}");
     }
 }

@@ -9,13 +9,11 @@ use super::base::OpenBase;
 use super::verify::{Agreement, Examination, Expected, Hardware};
 use crate::adapter::host::HostAdapter;
 use crate::adapter::merge::{self, MergeBase, MergeOptions, MergeReport};
-use crate::data::{Encoded, EncodedSet};
+use crate::data::EncodedSet;
 use crate::error::{Error, Result, counted};
 use crate::eval::loss::{example_number, mean_loss};
 use crate::files::atomic;
-use crate::files::staging::Staging;
 use crate::model::load::LoadOptions;
-use crate::model::vision::Features;
 use crate::model::{BaseFiles, Decoder};
 use crate::quant::Quant;
 use crate::train::evaluate::evaluate;
@@ -103,6 +101,7 @@ pub fn compare(
     let (adapter_on_packed, features) = {
         let load = LoadOptions { device: hardware.device.clone(), compute: hardware.compute, quant: packing };
         let decoder = base.load(&load, |_, _| {})?;
+        base.keep_vision(&decoder, &load, adapter)?;
         let attached = adapter.attach(decoder.config(), &hardware.device)?;
         let losses = evaluate(&decoder, Some(&attached), &set.sequences, &mut |_| Ok(()))?;
         (mean_loss(&losses, example_number)?, decoder.features().clone())
@@ -112,7 +111,15 @@ pub fn compare(
         let save = |folder: &Path| base.encoder.tokenizer().save(folder);
         let both = MergeOptions { weights, ..*options };
         let (staging, report) = merge::stage(&base.files, adapter, scratch, &both, save)?;
-        let loss = loss_of_folder(&staging, &set.sequences, &features, hardware)?;
+        let files = BaseFiles::open(staging.path())?;
+        let load = LoadOptions { device: hardware.device.clone(), compute: hardware.compute, quant: Quant::None };
+        let decoder = Decoder::load(&files, &load, |_, _| {})?;
+        // Merged tower and connector see otherwise.
+        let decoder = match adapter.changes_vision(base.files.config()) {
+            true => decoder.with_features(&base.features_by(&files, &load)?),
+            false => decoder.with_features(&features),
+        };
+        let loss = mean_loss(&evaluate(&decoder, None, &set.sequences, &mut |_| Ok(()))?, example_number)?;
         if weights == options.weights {
             kept = Some((staging, report));
         }
@@ -138,14 +145,6 @@ pub fn compare(
         nearer: if original_is_nearer { "original" } else { "dequantized" },
     };
     Ok((comparison, report))
-}
-
-/// The loss of the model in a folder, which has the tower and the connector of the base, so that pictures have the same `features`.
-fn loss_of_folder(folder: &Staging, sequences: &[Encoded], features: &Features, hardware: &Hardware) -> Result<f64> {
-    let files = BaseFiles::open(folder.path())?;
-    let options = LoadOptions { device: hardware.device.clone(), compute: hardware.compute, quant: Quant::None };
-    let decoder = Decoder::load(&files, &options, |_, _| {})?.with_features(features);
-    mean_loss(&evaluate(&decoder, None, sequences, &mut |_| Ok(()))?, example_number)
 }
 
 impl fmt::Display for MergeCheck {

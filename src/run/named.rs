@@ -241,10 +241,8 @@ impl LoadedBase {
 
     fn attach(&self, (mut model, adapter, mut notices): Opened) -> Result<NamedAdapter> {
         let attached = adapter.attach(self.decoder.config(), &self.device)?;
-        let vision = self.decoder.config().vision.as_ref();
-        let changes_vision = vision.is_some_and(|vision| adapter.whole.keys().any(|name| vision.owns(name)));
         model.reader = match &self.reader {
-            Some(reader) if changes_vision => Some(reader.under(attached.clone())),
+            Some(reader) if adapter.changes_vision(self.decoder.config()) => Some(reader.under(attached.clone())),
             reader => reader.clone(),
         };
         if let Some(quant) = adapter.trained_over()?.filter(|quant| *quant != self.quant) {

@@ -13,9 +13,9 @@ use crate::data::images::{Picture, Pictures, Tiles};
 use crate::error::{Error, Result};
 use crate::files::output::bounded::BoundedFolder;
 use crate::files::{FloatType, RawTensor, hex};
-use crate::model::Decoder;
 use crate::model::load::{LoadOptions, float_type};
-use crate::model::vision::{ConnectorConfig, Vision};
+use crate::model::vision::{ConnectorConfig, Features, Vision};
+use crate::model::{BaseFiles, Decoder};
 use crate::pull;
 use crate::quant::Compute;
 
@@ -85,7 +85,7 @@ impl OpenBase {
     /// # Errors
     /// Those of [`Self::show_pictures`].
     pub fn keep_vision(&self, decoder: &Decoder, options: &LoadOptions, adapter: &HostAdapter) -> Result<()> {
-        if !self.trains_vision(adapter) {
+        if !adapter.changes_vision(self.files.config()) {
             return Ok(());
         }
         decoder.features().keep(Vision::load(&self.files, options)?);
@@ -104,10 +104,20 @@ impl OpenBase {
         Ok(())
     }
 
-    /// Whether an adapter changes tower or connector.
-    pub fn trains_vision(&self, adapter: &HostAdapter) -> bool {
-        let vision = self.files.config().vision.as_ref();
-        vision.is_some_and(|vision| adapter.whole.keys().any(|name| vision.owns(name)))
+    /// The features of the pictures met so far by tower and connector of `files`, a copy of this base with changed weights. They are kept
+    /// nowhere.
+    ///
+    /// # Errors
+    /// Those of [`Self::show_pictures`].
+    pub fn features_by(&self, files: &BaseFiles, options: &LoadOptions) -> Result<Features> {
+        let features = Features::default();
+        let Some(pictures) = self.encoder.pictures() else { return Ok(features) };
+        let vision = Vision::load(files, options)?;
+        for picture in pictures.met_from(0) {
+            let tiles = pictures.tiles(&picture)?;
+            features.add(vision.picture(&tiles.values, tiles.size));
+        }
+        Ok(features)
     }
 
     /// Bytes that training tower or connector takes beside the weights, with so many rows of features in a micro-batch: the tiles of

@@ -144,7 +144,7 @@ fn prepare_plan(
     let (layout, memory) = fit_memory(&demand, max_memory, (planner.layers(), planner.can_stream()), |work| {
         let plan = planner.plan(work);
         let plan = MemoryPlan { data: plan.data + of_pictures, loading: plan.loading.max(of_vision), ..plan };
-        if !base.trains_vision(&start) {
+        if !start.changes_vision(base.files.config()) {
             return plan;
         }
         // Of the tokens of a part, all may be those of pictures.

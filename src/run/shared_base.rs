@@ -36,7 +36,7 @@ impl SharedBase {
     pub(super) fn identity(prepared: &Prepared) -> String {
         let Prepared { plan, base, base_sha256, start, layout, .. } = prepared;
         let pictures = base.encoder.pictures().map(|pictures| pictures.met_from(0));
-        let (config, trains_vision) = (base.files.config(), base.trains_vision(start));
+        let (config, trains_vision) = (base.files.config(), start.changes_vision(base.files.config()));
         let (form, is_streamed) = ((plan.base.compute, plan.base.quant), layout.parts_a_pass.is_some());
         format!("{base_sha256} {form:?} {is_streamed} {config:?} {pictures:?} {trains_vision}")
     }

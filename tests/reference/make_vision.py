@@ -7,10 +7,12 @@ NAME/ is a Hugging Face folder as transformers saves it, with its tokenizer, cha
     adapter/              PEFT's adapter over attention of the language model
     trained.safetensors   of each row N: `N.logits` and `N.loss` with the adapter, over the last ANSWER tokens, and the gradients
                           `N.grad.MODULE.lora_A` and `.lora_B` of that loss; of row 0 those of tower and connector, `grad.TENSOR`, too
+    seeing_adapter/       of the models in SEEING: PEFT's adapter over tower and connector too
+    seeing.safetensors    the same of it as trained.safetensors, but for the gradients of whole tensors
 
     pip install -r tests/reference/requirements.txt
     python tests/reference/make_vision.py [NAME...]
-    python tests/reference/make_vision.py --check target/release/burnish   # merged folders and adapters in transformers
+    python tests/reference/make_vision.py --check target/release/burnish   # merged folders and adapters in transformers and PEFT
 """
 
 import json
@@ -131,6 +133,14 @@ def models():
     )), llava_processor(siglip_images(16), "full", 0), True  # fmt: skip
 
 
+# Targets over tower and connector: a pattern, and a list of names, which takes the tower's `q_proj` along with the decoder's, and the
+# layers behind the state that LLaVA uses.
+LAYER = "(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+SEEING = {
+    "smolvlm_tiles": rf".*(text_model.*self_attn\.(q|v)_proj|vision_model.*\.{LAYER}|connector\.modality_projection\.proj)",
+    "llava_clip": ["q_proj", "v_proj", "out_proj", "fc1", "linear_1", "linear_2"],
+    "llava_siglip": rf".*(vision_tower.*mlp\.fc2|vision_tower\.encoder.*\.{LAYER}|projector\.linear_2)",
+}
 PICTURES = {"wide.png": (44, 20), "tall.png": (15, 30), "square.png": (16, 16)}
 
 
@@ -211,46 +221,50 @@ def make(name, model, images, processor, shards, seed):
                 features = model.get_image_features(**values, return_dict=True).pooler_output
                 expected[f"{index}.features"] = torch.cat([part.reshape(-1, part.shape[-1]) for part in features]).contiguous()
     save_file(expected, folder / "expected.safetensors")
-    adapt(folder, model, all_inputs, seed)
+    language = ".*(text_model|language_model).*self_attn\\.(q|k|v|o)_proj"
+    adapt(folder, "adapter", "trained.safetensors", LoraConfig(r=2, lora_alpha=3, target_modules=language), all_inputs, seed + 1)
+    if name in SEEING:
+        config = LoraConfig(r=2, lora_alpha=3, target_modules=SEEING[name], rank_pattern={"fc1": 3}, alpha_pattern={"v_proj": 5})
+        adapt(folder, "seeing_adapter", "seeing.safetensors", config, all_inputs, seed + 2)
     spread = expected["0.logits"].std().item()
     print(f"{name}: {[len(inputs['input_ids'][0]) for inputs in all_inputs]} tokens, logits {spread:.2f}")
 
 
-def adapt(folder, model, all_inputs, seed):
-    language = ".*(text_model|language_model).*self_attn\\.(q|k|v|o)_proj"
-    config = LoraConfig(r=2, lora_alpha=3, target_modules=language, base_model_name_or_path=None)
-    peft = get_peft_model(model, config)
-    random = np.random.default_rng(seed + 1)
+def adapt(folder, adapter, trained_file, config, all_inputs, seed):
+    peft = get_peft_model(loaded(folder), config)
+    random = np.random.default_rng(seed)
     for name, parameter in sorted(peft.named_parameters()):
         if ".lora_" in name:
             parameter.data.copy_(torch.from_numpy(random.standard_normal(tuple(parameter.shape)).astype(np.float32) * 0.3))
-    peft.save_pretrained(folder / "adapter")
-    (folder / "adapter" / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter" / "adapter_config.json"
+    peft.save_pretrained(folder / adapter)
+    (folder / adapter / "README.md").unlink(missing_ok=True)
+    path = folder / adapter / "adapter_config.json"
     saved = json.loads(path.read_text())
     # Relative to the repository, as no path of a machine is kept.
     saved["base_model_name_or_path"] = f"tests/fixtures/vision/{folder.name}"
+    saved["target_modules"] = saved["target_modules"] if isinstance(saved["target_modules"], str) else sorted(saved["target_modules"])
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
-    peft = PeftModel.from_pretrained(loaded(folder), folder / "adapter", is_trainable=True)
+    peft = PeftModel.from_pretrained(loaded(folder), folder / adapter, is_trainable=True)
     trained = {}
     is_vision = lambda name: any(part in name for part in ("vision_model.", "vision_tower.", "connector.", "multi_modal_projector."))
     for name, parameter in peft.named_parameters():
-        parameter.requires_grad = ".lora_" in name or is_vision(name)
+        parameter.requires_grad = ".lora_" in name or trained_file == "trained.safetensors" and is_vision(name)
     for index, inputs in enumerate(all_inputs):
         peft.zero_grad()
         logits = forward(peft, inputs)
         ids = inputs["input_ids"][0]
         loss = cross_entropy(logits[-ANSWER - 1 : -1], ids[-ANSWER:])
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
         trained[f"{index}.logits"] = logits.detach().contiguous()
         trained[f"{index}.loss"] = loss.detach().reshape(1)
         for name, parameter in peft.named_parameters():
-            if ".lora_" in name:
+            if ".lora_" in name and parameter.grad is not None:
                 short = name.removeprefix("base_model.model.").replace(".default.weight", "")
                 trained[f"{index}.grad.{short}"] = parameter.grad.clone()
             elif index == 0 and parameter.grad is not None:
                 trained[f"grad.{name.removeprefix('base_model.model.')}"] = parameter.grad.clone()
-    save_file(trained, folder / "trained.safetensors")
+    save_file(trained, folder / trained_file)
 
 
 def check(burnish):
@@ -273,6 +287,31 @@ def check(burnish):
             assert (out / "preprocessor_config.json").exists()
             print(f"{folder.name}: merged logits differ by {worst:.1e}")
             assert worst < 1e-3, folder
+            if folder.name in SEEING:
+                check_seeing(burnish, folder, processor, Path(scratch))
+
+
+def check_seeing(burnish, folder, processor, scratch):
+    """PEFT loads the adapter over tower and connector that `burnish train` writes, and gives the logits of the model merged with it."""
+    run, out, recipe = scratch / "run", scratch / "seeing", scratch / "recipe.toml"
+    recipe.write_text(
+        f'[base]\nmodel = "{folder}"\ncompute = "f32"\n[data]\ntrain = "{folder}/data.jsonl"\nmax_seq_tokens = 256\n[adapter]\nrank = 2\n'
+        f'targets = {json.dumps(SEEING[folder.name])}\n[train]\nepochs = 8\nlearning_rate = 2e-2\n[output]\ndir = "{run}"\n'
+    )  # fmt: skip
+    merge = ["merge", "--base", folder, "--adapter", run, "--out", out, "--type", "f32"]
+    for command in [["train", recipe], merge]:
+        subprocess.run([str(part) for part in [burnish, *command]], check=True, capture_output=True)
+    base, merged, peft = loaded(folder), loaded(out), PeftModel.from_pretrained(loaded(folder), run)
+    stored, known = load_file(run / "adapter_model.safetensors"), peft.state_dict()
+    assert sum(".lora_" in name for name in known) == len(stored)
+    assert all((known[name.replace(".weight", ".default.weight")] - values).abs().max() == 0 for name, values in stored.items())
+    with torch.no_grad():
+        rows = [inputs_of(processor, folder, row) for row in ROWS]
+        worst, change = (
+            max((forward(peft, inputs) - forward(model, inputs)).abs().max().item() for inputs in rows) for model in (merged, base)
+        )
+    print(f"{folder.name}: an adapter of burnish over tower and connector changes logits by {change:.1e}; PEFT and merged differ by {worst:.1e}")
+    assert worst < 1e-3 < change, folder
 
 
 def main(names):

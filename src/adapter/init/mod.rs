@@ -46,7 +46,7 @@ impl Init {
     pub(super) fn subtract_from(self, base: &BaseFiles, adapter: &mut HostAdapter) -> Result<()> {
         let original = Source { base, weights: MergeBase::Original };
         let mut generator = ChaCha8Rng::seed_from_u64(0);
-        for site in base.config().sites() {
+        for (_, site) in base.config().all_sites() {
             let Some(pair) = adapter.pairs.get_mut(&site.module) else { continue };
             let (rank, scale) = (pair.rank, pair.scale);
             let first = match self {

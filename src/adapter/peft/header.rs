@@ -190,10 +190,13 @@ impl AdapterHeader {
         Ok(notices)
     }
 
-    /// Modules of `base` that the configuration targets and that have no pair here.
+    /// Modules of `base` that the configuration targets and that have no pair here. Those of a tower count where the file has any: a list of
+    /// names means the language model alone where that was trained by itself.
     pub(super) fn missing_pairs(&self, base: &ModelConfig) -> Result<Vec<String>> {
+        let of_vision = |module: &str| base.vision.as_ref().is_some_and(|vision| vision.owns(module));
+        let has_vision = self.pairs.keys().any(|path| of_vision(&self.renaming.in_base(path)));
         let mut missing = Vec::new();
-        for module in module_shapes(base).into_keys() {
+        for module in module_shapes(base).into_keys().filter(|module| has_vision || !of_vision(module)) {
             let path = self.renaming.in_file(&module);
             if !self.pairs.contains_key(&path) && self.config.covers(&path)? {
                 missing.push(path);

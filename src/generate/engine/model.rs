@@ -98,7 +98,7 @@ impl Model {
 
     pub(super) fn attach(&self, adapter: &Adapter, number: u64) -> Attached {
         #[cfg(feature = "cpu")]
-        if self.host.is_some() && adapter.whole.is_empty() && !adapter.changes(self.decoder.embedding_site()) {
+        if self.host.is_some() && adapter.whole.is_empty() && !self.decoder.has_trained_embeddings(adapter) {
             return Attached { number, factors: AdapterFactors::Host(HostFactors::new(adapter, &self.decoder)) };
         }
         Attached { number, factors: AdapterFactors::Tensors(adapter.clone()) }

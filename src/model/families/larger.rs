@@ -51,7 +51,7 @@ static SMOLVLM: LargerModel = LargerModel {
     vision: Some(VisionKind::Idefics3),
 };
 
-/// Prefixes of transformers before 4.52, and of its files since (`conversion_mapping.py`).
+/// Prefixes of transformers before 4.52, of its files since (`conversion_mapping.py`), and of its modules before 5, which adapters have.
 static LLAVA: LargerModel = LargerModel {
     class_name: "LlavaForConditionalGeneration",
     model_type: "llava",
@@ -60,6 +60,7 @@ static LLAVA: LargerModel = LargerModel {
     stored_prefixes: &[
         ("language_model.model.", "model.language_model."),
         ("language_model.lm_head.", "lm_head."),
+        ("model.vision_tower.vision_model.", "model.vision_tower."),
         ("vision_tower.vision_model.", "model.vision_tower."),
         ("vision_tower.", "model.vision_tower."),
         ("multi_modal_projector.", "model.multi_modal_projector."),

@@ -56,6 +56,8 @@ pub struct TowerConfig {
     pub norm_eps: f64,
     /// CLIP's form: a class token before the patches, a norm before the layers, no bias on the patches.
     pub is_clip: bool,
+    /// SigLIP's pooling behind the layers, which no model here uses.
+    pub has_pooling: bool,
 }
 
 /// The way from a tower's rows to the embeddings of the decoder.
@@ -166,7 +168,7 @@ impl VisionConfig {
         }
     }
 
-    /// Whether a tensor of this name belongs to tower or connector, whether it is used or not.
+    /// Whether a tensor or a module of this name belongs to tower or connector, whether it is used or not.
     pub fn owns(&self, name: &str) -> bool {
         [self.tower_module(), self.connector_module()]
             .iter()
@@ -198,63 +200,6 @@ impl VisionConfig {
             ConnectorConfig::Projector { .. } => (height != image_size || width != image_size)
                 .then(|| format!("a picture of {height} × {width} pixels; the tower sees {image_size} × {image_size}")),
         }
-    }
-
-    /// Names and shapes of the tensors that are used, for a decoder of this width.
-    pub fn tensors(&self, width: usize) -> Vec<(String, Vec<usize>)> {
-        let TowerConfig { hidden_size, intermediate_size, patch_size, is_clip, .. } = self.tower;
-        let (tower, connector) = (self.tower_module(), self.connector_module());
-        let mut tensors = Vec::new();
-        let mut add = |name: String, shape: &[usize]| tensors.push((name, shape.to_vec()));
-        let embeddings = format!("{tower}.embeddings");
-        add(format!("{embeddings}.patch_embedding.weight"), &[hidden_size, 3, patch_size, patch_size]);
-        add(format!("{embeddings}.position_embedding.weight"), &[self.tower.positions(), hidden_size]);
-        match is_clip {
-            true => add(format!("{embeddings}.class_embedding"), &[hidden_size]),
-            false => add(format!("{embeddings}.patch_embedding.bias"), &[hidden_size]),
-        }
-        let mut both = |module: String, shape: &[usize], bias: bool| {
-            add(format!("{module}.weight"), shape);
-            if bias {
-                add(format!("{module}.bias"), &shape[..1]);
-            }
-        };
-        if is_clip {
-            both(format!("{tower}.pre_layrnorm"), &[hidden_size], true);
-        }
-        for layer in 0..self.used_layers() {
-            let at = format!("{tower}.encoder.layers.{layer}");
-            for norm in ["layer_norm1", "layer_norm2"] {
-                both(format!("{at}.{norm}"), &[hidden_size], true);
-            }
-            for projection in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-                both(format!("{at}.self_attn.{projection}"), &[hidden_size, hidden_size], true);
-            }
-            both(format!("{at}.mlp.fc1"), &[intermediate_size, hidden_size], true);
-            both(format!("{at}.mlp.fc2"), &[hidden_size, intermediate_size], true);
-        }
-        match &self.connector {
-            ConnectorConfig::PixelShuffle { factor } => {
-                both(format!("{tower}.post_layernorm"), &[hidden_size], true);
-                both(format!("{connector}.modality_projection.proj"), &[width, hidden_size * factor * factor], false);
-            }
-            ConnectorConfig::Projector { states, bias, .. } => {
-                both(format!("{connector}.linear_1"), &[width, hidden_size * states.len()], *bias);
-                both(format!("{connector}.linear_2"), &[width, width], *bias);
-            }
-        }
-        tensors
-    }
-
-    /// Paths of the modules whose weights and biases can be trained, with output and input width (1 and the width for a norm), in the
-    /// order of [`Self::tensors`]. CLIP's class token is a parameter without a module.
-    pub fn modules(&self, width: usize) -> Vec<(String, [usize; 2])> {
-        let module = |(name, shape): (String, Vec<usize>)| {
-            let module = name.strip_suffix(".weight")?.to_owned();
-            let columns = shape.iter().skip(1).product::<usize>();
-            Some((module, if shape.len() > 1 { [shape[0], columns] } else { [1, shape[0]] }))
-        };
-        self.tensors(width).into_iter().filter_map(module).collect()
     }
 
     /// Layers of the tower up to the last hidden state that is used.
@@ -307,11 +252,24 @@ impl TowerConfig {
             fields.problem("patch_size", format!("is {patch_size}, above the {image_size} of image_size"));
         }
         let activation = activation(fields, "hidden_act", defaults.activation);
+        let has_pooling =
+            model_type.as_deref() == Some("siglip_vision_model") && fields.flag("vision_use_head").unwrap_or(true);
         let norm_eps = fields.number("layer_norm_eps").unwrap_or(defaults.norm_eps);
         if !(norm_eps >= f64::from(f32::MIN_POSITIVE) && norm_eps < 1.0) {
             fields.problem("layer_norm_eps", format!("is {norm_eps}; expected above 0 and below 1"));
         }
-        Self { hidden_size, intermediate_size, layers, heads, image_size, patch_size, activation, norm_eps, is_clip }
+        Self {
+            hidden_size,
+            intermediate_size,
+            layers,
+            heads,
+            image_size,
+            patch_size,
+            activation,
+            norm_eps,
+            is_clip,
+            has_pooling,
+        }
     }
 
     /// Patches of a side of the picture that the table of positions is for.

@@ -226,7 +226,7 @@ impl Features {
             match run.first() {
                 Some(id) if !is_feature(*id) => pieces.push(rows.clone().narrow(0, start, run.len())),
                 // Features that are shown for a while are those of their adapter already.
-                Some(id) if is_changed && !is_lent(*id) => pieces.extend(self.computed(run, pass)),
+                Some(id) if is_changed && !is_lent(*id) => pieces.extend(self.computed(run, start, pass)),
                 _ => {
                     let mut values = vec![0f32; run.len() * width];
                     self.fill(run, &mut values);
@@ -240,22 +240,32 @@ impl Features {
         Tensor::cat(pieces.into_iter().map(on_tape).collect(), 0)
     }
 
-    /// The rows of features `ids` under the adapter of a pass, computed anew, picture by picture.
-    fn computed(&self, ids: &[u32], pass: &Pass<'_>) -> Vec<Tensor<2>> {
+    /// The rows of features `ids`, which begin at `start` in the batch of a pass, under its adapter: computed anew, tile by tile.
+    fn computed(&self, ids: &[u32], start: usize, pass: &Pass<'_>) -> Vec<Tensor<2>> {
         let known = self.read();
         let Some(live) = &known.live else { return Vec::new() };
-        let place = |id: &u32| known.place((id - FIRST_ID) as usize);
-        let runs = ids.chunk_by(|a, b| place(a).0 == place(b).0 && *b == a + 1);
-        let of_run = |run: &[u32]| {
-            let (picture, begin) = place(&run[0]);
-            let (values, size) = &live.tiles[picture];
-            // Only the tiles that the rows belong to.
-            let tile = 3 * size[0] * size[1];
-            let tile_rows = known.pictures[picture].shape[0] / (values.len() / tile.max(1)).max(1);
-            let tiles = begin / tile_rows..(begin + run.len()).div_ceil(tile_rows);
-            let features = live.vision.tiles(&values[tiles.start * tile..tiles.end * tile], *size, pass);
-            features.narrow(0, begin - tiles.start * tile_rows, run.len())
+        // The picture of a row, the number of its tile, and that of the row within the tile.
+        let place = |id: &u32| {
+            let (picture, row) = known.place((id - FIRST_ID) as usize);
+            let (values, [height, width]) = &live.tiles[picture];
+            let tiles = (values.len() / (3 * height * width).max(1)).max(1);
+            let rows = (known.pictures[picture].shape[0] / tiles).max(1);
+            (picture, row / rows, row % rows)
         };
-        runs.map(of_run).collect()
+        let (mut start, mut pieces) = (start, Vec::new());
+        for run in ids.chunk_by(|a, b| *b == a + 1 && (place(a).0, place(a).1) == (place(b).0, place(b).1)) {
+            let (picture, tile, row) = place(&run[0]);
+            let (values, size) = &live.tiles[picture];
+            let length = 3 * size[0] * size[1];
+            let noise = pass.noise.map(|noise| {
+                let first = noise.tokens[start].wrapping_sub(row as u64);
+                noise.of_picture(first, live.vision.rows(*size))
+            });
+            let pass = Pass { noise: noise.as_ref(), ..*pass };
+            let features = live.vision.tiles(&values[tile * length..(tile + 1) * length], *size, &pass);
+            pieces.push(features.narrow(0, row, run.len()));
+            start += run.len();
+        }
+        pieces
     }
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use burn::tensor::{DType, Device};
 
 use crate::error::Result;
-use crate::model::SiteKind;
 use crate::model::base::BaseFiles;
 use crate::model::load::{LoadOptions, dtype};
 use crate::model::place::Placing;
@@ -23,7 +22,7 @@ pub(super) struct Loader<'a> {
 impl<'a> Loader<'a> {
     pub(super) fn new(base: &'a BaseFiles, options: &'a LoadOptions) -> Self {
         let modules = base.config().modules().into_iter().enumerate();
-        let numbers = modules.filter(|(_, module)| module.kind == SiteKind::Vision);
+        let numbers = modules.filter(|(_, module)| module.kind.is_of_vision());
         Self { base, options, numbers: numbers.map(|(number, module)| (module.module, number)).collect() }
     }
 

@@ -4,14 +4,14 @@
 mod config;
 pub mod features;
 mod load;
+mod tensors;
 mod tower;
-
-use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Tensor};
 
 pub use config::{ConnectorConfig, TowerConfig, VisionActivation, VisionConfig, VisionKind};
 pub use features::Features;
+pub use tensors::{VisionModule, short_name};
 
 use self::load::Loader;
 use self::tower::{Tower, activated};
@@ -80,9 +80,12 @@ impl Vision {
 
     /// Whether an adapter changes tower or connector.
     pub fn is_changed_by(&self, adapter: &Adapter) -> bool {
-        let last = |numbers: &BTreeMap<usize, usize>| numbers.last_key_value().map(|(number, _)| *number);
-        let last = last(&adapter.weights).max(last(&adapter.biases));
-        last.is_some_and(|number| number >= self.first_module)
+        adapter.changes_from(self.first_module)
+    }
+
+    /// Rows of the tower for a tile of `height × width` pixels.
+    fn rows(&self, size: [usize; 2]) -> usize {
+        self.tower.rows(size)
     }
 
     /// The features of a tile, three planes of `height × width` values, red, green and blue, under the adapter of a pass.

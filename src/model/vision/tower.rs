@@ -105,6 +105,12 @@ impl Tower {
         states
     }
 
+    /// Rows of its hidden states for a picture of `height × width` values.
+    pub(super) fn rows(&self, [height, width]: [usize; 2]) -> usize {
+        let size = self.config.patch_size;
+        (height / size) * (width / size) + usize::from(self.config.is_clip)
+    }
+
     /// Patches with their positions, `[patches, hidden]`.
     fn embedded(&self, planes: &[f32], [height, width]: [usize; 2], pass: &Pass<'_>) -> Tensor<2> {
         let size = self.config.patch_size;

@@ -57,7 +57,7 @@ impl Delta {
 pub struct Adapter {
     /// In the order of their sites.
     pub deltas: Vec<Delta>,
-    /// For each site, the index of its delta.
+    /// By the number of a module (`model::sites`), the index of its delta.
     #[module(skip)]
     pub by_site: Vec<Option<usize>>,
     /// Tensors of the base that are trained as wholes, `[rows, columns]`; a vector is one row.
@@ -104,6 +104,12 @@ impl Adapter {
     /// Whether anything of a module is trained.
     pub fn changes(&self, module: usize) -> bool {
         self.at(module).is_some() || self.weights.contains_key(&module) || self.biases.contains_key(&module)
+    }
+
+    /// Whether anything of a module with this number or a greater one is trained.
+    pub fn changes_from(&self, module: usize) -> bool {
+        let is_among = |numbers: &BTreeMap<usize, usize>| numbers.range(module..).next().is_some();
+        self.by_site.iter().skip(module).any(Option::is_some) || is_among(&self.weights) || is_among(&self.biases)
     }
 
     /// Every trainable matrix, in a fixed order.

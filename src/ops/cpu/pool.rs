@@ -17,12 +17,15 @@ use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::shared::SharedMut;
+use crate::device::nodes;
 
 /// How long a helper spins before it sleeps: longer than what lies between two kernels of a step.
 const SPIN: Duration = Duration::from_millis(2);
 
 /// Set by [`use_threads`] before the pool starts; 0 leaves the number to the machine.
 static WANTED: AtomicUsize = AtomicUsize::new(0);
+/// Set by [`place_threads`] before the pool starts.
+static PLACES: OnceLock<Vec<Vec<usize>>> = OnceLock::new();
 static POOL: OnceLock<Pool> = OnceLock::new();
 
 thread_local! {
@@ -35,6 +38,12 @@ thread_local! {
 /// How many threads kernels use; without effect once one has run.
 pub fn use_threads(threads: usize) {
     WANTED.store(threads, Ordering::Relaxed);
+}
+
+/// The processors that each helper stays on, by its number; number 0 is the caller's, which goes where it likes, because the threads that it
+/// starts later would stay with it. Without effect once a kernel has run.
+pub fn place_threads(processors: Vec<Vec<usize>>) {
+    let _ = PLACES.set(processors);
 }
 
 /// Number of threads, the caller's included.
@@ -95,10 +104,25 @@ fn pool() -> &'static Pool {
         // A helper that cannot be started is missed by no one: tasks are taken, not handed out.
         let helpers = (1..wanted)
             .filter(|&index| {
-                std::thread::Builder::new().name(format!("kernels-{index}")).spawn(move || help(index)).is_ok()
+                let place = PLACES.get().and_then(|places| places.get(index)).cloned();
+                start(index, place, move || help(index)).is_ok()
             })
             .count();
         Pool { helpers, callers: Mutex::new(()) }
+    })
+}
+
+/// Starts a helper that stays on these processors, if there are any.
+fn start(
+    index: usize,
+    processors: Option<Vec<usize>>,
+    life: impl FnOnce() + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("kernels-{index}")).spawn(move || {
+        if let Some(processors) = processors {
+            nodes::stay_on(&processors);
+        }
+        life();
     })
 }
 
@@ -321,6 +345,17 @@ mod tests {
             }
         });
         assert_eq!(map(1000, |index| index * index), (0..1000).map(|index| index * index).collect::<Vec<_>>());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_helper_stays_on_its_processors() {
+        let allowed = nodes::allowed_processors();
+        for place in [Some(allowed[..1].to_vec()), None] {
+            let expected = place.clone().unwrap_or_else(|| allowed.clone());
+            let life = move || assert_eq!(nodes::allowed_processors(), expected);
+            start(1, place, life).expect("a thread").join().expect("on its processors");
+        }
     }
 
     #[test]

@@ -95,8 +95,10 @@ function contributions(run) {
   else made.push(element("p", { class: "absent" }, "By layer: left out, `sample.time_share` left no time for it."));
   if (measured.by_module.length) {
     const items = measured.by_module.map(({ part, loss }) => {
-      const layer = part.match(/\.(\d+)\./);
-      return { name: part.split(".").pop(), layer: layer ? Number(layer[1]) : null, change: loss - measured.loss };
+      // The layers of a tower are others than those of the language model.
+      const isOfTower = part.includes(".encoder.");
+      const layer = isOfTower ? null : part.match(/\.(\d+)\./);
+      return { name: isOfTower ? part : part.split(".").pop(), layer: layer ? Number(layer[1]) : null, change: loss - measured.loss };
     });
     made.push(folded("Every module by itself", () => layerTable("Change of the loss without a module", items, (item) => item?.change, (value) => signed(value), true)));
   } else made.push(element("p", { class: "absent" }, "Module by module: left out, `sample.time_share` left no time for it."));

@@ -62,10 +62,11 @@ impl<'a> Layers<'a> {
 
     fn lowest(&self) -> usize {
         let layers = self.config.layers;
-        let adapts_embedding = self.adapter.pairs.contains_key(self.config.names.embedding)
+        let changes_input = self.adapter.pairs.contains_key(self.config.names.embedding)
             || self.adapter.whole.contains_key(&self.config.embedding_name())
-            || self.adapter.rows.is_some();
-        (0..layers).find(|&layer| adapts_embedding || self.is_adapted(layer)).unwrap_or(layers)
+            || self.adapter.rows.is_some()
+            || self.adapter.changes_vision(self.config);
+        (0..layers).find(|&layer| changes_input || self.is_adapted(layer)).unwrap_or(layers)
     }
 
     /// The projections of a layer, those that share their input together.

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::data::{Encoded, Judged, batch};
 use crate::eval::loss::ExampleLoss;
 use crate::files::hex;
+use crate::model::vision::short_name;
 use crate::model::{Batch, Decoder};
 use crate::nn::Adapter;
 use crate::run::prepare::Prepared;
@@ -155,7 +156,7 @@ pub(super) fn ablate(
     let mut modules = Vec::new();
     for (number, site) in decoder.config().modules().into_iter().enumerate() {
         if adapter.changes(number) {
-            names.entry(site.name().to_owned()).or_default().push(number);
+            names.entry(short_name(&site.module)).or_default().push(number);
             if let Some(layer) = site.layer {
                 layers.entry(layer).or_default().push(number);
             }

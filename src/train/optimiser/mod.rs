@@ -142,13 +142,19 @@ impl Optimiser {
     /// Takes the place of the optimiser that `state` came from, for the same adapter.
     ///
     /// # Errors
-    /// Failed: a vector is missing, too many or of another length; nothing is changed then.
+    /// Failed: a vector is missing beside others of its parameter, of no parameter or of another length; nothing is changed then.
     pub fn restore(&mut self, adapter: &Adapter, state: &OptimiserState) -> Result<()> {
         let mut moments = BTreeMap::new();
         let parameters = if state.tensors.is_empty() { Vec::new() } else { parameters_of(adapter) };
         for (path, shape, device) in parameters {
-            for (name, length) in self.rule.kind.moments(&shape) {
-                let name = format!("{path}.{name}");
+            let names =
+                self.rule.kind.moments(&shape).into_iter().map(|(name, length)| (format!("{path}.{name}"), length));
+            let names: Vec<(String, usize)> = names.collect();
+            // A parameter that has had no gradient yet has no vectors: that of a tower before the first picture, say.
+            if names.iter().all(|(name, _)| !state.tensors.contains_key(name)) {
+                continue;
+            }
+            for (name, length) in names {
                 let values = state.tensors.get(&name).filter(|values| values.len() == length).ok_or_else(|| {
                     let found = state.tensors.get(&name).map_or("none".to_owned(), |values| values.len().to_string());
                     Error::failed(

@@ -1,6 +1,7 @@
 //! The ranks that the environment asks for: a launcher has started this process several times, and each is to know the others.
 
 use super::{Alone, ParallelSettings, Ranks};
+use crate::device::nodes::Node;
 use crate::error::{Error, Result};
 
 /// The variables in which launchers tell a process how many were started together, and which of them it is: Open MPI, MPICH and its
@@ -106,6 +107,17 @@ pub fn threads() -> Option<usize> {
     Some(allowed.min((cores()? / on_this_machine.max(1)).max(1)))
 }
 
+/// The advice to start a rank on each of several nodes; `None` where there are no several, and for a process that is one of several.
+pub fn advice(nodes: &[Node], launched: Option<Launched>) -> Option<String> {
+    let count = nodes.len();
+    (count > 1 && launched.is_none()).then(|| {
+        format!(
+            "this process may run on {count} NUMA nodes, and one process waits for the memory of the others: a rank on each computes beside \
+             its own memory (`mpirun -n {count} --map-by numa --bind-to numa burnish train …`, docs/distributed.md)"
+        )
+    })
+}
+
 /// The number that a text begins with.
 fn first_number(text: &str) -> Option<usize> {
     let digits = text.trim().split(|symbol: char| !symbol.is_ascii_digit()).next();
@@ -161,6 +173,16 @@ mod tests {
     #[test]
     fn slurm_counts_the_processes_of_a_machine_in_its_own_way() {
         assert_eq!([first_number("4(x2),3"), first_number("2"), first_number("")], [Some(4), Some(2), None]);
+    }
+
+    #[test]
+    fn a_rank_a_node_is_advised_where_there_are_several() {
+        let nodes: Vec<Node> = (0..4).map(|number| Node { number, processors: vec![number] }).collect();
+        let advised = advice(&nodes, None).expect("advice");
+        assert!(advised.contains("mpirun -n 4 --map-by numa --bind-to numa burnish train"), "{advised}");
+        assert_eq!([advice(&nodes[..1], None), advice(&[], None)], [None, None]);
+        let launched = Launched { variable: "PMI_SIZE", count: 4, rank: 0 };
+        assert_eq!(advice(&nodes, Some(launched)), None, "it is followed");
     }
 
     #[cfg(unix)]
