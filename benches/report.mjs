@@ -1,9 +1,9 @@
 // Pages of runs in a real Chromium, opened from the disk: no error, no request, axe's rules of accessibility, the numbers of
 // metrics.jsonl on the charts' tables, reading off and zooming with the keyboard, narrow, dark and printed.
 //
-//     npm install playwright-core axe-core && CHROMIUM=$(command -v chromium) node report.mjs PICTURES RUN… [-- COMPARISON] [-- http://127.0.0.1:8081/]
+//     npm install playwright-core axe-core && CHROMIUM=$(command -v chromium) node report.mjs PICTURES RUN… [-- PAGE…] [-- http://127.0.0.1:8081/]
 //
-// RUN is a run folder with its report.html, COMPARISON a page of several runs; the address is that of a running `burnish ui`. Exits
+// RUN is a run folder with its report.html, PAGE a page of several runs, of a sweep or of attention; the address is that of a running `burnish ui`. Exits
 // with 1 where something fails. Hostile runs are welcome.
 
 import { existsSync, readFileSync } from "node:fs";
@@ -15,7 +15,7 @@ import { chromium } from "playwright-core";
 const [pictures, ...rest] = process.argv.slice(2);
 const parts = rest.join("\n").split("\n--\n").map((part) => part.split("\n"));
 const runs = parts[0];
-const comparisons = parts.slice(1).flat().filter((one) => !one.startsWith("http:"));
+const others = parts.slice(1).flat().filter((one) => !one.startsWith("http:"));
 const addresses = parts.slice(1).flat().filter((one) => one.startsWith("http:"));
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 let failures = 0;
@@ -91,11 +91,12 @@ for (const run of runs) {
   await narrow.close();
 }
 
-for (const path of comparisons) {
+for (const path of others) {
+  const name = basename(path, ".html");
   for (const scheme of ["light", "dark"]) {
     const page = await open(pathToFileURL(resolve(path)).href, { viewport: { width: 1280, height: 900 }, colorScheme: scheme });
-    await page.screenshot({ path: `${pictures}/comparison-${scheme}.png`, fullPage: true });
-    await sound(`comparison, ${scheme}`, page);
+    await page.screenshot({ path: `${pictures}/${name}-${scheme}.png`, fullPage: true });
+    await sound(`${name}, ${scheme}`, page);
     await page.close();
   }
 }

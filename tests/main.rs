@@ -25,6 +25,8 @@ mod export;
 mod families;
 mod faults;
 mod fuzz;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 mod hostile_adapter;
 mod hostile_cli;
 mod hostile_config;
@@ -74,5 +76,3 @@ mod variants;
 mod vision;
 mod vision_adapters;
 mod weights;
-#[cfg(feature = "wgpu")]
-mod wgpu;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
 use burnish::adapter::host::HostAdapter;
+use burnish::adapter::init::Init;
+use burnish::adapter::map::map;
 use burnish::adapter::merge::{MergeOptions, merge};
 use burnish::adapter::peft::SaveOptions;
 use burnish::adapter::spec::{AdapterSpec, Bias, Modules, Targets};
@@ -251,6 +253,28 @@ fn an_adapter_over_the_tower_is_saved_with_the_names_of_peft() {
         assert_eq!(listed, targets, "{name}");
         let fresh = spec.initialise(&base, Quant::None, 1).expect("an adapter");
         assert!(fresh.pairs.keys().eq(adapter.pairs.keys()), "{name}");
+    }
+}
+
+/// DoRA's magnitudes and the decompositions are those of the tower's own weights.
+#[test]
+fn an_adapter_of_any_kind_begins_without_changing_what_is_seen() {
+    let _turn = turn();
+    let (base, decoder, all, _) = prepared("smolvlm_tiles", Compute::F32);
+    let targets = Targets::Modules(Modules::Pattern(r".*\.(vision_model|connector)\..*(proj|fc\d)".to_owned()));
+    let usual = AdapterSpec { rank: 2, targets, ..AdapterSpec::default() };
+    let plain = logits(&decoder, &all[0], None);
+    for (init, dora) in [(Init::Kaiming, true), (Init::Pissa, false), (Init::Olora, false), (Init::Orthogonal, false)] {
+        let adapter = AdapterSpec { init, dora, ..usual.clone() }.initialise(&base.files, Quant::None, 1);
+        let adapter = adapter.expect("an adapter");
+        let attached = adapter.attach(decoder.config(), &Device::flex()).expect("fits");
+        assert!(decoder.features().are_changed_by(&attached), "{init}");
+        assert_near(&logits(&decoder, &all[0], Some(&attached)), &plain, &format!("{init}, DoRA {dora}"));
+        let updates = map(&adapter, &base.files, Quant::None, &|| true).expect("a map");
+        assert_eq!(updates.len(), 13);
+        // Layers of the tower are none of the language model's.
+        assert!(updates.iter().all(|update| update.layer.is_none() && update.name == update.module), "{updates:?}");
+        assert!(updates.iter().all(|update| update.weight_norm > Some(0.0)), "{updates:?}");
     }
 }
 

@@ -3,7 +3,8 @@
 use super::draft::Draft;
 use super::rules::Rule::{By, No, To};
 use super::rules::{
-    self, ATTENTION, COMPILED, GENERATION, LOADING, LOGGING, MASK, PADDING, PICTURES, TRACKER, Table, UPLOAD,
+    self, ATTENTION, COMPILED, GENERATION, LOADING, LOGGING, MASK, PADDING, PICTURE_PATHS, PICTURES, TRACKER, Table,
+    UPLOAD, VIDEO_AND_SOUND,
 };
 use super::value::{Entry, Value};
 
@@ -52,12 +53,12 @@ pub(super) const KEYS: &Table = &[
     ("dataset", By(dataset)),
     ("eval_dataset", By(eval_dataset)),
     ("dataset_dir", By(folder)),
-    ("media_dir", No(PICTURES)),
+    ("media_dir", No(PICTURE_PATHS)),
     ("image_*", No(PICTURES)),
-    ("video_*", No(PICTURES)),
-    ("audio_*", No(PICTURES)),
-    ("freeze_vision_tower", No(PICTURES)),
-    ("freeze_multi_modal_projector", No(PICTURES)),
+    ("video_*", No(VIDEO_AND_SOUND)),
+    ("audio_*", No(VIDEO_AND_SOUND)),
+    ("freeze_vision_tower", By(rules::tower)),
+    ("freeze_multi_modal_projector", By(rules::tower)),
     ("cutoff_len", To("data.max_seq_tokens")),
     ("train_on_prompt", No(MASK)),
     ("mask_history", No("the turns of the assistant are trained; `\"weight\": 0` leaves one out")),

@@ -77,7 +77,9 @@ pub(super) const UPLOAD: &str = "nothing is uploaded: the run folder is one that
 pub(super) const PROCESSES: &str = "several machines share a run by MPI (docs/distributed.md)";
 pub(super) const LOADING: &str = "the data is read, kept and shuffled in one way, on all cores";
 pub(super) const LOGGING: &str = "every step is a line of metrics.jsonl";
-pub(super) const PICTURES: &str = "burnish trains on text alone";
+pub(super) const PICTURES: &str = "pictures become what the base's preprocessor_config.json says (docs/pictures.md)";
+pub(super) const PICTURE_PATHS: &str = "paths of pictures are relative to the data file (docs/pictures.md)";
+pub(super) const VIDEO_AND_SOUND: &str = "burnish reads neither video nor sound";
 pub(super) const GENERATION: &str = "`burnish generate` and `burnish eval --generate` have arguments for it";
 pub(super) const COMPILED: &str = "kernels are compiled in";
 pub(super) const MASK: &str = "the loss is on answers; rows with `text` alone are learned whole";
@@ -105,6 +107,13 @@ pub(super) fn base(draft: &mut Draft, entry: &Entry) {
         _ => "",
     };
     draft.set_with("base.model", model, entry, remark);
+}
+
+/// Whether the tower of a model that sees, or its connector, is trained.
+pub(super) fn tower(draft: &mut Draft, entry: &Entry) {
+    const REASON: &str = "tower and connector are frozen unless `adapter.targets` or `adapter.modules_to_save` names their modules \
+                          (docs/pictures.md)";
+    draft.leave_out(entry, REASON);
 }
 
 /// A revision of the base, which [`base`] has seen.

@@ -2,7 +2,7 @@
 
 use super::draft::Draft;
 use super::rules::Rule::{By, No, To};
-use super::rules::{self, CODE, COMPILED, LOADING, LOGGING, MASK, OBJECT, PADDING, PICTURES, TRACKER, Table, UPLOAD};
+use super::rules::{self, CODE, COMPILED, LOADING, LOGGING, MASK, OBJECT, PADDING, TRACKER, Table, UPLOAD};
 use super::value::{Entry, Value};
 
 /// Keys of both, by their last part; those of transformers, TRL and PEFT aside.
@@ -36,8 +36,8 @@ pub(super) const KEYS: &Table = &[
     ("finetune_language_layers", No("`adapter.targets` names the modules")),
     ("finetune_attention_modules", No("`adapter.targets` names the modules")),
     ("finetune_mlp_modules", No("`adapter.targets` names the modules")),
-    ("finetune_vision_layers", No(PICTURES)),
-    ("vision_all_linear", No(PICTURES)),
+    ("finetune_vision_layers", By(rules::tower)),
+    ("vision_all_linear", By(rules::tower)),
     ("get_chat_template.0", No(OBJECT)),
     ("get_chat_template.1", By(rules::template)),
     ("chat_template", By(rules::template)),

@@ -42,7 +42,8 @@ const shownWeight = (value, view) => (view === "change" ? signed(100 * value, 2)
 
 /// The tokens as buttons that choose the query, over colours that say how strongly it looks at each of them.
 function tokenButtons(data, label, change) {
-  const buttons = data.tokens.map((token, index) => element("button", { type: "button", class: "token", click: () => change(index) }, visible(token)));
+  // The name has the token's place too: a blank alone is no name.
+  const buttons = data.tokens.map((token, index) => element("button", { type: "button", class: "token", "aria-label": named(data, index), click: () => change(index) }, visible(token)));
   const node = element("p", { class: "tokens text", role: "group", "aria-label": label }, buttons);
   return { node, buttons };
 }

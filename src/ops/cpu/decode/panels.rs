@@ -4,8 +4,8 @@
 //! them, `[row][column]`; as nibbles, columns `16 + i` are the high halves of columns `i`. Scales and minima are f16, `[16 rows]`
 //! for each 32 columns (scales for each 16, where the format has as many). A panel of floats is bf16, `[pair of columns][row][2]`.
 
-use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
+use memmap2::MmapMut;
 
 use super::activations::BLOCK;
 use crate::ops::cpu::matrix::{Matrix, Storage};
@@ -64,22 +64,14 @@ pub(super) const NF4_VALUES: [u8; 16] = {
     values
 };
 
-/// A cache line, so that panels begin at one.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-// SAFETY: all zero is a valid array of bytes.
-unsafe impl Zeroable for Line {}
-// SAFETY: 64 bytes without padding, any of them valid.
-unsafe impl Pod for Line {}
-
 /// A weight `[rows, columns]` in panels.
 pub struct Panels {
     rows: usize,
     columns: usize,
     form: Form,
     panel_bytes: usize,
-    lines: Vec<Line>,
+    /// Memory of its own, so that the system can hold a large weight in large pages: every weight is read for every token.
+    bytes: MmapMut,
 }
 
 impl Form {
@@ -131,9 +123,10 @@ impl Panels {
     pub fn new(matrix: &Matrix) -> Self {
         let (rows, columns, form) = (matrix.rows(), matrix.columns(), Form::of(matrix));
         let panel_bytes = form.panel_bytes(columns);
-        let mut lines = vec![Line([0; 64]); rows.div_ceil(ROWS) * panel_bytes / 64];
-        pool::for_each_chunk(&mut lines, panel_bytes / 64, |panel, lines| {
-            let bytes: &mut [u8] = bytemuck::cast_slice_mut(lines);
+        let mut bytes = MmapMut::map_anon(rows.div_ceil(ROWS) * panel_bytes).expect("memory for a weight");
+        #[cfg(target_os = "linux")]
+        let _ = bytes.advise(memmap2::Advice::HugePage);
+        pool::for_each_chunk(&mut bytes, panel_bytes, |panel, bytes| {
             for row in panel * ROWS..((panel + 1) * ROWS).min(rows) {
                 match form {
                     Form::Integers { codes, .. } => put_codes(matrix, row, form, codes, bytes),
@@ -141,7 +134,7 @@ impl Panels {
                 }
             }
         });
-        Self { rows, columns, form, panel_bytes, lines }
+        Self { rows, columns, form, panel_bytes, bytes }
     }
 
     /// Bytes that the repacked form of a weight takes.
@@ -170,8 +163,7 @@ impl Panels {
 
     /// The bytes of a panel: codes, scales and minima.
     pub(super) fn panel(&self, panel: usize) -> (&[u8], &[u8], &[u8]) {
-        let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
-        let panel = &bytes[panel * self.panel_bytes..][..self.panel_bytes];
+        let panel = &self.bytes[panel * self.panel_bytes..][..self.panel_bytes];
         let blocks = self.columns / BLOCK;
         let (codes, scales, minima) = self.form.block_bytes();
         match self.form {

@@ -7,6 +7,9 @@ use super::{Integers, Tile, with_form};
 use crate::ops::cpu::decode::activations::{BLOCK, BlockScale};
 use crate::ops::cpu::decode::panels::{CodeForm, NF4_VALUES, ROWS};
 
+/// Bytes of codes between those that are fetched and those that are multiplied.
+const AHEAD: usize = 4096;
+
 /// The outputs of `count` rows (1, 2, 4 or 8).
 ///
 /// # Safety
@@ -36,6 +39,12 @@ unsafe fn rows<const COUNT: usize, const CODES: u8, const HALVES: bool>(job: &In
             let codes = job.codes.as_ptr().add(block * code_bytes);
             let mut dots = [[_mm512_setzero_si512(); 2]; COUNT];
             for four in 0..4 {
+                // The hardware's own fetching stops at the end of a page.
+                let ahead = codes.wrapping_add(AHEAD + 64 * four);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                if CODES == BYTES {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(256).cast());
+                }
                 let first = _mm512_loadu_si512(codes.add(64 * four).cast());
                 let (low, high) = match CODES {
                     BYTES => (first, _mm512_loadu_si512(codes.add(64 * (four + 4)).cast())),
