@@ -52,6 +52,7 @@ mod preferences;
 mod preflight;
 #[cfg(unix)]
 mod privacy;
+mod prompt_pictures;
 mod pull;
 mod qlora;
 mod real_templates;
