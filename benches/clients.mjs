@@ -2,14 +2,16 @@
 //
 //     npm install openai ai @ai-sdk/openai-compatible ollama && node clients.mjs http://127.0.0.1:8080
 //
-// Exits with 1 where something fails.
+// With a PNG file as second argument, the base has to see pictures, and the clients ask about that picture instead. Exits with 1 where
+// something fails.
 
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { embed, generateObject, generateText, jsonSchema, streamText } from "ai";
 import { Ollama } from "ollama";
+import { readFileSync } from "node:fs";
 import OpenAI from "openai";
 
-const server = process.argv[2];
+const [server, picture] = process.argv.slice(2);
 const messages = [{ role: "user", content: "What is the capital of France?" }];
 let failures = 0;
 const check = (name, holds, found) => {
@@ -19,6 +21,26 @@ const check = (name, holds, found) => {
 
 const openai = new OpenAI({ baseURL: server + "/v1", apiKey: "none", maxRetries: 0 });
 const model = (await openai.models.list()).data[0].id;
+if (picture) {
+  const image = readFileSync(picture);
+  const url = "data:image/png;base64," + image.toString("base64");
+  const question = "Which colour is this?";
+  const content = [{ type: "image_url", image_url: { url } }, { type: "text", text: question }];
+  const answer = await openai.chat.completions.create({ model, max_tokens: 8, temperature: 0, messages: [{ role: "user", content }] });
+  const text = answer.choices[0].message.content;
+  check("openai: a picture", answer.usage.prompt_tokens > 8, answer);
+  const far = [{ type: "image_url", image_url: { url: "https://example.org/a.png" } }];
+  const refused = await openai.chat.completions.create({ model, messages: [{ role: "user", content: far }] }).catch((caught) => caught);
+  check("openai: an address is refused", refused.status === 400 && refused.param === "messages[0].content[0].image_url.url", refused);
+  const vercel = createOpenAICompatible({ name: "burnish", baseURL: server + "/v1" });
+  const parts = [{ type: "image", image, mediaType: "image/png" }, { type: "text", text: question }];
+  const generated = await generateText({ model: vercel(model), messages: [{ role: "user", content: parts }], temperature: 0, maxOutputTokens: 8, maxRetries: 0 });
+  check("ai-sdk: a picture", generated.text === text, generated.text);
+  const ollama = new Ollama({ host: server });
+  const told = await ollama.chat({ model, messages: [{ role: "user", content: question, images: [image] }], options: { temperature: 0, num_predict: 8 } });
+  check("ollama: a picture", told.message.content === text, told);
+  process.exit(failures ? 1 : 0);
+}
 const ask = { model, messages, max_tokens: 24, temperature: 0 };
 const whole = await openai.chat.completions.create(ask);
 const text = whole.choices[0].message.content;

@@ -1,7 +1,13 @@
 """Requests that mean no good, for `hostile_clients.py`: bodies made from valid ones, and raw bytes of HTTP."""
 
+import base64
 import copy
 import json
+import struct
+import zlib
+from pathlib import Path
+
+PICTURE = (Path(__file__).resolve().parent.parent / "tests/fixtures/vision/llava_clip/pictures/wide.png").read_bytes()
 
 
 def request(method, path, body=b"", headers=()):
@@ -54,11 +60,39 @@ def schema(rng, depth=0):
     return rng.choice(leaves if depth > 2 else leaves + branches * 2)()
 
 
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def picture(rng):
+    """A PNG file in base64: sound, cut, changed, or one that says that it is huge."""
+    data = bytearray(PICTURE)
+    kind = rng.randrange(6)
+    if kind == 0:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    if kind == 1:
+        del data[rng.randrange(len(data)) :]
+    if kind == 2:
+        head = struct.pack(">IIBBBBB", rng.choice([0, 1, 8000, 60000, 2**31]), rng.choice([1, 8000, 60000]), 8, 2, 0, 0, 0)
+        data = data[:8] + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1 << 20))) + chunk(b"IEND", b"")
+    return base64.b64encode(data).decode()
+
+
+def show_pictures(rng, message, is_ollama):
+    """Lets a message show a picture, which some bases take."""
+    if is_ollama:
+        return message | {"images": [picture(rng) for _ in range(rng.choice([1, 1, 2]))]}
+    kind = rng.choice(["data:image/png;base64,"] * 8 + ["data:image/jpeg;base64,", "data:text/html;base64,", "file://", "http://127.0.0.1:1/", ""])
+    return message | {"content": [{"type": "image_url", "image_url": {"url": kind + picture(rng)}}, {"type": "text", "text": message["content"]}]}
+
+
 def valid_body(rng, model):
     """A route and a body that it takes."""
     messages = [{"role": rng.choice(["system", "user", "user"]), "content": "Tell me"}, {"role": "user", "content": rng.choice(["x", "What is it?"])}]
     ask = {"model": model, "messages": messages, "max_tokens": rng.randrange(1, 40), "temperature": rng.choice([0, 1, 1.7])}
     kind = rng.randrange(8)
+    if rng.random() < 0.2:
+        messages[-1] = show_pictures(rng, messages[-1], kind == 2)
     if kind == 0:
         return "/v1/completions", {"model": model, "prompt": rng.choice(["a", ["a", "b"], [1, 2], [[1], [2]]]), "max_tokens": 9, "logprobs": 2, "n": 2}
     if kind == 1:

@@ -2,7 +2,7 @@
 
     pip install -r tests/reference/requirements.txt
     python benches/peft_side_by_side.py --model MODEL_FOLDER [--burnish target/release/burnish --base BASE]
-        [--workloads qv,seven,1k,4k,wikisql] [--modes f32,bf16,...] [--rounds 5] [--threads 2,16]
+        [--workloads qv,seven,1k,4k,wikisql] [--modes f32,bf16,...] [--rounds 5] [--threads 2,16] [--device cpu]
 
 MODEL_FOLDER is the base as a Hugging Face folder (f32 or bf16 weights, with its tokenizer); BASE is what burnish calls
 the same base (a name, folder or .gguf). Several binaries of burnish are compared if --burnish names several, as
@@ -11,7 +11,9 @@ object a measurement goes to stdout, a table of medians to stderr. On a processo
 after the measurement (benches/amx_state.py).
 
 tokens_per_second counts all tokens that are no padding, prompts included, over the steps after the first two.
-peak_bytes is the largest resident size of the whole process (`ru_maxrss`), interpreter and libraries included.
+peak_bytes is the largest resident size of the whole process (`ru_maxrss`), interpreter and libraries included. With `--device
+cuda` both tools run on the GPU; device_bytes is then the rise of its used memory as nvidia-smi gives it, contexts and caches
+included.
 
 Modes of PEFT:
     f32            weights and arithmetic in f32
@@ -40,6 +42,7 @@ from pathlib import Path
 
 import amx_state
 from runs import measured_by
+from speed import DeviceMemory
 
 QV = ["q_proj", "v_proj"]
 SEVEN = QV + ["k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -64,6 +67,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="measured steps of a made-up workload")
     parser.add_argument("--threads", default="2", help="numbers of threads, each a table of its own")
+    parser.add_argument("--device", default="cpu", help="of both tools: cpu or cuda (for burnish also wgpu)")
     parser.add_argument("--wikisql", type=Path, help="folder of train.jsonl and valid.jsonl, for the workload wikisql")
     parser.add_argument("--wikisql-steps", type=int, default=250, help="250 is one epoch in batches of 4")
     parser.add_argument("--burnish", help="the burnish binary, or several with names; without it only PEFT is measured")
@@ -89,7 +93,7 @@ def write_made_up(path, model, workload, steps):
     """Texts of words that are one token each: with the end token, exactly the tokens of the workload."""
     sequences, tokens, _ = WORKLOADS[workload]
     vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
-    words = sorted(token[1:] for token in vocabulary if re.fullmatch("Ġ[a-z]{3,8}", token))
+    words = sorted(token[1:] for token in vocabulary if re.fullmatch("Ġ[a-z]{1,8}", token))
     choice = random.Random(0)
     with path.open("w") as file:
         for _ in range(sequences * (WARM_UP_STEPS + steps)):
@@ -139,6 +143,7 @@ def open_peft(torch, options, mode, targets):
     dtype = torch.float32 if mode == "f32" else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, **more)
     model.config.use_cache = False
+    model = model if mode == "nf4" else model.to(options.device)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, task_type="CAUSAL_LM")
     model = get_peft_model(model, config).train()
     if mode == "bf16-recompute":
@@ -154,6 +159,7 @@ def validation_loss(torch, model, examples, padding, autocast):
         for example in examples:
             batch = collate(torch, [example], padding)
             trained = (batch["labels"][:, 1:] != -100).sum().item()
+            batch = {name: part.to(model.device) for name, part in batch.items()}
             total += model(**batch).loss.item() * trained
             tokens += trained
     return total / tokens
@@ -182,7 +188,7 @@ def child(options):
     forward = torch.compile(model) if mode == "bf16-compile" else model
 
     def autocast():
-        return torch.autocast("cpu", torch.bfloat16, enabled=mode not in ("f32", "bf16-plain"))
+        return torch.autocast(options.device, torch.bfloat16, enabled=mode not in ("f32", "bf16-plain"))
 
     if workload == "wikisql":
         batches = batches[: options.wikisql_steps]
@@ -190,7 +196,7 @@ def child(options):
     seconds, processor_seconds, tokens, losses = [], [], [], []
     for examples_of_step in batches:
         begin, processor_begin = time.perf_counter(), time.process_time()
-        batch = collate(torch, examples_of_step, padding)
+        batch = {name: part.to(options.device) for name, part in collate(torch, examples_of_step, padding).items()}
         with autocast():
             loss = forward(**batch).loss
         loss.backward()
@@ -199,6 +205,8 @@ def child(options):
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        if options.device == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
         processor_seconds.append(time.process_time() - processor_begin)
         tokens.append(sum(len(ids) for ids, _ in examples_of_step))
@@ -227,7 +235,7 @@ def child(options):
 
 def measure_peft(options, mode, workload, data, threads):
     command = [sys.executable, __file__, "--model", str(options.model), "--threads", str(threads)]
-    command += ["--wikisql-steps", str(options.wikisql_steps)]
+    command += ["--wikisql-steps", str(options.wikisql_steps), "--device", options.device]
     if options.wikisql is not None:
         command += ["--wikisql", str(options.wikisql)]
     command += ["--child", mode, workload, str(data)]
@@ -287,6 +295,7 @@ def measure_burnish(options, binary, mode, workload, data, threads, folder):
         )
     )
     command = [str(binary), "train", str(recipe), "--json", "--threads", str(threads)]
+    command += ["--device", options.device]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         return {"error": f"exit {done.returncode}: {done.stderr.strip()[-300:]}"}
@@ -329,11 +338,14 @@ def main():
                 for threads in options.threads:
                     for tool, mode in contestants:
                         load = os.getloadavg()[0]
-                        if tool == "peft":
-                            result = measure_peft(options, mode, workload, data, threads)
-                        else:
-                            binary = options.binaries[tool]
-                            result = measure_burnish(options, binary, mode, workload, data, threads, folder)
+                        with DeviceMemory(options.device) as memory:
+                            if tool == "peft":
+                                result = measure_peft(options, mode, workload, data, threads)
+                            else:
+                                binary = options.binaries[tool]
+                                result = measure_burnish(options, binary, mode, workload, data, threads, folder)
+                        if memory.measures:
+                            result["device_bytes"] = memory.rise() << 20
                         line = {"tool": tool, "mode": mode, "workload": workload, "threads": threads}
                         line |= {"round": round_number, **result, "load_before": round(load, 2), "amx": amx_state.state()}
                         print(json.dumps(line), flush=True)
@@ -356,18 +368,20 @@ def report(results, options):
         return statistics.median(result[what] for result in results[key])
 
     say = lambda text: print(text, file=sys.stderr)
-    say(f"\n{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} processors")
+    # The memory that counts is the GPU's where there is one.
+    memory = "device_bytes" if options.device == "cuda" else "peak_bytes"
+    say(f"\n{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} processors, {options.device}")
     say("| threads | workload | tool | mode | runs | tokens/s | lowest to highest | peak MiB | against PEFT: speed | memory |")
     say("|---|---|---|---|---|---|---|---|---|---|")
     for key in results:
         threads, workload, tool, mode = key
-        speed, peak = median(key, "tokens_per_second"), median(key, "peak_bytes")
+        speed, peak = median(key, "tokens_per_second"), median(key, memory)
         every = [result["tokens_per_second"] for result in results[key]]
         # PEFT in the same mode, or else in bf16.
         against = next((key for key in [(threads, workload, "peft", m) for m in (mode, "bf16")] if key in results), None)
         ratios = " | "
         if against is not None:
-            ratios = f"{speed / median(against, 'tokens_per_second'):.2f} | {peak / median(against, 'peak_bytes'):.2f}"
+            ratios = f"{speed / median(against, 'tokens_per_second'):.2f} | {peak / median(against, memory):.2f}"
         say(
             f"| {threads} | {workload} | {tool} | {mode} | {len(every)} | {speed:.0f} | {min(every):.0f} to {max(every):.0f} "
             f"| {peak / 2**20:.0f} | {ratios} |"

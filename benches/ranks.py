@@ -2,6 +2,7 @@
 and NF4, over shared memory, TCP and network namespaces; and a job that ends on every rank when one fails (ranks_faults.py).
 
     python3 benches/ranks.py [--burnish target/release/burnish] [--kills 2] [--seed 0] [--all-faults] [--without-namespaces]
+    python3 benches/ranks.py --device wgpu [--burnish ...]
 
 burnish must be built with `--features mpi`; `mpirun` is Open MPI's. Namespaces need root, `ip` and `unshare`. A long campaign:
 `--kills 20 --all-faults`. Exit code 1 at the first claim that does not hold. Needs the standard library and a C compiler.
@@ -34,6 +35,7 @@ def arguments():
     parser.add_argument("--burnish", type=Path, default=ROOT / "target/release/burnish")
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="trains on this device only, one process and two")
     parser.add_argument("--all-faults", action="store_true", help="every fault in every phase, rather than a few")
     parser.add_argument("--without-namespaces", action="store_true")
     return parser.parse_args()
@@ -52,6 +54,16 @@ def equal_adapters(job):
                 claim(job.adapter(name) == expected, f"{kind} on {ranks} ranks over {transport} gives the adapter of one")
                 print(f"{kind}, {ranks} ranks × {4 // ranks} micro-batches over {transport}: the adapter of 1 × 4 "
                       f"({time.monotonic() - began:.1f} s)", flush=True)
+
+
+def on_device(job, device):
+    """Two processes that share a device train the adapter of one, over LoRA and NF4."""
+    for kind, settings in KINDS.items():
+        settings = [*settings, "base.compute=f32", "train.epochs=2"]
+        for ranks in (1, 2):
+            job.done(ranks, job.train(f"{kind}-{ranks}", settings, ["--device", device]), ["-x", "BURNISH_THREADS=1"])
+        claim(job.adapter(f"{kind}-1") == job.adapter(f"{kind}-2"), f"{kind} on two processes gives the adapter of one")
+        print(f"{kind}, 2 processes on {device}: the adapter of one", flush=True)
 
 
 def killed_ranks(job, kills, generator):
@@ -126,6 +138,10 @@ def main():
     options = arguments()
     with tempfile.TemporaryDirectory(prefix="burnish-ranks-") as folder:
         job = Job(Path(folder), options.burnish.resolve())
+        if options.device:
+            on_device(job, options.device)
+            print("all holds")
+            return
         with_namespaces = not options.without_namespaces and Namespaces.can_be_made()
         if not with_namespaces:
             print("without network namespaces", flush=True)

@@ -158,15 +158,34 @@ mod wgpu {
 
 #[cfg(feature = "cuda")]
 mod cuda {
+    use std::path::PathBuf;
+
     use burn::tensor::DeviceType;
 
-    use super::{Device, Result, no_such_device};
+    use super::{Device, Error, Place, Result, no_such_device};
 
-    /// Asks for the GPUs first: opening a device that is not there panics in the runtime.
+    /// CUDA's mathematical functions, below the folder of a toolkit.
+    const LIBDEVICE: &str = "nvvm/libdevice/libdevice.10.bc";
+    /// The folders that cubecl-llvm looks in where `CUDA_PATH` is not set.
+    const TOOLKITS: [&str; 4] = ["/usr/local/cuda", "/opt/cuda", "/usr/lib/cuda", "/usr"];
+
+    /// Asks for the GPUs first: opening a device that is not there panics in the runtime, and so does compiling a kernel
+    /// without CUDA's mathematical functions.
     pub(super) fn open(index: Option<usize>) -> Result<Device> {
         let gpus = Device::enumerate(DeviceType::Cuda).into_vec();
         let index = index.unwrap_or(0);
-        gpus.get(index).cloned().ok_or_else(|| no_such_device("cuda", index, &gpus))
+        let device = gpus.get(index).cloned().ok_or_else(|| no_such_device("cuda", index, &gpus))?;
+        let toolkits = match std::env::var_os("CUDA_PATH") {
+            Some(path) => vec![PathBuf::from(path)],
+            None => TOOLKITS.map(PathBuf::from).to_vec(),
+        };
+        if toolkits.iter().any(|toolkit| toolkit.join(LIBDEVICE).is_file()) {
+            return Ok(device);
+        }
+        let places: Vec<String> = toolkits.iter().map(|toolkit| toolkit.display().to_string()).collect();
+        Err(Error::input(Place::argument("--device"), format!("{LIBDEVICE} was not found in {}", places.join(", "))).hint(
+            "set CUDA_PATH to a CUDA toolkit, or to any folder with that file; PyTorch's triton brings it, too (docs/devices.md)",
+        ))
     }
 }
 
@@ -191,6 +210,14 @@ mod tests {
         for name in ["", "gpu", "cpu:0", "wgpu:", "wgpu:-1", "cuda:x", "CPU"] {
             assert!(name.parse::<DeviceChoice>().is_err(), "{name}");
         }
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_gpu_that_is_not_there_is_a_named_error() {
+        let error = open(&DeviceChoice::Cuda(Some(999))).expect_err("no machine has so many");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("--device cpu"), "{error}");
     }
 
     #[cfg(not(feature = "cuda"))]

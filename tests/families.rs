@@ -34,13 +34,13 @@ fn models() -> Vec<(PathBuf, Option<PathBuf>)> {
 }
 
 /// Asserts that values differ by at most `share` of the largest of them.
-fn assert_near(found: &[f32], expected: &[f32], share: f32, place: &str) {
+pub fn assert_near(found: &[f32], expected: &[f32], share: f32, place: &str) {
     let scale = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     let difference = largest_difference(found, expected) / scale;
     assert!(difference <= share, "{place}: off by {difference} of {scale}");
 }
 
-fn training(folder: &Path) -> Value {
+pub fn training(folder: &Path) -> Value {
     let text = std::fs::read(folder.join("training.json")).expect("a fixture");
     serde_json::from_slice(&text).expect("JSON")
 }
@@ -173,7 +173,7 @@ fn five_steps_follow_torch_and_peft() {
     }
 }
 
-fn batch(sequences: &Value) -> Batch {
+pub fn batch(sequences: &Value) -> Batch {
     let mut batch = Batch { ids: Vec::new(), lengths: Vec::new(), trained: Vec::new() };
     for sequence in sequences.as_array().expect("sequences") {
         let ids = sequence.as_array().expect("ids");

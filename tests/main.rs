@@ -25,6 +25,8 @@ mod export;
 mod families;
 mod faults;
 mod fuzz;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 mod hostile_adapter;
 mod hostile_cli;
 mod hostile_config;
@@ -50,6 +52,7 @@ mod preferences;
 mod preflight;
 #[cfg(unix)]
 mod privacy;
+mod prompt_pictures;
 mod pull;
 mod qlora;
 mod real_templates;
@@ -73,6 +76,4 @@ mod variants;
 mod vision;
 mod vision_adapters;
 mod weights;
-#[cfg(feature = "wgpu")]
-mod wgpu;
 mod whole_modules;

@@ -77,7 +77,7 @@ fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
 }
 
 /// A PNG file of this width and height, with these bytes as its compressed rows.
-fn png(width: u32, height: u32, rows: &[u8]) -> Vec<u8> {
+pub fn png(width: u32, height: u32, rows: &[u8]) -> Vec<u8> {
     let head = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
     [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &head), &chunk(b"IDAT", rows), &chunk(b"IEND", &[])].concat()
 }

@@ -3,6 +3,7 @@
 mod columns;
 mod command;
 mod lines;
+mod question;
 mod session;
 
 use std::io::{self, IsTerminal};
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use self::command::{Command, HELP, Input};
 use self::lines::{Lines, Next};
+use self::question::Question;
 use self::session::{Reply, Session};
 use super::Global;
 use super::model::{EngineForm, NamedForm};
@@ -89,7 +91,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, terminal: &Terminal) -
     let options = arguments.engine.options(&models.loaded.decoder, models.loaded.compute)?;
     let mut session = Session::new(models, options, sampler, arguments.max_tokens, arguments.system.clone());
     let is_interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !global.json;
-    let talk = Talk { terminal, is_interactive, is_json: global.json };
+    let mut talk = Talk { terminal, is_interactive, is_json: global.json, next: Question::default() };
     if is_interactive {
         terminal.message(format!("{}; /help lists the commands, Ctrl-D ends", session.about_model()));
     } else if session.asks_alone() {
@@ -128,14 +130,21 @@ struct Talk<'a> {
     terminal: &'a Terminal,
     is_interactive: bool,
     is_json: bool,
+    /// The pictures of the next question.
+    next: Question,
 }
 
 impl Talk<'_> {
-    fn take(&self, session: &mut Session, lines: &mut Lines, input: Input) -> Result<()> {
+    /// The next question, with the pictures that wait for it.
+    fn asked(&mut self, text: String) -> Question {
+        std::mem::take(&mut self.next).asking(text)
+    }
+
+    fn take(&mut self, session: &mut Session, lines: &mut Lines, input: Input) -> Result<()> {
         match input {
             Input::Question(question) => {
-                let streams = !self.is_json;
-                let reply = session.ask(&question, |text| if streams { self.terminal.print(text) } else { Ok(()) })?;
+                let (streams, question) = (!self.is_json, self.asked(question));
+                let reply = session.ask(question, |text| if streams { self.terminal.print(text) } else { Ok(()) })?;
                 self.end(&reply)?;
             }
             Input::Command(command) => self.command(session, lines, command)?,
@@ -146,7 +155,7 @@ impl Talk<'_> {
         Ok(())
     }
 
-    fn command(&self, session: &mut Session, lines: &mut Lines, command: Command) -> Result<()> {
+    fn command(&mut self, session: &mut Session, lines: &mut Lines, command: Command) -> Result<()> {
         let say = |text: String| self.terminal.message(text);
         match command {
             Command::Help => say(HELP.to_owned()),
@@ -164,8 +173,19 @@ impl Talk<'_> {
                 Some(question) => say(format!("forgotten: {question}")),
                 None => say("there is nothing to undo".to_owned()),
             },
+            Command::Image(None) => {
+                self.next = Question::default();
+                say("no picture waits for the next question".to_owned());
+            }
+            Command::Image(Some(path)) => {
+                let next = self.next.clone().with_picture(&path)?;
+                session.check_pictures(&next)?;
+                say(format!("the next question shows {}", counted(next.pictures(), "picture")));
+                self.next = next;
+            }
             Command::New => {
                 session.forget();
+                self.next = Question::default();
                 say("a new conversation".to_owned());
             }
             Command::Save(path) => {
@@ -173,7 +193,8 @@ impl Talk<'_> {
                 say(format!("{} added to {} as a line", counted(session.turns(), "turn"), path.display()));
             }
             Command::Compare(question) => {
-                let replies = session.compare(question.as_deref())?;
+                let question = question.map(|text| self.asked(text));
+                let replies = session.compare(question)?;
                 self.show_both(&replies, lines)?;
             }
             Command::Quit => {}

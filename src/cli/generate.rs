@@ -12,7 +12,6 @@ use super::model::{EngineForm, Model};
 use super::prompts;
 use super::terminal::Terminal;
 use super::train::TrainProgress;
-use crate::data::images::parts::{picture_part, text_part};
 use crate::data::{self, Message};
 use crate::error::{Error, Place, Result, counted, printable};
 use crate::files::json;
@@ -272,16 +271,9 @@ fn asked_by_arguments(
 
 /// The turn with pictures before its text.
 fn shown(message: Message, images: &[PathBuf]) -> Result<Message> {
-    if images.is_empty() {
-        return Ok(message);
-    }
-    let part = |path: &PathBuf| match path.to_str() {
-        Some(path) => Ok(picture_part(path)),
-        None => Err(Error::input(Place::argument("--image"), "is not UTF-8 text")),
-    };
-    let mut parts: Vec<_> = images.iter().map(part).collect::<Result<_>>()?;
-    parts.push(text_part(&message.content));
-    Ok(message.with_parts(parts))
+    let paths: Option<Vec<&str>> = images.iter().map(|path| path.to_str()).collect();
+    let paths = paths.ok_or_else(|| Error::input(Place::argument("--image"), "is not UTF-8 text"))?;
+    Ok(message.showing(paths))
 }
 
 /// Prints an answer: as an object on a line, or as text with an empty line after it.

@@ -1,7 +1,7 @@
 //! The form in which a weight stays in memory, by device, quantisation and precision.
 
 use super::base::{BaseFiles, StoredWeight};
-use super::load::LoadOptions;
+use super::load::{LoadOptions, dtype};
 use crate::error::{Error, Place, Result};
 use crate::files::{Dtype, FloatType};
 use crate::ops::frozen::FrozenWeight;
@@ -36,7 +36,7 @@ impl LoadOptions {
         let is_projection = base.is_projection(name);
         let is_nf4 = is_projection && (base.is_packed(name) || self.quant.nf4_double().is_some());
         if !is_nf4 && !is_processor(&self.device) {
-            return 4 * values;
+            return dtype(self.compute).size() * values;
         }
         if base.is_packed(name) {
             return base.stored_bytes(name) + base.stored_scale_bytes(name);
@@ -102,8 +102,8 @@ impl Placing<'_> {
         self.on_gpu(packed, quant, rows, columns)
     }
 
-    /// A GPU holds the layers' projections packed in NF4 or dense, and all else dense, in f32: rows of an embedding are
-    /// looked up, which a packed weight is slow at there.
+    /// A GPU holds the layers' projections packed in NF4 or dense, and all else dense, in the precision of the activations:
+    /// rows of an embedding are looked up, which a packed weight is slow at there.
     fn on_gpu(&self, packed: StoredWeight, quant: Quant, rows: usize, columns: usize) -> Result<FrozenWeight> {
         match packed {
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -114,7 +114,10 @@ impl Placing<'_> {
             StoredWeight::Dense(raw) if quant == Quant::Keep && matches!(raw.dtype, Dtype::Block(_)) => {
                 Err(only_on_the_processor())
             }
-            stored => Ok(FrozenWeight::from_values(stored.to_f32()?, rows, columns, &self.options.device)),
+            stored => {
+                let LoadOptions { device, compute, .. } = self.options;
+                Ok(FrozenWeight::from_values(stored.to_f32()?, rows, columns, device, dtype(*compute)))
+            }
         }
     }
 }

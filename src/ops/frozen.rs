@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 #[cfg(feature = "cpu")]
@@ -40,9 +40,10 @@ impl FrozenWeight {
         Self::at(Place::Matrix(Arc::new(matrix)))
     }
 
-    /// A weight for any other device: `rows * columns` values, row-major.
-    pub fn from_values(values: Vec<f32>, rows: usize, columns: usize, device: &Device) -> Self {
-        Self::at(Place::Tensor(Box::new(Tensor::from_data(TensorData::new(values, [rows, columns]), device))))
+    /// A weight for any other device: `rows * columns` values, row-major, which are kept in `dtype` there.
+    pub fn from_values(values: Vec<f32>, rows: usize, columns: usize, device: &Device, dtype: DType) -> Self {
+        let data = TensorData::new(values, [rows, columns]).convert_dtype(dtype);
+        Self::at(Place::Tensor(Box::new(Tensor::from_data(data, (device, dtype)))))
     }
 
     /// A weight of shape `[rows, columns]` that stays packed on a wgpu or CUDA device; products decode it a tile at a
@@ -138,7 +139,7 @@ impl FrozenWeight {
             }
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Place::Nf4(weight) => autograd::rows(weight, ids),
-            Place::Tensor(tensor) => selected(tensor, ids).to_device(&device.clone().inner()),
+            Place::Tensor(tensor) => selected(tensor, ids).cast(DType::F32).to_device(&device.clone().inner()),
         }
     }
 

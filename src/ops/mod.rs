@@ -1,6 +1,5 @@
 //! The numerics that Burn lacks, one folder an op: `reference.rs` is the definition of correct in plain tensor code
-//! on any backend, `cpu.rs` the processor's kernel with a hand-written backward. GPUs have one kernel, the product by a
-//! packed weight (`cube`).
+//! on any backend, `cpu.rs` the processor's kernel with a hand-written backward. The kernels for GPUs stand in `cube`.
 //!
 //! Activations are `[tokens, features]`: the sequences of a micro-batch lie end to end, so nothing is ever padded.
 
@@ -13,6 +12,7 @@ pub mod cross_entropy;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub mod cube;
 pub mod frozen;
+pub mod host;
 pub mod linear;
 pub mod norm;
 pub mod wide_gradient;
@@ -43,4 +43,10 @@ pub fn is_processor(device: &burn::tensor::Device) -> bool {
 #[cfg(feature = "cpu")]
 fn on_processor(tensor: &burn::tensor::Tensor<2>) -> bool {
     is_processor(&tensor.device().inner())
+}
+
+/// Whether the tensor lives where the kernels for GPUs run.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn on_gpu(tensor: &burn::tensor::Tensor<2>) -> bool {
+    !is_processor(&tensor.device().inner())
 }

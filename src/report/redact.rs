@@ -1,5 +1,5 @@
 //! Reports without secrets and personal data: placeholders take their places, by the detectors of `burnish check`. What these do not find, names
-//! for instance, stays.
+//! for instance, stays. No detector looks at pictures: none stays.
 
 use serde_json::Value;
 
@@ -9,11 +9,16 @@ use crate::data::preflight::secrets::{placeholder, secrets};
 
 /// The key of lists that hold the texts of tokens one after another.
 const TOKENS: &str = "tokens";
+/// The key of the pictures of a report.
+const PICTURES: &str = "pictures";
 
 impl RunFiles {
-    /// Replaces secrets and personal data in everything that a report shows by placeholders such as `[EMAIL]`; their number. The files stay as
-    /// they are.
+    /// Replaces secrets and personal data in everything that a report shows by placeholders such as `[EMAIL]`, and removes its pictures; the
+    /// number of secrets. The files stay as they are.
     pub fn redact(&mut self) -> usize {
+        if self.details.value.as_object_mut().and_then(|details| details.shift_remove(PICTURES)).is_some() {
+            self.details.text = self.details.value.to_string();
+        }
         let documents = [&mut self.record, &mut self.details, &mut self.memorisation];
         let lines = [&mut self.metrics, &mut self.timings, &mut self.samples];
         let texts = [&mut self.recipe, &mut self.usage].into_iter().flatten();

@@ -156,8 +156,7 @@ fn frozen(values: &[f32], rows: usize, columns: usize, dtype: DType, device: &bu
         };
         return FrozenWeight::from_matrix(Matrix::new(rows, columns, storage));
     }
-    let _ = dtype;
-    FrozenWeight::from_values(values.to_vec(), rows, columns, device)
+    FrozenWeight::from_values(values.to_vec(), rows, columns, device, dtype)
 }
 
 impl fmt::Display for Health {

@@ -31,6 +31,7 @@ pub mod preferences;
 pub mod prepare;
 mod privacy;
 pub mod probe;
+pub mod prompt_pictures;
 mod ranks;
 mod recorder;
 mod report;

@@ -1,6 +1,7 @@
 //! A base and its adapters by name, as chat and server answer with them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use serde_json::Value;
@@ -9,6 +10,7 @@ use super::adapter::OpenAdapter;
 use super::answer::PromptForm;
 use super::base::OpenBase;
 use super::model::ModelChoice;
+use super::prompt_pictures::{PictureReader, PromptPictures};
 use super::watch::Watch;
 use crate::adapter::host::HostAdapter;
 use crate::data::{Encoder, Message, Role};
@@ -33,13 +35,34 @@ pub struct NamedModel {
     pub form: PromptForm,
     /// The tokens that end an answer.
     pub end_tokens: Vec<u32>,
+    /// The reader of pictures, where the base sees any.
+    pub(crate) reader: Option<Arc<PictureReader>>,
 }
 
 impl NamedModel {
     fn new(name: String, encoder: Encoder, form: PromptForm, config: &ModelConfig) -> Self {
         let mut end_tokens = encoder.stop_tokens();
         end_tokens.extend(&config.eos_tokens);
-        Self { name, encoder, form, end_tokens }
+        Self { name, encoder, form, end_tokens, reader: None }
+    }
+
+    /// Whether prompts may show pictures.
+    pub fn sees_pictures(&self) -> bool {
+        self.reader.is_some() && self.form == PromptForm::Conversation
+    }
+
+    /// The pictures of a prompt, none so far.
+    ///
+    /// # Errors
+    /// Input: the model sees no pictures, or takes bare prompts.
+    pub fn pictures(&self) -> Result<PromptPictures> {
+        let name = &self.name;
+        match &self.reader {
+            Some(reader) if self.sees_pictures() => Ok(reader.begin()),
+            Some(_) => Err(Error::input("", format!("`{name}` was trained on bare prompts: it takes no pictures"))),
+            None => Err(Error::input("", format!("`{name}` sees no pictures"))
+                .hint("Idefics3, SmolVLM and LLaVA see pictures, in a Hugging Face folder")),
+        }
     }
 
     /// The tokens of a conversation up to where the answer begins. An adapter that was trained on bare prompts takes one
@@ -61,8 +84,28 @@ impl NamedModel {
                 )),
             };
         }
-        let ids = self.encoder.encode_prompt_with(messages, tools)?;
-        if tools.is_some() && self.encoder.encode_prompt(messages)? == ids {
+        self.conversation(&self.encoder, messages, tools)
+    }
+
+    /// [`Self::prompt`] of messages that show pictures by the names of `pictures`. The ids of their rows are those of a
+    /// [`Request`](crate::generate::engine::Request) that brings the features of `pictures`.
+    ///
+    /// # Errors
+    /// Those of [`Self::prompt`].
+    pub fn prompt_showing(
+        &self,
+        messages: &[Message],
+        tools: Option<&Value>,
+        pictures: &PromptPictures,
+    ) -> Result<Vec<u32>> {
+        let encoder = self.encoder.clone().with_pictures(Some(pictures.met.clone()));
+        self.conversation(&encoder, messages, tools)
+    }
+
+    /// The tokens of a conversation by the chat template.
+    fn conversation(&self, encoder: &Encoder, messages: &[Message], tools: Option<&Value>) -> Result<Vec<u32>> {
+        let ids = encoder.encode_prompt_with(messages, tools)?;
+        if tools.is_some() && encoder.encode_prompt(messages)? == ids {
             return Err(Error::input("", format!("the chat template of `{}` does not show tools", self.name)));
         }
         Ok(ids)
@@ -140,6 +183,8 @@ pub struct LoadedBase {
     /// The precision of the products.
     pub compute: Compute,
     device: Device,
+    /// The reader of pictures, where the base sees any.
+    reader: Option<Arc<PictureReader>>,
     /// The name under which the base can be opened again, without the network.
     path: String,
     force: bool,
@@ -174,8 +219,10 @@ impl NamedModels {
         let (quant, compute) = choice.form_for_answers(&base, quant, choice.compute(None, &device)?, &device);
         let options = LoadOptions { device: device.clone(), compute, quant };
         let decoder = base.load(&options, |done, total| watch.loading(done, total))?;
+        let reader = PictureReader::of(&base, &options);
         let base = NamedModel::new(name, base.encoder, PromptForm::Conversation, decoder.config());
-        let loaded = LoadedBase { decoder, quant, compute, device, path, force: choice.force };
+        let base = NamedModel { reader: reader.clone(), ..base };
+        let loaded = LoadedBase { decoder, quant, compute, device, reader, path, force: choice.force };
         let adapters: Vec<NamedAdapter> =
             opened.into_iter().map(|opened| loaded.attach(opened)).collect::<Result<_>>()?;
         adapters.iter().flat_map(|adapter| &adapter.notices).for_each(|notice| watch.notice(notice));
@@ -192,8 +239,12 @@ impl LoadedBase {
         self.attach(open(OpenBase::open(&self.path, &mut |_| {})?, adapter, self.force)?)
     }
 
-    fn attach(&self, (model, adapter, mut notices): Opened) -> Result<NamedAdapter> {
+    fn attach(&self, (mut model, adapter, mut notices): Opened) -> Result<NamedAdapter> {
         let attached = adapter.attach(self.decoder.config(), &self.device)?;
+        model.reader = match &self.reader {
+            Some(reader) if adapter.changes_vision(self.decoder.config()) => Some(reader.under(attached.clone())),
+            reader => reader.clone(),
+        };
         if let Some(quant) = adapter.trained_over()?.filter(|quant| *quant != self.quant) {
             let (name, used) = (&model.name, self.quant.name());
             notices.push(format!("{name}: trained over a base in `{}`; the base is held as `{used}`", quant.name()));

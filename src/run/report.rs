@@ -5,6 +5,7 @@
 
 mod examples;
 mod losses;
+mod pictures;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 use examples::{Lengths, Rendered, lengths, rendered};
 use losses::{Ablation, Losses, TokenLosses, ablate, chosen, losses};
+use pictures::{Thumbnail, thumbnails};
 
 use super::folder::RunFolder;
 use super::prepare::Prepared;
@@ -39,6 +41,9 @@ struct Details {
     lengths: Vec<Lengths>,
     /// Some training examples with their masks.
     rendered: Vec<Rendered>,
+    /// The pictures of these and of the samples, by their SHA-256.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pictures: BTreeMap<String, Thumbnail>,
     /// Losses of single tokens before and after the training.
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens: Option<TokenLosses>,
@@ -78,7 +83,8 @@ impl<'a> Reporter<'a> {
     /// Nothing is measured yet.
     pub(super) fn begin(prepared: &'a Prepared) -> Self {
         let (examples, places) = chosen(prepared);
-        let mut details = Details { lengths: lengths(prepared), rendered: rendered(prepared), ..Details::default() };
+        let (lengths, rendered, pictures) = (lengths(prepared), rendered(prepared), thumbnails(prepared));
+        let mut details = Details { lengths, rendered, pictures, ..Details::default() };
         let reason = match (examples.is_empty(), &prepared.start.classifier) {
             (true, _) => Some("there are no validation examples"),
             (false, Some(_)) => Some("a classifier gives labels, and no tokens"),

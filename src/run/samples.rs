@@ -36,6 +36,9 @@ pub struct StepSample {
     pub step: u64,
     /// The prompt for people, without the markup around it.
     pub prompt: String,
+    /// The SHA-256 of the pictures that it shows, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pictures: Vec<String>,
     /// The answer in the validation data.
     pub expected: String,
     /// The greedy answer of the adapter.
@@ -126,11 +129,16 @@ impl<'p> Samples<'p> {
         let first_tokens = answers.iter().filter(|answer| answer.tokens > 0);
         let reading = first_tokens.map(|answer| answer.usage.seconds_to_first_token).min_by(f64::total_cmp);
         self.reading = reading.map_or_else(|| began.elapsed(), Duration::from_secs_f64);
+        let shown = |ids: &[u32]| {
+            let pictures = encoder.pictures().map(|pictures| pictures.shown_in(ids)).unwrap_or_default();
+            pictures.into_iter().map(|picture| picture.sha256).collect()
+        };
         let pairs = self.prepared.held_out.questions.iter().zip(answers);
         let samples: Vec<StepSample> = pairs
             .map(|(question, answer)| StepSample {
                 step,
                 prompt: question.prompt.clone(),
+                pictures: shown(&question.ids),
                 expected: question.expected.to_string(),
                 answer: answer.text,
                 tokens: answer.tokens,

@@ -16,6 +16,8 @@ pub(super) struct Fields {
     within: String,
     /// The place among the bodies that lie in memory as values.
     _place: Option<OwnedSemaphorePermit>,
+    /// The place of a body that is larger than others.
+    large: Option<OwnedSemaphorePermit>,
 }
 
 impl Fields {
@@ -33,12 +35,17 @@ impl Fields {
 
     fn of(mut fields: Map<String, Value>, within: String) -> Self {
         fields.retain(|_, value| !value.is_null());
-        Self { fields, within, _place: None }
+        Self { fields, within, _place: None, large: None }
     }
 
-    /// Keeps a place until the fields have been read.
-    pub(super) fn keep(&mut self, place: OwnedSemaphorePermit) {
-        self._place = Some(place);
+    /// Keeps places until the fields have been read.
+    pub(super) fn keep(&mut self, place: OwnedSemaphorePermit, large: Option<OwnedSemaphorePermit>) {
+        (self._place, self.large) = (Some(place), large);
+    }
+
+    /// The place of a large body, for what is kept of it.
+    pub(super) fn take_large(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.large.take()
     }
 
     fn name(&self, field: &str) -> String {

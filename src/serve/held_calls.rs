@@ -237,7 +237,7 @@ mod tests {
             let source = std::fs::read_to_string(fixtures.join(format!("templates/{name}.jinja"))).expect("a template");
             let encoder = Encoder::of(tokenizer.with_chat_template(&source), name).expect("a template");
             let form = PromptForm::Conversation;
-            let model = NamedModel { name: name.to_owned(), encoder, form, end_tokens: Vec::new() };
+            let model = NamedModel { name: name.to_owned(), encoder, form, end_tokens: Vec::new(), reader: None };
             let expected = expected.map(|(beginning, arguments)| (beginning.to_owned(), arguments));
             assert_eq!(markup(&model), expected, "{name}");
         }

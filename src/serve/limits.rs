@@ -8,6 +8,8 @@ pub(super) const HEADER_BYTES: usize = 16 << 10;
 pub(super) const HEADERS: usize = 64;
 /// The most messages of a conversation.
 pub(super) const MESSAGES: usize = 2048;
+/// The most pictures of a request.
+pub(super) const PICTURES: usize = 16;
 /// The most tools of a request.
 pub(super) const TOOLS: usize = 128;
 /// The most answers to one prompt.
@@ -32,6 +34,8 @@ pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub struct Limits {
     /// The most bytes of a request's body.
     pub body_bytes: usize,
+    /// The same where the base sees pictures, of a body that says its length beforehand.
+    pub picture_body_bytes: usize,
     /// The time for a request's headers; an idle connection is closed after it, too.
     pub header_time: Duration,
     /// The time for a request's body.
@@ -52,6 +56,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes: 4 << 20,
+            picture_body_bytes: 32 << 20,
             header_time: Duration::from_secs(10),
             body_time: Duration::from_secs(15),
             write_time: Duration::from_secs(30),

@@ -18,6 +18,7 @@ mod ollama;
 mod openai;
 mod options;
 mod page;
+mod pictures;
 mod routes;
 mod runs;
 mod stream;
@@ -48,6 +49,8 @@ use worker::Worker;
 
 /// The bodies that lie in memory as values at once.
 const BODIES_AT_ONCE: usize = 4;
+/// The bodies with pictures that are larger than others and lie in memory at once.
+const LARGE_BODIES_AT_ONCE: usize = 2;
 /// The schemas that are prepared at once: fewer than the threads beside the event loop.
 const SCHEMAS_AT_ONCE: usize = 2;
 /// The time between two looks whether the server is to end.
@@ -108,7 +111,10 @@ struct Server {
     /// A place for each connection.
     connections: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
+    large_bodies: Arc<Semaphore>,
     schemas: Arc<Semaphore>,
+    /// The place of the request whose pictures are decoded and seen.
+    pictures: Arc<Semaphore>,
     is_ending: AtomicBool,
 }
 
@@ -150,7 +156,9 @@ pub fn serve(models: NamedModels, options: ServeOptions, host: Arc<dyn Host>) ->
         places: answers,
         connections,
         bodies: places(BODIES_AT_ONCE),
+        large_bodies: places(LARGE_BODIES_AT_ONCE),
         schemas: places(SCHEMAS_AT_ONCE),
+        pictures: places(1),
         is_ending,
     });
     let runtime = runtime()?;

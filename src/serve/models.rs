@@ -48,12 +48,12 @@ impl ServedModel {
         self.created
     }
 
-    /// OpenAI's object, with the form of the prompts and whether it is the base, for the page.
+    /// OpenAI's object, with the form of the prompts, whether they may show pictures and whether it is the base, for the page.
     pub(super) fn object(&self) -> Value {
         let form = if self.named.form == PromptForm::Conversation { "conversation" } else { "bare" };
         json!({
             "id": self.named.name, "object": "model", "created": self.created, "owned_by": "burnish",
-            "is_base": self.key.is_none(), "prompt_form": form,
+            "is_base": self.key.is_none(), "prompt_form": form, "sees_pictures": self.named.sees_pictures(),
         })
     }
 }
@@ -137,6 +137,11 @@ impl Models {
         }
         let adapters = self.adapters.read().unwrap_or_else(PoisonError::into_inner);
         adapters.get(name).map(|loaded| loaded.model.clone()).ok_or_else(|| Failure::no_model(name))
+    }
+
+    /// Whether the base sees pictures.
+    pub(super) fn see_pictures(&self) -> bool {
+        self.base.named.sees_pictures()
     }
 
     /// All of them, the base first.

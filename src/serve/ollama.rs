@@ -17,7 +17,7 @@ use super::format::AnswerFormat;
 use super::limits::{STOP_BYTES, STOP_STRINGS};
 use super::models::ServedModel;
 use super::openai::chat::Conversation;
-use super::options::{AnswerOptions, bare_ids, encoded, seed, whole};
+use super::options::{AnswerOptions, Prompt, bare_ids, encoded, seed, whole};
 use super::stream::{self, Framing, Objects};
 use crate::data::Message;
 use crate::eval::tool_calls::ToolCall;
@@ -40,7 +40,7 @@ fn options_of(fields: &mut Fields) -> Outcome<AnswerOptions> {
     fields.without_effect(&["keep_alive"]);
     fields.refuse(&[
         ("think", json!(false), "the model has no such setting"),
-        ("images", Value::Null, "the model reads text"),
+        ("images", Value::Null, "`/api/chat` takes pictures, in its messages"),
         ("template", json!(""), "the model's own chat template is used"),
         ("suffix", json!(""), "the model continues a text and does not fill gaps"),
         ("context", Value::Null, "conversations go through `/api/chat`"),
@@ -100,12 +100,12 @@ fn format_of(fields: &mut Fields) -> Outcome<Option<AnswerFormat>> {
 pub(super) async fn chat(server: Arc<Server>, mut fields: Fields) -> Outcome<Response> {
     let model = model_of(&server, &mut fields)?;
     let (options, streams) = (options_of(&mut fields)?, streams(&mut fields)?);
-    let conversation = Conversation::read(&mut fields)?;
+    let mut conversation = Conversation::read(&mut fields, true)?;
     let format = format_of(&mut fields)?;
     conversation.check_format(format.as_ref())?;
     fields.finish()?;
-    let (ids, format) = conversation.prepare(&model, format).await?;
-    reply(&server, model, (ids, format), &options, streams, Some(conversation.gate())).await
+    let (prompt, format) = conversation.prepare(&server, &model, format).await?;
+    reply(&server, model, (prompt, format), &options, streams, Some(conversation.gate())).await
 }
 
 /// `/api/generate`.
@@ -130,21 +130,21 @@ pub(super) async fn generate(server: Arc<Server>, mut fields: Fields) -> Outcome
         (false, None) => named.prompt(&[Message::user(prompt)], None),
     });
     let ids = ids.await?;
-    reply(&server, model, (ids, format), &options, streams, None).await
+    reply(&server, model, (ids.into(), format), &options, streams, None).await
 }
 
 /// Sends an answer; `gate` stands for a message rather than a plain text.
 async fn reply(
     server: &Server,
     model: Arc<ServedModel>,
-    (ids, format): (Vec<u32>, Option<AnswerFormat>),
+    (prompt, format): (Prompt, Option<AnswerFormat>),
     options: &AnswerOptions,
     streams: bool,
     gate: Option<CallGate>,
 ) -> Outcome<Response> {
     let started = Instant::now();
     let constraints = server.constraints(&model, format, 1).await?;
-    let answers = server.answer(&model, vec![ids], options, constraints).await?;
+    let answers = server.answer(&model, vec![prompt], options, constraints).await?;
     let mut lines = Lines { model, gate, started };
     if streams {
         return Ok(stream::response(answers, lines, Framing::Lines));

@@ -14,12 +14,26 @@ use crate::error::Result;
 use crate::generate::constraint::Constraint;
 use crate::generate::engine::Request;
 use crate::generate::sample::SamplerConfig;
+use crate::model::vision::features::PictureFeatures;
 use crate::run::named::NamedModel;
 
 /// Below it, a temperature counts as 0.
 const LEAST_TEMPERATURE: f64 = 1e-6;
 /// The most tokens that a request may ask for; a model has fewer positions.
 const MAX_TOKENS: i64 = 1 << 24;
+
+/// A prompt: its tokens, and the features of the pictures among them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Prompt {
+    pub(super) ids: Vec<u32>,
+    pub(super) pictures: Vec<Arc<PictureFeatures>>,
+}
+
+impl From<Vec<u32>> for Prompt {
+    fn from(ids: Vec<u32>) -> Self {
+        Self { ids, pictures: Vec::new() }
+    }
+}
 
 /// The options of an answer.
 #[derive(Debug, Clone)]
@@ -116,13 +130,13 @@ impl Server {
     pub(super) async fn answer(
         &self,
         model: &Arc<ServedModel>,
-        prompts: Vec<Vec<u32>>,
+        prompts: Vec<Prompt>,
         options: &AnswerOptions,
         constraints: Vec<Constraint>,
     ) -> Outcome<Answers> {
         let mut constraints = constraints.into_iter();
         let positions = self.positions;
-        if let Some(prompt) = prompts.iter().find(|prompt| prompt.len() >= positions) {
+        if let Some(prompt) = prompts.iter().map(|prompt| &prompt.ids).find(|ids| ids.len() >= positions) {
             return Err(Failure::too_long(prompt.len(), positions));
         }
         let count = prompts.len() * options.choices;
@@ -132,8 +146,9 @@ impl Server {
         // The count is below the number of answers at once.
         let permit = self.places.clone().try_acquire_many_owned(count as u32).map_err(|_| Failure::overloaded())?;
         let until = Instant::now() + self.limits.answer_time;
-        let mut request = |prompt: Vec<u32>, choice: usize| Request {
-            max_tokens: options.max_tokens.unwrap_or(USUAL_ANSWER_TOKENS).min(positions - prompt.len()),
+        let mut request = |Prompt { ids, pictures }: Prompt, choice: usize| Request {
+            max_tokens: options.max_tokens.unwrap_or(USUAL_ANSWER_TOKENS).min(positions - ids.len()),
+            pictures,
             adapter: model.key.clone(),
             sampler: SamplerConfig {
                 seed: options.sampler.seed.wrapping_add(choice as u64),
@@ -145,7 +160,7 @@ impl Server {
             constraint: constraints.next(),
             until: Some(until),
             tokenizer: Some(model.named.encoder.tokenizer().clone()),
-            ..Request::new(prompt)
+            ..Request::new(ids)
         };
         let requests = prompts
             .into_iter()

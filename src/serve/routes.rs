@@ -12,11 +12,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Server;
 use super::access::Access;
 use super::failure::{Failure, Outcome};
 use super::fields::Fields;
+use super::limits::Limits;
 use super::openai::{chat, completions, embeddings};
 use super::{ollama, page};
 
@@ -151,16 +153,38 @@ impl Server {
         if !is_json(request.headers()) {
             return Err(Failure::not_json());
         }
-        let body = self.body(request.into_body()).await?;
+        let large = self.large_place(request.headers()).await?;
+        let limit = if large.is_some() { self.limits.picture_body_bytes } else { self.limits.body_bytes };
+        let body = self.body(request.into_body(), limit).await?;
         // Values take more memory than their text: few bodies are values at once.
         let place = self.bodies.clone().acquire_owned().await.map_err(|_| Failure::internal())?;
-        let mut fields = Fields::parse(&body)?;
-        fields.keep(place);
+        let parsed = match large {
+            None => Fields::parse(&body),
+            Some(_) => {
+                let parsed = tokio::task::spawn_blocking(move || Fields::parse(&body)).await;
+                parsed.map_err(|_| Failure::internal())?
+            }
+        };
+        let mut fields = parsed?;
+        fields.keep(place, large);
         Ok(fields)
     }
 
-    async fn body(&self, body: Body) -> Outcome<Bytes> {
-        let limit = self.limits.body_bytes;
+    /// A place for a body that is larger than others, since it may hold pictures; `None` where it is not.
+    async fn large_place(&self, headers: &HeaderMap) -> Outcome<Option<OwnedSemaphorePermit>> {
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        let Limits { body_bytes, picture_body_bytes, body_time, .. } = self.limits;
+        if !self.models.see_pictures() || length.is_none_or(|length| length <= body_bytes) {
+            return Ok(None);
+        }
+        if length.is_some_and(|length| length > picture_body_bytes) {
+            return Err(Failure::too_large(picture_body_bytes));
+        }
+        let place = tokio::time::timeout(body_time, self.large_bodies.clone().acquire_owned()).await;
+        place.map_err(|_| Failure::overloaded())?.map(Some).map_err(|_| Failure::internal())
+    }
+
+    async fn body(&self, body: Body, limit: usize) -> Outcome<Bytes> {
         let read = tokio::time::timeout(self.limits.body_time, axum::body::to_bytes(body, limit)).await;
         read.map_err(|_| Failure::too_slow())?.map_err(|error| {
             use std::error::Error;

@@ -1,19 +1,19 @@
 //! The norm of the gradients of an adapter, and gradients scaled down to a largest norm.
 
 use burn::optim::GradientsParams;
+use burn::tensor::TensorData;
 
 use crate::nn::Adapter;
+use crate::ops::host::on_host;
 
 /// Added to a norm, as PyTorch and Opacus do: it keeps the quotient finite and lowers the gradients a little.
 const EPSILON: f64 = 1e-6;
 
 /// `√Σ g²` over the matrices of an adapter, in f64.
 pub(super) fn norm_of(adapter: &Adapter, gradients: &GradientsParams) -> f64 {
-    let squares = adapter.matrices().filter_map(|matrix| {
-        let data = gradients.get::<2>(matrix.id)?.into_data();
-        Some(sum_of_squares(data.as_slice().expect("the gradients of an adapter are f32")))
-    });
-    squares.sum::<f64>().sqrt()
+    let gradients = adapter.matrices().filter_map(|matrix| gradients.get::<2>(matrix.id)).collect();
+    let of_one = |data: TensorData| sum_of_squares(data.as_slice().expect("the gradients of an adapter are f32"));
+    on_host(gradients).map(of_one).sum::<f64>().sqrt()
 }
 
 /// `Σ g²` in f64.

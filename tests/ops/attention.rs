@@ -18,7 +18,7 @@ fn rope(half: usize) -> Rope {
 }
 
 /// Shapes of attention with everything that one may have: `(lengths, geometry)`.
-fn attention_shapes() -> Vec<(Vec<usize>, Geometry)> {
+pub(crate) fn attention_shapes() -> Vec<(Vec<usize>, Geometry)> {
     let geometry = |heads, kv_heads, head_dim, half| Geometry {
         rope: (half > 0).then(|| std::sync::Arc::new(rope(half))),
         ..Geometry::new(heads, kv_heads, head_dim)

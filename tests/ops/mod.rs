@@ -1,6 +1,6 @@
 //! Every kernel against its reference: values and gradients, odd sizes, every instruction set of the machine.
 
-mod attention;
+pub mod attention;
 mod cross_entropy;
 mod decode;
 mod linear;
@@ -49,7 +49,7 @@ fn floats(tensor: Tensor<2>) -> Vec<f32> {
 }
 
 /// `‖a − b‖ / ‖b‖`.
-fn relative(a: &[f32], b: &[f32]) -> f32 {
+pub fn relative(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
     let difference = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));

@@ -5,6 +5,7 @@ mod hostile;
 #[cfg(feature = "serve")]
 mod live;
 mod logged;
+mod pictures;
 mod redacted;
 
 use std::fs;

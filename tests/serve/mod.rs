@@ -7,6 +7,7 @@ mod lifecycle;
 mod models;
 mod ollama;
 mod openai;
+mod pictures;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -64,6 +65,11 @@ struct Running {
 
 impl Running {
     fn of(change: impl FnOnce(&mut ServeOptions)) -> Self {
+        Self::over(&tiny_model(), change)
+    }
+
+    /// A server over another base.
+    fn over(base: &Path, change: impl FnOnce(&mut ServeOptions)) -> Self {
         let mut options = ServeOptions {
             address: "127.0.0.1:0".parse().expect("an address"),
             keys: Keys::default(),
@@ -77,7 +83,7 @@ impl Running {
         };
         change(&mut options);
         let (compute, quant) = (Some(Compute::F32), Some(Quant::None));
-        let choice = ModelChoice { compute, quant, ..ModelChoice::base(tiny_model().display().to_string()) };
+        let choice = ModelChoice { compute, quant, ..ModelChoice::base(base.display().to_string()) };
         let models = NamedModels::load(&choice, &options.adapters, &DeviceChoice::Cpu, &mut ()).expect("loaded");
         let (ready, listening) = mpsc::channel();
         let (ready, lines) = (Mutex::new(Some(ready)), Mutex::default());

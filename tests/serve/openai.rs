@@ -136,7 +136,7 @@ fn what_is_not_supported_is_refused_by_name() {
         (
             json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "x" } }] }] }),
             400,
-            "messages[0]",
+            "messages[0].content[0].image_url.url",
             "",
         ),
         (

@@ -10,6 +10,8 @@ In the conversation:
   /system [TEXT]       give the model instructions; without a text, take them away
   /adapter [NAME]      answer with another adapter, or with the base; without a name, list them
   /compare [QUESTION]  let base and adapter answer side by side, from the same seed; without a question, the last one again
+  /image [PATH]        show a picture, a PNG or JPEG file, with the next question; several are shown in their order; without a path, take
+                       those away that wait
   /undo                forget the last question and its answer
   /new                 begin a new conversation
   /save FILE           add the conversation to FILE as a line of training data
@@ -25,6 +27,7 @@ pub(super) enum Command {
     System(Option<String>),
     Adapter(Option<String>),
     Compare(Option<String>),
+    Image(Option<String>),
     Undo,
     New,
     Save(PathBuf),
@@ -56,6 +59,7 @@ impl Input {
             ("system", _) => Command::System(text),
             ("adapter" | "model", _) => Command::Adapter(text),
             ("compare", _) => Command::Compare(text),
+            ("image", _) => Command::Image(text),
             ("undo", None) => Command::Undo,
             ("new" | "clear", None) => Command::New,
             ("save", Some(path)) => Command::Save(path.into()),
@@ -86,6 +90,7 @@ mod tests {
         assert_eq!(of("/system"), Input::Command(Command::System(None)));
         assert_eq!(of("/system  Be\nbrief. "), Input::Command(Command::System(Some("Be\nbrief.".to_owned()))));
         assert_eq!(of("/save a b.jsonl"), Input::Command(Command::Save("a b.jsonl".into())));
+        assert_eq!(of("/image a b.png"), Input::Command(Command::Image(Some("a b.png".to_owned()))));
         for wrong in ["/", "/sytem x", "/undo it", "/save", "/ x"] {
             assert!(Input::of(wrong).is_err(), "{wrong}");
         }

@@ -2,16 +2,19 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::json;
 
+use super::question::Question;
 use crate::data::Message;
 use crate::error::{Error, Result, counted};
 use crate::files::output::log::Log;
 use crate::generate::engine::{Engine, EngineOptions, Event, Request, RequestId, Usage};
-use crate::generate::run::Finish;
+use crate::generate::run::{Finish, check_prompt};
 use crate::generate::sample::SamplerConfig;
 use crate::interrupt;
+use crate::model::vision::features::PictureFeatures;
 use crate::run::answer::PromptForm;
 use crate::run::named::{NamedModel, NamedModels};
 
@@ -35,6 +38,9 @@ impl Reply {
     }
 }
 
+/// Token ids, and the features of the pictures among them.
+type Prompt = (Vec<u32>, Vec<Arc<PictureFeatures>>);
+
 /// A conversation.
 pub(super) struct Session {
     engine: Engine,
@@ -44,7 +50,7 @@ pub(super) struct Session {
     current: usize,
     system: Option<String>,
     /// Questions with their answers.
-    turns: Vec<(String, String)>,
+    turns: Vec<(Question, String)>,
     /// Turns at the beginning that do not fit any more.
     left_out: usize,
     sampler: SamplerConfig,
@@ -122,7 +128,15 @@ impl Session {
 
     /// Forgets the last question, which is returned.
     pub(super) fn undo(&mut self) -> Option<String> {
-        self.turns.pop().map(|(question, _)| question)
+        self.turns.pop().map(|(question, _)| question.text)
+    }
+
+    /// Checks that the model that answers can be shown a question's pictures.
+    ///
+    /// # Errors
+    /// Input: it sees no pictures; a picture that cannot be read.
+    pub(super) fn check_pictures(&self, question: &Question) -> Result<()> {
+        question.add_to(&mut self.model().pictures().map_err(|error| error.within("/image"))?)
     }
 
     /// Forgets every turn.
@@ -140,18 +154,27 @@ impl Session {
         self.notice.take()
     }
 
-    /// Adds the conversation to a file as one line, in the form that training reads.
+    /// Adds the conversation to a file as one line, in the form that training reads. Pictures stay where they are, and are named from
+    /// the file's folder on.
     ///
     /// # Errors
     /// Input: there is no turn. Failed: the file cannot be written.
-    pub(super) fn save(&self, path: &Path) -> Result<()> {
+    pub(super) fn save(&mut self, path: &Path) -> Result<()> {
         if self.turns.is_empty() {
             return Err(Error::input("/save", "there is nothing to save yet"));
         }
         let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
         let system = self.system.iter().map(|system| turn("system", system));
-        let turns =
-            self.turns.iter().flat_map(|(question, answer)| [turn("user", question), turn("assistant", answer)]);
+        let (turns, mut outside) = (self.turns.iter(), Vec::new());
+        let turns: Vec<_> = turns
+            .flat_map(|(question, answer)| {
+                [json!({ "role": "user", "content": question.saved(path, &mut outside) }), turn("assistant", answer)]
+            })
+            .collect();
+        if !outside.is_empty() {
+            let (file, pictures) = (path.display(), outside.join(", "));
+            self.notice = Some(format!("outside the folder of {file}, where training looks for pictures: {pictures}"));
+        }
         let line = json!({ "messages": system.chain(turns).collect::<Vec<_>>() }).to_string();
         let written = Log::at_end(path).and_then(|mut log| {
             log.add(&line)?;
@@ -164,12 +187,12 @@ impl Session {
     ///
     /// # Errors
     /// Those of the prompt, of the engine and of `emit`.
-    pub(super) fn ask(&mut self, question: &str, mut emit: impl FnMut(&str) -> Result<()>) -> Result<Reply> {
-        let prompt = self.prompt(self.current, question)?;
+    pub(super) fn ask(&mut self, question: Question, mut emit: impl FnMut(&str) -> Result<()>) -> Result<Reply> {
+        let prompt = self.prompt(self.current, &question)?;
         let request = self.request(self.current, prompt);
         let mut replies = self.run(vec![(self.current, request)], |text| emit(text))?;
         let reply = replies.pop().ok_or_else(|| Error::failed("", "the engine gave no answer"))?;
-        self.turns.push((question.to_owned(), reply.answer.clone()));
+        self.turns.push((question, reply.answer.clone()));
         Ok(reply)
     }
 
@@ -178,7 +201,7 @@ impl Session {
     ///
     /// # Errors
     /// Input: there is no adapter or no question. Those of the prompt and of the engine.
-    pub(super) fn compare(&mut self, question: Option<&str>) -> Result<Vec<Reply>> {
+    pub(super) fn compare(&mut self, question: Option<Question>) -> Result<Vec<Reply>> {
         let tuned = if self.current > 0 { self.current } else { 1 };
         if tuned >= self.models.len() {
             return Err(Error::input("/compare", "there is no adapter to compare the base with")
@@ -186,7 +209,7 @@ impl Session {
         }
         // The last question is asked once more, as it was asked then.
         let last = if question.is_none() { self.turns.pop() } else { None };
-        let asked = question.or(last.as_ref().map(|(question, _)| question.as_str())).map(str::to_owned);
+        let asked = question.or_else(|| last.as_ref().map(|(question, _)| question.clone()));
         let outcome = match asked {
             Some(question) => self.ask_both(tuned, &question),
             None => Err(Error::input("/compare", "there is no question yet; expected `/compare QUESTION`")),
@@ -195,7 +218,7 @@ impl Session {
         outcome
     }
 
-    fn ask_both(&mut self, tuned: usize, question: &str) -> Result<Vec<Reply>> {
+    fn ask_both(&mut self, tuned: usize, question: &Question) -> Result<Vec<Reply>> {
         let mut requests = Vec::new();
         for index in [0, tuned] {
             let prompt = self.prompt(index, question)?;
@@ -204,8 +227,9 @@ impl Session {
         self.run(requests, |_| Ok(()))
     }
 
-    /// The tokens of the conversation with a question at its end. The oldest turns are left out where they do not fit.
-    fn prompt(&mut self, index: usize, question: &str) -> Result<Vec<u32>> {
+    /// The tokens of the conversation with a question at its end, and the features of the pictures among them. The oldest turns are
+    /// left out where they do not fit.
+    fn prompt(&mut self, index: usize, question: &Question) -> Result<Prompt> {
         let positions = self.engine.decoder_config().max_positions;
         let room = positions.saturating_sub(self.max_tokens.min(positions / 4));
         let model = &self.models[index];
@@ -213,31 +237,47 @@ impl Session {
             if self.system.is_some() {
                 self.notice = Some(format!("{} was trained on bare prompts: it gets no instructions", model.name));
             }
-            return model.prompt(&[Message::user(question)], None);
+            if question.shows_pictures() {
+                model.pictures()?;
+            }
+            return Ok((model.prompt(&[Message::user(&question.text)], None)?, Vec::new()));
         }
         let system = self.system.iter().map(Message::system);
         let was_whole = self.left_out == 0;
         loop {
             let turns = self.turns.get(self.left_out..).unwrap_or_default();
-            let said =
-                turns.iter().flat_map(|(question, answer)| [Message::user(question), Message::assistant(answer)]);
-            let messages: Vec<Message> = system.clone().chain(said).chain([Message::user(question)]).collect();
-            let ids = model.prompt(&messages, None)?;
+            let said = turns.iter().flat_map(|(question, answer)| [question.message(), Message::assistant(answer)]);
+            let messages: Vec<Message> = system.clone().chain(said).chain([question.message()]).collect();
+            let mut questions = turns.iter().map(|(question, _)| question).chain([question]);
+            let pictures = match questions.clone().any(Question::shows_pictures) {
+                true => {
+                    let mut pictures = model.pictures()?;
+                    questions.try_for_each(|question| question.add_to(&mut pictures))?;
+                    Some(pictures)
+                }
+                false => None,
+            };
+            let ids = match &pictures {
+                Some(pictures) => model.prompt_showing(&messages, None, pictures)?,
+                None => model.prompt(&messages, None)?,
+            };
             if turns.is_empty() || ids.len() <= room {
                 if was_whole && self.left_out > 0 {
                     self.notice = Some(format!(
                         "the conversation is longer than the model's {positions} positions: its oldest turns are left out"
                     ));
                 }
-                return Ok(ids);
+                check_prompt(&ids, positions).map_err(|error| error.within("prompt"))?;
+                return Ok((ids, pictures.map(|pictures| pictures.features()).transpose()?.unwrap_or_default()));
             }
             self.left_out += 1;
         }
     }
 
-    fn request(&self, index: usize, prompt: Vec<u32>) -> Request {
+    fn request(&self, index: usize, (prompt, pictures): Prompt) -> Request {
         let model = &self.models[index];
         Request {
+            pictures,
             adapter: (index > 0).then(|| model.name.clone()),
             sampler: SamplerConfig {
                 seed: self.sampler.seed.wrapping_add(self.turns.len() as u64),

@@ -6,6 +6,7 @@ pub mod pictures;
 mod png;
 pub mod processor;
 pub mod resize;
+pub mod thumbnail;
 
 pub use pictures::{Picture, Pictures};
 pub use processor::{ImageProcessor, Tiles};

@@ -46,6 +46,16 @@ impl Message {
         self
     }
 
+    /// The same turn with the pictures of these paths before its text; the turn itself where there are none.
+    pub fn showing<'a>(self, paths: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut parts: Vec<Value> = paths.into_iter().map(picture_part).collect();
+        if parts.is_empty() {
+            return self;
+        }
+        parts.push(text_part(&self.content));
+        self.with_parts(parts)
+    }
+
     /// The parts of the content, where there are pictures among them.
     fn parts(&self) -> &[Value] {
         self.more.get(CONTENT).and_then(Value::as_array).map_or(&[], Vec::as_slice)

@@ -11,9 +11,9 @@ use super::decode::{MAX_FILE_BYTES, Rgb, decode};
 use super::parts::pictures_of;
 use super::processor::{ImageProcessor, Tiles};
 use crate::data::example::{Message, Row};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::files::{hex, open};
-use crate::model::vision::features::FIRST_ID;
+use crate::model::vision::features::{FIRST_ID, is_feature};
 use crate::model::vision::{ConnectorConfig, VisionConfig};
 use crate::text::Tokenizer;
 
@@ -99,6 +99,11 @@ impl Pictures {
         Ok(Self { config: config.clone(), processor, tile, token, met: Arc::default() })
     }
 
+    /// The same model's pictures of one prompt: none has been met.
+    pub fn for_prompt(&self) -> Self {
+        Self { met: Arc::default(), ..self.clone() }
+    }
+
     fn met(&self) -> MutexGuard<'_, Met> {
         self.met.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,6 +111,21 @@ impl Pictures {
     /// The pictures met so far, from the one on whose first row has this number.
     pub fn met_from(&self, row: usize) -> Vec<Picture> {
         self.met().pictures.iter().filter(|picture| picture.first_row >= row).cloned().collect()
+    }
+
+    /// The pictures whose rows stand among some ids, in the order of the ids.
+    pub fn shown_in(&self, ids: &[u32]) -> Vec<Picture> {
+        let met = self.met();
+        let mut shown: Vec<Picture> = Vec::new();
+        for id in ids.iter().filter(|id| is_feature(**id)) {
+            let row = (id - FIRST_ID) as usize;
+            if shown.iter().any(|picture| picture.rows().contains(&row)) {
+                continue;
+            }
+            let index = met.pictures.partition_point(|picture| picture.first_row <= row);
+            shown.extend(index.checked_sub(1).map(|index| met.pictures[index].clone()));
+        }
+        shown
     }
 
     /// The rows of the features of all pictures met so far.
@@ -151,16 +171,39 @@ impl Pictures {
     /// Decodes a picture: its SHA-256, and the rows and columns of its tiles.
     fn look(&self, path: &Path) -> Result<(String, [usize; 2])> {
         let bytes = open::read(path, MAX_FILE_BYTES)?;
-        let (picture, processor) = self.decoded(path, &bytes)?;
+        let (picture, processor) = self.decoded(Place::file(path), &bytes)?;
         Ok((hex::sha256_of(&bytes), processor.grid(picture.width, picture.height)))
     }
 
+    /// The rows and columns of the tiles of a picture, by the bytes of its file.
+    ///
+    /// # Errors
+    /// Input, nowhere: a file that cannot be decoded; a picture that the processor does not take.
+    pub fn grid_of(&self, bytes: &[u8]) -> Result<[usize; 2]> {
+        let (picture, processor) = self.decoded(Place::Nowhere, bytes)?;
+        Ok(processor.grid(picture.width, picture.height))
+    }
+
+    /// The tiles of a picture, by the bytes of its file.
+    ///
+    /// # Errors
+    /// Those of [`Self::grid_of`].
+    pub fn tiles_of(&self, bytes: &[u8]) -> Result<Tiles> {
+        let (picture, processor) = self.decoded(Place::Nowhere, bytes)?;
+        Ok(processor.tiles(&picture))
+    }
+
+    /// Meets a picture that lies in no file, under a name in the place of a path.
+    pub fn meet_named(&self, name: &str, sha256: String, grid: [usize; 2]) {
+        self.add(Path::new(name), sha256, grid);
+    }
+
     /// The pixels of a picture, and the processor that takes them.
-    fn decoded(&self, path: &Path, bytes: &[u8]) -> Result<(Rgb, Arc<ImageProcessor>)> {
-        let picture = decode(bytes).map_err(|error| error.within(path))?;
+    fn decoded(&self, place: Place, bytes: &[u8]) -> Result<(Rgb, Arc<ImageProcessor>)> {
+        let picture = decode(bytes).map_err(|error| error.within(&place))?;
         let processor = self.processor.clone()?;
         match processor.refusal(picture.width, picture.height) {
-            Some(reason) => Err(Error::input(path, reason)),
+            Some(reason) => Err(Error::input(place, reason)),
             None => Ok((picture, processor)),
         }
     }
@@ -191,7 +234,7 @@ impl Pictures {
         if hex::sha256_of(&bytes) != picture.sha256 {
             return Err(Error::input(&*picture.path, "has changed since it was read first").hint("start again"));
         }
-        let (decoded, processor) = self.decoded(&picture.path, &bytes)?;
+        let (decoded, processor) = self.decoded(Place::file(&picture.path), &bytes)?;
         Ok(processor.tiles(&decoded))
     }
 

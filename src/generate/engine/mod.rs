@@ -14,6 +14,8 @@
 //! The bytes of the keys and values that a request can come to need are set aside before it begins: it waits until there are as
 //! many, and is refused where there never will be. Bytes that no running request needs keep beginnings of earlier sequences
 //! (`prefix`), which later requests share.
+//!
+//! A request brings the features of the pictures that its prompt shows, and the decoder is shown them until it ends.
 
 #[cfg(feature = "cpu")]
 mod host;
@@ -189,9 +191,10 @@ impl Engine {
     ///
     /// # Errors
     /// Input, with the place `adapter`, `prompt`, `queue`, or that of an option of the sampler: an adapter that is not here; a
-    /// prompt that is empty or has more tokens than the model has positions; a prompt and an answer whose keys and values would
-    /// take more than all bytes there are; a full queue; an option outside its range.
-    pub fn submit(&mut self, request: Request) -> Result<RequestId> {
+    /// prompt that is empty or has more tokens than the model has positions; a row of pictures that the request does not bring; a
+    /// prompt and an answer whose keys and values would take more than all bytes there are; a full queue; an option outside its
+    /// range.
+    pub fn submit(&mut self, mut request: Request) -> Result<RequestId> {
         if !self.has_room() {
             let message = format!("{} requests wait already", self.waiting.len());
             return Err(Error::input("queue", message).hint("try again later"));
@@ -210,10 +213,12 @@ impl Engine {
             let message = format!("the keys and values of {tokens} tokens take {bytes}; the cache has {most}");
             return Err(Error::input("prompt", message).hint("ask for fewer tokens, or enlarge the cache"));
         }
+        let pictures = self.model.show(std::mem::take(&mut request.pictures), &mut request.prompt)?;
         self.requests_so_far += 1;
         let id = RequestId(self.requests_so_far);
         let past = self.model.begin(attached.as_deref());
-        self.waiting.push_back(Running::new(id, request, (attached, sampler, past), &self.tokenizer, (tokens, bytes)));
+        let (parts, sizes) = ((attached, sampler, past), (tokens, bytes));
+        self.waiting.push_back(Running::new(id, request, pictures, parts, &self.tokenizer, sizes));
         Ok(id)
     }
 
@@ -315,7 +320,7 @@ impl Engine {
             reserved += next.reserved_bytes;
             // At least one token is read: its logits begin the answer.
             let start = self.chain(&next);
-            let (blocks, chain) = self.prefixes.find(start, &next.tokens[..next.prompt_tokens - 1]);
+            let (blocks, chain) = self.prefixes.find(start, &next.tokens[..next.prompt_tokens - 1], &next.pictures);
             if !blocks.is_empty() {
                 next.past = self.model.begin_with(&blocks, next.adapter.as_deref());
             }
@@ -343,7 +348,7 @@ impl Engine {
     fn keep_blocks(&mut self, one: &mut Running) {
         while (one.kept_blocks + 1) * BLOCK_TOKENS <= one.fed {
             let first = one.kept_blocks * BLOCK_TOKENS;
-            one.chain = one.chain.with(&one.tokens[first..first + BLOCK_TOKENS]);
+            one.chain = one.chain.with(&one.tokens[first..first + BLOCK_TOKENS], &one.pictures);
             one.kept_blocks += 1;
             if !self.prefixes.has(one.chain)
                 && let Some(block) = self.model.block(&one.past, one.kept_blocks - 1)

@@ -6,8 +6,10 @@ use super::EngineOptions;
 #[cfg(feature = "cpu")]
 use super::host::{HostFactors, HostModel, HostPiece};
 use super::prefix::Block;
+use crate::error::{Error, Result};
 use crate::model::Decoder;
 use crate::model::decoder::Sequence;
+use crate::model::vision::features::{FIRST_ID, PictureFeatures, Shown, is_feature};
 use crate::nn::Adapter;
 #[cfg(feature = "cpu")]
 use crate::ops::attention::PagedCache;
@@ -68,6 +70,30 @@ impl Model {
 
     pub(super) fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+
+    /// Shows the decoder the pictures of a prompt, and puts the ids that their rows have then in the places of the prompt's own.
+    ///
+    /// # Errors
+    /// Input: features of another width; a row that the pictures do not have.
+    pub(super) fn show(&self, pictures: Vec<Arc<PictureFeatures>>, prompt: &mut [u32]) -> Result<Vec<Shown>> {
+        if pictures.is_empty() {
+            return Ok(Vec::new());
+        }
+        let width = self.decoder.config().hidden_size;
+        if let Some(other) = pictures.iter().find(|picture| picture.rows.shape.get(1) != Some(&width)) {
+            let message = format!("shows features of the shape {:?}; expected rows of {width}", other.rows.shape);
+            return Err(Error::input("prompt", message));
+        }
+        let shown: Vec<Shown> = pictures.into_iter().map(|picture| self.decoder.features().show(picture)).collect();
+        let ids: Vec<u32> = shown.iter().flat_map(Shown::ids).collect();
+        for id in prompt.iter_mut().filter(|id| is_feature(**id)) {
+            let row = (*id - FIRST_ID) as usize;
+            *id = *ids.get(row).ok_or_else(|| {
+                Error::input("prompt", format!("shows row {row} of its pictures; they have {} rows", ids.len()))
+            })?;
+        }
+        Ok(shown)
     }
 
     pub(super) fn attach(&self, adapter: &Adapter, number: u64) -> Attached {

@@ -1,11 +1,12 @@
-//! Beginnings of sequences that are kept for later requests: blocks of 64 tokens, found by a hash of all tokens up to their end and of
-//! the adapter.
+//! Beginnings of sequences that are kept for later requests: blocks of 64 tokens, found by a hash of all tokens up to their end, of the
+//! pictures among them and of the adapter.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::model::vision::features::Shown;
 #[cfg(feature = "cpu")]
 use crate::ops::attention::Page;
 
@@ -31,11 +32,21 @@ impl Chain {
         Self(hash.finalize().into())
     }
 
-    /// The same with a further block.
-    pub(super) fn with(self, tokens: &[u32]) -> Self {
+    /// The same with a further block, in which `pictures` may stand. The ids of a picture's rows are another picture's later on: its
+    /// content takes their place.
+    pub(super) fn with(self, tokens: &[u32], pictures: &[Shown]) -> Self {
         let mut hash = Sha256::new();
         hash.update(self.0);
-        tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+        for token in tokens {
+            match pictures.iter().find_map(|picture| picture.row_of(*token)) {
+                Some((picture, row)) => {
+                    hash.update(u32::MAX.to_le_bytes());
+                    hash.update(&picture.sha256);
+                    hash.update((row as u64).to_le_bytes());
+                }
+                None => hash.update(token.to_le_bytes()),
+            }
+        }
         Self(hash.finalize().into())
     }
 }
@@ -54,11 +65,11 @@ pub(super) struct Prefixes {
 }
 
 impl Prefixes {
-    /// The blocks that `tokens` begins with, and the hash of that beginning.
-    pub(super) fn find(&mut self, start: Chain, tokens: &[u32]) -> (Vec<Arc<Block>>, Chain) {
+    /// The blocks that `tokens` with `pictures` among them begins with, and the hash of that beginning.
+    pub(super) fn find(&mut self, start: Chain, tokens: &[u32], pictures: &[Shown]) -> (Vec<Arc<Block>>, Chain) {
         let (mut blocks, mut chain, mut chains) = (Vec::new(), start, Vec::new());
         for tokens in tokens.chunks_exact(BLOCK_TOKENS) {
-            let next = chain.with(tokens);
+            let next = chain.with(tokens, pictures);
             let Some(kept) = self.kept.get(&next) else { break };
             blocks.push(kept.block.clone());
             chains.push(next);

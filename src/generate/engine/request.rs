@@ -1,11 +1,13 @@
 //! Requests to the engine, and the events that answer them.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::Error;
 use crate::generate::constraint::Constraint;
 use crate::generate::run::Finish;
 use crate::generate::sample::{SamplerConfig, TokenLogProbability};
+use crate::model::vision::features::PictureFeatures;
 use crate::text::Tokenizer;
 
 /// The number of a request. An engine gives each number once.
@@ -17,6 +19,10 @@ pub struct RequestId(pub(super) u64);
 pub struct Request {
     /// Token ids.
     pub prompt: Vec<u32>,
+    /// The pictures that the prompt shows: the rows of their features, one picture after another, are the ids from
+    /// [`FIRST_ID`](crate::model::vision::features::FIRST_ID) on. Without any, such ids are the rows of pictures that the decoder was
+    /// shown for good.
+    pub pictures: Vec<Arc<PictureFeatures>>,
     /// The name of an adapter; `None` runs the base alone.
     pub adapter: Option<String>,
     /// The choice of the next token, with its seed.
@@ -44,6 +50,7 @@ impl Request {
     pub fn new(prompt: Vec<u32>) -> Self {
         Self {
             prompt,
+            pictures: Vec::new(),
             adapter: None,
             sampler: SamplerConfig::default(),
             max_tokens: 256,

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::generate::constraint::Constraint;
 use crate::generate::run::Finish;
 use crate::generate::sample::{Sampler, TokenLogProbability};
+use crate::model::vision::features::Shown;
 use crate::text::Tokenizer;
 
 /// A sequence that is being continued, or waits for it.
@@ -26,6 +27,8 @@ pub(super) struct Running {
     text: AnswerText,
     /// Prompt and answer.
     pub(super) tokens: Vec<u32>,
+    /// The pictures among them.
+    pub(super) pictures: Vec<Shown>,
     pub(super) prompt_tokens: usize,
     /// Tokens that the model has seen.
     pub(super) fed: usize,
@@ -53,6 +56,7 @@ impl Running {
     pub(super) fn new(
         id: RequestId,
         mut request: Request,
+        pictures: Vec<Shown>,
         (adapter, sampler, past): (Option<Arc<Attached>>, Sampler, Past),
         tokenizer: &Tokenizer,
         (most_tokens, reserved_bytes): (usize, usize),
@@ -68,6 +72,7 @@ impl Running {
             text: AnswerText::new(tokenizer, std::mem::take(&mut request.stop), request.keeps_special),
             prompt_tokens: tokens.len(),
             tokens,
+            pictures,
             fed: 0,
             read_as: 0,
             past,

@@ -4,6 +4,8 @@
 //! pictures is a sequence, and batches, packing, caches and checkpoints know nothing of them; the embedding alone does.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use burn::tensor::{Tensor, TensorData};
@@ -14,6 +16,9 @@ use crate::nn::{Adapter, Pass};
 
 /// The id of the first row of features.
 pub const FIRST_ID: u32 = 1 << 31;
+
+/// The number of the first row of pictures that are shown for a while; the rows of those that stay come before.
+const FIRST_LENT: usize = 1 << 30;
 
 /// Whether an id is that of a row of features.
 pub fn is_feature(id: u32) -> bool {
@@ -30,6 +35,55 @@ pub fn tokens_of(ids: &[u32]) -> Cow<'_, [u32]> {
     match has_features(ids) {
         false => Cow::Borrowed(ids),
         true => Cow::Owned(ids.iter().map(|id| if is_feature(*id) { 0 } else { *id }).collect()),
+    }
+}
+
+/// Whether a row of features belongs to a picture that is shown for a while.
+fn is_lent(id: u32) -> bool {
+    id >= FIRST_ID + FIRST_LENT as u32
+}
+
+/// The features of a picture in a prompt.
+#[derive(Debug)]
+pub struct PictureFeatures {
+    /// The SHA-256 of the picture's file in hexadecimal.
+    pub sha256: String,
+    /// At least one row, `[rows, width]`.
+    pub rows: RawTensor,
+}
+
+impl PictureFeatures {
+    /// The number of rows.
+    pub fn count(&self) -> usize {
+        self.rows.shape.first().copied().unwrap_or(0)
+    }
+}
+
+/// A picture that a decoder is shown as long as this lives. Its numbers are another picture's afterwards.
+#[derive(Debug)]
+pub struct Shown {
+    features: Features,
+    first_row: usize,
+    picture: Arc<PictureFeatures>,
+}
+
+impl Shown {
+    /// The ids of its rows.
+    pub fn ids(&self) -> Range<u32> {
+        let first = FIRST_ID + self.first_row as u32;
+        first..first + self.picture.count() as u32
+    }
+
+    /// The picture of an id and the number of the row within it, where the id is one of this picture.
+    pub fn row_of(&self, id: u32) -> Option<(&PictureFeatures, usize)> {
+        let ids = self.ids();
+        ids.contains(&id).then(|| (&*self.picture, (id - ids.start) as usize))
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.features.write().lent.remove(&self.first_row);
     }
 }
 
@@ -51,6 +105,8 @@ struct Rows {
     pictures: Vec<RawTensor>,
     /// The number of the first row after each picture.
     ends: Vec<usize>,
+    /// The pictures that are shown for a while, by the numbers of their first rows.
+    lent: BTreeMap<usize, Arc<PictureFeatures>>,
     /// Where tower or connector are trained.
     live: Option<Live>,
 }
@@ -61,6 +117,16 @@ impl Rows {
         let picture = self.ends.partition_point(|end| *end <= row);
         let first = if picture == 0 { 0 } else { self.ends[picture - 1] };
         (picture, row - first)
+    }
+
+    /// The features that a row belongs to, and the number of the row within them; `None` where nothing was added there.
+    fn of_row(&self, row: usize) -> Option<(&RawTensor, usize)> {
+        if row >= FIRST_LENT {
+            let (first, picture) = self.lent.range(..=row).next_back()?;
+            return Some((&picture.rows, row - first));
+        }
+        let (picture, row) = self.place(row);
+        Some((self.pictures.get(picture)?, row))
     }
 }
 
@@ -76,6 +142,20 @@ impl Features {
         let end = rows.ends.last().copied().unwrap_or(0) + picture.shape.first().copied().unwrap_or(0);
         rows.pictures.push(picture);
         rows.ends.push(end);
+    }
+
+    /// Shows a picture as long as the result lives.
+    pub fn show(&self, picture: Arc<PictureFeatures>) -> Shown {
+        let mut rows = self.write();
+        let mut first_row = FIRST_LENT;
+        for (begin, lent) in &rows.lent {
+            if first_row + picture.count() <= *begin {
+                break;
+            }
+            first_row = begin + lent.count();
+        }
+        rows.lent.insert(first_row, picture.clone());
+        Shown { features: self.clone(), first_row, picture }
     }
 
     /// The number of pictures whose tiles are kept beside their features; `None` where none are.
@@ -120,9 +200,8 @@ impl Features {
         let rows = self.read();
         for (id, values) in ids.iter().zip(values.chunks_exact_mut(width.max(1))) {
             if let Some(row) = id.checked_sub(FIRST_ID).map(|row| row as usize) {
-                let (picture, row) = rows.place(row);
-                assert!(picture < rows.ends.len(), "the features of a picture are known before it is seen");
-                rows.pictures[picture].decode(row * width, values);
+                let (features, row) = rows.of_row(row).expect("the features of a picture are known before it is seen");
+                features.decode(row * width, values);
             }
         }
     }
@@ -142,10 +221,12 @@ impl Features {
         let (width, device) = (rows.dims()[1], rows.device().inner());
         let mut start = 0;
         let mut pieces: Vec<Tensor<2>> = Vec::new();
-        for run in ids.chunk_by(|a, b| is_feature(*a) == is_feature(*b)) {
+        let kind = |id: &u32| (is_feature(*id), is_lent(*id));
+        for run in ids.chunk_by(|a, b| kind(a) == kind(b)) {
             match run.first() {
                 Some(id) if !is_feature(*id) => pieces.push(rows.clone().narrow(0, start, run.len())),
-                _ if is_changed => pieces.extend(self.computed(run, start, pass)),
+                // Features that are shown for a while are those of their adapter already.
+                Some(id) if is_changed && !is_lent(*id) => pieces.extend(self.computed(run, start, pass)),
                 _ => {
                     let mut values = vec![0f32; run.len() * width];
                     self.fill(run, &mut values);

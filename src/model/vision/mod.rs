@@ -127,11 +127,26 @@ impl Vision {
     /// # Shapes
     /// - output: `[tokens, width]`
     pub fn picture(&self, planes: &[f32], size: [usize; 2]) -> RawTensor {
-        let features = self.tiles(planes, size, &Pass::default());
-        let shape = features.dims().to_vec();
-        let values: Vec<f32> = features.into_data().iter::<f32>().collect();
-        RawTensor { dtype: self.float_type.dtype(), shape, bytes: self.float_type.encode(&values).into() }
+        raw(self.tiles(planes, size, &Pass::default()), self.float_type)
     }
+
+    /// [`Self::picture`] under an adapter that changes tower or connector, in f32, as training computes them.
+    ///
+    /// # Shapes
+    /// - output: `[tokens, width]`
+    pub fn picture_under(&self, adapter: &Adapter, planes: &[f32], size: [usize; 2]) -> RawTensor {
+        raw(self.tiles(planes, size, &Pass { adapter: Some(adapter), ..Pass::default() }), FloatType::F32)
+    }
+}
+
+/// Features as bytes.
+///
+/// # Shapes
+/// - `features`, output: `[tokens, width]`
+fn raw(features: Tensor<2>, float_type: FloatType) -> RawTensor {
+    let shape = features.dims().to_vec();
+    let values: Vec<f32> = features.into_data().iter::<f32>().collect();
+    RawTensor { dtype: float_type.dtype(), shape, bytes: float_type.encode(&values).into() }
 }
 
 /// Squares of `factor · factor` rows of a square grid side by side: [`ConnectorConfig::PixelShuffle`] (Laurençon et al. 2024,

@@ -12,7 +12,7 @@ use burn::tensor::Tensor;
 pub use cpu::{activate_row, gate_row};
 
 /// An activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `x · σ(x)` (Elfwing et al. 2017; `silu` and `swish` in configurations).
     Silu,
@@ -31,6 +31,10 @@ pub fn gated(gate_up: Tensor<2>, activation: Activation) -> Tensor<2> {
     #[cfg(feature = "cpu")]
     if super::on_processor(&gate_up) {
         return cpu::gated(gate_up, activation);
+    }
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if super::on_gpu(&gate_up) {
+        return super::cube::activation::gated(gate_up, activation);
     }
     reference::gated(gate_up, activation)
 }

@@ -30,6 +30,10 @@ pub fn attention(qkv: Tensor<2>, lengths: &[usize], geometry: &Geometry) -> Tens
     if super::on_processor(&qkv) {
         return cpu::attention(qkv, lengths, geometry);
     }
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if super::on_gpu(&qkv) {
+        return super::cube::attention::attention(qkv, lengths, geometry);
+    }
     reference::attention(qkv, lengths, geometry)
 }
 

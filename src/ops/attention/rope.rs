@@ -103,8 +103,13 @@ impl Rope {
         before > 0 && self.is_long(before) != self.is_long(after)
     }
 
+    /// The longest sequence that is rotated with the frequencies of short ones.
+    pub fn long_above(&self) -> usize {
+        self.long.as_ref().map_or(usize::MAX, |long| long.original_positions)
+    }
+
     fn is_long(&self, length: usize) -> bool {
-        self.long.as_ref().is_some_and(|long| length > long.original_positions)
+        length > self.long_above()
     }
 
     /// The table for a sequence of `length` tokens, with at least its positions. It is kept: every layer of every step

@@ -41,6 +41,10 @@ pub fn cross_entropy(
     if has_kernel(head) {
         return cpu::cross_entropy(hidden, head, targets, softcap, smoothing);
     }
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if super::on_gpu(&hidden) {
+        return super::cube::cross_entropy::cross_entropy(hidden, head, targets, softcap, smoothing);
+    }
     reference::cross_entropy(hidden, head, targets, softcap, smoothing)
 }
 

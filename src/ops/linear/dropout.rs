@@ -18,11 +18,16 @@ pub struct Dropout {
 #[derive(Debug, Clone, Copy)]
 pub struct RowDropout {
     probability: f32,
-    seed: u64,
+    /// The seed that the columns of the row are hashed with.
+    pub(in crate::ops) seed: u64,
 }
 
 /// The odd constant of SplitMix64, by which elements are spread.
-const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(in crate::ops) const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+/// The first factor of its finaliser.
+pub(in crate::ops) const FIRST_FACTOR: u64 = 0xbf58_476d_1ce4_e5b9;
+/// The second factor of its finaliser.
+pub(in crate::ops) const SECOND_FACTOR: u64 = 0x94d0_49bb_1331_11eb;
 
 impl Dropout {
     /// The dropout of row `row` of `width` values.
@@ -46,8 +51,8 @@ impl RowDropout {
 #[inline(always)]
 pub fn uniform(seed: u64, index: u64) -> f32 {
     let mut bits = seed.wrapping_add(index.wrapping_mul(GOLDEN_GAMMA));
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(FIRST_FACTOR);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(SECOND_FACTOR);
     bits ^= bits >> 31;
     (bits >> 40) as f32 / (1u64 << 24) as f32
 }

@@ -30,8 +30,8 @@ pub(in crate::ops) fn project(x: Tensor<2>, projected: &Projected<'_>, rows: &[u
             None => x,
         };
         let dtype = input.dtype();
-        let low = input.matmul(pair.a.clone().cast(dtype).transpose());
-        y = y + low.matmul(pair.b.clone().cast(dtype).transpose()).mul_scalar(pair.scale);
+        let low = input.matmul(pair.a.clone().cast(dtype).transpose()).mul_scalar(pair.scale);
+        y = y + low.matmul(pair.b.clone().cast(dtype).transpose());
     }
     if let Some(scale) = &projected.column_scale {
         y = (y.cast(DType::F32) * scale.clone()).cast(format);
@@ -43,6 +43,10 @@ pub(in crate::ops) fn project(x: Tensor<2>, projected: &Projected<'_>, rows: &[u
 }
 
 fn drop(x: Tensor<2>, dropout: &Dropout, rows: &[u32]) -> Tensor<2> {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if crate::ops::on_gpu(&x) {
+        return crate::ops::cube::dropout::dropped(x, dropout, rows);
+    }
     let width = x.dims()[1];
     let of_row = |row: &u32| {
         let dropout = dropout.of_row(*row as usize, width);

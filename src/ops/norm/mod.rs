@@ -23,6 +23,10 @@ pub fn rms_norm(x: Tensor<2>, weight: &[f32], eps: f64) -> Tensor<2> {
     if super::on_processor(&x) {
         return cpu::rms_norm(x, weight, eps);
     }
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if super::on_gpu(&x) {
+        return super::cube::norm::rms_norm(x, weight, eps);
+    }
     reference::rms_norm(x, weight, eps)
 }
 
@@ -96,6 +100,10 @@ pub fn qk_norm(qkv: Tensor<2>, norm: &QkNorm, geometry: &Geometry) -> Tensor<2> 
     #[cfg(feature = "cpu")]
     if super::on_processor(&qkv) {
         return cpu::qk_norm(qkv, norm, geometry);
+    }
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if super::on_gpu(&qkv) {
+        return reference::qk_norm_by(super::cube::norm::rms_norm, qkv, norm, geometry);
     }
     reference::qk_norm(qkv, norm, geometry)
 }

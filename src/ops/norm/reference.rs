@@ -47,6 +47,16 @@ fn row(values: &[f32], device: &Device) -> Tensor<2> {
 
 /// See [`qk_norm`](super::qk_norm).
 pub fn qk_norm(qkv: Tensor<2>, norm: &QkNorm, geometry: &Geometry) -> Tensor<2> {
+    qk_norm_by(rms_norm, qkv, norm, geometry)
+}
+
+/// [`qk_norm`] by this form of [`rms_norm`](super::rms_norm).
+pub(in crate::ops) fn qk_norm_by(
+    rms_norm: fn(Tensor<2>, &[f32], f64) -> Tensor<2>,
+    qkv: Tensor<2>,
+    norm: &QkNorm,
+    geometry: &Geometry,
+) -> Tensor<2> {
     let (q, k, v) = split(qkv, geometry);
     let normed = |x: Tensor<2>, weight: &[f32]| {
         let [tokens, width] = x.dims();

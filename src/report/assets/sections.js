@@ -135,10 +135,20 @@ function curves(runs) {
 
 const answerText = (parts, name) => element("p", { class: "text" }, marked(parts, name));
 
+/// The pictures of an example or a sample, as far as the report has them.
+function thumbnails(run, keys) {
+  if (!Array.isArray(keys) || !keys.length) return "";
+  const known = keys.map((key) => run.details?.pictures?.[key]);
+  if (known.every((picture) => !picture)) return element("p", { class: "note" }, counted(keys.length, "picture") + ", not in this report.");
+  return element("p", { class: "pictures" }, known.filter(Boolean).map(({ name, png }) => typeof png === "string"
+    ? element("img", { src: "data:image/png;base64," + png, alt: "Picture " + name, title: name })
+    : element("span", { class: "note" }, "Picture " + name)));
+}
+
 function samples(run) {
   const byPrompt = new Map();
   run.samples.forEach((line) => {
-    const key = JSON.stringify([line.prompt, line.expected]);
+    const key = JSON.stringify([line.prompt, line.expected, line.pictures]);
     if (!byPrompt.has(key)) byPrompt.set(key, []);
     byPrompt.get(key).push(line);
   });
@@ -146,7 +156,7 @@ function samples(run) {
   const cards = [...byPrompt.values()].map((lines) => {
     const [first, last] = [lines[0], lines.find((line) => line.step === best) ?? lines[lines.length - 1]];
     const [before, after] = difference(first.answer, last.answer);
-    return element("article", { class: "card sample" }, element("h3", {}, "Prompt"), element("p", { class: "text prompt" }, first.prompt),
+    return element("article", { class: "card sample" }, element("h3", {}, "Prompt"), thumbnails(run, first.pictures), element("p", { class: "text prompt" }, first.prompt),
       first.expected ? [element("h3", {}, "Expected"), element("p", { class: "text" }, first.expected)] : "",
       element("div", { class: "pair" },
         element("section", {}, element("h3", {}, "Step " + first.step), answerText(before, "del")),
@@ -184,10 +194,12 @@ function data(run) {
   });
   const examples = (run.details?.rendered ?? []).map((example, index) => {
     const show = () => [
+      thumbnails(run, example.pictures),
       element("p", { class: "tokens text", tabindex: 0, role: "region", "aria-label": "Tokens of " + example.place }, example.tokens.map((token, place) => element(example.trained[place] ? "mark" : "span", {}, visible(token)))),
       example.cut ? element("p", { class: "note" }, counted(example.cut, "more token")) : ""];
     const trained = example.trained.filter(Boolean).length;
-    const title = `${example.place}: ${counted(example.tokens.length + example.cut, "token")}, ${whole(trained)}${example.cut ? " of the first " + whole(example.tokens.length) : ""} trained`;
+    const tokens = example.count ?? example.tokens.length + example.cut;
+    const title = `${example.place}: ${counted(tokens, "token")}, ${whole(trained)}${example.cut ? " of the first " + whole(tokens - example.cut) : ""} trained`;
     return index === 0 ? element("div", { class: "card" }, element("h3", {}, title), show()) : folded(title, show);
   });
   if (!histograms.length && !examples.length) return [leftOut(run, "lengths", "report.json has no lengths")];

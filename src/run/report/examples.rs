@@ -3,6 +3,8 @@
 use serde::Serialize;
 
 use crate::data::{Encoded, EncodedSet};
+use crate::error::counted;
+use crate::model::vision::features::is_feature;
 use crate::run::prepare::Prepared;
 use crate::text::token_texts;
 
@@ -62,28 +64,57 @@ pub(super) fn lengths(prepared: &Prepared) -> Vec<Lengths> {
 pub(super) struct Rendered {
     /// The place of its row.
     place: String,
-    /// The text of each token.
+    /// The text of each token; the rows of a picture that lie together are one text.
     tokens: Vec<String>,
     /// Whether loss is taken on it.
     trained: Vec<bool>,
     /// Tokens that are not shown.
     cut: usize,
+    /// Tokens of the example.
+    count: usize,
+    /// The SHA-256 of the pictures that it shows, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pictures: Vec<String>,
+}
+
+/// The ids and masks of the training examples that are shown, with their numbers.
+pub(super) fn shown_examples(prepared: &Prepared) -> impl Iterator<Item = (&[u32], &[bool], usize)> {
+    let sequences = prepared.train.sequences.iter().enumerate().take(RENDERED);
+    sequences.filter_map(|(number, example)| example.sequences().next().map(|(ids, trained)| (ids, trained, number)))
 }
 
 /// Some training examples, the first of them.
 pub(super) fn rendered(prepared: &Prepared) -> Vec<Rendered> {
-    let train = &prepared.train;
-    let shown = train.sequences.iter().zip(&train.positions).take(RENDERED);
-    let shown = shown.filter_map(|(example, position)| {
-        let (ids, trained) = example.sequences().next()?;
-        let kept = ids.len().min(RENDERED_TOKENS);
-        let mut tokens = token_texts(prepared.base.encoder.tokenizer(), &ids[..kept]);
+    let (train, encoder) = (&prepared.train, &prepared.base.encoder);
+    let shown = shown_examples(prepared).map(|(ids, trained, number)| {
+        let together = |a: &u32, b: &u32| is_feature(*a) && *b == a + 1;
+        let runs: Vec<&[u32]> = ids.chunk_by(together).take(RENDERED_TOKENS).collect();
+        let kept: usize = runs.iter().map(|run| run.len()).sum();
+        let texts = token_texts(encoder.tokenizer(), &ids[..kept]);
+        let (mut tokens, mut masks, mut at) = (Vec::new(), Vec::new(), 0);
+        for run in runs {
+            tokens.push(match is_feature(run[0]) {
+                true => format!("[{} of a picture]", counted(run.len(), "token")),
+                false => texts[at].clone(),
+            });
+            masks.push(trained[at]);
+            at += run.len();
+        }
         if let (Some(classifier), true, Some(last)) = (&prepared.start.classifier, kept == ids.len(), tokens.last_mut())
         {
             // The number of the label stands in the place of a token.
-            *last = format!(" → {}", classifier.labels.get(example.label()).map_or("", String::as_str));
+            let label = train.sequences[number].label();
+            *last = format!(" → {}", classifier.labels.get(label).map_or("", String::as_str));
         }
-        Some(Rendered { place: position.to_string(), tokens, trained: trained[..kept].to_vec(), cut: ids.len() - kept })
+        let pictures = encoder.pictures().map(|pictures| pictures.shown_in(ids)).unwrap_or_default();
+        Rendered {
+            place: train.positions[number].to_string(),
+            tokens,
+            trained: masks,
+            cut: ids.len() - kept,
+            count: ids.len(),
+            pictures: pictures.into_iter().map(|picture| picture.sha256).collect(),
+        }
     });
     shown.collect()
 }

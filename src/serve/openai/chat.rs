@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::{Delivery, Head, Tokens, finish_reason, identifier, take_fields_of_the_service};
-use crate::data::Message;
 use crate::data::read::message_of;
+use crate::data::{Message, Role};
 use crate::eval::tool_calls::ToolCall;
 use crate::generate::engine::{TokenLogProbability, Usage};
 use crate::generate::run::Finish;
@@ -20,12 +20,14 @@ use crate::serve::format::AnswerFormat;
 use crate::serve::held_calls::HeldCalls;
 use crate::serve::limits::{MESSAGES, TOOLS};
 use crate::serve::models::ServedModel;
-use crate::serve::options::{AnswerOptions, encoded, likeliest};
+use crate::serve::options::{AnswerOptions, Prompt, encoded, likeliest};
+use crate::serve::pictures::SentPictures;
 use crate::serve::stream::{self, Framing, Objects};
 
 /// A conversation that is to be answered.
 pub(in crate::serve) struct Conversation {
-    pub(in crate::serve) messages: Vec<Message>,
+    messages: Vec<Message>,
+    pictures: SentPictures,
     /// The tools as the template shows them.
     tools: Option<Value>,
     /// Their names.
@@ -35,19 +37,20 @@ pub(in crate::serve) struct Conversation {
 }
 
 impl Conversation {
-    /// The messages and tools of a request.
-    pub(in crate::serve) fn read(fields: &mut Fields) -> Outcome<Self> {
+    /// The messages and tools of a request of OpenAI's clients, or of Ollama's.
+    pub(in crate::serve) fn read(fields: &mut Fields, is_ollama: bool) -> Outcome<Self> {
         let messages = fields.list("messages", MESSAGES)?;
         let messages = fields.required("messages", messages)?;
         if messages.is_empty() {
             return Err(Failure::field("messages", "is empty"));
         }
-        let messages = messages.into_iter().enumerate().map(|(index, message)| read_message(index, message));
-        let messages = messages.collect::<Outcome<_>>()?;
+        let mut pictures = SentPictures::within(fields.take_large());
+        let message = |(index, message)| read_message(index, message, &mut pictures, is_ollama);
+        let messages = messages.into_iter().enumerate().map(message).collect::<Outcome<_>>()?;
         let tools = fields.list("tools", TOOLS)?.filter(|tools| !tools.is_empty());
         let names = tools.iter().flatten().map(tool_name).collect::<Outcome<_>>()?;
         let held = HeldCalls::strict(tools.as_deref().unwrap_or_default())?;
-        Ok(Self { messages, tools: tools.map(Value::Array), names, held })
+        Ok(Self { messages, pictures, tools: tools.map(Value::Array), names, held })
     }
 
     /// Does as a request's `tool_choice` says.
@@ -75,18 +78,23 @@ impl Conversation {
         }
     }
 
-    /// The tokens of the prompt, and the format of the answer: that of its calls, or else `format`.
+    /// The prompt, and the format of the answer: that of its calls, or else `format`. The messages go with it.
     pub(in crate::serve) async fn prepare(
-        &self,
+        &mut self,
+        server: &Server,
         model: &Arc<ServedModel>,
         format: Option<AnswerFormat>,
-    ) -> Outcome<(Vec<u32>, Option<AnswerFormat>)> {
-        let (messages, tools) = (self.messages.clone(), self.tools.clone());
-        let mut ids = encoded(model, "messages", move |named| named.prompt(&messages, tools.as_ref())).await?;
-        let Some(held) = self.held.clone() else { return Ok((ids, format)) };
+    ) -> Outcome<(Prompt, Option<AnswerFormat>)> {
+        let (messages, tools) = (std::mem::take(&mut self.messages), self.tools.clone());
+        let pictures = std::mem::take(&mut self.pictures);
+        let mut prompt = match pictures.is_empty() {
+            true => encoded(model, "messages", move |named| named.prompt(&messages, tools.as_ref())).await?.into(),
+            false => pictures.prompt(server, model, messages, tools).await?,
+        };
+        let Some(held) = self.held.clone() else { return Ok((prompt, format)) };
         let (format, beginning) = encoded(model, "tools", move |named| held.prepare(named)).await?;
-        ids.extend(beginning);
-        Ok((ids, Some(format)))
+        prompt.ids.extend(beginning);
+        Ok((prompt, Some(format)))
     }
 
     /// The part of an answer that is text, and the rest, which may hold calls.
@@ -99,7 +107,7 @@ impl Conversation {
 const MESSAGE_FIELDS: [&str; 7] =
     ["content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "tool_name"];
 
-fn read_message(index: usize, message: Value) -> Outcome<Message> {
+fn read_message(index: usize, message: Value, pictures: &mut SentPictures, is_ollama: bool) -> Outcome<Message> {
     let place = format!("messages[{index}]");
     let Value::Object(mut message) = message else {
         return Err(Failure::field(&place, "is not an object"));
@@ -110,10 +118,17 @@ fn read_message(index: usize, message: Value) -> Outcome<Message> {
     if message.get("role").and_then(Value::as_str) == Some("developer") {
         message.insert("role".to_owned(), Value::from("system"));
     }
+    let parts = pictures.take(&mut message, &place, is_ollama)?;
     let message = message_of(message).map_err(|reason| Failure::field(&place, format!("is no message: {reason}")))?;
     match message.more.keys().find(|key| !MESSAGE_FIELDS.contains(&key.as_str())) {
         Some(unknown) => Err(Failure::unknown_field(&format!("{place}.{unknown}"))),
-        None => Ok(message),
+        None if parts.is_some() && message.role == Role::Assistant => {
+            Err(Failure::field(&place, "has a picture in a turn of the assistant, who answers in words"))
+        }
+        None => Ok(match parts {
+            Some(parts) => message.with_parts(parts),
+            None => message,
+        }),
     }
 }
 
@@ -129,7 +144,7 @@ fn tool_name(tool: &Value) -> Outcome<String> {
 pub(in crate::serve) async fn answer(server: Arc<Server>, mut fields: Fields) -> Outcome<Response> {
     let model = fields.text("model")?;
     let model = fields.required("model", model)?;
-    let mut conversation = Conversation::read(&mut fields)?;
+    let mut conversation = Conversation::read(&mut fields, false)?;
     conversation.choose_tools(fields.value("tool_choice"))?;
     let format = AnswerFormat::read(&mut fields)?;
     conversation.check_format(format.as_ref())?;
@@ -157,10 +172,10 @@ pub(in crate::serve) async fn answer(server: Arc<Server>, mut fields: Fields) ->
     ])?;
     fields.finish()?;
     let model = server.models.get(&model)?;
-    let (ids, format) = conversation.prepare(&model, format).await?;
+    let (prompt, format) = conversation.prepare(&server, &model, format).await?;
     let count = options.choices;
     let constraints = server.constraints(&model, format, count).await?;
-    let answers = server.answer(&model, vec![ids], &options, constraints).await?;
+    let answers = server.answer(&model, vec![prompt], &options, constraints).await?;
     let head = Head::new("chatcmpl-", &model.named.name);
     if delivery.streams {
         let gates = (0..count).map(|_| conversation.gate()).collect();

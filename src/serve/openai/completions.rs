@@ -14,7 +14,7 @@ use crate::serve::failure::{Failure, Outcome};
 use crate::serve::fields::Fields;
 use crate::serve::limits::PROMPTS;
 use crate::serve::models::ServedModel;
-use crate::serve::options::{AnswerOptions, bare_ids, encoded, likeliest};
+use crate::serve::options::{AnswerOptions, Prompt, bare_ids, encoded, likeliest};
 use crate::serve::stream::{self, Framing, Objects};
 
 /// A text, or token ids.
@@ -82,6 +82,7 @@ pub(in crate::serve) async fn answer(server: Arc<Server>, mut fields: Fields) ->
     let prompts = input_ids(&mut fields, "prompt", &model).await?;
     fields.finish()?;
     let count = prompts.len() * options.choices;
+    let prompts = prompts.into_iter().map(Prompt::from).collect();
     let answers = server.answer(&model, prompts, &options, Vec::new()).await?;
     let head = Head::new("cmpl-", &model.named.name);
     if delivery.streams {

@@ -10,6 +10,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use super::Ranks;
 use crate::nn::Adapter;
+use crate::ops::host::on_host;
 use crate::ops::vectorised;
 use crate::train::clip::{norm_of, sum_of_squares};
 use crate::train::objective::Rewards;
@@ -107,13 +108,17 @@ impl StepSum {
         }
         let factor = 2f64.powi(self.scale.bits());
         let (mut first, mut largest) = (0, 0);
+        let (mut places, mut found) = (Vec::new(), Vec::new());
         for (index, matrix) in adapter.matrices().enumerate() {
             let length = matrix.dims().iter().product::<usize>();
-            let range = first..first + length;
+            if let Some(gradient) = gradients.remove::<2>(matrix.id) {
+                places.push((index, first..first + length));
+                found.push(gradient);
+            }
             first += length;
-            let Some(gradient) = gradients.remove::<2>(matrix.id) else { continue };
+        }
+        for ((index, range), data) in places.into_iter().zip(on_host(found)) {
             self.numbers[self.values + index] += 1;
-            let data = gradient.into_data();
             let values: &[f32] = data.as_slice().expect("the gradients of an adapter are f32");
             if self.parts == 1 {
                 // The bits themselves: every other rank adds 0.

@@ -1,33 +1,49 @@
-//! The wgpu path against the processor's kernels, transformers and torch. Needs a Vulkan driver; Mesa's software one
-//! will do (docs/devices.md).
+//! The GPU path against the processor's kernels, transformers and torch. `BURNISH_TEST_DEVICE` says on which device: `wgpu`, which
+//! needs a Vulkan driver (Mesa's software one will do, docs/devices.md), or `cuda`. Without it, the first that was compiled in.
+
+mod families;
+mod jobs;
+mod kernels;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use burnish::device::{self, DeviceChoice};
 use burnish::files::bitsandbytes::{Nf4Scales, Nf4Tensor};
 use burnish::files::{Bytes, Dtype, RawTensor};
 use burnish::model::decoder::Recompute;
-use burnish::model::load::{Compute, LoadOptions, Quant};
+use burnish::model::load::{Compute, LoadOptions, Quant, computes_in};
 use burnish::model::{BaseFiles, Decoder};
 use burnish::ops::backward_from::backward_from;
 use burnish::ops::frozen::FrozenWeight;
 use burnish::ops::linear::{Dropout, LowRankPair, Projected, linear};
 use burnish::quant::float;
-use serde_json::{Value, json};
 
 use crate::model::{Expected, largest_difference, load_on, logits, turn};
 use crate::ops::values;
 use crate::training::Run;
 
+/// Of losses and of logits. Burn's products in f32 on CUDA run on tensor cores in TF32, whose mantissa has ten bits.
 const TOLERANCE: f32 = 1e-3;
+
+/// How much larger errors of products in f32 may be on this device than in f32 throughout.
+fn product_error() -> f32 {
+    if gpu_name().starts_with("cuda") { 50.0 } else { 1.0 }
+}
+
+/// The device of the tests, as `--device` names it.
+fn gpu_name() -> String {
+    let first = if cfg!(feature = "wgpu") { "wgpu" } else { "cuda" };
+    std::env::var("BURNISH_TEST_DEVICE").unwrap_or_else(|_| first.to_owned())
+}
 
 /// Opened once: looking for adapters takes a while.
 fn gpu() -> &'static Device {
-    static GPU: LazyLock<Device> =
-        LazyLock::new(|| device::open(&DeviceChoice::Wgpu(None)).unwrap_or_else(|error| panic!("{error}")));
+    static GPU: LazyLock<Device> = LazyLock::new(|| {
+        let choice: DeviceChoice = gpu_name().parse().expect("BURNISH_TEST_DEVICE names a device");
+        device::open(&choice).unwrap_or_else(|error| panic!("{error}"))
+    });
     &GPU
 }
 
@@ -126,12 +142,12 @@ fn products_by_a_packed_weight_are_those_of_the_decoded_one() {
     for (tokens, out, input) in SIZES {
         for tensor in packed(out, input) {
             let there = FrozenWeight::from_nf4(&tensor, out, input, gpu());
-            let here = FrozenWeight::from_values(tensor.to_f32(), out, input, &Device::flex());
+            let here = FrozenWeight::from_values(tensor.to_f32(), out, input, &Device::flex(), DType::F32);
             let (ours, expected) = (project(&there, tokens, gpu()), project(&here, tokens, &Device::flex()));
             for (index, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
                 let difference = largest_difference(ours, expected);
                 let place = format!("{tokens} x {out} x {input}, block {}, value {index}", tensor.block);
-                assert!(difference <= 5e-5, "{place}: {difference}");
+                assert!(difference <= 5e-5 * product_error(), "{place}: {difference}");
             }
         }
     }
@@ -177,7 +193,7 @@ fn what_bitsandbytes_packed_in_nf4_stays_packed() {
     }
 }
 
-/// Replays a recorded run on both devices: every step's loss and gradient norm must agree.
+/// Replays a recorded run on both devices: every step's loss and gradient norm must agree, and over dense weights the loss with PEFT's.
 fn compare_run(name: &str, quant: Quant, recompute: Recompute) {
     let run = Run::read(&fixture("training").join(name));
     let [there, here] = [gpu(), &Device::flex()].map(|device| load_quantised(device, &run.base, quant));
@@ -189,7 +205,17 @@ fn compare_run(name: &str, quant: Quant, recompute: Recompute) {
         let place = format!("{name} {quant:?} {recompute:?} step {index}");
         let (loss, norm) = (ours.loss - expected.loss, ours.grad_norm - expected.grad_norm);
         assert!(loss.abs() <= f64::from(TOLERANCE), "{place}: loss {} - {}", ours.loss, expected.loss);
-        assert!(norm.abs() <= 1e-3 * expected.grad_norm, "{place}: {} - {}", ours.grad_norm, expected.grad_norm);
+        if quant == Quant::None {
+            let theirs = run.steps[index]["loss"].as_f64().expect("a loss");
+            assert!((ours.loss - theirs).abs() <= f64::from(TOLERANCE), "{place}: loss {}, PEFT {theirs}", ours.loss);
+        }
+        let norm_tolerance = 1e-3 * f64::from(product_error()).sqrt();
+        assert!(
+            norm.abs() <= norm_tolerance * expected.grad_norm,
+            "{place}: {} - {}",
+            ours.grad_norm,
+            expected.grad_norm
+        );
     }
 }
 
@@ -214,7 +240,6 @@ fn the_losses_of_a_run_over_nf4_are_the_processors() {
 fn what_only_the_processor_can_do_is_a_named_error() {
     let dense = fixture("models/llama_gqa");
     for (base, compute, quant, place) in [
-        (&dense, Compute::Bf16, Quant::None, "base.compute"),
         (&dense, Compute::F32, Quant::Int8, "base.quant"),
         (&fixture("gguf/smollm.gguf"), Compute::F32, Quant::Keep, "base.quant"),
         (&fixture("blocks/int8_model"), Compute::F32, Quant::None, "base.quant"),
@@ -225,110 +250,9 @@ fn what_only_the_processor_can_do_is_a_named_error() {
         assert_eq!(error.exit_code(), 2, "{error}");
         assert!(error.to_string().contains(place), "{place}: {error}");
     }
-}
-
-/// Runs the program on a device; `hide` is set where it should find no driver.
-fn burnish(device: &str, arguments: &[&str], hide_drivers: bool) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_burnish"));
-    command.args(arguments).args(["--device", device, "--json", "--quiet"]);
-    if hide_drivers {
-        // Of the Vulkan loader, before and after 1.3.207, and of GLVND.
-        for variable in ["VK_DRIVER_FILES", "VK_ICD_FILENAMES", "__EGL_VENDOR_LIBRARY_FILENAMES"] {
-            command.env(variable, "/nonexistent");
-        }
+    if !computes_in(gpu(), Compute::Bf16) {
+        let options = LoadOptions { device: gpu().clone(), compute: Compute::Bf16, quant: Quant::None };
+        let error = options.check().expect_err("no bf16");
+        assert!(error.exit_code() == 2 && error.to_string().contains("base.compute"), "{error}");
     }
-    command.output().expect("burnish runs")
-}
-
-fn result(output: Output) -> Value {
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {error}", output.status);
-    serde_json::from_slice(&output.stdout).expect("JSON")
-}
-
-#[test]
-fn a_machine_without_a_driver_or_without_that_device_gets_a_named_error() {
-    let data = fixture("gguf/smollm.tokens.jsonl").display().to_string();
-    let base = fixture("gguf/smollm.gguf").display().to_string();
-    let arguments = ["eval", "--base", &base, "--data", &data];
-    for (device, hide_drivers, expected) in
-        [("wgpu", true, "no wgpu device"), ("wgpu:0", true, "no wgpu device"), ("wgpu:99", false, "no wgpu:99")]
-    {
-        let output = burnish(device, &arguments, hide_drivers);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{device}: {error}");
-        assert!(error.contains(expected), "{device}: {error}");
-    }
-}
-
-/// The losses that a run wrote, of training and of validation.
-fn recorded_losses(folder: &Path) -> Vec<f64> {
-    let metrics = std::fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
-    let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    lines.map(|line| line["loss"].as_f64().or(line["valid_loss"].as_f64()).expect("a loss")).collect()
-}
-
-/// A recipe over a tiny base with a tokenizer, and its data.
-fn write_job(folder: &Path) -> String {
-    let path = |name: &str| folder.join(name).display().to_string();
-    let write = |name: &str, numbers: std::ops::Range<usize>| {
-        let lines: Vec<_> = numbers
-            .map(|number| json!({ "prompt": format!("boats: {number}, sea: "), "completion": format!("{number} boats") }))
-            .map(|example| example.to_string())
-            .collect();
-        std::fs::write(folder.join(name), lines.join("\n")).expect("written");
-    };
-    write("train.jsonl", 0..11);
-    write("valid.jsonl", 20..25);
-    let (base, train, valid) = (fixture("gguf/smollm.gguf"), path("train.jsonl"), path("valid.jsonl"));
-    let recipe = format!(
-        "[base]\nmodel = {base:?}\ncompute = \"f32\"\n\
-         [data]\ntrain = {train:?}\nvalid = {valid:?}\nmax_seq_tokens = 96\n\
-         [adapter]\nrank = 4\ndropout = 0.1\ntargets = [\"q_proj\", \"v_proj\", \"down_proj\"]\n\
-         [train]\nepochs = 2\nmicro_batch_seqs = 4\nlearning_rate = 1e-2\neval_steps = 3\nrecompute = \"block\"\n\
-         [output]\ndir = {:?}\n[sample]\nprompts = [\"boats: 3, sea: \"]\nmax_tokens = 4\n",
-        path("run")
-    );
-    std::fs::write(folder.join("recipe.toml"), recipe).expect("written");
-    path("recipe.toml")
-}
-
-#[test]
-fn a_recipe_for_the_processor_is_refused_before_a_weight_is_loaded() {
-    let work = tempfile::tempdir().expect("a folder");
-    let recipe = write_job(work.path());
-    let overrides = ["--set", "base.compute=\"bf16\"", "--set", "base.quant=\"int8\""];
-    let output = burnish("wgpu", &[&["check", &recipe], &overrides[..]].concat(), false);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{error}");
-    assert!(error.contains("base.compute") && error.contains("base.quant"), "{error}");
-}
-
-#[test]
-fn the_whole_job_comes_to_the_same_on_both_devices() {
-    let work = tempfile::tempdir().expect("a folder");
-    let path = |name: &str| work.path().join(name).display().to_string();
-    let recipe = write_job(work.path());
-    let runs = ["cpu", "wgpu"].map(|device| {
-        let output = format!("output.dir={:?}", path(device));
-        let report = result(burnish(device, &["train", &recipe, "--set", &output], false));
-        (report, recorded_losses(&work.path().join(device)))
-    });
-    let [(here, expected), (there, ours)] = runs;
-    assert_eq!(ours.len(), expected.len());
-    for (index, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
-        assert!((ours - expected).abs() <= f64::from(TOLERANCE), "line {index}: {ours}, not {expected}");
-    }
-    let validation = |report: &Value, key: &str| report["validation"][key].as_f64().expect("a loss");
-    assert!(validation(&there, "loss_after") < validation(&there, "loss_before"), "{there}");
-    assert_eq!(there["samples"], here["samples"]);
-
-    let evaluate = |device| {
-        let base = fixture("gguf/smollm.gguf").display().to_string();
-        let arguments = ["eval", "--base", &base, "--adapter", &path("wgpu"), "--data", &path("valid.jsonl")];
-        result(burnish(device, &arguments, false))["loss"].as_f64().expect("a loss")
-    };
-    let losses = [evaluate("cpu"), evaluate("wgpu:0"), validation(&there, "loss_after")];
-    assert!((losses[0] - losses[1]).abs() <= f64::from(TOLERANCE), "{losses:?}");
-    assert!((losses[0] - losses[2]).abs() <= f64::from(TOLERANCE), "{losses:?}");
 }
