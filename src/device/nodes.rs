@@ -103,6 +103,7 @@ mod tests {
     use super::*;
 
     /// A sysfs of nodes with these lists of processors.
+    #[expect(clippy::disallowed_methods, reason = "a test makes its input")]
     fn sysfs(lists: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().expect("a folder");
         for (node, list) in lists {
