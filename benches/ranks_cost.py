@@ -136,6 +136,7 @@ def gloo(options):
         times.append(time.perf_counter() - begin)
     if dist.get_rank() == 0:
         print(json.dumps({"milliseconds": 1e3 * statistics.median(times[WARM_UP:])}))
+    dist.destroy_process_group()
 
 
 def result_of(words, **more):
