@@ -9,7 +9,8 @@ departures  Clients that leave at a random byte of their request or of the answe
 overload    As many clients as there are places, then requests at ten times the rate that these reached: the accepted ones' 99th percentile.
             Needs a --base whose answers take longer than these clients do: SmolLM2, say.
 isolation   Requests of every kind under strace: while it serves, the program opens no file but the adapter's and the votes', and no connection.
-            (Threads that start ask the system for the number of processors, in `/proc/self/cgroup` and `/sys/fs/cgroup`.)
+            (Threads that start, and the allocator for them, ask the system for the number of processors, in `/proc/self/cgroup`,
+            `/sys/fs/cgroup` and `/sys/devices/system/cpu/online`.)
 
 In all of them `/healthz` answers within 100 ms (99.9th percentile, on an idle machine; the greatest time is printed), and the memory of the
 first half is not exceeded in the second. A campaign ends after --seconds (60), or after --count requests where that is given. The exit code is 1 where
@@ -340,7 +341,7 @@ def isolation(arguments):
     listens = next(index for index, call in enumerate(calls) if " listen(" in call)
     serving = calls[listens:]
     opened = [call for call in serving if re.search(r" (open|openat|openat2|creat)\(", call)]
-    given = [folder, str(arguments.base), '"/proc/self/cgroup"', '"/sys/fs/cgroup/']
+    given = [folder, str(arguments.base), '"/proc/self/cgroup"', '"/sys/fs/cgroup/', '"/sys/devices/system/cpu/online"']
     foreign = [call for call in opened if not any(place in call for place in given)]
     connections = [call for call in serving if re.search(r" (connect|sendto|sendmsg)\(", call) and "sa_family=" in call]
     print(f"{len(serving)} calls on files and sockets while serving; {len(opened)} files opened, {len(opened) - len(foreign)} of them as given")
