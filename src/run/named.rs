@@ -17,12 +17,28 @@ use crate::data::{Encoder, Message, Role};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::model::load::LoadOptions;
+use crate::model::vision::features::PictureFeatures;
 use crate::model::{Decoder, ModelConfig};
 use crate::nn::Adapter;
 use crate::quant::{Compute, Quant};
 
 /// The longest name, in bytes.
 const MAX_NAME_BYTES: usize = 200;
+
+/// A prompt.
+#[derive(Debug, Clone, Default)]
+pub struct Prompt {
+    /// Its tokens.
+    pub ids: Vec<u32>,
+    /// The features of the pictures among them.
+    pub pictures: Vec<Arc<PictureFeatures>>,
+}
+
+impl From<Vec<u32>> for Prompt {
+    fn from(ids: Vec<u32>) -> Self {
+        Self { ids, pictures: Vec::new() }
+    }
+}
 
 /// The way from a conversation to tokens and back: that of the base, or that of an adapter's training.
 #[derive(Debug)]

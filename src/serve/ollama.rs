@@ -17,13 +17,14 @@ use super::format::AnswerFormat;
 use super::limits::{STOP_BYTES, STOP_STRINGS};
 use super::models::ServedModel;
 use super::openai::chat::Conversation;
-use super::options::{AnswerOptions, Prompt, bare_ids, encoded, seed, whole};
+use super::options::{AnswerOptions, bare_ids, encoded, seed, whole};
 use super::stream::{self, Framing, Objects};
 use crate::data::Message;
 use crate::eval::tool_calls::ToolCall;
 use crate::generate::engine::{TokenLogProbability, Usage};
 use crate::generate::run::Finish;
 use crate::generate::sample::SamplerConfig;
+use crate::run::named::Prompt;
 
 /// Ollama's name of a version that a client may append.
 const LATEST: &str = ":latest";

@@ -14,26 +14,12 @@ use crate::error::Result;
 use crate::generate::constraint::Constraint;
 use crate::generate::engine::Request;
 use crate::generate::sample::SamplerConfig;
-use crate::model::vision::features::PictureFeatures;
-use crate::run::named::NamedModel;
+use crate::run::named::{NamedModel, Prompt};
 
 /// Below it, a temperature counts as 0.
 const LEAST_TEMPERATURE: f64 = 1e-6;
 /// The most tokens that a request may ask for; a model has fewer positions.
 const MAX_TOKENS: i64 = 1 << 24;
-
-/// A prompt: its tokens, and the features of the pictures among them.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Prompt {
-    pub(super) ids: Vec<u32>,
-    pub(super) pictures: Vec<Arc<PictureFeatures>>,
-}
-
-impl From<Vec<u32>> for Prompt {
-    fn from(ids: Vec<u32>) -> Self {
-        Self { ids, pictures: Vec::new() }
-    }
-}
 
 /// The options of an answer.
 #[derive(Debug, Clone)]

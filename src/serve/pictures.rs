@@ -12,9 +12,9 @@ use super::Server;
 use super::failure::{Failure, Outcome};
 use super::limits::PICTURES;
 use super::models::ServedModel;
-use super::options::Prompt;
 use crate::data::Message;
 use crate::data::images::parts::{picture_part, text_part};
+use crate::run::named::Prompt;
 
 /// The part of a message that shows a picture.
 const PART: &str = "{\"type\": \"image_url\", \"image_url\": {\"url\": \"data:image/png;base64,…\"}}, with a PNG or JPEG file in base64";

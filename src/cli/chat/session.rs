@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use serde_json::json;
 
@@ -14,9 +13,8 @@ use crate::generate::engine::{Engine, EngineOptions, Event, Request, RequestId, 
 use crate::generate::run::{Finish, check_prompt};
 use crate::generate::sample::SamplerConfig;
 use crate::interrupt;
-use crate::model::vision::features::PictureFeatures;
 use crate::run::answer::PromptForm;
-use crate::run::named::{NamedModel, NamedModels};
+use crate::run::named::{NamedModel, NamedModels, Prompt};
 
 /// An answer.
 #[derive(Debug, Clone)]
@@ -37,9 +35,6 @@ impl Reply {
         format!("[{stopped}{tokens}{speed}, first after {first:.2} s]")
     }
 }
-
-/// Token ids, and the features of the pictures among them.
-type Prompt = (Vec<u32>, Vec<Arc<PictureFeatures>>);
 
 /// A conversation.
 pub(super) struct Session {
@@ -240,7 +235,7 @@ impl Session {
             if question.shows_pictures() {
                 model.pictures()?;
             }
-            return Ok((model.prompt(&[Message::user(&question.text)], None)?, Vec::new()));
+            return Ok(model.prompt(&[Message::user(&question.text)], None)?.into());
         }
         let system = self.system.iter().map(Message::system);
         let was_whole = self.left_out == 0;
@@ -268,13 +263,14 @@ impl Session {
                     ));
                 }
                 check_prompt(&ids, positions).map_err(|error| error.within("prompt"))?;
-                return Ok((ids, pictures.map(|pictures| pictures.features()).transpose()?.unwrap_or_default()));
+                let pictures = pictures.map(|pictures| pictures.features()).transpose()?.unwrap_or_default();
+                return Ok(Prompt { ids, pictures });
             }
             self.left_out += 1;
         }
     }
 
-    fn request(&self, index: usize, (prompt, pictures): Prompt) -> Request {
+    fn request(&self, index: usize, Prompt { ids, pictures }: Prompt) -> Request {
         let model = &self.models[index];
         Request {
             pictures,
@@ -286,7 +282,7 @@ impl Session {
             max_tokens: self.max_tokens,
             end_tokens: model.end_tokens.clone(),
             tokenizer: Some(model.encoder.tokenizer().clone()),
-            ..Request::new(prompt)
+            ..Request::new(ids)
         }
     }
 

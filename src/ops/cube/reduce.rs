@@ -26,24 +26,17 @@ pub(super) fn workgroup() -> CubeDim {
 /// The sum over the workgroup, which every unit gets. `shared` has a place for each unit.
 #[cube]
 pub(super) fn sum(value: f32, shared: &mut Shared<[f32]>) -> f32 {
-    let unit = UNIT_POS as usize;
-    sync_cube();
-    shared[unit] = value;
-    sync_cube();
-    #[unroll]
-    for step in 1..9usize {
-        let stride = comptime!(UNITS >> step);
-        if unit < stride {
-            shared[unit] = shared[unit] + shared[unit + stride];
-        }
-        sync_cube();
-    }
-    shared[0]
+    reduced(value, shared, true)
 }
 
 /// The maximum over the workgroup, which every unit gets.
 #[cube]
 pub(super) fn maximum(value: f32, shared: &mut Shared<[f32]>) -> f32 {
+    reduced(value, shared, false)
+}
+
+#[cube]
+fn reduced(value: f32, shared: &mut Shared<[f32]>, #[comptime] is_sum: bool) -> f32 {
     let unit = UNIT_POS as usize;
     sync_cube();
     shared[unit] = value;
@@ -52,7 +45,11 @@ pub(super) fn maximum(value: f32, shared: &mut Shared<[f32]>) -> f32 {
     for step in 1..9usize {
         let stride = comptime!(UNITS >> step);
         if unit < stride {
-            shared[unit] = max(shared[unit], shared[unit + stride]);
+            if comptime!(is_sum) {
+                shared[unit] = shared[unit] + shared[unit + stride];
+            } else {
+                shared[unit] = max(shared[unit], shared[unit + stride]);
+            }
         }
         sync_cube();
     }

@@ -12,6 +12,7 @@ use crate::data::{Message, Role};
 use crate::eval::tool_calls::ToolCall;
 use crate::generate::engine::{TokenLogProbability, Usage};
 use crate::generate::run::Finish;
+use crate::run::named::Prompt;
 use crate::serve::Server;
 use crate::serve::calls::CallGate;
 use crate::serve::failure::{Failure, Outcome};
@@ -20,7 +21,7 @@ use crate::serve::format::AnswerFormat;
 use crate::serve::held_calls::HeldCalls;
 use crate::serve::limits::{MESSAGES, TOOLS};
 use crate::serve::models::ServedModel;
-use crate::serve::options::{AnswerOptions, Prompt, encoded, likeliest};
+use crate::serve::options::{AnswerOptions, encoded, likeliest};
 use crate::serve::pictures::SentPictures;
 use crate::serve::stream::{self, Framing, Objects};
 

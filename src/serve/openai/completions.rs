@@ -9,12 +9,13 @@ use serde_json::{Map, Value, json};
 use super::{Delivery, Head, Tokens, finish_reason, take_fields_of_the_service};
 use crate::generate::engine::{TokenLogProbability, Usage};
 use crate::generate::run::Finish;
+use crate::run::named::Prompt;
 use crate::serve::Server;
 use crate::serve::failure::{Failure, Outcome};
 use crate::serve::fields::Fields;
 use crate::serve::limits::PROMPTS;
 use crate::serve::models::ServedModel;
-use crate::serve::options::{AnswerOptions, Prompt, bare_ids, encoded, likeliest};
+use crate::serve::options::{AnswerOptions, bare_ids, encoded, likeliest};
 use crate::serve::stream::{self, Framing, Objects};
 
 /// A text, or token ids.

@@ -200,6 +200,36 @@ fn turned<F: Float>(
     value
 }
 
+/// The place of a unit's value among the heads of padded sequences.
+#[derive(CubeType, Clone, Copy)]
+struct Place {
+    at: usize,
+    position: usize,
+    sequence: usize,
+    head: usize,
+}
+
+/// The place of this unit's value in `[sequences · heads, length, head_dim]`.
+#[cube]
+fn place_of_unit(length: usize, #[comptime] columns: Columns) -> Place {
+    let dim = comptime!(columns.head_dim);
+    let batch = ABSOLUTE_POS / (dim * length);
+    let heads = comptime!(columns.heads);
+    Place {
+        at: ABSOLUTE_POS % dim,
+        position: ABSOLUTE_POS / dim % length,
+        sequence: batch / heads,
+        head: batch % heads,
+    }
+}
+
+/// The number of the same value in `[tokens, heads · head_dim]`.
+#[cube]
+fn of_output(place: Place, spans: &Tensor<u32>, #[comptime] columns: Columns) -> usize {
+    let row = spans[2 * place.sequence] as usize + place.position;
+    (row * comptime!(columns.heads) + place.head) * comptime!(columns.head_dim) + place.at
+}
+
 #[cube(launch_unchecked)]
 fn split_heads<F: Float>(
     qkv: &Tensor<F>,
@@ -212,33 +242,29 @@ fn split_heads<F: Float>(
     #[comptime] columns: Columns,
     #[define(F)] _dtype: ElemType,
 ) {
-    let heads = comptime!(columns.heads);
-    let dim = comptime!(columns.head_dim);
     let length = queries.shape(1);
-    if ABSOLUTE_POS < queries.shape(0) * length * dim {
-        let (at, position) = (ABSOLUTE_POS % dim, ABSOLUTE_POS / dim % length);
-        let batch = ABSOLUTE_POS / (dim * length);
-        let (sequence, head) = (batch / heads, batch % heads);
+    if ABSOLUTE_POS < queries.shape(0) * length * comptime!(columns.head_dim) {
+        let place = place_of_unit(length, columns);
         let mut query = 0.0f32;
         let mut key = 0.0f32;
         let mut value = 0.0f32;
-        if position < spans[2 * sequence + 1] as usize {
-            let row = (spans[2 * sequence] as usize + position) * qkv.shape(1);
-            let shared = row + head / comptime!(columns.group()) * comptime!(columns.pitch());
-            let angles = position * comptime!(columns.half);
-            let first = row + head * comptime!(columns.pitch());
-            query = turned::<F>(qkv, first, at, cos, sin, angles, 1.0, comptime!(columns.half));
+        if place.position < spans[2 * place.sequence + 1] as usize {
+            let row = (spans[2 * place.sequence] as usize + place.position) * qkv.shape(1);
+            let shared = row + place.head / comptime!(columns.group()) * comptime!(columns.pitch());
+            let angles = place.position * comptime!(columns.half);
+            let first = row + place.head * comptime!(columns.pitch());
+            query = turned::<F>(qkv, first, place.at, cos, sin, angles, 1.0, comptime!(columns.half));
             key = turned::<F>(
                 qkv,
                 shared + comptime!(columns.keys()),
-                at,
+                place.at,
                 cos,
                 sin,
                 angles,
                 1.0,
                 comptime!(columns.half),
             );
-            value = f32::cast_from(qkv[shared + comptime!(columns.values()) + at]);
+            value = f32::cast_from(qkv[shared + comptime!(columns.values()) + place.at]);
         }
         queries[ABSOLUTE_POS] = F::cast_from(query);
         keys[ABSOLUTE_POS] = F::cast_from(key);
@@ -254,16 +280,11 @@ fn join_heads<F: Float>(
     #[comptime] columns: Columns,
     #[define(F)] _dtype: ElemType,
 ) {
-    let heads = comptime!(columns.heads);
-    let dim = comptime!(columns.head_dim);
     let length = mixed.shape(1);
-    if ABSOLUTE_POS < mixed.shape(0) * length * dim {
-        let (at, position) = (ABSOLUTE_POS % dim, ABSOLUTE_POS / dim % length);
-        let batch = ABSOLUTE_POS / (dim * length);
-        let (sequence, head) = (batch / heads, batch % heads);
-        if position < spans[2 * sequence + 1] as usize {
-            let row = spans[2 * sequence] as usize + position;
-            y[(row * heads + head) * dim + at] = F::cast_from(mixed[ABSOLUTE_POS]);
+    if ABSOLUTE_POS < mixed.shape(0) * length * comptime!(columns.head_dim) {
+        let place = place_of_unit(length, columns);
+        if place.position < spans[2 * place.sequence + 1] as usize {
+            y[of_output(place, spans, columns)] = F::cast_from(mixed[ABSOLUTE_POS]);
         }
     }
 }
@@ -276,17 +297,12 @@ fn split_output<G: Float, F: Float>(
     #[comptime] columns: Columns,
     #[define(G, F)] _dtypes: [ElemType; 2],
 ) {
-    let heads = comptime!(columns.heads);
-    let dim = comptime!(columns.head_dim);
     let length = result.shape(1);
-    if ABSOLUTE_POS < result.shape(0) * length * dim {
-        let (at, position) = (ABSOLUTE_POS % dim, ABSOLUTE_POS / dim % length);
-        let batch = ABSOLUTE_POS / (dim * length);
-        let (sequence, head) = (batch / heads, batch % heads);
+    if ABSOLUTE_POS < result.shape(0) * length * comptime!(columns.head_dim) {
+        let place = place_of_unit(length, columns);
         let mut value = 0.0f32;
-        if position < spans[2 * sequence + 1] as usize {
-            let row = spans[2 * sequence] as usize + position;
-            value = f32::cast_from(gradient[(row * heads + head) * dim + at]);
+        if place.position < spans[2 * place.sequence + 1] as usize {
+            value = f32::cast_from(gradient[of_output(place, spans, columns)]);
         }
         result[ABSOLUTE_POS] = F::cast_from(value);
     }
