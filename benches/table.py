@@ -70,6 +70,8 @@ def arguments():
     parser.add_argument("--wikisql", type=Path)
     parser.add_argument("--wikisql-steps", type=int, default=250)
     parser.add_argument("--ops", help="the command of the benchmark of the kernels")
+    # The table is that of a processor.
+    parser.set_defaults(device="cpu")
     options = parser.parse_args()
     if options.rows == "smallest":
         options.rows, options.rounds, options.steps = next(iter(ROWS)), 1, 2
